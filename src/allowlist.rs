@@ -1,0 +1,249 @@
+//! The addresses from which a key may be used.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use thiserror::Error;
+
+use crate::network::{Network, NetworkError};
+
+/// The addresses from which a key may be used: canonical, without duplicates.
+/// An empty list allows every address.
+///
+/// ```
+/// use keygate::Allowlist;
+///
+/// let list = Allowlist::parse(["10.0.0.0/8", "2001:db8::1"])?;
+/// assert!(list.allows(Some("10.1.2.3".parse().unwrap())));
+/// assert!(!list.allows(Some("192.0.2.1".parse().unwrap())));
+/// assert!(!list.allows(None), "an unknown address is not on the list");
+/// # Ok::<(), keygate::AllowlistError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Allowlist(Entries);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Entries {
+    Networks(Box<[Network]>),
+    /// What a store held and could not be read. It allows nobody.
+    Unreadable(Box<[String]>),
+}
+
+impl Default for Entries {
+    fn default() -> Self {
+        Self::Networks(Box::default())
+    }
+}
+
+impl Allowlist {
+    /// Reads a list as a person enters it; white space around an entry is
+    /// dropped. The first entry that is no [`Network`], or is on the list
+    /// already, is the error.
+    pub fn parse<T: AsRef<str>>(
+        entries: impl IntoIterator<Item = T>,
+    ) -> Result<Self, AllowlistError> {
+        let mut networks: Vec<Network> = Vec::new();
+        for (index, entry) in entries.into_iter().enumerate() {
+            let text = entry.as_ref().trim();
+            let refuse = |problem| AllowlistError::new(index, text, problem);
+            let network = text
+                .parse()
+                .map_err(|problem| refuse(EntryProblem::Invalid(problem)))?;
+            if networks.contains(&network) {
+                return Err(refuse(EntryProblem::Duplicate));
+            }
+            networks.push(network);
+        }
+        Ok(networks.into_iter().collect())
+    }
+
+    /// Reads a list as a store kept it, and never fails: a list that does not
+    /// parse is kept as it is and allows *nobody*, so that a damaged row is
+    /// refused, shown to its owner and can be mended.
+    ///
+    /// ```
+    /// use keygate::Allowlist;
+    ///
+    /// let damaged = Allowlist::restore(["10.0.0.0/8", "10.0.0."]);
+    /// assert!(!damaged.is_readable());
+    /// assert!(!damaged.allows(Some("10.0.0.1".parse().unwrap())));
+    /// ```
+    pub fn restore<T: AsRef<str>>(entries: impl IntoIterator<Item = T>) -> Self {
+        let entries: Vec<String> = entries.into_iter().map(|e| e.as_ref().to_owned()).collect();
+        Self::parse(&entries).unwrap_or(Self(Entries::Unreadable(entries.into())))
+    }
+
+    /// Whether a request from this address may pass. `None` (no known address)
+    /// passes only an empty list.
+    pub fn allows(&self, ip: Option<IpAddr>) -> bool {
+        match (&self.0, ip) {
+            (Entries::Unreadable(_), _) => false,
+            (Entries::Networks(networks), _) if networks.is_empty() => true,
+            (Entries::Networks(networks), Some(ip)) => networks.iter().any(|net| net.contains(ip)),
+            (Entries::Networks(_), None) => false,
+        }
+    }
+
+    /// `false` for a list that [`Allowlist::restore`] could not read.
+    pub fn is_readable(&self) -> bool {
+        matches!(self.0, Entries::Networks(_))
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Entries::Networks(networks) => networks.len(),
+            Entries::Unreadable(entries) => entries.len(),
+        }
+    }
+
+    /// Whether there is no entry, so that every address is allowed.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entries as texts, in the order in which they were entered: what a
+    /// store keeps and [`Allowlist::restore`] takes.
+    pub fn entries(&self) -> Vec<String> {
+        match &self.0 {
+            Entries::Networks(networks) => networks.iter().map(Network::to_string).collect(),
+            Entries::Unreadable(entries) => entries.to_vec(),
+        }
+    }
+}
+
+impl FromIterator<Network> for Allowlist {
+    /// Collects networks; a repeated one is kept once.
+    fn from_iter<I: IntoIterator<Item = Network>>(networks: I) -> Self {
+        let mut list: Vec<Network> = Vec::new();
+        for network in networks {
+            if !list.contains(&network) {
+                list.push(network);
+            }
+        }
+        Self(Entries::Networks(list.into()))
+    }
+}
+
+impl fmt::Debug for Allowlist {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Entries::Networks(networks) => f.debug_list().entries(networks.iter()).finish(),
+            Entries::Unreadable(_) => f.write_str("[unreadable]"),
+        }
+    }
+}
+
+/// The entry for which an allowlist was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{entry}: {problem}")]
+pub struct AllowlistError {
+    index: usize,
+    entry: String,
+    problem: EntryProblem,
+}
+
+impl AllowlistError {
+    /// No address is longer. A whole API key is, so that one pasted into the
+    /// wrong field is not repeated in the error.
+    const LONGEST_ADDRESS: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128".len();
+
+    fn new(index: usize, text: &str, problem: EntryProblem) -> Self {
+        let printable = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+        let entry = if printable && text.len() <= Self::LONGEST_ADDRESS {
+            text.to_owned()
+        } else {
+            format!("entry {}", index.saturating_add(1))
+        };
+        Self { index, entry, problem }
+    }
+
+    /// The entry's position, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The entry itself, or `entry <position from 1>` for a text that could be
+    /// no address anyway.
+    pub fn entry(&self) -> &str {
+        &self.entry
+    }
+
+    /// What is wrong with the entry.
+    pub fn problem(&self) -> &EntryProblem {
+        &self.problem
+    }
+}
+
+/// What is wrong with an allowlist entry.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum EntryProblem {
+    /// It is no address or range.
+    #[error(transparent)]
+    Invalid(NetworkError),
+    /// It stands further up already, perhaps in another spelling.
+    #[error("already on the list")]
+    Duplicate,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ip(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn case_15_mapped_ipv4_is_ipv4_on_both_sides() {
+        let list = Allowlist::parse(["10.0.0.0/8"]).unwrap();
+        assert!(list.allows(ip("::ffff:10.0.0.1")));
+        let mapped = Allowlist::parse(["::ffff:10.0.0.0/104"]).unwrap();
+        assert_eq!(mapped, list);
+        assert!(mapped.allows(ip("10.0.0.1")) && !mapped.allows(ip("11.0.0.1")));
+    }
+
+    #[test]
+    fn case_16_refused_entries_are_named() {
+        for entry in ["10.0.0.0/33", "010.0.0.1", "10.0.0.1/8", "fe80::1%eth0", "example.com"] {
+            let error = Allowlist::parse(["192.0.2.1", entry]).unwrap_err();
+            assert_eq!((error.index(), error.entry()), (1, entry));
+            assert!(error.to_string().starts_with(entry), "{error}");
+        }
+    }
+
+    #[test]
+    fn case_17_a_stored_list_that_does_not_parse_allows_nobody() {
+        for damaged in [&["10.0.0.0/8", "?"][..], &[""], &["10.0.0.1", "10.0.0.1/32"]] {
+            let list = Allowlist::restore(damaged);
+            assert!(!list.allows(ip("10.0.0.1")) && !list.allows(None));
+            assert_eq!(list.entries(), damaged);
+        }
+    }
+
+    #[test]
+    fn duplicates_are_found_across_spellings() {
+        let error = Allowlist::parse(["10.0.0.1", "::ffff:10.0.0.1"]).unwrap_err();
+        assert_eq!(error.to_string(), "::ffff:10.0.0.1: already on the list");
+    }
+
+    #[test]
+    fn what_can_be_no_address_is_named_by_position_only() {
+        let key = format!("vsp_sk_{}", "a".repeat(48));
+        let error = Allowlist::parse([key.as_str()]).unwrap_err();
+        assert_eq!(error.to_string(), "entry 1: not an IP address or CIDR range");
+        assert_eq!(Allowlist::parse([""]).unwrap_err().entry(), "entry 1");
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_survives_being_stored(ips in proptest::collection::vec(any::<IpAddr>(), 0..50)) {
+            let list: Allowlist = ips.iter().copied().map(Network::from).collect();
+            let restored = Allowlist::restore(list.entries());
+            prop_assert_eq!(&restored, &list);
+            prop_assert!(ips.iter().all(|ip| restored.allows(Some(*ip))));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! How audit records reach their sink: strictly or buffered, and what was lost.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// How audit records of requests reach the sink. Records of *changes* are
+/// always strict.
+///
+/// | | strict | buffered |
+/// |---|---|---|
+/// | the answer leaves | once its record is durable | at once |
+/// | a sink that fails or hangs | 503 within the deadline | retried with pauses |
+/// | a full queue | 503 | wait for room up to the deadline, then 503; or shed |
+/// | `kill -9` | loses no record of an answer that left | loses what was queued |
+///
+/// ```
+/// use std::time::Duration;
+/// use keygate::{Delivery, WhenFull};
+///
+/// let delivery = Delivery::buffered()
+///     .capacity(65_536)
+///     .when_full(WhenFull::Shed)
+///     .deadline(Duration::from_millis(500));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    pub(crate) strict: bool,
+    pub(crate) when_full: WhenFull,
+    pub(crate) capacity: usize,
+    pub(crate) batch: usize,
+    pub(crate) linger: Duration,
+    pub(crate) deadline: Duration,
+}
+
+/// What happens to a record for which the queue of buffered delivery has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The request waits for room before it is handled; once the deadline has
+    /// passed, it is refused with 503.
+    Wait,
+    /// The record is dropped. It is counted in [`AuditStats::shed`], and the log
+    /// says so.
+    Shed,
+}
+
+impl Delivery {
+    /// The record is durable before the answer leaves.
+    pub fn strict() -> Self {
+        Self { strict: true, ..Self::buffered() }
+    }
+
+    /// The record is queued and written soon after; a full queue waits.
+    pub fn buffered() -> Self {
+        Self {
+            strict: false,
+            when_full: WhenFull::Wait,
+            capacity: 16_384,
+            batch: 1_000,
+            linger: Duration::from_millis(100),
+            deadline: Duration::from_secs(2),
+        }
+    }
+
+    /// Sets what happens when the queue is full. Strict delivery never sheds.
+    pub fn when_full(self, when_full: WhenFull) -> Self {
+        Self { when_full, ..self }
+    }
+
+    /// Sets how many records may be queued or in the sink's hands; at least 1.
+    pub fn capacity(self, records: usize) -> Self {
+        Self { capacity: records.max(1), ..self }
+    }
+
+    /// Sets the largest batch that the sink is given; at least 1.
+    pub fn batch(self, records: usize) -> Self {
+        Self { batch: records.max(1), ..self }
+    }
+
+    /// Sets how long buffered records wait for company before they are written.
+    pub fn linger(self, time: Duration) -> Self {
+        Self { linger: time, ..self }
+    }
+
+    /// Sets how long a request waits for its record (strict) or for room
+    /// (buffered), and how long the sink may take for one batch.
+    pub fn deadline(self, time: Duration) -> Self {
+        Self { deadline: time, ..self }
+    }
+
+    pub(crate) fn sheds(&self) -> bool {
+        !self.strict && self.when_full == WhenFull::Shed
+    }
+}
+
+/// What became of the audit records since the manager was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditStats {
+    /// Handed over to the sink and acknowledged.
+    pub written: u64,
+    /// Dropped because the queue was full.
+    pub shed: u64,
+    /// Given up: rejected by the sink, in strict delivery not durable in time,
+    /// or left over at shutdown. Each of them is in the log, too.
+    pub failed: u64,
+    /// Waiting to be written, or in the sink's hands.
+    pub queued: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    written: AtomicU64,
+    shed: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn written(&self, records: usize) {
+        self.written.fetch_add(records as u64, Ordering::Relaxed);
+    }
+
+    /// Counts one shed record and says so in the log, at powers of two: a
+    /// flood of records must not become a flood of log lines.
+    pub(crate) fn shed(&self) {
+        let shed = self.shed.fetch_add(1, Ordering::Relaxed) + 1;
+        if shed.is_power_of_two() {
+            tracing::warn!(shed, "the audit queue is full: records are being shed");
+        }
+    }
+
+    pub(crate) fn failed(&self, records: usize, error: &dyn std::error::Error) {
+        if records > 0 {
+            self.failed.fetch_add(records as u64, Ordering::Relaxed);
+            let source = error.source().map(ToString::to_string).unwrap_or_default();
+            tracing::error!(records, %error, source, "audit records were not written");
+        }
+    }
+
+    pub(crate) fn stats(&self, queued: usize) -> AuditStats {
+        AuditStats {
+            written: self.written.load(Ordering::Relaxed),
+            shed: self.shed.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            queued: queued as u64,
+        }
+    }
+}
+
+/// A record could not be delivered as its mode promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DeliveryError {
+    /// There was no room in the queue within the deadline.
+    #[error("the audit queue is full")]
+    Full,
+    /// The record was not durable within the deadline.
+    #[error("the audit log did not confirm the record in time")]
+    TimedOut,
+    /// The sink failed; the log has its error.
+    #[error("the audit log failed")]
+    Failed,
+    /// The manager has been shut down.
+    #[error("the audit log is shut down")]
+    Closed,
+}

@@ -1,0 +1,237 @@
+//! The reading side of an audit log: pages, cursors, retention.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::audit::record::{AuditId, AuditRecord};
+use crate::audit::sink::AuditError;
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+
+/// Reads audit records, and drops old ones.
+///
+/// # Writing an audit log
+///
+/// [`AuditLog`] is a trait of its own, since a sink may be write-only. Records
+/// are ordered by `(at, id)`; no two are equal. For a page, fetch `limit + 1`
+/// records next to the [`Position`] and let [`AuditPage::assemble`] do the rest:
+///
+/// | position | fetch | order |
+/// |---|---|---|
+/// | `Newest` | all | falling |
+/// | `Before(c)` | those with `(at, id) < (c.at(), c.id())` | falling |
+/// | `After(c)` | those with `(at, id) > (c.at(), c.id())` | rising |
+///
+/// Since a cursor names a place in that order and not a count, records that
+/// arrive meanwhile neither repeat nor hide any.
+#[async_trait]
+pub trait AuditLog: fmt::Debug + Send + Sync + 'static {
+    /// One page of the records of one organisation, newest first.
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError>;
+
+    /// Removes every record from before that instant, of every organisation,
+    /// and says how many there were.
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError>;
+}
+
+#[async_trait]
+impl<L: AuditLog + ?Sized> AuditLog for Arc<L> {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        (**self).page(query).await
+    }
+
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        (**self).purge_before(instant).await
+    }
+}
+
+/// Which records to read.
+///
+/// ```
+/// use keygate::{AuditQuery, AuditScope, OrgId};
+///
+/// let changes = AuditQuery::new(OrgId::new("acme")?, AuditScope::OrgChanges).limit(50);
+/// # Ok::<(), keygate::OrgIdError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditQuery {
+    /// The organisation; no other's record is ever returned.
+    pub org: OrgId,
+    /// Which of its records.
+    pub scope: AuditScope,
+    /// Where the page lies.
+    pub position: Position,
+    /// The size of the page.
+    pub limit: usize,
+}
+
+impl AuditQuery {
+    /// The largest page.
+    pub const MAX_LIMIT: usize = 200;
+
+    /// The newest 25.
+    pub fn new(org: OrgId, scope: AuditScope) -> Self {
+        Self { org, scope, position: Position::Newest, limit: 25 }
+    }
+
+    /// Sets where the page lies.
+    pub fn at(self, position: Position) -> Self {
+        Self { position, ..self }
+    }
+
+    /// Sets the size of the page, held between 1 and [`AuditQuery::MAX_LIMIT`].
+    pub fn limit(self, limit: usize) -> Self {
+        Self { limit: limit.clamp(1, Self::MAX_LIMIT), ..self }
+    }
+}
+
+/// Which of an organisation's records to read. A deleted key's records stay
+/// readable until they are purged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditScope {
+    /// The requests made with one key.
+    KeyRequests(KeyId),
+    /// The changes made to one key.
+    KeyChanges(KeyId),
+    /// The changes made to any key of the organisation.
+    OrgChanges,
+}
+
+/// Where a page lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// The newest records.
+    Newest,
+    /// Those next before the cursor.
+    Before(AuditCursor),
+    /// Those next after the cursor.
+    After(AuditCursor),
+}
+
+/// A place in the order of the records. Its text is opaque: take it from a
+/// page and give it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AuditCursor {
+    at: Timestamp,
+    id: AuditId,
+}
+
+impl AuditCursor {
+    /// The place of this record.
+    pub fn of(record: &AuditRecord) -> Self {
+        Self { at: record.at, id: record.id }
+    }
+
+    /// The time of the record.
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// The identifier of the record.
+    pub fn id(&self) -> AuditId {
+        self.id
+    }
+}
+
+const TIME_DIGITS: usize = 16;
+const ID_DIGITS: usize = 32;
+
+impl fmt::Display for AuditCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = u128::from_be_bytes(self.id.to_bytes());
+        write!(f, "{:0TIME_DIGITS$x}{id:0ID_DIGITS$x}", self.at.unix_micros())
+    }
+}
+
+impl FromStr for AuditCursor {
+    type Err = AuditCursorError;
+
+    fn from_str(text: &str) -> Result<Self, AuditCursorError> {
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() != TIME_DIGITS + ID_DIGITS || !text.bytes().all(lower_hex) {
+            return Err(AuditCursorError);
+        }
+        let (time, id) = text.split_at(TIME_DIGITS);
+        let time = u64::from_str_radix(time, 16).map_err(|_| AuditCursorError)?;
+        let id = u128::from_str_radix(id, 16).map_err(|_| AuditCursorError)?;
+        Ok(Self {
+            at: Timestamp::from_unix_micros(time.cast_signed()).ok_or(AuditCursorError)?,
+            id: AuditId::from_bytes(id.to_be_bytes()),
+        })
+    }
+}
+
+/// The text is no cursor that a page gave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a cursor from an audit page")]
+pub struct AuditCursorError;
+
+/// One page of records, newest first, and the way to its neighbours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditPage {
+    /// The records, newest first.
+    pub records: Vec<AuditRecord>,
+    /// Give it to [`Position::Before`] for the next older page; `None` where
+    /// there is none.
+    pub older: Option<AuditCursor>,
+    /// Give it to [`Position::After`] for the next newer page; `None` where
+    /// there was none yet.
+    pub newer: Option<AuditCursor>,
+}
+
+impl AuditPage {
+    /// Makes a page of the up to `limit + 1` records next to the query's
+    /// position, in the order that [`AuditLog`] names.
+    pub fn assemble(query: &AuditQuery, mut fetched: Vec<AuditRecord>) -> Self {
+        let more = fetched.len() > query.limit;
+        fetched.truncate(query.limit);
+        if matches!(query.position, Position::After(_)) {
+            fetched.reverse();
+        }
+        let first = fetched.first().map(AuditCursor::of);
+        let last = fetched.last().map(AuditCursor::of);
+        let (older, newer) = match query.position {
+            Position::Newest => (last.filter(|_| more), None),
+            // An empty page leads back to where the query came from, the
+            // record under its cursor included.
+            Position::Before(c) => {
+                let back = AuditCursor { id: c.id.before(), ..c };
+                (last.filter(|_| more), first.or(Some(back)))
+            }
+            Position::After(c) => {
+                let back = AuditCursor { id: c.id.after(), ..c };
+                (last.or(Some(back)), first.filter(|_| more))
+            }
+        };
+        Self { records: fetched, older, newer }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_survives_its_text(micros in Timestamp::MIN.unix_micros()..=Timestamp::MAX.unix_micros(), id: [u8; 16]) {
+            let at = Timestamp::from_unix_micros(micros).unwrap();
+            let cursor = AuditCursor { at, id: AuditId::from_bytes(id) };
+            prop_assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        }
+
+        #[test]
+        fn a_text_is_the_one_text_of_its_cursor_or_none(text in "[0-9a-f]{48}|[0-9a-fA-F+]{48}|\\PC{0,60}") {
+            if let Ok(cursor) = text.parse::<AuditCursor>() {
+                prop_assert_eq!(cursor.to_string(), text);
+            }
+        }
+    }
+}

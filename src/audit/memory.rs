@@ -1,0 +1,154 @@
+//! An audit log in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::audit::log::{AuditCursor, AuditLog, AuditPage, AuditQuery, AuditScope, Position};
+use crate::audit::record::{AuditEvent, AuditRecord};
+use crate::audit::sink::{AuditError, AuditSink};
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+
+/// An audit log in memory, for tests and for services that need none after a
+/// restart. When it is full, the oldest records make room; [`MemoryAuditLog::dropped`]
+/// counts them.
+#[derive(Debug)]
+pub struct MemoryAuditLog {
+    capacity: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: BTreeMap<AuditCursor, AuditRecord>,
+    indexes: HashMap<Index, BTreeSet<AuditCursor>>,
+    dropped: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Index {
+    KeyRequests(OrgId, KeyId),
+    KeyChanges(OrgId, KeyId),
+    OrgChanges(OrgId),
+}
+
+impl MemoryAuditLog {
+    /// A log that keeps a million records, some 200 MB.
+    pub fn new() -> Self {
+        Self::with_capacity(1_000_000)
+    }
+
+    /// A log that keeps so many records.
+    pub fn with_capacity(records: usize) -> Self {
+        Self { capacity: records, state: Mutex::default() }
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.lock().records.len()
+    }
+
+    /// Whether there is no record.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many records had to make room for newer ones.
+    pub fn dropped(&self) -> u64 {
+        self.lock().dropped
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for MemoryAuditLog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    fn insert(&mut self, record: &AuditRecord) {
+        let cursor = AuditCursor::of(record);
+        for index in indexes_of(record) {
+            self.indexes.entry(index).or_default().insert(cursor);
+        }
+        self.records.insert(cursor, record.clone());
+    }
+
+    fn remove_oldest(&mut self) {
+        let Some((cursor, record)) = self.records.pop_first() else { return };
+        for index in indexes_of(&record) {
+            if let Some(cursors) = self.indexes.get_mut(&index) {
+                cursors.remove(&cursor);
+                if cursors.is_empty() {
+                    self.indexes.remove(&index);
+                }
+            }
+        }
+    }
+}
+
+fn indexes_of(record: &AuditRecord) -> Vec<Index> {
+    let (org, key) = (record.org.clone(), record.key);
+    match record.event {
+        AuditEvent::Request(_) => vec![Index::KeyRequests(org, key)],
+        AuditEvent::Change(_) => vec![Index::KeyChanges(org.clone(), key), Index::OrgChanges(org)],
+    }
+}
+
+#[async_trait]
+impl AuditSink for MemoryAuditLog {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        let mut state = self.lock();
+        for record in batch {
+            state.insert(record);
+            if state.records.len() > self.capacity {
+                state.remove_oldest();
+                state.dropped += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl AuditLog for MemoryAuditLog {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        let org = query.org.clone();
+        let index = match query.scope {
+            AuditScope::KeyRequests(key) => Index::KeyRequests(org, key),
+            AuditScope::KeyChanges(key) => Index::KeyChanges(org, key),
+            AuditScope::OrgChanges => Index::OrgChanges(org),
+        };
+        let state = self.lock();
+        let none = BTreeSet::new();
+        let cursors = state.indexes.get(&index).unwrap_or(&none);
+        let fetch = query.limit.saturating_add(1);
+        let found: Vec<&AuditCursor> = match query.position {
+            Position::Newest => cursors.iter().rev().take(fetch).collect(),
+            Position::Before(c) => cursors.range(..c).rev().take(fetch).collect(),
+            Position::After(c) => {
+                cursors.range((Bound::Excluded(c), Bound::Unbounded)).take(fetch).collect()
+            }
+        };
+        let records = found.into_iter().filter_map(|c| state.records.get(c).cloned()).collect();
+        Ok(AuditPage::assemble(query, records))
+    }
+
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        let mut state = self.lock();
+        let mut purged = 0;
+        while state.records.first_key_value().is_some_and(|(c, _)| c.at() < instant) {
+            state.remove_oldest();
+            purged += 1;
+        }
+        Ok(purged)
+    }
+}

@@ -1,0 +1,10 @@
+//! What was done with keys: records, where they go, and how they get there.
+
+pub(crate) mod country;
+pub(crate) mod delivery;
+pub(crate) mod log;
+pub(crate) mod memory;
+mod queue;
+pub(crate) mod record;
+pub(crate) mod sink;
+mod writer;

@@ -1,0 +1,276 @@
+//! The background task that hands queued audit records to the sink.
+
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::audit::country::CountryLookup;
+use crate::audit::delivery::{AuditStats, Counters, Delivery, DeliveryError};
+use crate::audit::queue::{Ack, Place, Queue, Wake};
+use crate::audit::record::{AuditEvent, AuditRecord};
+use crate::audit::sink::{AuditError, AuditSink};
+use crate::runtime::{Runtime, within};
+
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(2);
+/// What a manager that is dropped, not shut down, still allows for writing.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Takes audit records in, and has them written by a task of its own.
+#[derive(Debug)]
+pub(crate) struct AuditWriter {
+    queue: Arc<Queue>,
+    counters: Arc<Counters>,
+    delivery: Delivery,
+    runtime: Arc<dyn Runtime>,
+}
+
+/// A place for the one record of a request that is about to be handled.
+#[derive(Debug)]
+pub(crate) enum Reserved {
+    Place(Place),
+    /// Shedding needs no place: it is seen at the end whether there is one.
+    None,
+}
+
+impl AuditWriter {
+    pub(crate) fn start(
+        sink: Arc<dyn AuditSink>,
+        countries: Option<Arc<dyn CountryLookup>>,
+        delivery: Delivery,
+        runtime: Arc<dyn Runtime>,
+    ) -> Self {
+        let queue = Arc::new(Queue::new(delivery.capacity, delivery.batch));
+        let counters = Arc::new(Counters::default());
+        let task = Task {
+            queue: Arc::clone(&queue),
+            counters: Arc::clone(&counters),
+            delivery: delivery.clone(),
+            runtime: Arc::clone(&runtime),
+            sink,
+            countries,
+            batch: Batch::default(),
+        };
+        runtime.spawn(Box::pin(task.run()));
+        Self { queue, counters, delivery, runtime }
+    }
+
+    /// Makes sure, before a request is handled, that its record will find room.
+    pub(crate) async fn reserve(&self) -> Result<Reserved, DeliveryError> {
+        if self.delivery.sheds() {
+            return Ok(Reserved::None);
+        }
+        let place = if self.delivery.strict {
+            self.queue.try_reserve()
+        } else {
+            self.queue.reserve(&*self.runtime, self.delivery.deadline).await
+        };
+        place.map(Reserved::Place)
+    }
+
+    /// Delivers the record of a request in the mode of the writer.
+    pub(crate) async fn deliver(
+        &self,
+        reserved: Reserved,
+        record: AuditRecord,
+    ) -> Result<(), DeliveryError> {
+        match reserved {
+            Reserved::Place(place) if self.delivery.strict => {
+                self.acknowledged(place, record).await
+            }
+            other => {
+                self.enqueue(other, record);
+                Ok(())
+            }
+        }
+    }
+
+    /// Queues a record where nothing can wait for it.
+    pub(crate) fn enqueue(&self, reserved: Reserved, record: AuditRecord) {
+        match reserved {
+            Reserved::Place(place) => place.fill(record),
+            Reserved::None => match self.queue.push(record) {
+                Ok(()) => {}
+                Err(DeliveryError::Full) => self.counters.shed(),
+                Err(error) => self.counters.failed(1, &error),
+            },
+        }
+    }
+
+    /// Returns once the record is durable, whatever the mode.
+    pub(crate) async fn write(&self, record: AuditRecord) -> Result<(), DeliveryError> {
+        let place = self.queue.reserve(&*self.runtime, self.delivery.deadline).await?;
+        self.acknowledged(place, record).await
+    }
+
+    async fn acknowledged(&self, place: Place, record: AuditRecord) -> Result<(), DeliveryError> {
+        let acknowledged = place.fill_acknowledged(record);
+        match within(&*self.runtime, self.delivery.deadline, acknowledged).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(DeliveryError::Closed),
+            Err(_) => Err(DeliveryError::TimedOut),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> AuditStats {
+        self.counters.stats(self.queue.len())
+    }
+
+    /// Lets no more records in and returns once the rest is written, or given up
+    /// at the deadline.
+    pub(crate) async fn shutdown(&self, deadline: Duration) {
+        // The task counts what it gives up; it gets a moment more for that.
+        const GRACE: Duration = Duration::from_millis(500);
+        self.queue.close(Instant::now() + deadline);
+        let _ = within(&*self.runtime, deadline + GRACE, self.queue.ended()).await;
+    }
+}
+
+impl Drop for AuditWriter {
+    fn drop(&mut self) {
+        self.queue.close(Instant::now() + FAREWELL);
+    }
+}
+
+#[derive(Debug)]
+struct Task {
+    queue: Arc<Queue>,
+    counters: Arc<Counters>,
+    delivery: Delivery,
+    runtime: Arc<dyn Runtime>,
+    sink: Arc<dyn AuditSink>,
+    countries: Option<Arc<dyn CountryLookup>>,
+    batch: Batch,
+}
+
+/// The records in the writer's hands, and who waits for which of them.
+#[derive(Debug, Default)]
+struct Batch {
+    records: Vec<AuditRecord>,
+    /// By position in `records`, rising.
+    acks: Vec<(usize, Ack)>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut retry = None;
+        loop {
+            let wake = self.queue.wake(&*self.runtime, self.delivery.linger, retry).await;
+            if wake != Wake::Work {
+                break;
+            }
+            self.take();
+            self.write().await;
+            retry = match retry {
+                _ if self.batch.records.is_empty() => None,
+                None => Some(FIRST_RETRY),
+                Some(pause) => Some(LAST_RETRY.min(pause * 2)),
+            };
+        }
+    }
+
+    fn take(&mut self) {
+        let Self { queue, batch, countries, delivery, .. } = self;
+        let room = delivery.batch.saturating_sub(batch.records.len());
+        queue.take(room, |mut record, ack| {
+            if let (Some(countries), AuditEvent::Request(request)) = (&countries, &mut record.event)
+            {
+                request.country =
+                    request.country.or_else(|| request.ip.and_then(|ip| countries.country(ip)));
+            }
+            if let Some(ack) = ack {
+                batch.acks.push((batch.records.len(), ack));
+            }
+            batch.records.push(record);
+        });
+    }
+
+    /// Tries to write the batch. What is left in it afterwards is to be retried.
+    async fn write(&mut self) {
+        match self.attempt(&self.batch.records).await {
+            Ok(()) => {
+                self.done(self.batch.records.len());
+                for (_, ack) in self.batch.acks.drain(..) {
+                    let _ = ack.send(Ok(()));
+                }
+                self.batch.records.clear();
+            }
+            Err(error @ AuditError::Rejected(_)) if self.batch.records.len() == 1 => {
+                self.counters.failed(1, &error);
+                self.queue.release(1);
+                self.batch.fail_acknowledged();
+                self.batch.records.clear();
+            }
+            Err(AuditError::Rejected(_)) => self.write_one_by_one().await,
+            Err(error) => {
+                let failed = self.batch.fail_acknowledged();
+                self.counters.failed(failed, &error);
+                self.queue.release(failed);
+                if !self.batch.records.is_empty() {
+                    let records = self.batch.records.len();
+                    tracing::warn!(records, %error, "audit records will be retried");
+                }
+            }
+        }
+    }
+
+    /// Finds the records that the sink rejects, so that the others get through.
+    async fn write_one_by_one(&mut self) {
+        let whole = std::mem::take(&mut self.batch);
+        let mut acks = whole.acks.into_iter().peekable();
+        let mut retry = Batch::default();
+        for (position, record) in whole.records.into_iter().enumerate() {
+            self.batch.records.push(record);
+            self.batch.acks.extend(acks.next_if(|(at, _)| *at == position).map(|(_, ack)| (0, ack)));
+            // A sink that is unavailable by now leaves the record for later.
+            Box::pin(self.write()).await;
+            retry.records.append(&mut self.batch.records);
+        }
+        self.batch = retry;
+    }
+
+    /// One call of the sink, with its deadline; a panic counts as a rejection.
+    async fn attempt(&self, records: &[AuditRecord]) -> Result<(), AuditError> {
+        let mut call = pin!(async { self.sink.record(records).await });
+        let guarded = poll_fn(|cx| {
+            catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)))
+                .unwrap_or_else(|_| Poll::Ready(Err(AuditError::rejected("the sink panicked"))))
+        });
+        within(&*self.runtime, self.delivery.deadline, guarded)
+            .await
+            .unwrap_or_else(|_| Err(AuditError::unavailable("the sink exceeded its deadline")))
+    }
+
+    fn done(&self, records: usize) {
+        self.counters.written(records);
+        self.queue.release(records);
+    }
+}
+
+impl Batch {
+    /// Takes out the records that somebody waits for, and tells them. Says how
+    /// many there were.
+    fn fail_acknowledged(&mut self) -> usize {
+        let failed = self.acks.len();
+        for (position, ack) in self.acks.drain(..).rev() {
+            self.records.remove(position);
+            let _ = ack.send(Err(DeliveryError::Failed));
+        }
+        failed
+    }
+}
+
+impl Drop for Task {
+    /// Whatever ends the task, nothing goes uncounted.
+    fn drop(&mut self) {
+        self.queue.close(Instant::now());
+        let mut unwritten = self.batch.records.len();
+        self.queue.take(usize::MAX, |_, _| unwritten += 1);
+        self.counters.failed(unwritten, &DeliveryError::Closed);
+        self.queue.release(unwritten);
+        self.queue.end();
+    }
+}

@@ -1,0 +1,152 @@
+//! The SHA-256 digest that is stored in place of a key.
+
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+use thiserror::Error;
+
+/// The SHA-256 digest (FIPS 180-4) of a whole key: 32 bytes, all that a store
+/// ever sees of it.
+///
+/// A random secret of 250 bits needs no slow hash: nobody can try the inputs
+/// one by one. `==` on digests compares in constant time.
+///
+/// ```
+/// use keygate::KeyDigest;
+///
+/// let digest = KeyDigest::of("abc");
+/// assert_eq!(digest.as_bytes()[..4], [0xba, 0x78, 0x16, 0xbf]);
+/// assert_eq!(KeyDigest::from_slice(digest.as_bytes())?, digest);
+/// # Ok::<(), keygate::KeyDigestError>(())
+/// ```
+#[derive(Clone, Copy)]
+pub struct KeyDigest([u8; 32]);
+
+impl KeyDigest {
+    /// The digest of these bytes.
+    pub fn of(key: impl AsRef<[u8]>) -> Self {
+        Self(Sha256::digest(key.as_ref()).into())
+    }
+
+    /// A digest as a store kept it. Refused: any other length than 32 bytes,
+    /// and 32 zero bytes, which stand for a row that was never filled in.
+    pub fn from_slice(stored: &[u8]) -> Result<Self, KeyDigestError> {
+        match <[u8; 32]>::try_from(stored) {
+            Ok(bytes) if bytes != [0; 32] => Ok(Self(bytes)),
+            _ => Err(KeyDigestError),
+        }
+    }
+
+    /// The digest's bytes, for a store to keep.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    fn words(&self) -> [u64; 4] {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(self.0.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+        }
+        words
+    }
+}
+
+impl ConstantTimeEq for KeyDigest {
+    // Four words: `subtle` takes a byte slice byte by byte, at five times the cost.
+    fn ct_eq(&self, other: &Self) -> Choice {
+        let pairs = self.words().into_iter().zip(other.words());
+        pairs.fold(Choice::from(1), |equal, (a, b)| equal & a.ct_eq(&b))
+    }
+}
+
+impl PartialEq for KeyDigest {
+    fn eq(&self, other: &Self) -> bool {
+        self.ct_eq(other).into()
+    }
+}
+
+impl Eq for KeyDigest {}
+
+impl Hash for KeyDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [first, ..] = self.words();
+        state.write_u64(first);
+    }
+}
+
+/// The first four bytes only: enough to tell digests apart in a log.
+impl fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, ..] = self.0;
+        write!(f, "KeyDigest({a:02x}{b:02x}{c:02x}{d:02x}…)")
+    }
+}
+
+/// The stored bytes are no digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a key digest is 32 bytes, not all of them zero")]
+pub struct KeyDigestError;
+
+/// Hash maps keyed by uniformly random bits take them as they are.
+///
+/// Only for keys that this crate made: digests and random ids. Nobody can
+/// choose those, so a map cannot be filled with collisions.
+pub(crate) type BuildUniformHasher = BuildHasherDefault<UniformHasher>;
+
+/// See [`BuildUniformHasher`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct UniformHasher(u64);
+
+impl Hasher for UniformHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            for (to, from) in word.iter_mut().zip(chunk) {
+                *to = *from;
+            }
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = self.0.rotate_left(32) ^ word;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn case_09_zero_and_empty_digests_are_refused() {
+        assert_eq!(KeyDigest::from_slice(&[0; 32]), Err(KeyDigestError));
+        assert_eq!(KeyDigest::from_slice(&[]), Err(KeyDigestError));
+        assert_eq!(KeyDigest::from_slice(&[1; 31]), Err(KeyDigestError));
+        assert_eq!(KeyDigest::from_slice(&[1; 33]), Err(KeyDigestError));
+    }
+
+    #[test]
+    fn a_difference_in_any_one_bit_is_a_difference() {
+        let digest = KeyDigest::of("key");
+        for bit in 0..256 {
+            let mut bytes = *digest.as_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(KeyDigest(bytes), digest);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equality_is_that_of_the_bytes(a: [u8; 32], b: [u8; 32]) {
+            prop_assert_eq!(KeyDigest(a) == KeyDigest(b), a == b);
+            prop_assert_eq!(KeyDigest(a), KeyDigest(a));
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The text of a key: `<prefix><secret><checksum>`.
+//!
+//! The secret is 42 characters of `[0-9A-Za-z]`, each drawn uniformly: 250
+//! bits. The checksum is the CRC-32 (IEEE 802.3) of everything before it, in
+//! base 62, most significant digit first, padded with `0` to 6 characters. It
+//! lets a scanner recognise a leaked key, and weeds out typing errors before any
+//! look-up; it is no security check.
+
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::key::digest::KeyDigest;
+use crate::key::secret::PlaintextKey;
+use crate::random::{Random, RandomError};
+
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const SECRET_LEN: usize = 42;
+const CHECKSUM_LEN: usize = 6;
+
+/// A credential longer than this, in bytes, is refused before it is looked at.
+pub const MAX_CREDENTIAL_LEN: usize = 256;
+
+/// How the keys of this service look; they differ in their prefix only.
+///
+/// ```
+/// use keygate::KeyFormat;
+///
+/// let format = KeyFormat::new("acme_")?;
+/// assert_eq!(format.prefix(), "acme_");
+/// assert_eq!(KeyFormat::default().prefix(), "vsp_sk_");
+/// # Ok::<(), keygate::PrefixError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyFormat {
+    prefix: Arc<str>,
+}
+
+impl KeyFormat {
+    /// The prefix of [`KeyFormat::default`]: a default key is then 55 bytes,
+    /// and its SHA-256 a single block.
+    pub const DEFAULT_PREFIX: &'static str = "vsp_sk_";
+
+    /// Keys with a prefix of your own: 2 to 24 of `[a-z0-9_]`, the first a
+    /// letter and the last `_`.
+    pub fn new(prefix: &str) -> Result<Self, PrefixError> {
+        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let valid = (2..=24).contains(&prefix.len())
+            && prefix.bytes().all(known)
+            && prefix.starts_with(|c: char| c.is_ascii_lowercase())
+            && prefix.ends_with('_');
+        if valid {
+            Ok(Self { prefix: prefix.into() })
+        } else {
+            Err(PrefixError)
+        }
+    }
+
+    /// What every key begins with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The length of every key, in bytes; 55 with the default prefix.
+    pub fn key_len(&self) -> usize {
+        self.prefix.len() + SECRET_LEN + CHECKSUM_LEN
+    }
+
+    /// Draws a new key.
+    pub fn generate(&self, random: &dyn Random) -> Result<PlaintextKey, RandomError> {
+        let mut key = Zeroizing::new(String::with_capacity(self.key_len()));
+        key.push_str(&self.prefix);
+        let mut bytes = Zeroizing::new([0; 64]);
+        while key.len() < self.prefix.len() + SECRET_LEN {
+            random.fill(bytes.as_mut_slice())?;
+            let missing = self.prefix.len() + SECRET_LEN - key.len();
+            key.extend(bytes.iter().filter_map(uniform_digit).take(missing));
+        }
+        let checksum = checksum(key.as_bytes());
+        key.extend(checksum.map(char::from));
+        Ok(PlaintextKey::new(key))
+    }
+
+    /// The digest under which a presented credential would be stored, or an
+    /// error for a text that cannot be a key of this format. Nothing is
+    /// allocated, and nothing is looked up.
+    pub fn digest(&self, credential: impl AsRef<[u8]>) -> Result<KeyDigest, MalformedKey> {
+        let credential = credential.as_ref();
+        if self.matches(credential) {
+            Ok(KeyDigest::of(credential))
+        } else {
+            Err(MalformedKey)
+        }
+    }
+
+    /// The part of a key that is shown to recognise it by: the first 12
+    /// characters, or prefix + 5 where the prefix is longer than 7.
+    pub(crate) fn display_prefix(&self, key: &PlaintextKey) -> String {
+        let len = usize::max(12, self.prefix.len() + 5);
+        key.expose_secret().chars().take(len).collect()
+    }
+
+    fn matches(&self, credential: &[u8]) -> bool {
+        if credential.len() != self.key_len() {
+            return false;
+        }
+        let (signed, presented) = credential.split_at(credential.len() - CHECKSUM_LEN);
+        let Some(secret) = signed.strip_prefix(self.prefix.as_bytes()) else {
+            return false;
+        };
+        // No early exit, so that the loop is a few vector instructions.
+        let alphanumeric = secret.iter().fold(true, |all, b| all & b.is_ascii_alphanumeric());
+        alphanumeric && presented == checksum(signed)
+    }
+}
+
+impl Default for KeyFormat {
+    fn default() -> Self {
+        Self { prefix: Self::DEFAULT_PREFIX.into() }
+    }
+}
+
+impl fmt::Debug for KeyFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyFormat({})", self.prefix)
+    }
+}
+
+/// The digit that a random byte stands for; bytes over the last whole multiple
+/// of 62 are rejected, so that every digit is equally likely.
+fn uniform_digit(byte: &u8) -> Option<char> {
+    const FAIR: u8 = 62 * 4;
+    (*byte < FAIR).then(|| digit(u32::from(*byte)).into())
+}
+
+fn checksum(signed: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let mut rest = crc32fast::hash(signed);
+    let mut digits = [0; CHECKSUM_LEN];
+    for place in digits.iter_mut().rev() {
+        *place = digit(rest);
+        rest /= 62;
+    }
+    digits
+}
+
+/// The last base-62 digit of a number.
+fn digit(number: u32) -> u8 {
+    DIGITS.get(number as usize % DIGITS.len()).copied().unwrap_or(b'0')
+}
+
+/// The credential cannot be a key: wrong prefix, length, characters or
+/// checksum. It does not say which, and does not repeat the credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a well-formed API key")]
+pub struct MalformedKey;
+
+/// The prefix is not 2 to 24 of `[a-z0-9_]` that begin with a letter and end
+/// with `_`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a key prefix is 2 to 24 of a-z, 0-9 and _, begins with a letter and ends with _")]
+pub struct PrefixError;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SystemRandom;
+    use proptest::prelude::*;
+
+    /// Fills with a rising count of bytes, so that every byte occurs.
+    #[derive(Debug, Default)]
+    struct Counting(std::sync::atomic::AtomicU8);
+
+    impl Random for Counting {
+        fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
+            for byte in bytes {
+                *byte = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+            Ok(())
+        }
+    }
+
+    fn key(prefix: &str) -> (KeyFormat, PlaintextKey) {
+        let format = KeyFormat::new(prefix).unwrap();
+        let key = format.generate(&SystemRandom).unwrap();
+        (format, key)
+    }
+
+    #[test]
+    fn a_default_key_has_the_documented_shape() {
+        let (format, key) = key("vsp_sk_");
+        let text = key.expose_secret();
+        assert_eq!((text.len(), format.key_len()), (55, 55));
+        assert!(text.starts_with("vsp_sk_"));
+        assert!(text[7..].bytes().all(|b| b.is_ascii_alphanumeric()));
+        assert_eq!(format.display_prefix(&key), text[..12]);
+    }
+
+    #[test]
+    fn the_checksum_is_the_ieee_crc_in_base_62() {
+        // CRC-32 of "123456789" is 0xCBF43926 = 3421780262, by its standard check value.
+        assert_eq!(&checksum(b"123456789"), b"3jZWbC");
+        let by_hand = b"3jZWbC".iter().fold(0u64, |n, d| {
+            n * 62 + DIGITS.iter().position(|x| x == d).unwrap() as u64
+        });
+        assert_eq!(by_hand, 0xCBF4_3926);
+        assert_eq!(&checksum(b""), b"000000");
+    }
+
+    #[test]
+    fn the_display_prefix_always_identifies() {
+        let (format, key) = key("a_long_prefix_");
+        assert_eq!(format.display_prefix(&key).len(), "a_long_prefix_".len() + 5);
+        let (format, key) = self::key("a_");
+        assert_eq!(format.display_prefix(&key).len(), 12);
+    }
+
+    #[test]
+    fn every_digit_is_equally_likely() {
+        let random = Counting::default();
+        let mut counts = [0; 256];
+        for _ in 0..62 * 4 {
+            let key = KeyFormat::default().generate(&random).unwrap();
+            for b in key.expose_secret()[7..49].bytes() {
+                counts[usize::from(b)] += 1;
+            }
+        }
+        let drawn: Vec<u32> = DIGITS.iter().map(|d| counts[usize::from(*d)]).collect();
+        let (least, most) = (drawn.iter().min().unwrap(), drawn.iter().max().unwrap());
+        assert!(*least > 0 && f64::from(*most) < 1.25 * f64::from(*least), "{drawn:?}");
+        assert_eq!((248..=255).filter_map(|b| uniform_digit(&b)).count(), 0);
+    }
+
+    #[test]
+    fn a_failing_generator_makes_no_key() {
+        #[derive(Debug)]
+        struct Broken;
+        impl Random for Broken {
+            fn fill(&self, _: &mut [u8]) -> Result<(), RandomError> {
+                Err(RandomError::new("no entropy"))
+            }
+        }
+        assert!(KeyFormat::default().generate(&Broken).is_err());
+    }
+
+    #[test]
+    fn prefixes_follow_the_rule() {
+        for good in ["a_", "vsp_sk_", "a1_", "abcdefghijklmnopqrstuvw_"] {
+            assert!(KeyFormat::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "_", "a", "ab", "1a_", "_a_", "A_", "a-_", "é_", "abcdefghijklmnopqrstuvwx_"] {
+            assert_eq!(KeyFormat::new(bad), Err(PrefixError), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_generated_key_parses_under_its_own_format_only(prefix in "[a-z][a-z0-9_]{0,22}_") {
+            let (format, key) = key(&prefix);
+            let text = key.expose_secret();
+            prop_assert_eq!(format.digest(text), Ok(KeyDigest::of(text)));
+            let other = KeyFormat::new(&format!("z{}", &prefix[1..])).unwrap();
+            prop_assert_eq!(other.digest(text).is_ok(), other == format);
+        }
+
+        #[test]
+        fn case_06_any_change_to_a_key_is_noticed(at in 0usize..55, with in any::<u8>(), cut in 0usize..55) {
+            let (format, key) = key("vsp_sk_");
+            let mut bytes = key.expose_secret().as_bytes().to_vec();
+            prop_assert_eq!(format.digest(&bytes[..cut]), Err(MalformedKey));
+            let longer = [&bytes[..], &[with]].concat();
+            prop_assert_eq!(format.digest(longer), Err(MalformedKey));
+            prop_assume!(bytes[at] != with);
+            bytes[at] = with;
+            prop_assert_eq!(format.digest(bytes), Err(MalformedKey));
+        }
+
+        #[test]
+        fn no_other_text_is_a_key(text in "\\PC{0,80}|vsp_sk_[0-9A-Za-z]{42}000000") {
+            prop_assert_eq!(KeyFormat::default().digest(text), Err(MalformedKey));
+        }
+    }
+}

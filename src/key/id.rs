@@ -1,0 +1,96 @@
+//! Identifiers of keys.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::random::{Random, RandomError};
+
+/// Identifies a key for as long as it exists, over renames and rotations.
+///
+/// A random UUID (RFC 9562, version 4), written in lower case with hyphens. It
+/// is no secret and authenticates nothing.
+///
+/// ```
+/// use keygate::KeyId;
+///
+/// let id: KeyId = "67e55044-10b1-426f-9247-bb680e5fe0c8".parse()?;
+/// assert_eq!(KeyId::from_bytes(id.to_bytes()), id);
+/// # Ok::<(), keygate::KeyIdError>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(Uuid);
+
+impl KeyId {
+    /// A new identifier, different from every other.
+    pub fn random(random: &dyn Random) -> Result<Self, RandomError> {
+        let mut bytes = [0; 16];
+        random.fill(&mut bytes)?;
+        Ok(Self(uuid::Builder::from_random_bytes(bytes).into_uuid()))
+    }
+
+    /// The identifier behind these bytes, as [`KeyId::to_bytes`] gave them.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The 16 bytes of the UUID, most significant first.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0.into_bytes()
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = KeyIdError;
+
+    /// Takes only the form that [`Display`](fmt::Display) writes.
+    fn from_str(text: &str) -> Result<Self, KeyIdError> {
+        let id = Uuid::try_parse(text).map_err(|_| KeyIdError)?;
+        let mut canonical = Uuid::encode_buffer();
+        if id.hyphenated().encode_lower(&mut canonical) == text {
+            Ok(Self(id))
+        } else {
+            Err(KeyIdError)
+        }
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({self})")
+    }
+}
+
+/// The text is no key id. It is not repeated: it may be a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a key id")]
+pub struct KeyIdError;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SystemRandom;
+
+    #[test]
+    fn only_the_canonical_text_is_an_id() {
+        let id = KeyId::random(&SystemRandom).unwrap();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for other in [
+            id.to_string().to_uppercase(),
+            id.to_string().replace('-', ""),
+            format!("{{{id}}}"),
+            format!(" {id}"),
+            String::new(),
+        ] {
+            assert_eq!(other.parse::<KeyId>(), Err(KeyIdError), "{other}");
+        }
+    }
+}

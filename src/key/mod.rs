@@ -1,0 +1,8 @@
+//! What a key is: its text, digest, identifier, name and lifetime.
+
+pub(crate) mod digest;
+pub(crate) mod expiration;
+pub(crate) mod format;
+pub(crate) mod id;
+pub(crate) mod name;
+pub(crate) mod secret;

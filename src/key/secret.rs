@@ -1,0 +1,57 @@
+//! The full text of a key, on its single way to the person who made it.
+
+use std::fmt;
+
+use zeroize::Zeroizing;
+
+use crate::key::digest::KeyDigest;
+
+/// A full key. It exists between its creation and the moment it has been shown;
+/// nobody can read it again afterwards.
+///
+/// It is wiped from memory when dropped, prints as `[REDACTED]`, and is neither
+/// `Clone` nor `Serialize`.
+///
+/// ```
+/// use keygate::{KeyFormat, SystemRandom};
+///
+/// let key = KeyFormat::default().generate(&SystemRandom)?;
+/// assert_eq!(format!("{key} {key:?}"), "[REDACTED] [REDACTED]");
+/// assert_eq!(key.expose_secret().len(), 55);
+/// # Ok::<(), keygate::RandomError>(())
+/// ```
+///
+/// ```compile_fail
+/// # let key = keygate::KeyFormat::default().generate(&keygate::SystemRandom).unwrap();
+/// let copy = key.clone();
+/// ```
+pub struct PlaintextKey(Zeroizing<String>);
+
+impl PlaintextKey {
+    pub(crate) fn new(key: Zeroizing<String>) -> Self {
+        Self(key)
+    }
+
+    /// The key itself. Show it to its owner once, over TLS, in an answer that
+    /// nothing caches or logs.
+    pub fn expose_secret(&self) -> &str {
+        &self.0
+    }
+
+    /// The digest under which the key is stored.
+    pub fn digest(&self) -> KeyDigest {
+        KeyDigest::of(self.0.as_bytes())
+    }
+}
+
+impl fmt::Display for PlaintextKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[REDACTED]")
+    }
+}
+
+impl fmt::Debug for PlaintextKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[REDACTED]")
+    }
+}

@@ -1,0 +1,123 @@
+//! Whether a known key may be used now, from there: a pure function.
+
+use std::net::IpAddr;
+
+use thiserror::Error;
+
+use crate::clock::Timestamp;
+use crate::record::{ApiKey, Status};
+
+/// Decides in the order status, expiry, address, and names the first obstacle.
+///
+/// `ip` is the address of the client; `None` where it is not known, which only
+/// an empty allowlist lets pass.
+pub fn evaluate(key: &ApiKey, ip: Option<IpAddr>, now: Timestamp) -> Result<(), Denial> {
+    if key.status != Status::Active {
+        Err(Denial::Revoked)
+    } else if key.is_expired(now) {
+        Err(Denial::Expired)
+    } else if key.allowlist.allows(ip) {
+        Ok(())
+    } else if key.allowlist.is_readable() {
+        Err(Denial::IpNotAllowed)
+    } else {
+        Err(Denial::AllowlistUnreadable)
+    }
+}
+
+/// Why a known key was refused. For the operator and the audit log; the caller
+/// is not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum Denial {
+    /// The owner has switched the key off.
+    #[error("the key is revoked")]
+    Revoked,
+    /// The key's time is over; at `expires_at` itself, it already is.
+    #[error("the key is expired")]
+    Expired,
+    /// The client's address is not on the key's allowlist, or not known.
+    #[error("the client's address is not on the key's allowlist")]
+    IpNotAllowed,
+    /// The stored allowlist does not parse, so nobody is on it.
+    #[error("the key's stored allowlist is unreadable")]
+    AllowlistUnreadable,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allowlist::Allowlist;
+    use crate::key::digest::KeyDigest;
+    use crate::key::id::KeyId;
+    use crate::key::name::KeyName;
+    use crate::org::OrgId;
+    use crate::record::Revision;
+    use proptest::prelude::*;
+
+    fn key(status: Status, expires_at: Option<Timestamp>, allowlist: Allowlist) -> ApiKey {
+        ApiKey {
+            id: KeyId::from_bytes([1; 16]),
+            org: OrgId::new("acme").unwrap(),
+            name: KeyName::new("key").unwrap(),
+            key_prefix: "vsp_sk_abcde".into(),
+            digest: KeyDigest::of("key"),
+            status,
+            allowlist,
+            created_at: at(0),
+            expires_at,
+            rotated_at: None,
+            last_used_at: None,
+            revision: Revision::FIRST,
+        }
+    }
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_unix_micros(micros).unwrap()
+    }
+
+    #[test]
+    fn case_10_the_exact_instant_of_expiry_is_expired() {
+        let key = key(Status::Active, Some(at(100)), Allowlist::default());
+        assert_eq!(evaluate(&key, None, at(99)), Ok(()));
+        assert_eq!(evaluate(&key, None, at(100)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, None, at(101)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, None, at(99)), Ok(()), "a clock that stepped back");
+    }
+
+    #[test]
+    fn case_17_an_unreadable_allowlist_refuses_every_address() {
+        let key = key(Status::Active, None, Allowlist::restore(["10.0.0.0/8", "?"]));
+        let ip = Some("10.0.0.1".parse().unwrap());
+        assert_eq!(evaluate(&key, ip, at(0)), Err(Denial::AllowlistUnreadable));
+        assert_eq!(evaluate(&key, None, at(0)), Err(Denial::AllowlistUnreadable));
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_passes_exactly_when_nothing_stands_against_it(
+            revoked: bool,
+            expires in proptest::option::of(0i64..10),
+            listed in proptest::option::of(any::<bool>()),
+            ip: Option<IpAddr>,
+            now in 0i64..10,
+        ) {
+            let other: IpAddr = "192.0.2.77".parse().unwrap();
+            let list = match listed {
+                None => Allowlist::default(),
+                Some(true) => ip.unwrap_or(other).to_string().parse().map(|n| [n].into_iter().collect()).unwrap(),
+                Some(false) => [other.into()].into_iter().collect(),
+            };
+            let passes = list.is_empty() || (listed == Some(true) && ip.is_some()) || ip == Some(other);
+            let status = if revoked { Status::Revoked } else { Status::Active };
+            let verdict = evaluate(&key(status, expires.map(at), list), ip, at(now));
+            let expected = match (revoked, expires.is_some_and(|e| e <= now), passes) {
+                (true, ..) => Err(Denial::Revoked),
+                (_, true, _) => Err(Denial::Expired),
+                (_, _, false) => Err(Denial::IpNotAllowed),
+                _ => Ok(()),
+            };
+            prop_assert_eq!(verdict, expected);
+        }
+    }
+}

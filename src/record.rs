@@ -1,0 +1,251 @@
+//! The stored record of a key, and what makes and changes one.
+
+use crate::allowlist::{Allowlist, AllowlistError};
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::expiration::Expiration;
+use crate::key::id::KeyId;
+use crate::key::name::{KeyName, KeyNameError};
+use crate::org::OrgId;
+
+/// Everything that is kept about one key: one row of a store.
+///
+/// The type is closed on purpose. A new field means a new column in every
+/// store, so it comes with a new major version, never with a default that a
+/// store could forget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Identifies the key for good. Unique in a store.
+    pub id: KeyId,
+    /// The organisation that owns the key. Never changes.
+    pub org: OrgId,
+    /// The name that people gave it.
+    pub name: KeyName,
+    /// The first characters of the key, shown to recognise it. Never looked up.
+    pub key_prefix: String,
+    /// The digest of the current secret. Unique in a store.
+    pub digest: KeyDigest,
+    /// Whether the owner has switched the key off.
+    pub status: Status,
+    /// Where the key may be used from.
+    pub allowlist: Allowlist,
+    /// When the key was made.
+    pub created_at: Timestamp,
+    /// The first instant at which the key is expired; `None` for never.
+    pub expires_at: Option<Timestamp>,
+    /// When the current secret replaced an earlier one.
+    pub rotated_at: Option<Timestamp>,
+    /// The time of the last request that the key authenticated.
+    pub last_used_at: Option<Timestamp>,
+    /// Counts the changes; uses are no changes.
+    pub revision: Revision,
+}
+
+impl ApiKey {
+    /// Whether the key is expired at that instant: `expires_at <= now`.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+}
+
+/// Whether the owner has switched a key off. Expiry is another matter:
+/// [`ApiKey::is_expired`]. There is no third state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// The key may be used.
+    Active,
+    /// Every request with the key is refused.
+    Revoked,
+}
+
+impl Status {
+    /// `active` or `revoked`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// Reads what [`Status::as_str`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Active, Self::Revoked].into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// The number of a record's version, from 1 up. Every change raises it by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(u32);
+
+impl Revision {
+    /// That of a new key.
+    pub const FIRST: Self = Self(1);
+
+    /// The revision with this number.
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The revision's number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The one after this.
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// A key to be made.
+///
+/// ```
+/// use keygate::{Expiration, NewKey};
+///
+/// let key = NewKey::named("CI deploy")?
+///     .expires(Expiration::ThreeMonths)
+///     .allow(["10.0.0.0/8", "2001:db8::/32"])?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewKey {
+    pub(crate) name: KeyName,
+    pub(crate) expiration: Expiration,
+    pub(crate) allowlist: Allowlist,
+}
+
+impl NewKey {
+    /// A key that never expires and may be used from every address.
+    pub fn new(name: KeyName) -> Self {
+        Self { name, expiration: Expiration::Never, allowlist: Allowlist::default() }
+    }
+
+    /// Like [`NewKey::new`], checking the name.
+    pub fn named(name: impl AsRef<str>) -> Result<Self, KeyNameError> {
+        Ok(Self::new(KeyName::new(name)?))
+    }
+
+    /// Sets how long the key is valid.
+    pub fn expires(self, expiration: Expiration) -> Self {
+        Self { expiration, ..self }
+    }
+
+    /// Restricts the key to these addresses and ranges.
+    pub fn allow<T: AsRef<str>>(
+        self,
+        entries: impl IntoIterator<Item = T>,
+    ) -> Result<Self, AllowlistError> {
+        Ok(self.allowlist(Allowlist::parse(entries)?))
+    }
+
+    /// Restricts the key to this list.
+    pub fn allowlist(self, allowlist: Allowlist) -> Self {
+        Self { allowlist, ..self }
+    }
+}
+
+/// A change to a key: what is `None` stays as it is. Only these three can be
+/// edited.
+///
+/// ```
+/// use keygate::{KeyPatch, Status};
+///
+/// let revoke = KeyPatch { status: Some(Status::Revoked), ..KeyPatch::default() };
+/// assert_eq!(revoke, KeyPatch::revoke());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyPatch {
+    /// The new name.
+    pub name: Option<KeyName>,
+    /// The new status.
+    pub status: Option<Status>,
+    /// The new list, in place of the whole old one.
+    pub allowlist: Option<Allowlist>,
+}
+
+impl KeyPatch {
+    /// Renames the key.
+    pub fn rename(name: KeyName) -> Self {
+        Self { name: Some(name), ..Self::default() }
+    }
+
+    /// Switches the key off.
+    pub fn revoke() -> Self {
+        Self { status: Some(Status::Revoked), ..Self::default() }
+    }
+
+    /// Switches the key on again.
+    pub fn enable() -> Self {
+        Self { status: Some(Status::Active), ..Self::default() }
+    }
+
+    /// Replaces the allowlist.
+    pub fn restrict(allowlist: Allowlist) -> Self {
+        Self { allowlist: Some(allowlist), ..Self::default() }
+    }
+
+    /// The record after the change, at the next revision; `None` where it says
+    /// so already.
+    pub(crate) fn apply(&self, key: &ApiKey) -> Option<ApiKey> {
+        let mut changed = key.clone();
+        changed.name = self.name.clone().unwrap_or(changed.name);
+        changed.status = self.status.unwrap_or(changed.status);
+        changed.allowlist = self.allowlist.clone().unwrap_or(changed.allowlist);
+        (changed != *key).then(|| ApiKey { revision: key.revision.next(), ..changed })
+    }
+}
+
+/// How much an organisation may have.
+///
+/// ```
+/// use keygate::Limits;
+///
+/// let limits = Limits::default();
+/// assert_eq!((limits.max_keys, limits.max_ips_per_key), (20, 50));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Keys per organisation; revoked and expired ones count.
+    pub max_keys: u32,
+    /// Entries in the allowlist of one key.
+    pub max_ips_per_key: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_keys: 20, max_ips_per_key: 50 }
+    }
+}
+
+/// How many keys an organisation may have once an insert has taken place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrgLimit(Option<u32>);
+
+impl OrgLimit {
+    /// No limit; for imports.
+    pub const NONE: Self = Self(None);
+
+    /// At most so many keys.
+    pub const fn at_most(keys: u32) -> Self {
+        Self(Some(keys))
+    }
+
+    /// Whether an organisation with `present` keys may have one more.
+    pub fn admits_one_more(self, present: usize) -> bool {
+        self.0.is_none_or(|max| present < max as usize)
+    }
+
+    /// The limit, for a store that has its database compare; `None` for none.
+    pub const fn get(self) -> Option<u32> {
+        self.0
+    }
+}
+
+/// One use of a key, for [`KeyStore::record_uses`](crate::KeyStore::record_uses).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyUse {
+    /// The key that was used.
+    pub id: KeyId,
+    /// When it authenticated a request.
+    pub at: Timestamp,
+}

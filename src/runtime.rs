@@ -1,0 +1,107 @@
+//! The async runtime: background tasks, and deadlines for what may hang.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
+
+/// A future on the heap, of any type.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Runs background tasks and tells when time has passed.
+///
+/// With the feature `tokio` (on by default) there is
+#[cfg_attr(feature = "tokio", doc = "[`TokioRuntime`]")]
+#[cfg_attr(not(feature = "tokio"), doc = "`TokioRuntime`")]
+/// and nothing to do. On another runtime, implement the two methods:
+///
+/// ```
+/// use std::time::Duration;
+/// use keygate::{BoxFuture, Runtime};
+///
+/// #[derive(Debug)]
+/// struct Threads;
+///
+/// impl Runtime for Threads {
+///     fn spawn(&self, task: BoxFuture<'static, ()>) {
+///         // smol: smol::spawn(task).detach()
+/// #       drop(task);
+///     }
+///
+///     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+///         // smol: Box::pin(async move { smol::Timer::after(time).await; })
+/// #       drop(time);
+/// #       Box::pin(std::future::pending())
+///     }
+/// }
+/// ```
+pub trait Runtime: fmt::Debug + Send + Sync + 'static {
+    /// Runs the task to its end in the background.
+    fn spawn(&self, task: BoxFuture<'static, ()>);
+
+    /// Completes after that time.
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+}
+
+/// The deadline passed before the work was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Elapsed;
+
+/// Runs `work` for at most that time, and drops it then.
+///
+/// A timer is made only once the work has to wait: what answers at once, as a
+/// store in memory does, pays nothing.
+pub(crate) async fn within<T>(
+    runtime: &dyn Runtime,
+    deadline: Duration,
+    work: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
+    let mut work = pin!(work);
+    let mut timer = None;
+    poll_fn(move |cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        let timer = timer.get_or_insert_with(|| runtime.sleep(deadline));
+        timer.as_mut().poll(cx).map(|()| Err(Elapsed))
+    })
+    .await
+}
+
+#[cfg(feature = "tokio")]
+pub use tokio_runtime::TokioRuntime;
+
+#[cfg(feature = "tokio")]
+mod tokio_runtime {
+    use super::{BoxFuture, Duration, Runtime};
+    use tokio::runtime::{Handle, TryCurrentError};
+
+    /// [`Runtime`] on tokio. Its timers must be enabled, as they are under
+    /// `#[tokio::main]`.
+    #[derive(Clone, Debug)]
+    pub struct TokioRuntime(Handle);
+
+    impl TokioRuntime {
+        /// The runtime that this is called on; an error outside of one.
+        pub fn current() -> Result<Self, TryCurrentError> {
+            Handle::try_current().map(Self)
+        }
+
+        /// The runtime of that handle.
+        pub fn new(handle: Handle) -> Self {
+            Self(handle)
+        }
+    }
+
+    impl Runtime for TokioRuntime {
+        fn spawn(&self, task: BoxFuture<'static, ()>) {
+            self.0.spawn(task);
+        }
+
+        fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+            let _context = self.0.enter();
+            Box::pin(tokio::time::sleep(time))
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The `KeyStore` trait: what a place for keys owes to the rest.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+
+/// Keeps key records.
+///
+/// # Writing a store
+///
+/// A store keeps [`ApiKey`] records and finds them by their digest. It decides
+/// nothing: whether a key may be used is the manager's business. What a store
+/// does owe are these properties, each of them checked by the
+/// `conformance` suite (feature `conformance`):
+///
+/// 1. **Ids and digests are unique.** A second record with either is
+///    [`StoreError::Conflict`], in `insert` and in `replace`, across organisations.
+/// 2. **`insert` counts and inserts in one atomic step.** With 64 writers at 19
+///    of 20 keys, one gets through. Counting first and inserting then is not
+///    enough, and on a database with snapshots neither is `INSERT … SELECT …
+///    WHERE count < 20`: lock something of the organisation's first.
+/// 3. **`replace` compares and writes in one atomic step.** It writes only where
+///    the stored revision is `expected`, so that an edit never undoes a revocation.
+///    The old digest is gone when it returns. It leaves `created_at`, `org` and
+///    `last_used_at` as they are stored.
+/// 4. **Organisations do not see each other.** `get`, `list`, `replace` and
+///    `delete` treat a key of another organisation as one that does not exist.
+/// 5. **`record_uses` moves last-used times forward only**, touches nothing else
+///    (the revision neither), and skips keys that are gone.
+/// 6. **What comes back is what went in**, to the microsecond, in any script.
+///    A stored allowlist goes through
+///    [`Allowlist::restore`](crate::Allowlist::restore), so that a damaged one
+///    refuses everybody.
+/// 7. **A finished call is visible to every call that begins after it**, and is as
+///    durable as the store promises.
+/// 8. **Errors are classified and keep their source.** What may work later is
+///    [`StoreError::unavailable`]. A store across a network sets deadlines of its
+///    own; the manager has one as a last resort.
+///
+/// There are no default methods: a default is a bug that every store inherits.
+///
+/// A whole store on one mutex:
+///
+/// ```
+/// use std::collections::HashMap;
+/// use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+///
+/// use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, StoreError};
+///
+/// #[derive(Debug, Default)]
+/// struct MyStore {
+///     keys: Mutex<HashMap<KeyId, ApiKey>>,
+/// }
+///
+/// impl MyStore {
+///     fn keys(&self) -> MutexGuard<'_, HashMap<KeyId, ApiKey>> {
+///         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+///     }
+/// }
+///
+/// #[async_trait::async_trait]
+/// impl KeyStore for MyStore {
+///     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+///         let mut keys = self.keys(); // held to the end: one atomic step
+///         if keys.values().any(|k| k.id == key.id || k.digest == key.digest) {
+///             return Err(StoreError::Conflict);
+///         }
+///         if !limit.admits_one_more(keys.values().filter(|k| k.org == key.org).count()) {
+///             return Err(StoreError::LimitReached);
+///         }
+///         keys.insert(key.id, key.clone());
+///         Ok(())
+///     }
+///
+///     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+///         Ok(self.keys().values().find(|k| k.digest == *digest).cloned().map(Arc::new))
+///     }
+///
+///     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+///         Ok(self.keys().get(id).filter(|k| k.org == *org).cloned().map(Arc::new))
+///     }
+///
+///     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+///         let mut list: Vec<_> = self.keys().values().filter(|k| k.org == *org).cloned().map(Arc::new).collect();
+///         list.sort_by_key(|k| (k.created_at, k.id));
+///         Ok(list)
+///     }
+///
+///     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+///         let mut keys = self.keys();
+///         if keys.values().any(|k| k.id != key.id && k.digest == key.digest) {
+///             return Err(StoreError::Conflict);
+///         }
+///         let stored = keys.get_mut(&key.id).filter(|k| k.org == key.org).ok_or(StoreError::NotFound)?;
+///         if stored.revision != expected {
+///             return Err(StoreError::Conflict);
+///         }
+///         let (created_at, last_used_at) = (stored.created_at, stored.last_used_at);
+///         *stored = ApiKey { created_at, last_used_at, ..key.clone() };
+///         Ok(())
+///     }
+///
+///     async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+///         let mut keys = self.keys();
+///         keys.get(id).filter(|k| k.org == *org).ok_or(StoreError::NotFound)?;
+///         keys.remove(id);
+///         Ok(())
+///     }
+///
+///     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+///         let mut keys = self.keys();
+///         for used in uses {
+///             if let Some(key) = keys.get_mut(&used.id) {
+///                 key.last_used_at = key.last_used_at.max(Some(used.at));
+///             }
+///         }
+///         Ok(())
+///     }
+/// }
+#[cfg_attr(
+    feature = "conformance",
+    doc = r#"
+# #[tokio::main]
+# async fn main() {
+keygate::conformance::check_store(|| async { Arc::new(MyStore::default()) as Arc<dyn KeyStore> })
+    .await
+    .unwrap();
+# }
+"#
+)]
+/// ```
+#[async_trait]
+pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
+    /// Counts the organisation's keys and inserts, in one atomic step.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitReached`](StoreError::LimitReached) where `limit` admits no further
+    /// key, [`Conflict`](StoreError::Conflict) where the id or the digest is
+    /// taken; nothing is inserted then.
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError>;
+
+    /// The key with that digest, of any organisation: the one call on the path
+    /// of every request.
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError>;
+
+    /// The organisation's key with that id.
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError>;
+
+    /// All keys of the organisation, by `(created_at, id)`, oldest first.
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError>;
+
+    /// Writes name, key prefix, digest, status, allowlist, expiry, rotation time
+    /// and revision, where the stored revision is `expected`: an edit never
+    /// undoes a revocation.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](StoreError::NotFound) where the organisation has no such key,
+    /// [`Conflict`](StoreError::Conflict) where the revision is another or the
+    /// new digest is taken; nothing is written then.
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError>;
+
+    /// Removes the organisation's key with that id.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](StoreError::NotFound) where the organisation has no such key.
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError>;
+
+    /// Moves last-used times forward, never back, and touches nothing else. A
+    /// key may occur more than once; one that is gone is skipped.
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError>;
+}
+
+#[async_trait]
+impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        (**self).insert(key, limit).await
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        (**self).find_by_digest(digest).await
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        (**self).get(org, id).await
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        (**self).list(org).await
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        (**self).replace(key, expected).await
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        (**self).delete(org, id).await
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        (**self).record_uses(uses).await
+    }
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The organisation has as many keys as it may have.
+    #[error("the organisation has reached its limit of keys")]
+    LimitReached,
+    /// The organisation has no such key.
+    #[error("no such key")]
+    NotFound,
+    /// Another change came first, or the id or digest is taken.
+    #[error("the key was changed meanwhile, or its id or digest is taken")]
+    Conflict,
+    /// The store does not work now and may later. Whether a change took place
+    /// is not known.
+    #[error("the key store is unavailable")]
+    Unavailable(#[source] Box<dyn StdError + Send + Sync>),
+    /// What is stored cannot be read as a key.
+    #[error("the key store holds a record that cannot be read")]
+    Corrupt(#[source] Box<dyn StdError + Send + Sync>),
+}
+
+impl StoreError {
+    /// An error that may pass: a lost connection, a full disk, a lock, a deadline.
+    pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Unavailable(source.into())
+    }
+
+    /// A row that is no key.
+    pub fn corrupt(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Corrupt(source.into())
+    }
+}

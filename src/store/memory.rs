@@ -1,0 +1,138 @@
+//! Keys in memory, read without locks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::clock::Timestamp;
+use crate::key::digest::{BuildUniformHasher, KeyDigest};
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::store::contract::{KeyStore, StoreError};
+
+/// A [`KeyStore`] in memory, for tests, and for services whose keys need not
+/// survive a restart.
+///
+/// Changes take one lock after the other; look-ups by digest take none, so
+/// that threads which verify do not slow each other.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    /// Follows `state`, which is locked whenever this is changed.
+    by_digest: papaya::HashMap<KeyDigest, Arc<ApiKey>, BuildUniformHasher>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    keys: HashMap<KeyId, Arc<ApiKey>, BuildUniformHasher>,
+    orgs: HashMap<OrgId, BTreeMap<(Timestamp, KeyId), KeyId>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, key: Arc<ApiKey>) {
+        self.by_digest.pin().insert(key.digest, key);
+    }
+
+    fn is_taken(&self, digest: &KeyDigest) -> bool {
+        self.by_digest.pin().contains_key(digest)
+    }
+}
+
+impl State {
+    fn get(&self, org: &OrgId, id: &KeyId) -> Option<&Arc<ApiKey>> {
+        self.keys.get(id).filter(|key| key.org == *org)
+    }
+}
+
+#[async_trait]
+impl KeyStore for MemoryStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        if state.keys.contains_key(&key.id) || self.is_taken(&key.digest) {
+            return Err(StoreError::Conflict);
+        }
+        let of_org = state.orgs.get(&key.org).map_or(0, BTreeMap::len);
+        if !limit.admits_one_more(of_org) {
+            return Err(StoreError::LimitReached);
+        }
+        let stored = Arc::new(key.clone());
+        let order = (key.created_at, key.id);
+        state.orgs.entry(key.org.clone()).or_default().insert(order, key.id);
+        state.keys.insert(key.id, Arc::clone(&stored));
+        self.publish(stored);
+        Ok(())
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(self.by_digest.pin().get(digest).cloned())
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(self.lock().get(org, id).cloned())
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let state = self.lock();
+        let ids = state.orgs.get(org).into_iter().flat_map(BTreeMap::values);
+        Ok(ids.filter_map(|id| state.keys.get(id)).cloned().collect())
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        let stored = state.get(&key.org, &key.id).ok_or(StoreError::NotFound)?;
+        let new_digest = key.digest != stored.digest;
+        if stored.revision != expected || (new_digest && self.is_taken(&key.digest)) {
+            return Err(StoreError::Conflict);
+        }
+        let old_digest = stored.digest;
+        let changed = Arc::new(ApiKey {
+            created_at: stored.created_at,
+            last_used_at: stored.last_used_at,
+            ..key.clone()
+        });
+        state.keys.insert(key.id, Arc::clone(&changed));
+        // First the old secret goes, then the new one comes: never both.
+        if new_digest {
+            self.by_digest.pin().remove(&old_digest);
+        }
+        self.publish(changed);
+        Ok(())
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        let stored = state.get(org, id).cloned().ok_or(StoreError::NotFound)?;
+        self.by_digest.pin().remove(&stored.digest);
+        state.keys.remove(id);
+        if let Some(order) = state.orgs.get_mut(org) {
+            order.remove(&(stored.created_at, stored.id));
+            if order.is_empty() {
+                state.orgs.remove(org);
+            }
+        }
+        Ok(())
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        for used in uses {
+            let Some(stored) = state.keys.get_mut(&used.id) else { continue };
+            if stored.last_used_at < Some(used.at) {
+                *stored = Arc::new(ApiKey { last_used_at: Some(used.at), ..ApiKey::clone(stored) });
+                self.publish(Arc::clone(stored));
+            }
+        }
+        Ok(())
+    }
+}
