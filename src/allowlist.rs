@@ -46,9 +46,7 @@ impl Allowlist {
         for (index, entry) in entries.into_iter().enumerate() {
             let text = entry.as_ref().trim();
             let refuse = |problem| AllowlistError::new(index, text, problem);
-            let network = text
-                .parse()
-                .map_err(|problem| refuse(EntryProblem::Invalid(problem)))?;
+            let network = text.parse().map_err(|problem| refuse(EntryProblem::Invalid(problem)))?;
             if networks.contains(&network) {
                 return Err(refuse(EntryProblem::Duplicate));
             }

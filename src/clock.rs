@@ -34,11 +34,7 @@ impl Timestamp {
     /// The instant that many microseconds after 1970, or `None` outside of
     /// [`Timestamp::MIN`] to [`Timestamp::MAX`].
     pub const fn from_unix_micros(micros: i64) -> Option<Self> {
-        if micros < Self::MIN.0 || micros > Self::MAX.0 {
-            None
-        } else {
-            Some(Self(micros))
-        }
+        if micros < Self::MIN.0 || micros > Self::MAX.0 { None } else { Some(Self(micros)) }
     }
 
     /// Microseconds since 1970; negative before.
@@ -49,9 +45,7 @@ impl Timestamp {
     /// Reads an RFC 3339 time with any offset; digits below a microsecond are
     /// cut off. `None` where the text is no such time.
     pub fn parse(rfc3339: &str) -> Option<Self> {
-        OffsetDateTime::parse(rfc3339, &Rfc3339)
-            .ok()
-            .and_then(Self::from_datetime)
+        OffsetDateTime::parse(rfc3339, &Rfc3339).ok().and_then(Self::from_datetime)
     }
 
     /// This instant moved forward, stopping at [`Timestamp::MAX`].

@@ -5,6 +5,7 @@ mod allowlist;
 mod audit;
 mod clock;
 mod key;
+mod manager;
 mod network;
 mod org;
 mod policy;
@@ -12,6 +13,7 @@ mod random;
 mod record;
 mod runtime;
 mod store;
+mod text;
 
 pub use crate::allowlist::{Allowlist, AllowlistError, EntryProblem};
 pub use crate::audit::country::{CountryCode, CountryLookup};
@@ -31,13 +33,18 @@ pub use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN, MalformedKey, Prefix
 pub use crate::key::id::{KeyId, KeyIdError};
 pub use crate::key::name::{KeyName, KeyNameError};
 pub use crate::key::secret::PlaintextKey;
+pub use crate::manager::KeyManager;
+pub use crate::manager::admission::{Admission, AdmitError, RequestInfo};
+pub use crate::manager::builder::{BuildError, KeyManagerBuilder};
+pub use crate::manager::error::ManageError;
+pub use crate::manager::health::ShutdownReport;
+pub use crate::manager::lifecycle::IssuedKey;
+pub use crate::manager::verify::{VerifiedKey, VerifyError};
 pub use crate::network::{Network, NetworkError};
 pub use crate::org::{Actor, OrgId, OrgIdError};
 pub use crate::policy::Denial;
 pub use crate::random::{Random, RandomError, SystemRandom};
-pub use crate::record::{
-    ApiKey, KeyPatch, KeyUse, Limits, NewKey, OrgLimit, Revision, Status,
-};
+pub use crate::record::{ApiKey, KeyPatch, KeyUse, Limits, NewKey, OrgLimit, Revision, Status};
 #[cfg(feature = "tokio")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 pub use crate::runtime::TokioRuntime;

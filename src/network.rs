@@ -1,7 +1,7 @@
 //! One IP address or CIDR range, parsed strictly and kept canonical.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -159,14 +159,15 @@ pub enum NetworkError {
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 #[cfg(feature = "tower")]
 pub(crate) fn parse_hop(text: &str) -> Option<IpAddr> {
-    let valid_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let valid_port =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
     let ip = if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;
         let port_is_valid = port.is_empty() || port.strip_prefix(':').is_some_and(valid_port);
         port_is_valid.then(|| address.parse().ok().map(IpAddr::V6)).flatten()?
     } else if let Some((address, port)) = text.split_once(':').filter(|(a, _)| a.contains('.')) {
-        let address: Ipv4Addr = address.parse().ok()?;
-        valid_port(port).then_some(IpAddr::V4(address))?
+        let address = address.parse().ok().map(IpAddr::V4)?;
+        valid_port(port).then_some(address)?
     } else {
         text.parse().ok()?
     };

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::text::truncate;
+
 /// The host's identifier of an organisation: 1 to 255 bytes, without control
 /// characters, kept exactly as given. Cheap to clone.
 ///
@@ -94,12 +96,9 @@ impl Actor {
     /// An actor of that organisation. The name is for the audit log: a login,
     /// an address, a service's name. Control characters in it become spaces.
     pub fn new(org: OrgId, name: impl AsRef<str>) -> Self {
-        let mut name: String = name
-            .as_ref()
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
-        name.truncate(name.floor_char_boundary(Self::MAX_NAME_LEN));
+        let mut name: String =
+            name.as_ref().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        truncate(&mut name, Self::MAX_NAME_LEN);
         Self { org, name: name.into() }
     }
 

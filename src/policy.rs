@@ -11,7 +11,7 @@ use crate::record::{ApiKey, Status};
 ///
 /// `ip` is the address of the client; `None` where it is not known, which only
 /// an empty allowlist lets pass.
-pub fn evaluate(key: &ApiKey, ip: Option<IpAddr>, now: Timestamp) -> Result<(), Denial> {
+pub(crate) fn evaluate(key: &ApiKey, ip: Option<IpAddr>, now: Timestamp) -> Result<(), Denial> {
     if key.status != Status::Active {
         Err(Denial::Revoked)
     } else if key.is_expired(now) {

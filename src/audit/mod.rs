@@ -7,4 +7,4 @@ pub(crate) mod memory;
 mod queue;
 pub(crate) mod record;
 pub(crate) mod sink;
-mod writer;
+pub(crate) mod writer;

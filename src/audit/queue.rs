@@ -109,7 +109,7 @@ impl Queue {
 
     /// Queues a record without a place reserved for it.
     pub(crate) fn push(&self, record: AuditRecord) -> Result<(), DeliveryError> {
-        let mut state = self.lock();
+        let state = self.lock();
         if state.closed.is_some() {
             Err(DeliveryError::Closed)
         } else if state.occupied() >= self.capacity {

@@ -224,7 +224,9 @@ impl Task {
         let mut retry = Batch::default();
         for (position, record) in whole.records.into_iter().enumerate() {
             self.batch.records.push(record);
-            self.batch.acks.extend(acks.next_if(|(at, _)| *at == position).map(|(_, ack)| (0, ack)));
+            self.batch
+                .acks
+                .extend(acks.next_if(|(at, _)| *at == position).map(|(_, ack)| (0, ack)));
             // A sink that is unavailable by now leaves the record for later.
             Box::pin(self.write()).await;
             retry.records.append(&mut self.batch.records);

@@ -45,7 +45,8 @@ pub enum Expiration {
 
 impl Expiration {
     /// The spellings that [`FromStr`] takes, in rising order.
-    pub const CHOICES: [&'static str; 6] = ["1_day", "1_week", "1_month", "3_months", "1_year", "never"];
+    pub const CHOICES: [&'static str; 6] =
+        ["1_day", "1_week", "1_month", "3_months", "1_year", "never"];
 
     /// The first instant at which a key made at `created` is expired; `None`
     /// for never. It stops at [`Timestamp::MAX`].

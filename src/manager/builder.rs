@@ -1,0 +1,187 @@
+//! Puts a `KeyManager` together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::audit::country::CountryLookup;
+use crate::audit::delivery::Delivery;
+use crate::audit::log::AuditLog;
+use crate::audit::record::AuditIds;
+use crate::audit::sink::AuditSink;
+use crate::audit::writer::AuditWriter;
+use crate::clock::{Clock, SystemClock};
+use crate::key::format::KeyFormat;
+use crate::manager::last_use::LastUses;
+use crate::manager::{Inner, KeyManager};
+use crate::random::{Random, RandomError, SystemRandom};
+use crate::record::Limits;
+use crate::runtime::Runtime;
+use crate::store::contract::KeyStore;
+
+/// Puts a [`KeyManager`] together. Only the store is required; without an audit
+/// sink, nothing is logged.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use keygate::{Delivery, KeyFormat, KeyManager, MemoryAuditLog, MemoryStore};
+///
+/// let keys = KeyManager::builder(MemoryStore::new())
+///     .audit(Arc::new(MemoryAuditLog::new()))
+///     .delivery(Delivery::strict())
+///     .format(KeyFormat::new("acme_")?)
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct KeyManagerBuilder {
+    store: Arc<dyn KeyStore>,
+    store_deadline: Duration,
+    format: KeyFormat,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    runtime: Option<Arc<dyn Runtime>>,
+    sink: Option<Arc<dyn AuditSink>>,
+    log: Option<Arc<dyn AuditLog>>,
+    delivery: Delivery,
+    countries: Option<Arc<dyn CountryLookup>>,
+}
+
+impl KeyManager {
+    /// Begins a manager over that store: one of this crate's, yours, or an
+    /// `Arc` of either.
+    pub fn builder(store: impl KeyStore) -> KeyManagerBuilder {
+        KeyManagerBuilder {
+            store: Arc::new(store),
+            store_deadline: Duration::from_secs(2),
+            format: KeyFormat::default(),
+            limits: Limits::default(),
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SystemRandom),
+            runtime: None,
+            sink: None,
+            log: None,
+            delivery: Delivery::buffered(),
+            countries: None,
+        }
+    }
+}
+
+impl KeyManagerBuilder {
+    /// Writes audit records to that log, and reads them from it.
+    pub fn audit<L: AuditSink + AuditLog>(self, log: Arc<L>) -> Self {
+        Self { sink: Some(log.clone()), log: Some(log), ..self }
+    }
+
+    /// Writes audit records to that sink.
+    pub fn audit_sink(self, sink: impl AuditSink) -> Self {
+        Self { sink: Some(Arc::new(sink)), ..self }
+    }
+
+    /// Reads audit records from that log.
+    pub fn audit_log(self, log: impl AuditLog) -> Self {
+        Self { log: Some(Arc::new(log)), ..self }
+    }
+
+    /// Sets how the records of requests reach the sink; buffered otherwise.
+    pub fn delivery(self, delivery: Delivery) -> Self {
+        Self { delivery, ..self }
+    }
+
+    /// Adds the country of the client's address to audit records.
+    pub fn countries(self, lookup: impl CountryLookup) -> Self {
+        Self { countries: Some(Arc::new(lookup)), ..self }
+    }
+
+    /// Sets how keys look; `vsp_sk_…` otherwise.
+    pub fn format(self, format: KeyFormat) -> Self {
+        Self { format, ..self }
+    }
+
+    /// Sets how much an organisation may have; 20 keys and 50 allowlist entries
+    /// a key otherwise.
+    pub fn limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Sets how long one call of the store may take before it counts as
+    /// unavailable; 2 seconds otherwise.
+    pub fn store_deadline(self, deadline: Duration) -> Self {
+        Self { store_deadline: deadline, ..self }
+    }
+
+    /// Sets the clock; the system's otherwise.
+    pub fn clock(self, clock: impl Clock) -> Self {
+        Self { clock: Arc::new(clock), ..self }
+    }
+
+    /// Sets the source of random bytes; the system's otherwise.
+    pub fn random(self, random: impl Random) -> Self {
+        Self { random: Arc::new(random), ..self }
+    }
+
+    /// Sets the async runtime; otherwise the tokio runtime that
+    /// [`build`](Self::build) is called on.
+    pub fn runtime(self, runtime: impl Runtime) -> Self {
+        Self { runtime: Some(Arc::new(runtime)), ..self }
+    }
+
+    /// Starts the manager and its background tasks.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::NoRuntime`] where no runtime is set and this is not called
+    /// on a tokio runtime.
+    pub fn build(self) -> Result<KeyManager, BuildError> {
+        let runtime = self.runtime.or_else(current_runtime).ok_or(BuildError::NoRuntime)?;
+        let audit = self.sink.map(|sink| {
+            AuditWriter::start(sink, self.countries, self.delivery, Arc::clone(&runtime))
+        });
+        let uses =
+            LastUses::start(Arc::clone(&self.store), self.store_deadline, Arc::clone(&runtime));
+        Ok(KeyManager {
+            inner: Arc::new(Inner {
+                store: self.store,
+                store_deadline: self.store_deadline,
+                format: self.format,
+                limits: self.limits,
+                clock: self.clock,
+                audit_ids: AuditIds::new(&*self.random).map_err(BuildError::Random)?,
+                random: self.random,
+                runtime,
+                uses,
+                audit,
+                audit_log: self.log,
+            }),
+        })
+    }
+}
+
+#[cfg(feature = "tokio")]
+fn current_runtime() -> Option<Arc<dyn Runtime>> {
+    let runtime = crate::runtime::TokioRuntime::current().ok()?;
+    Some(Arc::new(runtime))
+}
+
+#[cfg(not(feature = "tokio"))]
+fn current_runtime() -> Option<Arc<dyn Runtime>> {
+    None
+}
+
+/// Why a manager could not be started.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// There is nothing to run background tasks on.
+    #[error("no async runtime: call `build` on a tokio runtime, or set one with `runtime`")]
+    NoRuntime,
+    /// The random number generator failed.
+    #[error(transparent)]
+    Random(RandomError),
+}

@@ -1,0 +1,74 @@
+//! What can go wrong in managing keys.
+
+use std::error::Error as StdError;
+
+use thiserror::Error;
+
+use crate::audit::delivery::DeliveryError;
+use crate::random::RandomError;
+use crate::record::Revision;
+use crate::store::contract::StoreError;
+
+/// Why a key was not made, read or changed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ManageError {
+    /// The organisation has no such key; it may be another's.
+    #[error("no such key")]
+    NotFound,
+    /// The organisation has as many keys as it may have.
+    #[error("the organisation has reached its limit of {max} keys")]
+    LimitReached {
+        /// The limit.
+        max: u32,
+    },
+    /// The allowlist has more entries than one key may have.
+    #[error("an allowlist has at most {max} entries")]
+    AllowlistTooLong {
+        /// The limit.
+        max: u32,
+    },
+    /// The instant at which the key is to expire is not in the future.
+    #[error("the expiration is not in the future")]
+    ExpirationInThePast,
+    /// Another change to the key came first.
+    #[error("another change to the key came first")]
+    Conflict,
+    /// The key is not at the revision that the change was meant for.
+    #[error("the key is at revision {} by now", current.get())]
+    StaleRevision {
+        /// The revision that the key is at.
+        current: Revision,
+    },
+    /// The store or the audit log does not work now; worth a retry. A change may
+    /// have taken place all the same.
+    #[error("key management is unavailable")]
+    Unavailable(#[source] Box<dyn StdError + Send + Sync>),
+}
+
+impl From<StoreError> for ManageError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotFound => Self::NotFound,
+            StoreError::Conflict => Self::Conflict,
+            other => Self::Unavailable(Box::new(other)),
+        }
+    }
+}
+
+impl From<DeliveryError> for ManageError {
+    fn from(error: DeliveryError) -> Self {
+        Self::Unavailable(Box::new(error))
+    }
+}
+
+impl From<RandomError> for ManageError {
+    fn from(error: RandomError) -> Self {
+        Self::Unavailable(Box::new(error))
+    }
+}
+
+/// A call of the store took longer than the manager allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the key store exceeded its deadline")]
+pub(crate) struct StoreTimeout;

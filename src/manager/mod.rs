@@ -1,0 +1,88 @@
+//! `KeyManager`: the one handle through which keys are made, changed and checked.
+
+pub(crate) mod admission;
+pub(crate) mod builder;
+pub(crate) mod error;
+pub(crate) mod health;
+mod last_use;
+pub(crate) mod lifecycle;
+pub(crate) mod verify;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audit::log::AuditLog;
+use crate::audit::record::AuditIds;
+use crate::audit::writer::AuditWriter;
+use crate::clock::{Clock, Timestamp};
+use crate::key::format::KeyFormat;
+use crate::manager::last_use::LastUses;
+use crate::random::Random;
+use crate::record::Limits;
+use crate::runtime::Runtime;
+use crate::store::contract::KeyStore;
+
+/// Makes, changes and verifies the keys of one service.
+///
+/// A clone is another handle to the same manager and costs one atomic
+/// increment. Made by [`KeyManager::builder`].
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use keygate::{Actor, KeyManager, KeyPatch, MemoryStore, NewKey, OrgId};
+///
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
+///
+/// // The full key is here once, and nowhere later.
+/// let issued = keys.create(&actor, NewKey::named("CI deploy")?).await?;
+/// let verified = keys.verify(issued.secret.expose_secret(), None).await?;
+/// assert_eq!(verified.org().as_str(), "acme");
+///
+/// keys.update(&actor, &issued.key.id, KeyPatch::revoke()).await?;
+/// assert!(keys.verify(issued.secret.expose_secret(), None).await.is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct KeyManager {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn KeyStore>,
+    store_deadline: Duration,
+    format: KeyFormat,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    runtime: Arc<dyn Runtime>,
+    uses: LastUses,
+    audit: Option<AuditWriter>,
+    audit_ids: AuditIds,
+    audit_log: Option<Arc<dyn AuditLog>>,
+}
+
+impl KeyManager {
+    /// How the keys of this manager look.
+    pub fn format(&self) -> &KeyFormat {
+        &self.inner.format
+    }
+
+    /// How much an organisation may have.
+    pub fn limits(&self) -> Limits {
+        self.inner.limits
+    }
+
+    /// The present instant, by the manager's clock.
+    pub fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+
+    /// The readable audit log, where there is one.
+    pub fn audit_log(&self) -> Option<&Arc<dyn AuditLog>> {
+        self.inner.audit_log.as_ref()
+    }
+}

@@ -1,0 +1,164 @@
+//! Verification: parse, one look-up by digest, compare, policy.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::format::{MAX_CREDENTIAL_LEN, MalformedKey};
+use crate::key::id::KeyId;
+use crate::key::name::KeyName;
+use crate::manager::error::StoreTimeout;
+use crate::manager::{Inner, KeyManager};
+use crate::org::OrgId;
+use crate::policy::{self, Denial};
+use crate::record::ApiKey;
+use crate::runtime::within;
+use crate::store::contract::StoreError;
+
+impl KeyManager {
+    /// Checks a presented credential: is it a key that may be used now, from
+    /// that address?
+    ///
+    /// `ip` is the client's address; `None` where it is not known, which only
+    /// keys without an allowlist let pass. The credential is looked at before the
+    /// first `await` and not held across it.
+    ///
+    /// A key that passes is marked as used. Nothing is written to the audit log:
+    /// that takes a request, see [`KeyManager::admit`].
+    ///
+    /// # Errors
+    ///
+    /// Whatever the error, the credential authenticates nobody. Do not tell the
+    /// caller more than [`VerifyError::http_status`]: the rest is for the operator.
+    pub fn verify(
+        &self,
+        credential: &str,
+        ip: Option<IpAddr>,
+    ) -> impl Future<Output = Result<VerifiedKey, VerifyError>> + Send + use<'_> {
+        let digest = self.inner.digest(credential);
+        async move {
+            let (verified, now) = self.inner.check(digest?, ip).await?;
+            self.inner.uses.record(verified.0.id, now);
+            Ok(verified)
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn digest(&self, credential: &str) -> Result<KeyDigest, VerifyError> {
+        if credential.len() > MAX_CREDENTIAL_LEN {
+            return Err(VerifyError::Malformed(MalformedKey));
+        }
+        self.format.digest(credential).map_err(VerifyError::Malformed)
+    }
+
+    pub(super) async fn check(
+        &self,
+        digest: KeyDigest,
+        ip: Option<IpAddr>,
+    ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
+        let found = self.bounded(self.store.find_by_digest(&digest)).await;
+        let key = found.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
+        // Though found by its digest: a store that finds too much lets nobody in.
+        if !bool::from(key.digest.ct_eq(&digest)) {
+            return Err(VerifyError::Unknown);
+        }
+        // The time after the look-up: a slow store prolongs no key.
+        let now = self.clock.now();
+        match policy::evaluate(&key, ip, now) {
+            Ok(()) => Ok((VerifiedKey(key), now)),
+            Err(denial) => Err(VerifyError::Denied { denial, key }),
+        }
+    }
+
+    /// Runs a call of the store within its deadline.
+    pub(super) async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        within(&*self.runtime, self.store_deadline, call)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::unavailable(StoreTimeout)))
+    }
+}
+
+/// A key that has passed every check. Only a [`KeyManager`] makes one, so to hold
+/// one is to be authenticated.
+///
+/// ```compile_fail
+/// fn forge(key: std::sync::Arc<keygate::ApiKey>) -> keygate::VerifiedKey {
+///     keygate::VerifiedKey(key)
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedKey(Arc<ApiKey>);
+
+impl VerifiedKey {
+    /// The organisation that the caller acts for.
+    pub fn org(&self) -> &OrgId {
+        &self.0.org
+    }
+
+    /// The key's identifier.
+    pub fn id(&self) -> KeyId {
+        self.0.id
+    }
+
+    /// The key's name.
+    pub fn name(&self) -> &KeyName {
+        &self.0.name
+    }
+
+    /// The whole record, as it was when the key was verified.
+    pub fn record(&self) -> &ApiKey {
+        &self.0
+    }
+}
+
+/// Why a credential authenticates nobody.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The text cannot be a key; nothing was looked up.
+    #[error(transparent)]
+    Malformed(MalformedKey),
+    /// There is no such key, or no longer.
+    #[error("no such key")]
+    Unknown,
+    /// The key exists and may not be used.
+    #[error("{denial}")]
+    Denied {
+        /// Why.
+        denial: Denial,
+        /// The key.
+        key: Arc<ApiKey>,
+    },
+    /// The store failed or took too long, so nobody knows.
+    #[error("the key could not be checked")]
+    Unavailable(#[source] StoreError),
+}
+
+impl VerifyError {
+    /// Whether the credential might pass later: the caller may be told to retry.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    /// The HTTP status to refuse with: 401, for an address that is not allowed
+    /// 403, where the key could not be checked 503.
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Self::Malformed(_) | Self::Unknown => 401,
+            Self::Denied { denial, .. } => match denial {
+                Denial::Revoked | Denial::Expired => 401,
+                Denial::IpNotAllowed | Denial::AllowlistUnreadable => 403,
+            },
+            Self::Unavailable(_) => 503,
+        }
+    }
+}
