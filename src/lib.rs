@@ -3,7 +3,11 @@
 
 mod allowlist;
 mod audit;
+#[cfg(feature = "axum")]
+mod axum;
 mod clock;
+#[cfg(feature = "tower")]
+mod http;
 mod key;
 mod manager;
 mod network;
@@ -14,6 +18,8 @@ mod record;
 mod runtime;
 mod store;
 mod text;
+#[cfg(feature = "tower")]
+mod tower;
 
 pub use crate::allowlist::{Allowlist, AllowlistError, EntryProblem};
 pub use crate::audit::country::{CountryCode, CountryLookup};
@@ -51,3 +57,17 @@ pub use crate::runtime::TokioRuntime;
 pub use crate::runtime::{BoxFuture, Runtime};
 pub use crate::store::contract::{KeyStore, StoreError};
 pub use crate::store::memory::MemoryStore;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use crate::{
+    http::client_ip::{ClientIp, ProxyHeader},
+    tower::{
+        body::ResponseBody,
+        future::ResponseFuture,
+        layer::{ApiKeyLayer, PeerAddr},
+        service::ApiKeyService,
+    },
+};
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use crate::axum::extract::KeyRejection;

@@ -12,7 +12,6 @@ use crate::audit::writer::Reserved;
 use crate::clock::Timestamp;
 use crate::manager::KeyManager;
 use crate::manager::verify::{VerifiedKey, VerifyError};
-use crate::record::ApiKey;
 use crate::text::truncate;
 
 /// What the audit log is to say about a request.
@@ -56,71 +55,85 @@ impl KeyManager {
         credential: &str,
         request: RequestInfo,
     ) -> impl Future<Output = Result<Admission, AdmitError>> + Send + use<'_> {
-        let digest = self.inner.digest(credential);
+        let digest = self.inner.digest(credential.as_bytes());
         async move {
-            let ip = request.ip;
             let checked = match digest {
-                Ok(digest) => self.inner.check(digest, ip).await,
+                Ok(digest) => self.inner.check(digest, request.ip).await,
                 Err(malformed) => Err(malformed),
             };
-            self.open(checked, || request).await
+            let draft = self.draft(&checked, || request);
+            self.open(checked, draft).await
         }
     }
 
-    /// Turns the outcome of a check into an admission, and records a refusal.
-    /// `request` is asked for only where there is a record to be made of it.
-    pub(crate) async fn open(
+    /// Makes out the audit record of a request that has been checked; `None`
+    /// where there is none to be made.
+    pub(crate) fn draft(
         &self,
-        checked: Result<(VerifiedKey, Timestamp), VerifyError>,
+        checked: &Result<(VerifiedKey, Timestamp), VerifyError>,
         request: impl FnOnce() -> RequestInfo,
-    ) -> Result<Admission, AdmitError> {
-        match checked {
-            Ok((key, now)) => {
-                let entry = self.reserve(key.record(), now, request).await?;
-                self.inner.uses.record(key.id(), now);
-                Ok(Admission { key, entry })
+    ) -> Option<AuditRecord> {
+        self.inner.audit.as_ref()?;
+        let (key, at, status, outcome) = match checked {
+            Ok((key, now)) => (key.record(), *now, None, Outcome::Aborted),
+            Err(error @ VerifyError::Denied { denial, key }) => {
+                (&**key, self.now(), Some(error.http_status()), (*denial).into())
             }
-            Err(error) => {
-                if let VerifyError::Denied { denial, key } = &error {
-                    tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
-                    let now = self.now();
-                    if let Some(entry) = self.reserve(key, now, request).await? {
-                        entry.close(Some(error.http_status()), (*denial).into()).await?;
-                    }
-                } else {
-                    tracing::debug!(reason = %error, "refused");
-                }
-                Err(AdmitError::Refused(error))
-            }
-        }
-    }
-
-    async fn reserve(
-        &self,
-        key: &ApiKey,
-        at: Timestamp,
-        request: impl FnOnce() -> RequestInfo,
-    ) -> Result<Option<Entry>, DeliveryError> {
-        let Some(audit) = &self.inner.audit else { return Ok(None) };
-        // Made before the wait, so that it borrows nothing across it.
+            Err(_) => return None,
+        };
         let request = request();
         let event = RequestEvent {
             method: request.method,
             endpoint: endpoint(&request.path, self.format().prefix()),
             ip: request.ip,
             country: None,
-            status: None,
-            outcome: Outcome::Aborted,
+            status,
+            outcome,
         };
-        let record = AuditRecord {
+        Some(AuditRecord {
             id: self.inner.audit_ids.next(),
             at,
             org: key.org.clone(),
             key: key.id,
             event: AuditEvent::Request(event),
+        })
+    }
+
+    /// Turns a check into an admission, or delivers the record of a refusal.
+    pub(crate) async fn open(
+        &self,
+        checked: Result<(VerifiedKey, Timestamp), VerifyError>,
+        draft: Option<AuditRecord>,
+    ) -> Result<Admission, AdmitError> {
+        let entry = match (&self.inner.audit, draft) {
+            (Some(audit), Some(record)) => {
+                let reserved = audit.reserve().await?;
+                Some(Entry { keys: self.clone(), pending: Some((reserved, record)) })
+            }
+            _ => None,
         };
-        let reserved = audit.reserve().await?;
-        Ok(Some(Entry { keys: self.clone(), pending: Some((reserved, record)) }))
+        match checked {
+            Ok((key, now)) => {
+                self.inner.uses.record(key.id(), now);
+                Ok(Admission { key, entry })
+            }
+            Err(error) => {
+                match &error {
+                    VerifyError::Denied { denial, key } => {
+                        tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
+                    }
+                    VerifyError::Unavailable(source) => {
+                        let cause = std::error::Error::source(source).map(ToString::to_string);
+                        tracing::warn!(reason = %source, cause, "could not verify");
+                    }
+                    other => tracing::debug!(reason = %other, "refused"),
+                }
+                if let Some(entry) = entry {
+                    entry.close().await?;
+                }
+                Err(AdmitError::Refused(error))
+            }
+        }
     }
 }
 
@@ -174,14 +187,18 @@ impl Admission {
     /// In strict delivery, where the record is not durable within the deadline:
     /// answer with 503 then.
     pub async fn finish(self, status: u16) -> Result<(), DeliveryError> {
-        match self.entry {
-            Some(entry) => entry.close(Some(status), Outcome::Allowed).await,
-            None => Ok(()),
+        let Some(mut entry) = self.entry else { return Ok(()) };
+        if let Some((_, AuditRecord { event: AuditEvent::Request(request), .. })) =
+            &mut entry.pending
+        {
+            request.status = Some(status);
+            request.outcome = Outcome::Allowed;
         }
+        entry.close().await
     }
 }
 
-/// The audit record of a request, made out and not yet sent.
+/// The audit record of a request, made out and not yet delivered.
 #[derive(Debug)]
 struct Entry {
     keys: KeyManager,
@@ -189,17 +206,11 @@ struct Entry {
 }
 
 impl Entry {
-    async fn close(mut self, ended: Option<u16>, how: Outcome) -> Result<(), DeliveryError> {
-        let (Some((reserved, mut record)), Some(audit)) =
-            (self.pending.take(), &self.keys.inner.audit)
-        else {
-            return Ok(());
-        };
-        if let AuditEvent::Request(request) = &mut record.event {
-            request.status = ended;
-            request.outcome = how;
+    async fn close(mut self) -> Result<(), DeliveryError> {
+        match (self.pending.take(), &self.keys.inner.audit) {
+            (Some((reserved, record)), Some(audit)) => audit.deliver(reserved, record).await,
+            _ => Ok(()),
         }
-        audit.deliver(reserved, record).await
     }
 }
 

@@ -40,7 +40,7 @@ impl KeyManager {
         credential: &str,
         ip: Option<IpAddr>,
     ) -> impl Future<Output = Result<VerifiedKey, VerifyError>> + Send + use<'_> {
-        let digest = self.inner.digest(credential);
+        let digest = self.inner.digest(credential.as_bytes());
         async move {
             let (verified, now) = self.inner.check(digest?, ip).await?;
             self.inner.uses.record(verified.0.id, now);
@@ -49,8 +49,26 @@ impl KeyManager {
     }
 }
 
+impl KeyManager {
+    /// The first half of a verification: what can be done without the store.
+    #[cfg(feature = "tower")]
+    pub(crate) fn digest(&self, credential: &[u8]) -> Result<KeyDigest, VerifyError> {
+        self.inner.digest(credential)
+    }
+
+    /// The second half; it marks no use.
+    #[cfg(feature = "tower")]
+    pub(crate) async fn check(
+        &self,
+        digest: KeyDigest,
+        ip: Option<IpAddr>,
+    ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
+        self.inner.check(digest, ip).await
+    }
+}
+
 impl Inner {
-    pub(super) fn digest(&self, credential: &str) -> Result<KeyDigest, VerifyError> {
+    pub(super) fn digest(&self, credential: &[u8]) -> Result<KeyDigest, VerifyError> {
         if credential.len() > MAX_CREDENTIAL_LEN {
             return Err(VerifyError::Malformed(MalformedKey));
         }

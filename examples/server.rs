@@ -1,0 +1,175 @@
+//! An axum service with everything mounted:
+//! `cargo run --release --example server --all-features`.
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `KEYGATE_ADDR` | `127.0.0.1:3000` | where to listen |
+//! | `KEYGATE_STORE` | `memory:` | the only store there is so far |
+//! | `KEYGATE_AUDIT` | `buffered` | or `strict` |
+//! | `KEYGATE_TRUSTED_PROXIES` | none | comma-separated addresses and CIDR ranges |
+//! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
+
+use std::env;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{any, get};
+use axum::{Json, Router};
+use keygate::{
+    Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, MemoryAuditLog, MemoryStore,
+    Network, OrgId, ProxyHeader, VerifiedKey,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+type Failure = Box<dyn Error>;
+
+/// What requests under way, and then the audit queue, get after SIGTERM.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let keys = key_manager()?;
+    let client_ip = ClientIp::behind(trusted_proxies()?, ProxyHeader::XForwardedFor);
+
+    let api = Router::new()
+        .route("/whoami", get(whoami))
+        .route("/status/{code}", any(status))
+        .route("/slow/{ms}", get(slow))
+        .layer(ApiKeyLayer::new(keys.clone()).client_ip(client_ip));
+    let settings = Router::new()
+        .route("/", get("The settings page is not there yet; its API is under /settings/api.\n"))
+        .nest("/api", keygate::admin::router(keys.clone()))
+        .layer(middleware::from_fn(demo_login));
+    let app = Router::new()
+        .nest("/v1", api)
+        .nest("/settings", settings)
+        .route("/healthz", get(healthz))
+        .with_state(keys.clone());
+
+    let address = variable("KEYGATE_ADDR", "127.0.0.1:3000");
+    let listener =
+        TcpListener::bind(&address).await.map_err(|e| format!("KEYGATE_ADDR={address}: {e}"))?;
+    println!("settings: http://{}/settings", listener.local_addr()?);
+
+    let (stop, mut stopped) = watch::channel(());
+    let serve = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(async move {
+            shutdown_signal().await;
+            stop.send_replace(());
+        });
+    let too_late = async {
+        let _ = stopped.changed().await;
+        tokio::time::sleep(FAREWELL).await;
+    };
+    tokio::select! {
+        served = serve.into_future() => served?,
+        () = too_late => tracing::warn!("requests still under way are cut off"),
+    }
+    let report = keys.shutdown(FAREWELL).await;
+    println!("stopped; {report:?}");
+    Ok(())
+}
+
+fn key_manager() -> Result<KeyManager, Failure> {
+    let store = variable("KEYGATE_STORE", "memory:");
+    if store != "memory:" {
+        return Err(format!("KEYGATE_STORE={store}: only `memory:` is there so far").into());
+    }
+    if env::var_os("KEYGATE_GEOIP").is_some_and(|path| !path.is_empty()) {
+        return Err("KEYGATE_GEOIP: countries are not there yet".into());
+    }
+    println!("store: memory (keys and audit log are gone when the server stops)");
+    let delivery = match variable("KEYGATE_AUDIT", "buffered").as_str() {
+        "buffered" => Delivery::buffered(),
+        "strict" => Delivery::strict(),
+        other => return Err(format!("KEYGATE_AUDIT={other}: must be buffered or strict").into()),
+    };
+    let prefix = variable("KEYGATE_KEY_PREFIX", KeyFormat::DEFAULT_PREFIX);
+    let format =
+        KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
+    let keys = KeyManager::builder(MemoryStore::new())
+        .audit(Arc::new(MemoryAuditLog::new()))
+        .delivery(delivery)
+        .format(format)
+        .build()?;
+    Ok(keys)
+}
+
+fn trusted_proxies() -> Result<Vec<Network>, Failure> {
+    let list = variable("KEYGATE_TRUSTED_PROXIES", "");
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let parse = |entry: &str| {
+        entry.parse().map_err(|e| format!("KEYGATE_TRUSTED_PROXIES: {entry}: {e}").into())
+    };
+    entries.map(parse).collect()
+}
+
+fn variable(name: &str, default: &str) -> String {
+    env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())
+}
+
+/// A stand-in for the host's login: it believes anybody who names an
+/// organisation. A real service takes it from its own session.
+async fn demo_login(mut request: Request, next: Next) -> Response {
+    let org = match request.headers().get("x-demo-org") {
+        Some(org) => org.to_str().ok().and_then(|org| OrgId::new(org).ok()),
+        None => OrgId::new("demo").ok(),
+    };
+    // Without an organisation there is no actor, and the API answers 401.
+    if let Some(org) = org {
+        request.extensions_mut().insert(Actor::new(org, "demo user"));
+    }
+    next.run(request).await
+}
+
+async fn whoami(key: VerifiedKey) -> Json<Value> {
+    Json(json!({ "org": key.org().as_str(), "key_id": key.id().to_string(), "key_name": key.name().as_str() }))
+}
+
+async fn status(Path(code): Path<u16>) -> StatusCode {
+    // 1xx are no final answers.
+    let code = StatusCode::from_u16(code).ok().filter(|code| !code.is_informational());
+    code.unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+async fn slow(Path(ms): Path<u64>) -> String {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    format!("answered after {ms} ms\n")
+}
+
+async fn healthz(State(keys): State<KeyManager>) -> (StatusCode, &'static str) {
+    match keys.check_store().await {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(error) => {
+            tracing::warn!(%error, "the store does not answer");
+            (StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n")
+        }
+    }
+}
+
+async fn shutdown_signal() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM is not handled");
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}

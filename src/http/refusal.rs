@@ -1,0 +1,128 @@
+//! The answers to requests that are not let in (RFC 6750 § 3, RFC 9457).
+//!
+//! An answer says no more than its status: whether a key is malformed, unknown,
+//! revoked or expired looks the same, byte for byte.
+
+use ::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use ::http::{Response, StatusCode};
+use bytes::Bytes;
+
+/// Why a request is refused, as far as its sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NoCredentials,
+    InvalidRequest,
+    InvalidToken,
+    NotAllowed,
+    Unavailable,
+}
+
+impl Refusal {
+    /// The refusal that goes with the HTTP status of a failed verification.
+    pub(crate) fn from_status(status: u16) -> Self {
+        match status {
+            401 => Self::InvalidToken,
+            403 => Self::NotAllowed,
+            _ => Self::Unavailable,
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::NoCredentials | Self::InvalidToken => StatusCode::UNAUTHORIZED,
+            Self::InvalidRequest => StatusCode::BAD_REQUEST,
+            Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn body(self) -> &'static str {
+        match self {
+            Self::NoCredentials => {
+                r#"{"type":"about:blank","title":"Unauthorized","status":401,"detail":"This resource needs an API key: send it as `Authorization: Bearer <key>`."}"#
+            }
+            Self::InvalidRequest => {
+                r#"{"type":"about:blank","title":"Bad Request","status":400,"code":"invalid_request","detail":"Send exactly one credential, in one Authorization header."}"#
+            }
+            Self::InvalidToken => {
+                r#"{"type":"about:blank","title":"Unauthorized","status":401,"code":"invalid_token","detail":"The API key is not valid. It may be mistyped, revoked, expired or deleted."}"#
+            }
+            Self::NotAllowed => {
+                r#"{"type":"about:blank","title":"Forbidden","status":403,"code":"forbidden","detail":"The request is not allowed."}"#
+            }
+            Self::Unavailable => {
+                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"code":"unavailable","detail":"The API key could not be checked. Try again shortly."}"#
+            }
+        }
+    }
+}
+
+/// Writes refusals; holds the challenges of one realm.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusals {
+    bare: HeaderValue,
+    invalid_request: HeaderValue,
+    invalid_token: HeaderValue,
+}
+
+impl Refusals {
+    /// Refusals of that realm, in which characters that cannot stand in a quoted
+    /// header value become `_`.
+    pub(crate) fn new(realm: &str) -> Self {
+        let allowed = |c: char| (c == ' ' || c.is_ascii_graphic()) && c != '"' && c != '\\';
+        let realm: String = realm.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
+        let challenge = |error: &str| {
+            HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{error}"))
+                .unwrap_or(HeaderValue::from_static("Bearer"))
+        };
+        Self {
+            bare: challenge(""),
+            invalid_request: challenge(", error=\"invalid_request\""),
+            invalid_token: challenge(", error=\"invalid_token\""),
+        }
+    }
+
+    pub(crate) fn response(&self, refusal: Refusal) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::from_static(refusal.body().as_bytes()));
+        *response.status_mut() = refusal.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let challenge = match refusal {
+            Refusal::NoCredentials => Some(&self.bare),
+            Refusal::InvalidRequest => Some(&self.invalid_request),
+            Refusal::InvalidToken => Some(&self.invalid_token),
+            Refusal::NotAllowed => None,
+            Refusal::Unavailable => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                None
+            }
+        };
+        if let Some(challenge) = challenge {
+            headers.insert(WWW_AUTHENTICATE, challenge.clone());
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_realm_cannot_break_out_of_its_quotes() {
+        let response = Refusals::new("a\"b\\c\r\nd é").response(Refusal::NoCredentials);
+        assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer realm=\"a_b_c__d _\"");
+    }
+
+    #[cfg(feature = "admin")]
+    #[test]
+    fn bodies_are_json_and_say_the_status_of_the_answer() {
+        use Refusal::*;
+        for refusal in [NoCredentials, InvalidRequest, InvalidToken, NotAllowed, Unavailable] {
+            let response = Refusals::new("api").response(refusal);
+            let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(body["status"], response.status().as_u16());
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a property may say of an answer, and the violation where it is not so.
+
+use std::error::Error;
+use std::fmt::Debug;
+
+use crate::record::ApiKey;
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::StoreError;
+
+/// The call has to succeed.
+pub(super) fn done<T, E: Error>(call: &str, result: Result<T, E>) -> Result<T, Violation> {
+    result.map_err(|error| Violation::new(format!("{call} to succeed"), error_text(&error)))
+}
+
+/// The suite's own input has to be good.
+pub(super) fn made<T, E: Error>(result: Result<T, E>) -> Result<T, Violation> {
+    result.map_err(|error| Violation::new("what the suite needs to be there", error_text(&error)))
+}
+
+fn error_text(error: &impl Error) -> String {
+    format!("Err({error:?}): {error}")
+}
+
+/// The call has to be refused with `Conflict`.
+pub(super) fn conflict<T: Debug>(call: &str, result: Result<T, StoreError>) -> Result<(), Violation> {
+    refused(call, "Conflict", result, |error| matches!(error, StoreError::Conflict))
+}
+
+/// The call has to be refused with `NotFound`.
+pub(super) fn not_found<T: Debug>(
+    call: &str,
+    result: Result<T, StoreError>,
+) -> Result<(), Violation> {
+    refused(call, "NotFound", result, |error| matches!(error, StoreError::NotFound))
+}
+
+/// The call has to be refused with `LimitReached`.
+pub(super) fn limit_reached<T: Debug>(
+    call: &str,
+    result: Result<T, StoreError>,
+) -> Result<(), Violation> {
+    refused(call, "LimitReached", result, |error| matches!(error, StoreError::LimitReached))
+}
+
+fn refused<T: Debug>(
+    call: &str,
+    name: &str,
+    result: Result<T, StoreError>,
+    is_expected: impl FnOnce(&StoreError) -> bool,
+) -> Result<(), Violation> {
+    match result {
+        Err(error) if is_expected(&error) => Ok(()),
+        other => Err(Violation::new(format!("{call} to be refused with {name}"), format!("{other:?}"))),
+    }
+}
+
+/// One of several calls has to succeed, and all others have to be refused so.
+pub(super) fn one_winner<T: Debug>(
+    calls: &str,
+    results: Vec<Result<T, StoreError>>,
+    loser: fn(&str, Result<T, StoreError>) -> Result<(), Violation>,
+) -> Result<usize, Violation> {
+    let mut winners = Vec::new();
+    for (n, result) in results.into_iter().enumerate() {
+        match result {
+            Ok(_) => winners.push(n),
+            lost => loser(&format!("all but one of {calls}"), lost)?,
+        }
+    }
+    match winners.as_slice() {
+        [winner] => Ok(*winner),
+        _ => Err(Violation::new(
+            format!("exactly one of {calls} to succeed"),
+            format!("{} that did", winners.len()),
+        )),
+    }
+}
+
+/// The two have to be equal.
+pub(super) fn equal<T: PartialEq + Debug>(
+    what: &str,
+    found: &T,
+    expected: &T,
+) -> Result<(), Violation> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Violation::new(format!("{what} to be {expected:?}"), format!("{found:?}")))
+}
+
+/// The condition has to hold.
+pub(super) fn holds(
+    condition: bool,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> Result<(), Violation> {
+    if condition { Ok(()) } else { Err(Violation::new(expected, found)) }
+}
+
+/// There must be no key.
+pub(super) fn no_key(call: &str, found: Option<&ApiKey>) -> Result<(), Violation> {
+    match found {
+        None => Ok(()),
+        Some(key) => Err(Violation::new(
+            format!("{call} to give None"),
+            format!("key {} of {:?}, {:?}, at {:?}", key.id, key.org, key.status, key.revision),
+        )),
+    }
+}
+
+/// There has to be this key, in every field. Names the fields that differ.
+pub(super) fn same_key(
+    call: &str,
+    found: Option<&ApiKey>,
+    expected: &ApiKey,
+) -> Result<(), Violation> {
+    let Some(found) = found else {
+        return Err(Violation::new(format!("{call} to give key {}", expected.id), "None"));
+    };
+    if found == expected {
+        return Ok(());
+    }
+    let pairs = fields(expected).into_iter().zip(fields(found));
+    let differing = pairs.filter(|(expected, found)| expected != found);
+    let (expected, found): (Vec<String>, Vec<String>) = differing.unzip();
+    Err(Violation::new(format!("{call} to give {}", expected.join(", ")), found.join(", ")))
+}
+
+fn fields(key: &ApiKey) -> [String; 12] {
+    let digest: String = key.digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let readable = if key.allowlist.is_readable() { "readable" } else { "unreadable" };
+    [
+        format!("id {}", key.id),
+        format!("org {:?}", key.org.as_str()),
+        format!("name {:?}", key.name.as_str()),
+        format!("key_prefix {:?}", key.key_prefix),
+        format!("digest {digest}"),
+        format!("status {:?}", key.status),
+        format!("{readable} allowlist {:?}", key.allowlist.entries()),
+        format!("created_at {}", key.created_at),
+        format!("expires_at {:?}", key.expires_at),
+        format!("rotated_at {:?}", key.rotated_at),
+        format!("last_used_at {:?}", key.last_used_at),
+        format!("revision {}", key.revision.get()),
+    ]
+}

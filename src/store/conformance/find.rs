@@ -1,0 +1,132 @@
+//! Properties of `find_by_digest`, `get` and `list`.
+
+use std::sync::Arc;
+
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::record::{ApiKey, KeyUse};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::{TestOrg, renamed, revoked, used};
+use crate::store::conformance::fresh::instant;
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::KeyStore;
+
+/// An unknown digest, an unknown id and an unknown organisation are no errors:
+/// nothing is found.
+pub async fn what_is_unknown_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    org.has_lost(&org.key()).await?;
+    org.has_exactly(&[]).await?;
+    let key = org.add(org.key()).await?;
+    org.has_lost(&org.key()).await?;
+    org.has_exactly(&[&key]).await
+}
+
+/// All 32 bytes of a digest count, zero bytes and those behind them included: a
+/// store that keeps digests as texts or in part lets strangers in.
+pub async fn digests_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let stored = with_zero_bytes(&org.fresh.digest())?;
+    let key = org.add(ApiKey { digest: stored, ..org.key() }).await?;
+    for (byte, bit) in (0..32).flat_map(|byte| [(byte, 0x01), (byte, 0x20), (byte, 0x80)]) {
+        let near = with_bit_flipped(&stored, byte, bit)?;
+        let found = org.find(&near).await?;
+        expect::no_key(&format!("a digest with byte {byte} changed"), found.as_deref())?;
+    }
+    // The nearest one is another key's as well as any.
+    let near = with_bit_flipped(&stored, 31, 0x01)?;
+    let neighbour = org.add(ApiKey { digest: near, ..org.key() }).await?;
+    org.has_exactly(&[&key, &neighbour]).await
+}
+
+/// All 16 bytes of an id count.
+pub async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    for byte in 0..16 {
+        let mut bytes = key.id.to_bytes();
+        if let Some(byte) = bytes.get_mut(byte) {
+            *byte ^= 0x01;
+        }
+        let found = org.get(&KeyId::from_bytes(bytes)).await?;
+        expect::no_key(&format!("an id with byte {byte} changed"), found.as_deref())?;
+    }
+    org.has_exactly(&[&key]).await
+}
+
+/// Revoked and expired keys are found and listed like all others: whether a key
+/// may be used is not for the store to say, and its refusal is to be recorded.
+pub async fn revoked_and_expired_keys_are_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.key();
+    let expired = org.add(ApiKey { expires_at: Some(key.created_at), ..key }).await?;
+    let off = org.add(revoked(&org.key())).await?;
+    org.has_exactly(&[&expired, &off]).await
+}
+
+/// The list is ordered by time of creation, oldest first, to the microsecond,
+/// and not by the order of the inserts.
+pub async fn the_list_begins_with_the_oldest(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let mut keys = Vec::new();
+    for micros in [5, 3, 1_000_000, 4, 0, 2_000, 1] {
+        keys.push(org.add(ApiKey { created_at: instant(micros), ..org.key() }).await?);
+    }
+    org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
+}
+
+/// Keys of one instant are ordered by the bytes of their ids, taken without a
+/// sign, so that every reading of the list shows the same order.
+pub async fn keys_of_one_instant_are_ordered_by_id(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let mut keys = Vec::new();
+    for first_byte in [0x7f, 0x80, 0x00, 0xff, 0x61, 0x5a] {
+        let mut id = org.fresh.key_id().to_bytes();
+        if let Some(byte) = id.first_mut() {
+            *byte = first_byte;
+        }
+        let id = KeyId::from_bytes(id);
+        keys.push(org.add(ApiKey { id, created_at: instant(0), ..org.key() }).await?);
+    }
+    org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
+}
+
+/// The order of the list stays when keys are changed, rotated and used.
+pub async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let (a, b, c) = (
+        org.add(org.key()).await?,
+        org.add(org.key()).await?,
+        org.add(org.key()).await?,
+    );
+    let a = org.change(&a, org.rotated(&a)).await?;
+    let b = org.change(&b, renamed(&b, "A")?).await?;
+    org.record_uses(&[KeyUse { id: c.id, at: instant(9) }]).await?;
+    org.has_exactly(&[&a, &b, &used(&c, instant(9))]).await
+}
+
+/// The list holds all keys. An organisation without a limit may have more than
+/// a page of them.
+pub async fn the_list_is_complete(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let keys = org.add_keys(150).await?;
+    org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
+}
+
+fn with_zero_bytes(digest: &KeyDigest) -> Result<KeyDigest, Violation> {
+    let mut bytes = *digest.as_bytes();
+    for byte in bytes.iter_mut().skip(8).step_by(8) {
+        *byte = 0;
+    }
+    expect::made(KeyDigest::from_slice(&bytes))
+}
+
+fn with_bit_flipped(digest: &KeyDigest, byte: usize, bit: u8) -> Result<KeyDigest, Violation> {
+    let mut bytes = *digest.as_bytes();
+    if let Some(byte) = bytes.get_mut(byte) {
+        *byte ^= bit;
+    }
+    expect::made(KeyDigest::from_slice(&bytes))
+}

@@ -1,0 +1,158 @@
+//! An organisation that a property has to itself, and its keys.
+
+use std::sync::Arc;
+
+use crate::allowlist::Allowlist;
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::key::name::KeyName;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::store::conformance::expect;
+use crate::store::conformance::fresh::{Fresh, instant};
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::KeyStore;
+
+/// A new organisation in the store. Its methods expect every call to succeed.
+#[derive(Clone, Debug)]
+pub(super) struct TestOrg {
+    pub(super) store: Arc<dyn KeyStore>,
+    pub(super) id: OrgId,
+    pub(super) fresh: Arc<Fresh>,
+    name: KeyName,
+    allowlist: Allowlist,
+}
+
+impl TestOrg {
+    pub(super) fn new(store: &Arc<dyn KeyStore>) -> Result<Self, Violation> {
+        let fresh = Fresh::new()?;
+        Ok(Self {
+            store: Arc::clone(store),
+            id: fresh.org()?,
+            fresh: Arc::new(fresh),
+            name: name("Deploy")?,
+            allowlist: expect::made(Allowlist::parse(["192.0.2.0/24", "2001:db8::1"]))?,
+        })
+    }
+
+    pub(super) fn with_id(&self, id: OrgId) -> Self {
+        Self { id, ..self.clone() }
+    }
+
+    /// A key that is not in the store yet, younger than those before it.
+    pub(super) fn key(&self) -> ApiKey {
+        let created_at = instant(self.fresh.count() * 1_000_003);
+        ApiKey {
+            id: self.fresh.key_id(),
+            org: self.id.clone(),
+            name: self.name.clone(),
+            key_prefix: "vsp_sk_4fT9x".to_owned(),
+            digest: self.fresh.digest(),
+            status: Status::Active,
+            allowlist: self.allowlist.clone(),
+            created_at,
+            expires_at: None,
+            rotated_at: None,
+            last_used_at: None,
+            revision: Revision::FIRST,
+        }
+    }
+
+    /// Inserts the key and hands it back.
+    pub(super) async fn add(&self, key: ApiKey) -> Result<ApiKey, Violation> {
+        expect::done("insert of a new key", self.store.insert(&key, OrgLimit::NONE).await)?;
+        Ok(key)
+    }
+
+    pub(super) async fn add_keys(&self, count: usize) -> Result<Vec<ApiKey>, Violation> {
+        let mut keys = Vec::with_capacity(count);
+        for _ in 0..count {
+            keys.push(self.add(self.key()).await?);
+        }
+        Ok(keys)
+    }
+
+    /// Writes `to` over `from` and hands it back.
+    pub(super) async fn change(&self, from: &ApiKey, to: ApiKey) -> Result<ApiKey, Violation> {
+        expect::done("replace at the stored revision", self.store.replace(&to, from.revision).await)?;
+        Ok(to)
+    }
+
+    pub(super) async fn delete(&self, key: &ApiKey) -> Result<(), Violation> {
+        expect::done("delete of a stored key", self.store.delete(&key.org, &key.id).await)
+    }
+
+    pub(super) async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), Violation> {
+        expect::done("record_uses", self.store.record_uses(uses).await)
+    }
+
+    pub(super) async fn get(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, Violation> {
+        expect::done("get", self.store.get(&self.id, id).await)
+    }
+
+    pub(super) async fn find(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, Violation> {
+        expect::done("find_by_digest", self.store.find_by_digest(digest).await)
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<Arc<ApiKey>>, Violation> {
+        expect::done("list", self.store.list(&self.id).await)
+    }
+
+    /// Exactly these keys are in the organisation, whichever way one looks.
+    pub(super) async fn has_exactly(&self, keys: &[&ApiKey]) -> Result<(), Violation> {
+        let mut keys = keys.to_vec();
+        keys.sort_by_key(|key| (key.created_at, key.id));
+        let list = self.list().await?;
+        let ids = |keys: &mut dyn Iterator<Item = &ApiKey>| keys.map(|key| key.id).collect::<Vec<_>>();
+        expect::equal(
+            "the ids in list",
+            &ids(&mut list.iter().map(AsRef::as_ref)),
+            &ids(&mut keys.iter().copied()),
+        )?;
+        for (listed, key) in list.iter().zip(keys) {
+            expect::same_key("list", Some(listed.as_ref()), key)?;
+            expect::same_key("get", self.get(&key.id).await?.as_deref(), key)?;
+            expect::same_key("find_by_digest", self.find(&key.digest).await?.as_deref(), key)?;
+        }
+        Ok(())
+    }
+
+    /// Neither the key's id nor its digest leads anywhere.
+    pub(super) async fn has_lost(&self, key: &ApiKey) -> Result<(), Violation> {
+        expect::no_key("get with its id", self.get(&key.id).await?.as_deref())?;
+        self.has_lost_digest_of(key).await?;
+        let listed = self.list().await?.iter().any(|listed| listed.id == key.id);
+        expect::holds(!listed, "list without the key", "the key in it")
+    }
+
+    /// The key's digest leads nowhere.
+    pub(super) async fn has_lost_digest_of(&self, key: &ApiKey) -> Result<(), Violation> {
+        expect::no_key("find_by_digest with its digest", self.find(&key.digest).await?.as_deref())
+    }
+
+    /// The key as a rotation writes it.
+    pub(super) fn rotated(&self, key: &ApiKey) -> ApiKey {
+        let rotated_at = Some(instant(self.fresh.count() * 1_000_003));
+        ApiKey { digest: self.fresh.digest(), rotated_at, revision: key.revision.next(), ..key.clone() }
+    }
+}
+
+/// The key as a revocation writes it.
+pub(super) fn revoked(key: &ApiKey) -> ApiKey {
+    ApiKey { status: Status::Revoked, revision: key.revision.next(), ..key.clone() }
+}
+
+/// The key as a change of its name writes it.
+pub(super) fn renamed(key: &ApiKey, to: &str) -> Result<ApiKey, Violation> {
+    Ok(ApiKey { name: name(to)?, revision: key.revision.next(), ..key.clone() })
+}
+
+/// The key after a use.
+pub(super) fn used(key: &ApiKey, at: Timestamp) -> ApiKey {
+    ApiKey { last_used_at: Some(at), ..key.clone() }
+}
+
+pub(super) fn name(text: &str) -> Result<KeyName, Violation> {
+    expect::made(KeyName::new(text))
+}

@@ -1,0 +1,112 @@
+//! One database through two handles, as two processes have it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+
+use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
+use crate::audit::record::AuditRecord;
+use crate::audit::sink::{AuditError, AuditSink};
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::store::contract::{KeyStore, StoreError};
+
+/// A store or log that sends its calls to two handles in turn, so that what
+/// one handle wrote is mostly read through the other.
+///
+/// Give the suite one of these to prove what holds between processes: that the
+/// limit counts everybody's keys, and that no handle answers from a cache that
+/// the other could not clear. More than two handles nest.
+///
+/// ```
+/// use std::sync::Arc;
+/// use keygate::MemoryStore;
+/// use keygate::conformance::{TwoHandles, check_store};
+///
+/// # #[tokio::main]
+/// # async fn main() {
+/// let report = check_store(|| async {
+///     // Here: two connections to one database.
+///     let database = Arc::new(MemoryStore::new());
+///     TwoHandles::new(Arc::clone(&database), database)
+/// });
+/// report.await.unwrap();
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TwoHandles<T> {
+    handles: [T; 2],
+    calls: AtomicUsize,
+}
+
+impl<T> TwoHandles<T> {
+    /// Takes two handles to the same data.
+    pub fn new(first: T, second: T) -> Self {
+        Self { handles: [first, second], calls: AtomicUsize::new(0) }
+    }
+
+    fn next(&self) -> &T {
+        let [first, second] = &self.handles;
+        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { first } else { second }
+    }
+}
+
+#[async_trait]
+impl<S: KeyStore> KeyStore for TwoHandles<S> {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        self.next().insert(key, limit).await
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.next().find_by_digest(digest).await
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.next().get(org, id).await
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.next().list(org).await
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        self.next().replace(key, expected).await
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        self.next().delete(org, id).await
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.next().record_uses(uses).await
+    }
+}
+
+#[async_trait]
+impl<L: AuditSink> AuditSink for TwoHandles<L> {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        self.next().record(batch).await
+    }
+}
+
+#[async_trait]
+impl<L: AuditLog> AuditLog for TwoHandles<L> {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        self.next().page(query).await
+    }
+
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        self.next().purge_before(instant).await
+    }
+}
+
+/// What [`check_audit_log`](crate::conformance::check_audit_log) checks:
+/// everything that is both an [`AuditSink`] and an [`AuditLog`].
+pub trait SinkAndLog: AuditSink + AuditLog + fmt::Debug {}
+
+impl<T: AuditSink + AuditLog> SinkAndLog for T {}

@@ -1,0 +1,102 @@
+//! Properties of `insert`: ids and digests are unique, and nothing else is.
+
+use std::sync::Arc;
+
+use crate::record::{ApiKey, OrgLimit};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::TestOrg;
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::KeyStore;
+
+/// A key is there by digest, by id and in the list once `insert` has returned:
+/// its owner may use it in the same instant.
+pub async fn a_new_key_is_there_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let first = org.add(org.key()).await?;
+    org.has_exactly(&[&first]).await?;
+    let second = org.add(org.key()).await?;
+    org.has_exactly(&[&first, &second]).await
+}
+
+/// A digest that is taken is a `Conflict`: one secret must not open two keys.
+pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let first = org.add(org.key()).await?;
+    let second = ApiKey { digest: first.digest, ..org.key() };
+    refuse(&org, &second).await?;
+    org.has_exactly(&[&first]).await
+}
+
+/// An id that is taken is a `Conflict`: the key that has it stays as it is.
+pub async fn a_taken_id_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let first = org.add(org.key()).await?;
+    let second = ApiKey { id: first.id, ..org.key() };
+    refuse(&org, &second).await?;
+    org.has_lost_digest_of(&second).await?;
+    org.has_exactly(&[&first]).await
+}
+
+/// Digests are unique across organisations, since a request is looked up by
+/// nothing else.
+pub async fn a_digest_of_another_organisation_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let (theirs, ours) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    let first = theirs.add(theirs.key()).await?;
+    refuse(&ours, &ApiKey { digest: first.digest, ..ours.key() }).await?;
+    ours.has_exactly(&[]).await?;
+    theirs.has_exactly(&[&first]).await
+}
+
+/// Ids are unique across organisations, since `record_uses` and the audit log
+/// know a key by nothing else.
+pub async fn an_id_of_another_organisation_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let (theirs, ours) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    let first = theirs.add(theirs.key()).await?;
+    let second = ApiKey { id: first.id, ..ours.key() };
+    refuse(&ours, &second).await?;
+    ours.has_lost(&second).await?;
+    theirs.has_exactly(&[&first]).await
+}
+
+/// The same record again is a `Conflict` too: an insert that looks repeated may
+/// be somebody else's.
+pub async fn the_same_key_again_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    refuse(&org, &key).await?;
+    org.has_exactly(&[&key]).await
+}
+
+/// After a refused insert its other half is still free: a key refused for its
+/// digest has not used up its id, nor the other way round.
+pub async fn a_refused_insert_leaves_nothing_behind(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let first = org.add(org.key()).await?;
+    let (taken_digest, taken_id) = (org.key(), org.key());
+    refuse(&org, &ApiKey { digest: first.digest, ..taken_digest.clone() }).await?;
+    refuse(&org, &ApiKey { id: first.id, ..taken_id.clone() }).await?;
+    org.add(taken_digest.clone()).await?;
+    org.add(taken_id.clone()).await?;
+    org.has_exactly(&[&first, &taken_digest, &taken_id]).await
+}
+
+/// Only id and digest are unique: keys may share name, key prefix, instant of
+/// creation and everything else.
+pub async fn all_but_id_and_digest_may_repeat(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let first = org.add(org.key()).await?;
+    let twin = ApiKey { id: org.fresh.key_id(), digest: org.fresh.digest(), ..first.clone() };
+    org.add(twin.clone()).await?;
+    org.has_exactly(&[&first, &twin]).await
+}
+
+async fn refuse(org: &TestOrg, key: &ApiKey) -> Result<(), Violation> {
+    let result = org.store.insert(key, OrgLimit::NONE).await;
+    expect::conflict("insert with an id or digest that is taken", result)
+}

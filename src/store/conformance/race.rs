@@ -1,0 +1,140 @@
+//! Tasks that start at the same moment, on threads of their own.
+
+use std::any::Any;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::{JoinError, JoinHandle, yield_now};
+
+use crate::store::conformance::violation::Violation;
+
+/// However slow a store is, a race has so many rounds.
+const FEWEST_ROUNDS: u32 = 5;
+/// A race on a slow store has no further rounds after this time.
+const TIME_FOR_ROUNDS: Duration = Duration::from_secs(3);
+
+/// The rounds of a race: up to `most`.
+pub(super) fn rounds(most: u32) -> impl Iterator<Item = u32> {
+    let begun = Instant::now();
+    (0..most).take_while(move |n| *n < FEWEST_ROUNDS || begun.elapsed() < TIME_FOR_ROUNDS)
+}
+
+/// On one thread nothing races, and a broken store would pass.
+pub(super) fn need_parallel_runtime() -> Result<(), Violation> {
+    let expected = "a multi-thread tokio runtime with at least 2 workers, such as \
+                    #[tokio::test(flavor = \"multi_thread\", worker_threads = 4)]";
+    let found = match Handle::try_current() {
+        Err(_) => "no tokio runtime",
+        Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::CurrentThread => {
+            "a current-thread runtime"
+        }
+        Ok(runtime) if runtime.metrics().num_workers() < 2 => "a runtime with 1 worker",
+        Ok(_) => return Ok(()),
+    };
+    Err(Violation::new(expected, found))
+}
+
+/// A spawned task that ends with whoever waits for it.
+pub(super) struct Task<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Task<T> {
+    pub(super) fn spawn(work: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(tokio::spawn(work))
+    }
+
+    pub(super) async fn join(mut self) -> Result<T, Violation> {
+        (&mut self.0).await.map_err(panicked)
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn panicked(error: JoinError) -> Violation {
+    let message = match error.try_into_panic() {
+        Ok(panic) => message_of(panic.as_ref()),
+        Err(_) => "the runtime shut down".to_owned(),
+    };
+    Violation::new("an answer or an error", format!("a panic: {message}"))
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+/// Runs the tasks at the same time; gives their results in the order of the tasks.
+pub(super) async fn together<F>(
+    work: impl IntoIterator<Item = F>,
+) -> Result<Vec<F::Output>, Violation>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    need_parallel_runtime()?;
+    let work: Vec<F> = work.into_iter().collect();
+    let gate = Gate::new(work.len());
+    let tasks: Vec<_> = work.into_iter().map(|work| gate.spawn(work)).collect();
+    let mut results = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        results.push(task.join().await?);
+    }
+    Ok(results)
+}
+
+/// Runs two different tasks at the same time.
+pub(super) async fn both<A, B>(a: A, b: B) -> Result<(A::Output, B::Output), Violation>
+where
+    A: Future<Output: Send> + Send + 'static,
+    B: Future<Output: Send> + Send + 'static,
+{
+    need_parallel_runtime()?;
+    let gate = Gate::new(2);
+    let (a, b) = (gate.spawn(a), gate.spawn(b));
+    Ok((a.join().await?, b.join().await?))
+}
+
+/// Holds every task back until the last one has come. It spins: a wake-up
+/// would start them one after the other.
+struct Gate(Arc<AtomicUsize>);
+
+impl Gate {
+    fn new(tasks: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(tasks)))
+    }
+
+    fn spawn<F>(&self, work: F) -> Task<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let missing = Arc::clone(&self.0);
+        Task::spawn(async move {
+            missing.fetch_sub(1, Ordering::AcqRel);
+            while missing.load(Ordering::Acquire) > 0 {
+                yield_now().await;
+            }
+            work.await
+        })
+    }
+}
+
+/// Runs the call, and drops it where it is not done after so many polls, as a
+/// deadline does.
+pub(super) async fn dropped_after<T>(polls: u32, call: impl Future<Output = T>) -> Option<T> {
+    let mut call = pin!(call);
+    for _ in 0..polls {
+        let polled = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+        if let Poll::Ready(done) = polled {
+            return Some(done);
+        }
+        yield_now().await;
+    }
+    None
+}

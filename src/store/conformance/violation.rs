@@ -1,0 +1,95 @@
+//! What the suite hands back: the properties that hold, or those that do not.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// How a store departs from one property.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("expected {expected}, found {found}")]
+pub struct Violation {
+    expected: String,
+    found: String,
+}
+
+impl Violation {
+    /// For properties of your own: what should have been, and what was.
+    pub fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { expected: expected.into(), found: found.into() }
+    }
+
+    /// What the property asks for.
+    pub fn expected(&self) -> &str {
+        &self.expected
+    }
+
+    /// What the store did instead.
+    pub fn found(&self) -> &str {
+        &self.found
+    }
+}
+
+/// The properties that a store does not have. `Debug` is the readable list,
+/// so that a plain `unwrap` in a test shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Violations {
+    checked: usize,
+    list: Vec<(&'static str, Violation)>,
+}
+
+impl Violations {
+    pub(super) fn new(checked: usize, list: Vec<(&'static str, Violation)>) -> Self {
+        Self { checked, list }
+    }
+
+    /// The name of each property that does not hold, and how.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Violation)> {
+        self.list.iter().map(|(property, violation)| (*property, violation))
+    }
+}
+
+impl fmt::Display for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} of {} properties do not hold:", self.list.len(), self.checked)?;
+        for (property, violation) in &self.list {
+            writeln!(f, "\n{property}")?;
+            writeln!(f, "    expected: {}", violation.expected)?;
+            writeln!(f, "    found:    {}", violation.found)?;
+        }
+        write!(f, "\nThe documentation of keygate::conformance has the reason for each.")
+    }
+}
+
+impl fmt::Debug for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Error for Violations {}
+
+/// The properties that were checked, all of which hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    passed: Vec<(&'static str, Duration)>,
+}
+
+impl Report {
+    pub(super) fn new(passed: Vec<(&'static str, Duration)>) -> Self {
+        Self { passed }
+    }
+
+    /// The name of each property, and how long it took to check.
+    pub fn passed(&self) -> impl ExactSizeIterator<Item = (&'static str, Duration)> {
+        self.passed.iter().copied()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total: Duration = self.passed.iter().map(|(_, time)| *time).sum();
+        write!(f, "{} properties hold, checked in {total:.1?}", self.passed.len())
+    }
+}

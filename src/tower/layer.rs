@@ -1,0 +1,116 @@
+//! The layer: what to guard with, and how.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tower_layer::Layer;
+
+use crate::http::client_ip::ClientIp;
+use crate::http::refusal::Refusals;
+use crate::manager::KeyManager;
+use crate::tower::service::ApiKeyService;
+
+/// Lets a request through to the service only with a good key, and puts the
+/// [`VerifiedKey`](crate::VerifiedKey) into its extensions.
+///
+/// It works on any `http` request and response, under axum, hyper or tonic, and
+/// answers what it refuses itself:
+///
+/// | case | answer |
+/// |---|---|
+/// | no credentials | 401, bare `Bearer` challenge |
+/// | more than one credential | 400 `invalid_request` |
+/// | malformed, unknown, revoked, expired or deleted key | 401 `invalid_token`, all alike |
+/// | address not on the key's allowlist | 403 |
+/// | store or audit log unavailable | 503 with `Retry-After` |
+///
+/// The client's address is that of the peer, which the server has to supply: as
+/// axum's `ConnectInfo<SocketAddr>` (feature `axum`), or as [`PeerAddr`] in the
+/// request's extensions. Without it only keys without an allowlist get in. Behind
+/// proxies, set [`ApiKeyLayer::client_ip`].
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use http::{Request, Response, StatusCode};
+/// use keygate::{ApiKeyLayer, KeyManager, MemoryStore, VerifiedKey};
+/// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+/// # use http_body_util::Empty;
+/// # use bytes::Bytes;
+///
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let service = ServiceBuilder::new().layer(ApiKeyLayer::new(keys)).service(service_fn(
+///     async |request: Request<Empty<Bytes>>| {
+///         let key: &VerifiedKey = request.extensions().get().expect("the layer put it there");
+///         Ok::<_, std::convert::Infallible>(Response::new(key.org().to_string()))
+///     },
+/// ));
+/// let response = service.oneshot(Request::new(Empty::new())).await?;
+/// assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ApiKeyLayer {
+    config: Arc<Config>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) keys: KeyManager,
+    pub(super) client_ip: ClientIp,
+    pub(super) refusals: Refusals,
+    pub(super) optional: bool,
+}
+
+impl ApiKeyLayer {
+    /// A layer that requires a good key of that manager.
+    pub fn new(keys: KeyManager) -> Self {
+        let config = Config {
+            keys,
+            client_ip: ClientIp::peer(),
+            refusals: Refusals::new("api"),
+            optional: false,
+        };
+        Self { config: Arc::new(config) }
+    }
+
+    /// Lets requests without credentials through as well, without a
+    /// `VerifiedKey`. A request that presents a bad key is still refused.
+    pub fn optional(self) -> Self {
+        self.with(|config| config.optional = true)
+    }
+
+    /// Sets how the client's address is found; the peer's address otherwise.
+    pub fn client_ip(self, client_ip: ClientIp) -> Self {
+        self.with(|config| config.client_ip = client_ip)
+    }
+
+    /// Sets the realm that challenges name; `api` otherwise.
+    pub fn realm(self, realm: &str) -> Self {
+        self.with(|config| config.refusals = Refusals::new(realm))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(Arc::make_mut(&mut self.config));
+        self
+    }
+}
+
+impl<S> Layer<S> for ApiKeyLayer {
+    type Service = ApiKeyService<S>;
+
+    fn layer(&self, inner: S) -> ApiKeyService<S> {
+        ApiKeyService { inner, config: Arc::clone(&self.config) }
+    }
+}
+
+/// The peer of a connection. A server other than axum's puts it into the
+/// extensions of each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddr(pub SocketAddr);
+
+/// In the extensions of a request that optional authentication let through
+/// without credentials.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Anonymous;
