@@ -3,6 +3,7 @@
 //!
 //! Every change appends the whole record to the journal and syncs it before it is
 //! acknowledged. It is short rather than fast.
+#![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -11,9 +12,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use keygate::{
-    ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, StoreError,
-};
+use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, StoreError};
 use serde_json::json;
 
 #[derive(Debug)]

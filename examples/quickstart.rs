@@ -1,4 +1,5 @@
 //! The whole life of a key, without HTTP: `cargo run --example quickstart`.
+#![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::error::Error;
 use std::sync::Arc;
@@ -11,9 +12,8 @@ use keygate::{
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let keys = KeyManager::builder(MemoryStore::new())
-        .audit(Arc::new(MemoryAuditLog::new()))
-        .build()?;
+    let keys =
+        KeyManager::builder(MemoryStore::new()).audit(Arc::new(MemoryAuditLog::new())).build()?;
     let ada = Actor::new(OrgId::new("acme")?, "ada@acme.example");
 
     // Create. The full key is here once; only its digest is stored.

@@ -8,6 +8,7 @@
 //! | `KEYGATE_AUDIT` | `buffered` | or `strict` |
 //! | `KEYGATE_TRUSTED_PROXIES` | none | comma-separated addresses and CIDR ranges |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
+#![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::env;
 use std::error::Error;
@@ -135,7 +136,9 @@ async fn demo_login(mut request: Request, next: Next) -> Response {
 }
 
 async fn whoami(key: VerifiedKey) -> Json<Value> {
-    Json(json!({ "org": key.org().as_str(), "key_id": key.id().to_string(), "key_name": key.name().as_str() }))
+    Json(
+        json!({ "org": key.org().as_str(), "key_id": key.id().to_string(), "key_name": key.name().as_str() }),
+    )
 }
 
 async fn status(Path(code): Path<u16>) -> StatusCode {

@@ -2,6 +2,7 @@
 //! `cargo run --example tower_only --features tower`.
 //!
 //! It prints a key and a `curl` line to try it with.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
 
 use std::convert::Infallible;
 use std::error::Error;

@@ -32,6 +32,9 @@ pub use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 pub use crate::audit::sink::{AuditError, AuditSink};
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use crate::axum::extract::KeyRejection;
 pub use crate::clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use crate::key::digest::{KeyDigest, KeyDigestError};
 pub use crate::key::expiration::{Expiration, ExpirationError};
@@ -68,6 +71,3 @@ pub use crate::{
         service::ApiKeyService,
     },
 };
-#[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
-pub use crate::axum::extract::KeyRejection;

@@ -61,7 +61,9 @@ mod tests {
 
     #[test]
     fn case_03_two_lines_are_ambiguous_whatever_they_say() {
-        for lines in [["Bearer a", "Bearer a"], ["Bearer a", "Basic b"], ["Basic b", "Bearer a"], ["", ""]] {
+        for lines in
+            [["Bearer a", "Bearer a"], ["Bearer a", "Basic b"], ["Basic b", "Bearer a"], ["", ""]]
+        {
             let headers = of(&lines.map(str::as_bytes));
             assert_eq!(presented(&headers), Presented::Ambiguous);
         }

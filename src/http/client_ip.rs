@@ -143,7 +143,9 @@ fn forwarded_element(mut rest: &str) -> Option<(Option<String>, bool, &str)> {
         }
         match rest.strip_prefix(';') {
             Some(next) => rest = next,
-            None if rest.is_empty() || rest.starts_with(',') => return Some((hop, has_pairs, rest)),
+            None if rest.is_empty() || rest.starts_with(',') => {
+                return Some((hop, has_pairs, rest));
+            }
             None => return None,
         }
     }
@@ -221,7 +223,10 @@ mod tests {
     #[test]
     fn case_12_the_other_header_is_ignored() {
         let headers = headers("forwarded", &["for=192.0.2.1"]);
-        assert_eq!(behind(ProxyHeader::XForwardedFor).resolve(Some(ip("10.0.0.1")), &headers), None);
+        assert_eq!(
+            behind(ProxyHeader::XForwardedFor).resolve(Some(ip("10.0.0.1")), &headers),
+            None
+        );
     }
 
     #[test]

@@ -45,7 +45,9 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().kind.project() {
             KindProjection::Service { body } => body.poll_frame(cx),
-            KindProjection::Refusal { body } => Poll::Ready(body.take().map(|b| Ok(Frame::data(b)))),
+            KindProjection::Refusal { body } => {
+                Poll::Ready(body.take().map(|b| Ok(Frame::data(b))))
+            }
         }
     }
 

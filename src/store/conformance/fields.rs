@@ -186,6 +186,7 @@ async fn comes_back(org: &TestOrg, key: ApiKey) -> Result<(), Violation> {
         digest: plain.digest,
         created_at: plain.created_at,
         last_used_at: None,
+        revision: key.revision.max(plain.revision.next()),
         ..key.clone()
     };
     org.change(&plain, replaced.clone()).await?;

@@ -1,0 +1,102 @@
+//! Properties of `delete`: gone is gone, for good and in every respect.
+
+use std::sync::Arc;
+
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::TestOrg;
+use crate::store::conformance::fresh::instant;
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::KeyStore;
+
+/// Once `delete` has returned, the key is gone from `find_by_digest`, `get` and
+/// `list`: the next request is refused.
+pub async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    // A store that caches what it found has the key cached now.
+    org.has_exactly(&[&key]).await?;
+    org.delete(&key).await?;
+    org.has_lost(&key).await?;
+    org.has_exactly(&[]).await
+}
+
+/// A key that was never there is `NotFound`.
+pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    let result = store.delete(&org.id, &org.fresh.key_id()).await;
+    expect::not_found("delete of an unknown key", result)?;
+    org.has_exactly(&[&key]).await
+}
+
+/// A key can be deleted once: the second time it is `NotFound`.
+pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    org.delete(&key).await?;
+    expect::not_found("a second delete", store.delete(&org.id, &key.id).await)
+}
+
+/// Deleting a rotated key takes all its digests along, the earlier ones
+/// included.
+pub async fn a_rotated_key_goes_with_all_its_digests(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let first = org.add(org.key()).await?;
+    let second = org.change(&first, org.rotated(&first)).await?;
+    let third = org.change(&second, org.rotated(&second)).await?;
+    org.delete(&third).await?;
+    for key in [&first, &second, &third] {
+        org.has_lost(key).await?;
+    }
+    Ok(())
+}
+
+/// The id and the digest are free again: a backup can be put back.
+pub async fn the_id_and_the_digest_are_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    org.delete(&key).await?;
+    let result = store.insert(&key, OrgLimit::at_most(1)).await;
+    expect::done("insert of a key that was deleted", result)?;
+    org.has_exactly(&[&key]).await?;
+    org.delete(&key).await?;
+    let (same_id, same_digest) = (
+        ApiKey { id: key.id, ..org.key() },
+        ApiKey { digest: key.digest, ..org.key() },
+    );
+    org.add(same_id.clone()).await?;
+    org.add(same_digest.clone()).await?;
+    org.has_exactly(&[&same_id, &same_digest]).await
+}
+
+/// A key that takes a deleted one's id inherits nothing, neither its last use
+/// nor its revision.
+pub async fn nothing_is_inherited(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let first = org.add(org.key()).await?;
+    org.record_uses(&[KeyUse { id: first.id, at: instant(7) }]).await?;
+    let changed = ApiKey { revision: Revision::new(9), ..org.rotated(&first) };
+    let changed = org.change(&first, changed).await?;
+    org.delete(&changed).await?;
+    let heir = org.add(ApiKey { id: first.id, ..org.key() }).await?;
+    org.has_exactly(&[&heir]).await?;
+    let heir = org.change(&heir, org.rotated(&heir)).await?;
+    org.has_exactly(&[&heir]).await
+}
+
+/// Deleting one key leaves the others alone.
+pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    let (a, b, c) = (
+        org.add(org.key()).await?,
+        org.add(org.key()).await?,
+        org.add(org.key()).await?,
+    );
+    let theirs = other.add(other.key()).await?;
+    org.delete(&b).await?;
+    org.has_exactly(&[&a, &c]).await?;
+    other.has_exactly(&[&theirs]).await
+}

@@ -1,0 +1,181 @@
+//! Properties of `replace`: it writes at the expected revision only, and only
+//! what an edit or a rotation may change.
+
+use std::sync::Arc;
+
+use crate::allowlist::Allowlist;
+use crate::record::{ApiKey, OrgLimit, Revision, Status};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked, used};
+use crate::store::conformance::fresh::instant;
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::KeyStore;
+
+/// Everything that an edit or a rotation changes is written in one call.
+pub async fn every_changeable_field_is_written(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
+    let changed = ApiKey {
+        name: name("Another name")?,
+        key_prefix: "vsp_sk_zzzzz".to_owned(),
+        digest: org.fresh.digest(),
+        status: Status::Revoked,
+        allowlist: expect::made(Allowlist::parse(["198.51.100.0/24"]))?,
+        expires_at: Some(instant(1)),
+        rotated_at: Some(instant(2)),
+        revision: Revision::new(7),
+        ..key.clone()
+    };
+    let changed = org.change(&key, changed).await?;
+    org.has_exactly(&[&changed, &other]).await?;
+    let cleared = ApiKey {
+        allowlist: Allowlist::default(),
+        expires_at: None,
+        rotated_at: None,
+        revision: Revision::new(8),
+        ..changed.clone()
+    };
+    let cleared = org.change(&changed, cleared).await?;
+    org.has_exactly(&[&cleared, &other]).await
+}
+
+/// The time of creation stays as it is stored: the list is ordered by it.
+pub async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    for created_at in [instant(0), instant(u64::MAX)] {
+        let stored = reread(&org, &key).await?;
+        let renamed = renamed(&stored, "Renamed")?;
+        org.change(&stored, ApiKey { created_at, ..renamed.clone() }).await?;
+        org.has_exactly(&[&ApiKey { created_at: key.created_at, ..renamed }]).await?;
+    }
+    Ok(())
+}
+
+/// The time of the last use stays as it is stored: an editor that read the key
+/// before a use must not take the use back.
+pub async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(ApiKey { last_used_at: Some(instant(5)), ..org.key() }).await?;
+    for last_used_at in [None, Some(instant(4)), Some(instant(6))] {
+        let stored = reread(&org, &key).await?;
+        let renamed = renamed(&stored, "Renamed")?;
+        org.change(&stored, ApiKey { last_used_at, ..renamed.clone() }).await?;
+        org.has_exactly(&[&used(&renamed, instant(5))]).await?;
+    }
+    let unused = org.add(org.key()).await?;
+    let renamed = renamed(&unused, "Renamed")?;
+    org.change(&unused, used(&renamed, instant(6))).await?;
+    let found = org.get(&unused.id).await?;
+    expect::same_key("get of a key never used", found.as_deref(), &renamed)
+}
+
+/// Another revision than the stored one, earlier or later, is a `Conflict` and
+/// nothing is written: an edit must not undo a revocation it has not seen.
+pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(ApiKey { revision: Revision::new(5), ..org.key() }).await?;
+    let key = org.change(&key, revoked(&key)).await?;
+    for expected in [0, 1, 4, 5, 7, u32::MAX] {
+        let edit = ApiKey { status: Status::Active, ..org.rotated(&key) };
+        let result = store.replace(&edit, Revision::new(expected)).await;
+        expect::conflict(&format!("replace of revision 6, expecting {expected}"), result)?;
+        org.has_lost_digest_of(&edit).await?;
+    }
+    org.has_exactly(&[&key]).await
+}
+
+/// A key that was never there is `NotFound`, and is not inserted.
+pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.key();
+    expect::not_found("replace of an unknown key", store.replace(&key, key.revision).await)?;
+    org.has_lost(&key).await
+}
+
+/// A deleted key is `NotFound`, and does not rise again.
+pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    org.delete(&key).await?;
+    for edit in [renamed(&key, "Renamed")?, org.rotated(&key)] {
+        let result = store.replace(&edit, key.revision).await;
+        expect::not_found("replace of a deleted key", result)?;
+        org.has_lost(&edit).await?;
+    }
+    org.has_lost(&key).await
+}
+
+/// Once a rotation has returned, the old secret is dead and the new one works.
+pub async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let mut key = org.add(org.key()).await?;
+    for _ in 0..3 {
+        // A store that caches what it found has the old digest cached now.
+        org.has_exactly(&[&key]).await?;
+        let old = key.clone();
+        key = org.change(&old, org.rotated(&old)).await?;
+        org.has_lost_digest_of(&old).await?;
+        org.has_exactly(&[&key]).await?;
+    }
+    Ok(())
+}
+
+/// A change that keeps the digest shows at once to those who look up by digest:
+/// a revocation stops the next request.
+pub async fn a_change_shows_in_find_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let mut key = org.add(org.key()).await?;
+    for status in [Status::Revoked, Status::Active, Status::Revoked] {
+        let switched = ApiKey { status, ..renamed(&key, status.as_str())? };
+        key = org.change(&key, switched).await?;
+        org.has_exactly(&[&key]).await?;
+    }
+    Ok(())
+}
+
+/// A digest that another key has, of whichever organisation, is a `Conflict`;
+/// both keys stay as they are.
+pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    let (key, neighbour) = (org.add(org.key()).await?, org.add(org.key()).await?);
+    let stranger = other.add(other.key()).await?;
+    for digest in [neighbour.digest, stranger.digest] {
+        let edit = ApiKey { digest, ..org.rotated(&key) };
+        let result = store.replace(&edit, key.revision).await;
+        expect::conflict("replace with a digest that is taken", result)?;
+        org.has_exactly(&[&key, &neighbour]).await?;
+        other.has_exactly(&[&stranger]).await?;
+    }
+    Ok(())
+}
+
+/// A digest that a rotation gave up is free again, and leads to the key that
+/// takes it.
+pub async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let old = org.add(org.key()).await?;
+    let key = org.change(&old, org.rotated(&old)).await?;
+    let heir = ApiKey { digest: old.digest, ..org.key() };
+    let result = store.insert(&heir, OrgLimit::NONE).await;
+    expect::done("insert of a digest that a rotation gave up", result)?;
+    org.has_exactly(&[&key, &heir]).await
+}
+
+/// A change of one key leaves the organisation's others alone.
+pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let (a, b, c) = (
+        org.add(org.key()).await?,
+        org.add(org.key()).await?,
+        org.add(org.key()).await?,
+    );
+    let b = org.change(&b, revoked(&b)).await?;
+    let b = org.change(&b, org.rotated(&b)).await?;
+    org.has_exactly(&[&a, &b, &c]).await
+}
+
+async fn reread(org: &TestOrg, key: &ApiKey) -> Result<ApiKey, Violation> {
+    let stored = org.get(&key.id).await?.as_deref().cloned();
+    stored.ok_or_else(|| Violation::new("get to give a stored key", "None"))
+}

@@ -1,0 +1,141 @@
+//! Properties of `record_uses`: forward only, and nothing but the time.
+
+use std::sync::Arc;
+
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::record::{ApiKey, KeyUse};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::{TestOrg, revoked, used};
+use crate::store::conformance::fresh::instant;
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::KeyStore;
+
+/// A use shows in `find_by_digest`, `get` and `list` once the call has returned.
+pub async fn a_use_shows_everywhere(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
+    org.has_exactly(&[&key, &other]).await?;
+    org.record_uses(&[use_of(&key, 3)]).await?;
+    org.has_exactly(&[&used(&key, instant(3)), &other]).await
+}
+
+/// The time moves forward, by a microsecond as by a year, and never back:
+/// batches of several processes arrive in any order.
+pub async fn the_time_never_moves_back(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    let year = 31_536_000_000_000;
+    for (at, last) in [(5, 5), (6, 6), (5, 6), (6, 6), (0, 6), (year, year), (year - 1, year)] {
+        org.record_uses(&[use_of(&key, at)]).await?;
+        org.has_exactly(&[&used(&key, instant(last))]).await?;
+    }
+    Ok(())
+}
+
+/// The first use counts whenever it was, before 1970 too: no time at all is
+/// earlier than the earliest.
+pub async fn the_first_use_counts_whenever_it_was(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let before_1970 = Timestamp::from_unix_micros(-1).unwrap_or(Timestamp::MIN);
+    for at in [Timestamp::MIN, before_1970, Timestamp::MAX] {
+        let key = org.add(org.key()).await?;
+        org.record_uses(&[KeyUse { id: key.id, at }]).await?;
+        let found = org.find(&key.digest).await?;
+        expect::same_key("find_by_digest", found.as_deref(), &used(&key, at))?;
+    }
+    Ok(())
+}
+
+/// Where a key occurs several times in a batch, in any order, its latest use
+/// counts.
+pub async fn the_latest_use_in_a_batch_counts(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for times in [[1, 2, 9], [9, 2, 1], [1, 9, 2], [9, 9, 9]] {
+        let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
+        let mut batch: Vec<KeyUse> = times.iter().map(|at| use_of(&key, *at)).collect();
+        batch.insert(1, use_of(&other, 4));
+        org.record_uses(&batch).await?;
+        for key in [used(&key, instant(9)), used(&other, instant(4))] {
+            expect::same_key("get", org.get(&key.id).await?.as_deref(), &key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keys that are gone are skipped, wherever they stand in the batch, and the
+/// others recorded: one deleted key must not cost the whole batch.
+pub async fn keys_that_are_gone_are_skipped(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
+    let deleted = org.add(org.key()).await?;
+    org.delete(&deleted).await?;
+    let unknown = org.key();
+    let batch = [&unknown, &a, &deleted, &b, &unknown].map(|key| use_of(key, 8));
+    org.record_uses(&batch).await?;
+    org.has_exactly(&[&used(&a, instant(8)), &used(&b, instant(8))]).await?;
+    org.has_lost(&deleted).await?;
+    org.has_lost(&unknown).await
+}
+
+/// A batch of nothing but gone keys, and an empty one, are no errors.
+pub async fn a_batch_may_come_to_nothing(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    org.record_uses(&[]).await?;
+    org.record_uses(&[use_of(&org.key(), 1)]).await?;
+    org.has_exactly(&[&key]).await
+}
+
+/// The revision and all else stay: an edit begun before a use still fits.
+pub async fn nothing_but_the_time_changes(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.key();
+    let key = ApiKey { expires_at: Some(key.created_at), rotated_at: Some(instant(1)), ..key };
+    let key = org.add(key).await?;
+    org.record_uses(&[use_of(&key, 2)]).await?;
+    org.has_exactly(&[&used(&key, instant(2))]).await?;
+    let edited = org.change(&key, revoked(&key)).await?;
+    org.has_exactly(&[&used(&edited, instant(2))]).await
+}
+
+/// Uses of revoked and expired keys are recorded: they passed while the request
+/// was verified.
+pub async fn revoked_and_expired_keys_are_recorded(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.key();
+    let expired = org.add(ApiKey { expires_at: Some(key.created_at), ..key }).await?;
+    let off = org.add(revoked(&org.key())).await?;
+    org.record_uses(&[use_of(&expired, 3), use_of(&off, 3)]).await?;
+    org.has_exactly(&[&used(&expired, instant(3)), &used(&off, instant(3))]).await
+}
+
+/// One batch may name keys of several organisations.
+pub async fn a_batch_crosses_organisations(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    let (a, b) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
+    ours.record_uses(&[use_of(&a, 1), use_of(&b, 2)]).await?;
+    ours.has_exactly(&[&used(&a, instant(1))]).await?;
+    theirs.has_exactly(&[&used(&b, instant(2))]).await
+}
+
+/// A thousand uses fit into one batch, in spite of a database's limits on
+/// parameters.
+pub async fn a_thousand_uses_fit_into_a_batch(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let keys = org.add_keys(50).await?;
+    let unknown: Vec<KeyId> = (0..450).map(|_| org.fresh.key_id()).collect();
+    let ids = keys.iter().map(|key| key.id).chain(unknown).cycle().take(1_000);
+    let batch: Vec<KeyUse> = (0..).zip(ids).map(|(n, id)| KeyUse { id, at: instant(n) }).collect();
+    org.record_uses(&batch).await?;
+    // The second round of 500 has the later times.
+    let expected: Vec<ApiKey> =
+        (500..).zip(&keys).map(|(n, key)| used(key, instant(n))).collect();
+    org.has_exactly(&expected.iter().collect::<Vec<_>>()).await
+}
+
+fn use_of(key: &ApiKey, at: u64) -> KeyUse {
+    KeyUse { id: key.id, at: instant(at) }
+}
