@@ -1,4 +1,118 @@
-//! API keys for Rust services.
+//! API keys for Rust services: your customers create, restrict, rotate, revoke
+//! and delete them; every request is verified in-process and logged; nothing is
+//! stored but a hash.
+//!
+//! A key looks like `vsp_sk_` followed by 48 letters and digits ([`KeyFormat`]).
+//! [`KeyManager`] makes and verifies them, over any [`KeyStore`] and [`AuditSink`].
+//! There are three ways to use the crate.
+//!
+//! # In a service
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use keygate::{Actor, Expiration, KeyManager, MemoryAuditLog, MemoryStore, NewKey, OrgId};
+//!
+//! let keys = KeyManager::builder(MemoryStore::new())
+//!     .audit(Arc::new(MemoryAuditLog::new()))
+//!     .build()?;
+//!
+//! // On behalf of somebody who is logged in:
+//! let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
+//! let new = NewKey::named("CI deploy")?.expires(Expiration::OneYear).allow(["10.0.0.0/8"])?;
+//! let issued = keys.create(&actor, new).await?;
+//! println!("copy this, it is shown once: {}", issued.secret.expose_secret());
+//!
+//! // On each request:
+//! let presented = issued.secret.expose_secret();
+//! let client_ip = Some("10.1.2.3".parse()?);
+//! match keys.verify(presented, client_ip).await {
+//!     Ok(key) => println!("a request of {}", key.org()),
+//!     Err(error) => println!("answer with status {}", error.http_status()),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # As a layer of an axum app
+//!
+//! Features `axum` and `admin`. The layer ([`ApiKeyLayer`](crate::ApiKeyLayer)) works
+//! on any tower service; feature `tower` has it without axum.
+//!
+#![cfg_attr(feature = "admin", doc = r#"
+```
+# #[tokio::main]
+# async fn main() -> Result<(), Box<dyn std::error::Error>> {
+use std::net::SocketAddr;
+use axum::{Router, extract::Request, middleware::{self, Next}, response::Response, routing::get};
+use keygate::{Actor, ApiKeyLayer, KeyManager, MemoryStore, OrgId, VerifiedKey};
+
+async fn whoami(key: VerifiedKey) -> String {
+    key.org().to_string()
+}
+
+// Your own login, which tells whose keys may be managed.
+async fn login(mut request: Request, next: Next) -> Response {
+    if let Ok(org) = OrgId::new("from your session") {
+        request.extensions_mut().insert(Actor::new(org, "ada@acme.example"));
+    }
+    next.run(request).await
+}
+
+let keys = KeyManager::builder(MemoryStore::new()).build()?;
+let app: Router = Router::new()
+    .route("/v1/whoami", get(whoami))
+    .layer(ApiKeyLayer::new(keys.clone()))
+    .nest("/settings/api", keygate::admin::router(keys).layer(middleware::from_fn(login)));
+// The layer checks allowlists against the peer's address:
+let service = app.into_make_service_with_connect_info::<SocketAddr>();
+# Ok(())
+# }
+```
+"#)]
+//!
+//! # With a store of your own
+//!
+//! Implement [`KeyStore`], whose documentation is a tutorial, and prove it with the
+//! conformance suite (feature `conformance`). The same goes for [`AuditSink`] and
+//! [`AuditLog`].
+//!
+#![cfg_attr(feature = "conformance", doc = r#"
+```
+# #[tokio::main]
+# async fn main() {
+use std::sync::Arc;
+use keygate::{KeyStore, MemoryStore};
+
+// MemoryStore stands for yours.
+let report = keygate::conformance::check_store(|| async {
+    Arc::new(MemoryStore::new()) as Arc<dyn KeyStore>
+})
+.await
+.unwrap();
+# }
+```
+"#)]
+//!
+//! # Features
+//!
+//! | feature | |
+//! |---|---|
+//! | `tokio` (default) | background tasks and deadlines on tokio; without it, bring a [`Runtime`] |
+//! | `tower` | [`ApiKeyLayer`](crate::ApiKeyLayer), generic over bodies |
+//! | `axum` | the layer knows axum's peer address and nesting; the [`VerifiedKey`] extractor |
+//! | `admin` | [`admin::router`](crate::admin::router), the management API |
+//! | `conformance` | the test suite for stores and audit logs |
+//!
+//! # What goes where
+//!
+//! What a caller presents is checked in this order: parse, one look-up by digest,
+//! comparison in constant time, status, expiry, address ([`VerifyError`], [`Denial`]).
+//! Changes are made in the name of an [`Actor`] and reach only the keys of the
+//! actor's organisation. Every request with a known key, and every change, is an
+//! [`AuditRecord`]; [`Delivery`] says how surely it is kept.
+
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod allowlist;
