@@ -54,10 +54,10 @@ async fn main() -> Result<(), Failure> {
         .nest("/api", keygate::admin::router(keys.clone()))
         .layer(middleware::from_fn(demo_login));
     let app = Router::new()
-        .nest("/v1", api)
-        .nest("/settings", settings)
         .route("/healthz", get(healthz))
-        .with_state(keys.clone());
+        .with_state(keys.clone())
+        .nest("/v1", api)
+        .nest("/settings", settings);
 
     let address = variable("KEYGATE_ADDR", "127.0.0.1:3000");
     let listener =

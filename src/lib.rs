@@ -37,7 +37,7 @@
 //!
 //! # As a layer of an axum app
 //!
-//! Features `axum` and `admin`. The layer ([`ApiKeyLayer`](crate::ApiKeyLayer)) works
+//! Features `axum` and `admin`. The layer ([`ApiKeyLayer`]) works
 //! on any tower service; feature `tower` has it without axum.
 //!
 #![cfg_attr(feature = "admin", doc = r#"
@@ -100,9 +100,9 @@ let report = keygate::conformance::check_store(|| async {
 //! | feature | |
 //! |---|---|
 //! | `tokio` (default) | background tasks and deadlines on tokio; without it, bring a [`Runtime`] |
-//! | `tower` | [`ApiKeyLayer`](crate::ApiKeyLayer), generic over bodies |
+//! | `tower` | [`ApiKeyLayer`], generic over bodies |
 //! | `axum` | the layer knows axum's peer address and nesting; the [`VerifiedKey`] extractor |
-//! | `admin` | [`admin::router`](crate::admin::router), the management API |
+//! | `admin` | [`admin::router`], the management API |
 //! | `conformance` | the test suite for stores and audit logs |
 //!
 //! # What goes where
@@ -146,6 +146,9 @@ pub use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 pub use crate::audit::sink::{AuditError, AuditSink};
+#[cfg(feature = "admin")]
+#[cfg_attr(docsrs, doc(cfg(feature = "admin")))]
+pub use crate::axum::admin;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use crate::axum::extract::KeyRejection;

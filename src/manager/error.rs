@@ -68,7 +68,7 @@ impl From<RandomError> for ManageError {
     }
 }
 
-/// A call of the store took longer than the manager allows.
+/// A call of the store or the audit log took longer than the manager allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the key store exceeded its deadline")]
+#[error("the database exceeded its deadline")]
 pub(crate) struct StoreTimeout;

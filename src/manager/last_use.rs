@@ -216,3 +216,184 @@ impl Drop for Task {
         self.shared.end.notify(usize::MAX);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::digest::KeyDigest;
+    use crate::org::OrgId;
+    use crate::record::{ApiKey, OrgLimit, Revision};
+    use crate::runtime::BoxFuture;
+    use crate::store::memory::MemoryStore;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+    use std::future::{pending, ready};
+
+    /// Keeps the latest use of every key; the listed calls fail.
+    #[derive(Debug, Default)]
+    struct Latest {
+        none: MemoryStore,
+        failing: Vec<usize>,
+        state: Mutex<(usize, HashMap<KeyId, Timestamp>)>,
+    }
+
+    #[async_trait::async_trait]
+    impl KeyStore for Latest {
+        async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+            self.none.insert(key, limit).await
+        }
+        async fn find_by_digest(
+            &self,
+            digest: &KeyDigest,
+        ) -> Result<Option<Arc<ApiKey>>, StoreError> {
+            self.none.find_by_digest(digest).await
+        }
+        async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+            self.none.get(org, id).await
+        }
+        async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+            self.none.list(org).await
+        }
+        async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+            self.none.replace(key, expected).await
+        }
+        async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+            self.none.delete(org, id).await
+        }
+        async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+            assert!(uses.len() <= BATCH);
+            let (calls, latest) = &mut *self.state.lock().unwrap();
+            *calls += 1;
+            if self.failing.contains(calls) {
+                return Err(StoreError::unavailable("locked"));
+            }
+            for used in uses {
+                let at = latest.entry(used.id).or_insert(used.at);
+                *at = used.at.max(*at);
+            }
+            Ok(())
+        }
+    }
+
+    /// Every sleep is over at once.
+    #[derive(Debug)]
+    struct NoTime;
+
+    impl Runtime for NoTime {
+        fn spawn(&self, _: BoxFuture<'static, ()>) {}
+
+        fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+            Box::pin(ready(()))
+        }
+    }
+
+    fn id(number: u16) -> KeyId {
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        KeyId::from_bytes(bytes)
+    }
+
+    fn at(micros: u32) -> Timestamp {
+        Timestamp::from_unix_micros(i64::from(micros)).unwrap()
+    }
+
+    fn task(shared: &Arc<Shared>, store: &Arc<Latest>) -> Task {
+        Task {
+            shared: Arc::clone(shared),
+            runtime: Arc::new(NoTime),
+            store: store.clone(),
+            deadline: Duration::from_secs(1),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_latest_use_of_each_key_is_what_counts_whoever_noted_it(
+            uses in proptest::collection::vec((0usize..SHARDS, 0u16..5, 0u32..9), 0..40),
+            back in proptest::collection::vec((0u16..5, 0u32..9), 0..9),
+        ) {
+            let shared = Shared::default();
+            let mut latest = BTreeMap::new();
+            for (shard, key, time) in uses {
+                shared.note(shard, id(key), at(time));
+                latest.entry(id(key)).and_modify(|t| *t = at(time).max(*t)).or_insert(at(time));
+            }
+            // A write that failed gives back what may be older by now.
+            for (key, time) in back {
+                shared.put_back(&[KeyUse { id: id(key), at: at(time) }]);
+                latest.entry(id(key)).and_modify(|t| *t = at(time).max(*t)).or_insert(at(time));
+            }
+            let drained = shared.drain();
+            prop_assert_eq!(drained.len(), latest.len(), "one for each key");
+            let drained: BTreeMap<_, _> = drained.iter().map(|used| (used.id, used.at)).collect();
+            prop_assert_eq!(drained, latest);
+            prop_assert!(shared.drain().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn many_uses_are_written_in_batches_and_a_failed_one_alone_is_kept() {
+        let store = Arc::new(Latest { failing: vec![2], ..Latest::default() });
+        let shared = Arc::new(Shared::default());
+        let uses: Vec<_> = (0..2_500).map(|n| KeyUse { id: id(n), at: at(1) }).collect();
+        let task = task(&shared, &store);
+        assert!(task.write(&uses).await, "it says that something failed");
+        let kept = shared.drain();
+        assert_eq!((kept.len(), store.state.lock().unwrap().1.len()), (1_000, 1_500));
+        assert!(!task.write(&kept).await);
+        assert_eq!(store.state.lock().unwrap().1.len(), 2_500);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_counts_as_failed_and_nothing_is_dropped() {
+        #[derive(Debug)]
+        struct Hangs;
+        impl Runtime for Hangs {
+            fn spawn(&self, _: BoxFuture<'static, ()>) {}
+            fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+                Box::pin(pending())
+            }
+        }
+        let uses = LastUses { shared: Arc::default(), runtime: Arc::new(NoTime) };
+        uses.record(id(1), at(1));
+        uses.record(id(2), at(1));
+        assert_eq!(uses.ended(Duration::ZERO).await, 2, "no task has run");
+        let hung = LastUses { shared: Arc::clone(&uses.shared), runtime: Arc::new(Hangs) };
+        hung.shared.ended.store(true, Ordering::Release);
+        assert_eq!(hung.ended(Duration::ZERO).await, 2, "the task has ended without them");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_use_that_is_noted_while_others_are_written_is_written_too() {
+        let store = Arc::new(Latest { failing: vec![3, 4, 9], ..Latest::default() });
+        let shared = Arc::new(Shared::default());
+        let uses = Arc::new(LastUses { shared: Arc::clone(&shared), runtime: Arc::new(NoTime) });
+        let writer = tokio::spawn(task(&shared, &store).run());
+        let users: Vec<_> = (0..4u16)
+            .map(|user| {
+                let uses = Arc::clone(&uses);
+                tokio::spawn(async move {
+                    for time in 0..2_000 {
+                        uses.record(id(user), at(time));
+                        uses.record(id(99), at(time * 4 + u32::from(user)));
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        for user in users {
+            user.await.unwrap();
+        }
+        // Every last use arrives by itself, before anything is closed.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let expected: HashMap<_, _> =
+            (0..4).map(|user| (id(user), at(1_999))).chain([(id(99), at(7_999))]).collect();
+        while store.state.lock().unwrap().1 != expected {
+            assert!(std::time::Instant::now() < deadline, "{:?}", store.state.lock().unwrap());
+            tokio::task::yield_now().await;
+        }
+        assert!(store.state.lock().unwrap().0 > 9, "more than one write");
+        uses.close();
+        writer.await.unwrap();
+    }
+}

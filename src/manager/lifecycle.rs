@@ -8,9 +8,10 @@ use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, C
 use crate::key::id::KeyId;
 use crate::key::secret::PlaintextKey;
 use crate::manager::KeyManager;
-use crate::manager::error::ManageError;
+use crate::manager::error::{ManageError, StoreTimeout};
 use crate::org::{Actor, OrgId};
 use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
+use crate::runtime::within;
 use crate::store::contract::StoreError;
 
 /// How often a change that others keep overtaking is tried. Of those that
@@ -235,11 +236,14 @@ impl KeyManager {
     }
 
     /// Reads a page of the audit log; `None` where the manager was built without
-    /// one to read from.
+    /// one to read from. It has as long as a call of the store.
     pub async fn audit_page(&self, query: &AuditQuery) -> Option<Result<AuditPage, ManageError>> {
-        let log = self.inner.audit_log.as_ref()?;
-        let page = log.page(query).await;
-        Some(page.map_err(|error| ManageError::Unavailable(Box::new(error))))
+        let inner = &*self.inner;
+        let page = inner.audit_log.as_ref()?.page(query);
+        Some(match within(&*inner.runtime, inner.store_deadline, page).await {
+            Ok(page) => page.map_err(|error| ManageError::Unavailable(Box::new(error))),
+            Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
+        })
     }
 
     fn check_length(&self, allowlist: &Allowlist) -> Result<(), ManageError> {

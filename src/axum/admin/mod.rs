@@ -1,1 +1,89 @@
-//! Management API.
+//! The management API over HTTP, as an axum router.
+
+mod fields;
+mod guard;
+mod handlers;
+mod input;
+mod json;
+mod precondition;
+mod problem;
+mod requests;
+mod view;
+
+use ::axum::Router;
+use ::axum::extract::DefaultBodyLimit;
+use ::axum::middleware;
+use ::axum::routing::{MethodFilter, any, on};
+use ::http::Method;
+
+use crate::manager::KeyManager;
+
+/// The one table of routes: what is published as [`ROUTES`] is what is served.
+macro_rules! routes {
+    ($($method:ident $path:literal => $handler:path,)+) => {
+        /// Every route of [`router`]: its method, and its path in axum's (and
+        /// OpenAPI's) notation. A `GET` route answers `HEAD`, too.
+        pub const ROUTES: &[(Method, &str)] = &[$((Method::$method, $path)),+];
+
+        fn routes() -> Router<KeyManager> {
+            Router::new()$(.route($path, on(MethodFilter::$method, $handler)))+
+        }
+    };
+}
+
+routes! {
+    GET "/keys" => handlers::list,
+    POST "/keys" => handlers::create,
+    GET "/keys/{id}" => handlers::show,
+    PATCH "/keys/{id}" => handlers::edit,
+    DELETE "/keys/{id}" => handlers::delete,
+    POST "/keys/{id}/rotate" => handlers::rotate,
+    GET "/keys/{id}/audit" => handlers::audit,
+}
+
+/// The management API: an organisation's keys listed, made, edited, rotated,
+/// deleted, and the log of their use read, all in JSON.
+///
+/// Nest it at any path, behind your own login; it answers every path below that
+/// one. The login puts an [`Actor`](crate::Actor) into the request's extensions;
+/// a request without one is answered with 401, whatever it asks for.
+///
+/// ```
+/// use axum::extract::Request;
+/// use axum::http::StatusCode;
+/// use axum::middleware::{self, Next};
+/// use axum::response::Response;
+/// use keygate::{Actor, KeyManager, MemoryStore, OrgId};
+///
+/// async fn login(mut request: Request, next: Next) -> Result<Response, StatusCode> {
+///     // Here you look at your session: who is it, and of which organisation?
+///     let (org, user) = ("acme", "ada@acme.example");
+///     let org = OrgId::new(org).map_err(|_| StatusCode::UNAUTHORIZED)?;
+///     request.extensions_mut().insert(Actor::new(org, user));
+///     Ok(next.run(request).await)
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let api = keygate::admin::router(keys).layer(middleware::from_fn(login));
+/// let app: axum::Router = axum::Router::new().nest("/settings/api", api);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Requests that a browser makes for another site are refused, so a cookie may
+/// serve as the login. Errors are `application/problem+json` (RFC 9457) with a
+/// `code`, and no answer may be cached.
+pub fn router(keys: KeyManager) -> Router {
+    routes()
+        .method_not_allowed_fallback(handlers::wrong_method)
+        // Routes, since axum forgets the fallback of a router that is nested twice.
+        .route("/", any(handlers::unknown_path))
+        .route("/{*path}", any(handlers::unknown_path))
+        // For `OPTIONS *`, which no route matches.
+        .fallback(handlers::unknown_path)
+        .layer(DefaultBodyLimit::max(input::MAX_BODY))
+        .layer(middleware::from_fn(guard::guard))
+        .with_state(keys)
+}

@@ -1,6 +1,7 @@
 //! Tasks that start at the same moment, on threads of their own.
 
 use std::any::Any;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -125,16 +126,17 @@ impl Gate {
     }
 }
 
-/// Runs the call, and drops it where it is not done after so many polls, as a
-/// deadline does.
-pub(super) async fn dropped_after<T>(polls: u32, call: impl Future<Output = T>) -> Option<T> {
+/// Runs the call up to the place where it waits for that many times, and drops
+/// it there, as a deadline does; or gives its result where it is done before.
+pub(super) async fn dropped_at<T>(waits: u32, call: impl Future<Output = T>) -> Option<T> {
     let mut call = pin!(call);
-    for _ in 0..polls {
-        let polled = std::future::poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
-        if let Poll::Ready(done) = polled {
-            return Some(done);
+    let mut left = waits;
+    poll_fn(move |cx| match call.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => {
+            left = left.saturating_sub(1);
+            if left == 0 { Poll::Ready(None) } else { Poll::Pending }
         }
-        yield_now().await;
-    }
-    None
+    })
+    .await
 }

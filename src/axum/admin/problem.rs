@@ -1,0 +1,160 @@
+//! Errors of the management API, as RFC 9457 has them.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+
+use ::axum::response::{IntoResponse, Response};
+use ::http::StatusCode;
+use ::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use serde::Serialize;
+
+use crate::manager::error::ManageError;
+
+/// Says to a program what went wrong. Programs are written against these:
+/// a code never changes its name or its status.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Code {
+    MalformedBody,
+    Unauthenticated,
+    CrossSite,
+    NotFound,
+    MethodNotAllowed,
+    KeyLimitReached,
+    Conflict,
+    StaleRevision,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    ValidationFailed,
+    ConfirmationMismatch,
+    Unavailable,
+}
+
+impl Code {
+    fn name_and_status(self) -> (&'static str, StatusCode) {
+        match self {
+            Self::MalformedBody => ("malformed_body", StatusCode::BAD_REQUEST),
+            Self::Unauthenticated => ("unauthenticated", StatusCode::UNAUTHORIZED),
+            Self::CrossSite => ("cross_site", StatusCode::FORBIDDEN),
+            Self::NotFound => ("not_found", StatusCode::NOT_FOUND),
+            Self::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
+            Self::KeyLimitReached => ("key_limit_reached", StatusCode::CONFLICT),
+            Self::Conflict => ("conflict", StatusCode::CONFLICT),
+            Self::StaleRevision => ("stale_revision", StatusCode::PRECONDITION_FAILED),
+            Self::PayloadTooLarge => ("payload_too_large", StatusCode::PAYLOAD_TOO_LARGE),
+            Self::UnsupportedMediaType => {
+                ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE)
+            }
+            Self::ValidationFailed => ("validation_failed", StatusCode::UNPROCESSABLE_ENTITY),
+            Self::ConfirmationMismatch => {
+                ("confirmation_mismatch", StatusCode::UNPROCESSABLE_ENTITY)
+            }
+            Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE),
+        }
+    }
+}
+
+/// An error answer. Nothing in it repeats what could be a credential.
+#[derive(Debug)]
+pub(super) struct Problem {
+    code: Code,
+    detail: Cow<'static, str>,
+    errors: Vec<FieldError>,
+}
+
+/// What is wrong with one field of a body or one parameter of a query.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct FieldError {
+    pub(super) field: Cow<'static, str>,
+    pub(super) message: Cow<'static, str>,
+}
+
+impl Problem {
+    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, detail: detail.into(), errors: Vec::new() }
+    }
+
+    pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = "The request does not fit; `errors` says where.";
+        Self { errors, ..Self::new(Code::ValidationFailed, detail) }
+    }
+
+    pub(super) fn invalid_field(
+        field: impl Into<Cow<'static, str>>,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::invalid(vec![FieldError { field: field.into(), message: message.into() }])
+    }
+
+    pub(super) fn no_such_key() -> Self {
+        Self::new(Code::NotFound, "The organisation has no such key.")
+    }
+
+    pub(super) fn stale() -> Self {
+        let detail = "The key was changed meanwhile. Read it again, and decide anew.";
+        Self::new(Code::StaleRevision, detail)
+    }
+}
+
+impl From<ManageError> for Problem {
+    fn from(error: ManageError) -> Self {
+        match error {
+            ManageError::NotFound => Self::no_such_key(),
+            ManageError::LimitReached { max } => {
+                let detail = format!(
+                    "The organisation has {max} keys and may have no more; revoked and expired ones count. Delete one first."
+                );
+                Self::new(Code::KeyLimitReached, detail)
+            }
+            ManageError::AllowlistTooLong { max } => {
+                Self::invalid_field("ip_allowlist", format!("must have at most {max} entries"))
+            }
+            ManageError::ExpirationInThePast => {
+                Self::invalid_field("expiration", "must be in the future")
+            }
+            ManageError::Conflict => {
+                Self::new(Code::Conflict, "Another change to the key came first, and stands.")
+            }
+            ManageError::StaleRevision { .. } => Self::stale(),
+            ManageError::Unavailable(error) => {
+                let error: &(dyn StdError + 'static) = &*error;
+                tracing::error!(error, "key management is unavailable");
+                let detail =
+                    "Try again shortly. A change may have taken place all the same: look first.";
+                Self::new(Code::Unavailable, detail)
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ProblemBody<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    code: &'static str,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (code, status) = self.code.name_and_status();
+        let body = ProblemBody {
+            r#type: "about:blank",
+            title: status.canonical_reason().unwrap_or_default(),
+            status: status.as_u16(),
+            code,
+            detail: &self.detail,
+            errors: &self.errors,
+        };
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

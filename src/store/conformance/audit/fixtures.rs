@@ -1,0 +1,192 @@
+//! An organisation's part of an audit log, for one property alone.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::audit::country::CountryCode;
+use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Position};
+use crate::audit::record::{
+    AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
+};
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::store::conformance::expect;
+use crate::store::conformance::fresh::Fresh;
+use crate::store::conformance::handles::SinkAndLog;
+use crate::store::conformance::violation::Violation;
+
+/// A new organisation with one key, in the log. Its methods expect every call to
+/// succeed.
+#[derive(Clone, Debug)]
+pub(super) struct TestLog {
+    pub(super) log: Arc<dyn SinkAndLog>,
+    pub(super) org: OrgId,
+    pub(super) key: KeyId,
+    pub(super) fresh: Arc<Fresh>,
+    start: Timestamp,
+}
+
+impl TestLog {
+    pub(super) fn new(log: &Arc<dyn SinkAndLog>) -> Result<Self, Violation> {
+        let fresh = Fresh::new()?;
+        Ok(Self {
+            log: Arc::clone(log),
+            org: fresh.org()?,
+            key: fresh.key_id(),
+            fresh: Arc::new(fresh),
+            start: an_hour_ago(),
+        })
+    }
+
+    pub(super) fn with_org(&self, org: OrgId) -> Self {
+        Self { org, ..self.clone() }
+    }
+
+    pub(super) fn with_key(&self, key: KeyId) -> Self {
+        Self { key, ..self.clone() }
+    }
+
+    /// A time that no retention of the host's has reached yet.
+    pub(super) fn at(&self, micros: u64) -> Timestamp {
+        self.start.saturating_add(Duration::from_micros(micros))
+    }
+
+    pub(super) fn record(&self, at: Timestamp, event: AuditEvent) -> AuditRecord {
+        let (id, org) = (self.fresh.audit_id(), self.org.clone());
+        AuditRecord { id, at, org, key: self.key, event }
+    }
+
+    pub(super) fn request(&self, at: Timestamp) -> AuditRecord {
+        self.record(at, AuditEvent::Request(a_request()))
+    }
+
+    pub(super) fn change(&self, at: Timestamp) -> AuditRecord {
+        self.record(at, AuditEvent::Change(a_change()))
+    }
+
+    /// Requests a microsecond apart, oldest first.
+    pub(super) fn requests(&self, count: u64) -> Vec<AuditRecord> {
+        (0..count).map(|n| self.request(self.at(n))).collect()
+    }
+
+    pub(super) async fn write(&self, batch: &[AuditRecord]) -> Result<(), Violation> {
+        expect::done("record", self.log.record(batch).await)
+    }
+
+    pub(super) fn query(&self) -> AuditQuery {
+        AuditQuery::new(self.org.clone(), AuditScope::KeyRequests(self.key))
+    }
+
+    pub(super) async fn page(&self, query: &AuditQuery) -> Result<AuditPage, Violation> {
+        let page = expect::done("page", self.log.page(query).await)?;
+        expect::holds(
+            page.records.len() <= query.limit,
+            format!("at most {} records in a page", query.limit),
+            format!("{}", page.records.len()),
+        )?;
+        Ok(page)
+    }
+
+    /// All records in that scope, read from the newest to the oldest.
+    pub(super) async fn all(&self, scope: AuditScope) -> Result<Vec<AuditRecord>, Violation> {
+        let query = AuditQuery::new(self.org.clone(), scope).limit(AuditQuery::MAX_LIMIT);
+        let newest = self.page(&query).await?;
+        Ok(self.back_from(&query, newest).await?.into_iter().flatten().collect())
+    }
+
+    /// This page and all that are older.
+    pub(super) async fn back_from(
+        &self,
+        query: &AuditQuery,
+        page: AuditPage,
+    ) -> Result<Vec<Vec<AuditRecord>>, Violation> {
+        self.follow(query, page, |page| page.older, Position::Before).await
+    }
+
+    /// This page and all that are newer.
+    pub(super) async fn on_from(
+        &self,
+        query: &AuditQuery,
+        page: AuditPage,
+    ) -> Result<Vec<Vec<AuditRecord>>, Violation> {
+        self.follow(query, page, |page| page.newer, Position::After).await
+    }
+
+    async fn follow(
+        &self,
+        query: &AuditQuery,
+        mut page: AuditPage,
+        next: fn(&AuditPage) -> Option<AuditCursor>,
+        position: fn(AuditCursor) -> Position,
+    ) -> Result<Vec<Vec<AuditRecord>>, Violation> {
+        /// No property writes more records than this, and a page has one at least.
+        const MOST_PAGES: usize = 2_000;
+        let mut pages = Vec::new();
+        while pages.len() < MOST_PAGES {
+            let cursor = next(&page);
+            pages.push(page.records);
+            let Some(cursor) = cursor else { return Ok(pages) };
+            page = self.page(&query.clone().at(position(cursor))).await?;
+        }
+        Err(Violation::new("the pages to come to an end", format!("more than {MOST_PAGES}")))
+    }
+
+    /// The key's requests are exactly these, newest first.
+    pub(super) async fn has_requests(&self, records: &[AuditRecord]) -> Result<(), Violation> {
+        let found = self.all(AuditScope::KeyRequests(self.key)).await?;
+        same_records("the requests of the key", &found, &newest_first(records))
+    }
+
+    /// The key's changes are exactly these, newest first.
+    pub(super) async fn has_changes(&self, records: &[AuditRecord]) -> Result<(), Violation> {
+        let found = self.all(AuditScope::KeyChanges(self.key)).await?;
+        same_records("the changes of the key", &found, &newest_first(records))
+    }
+}
+
+pub(super) fn a_request() -> RequestEvent {
+    RequestEvent {
+        method: Cow::Borrowed("GET"),
+        endpoint: "/v1/items".into(),
+        ip: Some(IpAddr::from(Ipv4Addr::new(192, 0, 2, 1))),
+        country: CountryCode::new("DE"),
+        status: Some(200),
+        outcome: Outcome::Allowed,
+    }
+}
+
+pub(super) fn a_change() -> ChangeEvent {
+    ChangeEvent {
+        actor: "ada@acme.example".into(),
+        action: ChangeAction::Updated,
+        phase: ChangePhase::Begun,
+    }
+}
+
+pub(super) fn newest_first(records: &[AuditRecord]) -> Vec<AuditRecord> {
+    let mut records = records.to_vec();
+    records.sort_by_key(|record| std::cmp::Reverse(AuditCursor::of(record)));
+    records
+}
+
+/// The same records in the same order. Names the first that differs.
+pub(super) fn same_records(
+    what: &str,
+    found: &[AuditRecord],
+    expected: &[AuditRecord],
+) -> Result<(), Violation> {
+    for (n, (found, expected)) in found.iter().zip(expected).enumerate() {
+        expect::equal(&format!("{what}, number {n} from the first"), found, expected)?;
+    }
+    expect::equal(&format!("the number of {what}"), &found.len(), &expected.len())
+}
+
+/// Ends in a microsecond that is no whole millisecond.
+fn an_hour_ago() -> Timestamp {
+    let now = Timestamp::from(SystemTime::now()).saturating_sub(Duration::from_secs(3_600));
+    let part = now.unix_micros().rem_euclid(1_000_000).unsigned_abs();
+    now.saturating_sub(Duration::from_micros(part)).saturating_add(Duration::from_micros(1))
+}

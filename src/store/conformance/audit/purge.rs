@@ -1,0 +1,132 @@
+//! Properties of `purge_before`: retention removes what is older, and nothing
+//! else. All of it happens in 1971, where no host has records to lose.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audit::log::AuditScope;
+use crate::clock::Timestamp;
+use crate::store::conformance::audit::fixtures::{TestLog, same_records};
+use crate::store::conformance::expect;
+use crate::store::conformance::handles::SinkAndLog;
+use crate::store::conformance::violation::Violation;
+
+/// Exactly the records from before the instant are removed; one of that very
+/// instant stays.
+pub async fn the_older_records_are_removed(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    undisturbed(async || {
+        let test = TestLog::new(&log)?;
+        let instant = in_1971(&test);
+        let older = [1, 1_000, 1_000_000].map(|micros| test.request(before(instant, micros)));
+        let younger = [0, 1, 1_000].map(|micros| test.request(after(instant, micros)));
+        test.write(&older).await?;
+        test.write(&younger).await?;
+        purge(&test, instant).await?;
+        test.has_requests(&younger).await?;
+        // A second time there is nothing left to remove.
+        purge(&test, instant).await?;
+        test.has_requests(&younger).await
+    })
+    .await
+}
+
+/// Requests and changes are removed, of every organisation and every key.
+pub async fn every_organisation_is_purged(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    undisturbed(async || {
+        let (one, other) = (TestLog::new(&log)?, TestLog::new(&log)?);
+        let instant = in_1971(&one);
+        let second_key = one.with_key(one.fresh.key_id());
+        let tests = [&one, &second_key, &other];
+        for test in tests {
+            let old = before(instant, 5);
+            test.write(&[test.request(old), test.change(old)]).await?;
+            test.write(&[test.request(instant), test.change(instant)]).await?;
+        }
+        purge(&one, instant).await?;
+        for test in tests {
+            for scope in [AuditScope::KeyRequests(test.key), AuditScope::KeyChanges(test.key)] {
+                let times: Vec<Timestamp> =
+                    test.all(scope).await?.iter().map(|record| record.at).collect();
+                expect::equal(&format!("the times left in {scope:?}"), &times, &vec![instant])?;
+            }
+        }
+        let changes = one.all(AuditScope::OrgChanges).await?;
+        expect::equal("the number of changes left", &changes.len(), &2)
+    })
+    .await
+}
+
+/// The number of removed records is told: an operator's only sign that
+/// retention works.
+pub async fn the_number_of_removed_records_is_told(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
+    undisturbed(async || {
+        let test = TestLog::new(&log)?;
+        let instant = in_1971(&test);
+        // What others left from before the instant must not be counted below.
+        purge(&test, instant).await?;
+        let old: Vec<_> = (1..=7).map(|micros| test.request(before(instant, micros))).collect();
+        test.write(&old).await?;
+        test.write(&[test.request(instant), test.change(before(instant, 1))]).await?;
+        let removed = purge(&test, instant).await?;
+        expect::equal("the number that the first purge tells", &removed, &8)?;
+        let removed = purge(&test, instant).await?;
+        expect::equal("the number that the next purge tells", &removed, &0)
+    })
+    .await
+}
+
+/// A record that comes again after it was purged, or for the first time, may be
+/// written: a purge forbids nothing.
+pub async fn old_records_may_be_written_after_a_purge(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
+    undisturbed(async || {
+        let test = TestLog::new(&log)?;
+        let instant = in_1971(&test);
+        let old = [test.request(before(instant, 9)), test.request(before(instant, 8))];
+        test.write(&old).await?;
+        purge(&test, instant).await?;
+        same_records("purged requests", &test.all(AuditScope::KeyRequests(test.key)).await?, &[])?;
+        let late = [test.request(before(instant, 7))];
+        test.write(&late).await?;
+        test.has_requests(&late).await
+    })
+    .await
+}
+
+/// Tries again where the property does not hold: another run of the suite on the
+/// same database may have purged its records. A log that is wrong is wrong each
+/// time.
+pub(super) async fn undisturbed(
+    property: impl AsyncFn() -> Result<(), Violation>,
+) -> Result<(), Violation> {
+    const TRIES: usize = 4;
+    for _ in 0..TRIES {
+        if property().await.is_ok() {
+            return Ok(());
+        }
+    }
+    property().await
+}
+
+async fn purge(test: &TestLog, instant: Timestamp) -> Result<u64, Violation> {
+    expect::done("purge_before", test.log.purge_before(instant).await)
+}
+
+/// Another instant in every run.
+fn in_1971(test: &TestLog) -> Timestamp {
+    let year = Duration::from_secs(365 * 24 * 3_600);
+    let start = Timestamp::MIN.max(Timestamp::from_unix_micros(0).unwrap_or(Timestamp::MIN));
+    let within = test.fresh.number() % (year.as_secs() * 1_000_000 - 1);
+    start.saturating_add(year).saturating_add(Duration::from_micros(within))
+}
+
+fn before(instant: Timestamp, micros: u64) -> Timestamp {
+    instant.saturating_sub(Duration::from_micros(micros))
+}
+
+fn after(instant: Timestamp, micros: u64) -> Timestamp {
+    instant.saturating_add(Duration::from_micros(micros))
+}

@@ -1,0 +1,145 @@
+//! Properties of every call: finished, it is visible to all; dropped half-way, it
+//! does no harm.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::record::{ApiKey, KeyUse, OrgLimit};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::{TestOrg, used};
+use crate::store::conformance::fresh::instant;
+use crate::store::conformance::race::{dropped_at, rounds, together};
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::{KeyStore, StoreError};
+
+/// What one task has written, all others see as soon as the call has returned,
+/// over whichever connection they ask.
+pub async fn a_finished_call_is_visible_to_every_task(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for _ in rounds(10) {
+        let key = org.add(org.key()).await?;
+        everybody_has_exactly(&org, Some(key.clone())).await?;
+        let rotated = org.change(&key, org.rotated(&key)).await?;
+        everybody_has_exactly(&org, Some(rotated.clone())).await?;
+        org.record_uses(&[KeyUse { id: key.id, at: instant(1) }]).await?;
+        everybody_has_exactly(&org, Some(used(&rotated, instant(1)))).await?;
+        org.delete(&rotated).await?;
+        everybody_has_exactly(&org, None).await?;
+    }
+    Ok(())
+}
+
+/// An insert that is dropped, as at a deadline, takes place or does not; the
+/// store stays in order and keeps answering.
+pub async fn a_dropped_insert_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    for waits in 1..=MOST_WAITS {
+        let org = TestOrg::new(&store)?;
+        let key = org.key();
+        if cut_off(waits, store.insert(&key, OrgLimit::at_most(2))).await?.is_some() {
+            break;
+        }
+        let present = settled(&org, &[None, Some(&key)]).await?;
+        let other = org.key();
+        let result = store.insert(&other, OrgLimit::at_most(2)).await;
+        expect::done("insert after one that was dropped", result)?;
+        org.has_exactly(&present.iter().chain([&other]).collect::<Vec<_>>()).await?;
+    }
+    Ok(())
+}
+
+/// A replace that is dropped is written whole or not at all.
+pub async fn a_dropped_replace_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    for waits in 1..=MOST_WAITS {
+        let org = TestOrg::new(&store)?;
+        let key = org.add(org.key()).await?;
+        let edit = org.rotated(&key);
+        if cut_off(waits, store.replace(&edit, key.revision)).await?.is_some() {
+            break;
+        }
+        for stored in settled(&org, &[Some(&key), Some(&edit)]).await? {
+            let next = org.change(&stored, org.rotated(&stored)).await?;
+            for earlier in [&key, &edit] {
+                org.has_lost_digest_of(earlier).await?;
+            }
+            org.has_exactly(&[&next]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A delete that is dropped takes place or does not.
+pub async fn a_dropped_delete_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    for waits in 1..=MOST_WAITS {
+        let org = TestOrg::new(&store)?;
+        let key = org.add(org.key()).await?;
+        if cut_off(waits, store.delete(&org.id, &key.id)).await?.is_some() {
+            break;
+        }
+        for stored in settled(&org, &[Some(&key), None]).await? {
+            org.delete(&stored).await?;
+        }
+        org.has_lost(&key).await?;
+        org.has_exactly(&[&org.add(org.key()).await?]).await?;
+    }
+    Ok(())
+}
+
+/// A call that waits more often is dropped at the first of its waits only.
+const MOST_WAITS: u32 = 12;
+/// A database may finish what it was sent before the drop.
+const TIME_TO_FINISH: Duration = Duration::from_millis(25);
+const TIME_TO_SETTLE: Duration = Duration::from_secs(5);
+
+/// `Some` where the call had no such wait, and is done.
+async fn cut_off(
+    waits: u32,
+    call: impl Future<Output = Result<(), StoreError>>,
+) -> Result<Option<()>, Violation> {
+    let result = dropped_at(waits, call).await;
+    if result.is_none() {
+        tokio::time::sleep(TIME_TO_FINISH).await;
+    }
+    result.map(|result| expect::done("a call that was not dropped", result)).transpose()
+}
+
+/// Waits until the organisation has one of these keys, or none where that is
+/// possible, whichever way one looks.
+async fn settled(org: &TestOrg, possible: &[Option<&ApiKey>]) -> Result<Vec<ApiKey>, Violation> {
+    let begun = Instant::now();
+    loop {
+        let mut last = Ok(Vec::new());
+        for key in possible {
+            let keys: Vec<&ApiKey> = key.iter().copied().collect();
+            match whole(org, &keys, possible).await {
+                Ok(()) => return Ok(keys.into_iter().cloned().collect()),
+                Err(violation) => last = Err(violation),
+            }
+        }
+        if begun.elapsed() > TIME_TO_SETTLE {
+            return last;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn whole(
+    org: &TestOrg,
+    keys: &[&ApiKey],
+    possible: &[Option<&ApiKey>],
+) -> Result<(), Violation> {
+    org.has_exactly(keys).await?;
+    for other in possible.iter().flatten().filter(|other| !keys.contains(other)) {
+        org.has_lost_digest_of(other).await?;
+    }
+    Ok(())
+}
+
+async fn everybody_has_exactly(org: &TestOrg, key: Option<ApiKey>) -> Result<(), Violation> {
+    let readers = (0..4).map(|_| {
+        let (org, key) = (org.clone(), key.clone());
+        async move { org.has_exactly(&key.iter().collect::<Vec<_>>()).await }
+    });
+    together(readers).await?.into_iter().collect()
+}

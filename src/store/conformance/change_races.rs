@@ -1,0 +1,224 @@
+//! Races of `replace` and `delete`, with themselves and with each other: no edit
+//! is lost, and nothing that is gone comes back.
+
+use std::sync::Arc;
+
+use crate::network::Network;
+use crate::record::{ApiKey, OrgLimit, Status};
+use crate::runtime::BoxFuture;
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked};
+use crate::store::conformance::race::{both, rounds, together};
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::{KeyStore, StoreError};
+
+/// Of several changes that expect one revision, one is written and the others
+/// are `Conflict`; no digest of a loser leads anywhere.
+pub async fn one_of_several_replaces_wins(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let mut key = org.add(org.key()).await?;
+    for _ in rounds(40) {
+        let edits: Vec<ApiKey> = (0..8).map(|_| org.rotated(&key)).collect();
+        let calls = edits.iter().map(|edit| replace(&store, edit, &key));
+        let results = together(calls).await?;
+        let winner = expect::one_winner("8 replaces of one revision", results, expect::conflict)?;
+        org.has_lost_digest_of(&key).await?;
+        for (n, edit) in edits.into_iter().enumerate() {
+            if n == winner {
+                key = edit;
+            } else {
+                org.has_lost_digest_of(&edit).await?;
+            }
+        }
+        org.has_exactly(&[&key]).await?;
+    }
+    Ok(())
+}
+
+/// Of two keys that rotate to one digest, one gets it and the other stays as it
+/// was.
+pub async fn one_of_two_keys_gets_a_digest(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for _ in rounds(40) {
+        let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
+        let digest = org.fresh.digest();
+        let (new_a, new_b) = (
+            ApiKey { digest, ..org.rotated(&a) },
+            ApiKey { digest, ..org.rotated(&b) },
+        );
+        let (ra, rb) = both(replace(&store, &new_a, &a), replace(&store, &new_b, &b)).await?;
+        let winner = expect::one_winner("2 replaces to one digest", vec![ra, rb], expect::conflict)?;
+        let (a, b) = if winner == 0 { (new_a, b) } else { (a, new_b) };
+        org.has_exactly(&[&a, &b]).await?;
+        org.delete(&a).await?;
+        org.delete(&b).await?;
+    }
+    Ok(())
+}
+
+/// A digest that an insert and a rotation want at once goes to one of them.
+pub async fn an_insert_or_a_replace_gets_a_digest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for _ in rounds(40) {
+        let key = org.add(org.key()).await?;
+        let new = org.key();
+        let edit = ApiKey { digest: new.digest, ..org.rotated(&key) };
+        let insert = {
+            let (store, new) = (Arc::clone(&store), new.clone());
+            async move { store.insert(&new, OrgLimit::NONE).await }
+        };
+        let (inserted, replaced) = both(insert, replace(&store, &edit, &key)).await?;
+        let results = vec![inserted, replaced];
+        let winner = expect::one_winner("insert and replace", results, expect::conflict)?;
+        let left = if winner == 0 { vec![&key, &new] } else { vec![&edit] };
+        org.has_exactly(&left).await?;
+        for key in left {
+            org.delete(key).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A change of the name that races a revocation, each reading again after a
+/// `Conflict`, ends with both: revoked, under the new name.
+pub async fn a_rename_and_a_revocation_both_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    for _ in rounds(60) {
+        let org = TestOrg::new(&store)?;
+        let key = org.add(org.key()).await?;
+        let new_name = name("Renamed")?;
+        let rename = |key: &ApiKey| ApiKey { name: new_name.clone(), ..key.clone() };
+        let revoke = |key: &ApiKey| ApiKey { status: Status::Revoked, ..key.clone() };
+        let both_edits = revoke(&rename(&key));
+        let revision = key.revision.next().next();
+        let edits = both(edit(&org, &key, rename.clone()), edit(&org, &key, revoke)).await?;
+        edits.0.and(edits.1)?;
+        org.has_exactly(&[&ApiKey { revision, ..both_edits }]).await?;
+    }
+    Ok(())
+}
+
+/// Eight editors that each add networks of their own to one list lose none.
+pub async fn no_edit_is_lost(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(org.key()).await?;
+    let editors = (0..8_u8).map(|editor| {
+        let (org, key) = (org.clone(), key.clone());
+        async move {
+            for n in 0..5 {
+                let added = Network::from(std::net::IpAddr::from([198, 51, 100, editor * 5 + n]));
+                let add = move |key: &ApiKey| {
+                    let old = key.allowlist.entries().into_iter().filter_map(|e| e.parse().ok());
+                    ApiKey { allowlist: old.chain([added]).collect(), ..key.clone() }
+                };
+                edit(&org, &key, add).await?;
+            }
+            Ok(())
+        }
+    });
+    for result in together(editors).await? {
+        result?;
+    }
+    let found = org.get(&key.id).await?;
+    let (revision, networks) =
+        found.map_or((0, 0), |found| (found.revision.get(), found.allowlist.len()));
+    let expected = (key.revision.get() + 40, key.allowlist.len() + 40);
+    expect::equal("the revision and the networks after 40 edits", &(revision, networks), &expected)
+}
+
+/// A deletion that races an edit or a rotation wins: the edit is `NotFound` or
+/// came before, and the key does not rise again.
+pub async fn a_replace_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for round in rounds(100) {
+        let key = org.add(org.key()).await?;
+        let edit = if round % 2 == 0 { org.rotated(&key) } else { renamed(&key, "Renamed")? };
+        let (replaced, deleted) = both(replace(&store, &edit, &key), delete(&store, &key)).await?;
+        expect::done("delete beside a replace", deleted)?;
+        if replaced.is_err() {
+            expect::not_found("replace beside a delete", replaced)?;
+        }
+        org.has_lost(&key).await?;
+        org.has_lost(&edit).await?;
+    }
+    org.has_exactly(&[]).await
+}
+
+/// Of several deletions of one key, one succeeds and the others are `NotFound`.
+pub async fn one_of_several_deletions_wins(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for _ in rounds(40) {
+        let key = org.add(org.key()).await?;
+        let results = together((0..4).map(|_| delete(&store, &key))).await?;
+        expect::one_winner("4 deletes of one key", results, expect::not_found)?;
+        org.has_lost(&key).await?;
+    }
+    Ok(())
+}
+
+/// Edits of two organisations' keys go side by side: none fails for another's.
+pub async fn edits_of_different_keys_do_not_collide(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    for _ in rounds(20) {
+        let mut calls: Vec<BoxFuture<'static, Result<(), StoreError>>> = Vec::new();
+        let mut edits = Vec::new();
+        for org in [&ours, &ours, &theirs, &theirs] {
+            let key = org.add(org.key()).await?;
+            let edit = revoked(&org.rotated(&key));
+            calls.push(Box::pin(replace(&store, &edit, &key)));
+            edits.push((org, edit));
+        }
+        for result in together(calls).await? {
+            expect::done("replace beside replaces of other keys", result)?;
+        }
+        for (org, edit) in edits {
+            expect::same_key("get", org.get(&edit.id).await?.as_deref(), &edit)?;
+            org.delete(&edit).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads, changes and writes the key until no other change comes between.
+fn edit(
+    org: &TestOrg,
+    key: &ApiKey,
+    change: impl Fn(&ApiKey) -> ApiKey + Send + 'static,
+) -> impl Future<Output = Result<(), Violation>> + Send + 'static {
+    /// Of 40 edits at once, each fails at most 39 times.
+    const ATTEMPTS: usize = 1_000;
+    let (org, id) = (org.clone(), key.id);
+    async move {
+        for _ in 0..ATTEMPTS {
+            let Some(stored) = org.get(&id).await? else {
+                return Err(Violation::new("get to give a stored key", "None"));
+            };
+            let changed = change(&ApiKey { revision: stored.revision.next(), ..(*stored).clone() });
+            match org.store.replace(&changed, stored.revision).await {
+                Err(StoreError::Conflict) => tokio::task::yield_now().await,
+                other => return expect::done("replace at the revision just read", other),
+            }
+        }
+        Err(Violation::new("replace at the revision just read to succeed", "Conflict every time"))
+    }
+}
+
+fn replace(
+    store: &Arc<dyn KeyStore>,
+    to: &ApiKey,
+    from: &ApiKey,
+) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+    let (store, to, expected) = (Arc::clone(store), to.clone(), from.revision);
+    async move { store.replace(&to, expected).await }
+}
+
+fn delete(
+    store: &Arc<dyn KeyStore>,
+    key: &ApiKey,
+) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+    let (store, key) = (Arc::clone(store), key.clone());
+    async move { store.delete(&key.org, &key.id).await }
+}

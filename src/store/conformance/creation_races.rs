@@ -1,0 +1,162 @@
+//! Races of `insert`, with itself and with `delete`: the limit and uniqueness
+//! hold under any concurrency.
+
+use std::sync::Arc;
+
+use crate::record::{ApiKey, OrgLimit};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::TestOrg;
+use crate::store::conformance::race::{both, rounds, together};
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::{KeyStore, StoreError};
+
+/// With 19 keys of 20, one of 64 simultaneous creators gets the last place, and
+/// the others get `LimitReached`. Counting and inserting are one atomic step.
+pub async fn one_of_64_creators_gets_the_last_place(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    org.add_keys(19).await?;
+    for _ in rounds(20) {
+        let keys: Vec<ApiKey> = (0..64).map(|_| org.key()).collect();
+        let results = together(keys.iter().map(|key| insert(&store, key, 20))).await?;
+        let winner = expect::one_winner("64 inserts at 19 of 20", results, expect::limit_reached)?;
+        expect::equal("the number of keys", &org.list().await?.len(), &20)?;
+        // The place is free again, for the next round.
+        if let Some(key) = keys.get(winner) {
+            org.delete(key).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A new organisation has no row yet that a creator could lock: its first
+/// places are given out as exactly as its last.
+pub async fn the_first_places_are_counted_too(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    for _ in rounds(20) {
+        let org = TestOrg::new(&store)?;
+        let keys: Vec<ApiKey> = (0..16).map(|_| org.key()).collect();
+        let results = together(keys.iter().map(|key| insert(&store, key, 3))).await?;
+        let mut winners = 0;
+        for result in results {
+            match result {
+                Ok(()) => winners += 1,
+                refused => expect::limit_reached("all but three of 16 inserts", refused)?,
+            }
+        }
+        expect::equal("the number of inserts that succeeded", &winners, &3)?;
+        expect::equal("the number of keys", &org.list().await?.len(), &3)?;
+    }
+    Ok(())
+}
+
+/// Organisations do not take each other's places, nor make each other fail.
+pub async fn organisations_fill_up_side_by_side(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    for _ in rounds(10) {
+        let orgs = [(); 16].map(|()| TestOrg::new(&store)).into_iter();
+        let orgs = orgs.collect::<Result<Vec<_>, _>>()?;
+        let keys: Vec<ApiKey> =
+            orgs.iter().flat_map(|org| [org.key(), org.key(), org.key()]).collect();
+        let results = together(keys.iter().map(|key| insert(&store, key, 1))).await?;
+        let mut results = results.into_iter();
+        for org in &orgs {
+            let own = results.by_ref().take(3).collect();
+            expect::one_winner("3 inserts under a limit of 1", own, expect::limit_reached)?;
+            expect::equal("the number of keys", &org.list().await?.len(), &1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Of several inserts of one digest, each for another organisation, one
+/// succeeds: a lock on the organisation alone is not enough.
+pub async fn one_of_several_inserts_of_a_digest_wins(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    for _ in rounds(30) {
+        let orgs = [TestOrg::new(&store)?, TestOrg::new(&store)?];
+        let [first, _] = &orgs;
+        let digest = first.fresh.digest();
+        let keys: Vec<ApiKey> =
+            orgs.iter().cycle().take(8).map(|org| ApiKey { digest, ..org.key() }).collect();
+        one_insert_wins(&store, &orgs, &keys).await?;
+    }
+    Ok(())
+}
+
+/// Of several inserts of one id, one succeeds.
+pub async fn one_of_several_inserts_of_an_id_wins(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    for _ in rounds(30) {
+        let orgs = [TestOrg::new(&store)?, TestOrg::new(&store)?];
+        let [first, _] = &orgs;
+        let id = first.fresh.key_id();
+        let keys: Vec<ApiKey> =
+            orgs.iter().cycle().take(8).map(|org| ApiKey { id, ..org.key() }).collect();
+        one_insert_wins(&store, &orgs, &keys).await?;
+    }
+    Ok(())
+}
+
+/// Creators that race deletions never pass the limit, and no place is lost: what
+/// is counted in the end is what is there.
+pub async fn a_churning_organisation_keeps_to_its_limit(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for _ in rounds(30) {
+        let present = org.list().await?;
+        let places = 4_usize.saturating_sub(present.len());
+        let keys: Vec<ApiKey> = (0..8).map(|_| org.key()).collect();
+        let inserts: Vec<_> = keys.iter().map(|key| insert(&store, key, 4)).collect();
+        let deletes = present.into_iter().map(|key| {
+            let store = Arc::clone(&store);
+            async move { store.delete(&key.org, &key.id).await }
+        });
+        let deletes: Vec<_> = deletes.collect();
+        let (inserted, deleted) = both(together(inserts), together(deletes)).await?;
+        let (inserted, deleted) = (inserted?, deleted?);
+        for result in deleted {
+            expect::done("delete beside inserts", result)?;
+        }
+        let mut winners = 0;
+        for result in inserted {
+            match result {
+                Ok(()) => winners += 1,
+                refused => expect::limit_reached("an insert beside deletes", refused)?,
+            }
+        }
+        expect::holds(
+            winners >= places && winners <= 4,
+            format!("{places} to 4 of 8 inserts under a limit of 4 to succeed"),
+            format!("{winners} that did"),
+        )?;
+        expect::equal("the number of keys", &org.list().await?.len(), &winners)?;
+    }
+    Ok(())
+}
+
+async fn one_insert_wins(
+    store: &Arc<dyn KeyStore>,
+    orgs: &[TestOrg],
+    keys: &[ApiKey],
+) -> Result<(), Violation> {
+    let results = together(keys.iter().map(|key| insert(store, key, 20))).await?;
+    let winner = expect::one_winner("8 inserts of one id or digest", results, expect::conflict)?;
+    let winner = keys.get(winner);
+    for org in orgs {
+        let own: Vec<&ApiKey> = winner.into_iter().filter(|key| key.org == org.id).collect();
+        org.has_exactly(&own).await?;
+    }
+    Ok(())
+}
+
+fn insert(
+    store: &Arc<dyn KeyStore>,
+    key: &ApiKey,
+    limit: u32,
+) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+    let (store, key) = (Arc::clone(store), key.clone());
+    async move { store.insert(&key, OrgLimit::at_most(limit)).await }
+}

@@ -1,0 +1,125 @@
+//! Races of `record_uses`: it never takes a change back, and no change takes a
+//! use back.
+
+use std::sync::Arc;
+
+use crate::record::{ApiKey, KeyUse};
+use crate::store::conformance::expect;
+use crate::store::conformance::fixtures::{TestOrg, revoked, used};
+use crate::store::conformance::fresh::instant;
+use crate::store::conformance::race::{both, rounds, together};
+use crate::store::conformance::violation::Violation;
+use crate::store::contract::{KeyStore, StoreError};
+
+/// A use that races a revocation does not un-revoke the key, nor is its time
+/// lost; and since uses are no changes, the revocation succeeds at once.
+pub async fn a_use_does_not_undo_a_revocation(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for n in rounds(100) {
+        let key = org.add(org.key()).await?;
+        use_beside(&org, &key, &revoked(&key), n.into()).await?;
+    }
+    Ok(())
+}
+
+/// A use that races a rotation neither brings the old secret back nor loses the
+/// new one.
+pub async fn a_use_does_not_undo_a_rotation(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for n in rounds(100) {
+        let key = org.add(org.key()).await?;
+        let rotated = org.rotated(&key);
+        use_beside(&org, &key, &rotated, n.into()).await?;
+        org.has_lost_digest_of(&key).await?;
+    }
+    Ok(())
+}
+
+/// A use that races a deletion does not bring the key back.
+pub async fn a_use_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for n in rounds(100) {
+        let key = org.add(org.key()).await?;
+        let delete = {
+            let (store, key) = (Arc::clone(&store), key.clone());
+            async move { store.delete(&key.org, &key.id).await }
+        };
+        let uses = [KeyUse { id: key.id, at: instant(n.into()) }];
+        let (recorded, deleted) = both(record(&store, uses.into()), delete).await?;
+        expect::done("record_uses beside a delete", recorded)?;
+        expect::done("delete beside record_uses", deleted)?;
+        org.has_lost(&key).await?;
+    }
+    org.has_exactly(&[]).await
+}
+
+/// Of several uses recorded at once, the latest stays, whichever came last.
+pub async fn the_latest_of_several_uses_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for round in rounds(60) {
+        let key = org.add(org.key()).await?;
+        let times = (0..6).map(|n| (n + u64::from(round)) % 6);
+        let calls = times.map(|n| record(&store, vec![KeyUse { id: key.id, at: instant(n) }]));
+        for result in together(calls).await? {
+            expect::done("record_uses beside others", result)?;
+        }
+        let found = org.find(&key.digest).await?;
+        expect::same_key("find_by_digest", found.as_deref(), &used(&key, instant(5)))?;
+        org.delete(&key).await?;
+    }
+    Ok(())
+}
+
+/// Batches that name the same keys in opposite orders all succeed: two processes
+/// that lock rows as they come would wait for each other.
+pub async fn batches_in_opposite_orders_do_not_deadlock(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let keys = org.add_keys(20).await?;
+    let mut last = 0;
+    for round in rounds(40) {
+        last = u64::from(round) * 10 + 3;
+        let batches = (0..4).map(|n| {
+            let at = instant(last - n);
+            let mut uses: Vec<KeyUse> = keys.iter().map(|key| KeyUse { id: key.id, at }).collect();
+            if n % 2 == 1 {
+                uses.reverse();
+            }
+            record(&store, uses)
+        });
+        for result in together(batches).await? {
+            expect::done("record_uses beside a batch in the opposite order", result)?;
+        }
+    }
+    let expected: Vec<ApiKey> = keys.iter().map(|key| used(key, instant(last))).collect();
+    org.has_exactly(&expected.iter().collect::<Vec<_>>()).await
+}
+
+/// Records a use while the key is replaced; both are there afterwards.
+async fn use_beside(
+    org: &TestOrg,
+    from: &ApiKey,
+    to: &ApiKey,
+    at: u64,
+) -> Result<(), Violation> {
+    let uses = vec![KeyUse { id: from.id, at: instant(at) }];
+    let replace = {
+        let (store, to, expected) = (Arc::clone(&org.store), to.clone(), from.revision);
+        async move { store.replace(&to, expected).await }
+    };
+    let (recorded, replaced) = both(record(&org.store, uses), replace).await?;
+    expect::done("record_uses beside a replace", recorded)?;
+    expect::done("replace beside record_uses", replaced)?;
+    let expected = used(to, instant(at));
+    expect::same_key("get", org.get(&to.id).await?.as_deref(), &expected)?;
+    expect::same_key("find_by_digest", org.find(&to.digest).await?.as_deref(), &expected)
+}
+
+fn record(
+    store: &Arc<dyn KeyStore>,
+    uses: Vec<KeyUse>,
+) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+    let store = Arc::clone(store);
+    async move { store.record_uses(&uses).await }
+}

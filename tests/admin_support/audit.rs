@@ -1,0 +1,141 @@
+//! The pages of a key's audit log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keygate::{
+    CountryCode, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, RequestInfo,
+};
+use serde_json::{Value, json};
+
+use crate::admin_support::{Api, actor};
+
+struct Logged {
+    api: Api,
+    path: String,
+    secret: String,
+}
+
+impl Logged {
+    /// A key whose requests are in the log as soon as they are answered.
+    async fn new() -> Self {
+        let lookup = |ip: std::net::IpAddr| ip.is_ipv4().then(|| CountryCode::new("DE")).flatten();
+        let api = Api::with(|b| b.delivery(Delivery::strict()).countries(Countries(lookup)));
+        let issued = api.create("k").await;
+        let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
+        Self { api, path, secret: issued["secret"].as_str().unwrap().to_owned() }
+    }
+
+    async fn use_key(&self, path: &str, ip: Option<&str>) {
+        let ip = ip.map(|ip| ip.parse().unwrap());
+        let info = RequestInfo { method: "GET".into(), path: path.into(), ip };
+        if let Ok(admission) = self.api.keys.admit(&self.secret, info).await {
+            admission.finish(200).await.unwrap();
+        }
+        self.api.clock.advance(1);
+    }
+
+    async fn page(&self, query: &str) -> Value {
+        let reply = self.api.get(&format!("{}/audit?{query}", self.path)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+}
+
+#[derive(Debug)]
+struct Countries(fn(std::net::IpAddr) -> Option<CountryCode>);
+
+impl keygate::CountryLookup for Countries {
+    fn country(&self, ip: std::net::IpAddr) -> Option<CountryCode> {
+        (self.0)(ip)
+    }
+}
+
+fn endpoints(page: &Value) -> Vec<&str> {
+    let records = page["records"].as_array().unwrap();
+    records.iter().map(|record| record["endpoint"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_record_says_what_was_asked_and_how_it_ended() {
+    let logged = Logged::new().await;
+    logged.use_key("/v1/a", Some("192.0.2.1")).await;
+    logged.use_key("/v1/b", None).await;
+    logged.api.patch(&logged.path, json!({"status": "revoked"})).await;
+    logged.use_key("/v1/<c>", Some("2001:db8::1")).await;
+    let page = logged.page("").await;
+    let record = |seconds: u32, endpoint, ip, country, status: u16, outcome| {
+        json!({
+            "timestamp": format!("2026-01-31T12:00:0{seconds}Z"), "method": "GET",
+            "endpoint": endpoint, "ip": ip, "country": country, "status": status,
+            "outcome": outcome,
+        })
+    };
+    let records = json!([
+        record(2, "/v1/<c>", json!("2001:db8::1"), json!(null), 401, "revoked"),
+        record(1, "/v1/b", json!(null), json!(null), 200, "allowed"),
+        record(0, "/v1/a", json!("192.0.2.1"), json!("DE"), 200, "allowed"),
+    ]);
+    assert_eq!(page, json!({"records": records, "older": null, "newer": null}));
+}
+
+#[tokio::test]
+async fn a_request_without_an_answer_has_no_status() {
+    let logged = Logged::new().await;
+    let info = RequestInfo { method: "PUT".into(), path: "/".into(), ip: None };
+    drop(logged.api.keys.admit(&logged.secret, info).await.unwrap());
+    let mut page = logged.page("").await;
+    for _ in 0..100 {
+        if page["records"] != json!([]) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        page = logged.page("").await;
+    }
+    let record = &page["records"][0];
+    assert_eq!((&record["outcome"], &record["status"]), (&json!("aborted"), &Value::Null));
+}
+
+#[tokio::test]
+async fn pages_lead_to_their_neighbours() {
+    let logged = Logged::new().await;
+    for i in 0..30 {
+        logged.use_key(&format!("/{i}"), None).await;
+    }
+    let first = logged.page("").await;
+    assert_eq!((endpoints(&first).len(), endpoints(&first)[0]), (25, "/29"));
+    assert_eq!(first["newer"], Value::Null);
+
+    let cursor = |page: &Value, way: &str| page[way].as_str().unwrap().to_owned();
+    let newest = logged.page("limit=10").await;
+    let second = logged.page(&format!("limit=10&before={}", cursor(&newest, "older"))).await;
+    assert_eq!((endpoints(&second)[0], endpoints(&second)[9]), ("/19", "/10"));
+    let third = logged.page(&format!("limit=10&before={}", cursor(&second, "older"))).await;
+    assert_eq!((endpoints(&third)[9], &third["older"]), ("/0", &Value::Null));
+    let back = logged.page(&format!("limit=10&after={}", cursor(&third, "newer"))).await;
+    assert_eq!(endpoints(&back), endpoints(&second));
+    assert_eq!(endpoints(&logged.page("limit=200").await).len(), 30);
+}
+
+#[tokio::test]
+async fn the_log_of_a_key_is_its_requests_only() {
+    let logged = Logged::new().await;
+    logged.use_key("/mine", None).await;
+    let other = logged.api.create("other").await;
+    let path = format!("/keys/{}/audit", other["key"]["id"].as_str().unwrap());
+    assert!(logged.api.log.len() >= 3, "the changes are in the log, too");
+    assert_eq!(logged.api.get(&path).await.json()["records"], json!([]));
+    assert_eq!(endpoints(&logged.page("").await), ["/mine"]);
+}
+
+#[tokio::test]
+async fn without_a_log_to_read_there_is_none() {
+    let write_only = Arc::new(MemoryAuditLog::new());
+    let keys = KeyManager::builder(MemoryStore::new()).audit_sink(write_only).build().unwrap();
+    let key = keys.create(&actor("acme"), NewKey::named("k").unwrap()).await.unwrap().key;
+    let api = Api { router: keygate::admin::router(keys), ..Api::new() };
+    let reply = api.get(&format!("/keys/{}/audit", key.id)).await;
+    assert_eq!(reply.code(), "not_found");
+    assert!(reply.text().contains("audit log"));
+    assert_eq!(api.get(&format!("/keys/{}", key.id)).await.status, 200);
+}

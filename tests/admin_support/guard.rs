@@ -1,0 +1,212 @@
+//! Who may ask at all: actors only, and no page of another site.
+
+use std::collections::BTreeSet;
+
+use axum::http::Method;
+use axum::http::header::{HOST, ORIGIN};
+use keygate::admin::ROUTES;
+use serde_json::json;
+
+use crate::admin_support::{Api, NO_KEY, request, send, with_header, with_json};
+
+const METHODS: [Method; 9] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+    Method::OPTIONS,
+    Method::TRACE,
+    Method::CONNECT,
+];
+
+fn path(template: &str, id: &str) -> String {
+    let path = template.replace("{id}", id);
+    assert!(!path.contains('{'), "a parameter that this test does not know");
+    path
+}
+
+#[tokio::test]
+async fn case_18_without_an_actor_a_body_that_names_one_changes_nothing() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let claim = json!({"name": "k", "expiration": "never", "org": "acme", "confirm_name": "k"});
+    for (method, uri) in [
+        (Method::POST, "/keys".to_owned()),
+        (Method::PATCH, path.clone()),
+        (Method::POST, format!("{path}/rotate")),
+        (Method::DELETE, format!("{path}?confirm_name=k&org=acme")),
+        (Method::GET, format!("{path}/audit")),
+        (Method::GET, "/keys".to_owned()),
+    ] {
+        let request = with_json(request(method, &uri), claim.clone());
+        let request = with_header(request, "x-org", "acme");
+        assert_eq!(send(&api.router, request).await.code(), "unauthenticated", "{uri}");
+    }
+    let keys = api.get("/keys").await.json()["keys"].clone();
+    assert_eq!((keys.as_array().unwrap().len(), &keys[0]["revision"]), (1, &json!(1)));
+}
+
+#[tokio::test]
+async fn case_21_every_route_is_401_without_an_actor() {
+    let api = Api::new();
+    let key = api.create_path("k").await.replace("/keys/", "");
+    let unknown = ["/", "/x", "/keys/", "/keys/a/b", "/keys/%ff", "/../keys", "/openapi.jsonx"];
+    let known = ROUTES.iter().map(|(_, path)| *path);
+    let custom = Method::from_bytes(b"BREW").unwrap();
+    for template in known.chain(unknown) {
+        for id in [key.as_str(), NO_KEY, "x"] {
+            for method in METHODS.iter().chain([&custom]) {
+                // What else is wrong is not looked at.
+                for request in [
+                    request(method.clone(), &path(template, id)),
+                    request(method.clone(), &format!("{}?x=%ff", path(template, id))),
+                    with_header(request(method.clone(), &path(template, id)), ORIGIN, "null"),
+                    with_json(request(method.clone(), &path(template, id)), "{".repeat(70_000)),
+                ] {
+                    let reply = send(&api.router, request).await;
+                    assert_eq!(reply.status, 401, "{method} {template}");
+                    assert!(*method == Method::HEAD || reply.code() == "unauthenticated");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn case_21_the_table_of_routes_is_the_router() {
+    let api = Api::new();
+    let paths: BTreeSet<&str> = ROUTES.iter().map(|(_, path)| *path).collect();
+    assert!(paths.contains("/keys") && ROUTES.len() >= 7);
+    for template in paths {
+        let key = api.create_path("k").await.replace("/keys/", "");
+        let of_path = ROUTES.iter().filter(|(_, path)| *path == template);
+        let methods: Vec<&Method> = of_path.map(|(method, _)| method).collect();
+        let mut served = BTreeSet::new();
+        let mut allowed = BTreeSet::new();
+        for method in METHODS {
+            let reply = api.send(request(method.clone(), &path(template, &key))).await;
+            if reply.status == 405 {
+                allowed.insert(reply.header("allow").to_owned());
+            } else {
+                assert_ne!(reply.status, 404, "{method} {template}");
+                served.insert(method.to_string());
+            }
+        }
+        let mut expected: BTreeSet<String> = methods.iter().map(ToString::to_string).collect();
+        if expected.contains("GET") {
+            expected.insert("HEAD".to_owned());
+        }
+        assert_eq!(served, expected, "{template}");
+        assert_eq!(allowed.len(), 1);
+        let allow = allowed.pop_first().unwrap();
+        assert_eq!(allow.split(',').map(str::to_owned).collect::<BTreeSet<_>>(), expected);
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_are_404_and_wrong_methods_405() {
+    let api = Api::new();
+    for unknown in ["/", "/x", "/keys/", "/Keys", "/keys/a/b", "/keys//audit", "/keys/%ff"] {
+        for method in [Method::GET, Method::POST, Method::DELETE] {
+            let reply = api.send(request(method, unknown)).await;
+            // A path with the shape of a key's has methods.
+            assert!(matches!(reply.status.as_u16(), 404 | 405), "{unknown}");
+        }
+        assert_eq!(api.get(unknown).await.code(), "not_found", "{unknown}");
+    }
+    let put = api.send(request(Method::PUT, "/keys")).await;
+    assert_eq!((put.code().as_str(), put.header("allow")), ("method_not_allowed", "GET,HEAD,POST"));
+    let anywhere = request(Method::OPTIONS, "*");
+    assert_eq!(api.send(anywhere).await.code(), "not_found");
+}
+
+/// A request with these headers and nothing else wrong with it, by every unsafe
+/// method that has a route.
+async fn refused(headers: &[(&'static str, &str)]) -> bool {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let mut codes = BTreeSet::new();
+    for request in [
+        with_json(request(Method::POST, "/keys"), json!({"name": "x", "expiration": "never"})),
+        with_json(request(Method::PATCH, &path), json!({"name": "x"})),
+        with_json(request(Method::POST, &format!("{path}/rotate")), json!({"confirm_name": "x"})),
+        request(Method::DELETE, &format!("{path}?confirm_name=x")),
+    ] {
+        let add =
+            |request, (name, value): &(&'static str, &str)| with_header(request, *name, value);
+        codes.insert(api.send(headers.iter().fold(request, add)).await.code());
+    }
+    let list = api.get("/keys").await.json()["keys"].clone();
+    let refused = codes.contains("cross_site");
+    assert_eq!(codes.len(), 1, "the same for every route: {codes:?}");
+    assert_eq!(refused, list[0]["name"] == "k" && list.as_array().unwrap().len() == 1);
+    refused
+}
+
+#[tokio::test]
+async fn case_25_changes_for_another_site_are_refused() {
+    const HERE: (&str, &str) = ("host", "example.com");
+    for headers in [
+        &[HERE, ("sec-fetch-site", "cross-site")][..],
+        &[HERE, ("sec-fetch-site", "same-site")],
+        &[HERE, ("sec-fetch-site", "Same-Origin")],
+        &[HERE, ("sec-fetch-site", "")],
+        &[HERE, ("sec-fetch-site", "same-origin, cross-site")],
+        &[HERE, ("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")],
+        &[HERE, ("sec-fetch-site", "cross-site"), ("origin", "https://example.com")],
+        &[HERE, ("origin", "https://evil.example")],
+        &[HERE, ("origin", "https://sub.example.com")],
+        &[HERE, ("origin", "https://example.com:8443")],
+        &[HERE, ("origin", "null")],
+        &[HERE, ("origin", "")],
+        &[HERE, ("origin", "\u{fc}")],
+        &[HERE, HERE, ("origin", "https://example.com")],
+        &[HERE, ("origin", "https://example.com"), ("origin", "https://example.com")],
+        &[HERE, HERE, ("sec-fetch-site", "same-origin")],
+        &[("origin", "https://example.com")],
+        &[("host", "\u{fc}"), ("origin", "https://example.com")],
+    ] {
+        assert!(refused(headers).await, "{headers:?}");
+    }
+    for headers in [
+        &[][..],
+        &[HERE],
+        &[HERE, ("sec-fetch-site", "same-origin")],
+        &[HERE, ("sec-fetch-site", "none")],
+        &[HERE, ("sec-fetch-site", "same-origin"), ("sec-fetch-site", "none")],
+        &[HERE, ("origin", "https://example.com")],
+        &[HERE, ("origin", "http://EXAMPLE.com:80")],
+        &[("host", "example.com:3000"), ("origin", "http://example.com:3000")],
+    ] {
+        assert!(!refused(headers).await, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn case_25_reading_is_not_a_change_and_refusal_comes_before_routing() {
+    let api = Api::new();
+    for method in METHODS {
+        let safe = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&method);
+        for uri in ["/keys", "/unknown"] {
+            let cross = with_header(request(method.clone(), uri), "sec-fetch-site", "cross-site");
+            let reply = api.send(cross).await;
+            assert_eq!(reply.status == 403, !safe, "{method} {uri}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn case_25_http_2_names_the_host_in_the_uri() {
+    let api = Api::new();
+    let body = json!({"name": "x", "expiration": "never"});
+    for (origin, status) in [("https://example.com", 201), ("https://evil.example", 403)] {
+        let request = with_json(request(Method::POST, "https://example.com/keys"), body.clone());
+        assert_eq!(api.send(with_header(request, ORIGIN, origin)).await.status, status);
+    }
+    let request = with_json(request(Method::POST, "https://evil.example/keys"), body);
+    let request = with_header(request, HOST, "example.com");
+    let reply = api.send(with_header(request, ORIGIN, "https://evil.example")).await;
+    assert_eq!(reply.status, 403, "the host that is named in a header counts first");
+}

@@ -1,0 +1,264 @@
+//! Keys made, read, edited, rotated and deleted.
+
+use axum::Router;
+use axum::http::Method;
+use keygate::{Allowlist, ApiKey, KeyManager, KeyStore, Limits, MemoryStore, Revision};
+use serde_json::{Value, json};
+
+use crate::admin_support::{Api, START, actor, request, send};
+
+fn secret(issued: &Value) -> &str {
+    issued["secret"].as_str().unwrap()
+}
+
+#[tokio::test]
+async fn create_answers_with_the_key_and_its_secret() {
+    let api = Api::new();
+    let body = json!({
+        "name": "  CI deploy ",
+        "expiration": "1_month",
+        "ip_allowlist": ["10.0.0.0/8", " ::ffff:192.0.2.1 ", "2001:DB8::/32"],
+    });
+    let reply = api.post("/keys", body).await;
+    assert_eq!(reply.status, 201);
+    assert_eq!(reply.header("content-type"), "application/json");
+    assert_eq!(reply.header("etag"), "\"1\"");
+    let issued = reply.json();
+    assert_eq!(issued.as_object().unwrap().len(), 2);
+    let (id, secret) = (issued["key"]["id"].as_str().unwrap(), secret(&issued));
+    assert_eq!(reply.header("location"), format!("/keys/{id}"));
+    assert!(secret.starts_with("vsp_sk_") && secret.len() == 55);
+    let key = json!({
+        "id": id,
+        "name": "CI deploy",
+        "key_prefix": &secret[..12],
+        "status": "active",
+        "expired": false,
+        "expires_at": "2026-02-28T12:00:00Z",
+        "last_used_at": null,
+        "created_at": START,
+        "rotated_at": null,
+        "ip_allowlist": ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"],
+        "revision": 1,
+    });
+    assert_eq!(issued["key"], key);
+    assert!(api.keys.verify(secret, Some("10.1.2.3".parse().unwrap())).await.is_ok());
+
+    let shown = api.get(reply.header("location")).await;
+    assert_eq!((shown.status.as_u16(), shown.header("etag")), (200, "\"1\""));
+    let expected = {
+        let mut key = key;
+        key["last_used_at"] = shown.json()["last_used_at"].clone();
+        key
+    };
+    assert_eq!(shown.json(), expected);
+}
+
+#[tokio::test]
+async fn every_expiration_and_an_absent_allowlist_are_taken() {
+    let api = Api::new();
+    for (expiration, expires_at) in [
+        ("1_day", json!("2026-02-01T12:00:00Z")),
+        ("1_week", json!("2026-02-07T12:00:00Z")),
+        ("1_month", json!("2026-02-28T12:00:00Z")),
+        ("3_months", json!("2026-04-30T12:00:00Z")),
+        ("1_year", json!("2027-01-31T12:00:00Z")),
+        ("never", Value::Null),
+    ] {
+        let reply = api.post("/keys", json!({"name": "k", "expiration": expiration})).await;
+        let key = &reply.json()["key"];
+        assert_eq!((&key["expires_at"], &key["ip_allowlist"]), (&expires_at, &json!([])));
+    }
+}
+
+#[tokio::test]
+async fn location_is_the_path_that_the_client_sees() {
+    let api = Api::new();
+    let nested: Router = Router::new().nest(
+        "/{tenant}",
+        Router::new().nest("/orgs/{id}/api", keygate::admin::router(api.keys.clone())),
+    );
+    let at = Api { router: nested, ..api };
+    let reply = at.post("/t/orgs/7/api/keys", json!({"name": "k", "expiration": "never"})).await;
+    let id = reply.json()["key"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(reply.header("location"), format!("/t/orgs/7/api/keys/{id}"));
+    assert_eq!(at.get(reply.header("location")).await.json()["id"], id);
+    assert_eq!(at.get(&format!("/t/orgs/{id}/api/keys/7")).await.code(), "not_found");
+    for unknown in ["/t/orgs/7/api", "/t/orgs/7/api/x", "/t/orgs/7/api/keys/a/b/c"] {
+        assert_eq!(at.get(unknown).await.code(), "not_found", "{unknown}");
+        let anonymous = send(&at.router, request(Method::GET, unknown)).await;
+        assert_eq!(anonymous.code(), "unauthenticated", "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn list_is_oldest_first_with_the_limits() {
+    let limits = Limits { max_keys: 3, max_ips_per_key: 2 };
+    let api = Api::with(|builder| builder.limits(limits));
+    let empty = api.get("/keys").await;
+    assert_eq!(empty.header("etag"), "");
+    let limits = json!({"max_keys": 3, "max_ips_per_key": 2});
+    assert_eq!(empty.json(), json!({"keys": [], "limits": limits}));
+    for name in ["b", "c", "a"] {
+        api.create(name).await;
+        api.clock.advance(1);
+    }
+    api.of("other").create("theirs").await;
+    let list = api.get("/keys").await.json();
+    let names: Vec<&Value> =
+        list["keys"].as_array().unwrap().iter().map(|key| &key["name"]).collect();
+    assert_eq!(names, ["b", "c", "a"]);
+    assert_eq!(list["limits"], limits);
+    let ids = list["keys"].as_array().unwrap();
+    let path = format!("/keys/{}", ids[1]["id"].as_str().unwrap());
+    assert_eq!(api.get(&path).await.json(), list["keys"][1]);
+}
+
+#[tokio::test]
+async fn an_edit_changes_what_it_names_and_nothing_else() {
+    let api = Api::new();
+    let issued = api.create("before").await;
+    let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
+    let mut expected = issued["key"].clone();
+    for (patch, field, revision) in [
+        (json!({"name": " after "}), ("name", json!("after")), 2),
+        (json!({"status": "revoked"}), ("status", json!("revoked")), 3),
+        (json!({"ip_allowlist": ["10.0.0.0/8"]}), ("ip_allowlist", json!(["10.0.0.0/8"])), 4),
+        (json!({"ip_allowlist": []}), ("ip_allowlist", json!([])), 5),
+        (json!({"status": "active"}), ("status", json!("active")), 6),
+        (json!({}), ("revision", json!(6)), 6),
+        (json!({"name": "after", "status": "active"}), ("revision", json!(6)), 6),
+    ] {
+        expected[field.0] = field.1;
+        expected["revision"] = json!(revision);
+        let reply = api.patch(&path, patch).await;
+        assert_eq!((reply.status.as_u16(), reply.json()), (200, expected.clone()));
+        assert_eq!(reply.header("etag"), format!("\"{revision}\""));
+        assert_eq!(api.get(&path).await.json(), expected);
+        let active = expected["status"] == "active" && expected["ip_allowlist"] == json!([]);
+        assert_eq!(api.verifies(secret(&issued)).await, active);
+        expected["last_used_at"] = api.get(&path).await.json()["last_used_at"].clone();
+    }
+}
+
+#[tokio::test]
+async fn rotate_replaces_the_secret_once_it_is_confirmed() {
+    let api = Api::new();
+    let issued = api.create("CI ☂").await;
+    let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
+    let rotate = format!("{path}/rotate");
+    for wrong in ["", "CI", "ci ☂", "CI ☂ ", "CI ☂\0"] {
+        let reply = api.post(&rotate, json!({"confirm_name": wrong})).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (422, "confirmation_mismatch"));
+    }
+    assert_eq!(api.post(&rotate, json!({})).await.fields(), ["confirm_name"]);
+    assert!(api.verifies(secret(&issued)).await);
+    assert_eq!(api.get(&path).await.json()["revision"], 1);
+
+    api.clock.advance(60);
+    let reply = api.post(&rotate, json!({"confirm_name": "CI ☂"})).await;
+    assert_eq!((reply.status.as_u16(), reply.header("etag")), (200, "\"2\""));
+    let rotated = reply.json();
+    assert!(!api.verifies(secret(&issued)).await);
+    assert!(api.verifies(secret(&rotated)).await);
+    assert_eq!(rotated["key"]["rotated_at"], "2026-01-31T12:01:00Z");
+    assert_eq!(rotated["key"]["key_prefix"], secret(&rotated)[..12]);
+    for same in ["id", "name", "status", "expires_at", "created_at", "ip_allowlist"] {
+        assert_eq!(rotated["key"][same], issued["key"][same]);
+    }
+}
+
+#[tokio::test]
+async fn delete_removes_the_key_once_it_is_confirmed() {
+    let api = Api::new();
+    let issued = api.create("a b+c").await;
+    let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
+    for wrong in ["", "a+b+c", "a%20b%2Bc%20", "a+b%2bC"] {
+        let reply = api.delete(&format!("{path}?confirm_name={wrong}")).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (422, "confirmation_mismatch"));
+    }
+    assert_eq!(api.delete(&path).await.fields(), ["confirm_name"]);
+    assert!(api.verifies(secret(&issued)).await);
+
+    let reply = api.delete(&format!("{path}?confirm_name=a+b%2Bc")).await;
+    assert_eq!((reply.status.as_u16(), reply.text()), (204, ""));
+    assert!(!api.verifies(secret(&issued)).await);
+    assert_eq!(api.get(&path).await.code(), "not_found");
+    let again = api.delete(&format!("{path}?confirm_name=a+b%2Bc")).await;
+    assert_eq!(again.code(), "not_found");
+}
+
+#[tokio::test]
+async fn case_40_the_secret_is_in_no_other_answer() {
+    let api = Api::new();
+    let reply = api.post("/keys", json!({"name": "k", "expiration": "never"})).await;
+    assert_eq!((reply.status.as_u16(), reply.header("cache-control")), (201, "no-store"));
+    let issued = reply.json();
+    let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
+    let reply = api.post(&format!("{path}/rotate"), json!({"confirm_name": "k"})).await;
+    assert_eq!((reply.status.as_u16(), reply.header("cache-control")), (200, "no-store"));
+    assert_eq!(reply.header("location"), "");
+    let rotated = reply.json();
+    for reply in [
+        api.get("/keys").await,
+        api.get(&path).await,
+        api.patch(&path, json!({"name": "new"})).await,
+        api.get(&format!("{path}/audit")).await,
+        api.delete(&format!("{path}?confirm_name=new")).await,
+    ] {
+        assert!(reply.status.is_success());
+        for issued in [&issued, &rotated] {
+            assert!(!reply.text().contains(&secret(issued)[12..]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_expired_from_its_instant_on() {
+    let api = Api::new();
+    let reply = api.post("/keys", json!({"name": "k", "expiration": "1_day"})).await;
+    let path = reply.header("location");
+    api.clock.advance(24 * 60 * 60 - 1);
+    assert_eq!(api.get(path).await.json()["expired"], false);
+    api.clock.advance(1);
+    let key = api.get(path).await.json();
+    assert_eq!((&key["expired"], &key["status"]), (&json!(true), &json!("active")));
+    assert_eq!(api.get("/keys").await.json()["keys"][0]["expired"], true);
+}
+
+#[tokio::test]
+async fn an_unreadable_allowlist_is_shown_and_can_be_mended() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let stored = api.store.list(actor("acme").org()).await.unwrap().remove(0);
+    let raw = ["10.0.0.0/8", "10.0.0."];
+    let damaged = ApiKey { allowlist: Allowlist::restore(raw), ..ApiKey::clone(&stored) };
+    api.store.replace(&damaged, Revision::FIRST).await.unwrap();
+    assert_eq!(api.get(&path).await.json()["ip_allowlist"], json!(raw));
+    let mended = api.patch(&path, json!({"ip_allowlist": ["10.0.0.0/8"]})).await;
+    assert_eq!(mended.json()["ip_allowlist"], json!(["10.0.0.0/8"]));
+}
+
+#[tokio::test]
+async fn head_is_get_without_a_body() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    for uri in ["/keys", &path, &format!("{path}/audit")] {
+        let (head, get) = (api.send(request(Method::HEAD, uri)).await, api.get(uri).await);
+        assert_eq!((head.status, head.text()), (get.status, ""));
+        assert_eq!(head.headers, get.headers);
+        assert_eq!(head.header("content-length"), get.body.len().to_string());
+    }
+    let absent = api.send(request(Method::HEAD, "/keys/x")).await;
+    assert_eq!((absent.status.as_u16(), absent.text()), (404, ""));
+}
+
+#[tokio::test]
+async fn a_custom_key_format_needs_nothing_else() {
+    let format = keygate::KeyFormat::new("acme_live_").unwrap();
+    let keys = KeyManager::builder(MemoryStore::new()).format(format).build().unwrap();
+    let api = Api { router: keygate::admin::router(keys.clone()), keys, ..Api::new() };
+    let issued = api.create("k").await;
+    assert!(secret(&issued).starts_with("acme_live_"));
+    assert_eq!(issued["key"]["key_prefix"], secret(&issued)[..15]);
+}

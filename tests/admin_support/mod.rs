@@ -1,0 +1,280 @@
+//! What the tests of the management API share: a router, and requests to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, IntoHeaderName};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use keygate::{
+    Actor, ApiKey, Clock, KeyDigest, KeyId, KeyManager, KeyManagerBuilder, KeyStore, KeyUse,
+    ManualClock, MemoryAuditLog, MemoryStore, OrgId, OrgLimit, Revision, StoreError, Timestamp,
+};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+/// Every code that an error may have, with its status.
+pub(crate) const CODES: [(&str, u16); 13] = [
+    ("malformed_body", 400),
+    ("unauthenticated", 401),
+    ("cross_site", 403),
+    ("not_found", 404),
+    ("method_not_allowed", 405),
+    ("key_limit_reached", 409),
+    ("conflict", 409),
+    ("stale_revision", 412),
+    ("payload_too_large", 413),
+    ("unsupported_media_type", 415),
+    ("validation_failed", 422),
+    ("confirmation_mismatch", 422),
+    ("unavailable", 503),
+];
+
+/// The time at which every test begins.
+pub(crate) const START: &str = "2026-01-31T12:00:00Z";
+
+/// The id of no key.
+pub(crate) const NO_KEY: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+
+/// The API over its own store, as seen by one actor.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) router: Router,
+    pub(crate) keys: KeyManager,
+    pub(crate) store: Arc<Store>,
+    pub(crate) log: Arc<MemoryAuditLog>,
+    pub(crate) clock: TestClock,
+    pub(crate) actor: Actor,
+}
+
+impl Api {
+    pub(crate) fn new() -> Self {
+        Self::with(|builder| builder)
+    }
+
+    pub(crate) fn with(change: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Self {
+        let (store, log) = (Arc::new(Store::default()), Arc::new(MemoryAuditLog::new()));
+        let clock = TestClock(Arc::new(ManualClock::new(Timestamp::parse(START).unwrap())));
+        let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
+        let keys = change(builder).build().unwrap();
+        let router = keygate::admin::router(keys.clone());
+        Self { router, keys, store, log, clock, actor: actor("acme") }
+    }
+
+    /// The same API for another organisation.
+    pub(crate) fn of(&self, org: &str) -> Self {
+        Self { actor: actor(org), ..self.clone() }
+    }
+
+    pub(crate) async fn get(&self, uri: &str) -> Reply {
+        self.send(request(Method::GET, uri)).await
+    }
+
+    pub(crate) async fn post(&self, uri: &str, body: Value) -> Reply {
+        self.send(with_json(request(Method::POST, uri), body)).await
+    }
+
+    pub(crate) async fn patch(&self, uri: &str, body: Value) -> Reply {
+        self.send(with_json(request(Method::PATCH, uri), body)).await
+    }
+
+    pub(crate) async fn delete(&self, uri: &str) -> Reply {
+        self.send(request(Method::DELETE, uri)).await
+    }
+
+    /// A new key of that name: the answer's body.
+    pub(crate) async fn create(&self, name: &str) -> Value {
+        let reply = self.post("/keys", json!({"name": name, "expiration": "never"})).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        reply.json()
+    }
+
+    /// The path of a new key of that name.
+    pub(crate) async fn create_path(&self, name: &str) -> String {
+        format!("/keys/{}", self.create(name).await["key"]["id"].as_str().unwrap())
+    }
+
+    pub(crate) async fn verifies(&self, secret: &str) -> bool {
+        self.keys.verify(secret, None).await.is_ok()
+    }
+
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Reply {
+        request.extensions_mut().insert(self.actor.clone());
+        send(&self.router, request).await
+    }
+}
+
+pub(crate) fn actor(org: &str) -> Actor {
+    Actor::new(OrgId::new(org).unwrap(), "ada")
+}
+
+pub(crate) fn request(method: Method, uri: &str) -> Request<Body> {
+    Request::builder().method(method).uri(uri).body(Body::empty()).unwrap()
+}
+
+pub(crate) fn with_json(mut request: Request<Body>, body: impl ToString) -> Request<Body> {
+    *request.body_mut() = Body::from(body.to_string());
+    with_header(request, CONTENT_TYPE, "application/json")
+}
+
+pub(crate) fn with_header(
+    mut request: Request<Body>,
+    name: impl IntoHeaderName,
+    value: &str,
+) -> Request<Body> {
+    let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+    request.headers_mut().append(name, value);
+    request
+}
+
+/// Sends the request as it is, and checks what holds for every answer: no
+/// caching, no redirect, and errors only as documented.
+pub(crate) async fn send(router: &Router, request: Request<Body>) -> Reply {
+    let head = request.method() == Method::HEAD;
+    let response = router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let reply = Reply { status: parts.status, headers: parts.headers, body };
+    assert_eq!(reply.headers[CACHE_CONTROL], "no-store");
+    if reply.status.is_success() {
+        return reply;
+    }
+    assert_eq!(reply.headers[CONTENT_TYPE], "application/problem+json", "{}", reply.text());
+    if !head {
+        let problem = reply.json();
+        let (_, status) = *CODES.iter().find(|(code, _)| problem["code"] == *code).unwrap();
+        assert_eq!(reply.status, status);
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["type"], "about:blank");
+        assert_eq!(problem["title"], reply.status.canonical_reason().unwrap());
+        assert!(problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
+        assert_eq!(problem["errors"].is_array(), problem["code"] == "validation_failed");
+    }
+    reply
+}
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Reply {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{}", self.text()))
+    }
+
+    /// The code of an error; empty for a success.
+    pub(crate) fn code(&self) -> String {
+        let json = serde_json::from_slice::<Value>(&self.body).unwrap_or_default();
+        json["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The fields of a failed validation, in the order of the answer.
+    pub(crate) fn fields(&self) -> Vec<String> {
+        assert_eq!(self.code(), "validation_failed", "{}", self.text());
+        let json = self.json();
+        let errors = json["errors"].as_array().unwrap();
+        assert!(errors.iter().all(|e| e["message"].as_str().is_some_and(|m| !m.is_empty())));
+        errors.iter().map(|error| error["field"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+/// A clock that the test moves and the manager reads.
+#[derive(Clone, Debug)]
+pub(crate) struct TestClock(Arc<ManualClock>);
+
+impl TestClock {
+    pub(crate) fn advance(&self, seconds: u64) {
+        self.0.advance(Duration::from_secs(seconds));
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+/// A store in memory that can be made to fail.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    pub(crate) inner: MemoryStore,
+    mood: AtomicU8,
+}
+
+impl Store {
+    const DOWN: u8 = 1;
+    const CONFLICTING: u8 = 2;
+
+    /// From now on, every call fails.
+    pub(crate) fn go_down(&self) {
+        self.mood.store(Self::DOWN, Ordering::SeqCst);
+    }
+
+    /// From now on, another change always comes first.
+    pub(crate) fn conflict(&self) {
+        self.mood.store(Self::CONFLICTING, Ordering::SeqCst);
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        if self.mood.load(Ordering::SeqCst) == Self::DOWN {
+            return Err(StoreError::unavailable("the disk is on fire"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl KeyStore for Store {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.insert(key, limit).await
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.check()?;
+        self.inner.find_by_digest(digest).await
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.check()?;
+        self.inner.get(org, id).await
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.check()?;
+        self.inner.list(org).await
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        self.check()?;
+        if self.mood.load(Ordering::SeqCst) == Self::CONFLICTING {
+            return Err(StoreError::Conflict);
+        }
+        self.inner.replace(key, expected).await
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.delete(org, id).await
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.record_uses(uses).await
+    }
+}

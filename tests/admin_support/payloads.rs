@@ -1,0 +1,262 @@
+//! Bodies as bytes: what is no JSON, what is too much, and anything at all.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{Method, Request};
+use http_body::{Frame, SizeHint};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::admin_support::{Api, request, with_header, with_json};
+
+const MAX: usize = 64 * 1024;
+
+/// A request that takes a JSON body, for each route that does.
+pub(crate) fn with_body(path: &str) -> [Request<Body>; 3] {
+    [
+        request(Method::POST, "/keys"),
+        request(Method::PATCH, path),
+        request(Method::POST, &format!("{path}/rotate")),
+    ]
+}
+
+#[tokio::test]
+async fn case_24_what_is_not_json_is_400() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let bodies: [&[u8]; 16] = [
+        b"",
+        b" ",
+        b"{",
+        b"{\"name\":\"k\",\"expiration\":\"never\"",
+        b"{\"name\":\"k\",\"expiration\":\"never\"}}",
+        b"{\"name\":\"k\"} {}",
+        b"{\"name\":\"k\",}",
+        b"{name:\"k\"}",
+        b"name=k&expiration=never",
+        b"<name>k</name>",
+        b"\xef\xbb\xbf{}",
+        b"{\"name\":\"\xff\"}",
+        b"{\"name\":\"\\ud800\"}",
+        b"{\"name\":\"\\udc00\\ud800\"}",
+        b"{\"x\":{\"\xff\":1}}",
+        b"{\"name\":NaN}",
+    ];
+    let deep = ["[".repeat(60_000), format!("{}{}", "[".repeat(200), "]".repeat(200))];
+    let deep = deep.iter().map(|body| body.as_bytes());
+    for body in bodies.into_iter().chain(deep) {
+        for mut request in with_body(&path) {
+            *request.body_mut() = Body::from(Bytes::copy_from_slice(body));
+            let reply = api.send(with_header(request, CONTENT_TYPE, "application/json")).await;
+            assert_eq!(reply.code(), "malformed_body", "{:?}", String::from_utf8_lossy(body));
+        }
+    }
+}
+
+#[tokio::test]
+async fn case_24_only_json_is_taken() {
+    let api = Api::new();
+    let path = api.create_path("d").await;
+    let body = json!({"name": "k", "expiration": "never"}).to_string();
+    let send = async |lines: &[&str]| {
+        let plain = request(Method::POST, "/keys").map(|_| Body::from(body.clone()));
+        let add = |request, line: &&str| with_header(request, CONTENT_TYPE, line);
+        api.send(lines.iter().fold(plain, add)).await
+    };
+    for lines in [
+        &[][..],
+        &[""],
+        &["text/plain"],
+        &["application/x-www-form-urlencoded"],
+        &["multipart/form-data; boundary=application/json"],
+        &["application/jsonx"],
+        &["application/problem+json"],
+        &["text/json"],
+        &["text/plain; application/json"],
+        &["application/json, text/plain"],
+        &["application/json", "application/json"],
+        &["application/json", "text/plain"],
+        &["application/json\u{fc}"],
+    ] {
+        assert_eq!(send(lines).await.code(), "unsupported_media_type", "{lines:?}");
+    }
+    for line in [
+        "application/json",
+        "APPLICATION/Json",
+        "application/json; charset=utf-8",
+        " application/json ;x",
+    ] {
+        assert_eq!(send(&[line]).await.status, 201, "{line}");
+    }
+    for request in with_body(&path) {
+        assert_eq!(api.send(request).await.code(), "unsupported_media_type");
+    }
+    let delete = || request(Method::DELETE, &format!("{path}?confirm_name=d"));
+    let with_text = with_header(delete().map(|_| Body::from("{}")), CONTENT_TYPE, "text/plain");
+    assert_eq!(api.send(with_text).await.code(), "unsupported_media_type");
+    let ignored = api.send(with_json(delete(), "not JSON, and nobody looks")).await;
+    assert_eq!(ignored.status, 204);
+}
+
+/// A body whose length is not known before it has been read.
+struct Chunks(VecDeque<Result<Bytes, std::io::Error>>);
+
+impl HttpBody for Chunks {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.0.pop_front().map(|chunk| chunk.map(Frame::data)))
+    }
+}
+
+fn chunks(body: &str) -> Body {
+    let chunks = body.as_bytes().chunks(1_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
+    Body::new(Chunks(chunks.collect()))
+}
+
+#[tokio::test]
+async fn case_24_a_body_has_at_most_64_kib() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let padded = |len: usize| {
+        let body = json!({"name": "k", "expiration": "never"}).to_string();
+        format!("{body}{}", " ".repeat(len - body.len()))
+    };
+    let send = async |body: Body| {
+        let post = request(Method::POST, "/keys").map(|_| body);
+        api.send(with_header(post, CONTENT_TYPE, "application/json")).await
+    };
+    for (len, code) in [(MAX, ""), (MAX + 1, "payload_too_large"), (1 << 20, "payload_too_large")] {
+        assert_eq!(send(Body::from(padded(len))).await.code(), code, "{len}");
+        assert_eq!(send(chunks(&padded(len))).await.code(), code, "{len} in chunks");
+    }
+    let untyped = request(Method::POST, "/keys").map(|_| Body::from(padded(MAX + 1)));
+    assert_eq!(api.send(untyped).await.code(), "unsupported_media_type", "the type comes first");
+    for request in with_body(&path) {
+        let request = with_json(request, padded(MAX + 1));
+        let request = with_header(request, CONTENT_LENGTH, &(MAX + 1).to_string());
+        assert_eq!(api.send(request).await.code(), "payload_too_large");
+    }
+}
+
+/// A body that says how long it is, and never comes.
+struct Announced(u64);
+
+impl HttpBody for Announced {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        panic!("nobody waits for this body")
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test]
+async fn case_24_a_body_that_says_it_is_too_long_is_not_waited_for() {
+    let api = Api::new();
+    let post = request(Method::POST, "/keys").map(|_| Body::new(Announced(MAX as u64 + 1)));
+    let reply = api.send(with_header(post, CONTENT_TYPE, "application/json")).await;
+    assert_eq!(reply.code(), "payload_too_large");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_no_json() {
+    let api = Api::new();
+    let broken = [Ok(Bytes::from_static(b"{")), Err(std::io::Error::other("reset"))];
+    let post = request(Method::POST, "/keys").map(|_| Body::new(Chunks(broken.into())));
+    let reply = api.send(with_header(post, CONTENT_TYPE, "application/json")).await;
+    assert_eq!(reply.code(), "malformed_body");
+}
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+static FUZZED: LazyLock<(Api, String)> = LazyLock::new(|| {
+    RUNTIME.block_on(async {
+        let api = Api::new();
+        let path = api.create_path("k").await;
+        (api, path)
+    })
+});
+
+/// `send` itself checks that errors are as documented.
+fn fuzz(body: Vec<u8>, may_be: &[u16]) {
+    let (api, path) = &*FUZZED;
+    for request in with_body(path) {
+        let request = request.map(|_| Body::from(body.clone()));
+        let request = with_header(request, CONTENT_TYPE, "application/json");
+        let reply = RUNTIME.block_on(api.send(request));
+        assert!(may_be.contains(&reply.status.as_u16()), "{}", reply.text());
+    }
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let text = prop_oneof![
+        Just("never".to_owned()),
+        Just("active".to_owned()),
+        Just("10.0.0.1".to_owned()),
+        any::<String>(),
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        text.prop_map(Value::from),
+    ];
+    let field = prop_oneof![
+        Just("name".to_owned()),
+        Just("status".to_owned()),
+        Just("expiration".to_owned()),
+        Just("ip_allowlist".to_owned()),
+        Just("confirm_name".to_owned()),
+        any::<String>(),
+    ];
+    leaf.prop_recursive(4, 32, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            prop::collection::btree_map(field.clone(), inner, 0..6).prop_map(Value::from_iter),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn case_24_any_bytes_are_answered_as_documented(body: Vec<u8>) {
+        fuzz(body, &[400, 422]);
+    }
+
+    #[test]
+    fn case_24_any_json_is_answered_as_documented(body in any_json()) {
+        fuzz(body.to_string().into_bytes(), &[200, 201, 409, 422]);
+    }
+
+    #[test]
+    fn case_24_json_cut_or_damaged_is_answered_as_documented(
+        body in any_json(),
+        at: prop::sample::Index,
+        byte: Option<u8>,
+    ) {
+        let mut body = body.to_string().into_bytes();
+        let at = at.index(body.len());
+        match byte {
+            Some(byte) => body[at] = byte,
+            None => body.truncate(at),
+        }
+        fuzz(body, &[200, 201, 400, 409, 422]);
+    }
+}

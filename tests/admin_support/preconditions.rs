@@ -1,0 +1,121 @@
+//! `If-Match`: a change meant for a revision happens at that one only.
+
+use axum::http::Method;
+use axum::http::header::IF_MATCH;
+use serde_json::json;
+
+use crate::admin_support::{Api, NO_KEY, Reply, request, with_header, with_json};
+
+async fn edit(api: &Api, path: &str, if_match: &[&str]) -> Reply {
+    let edit = with_json(request(Method::PATCH, path), json!({"name": "new"}));
+    api.send(if_match.iter().fold(edit, |edit, line| with_header(edit, IF_MATCH, line))).await
+}
+
+#[tokio::test]
+async fn an_edit_meant_for_the_present_revision_happens() {
+    for present in [
+        &["\"2\""][..],
+        &["*"],
+        &[" * "],
+        &["\"1\", \"2\""],
+        &["\"2\",\"9\""],
+        &["\"1\"", "\"2\""],
+        &["W/\"2\" ,, \"2\""],
+    ] {
+        let api = Api::new();
+        let path = api.create_path("k").await;
+        api.patch(&path, json!({"status": "revoked"})).await;
+        let reply = edit(&api, &path, present).await;
+        assert_eq!((reply.status.as_u16(), reply.header("etag")), (200, "\"3\""), "{present:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_edit_meant_for_another_revision_does_not() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    api.patch(&path, json!({"status": "revoked"})).await;
+    for other in [
+        "\"1\"",
+        "\"3\"",
+        "W/\"2\"",
+        "w/\"2\"",
+        "2",
+        "\"02\"",
+        "\"+2\"",
+        "\"2",
+        "2\"",
+        "'2'",
+        "\" 2\"",
+        "\"*\"",
+        "**",
+        "",
+        ",",
+        "\"1\", \"3\"",
+        "\u{fc}",
+        "\"4294967298\"",
+    ] {
+        let reply = edit(&api, &path, &[other]).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.code().as_str()),
+            (412, "stale_revision"),
+            "{other}"
+        );
+    }
+    let key = api.get(&path).await.json();
+    assert_eq!((&key["name"], &key["revision"]), (&json!("k"), &json!(2)));
+}
+
+#[tokio::test]
+async fn an_edit_that_would_change_nothing_is_held_to_its_revision_too() {
+    let api = Api::new();
+    let path = api.create_path("new").await;
+    assert_eq!(edit(&api, &path, &["\"1\""]).await.header("etag"), "\"1\"");
+    assert_eq!(edit(&api, &path, &["\"2\""]).await.status, 412);
+}
+
+#[tokio::test]
+async fn of_many_edits_meant_for_one_revision_one_happens() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let edits = (0..16).map(|i| {
+        let (api, path) = (api.clone(), path.clone());
+        tokio::spawn(async move {
+            let edit = with_json(request(Method::PATCH, &path), json!({"name": format!("n{i}")}));
+            api.send(with_header(edit, IF_MATCH, "\"1\"")).await.status.as_u16()
+        })
+    });
+    let mut statuses = Vec::new();
+    for edit in edits.collect::<Vec<_>>() {
+        statuses.push(edit.await.unwrap());
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1);
+    assert_eq!(statuses.iter().filter(|status| **status == 412).count(), 15);
+    assert_eq!(api.get(&path).await.json()["revision"], 2);
+}
+
+#[tokio::test]
+async fn rotate_and_delete_are_held_to_it_too() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let rotate = || {
+        with_json(request(Method::POST, &format!("{path}/rotate")), json!({"confirm_name": "k"}))
+    };
+    let delete = || request(Method::DELETE, &format!("{path}?confirm_name=k"));
+    for made in [rotate(), delete()] {
+        let reply = api.send(with_header(made, IF_MATCH, "\"2\"")).await;
+        assert_eq!(reply.code(), "stale_revision");
+    }
+    assert_eq!(api.send(with_header(rotate(), IF_MATCH, "\"1\"")).await.status, 200);
+    assert_eq!(api.send(with_header(delete(), IF_MATCH, "\"1\"")).await.status, 412);
+    assert_eq!(api.send(with_header(delete(), IF_MATCH, "\"2\"")).await.status, 204);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_there_is_404_whatever_the_revision() {
+    let api = Api::new();
+    for if_match in ["*", "\"1\""] {
+        let reply = edit(&api, &format!("/keys/{NO_KEY}"), &[if_match]).await;
+        assert_eq!(reply.code(), "not_found");
+    }
+}
