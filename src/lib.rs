@@ -175,6 +175,9 @@ pub use crate::record::{ApiKey, KeyPatch, KeyUse, Limits, NewKey, OrgLimit, Revi
 #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 pub use crate::runtime::TokioRuntime;
 pub use crate::runtime::{BoxFuture, Runtime};
+#[cfg(feature = "conformance")]
+#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
+pub use crate::store::conformance;
 pub use crate::store::contract::{KeyStore, StoreError};
 pub use crate::store::memory::MemoryStore;
 #[cfg(feature = "tower")]

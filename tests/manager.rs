@@ -90,23 +90,6 @@ fn assert_unavailable<T: fmt::Debug>(result: Result<T, ManageError>) {
     assert!(matches!(result, Err(ManageError::Unavailable(_))), "{result:?}");
 }
 
-/// The manual clock, with a handle left to the test.
-#[derive(Clone, Debug)]
-struct TestClock(Arc<ManualClock>);
-
-impl TestClock {
-    fn new() -> Self {
-        let start = Timestamp::parse("2027-01-31T10:00:00Z").unwrap();
-        Self(Arc::new(ManualClock::new(start)))
-    }
-}
-
-impl Clock for TestClock {
-    fn now(&self) -> Timestamp {
-        self.0.now()
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Insert,
@@ -253,7 +236,7 @@ impl KeyStore for Probe {
 struct Bench {
     store: Arc<Probe>,
     log: Arc<MemoryAuditLog>,
-    clock: TestClock,
+    clock: Arc<ManualClock>,
     keys: KeyManager,
 }
 
@@ -263,7 +246,8 @@ fn bench() -> Bench {
 
 fn bench_with(more: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Bench {
     let (store, log) = (Arc::new(Probe::default()), Arc::new(MemoryAuditLog::new()));
-    let clock = TestClock::new();
+    let start = Timestamp::parse("2027-01-31T10:00:00Z").unwrap();
+    let clock = Arc::new(ManualClock::new(start));
     let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
     let keys = more(builder).build().unwrap();
     Bench { store, log, clock, keys }
@@ -346,10 +330,10 @@ async fn the_list_is_oldest_first_with_revoked_and_expired_keys() {
     for name in ["first", "second", "third"] {
         let new = NewKey::named(name).unwrap().expires(Expiration::OneDay);
         ids.push(b.keys.create(&ada(), new).await.unwrap().key.id);
-        b.clock.0.advance(Duration::from_secs(1));
+        b.clock.advance(Duration::from_secs(1));
     }
     b.keys.update(&ada(), &ids[0], KeyPatch::revoke()).await.unwrap();
-    b.clock.0.advance(Duration::from_secs(2 * 86_400));
+    b.clock.advance(Duration::from_secs(2 * 86_400));
     let list = b.keys.list(&org("acme")).await.unwrap();
     assert_eq!(list.iter().map(|key| key.id).collect::<Vec<_>>(), ids);
     assert_eq!(list[0].status, Status::Revoked);
@@ -363,7 +347,8 @@ async fn an_update_changes_name_status_and_allowlist_and_nothing_else() {
     let issued = b.create().await;
     let id = issued.key.id;
     let before = ApiKey::clone(&issued.key);
-    let changes: [(KeyPatch, fn(&mut ApiKey)); 4] = [
+    type Change = fn(&mut ApiKey);
+    let changes: [(KeyPatch, Change); 4] = [
         (rename("new"), |key| key.name = name("new")),
         (KeyPatch::restrict(networks(1)), |key| key.allowlist = networks(1)),
         (KeyPatch::revoke(), |key| key.status = Status::Revoked),
@@ -373,7 +358,7 @@ async fn an_update_changes_name_status_and_allowlist_and_nothing_else() {
     for (patch, change) in changes {
         change(&mut expected);
         expected.revision = expected.revision.next();
-        b.clock.0.advance(Duration::from_secs(1));
+        b.clock.advance(Duration::from_secs(1));
         let updated = b.keys.update(&ada(), &id, patch).await.unwrap();
         assert_eq!((&*updated, b.snapshot().await), (&expected, vec![expected.clone()]));
     }
@@ -464,7 +449,7 @@ async fn rotate_changes_the_secret_and_nothing_else() {
     let new = new_key().expires(Expiration::OneDay).allow(["192.0.2.0/24"]).unwrap();
     let first = b.keys.create(&ada(), new).await.unwrap();
     let id = first.key.id;
-    b.clock.0.advance(Duration::from_secs(60));
+    b.clock.advance(Duration::from_secs(60));
     let second = b.keys.rotate(&ada(), &id).await.unwrap();
     let secret = second.secret.expose_secret();
     let expected = ApiKey {
@@ -485,7 +470,7 @@ async fn rotate_changes_the_secret_and_nothing_else() {
     let third = b.keys.rotate(&ada(), &id).await.unwrap();
     assert_denied(b.keys.verify(third.secret.expose_secret(), from).await, Denial::Revoked);
     b.keys.update(&ada(), &id, KeyPatch::enable()).await.unwrap();
-    b.clock.0.advance(Duration::from_secs(86_400));
+    b.clock.advance(Duration::from_secs(86_400));
     let fourth = b.keys.rotate(&ada(), &id).await.unwrap();
     assert_denied(b.keys.verify(fourth.secret.expose_secret(), from).await, Denial::Expired);
 }
@@ -583,7 +568,7 @@ async fn an_organisation_has_at_most_20_keys_revoked_and_expired_ones_included()
         ids.push(b.keys.create(&ada(), new).await.unwrap().key.id);
     }
     b.keys.update(&ada(), &ids[5], KeyPatch::revoke()).await.unwrap();
-    b.clock.0.advance(Duration::from_secs(2 * 86_400));
+    b.clock.advance(Duration::from_secs(2 * 86_400));
     let (before, records) = (b.snapshot().await, b.log.len());
 
     let refused = b.keys.create(&ada(), new_key()).await;
@@ -638,18 +623,18 @@ async fn case_10_a_key_is_good_up_to_its_expiry_and_refused_at_that_very_instant
         (Expiration::OneYear, "2028-01-31T10:00:00Z"),
         (Expiration::At(exactly), "2027-01-31T10:00:00.000001Z"),
     ] {
-        b.clock.0.set(created);
+        b.clock.set(created);
         let issued = b.keys.create(&ada(), new_key().expires(expiration)).await.unwrap();
         let at = Timestamp::parse(expires).unwrap();
         assert_eq!(issued.key.expires_at, Some(at), "{expiration}");
-        b.clock.0.set(at.saturating_sub(Duration::from_micros(1)));
+        b.clock.set(at.saturating_sub(Duration::from_micros(1)));
         b.verify(&issued).await.unwrap();
-        b.clock.0.set(at);
+        b.clock.set(at);
         assert_denied(b.verify(&issued).await, Denial::Expired);
     }
-    b.clock.0.set(created);
+    b.clock.set(created);
     let never = b.create().await;
-    b.clock.0.set(Timestamp::MAX);
+    b.clock.set(Timestamp::MAX);
     b.verify(&never).await.unwrap();
 }
 
@@ -658,11 +643,11 @@ async fn case_10_a_clock_that_steps_back_panics_nothing() {
     let b = bench();
     let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
     let created = b.clock.now();
-    b.clock.0.advance(Duration::from_secs(86_400));
+    b.clock.advance(Duration::from_secs(86_400));
     assert_denied(b.verify(&issued).await, Denial::Expired);
     // As documented: valid again for as long as the clock says so.
     for now in [created, created.saturating_sub(Duration::from_secs(3_600)), Timestamp::MIN] {
-        b.clock.0.set(now);
+        b.clock.set(now);
         b.verify(&issued).await.unwrap();
         let rotated = b.keys.rotate(&ada(), &b.create().await.key.id).await.unwrap();
         b.verify(&rotated).await.unwrap();
@@ -678,7 +663,7 @@ async fn an_expiration_that_is_not_in_the_future_is_refused() {
         let refused = b.keys.create(&ada(), new_key().expires(Expiration::At(at))).await;
         assert!(matches!(refused, Err(ManageError::ExpirationInThePast)), "{at}: {refused:?}");
     }
-    b.clock.0.set(Timestamp::MAX);
+    b.clock.set(Timestamp::MAX);
     let refused = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await;
     assert!(matches!(refused, Err(ManageError::ExpirationInThePast)), "a day after the last");
     assert_eq!((b.snapshot().await, b.log.len()), (vec![], 0));
@@ -690,7 +675,7 @@ async fn a_slow_store_prolongs_no_key() {
     let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
     let clock = b.clock.clone();
     b.store.after(move |_| {
-        clock.0.advance(Duration::from_secs(86_400));
+        clock.advance(Duration::from_secs(86_400));
         async { Ok(()) }
     });
     assert_denied(b.verify(&issued).await, Denial::Expired);
@@ -730,8 +715,10 @@ async fn without_random_bytes_there_is_no_key() {
 #[derive(Debug)]
 struct Witness {
     store: Arc<Probe>,
-    seen: Arc<Mutex<Vec<(AuditRecord, Vec<ApiKey>)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
 }
+
+type Seen = (AuditRecord, Vec<ApiKey>);
 
 #[async_trait]
 impl AuditSink for Witness {
@@ -747,7 +734,7 @@ impl AuditSink for Witness {
 #[tokio::test]
 async fn a_change_is_on_record_before_it_takes_effect() {
     let store = Arc::new(Probe::default());
-    let seen = Arc::default();
+    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
     let witness = Witness { store: store.clone(), seen: Arc::clone(&seen) };
     let b = bench_with(|_| KeyManager::builder(store.clone()).audit_sink(witness));
     let mut before = Vec::new();
@@ -777,7 +764,7 @@ async fn a_change_is_on_record_before_it_takes_effect() {
 #[tokio::test]
 async fn the_time_of_a_changes_record_is_the_managers() {
     let b = bench();
-    b.clock.0.advance(Duration::from_micros(1));
+    b.clock.advance(Duration::from_micros(1));
     let id = b.create().await.key.id;
     let query = AuditQuery::new(org("acme"), AuditScope::KeyChanges(id));
     let page = b.keys.audit_page(&query).await.unwrap().unwrap();
@@ -958,7 +945,7 @@ async fn case_07_unknown_revoked_expired_and_deleted_keys_cost_the_same_and_say_
     ];
     b.keys.update(&ada(), &revoked.key.id, KeyPatch::revoke()).await.unwrap();
     b.keys.delete(&ada(), &deleted.key.id).await.unwrap();
-    b.clock.0.advance(Duration::from_secs(86_400));
+    b.clock.advance(Duration::from_secs(86_400));
     b.store.take_calls();
     for refused in [&unknown, &expired, &revoked, &deleted] {
         assert_eq!(b.verify(refused).await.unwrap_err().http_status(), 401);
@@ -1440,7 +1427,7 @@ async fn case_31_a_last_use_written_after_a_revocation_does_not_undo_it() {
     b.verify(&issued).await.unwrap();
     let used = b.clock.now();
     gate.reached().await;
-    b.clock.0.advance(Duration::from_secs(1));
+    b.clock.advance(Duration::from_secs(1));
     let revoked = b.keys.update(&ada(), &issued.key.id, KeyPatch::revoke()).await.unwrap();
     gate.open();
     let expected = ApiKey { last_used_at: Some(used), ..ApiKey::clone(&revoked) };

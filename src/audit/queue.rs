@@ -281,3 +281,274 @@ impl Drop for Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::record::{AuditEvent, AuditId, ChangeAction, ChangeEvent, ChangePhase};
+    use crate::clock::Timestamp;
+    use crate::key::id::KeyId;
+    use crate::org::OrgId;
+    use crate::runtime::BoxFuture;
+    use proptest::prelude::*;
+    use std::future::Future;
+    use std::pin::{Pin, pin};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll, Wake as Waking};
+
+    const LINGER: Duration = Duration::from_millis(7);
+
+    /// Time that passes when the test says so.
+    #[derive(Debug, Default)]
+    struct TestTime(Mutex<Vec<(Duration, oneshot::Sender<()>)>>);
+
+    impl TestTime {
+        /// Lets the latest sleep end, and says how long it was to be.
+        fn pass(&self) -> Duration {
+            let (time, end) = self.0.lock().unwrap().pop().unwrap();
+            end.send(()).unwrap();
+            time
+        }
+    }
+
+    impl Runtime for TestTime {
+        fn spawn(&self, _: BoxFuture<'static, ()>) {}
+
+        fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+            let (end, ended) = oneshot::channel();
+            self.0.lock().unwrap().push((time, end));
+            Box::pin(async { let _ = ended.await; })
+        }
+    }
+
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Waking for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    impl Flag {
+        fn poll<T>(self: &Arc<Self>, work: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+            self.0.store(false, Ordering::SeqCst);
+            work.poll(&mut Context::from_waker(&Arc::clone(self).into()))
+        }
+
+        fn is_woken(&self) -> bool {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    fn record(number: u128) -> AuditRecord {
+        AuditRecord {
+            id: AuditId::from_bytes(number.to_be_bytes()),
+            at: Timestamp::MIN,
+            org: OrgId::new("acme").unwrap(),
+            key: KeyId::from_bytes([0; 16]),
+            event: AuditEvent::Change(ChangeEvent {
+                actor: "ada".into(),
+                action: ChangeAction::Created,
+                phase: ChangePhase::Begun,
+            }),
+        }
+    }
+
+    fn queue(capacity: usize, batch: usize) -> Arc<Queue> {
+        Arc::new(Queue::new(capacity, batch))
+    }
+
+    fn taken(queue: &Queue, max: usize) -> Vec<u128> {
+        let mut ids = Vec::new();
+        queue.take(max, |record, _| ids.push(u128::from_be_bytes(record.id.to_bytes())));
+        ids
+    }
+
+    #[test]
+    fn the_writer_wakes_at_once_for_whom_somebody_waits_and_lingers_otherwise() {
+        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+        assert!(flag.poll(wake.as_mut()).is_pending());
+        queue.push(record(1)).unwrap();
+        assert!(flag.is_woken());
+        assert!(flag.poll(wake.as_mut()).is_pending(), "more may come");
+        queue.push(record(2)).unwrap();
+        assert!(!flag.is_woken(), "it knows of work already");
+        assert_eq!(time.pass(), LINGER);
+        assert!(flag.is_woken());
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+
+        // One more makes a full batch.
+        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+        assert!(flag.poll(wake.as_mut()).is_pending());
+        queue.push(record(3)).unwrap();
+        assert!(flag.is_woken());
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+        assert_eq!(taken(&queue, 3), [1, 2, 3]);
+
+        // And one that somebody waits for is enough.
+        queue.push(record(4)).unwrap();
+        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+        assert!(flag.poll(wake.as_mut()).is_pending());
+        let _acknowledged = queue.try_reserve().unwrap().fill_acknowledged(record(5));
+        assert!(flag.is_woken());
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    }
+
+    #[test]
+    fn a_retry_waits_for_its_pause_and_for_the_shortest_if_somebody_waits() {
+        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+        let pause = Duration::from_secs(2);
+        let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
+        assert!(flag.poll(wake.as_mut()).is_pending(), "though nothing is queued");
+        for number in 0..5 {
+            queue.push(record(number)).unwrap();
+            assert!(flag.poll(wake.as_mut()).is_pending(), "a full batch hurries no retry");
+        }
+        assert_eq!(time.pass(), pause);
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+
+        let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
+        assert!(flag.poll(wake.as_mut()).is_pending());
+        let _acknowledged = queue.try_reserve().unwrap().fill_acknowledged(record(5));
+        assert!(flag.is_woken());
+        assert!(flag.poll(wake.as_mut()).is_pending());
+        assert_eq!(time.pass(), SHORTEST_RETRY);
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    }
+
+    #[test]
+    fn a_closed_queue_is_finished_once_nothing_is_left_and_nothing_can_come() {
+        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+        let place = queue.try_reserve().unwrap();
+        let other = queue.try_reserve().unwrap();
+        queue.push(record(1)).unwrap();
+        queue.close(Instant::now() + Duration::from_secs(3_600));
+        assert_eq!(queue.try_reserve().unwrap_err(), DeliveryError::Closed);
+        assert_eq!(queue.push(record(9)), Err(DeliveryError::Closed));
+
+        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work), "it does not linger");
+        assert_eq!(taken(&queue, 3), [1]);
+        queue.release(1);
+        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+        assert!(flag.poll(wake.as_mut()).is_pending(), "two places are out");
+        place.fill(record(2));
+        assert!(flag.is_woken());
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+        taken(&queue, 3);
+        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+        assert!(flag.poll(wake.as_mut()).is_pending(), "one place is out");
+        drop(other);
+        assert!(flag.is_woken());
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Finished));
+    }
+
+    #[test]
+    fn a_closed_queue_gives_up_at_its_deadline_and_the_first_deadline_counts() {
+        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+        queue.push(record(1)).unwrap();
+        queue.close(Instant::now());
+        queue.close(Instant::now() + Duration::from_secs(3_600));
+        for retry in [None, Some(Duration::from_secs(1))] {
+            let mut wake = pin!(queue.wake(&time, LINGER, retry));
+            assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::GiveUp));
+        }
+    }
+
+    #[test]
+    fn room_that_is_given_back_wakes_one_for_each_place_and_is_never_forgotten() {
+        let (queue, time) = (queue(2, 2), TestTime::default());
+        let (a, b) = (queue.try_reserve().unwrap(), queue.try_reserve().unwrap());
+        let flags: [Arc<Flag>; 3] = std::array::from_fn(|_| Arc::default());
+        let mut waiting: Vec<_> = flags
+            .iter()
+            .map(|flag| {
+                let mut waits = Box::pin(queue.reserve(&time, LINGER));
+                assert!(flag.poll(waits.as_mut()).is_pending());
+                Some(waits)
+            })
+            .collect();
+        a.fill(record(1));
+        assert!(!flags.iter().any(|flag| flag.is_woken()), "a place that is filled is not free");
+        drop(b);
+        assert_eq!(flags.each_ref().map(|flag| flag.is_woken()), [true, false, false]);
+        // Who was woken and is gone passes it on.
+        waiting[0] = None;
+        assert!(flags[1].is_woken());
+        let got = flags[1].poll(waiting[1].as_mut().unwrap().as_mut());
+        assert!(got.is_ready());
+        assert_eq!(taken(&queue, 2), [1]);
+        assert!(!flags[2].is_woken(), "the writer is not done with it");
+        queue.release(1);
+        assert!(flags[2].is_woken());
+        assert!(flags[2].poll(waiting[2].as_mut().unwrap().as_mut()).is_ready());
+    }
+
+    #[test]
+    fn who_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_is_closed() {
+        let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
+        let _place = queue.try_reserve().unwrap();
+        let refused = |result: Poll<Result<Place, DeliveryError>>| result.map(Result::unwrap_err);
+        let mut waits = pin!(queue.reserve(&time, LINGER));
+        assert!(flag.poll(waits.as_mut()).is_pending());
+        assert_eq!(time.pass(), LINGER);
+        assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Full));
+
+        let mut waits = pin!(queue.reserve(&time, LINGER));
+        assert!(flag.poll(waits.as_mut()).is_pending());
+        queue.close(Instant::now());
+        assert!(flag.is_woken());
+        assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Closed));
+    }
+
+    proptest! {
+        /// Against a model: the records in their order, and a count of places.
+        #[test]
+        fn there_is_never_more_in_the_queue_than_it_holds_and_nothing_is_lost(
+            capacity in 1usize..6,
+            steps in proptest::collection::vec((0u8..6, 0usize..4), 0..60),
+        ) {
+            let queue = queue(capacity, 2);
+            let (mut places, mut queued, mut in_hand) = (Vec::new(), VecDeque::new(), 0);
+            for (number, (step, count)) in (0..).zip(steps) {
+                let full = places.len() + queued.len() + in_hand >= capacity;
+                match step {
+                    0 => match queue.try_reserve() {
+                        Ok(place) => {
+                            prop_assert!(!full);
+                            places.push(place);
+                        }
+                        Err(error) => prop_assert_eq!((error, full), (DeliveryError::Full, true)),
+                    },
+                    1 => match queue.push(record(number)) {
+                        Ok(()) => {
+                            prop_assert!(!full);
+                            queued.push_back(number);
+                        }
+                        Err(error) => prop_assert_eq!((error, full), (DeliveryError::Full, true)),
+                    },
+                    2 => {
+                        if let Some(place) = places.pop() {
+                            place.fill(record(number));
+                            queued.push_back(number);
+                        }
+                    }
+                    3 => drop(places.pop()),
+                    4 => {
+                        let expected: Vec<_> = queued.drain(..count.min(queued.len())).collect();
+                        in_hand += expected.len();
+                        prop_assert_eq!(taken(&queue, count), expected);
+                    }
+                    _ => {
+                        queue.release(count.min(in_hand));
+                        in_hand -= count.min(in_hand);
+                    }
+                }
+                prop_assert_eq!(queue.len(), queued.len() + in_hand);
+                prop_assert!(places.len() + queue.len() <= capacity);
+            }
+        }
+    }
+}

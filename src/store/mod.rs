@@ -1,4 +1,6 @@
 //! Where keys are kept: the `KeyStore` trait and its implementations.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub(crate) mod contract;
 pub(crate) mod memory;

@@ -44,9 +44,13 @@ pub async fn a_rotated_key_goes_with_all_its_digests(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
+    // A store that caches what it found has each digest cached in turn.
     let first = org.add(org.key()).await?;
+    org.has_exactly(&[&first]).await?;
     let second = org.change(&first, org.rotated(&first)).await?;
+    org.has_exactly(&[&second]).await?;
     let third = org.change(&second, org.rotated(&second)).await?;
+    org.has_exactly(&[&third]).await?;
     org.delete(&third).await?;
     for key in [&first, &second, &third] {
         org.has_lost(key).await?;
@@ -63,10 +67,8 @@ pub async fn the_id_and_the_digest_are_free(store: Arc<dyn KeyStore>) -> Result<
     expect::done("insert of a key that was deleted", result)?;
     org.has_exactly(&[&key]).await?;
     org.delete(&key).await?;
-    let (same_id, same_digest) = (
-        ApiKey { id: key.id, ..org.key() },
-        ApiKey { digest: key.digest, ..org.key() },
-    );
+    let (same_id, same_digest) =
+        (ApiKey { id: key.id, ..org.key() }, ApiKey { digest: key.digest, ..org.key() });
     org.add(same_id.clone()).await?;
     org.add(same_digest.clone()).await?;
     org.has_exactly(&[&same_id, &same_digest]).await
@@ -90,11 +92,8 @@ pub async fn nothing_is_inherited(store: Arc<dyn KeyStore>) -> Result<(), Violat
 /// Deleting one key leaves the others alone.
 pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
-    let (a, b, c) = (
-        org.add(org.key()).await?,
-        org.add(org.key()).await?,
-        org.add(org.key()).await?,
-    );
+    let (a, b, c) =
+        (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);
     let theirs = other.add(other.key()).await?;
     org.delete(&b).await?;
     org.has_exactly(&[&a, &c]).await?;

@@ -22,7 +22,10 @@ fn error_text(error: &impl Error) -> String {
 }
 
 /// The call has to be refused with `Conflict`.
-pub(super) fn conflict<T: Debug>(call: &str, result: Result<T, StoreError>) -> Result<(), Violation> {
+pub(super) fn conflict<T: Debug>(
+    call: &str,
+    result: Result<T, StoreError>,
+) -> Result<(), Violation> {
     refused(call, "Conflict", result, |error| matches!(error, StoreError::Conflict))
 }
 
@@ -50,7 +53,9 @@ fn refused<T: Debug>(
 ) -> Result<(), Violation> {
     match result {
         Err(error) if is_expected(&error) => Ok(()),
-        other => Err(Violation::new(format!("{call} to be refused with {name}"), format!("{other:?}"))),
+        other => {
+            Err(Violation::new(format!("{call} to be refused with {name}"), format!("{other:?}")))
+        }
     }
 }
 
@@ -120,10 +125,18 @@ pub(super) fn same_key(
     if found == expected {
         return Ok(());
     }
-    let pairs = fields(expected).into_iter().zip(fields(found));
-    let differing = pairs.filter(|(expected, found)| expected != found);
-    let (expected, found): (Vec<String>, Vec<String>) = differing.unzip();
-    Err(Violation::new(format!("{call} to give {}", expected.join(", ")), found.join(", ")))
+    Err(differing(call, fields(found), fields(expected)))
+}
+
+/// Names what differs only, of two records told field by field.
+pub(super) fn differing<const N: usize>(
+    call: &str,
+    found: [String; N],
+    expected: [String; N],
+) -> Violation {
+    let pairs = expected.into_iter().zip(found).filter(|(expected, found)| expected != found);
+    let (expected, found): (Vec<String>, Vec<String>) = pairs.unzip();
+    Violation::new(format!("{call} to give {}", expected.join(", ")), found.join(", "))
 }
 
 fn fields(key: &ApiKey) -> [String; 12] {

@@ -96,11 +96,8 @@ pub async fn keys_of_one_instant_are_ordered_by_id(
 /// The order of the list stays when keys are changed, rotated and used.
 pub async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
-    let (a, b, c) = (
-        org.add(org.key()).await?,
-        org.add(org.key()).await?,
-        org.add(org.key()).await?,
-    );
+    let (a, b, c) =
+        (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);
     let a = org.change(&a, org.rotated(&a)).await?;
     let b = org.change(&b, renamed(&b, "A")?).await?;
     org.record_uses(&[KeyUse { id: c.id, at: instant(9) }]).await?;

@@ -75,7 +75,10 @@ impl TestOrg {
 
     /// Writes `to` over `from` and hands it back.
     pub(super) async fn change(&self, from: &ApiKey, to: ApiKey) -> Result<ApiKey, Violation> {
-        expect::done("replace at the stored revision", self.store.replace(&to, from.revision).await)?;
+        expect::done(
+            "replace at the stored revision",
+            self.store.replace(&to, from.revision).await,
+        )?;
         Ok(to)
     }
 
@@ -104,7 +107,8 @@ impl TestOrg {
         let mut keys = keys.to_vec();
         keys.sort_by_key(|key| (key.created_at, key.id));
         let list = self.list().await?;
-        let ids = |keys: &mut dyn Iterator<Item = &ApiKey>| keys.map(|key| key.id).collect::<Vec<_>>();
+        let ids =
+            |keys: &mut dyn Iterator<Item = &ApiKey>| keys.map(|key| key.id).collect::<Vec<_>>();
         expect::equal(
             "the ids in list",
             &ids(&mut list.iter().map(AsRef::as_ref)),
@@ -134,7 +138,12 @@ impl TestOrg {
     /// The key as a rotation writes it.
     pub(super) fn rotated(&self, key: &ApiKey) -> ApiKey {
         let rotated_at = Some(instant(self.fresh.count() * 1_000_003));
-        ApiKey { digest: self.fresh.digest(), rotated_at, revision: key.revision.next(), ..key.clone() }
+        ApiKey {
+            digest: self.fresh.digest(),
+            rotated_at,
+            revision: key.revision.next(),
+            ..key.clone()
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use crate::store::contract::{KeyStore, StoreError};
 /// use keygate::MemoryStore;
 /// use keygate::conformance::{TwoHandles, check_store};
 ///
-/// # #[tokio::main]
+/// # #[tokio::main(worker_threads = 4)]
 /// # async fn main() {
 /// let report = check_store(|| async {
 ///     // Here: two connections to one database.

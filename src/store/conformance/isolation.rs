@@ -55,7 +55,9 @@ pub async fn delete_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Resul
 
 /// Organisations are told apart, in `get` and `list`, by every byte of their ids:
 /// case, blanks, wildcards, quotes, accents and length.
-pub async fn organisations_much_alike_read_apart(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub async fn organisations_much_alike_read_apart(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for_each_pair_alike(&store, async |ours: &TestOrg, theirs: &ApiKey| {
         let found = ours.get(&theirs.id).await?;
         let call = format!("get in {:?} of a key of {:?}", ours.id, theirs.org);

@@ -65,7 +65,8 @@ where
     F: Future<Output = Arc<S>>,
 {
     // Said once, and not by every property.
-    need_parallel_runtime().map_err(|violation| Violations::new(1, vec![("runtime", violation)]))?;
+    need_parallel_runtime()
+        .map_err(|violation| Violations::new(1, vec![("runtime", violation)]))?;
     let (mut passed, mut failed) = (Vec::new(), Vec::new());
     for property in properties {
         let subject = factory().await;

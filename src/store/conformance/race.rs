@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,13 +16,20 @@ use crate::store::conformance::violation::Violation;
 
 /// However slow a store is, a race has so many rounds.
 const FEWEST_ROUNDS: u32 = 5;
+/// However fast a store is, a race goes on for so long: where a gap between two
+/// steps is short, it takes many rounds to fall into it.
+const SHORTEST_RACE: Duration = Duration::from_millis(150);
 /// A race on a slow store has no further rounds after this time.
-const TIME_FOR_ROUNDS: Duration = Duration::from_secs(3);
+const LONGEST_RACE: Duration = Duration::from_secs(3);
 
-/// The rounds of a race: up to `most`.
-pub(super) fn rounds(most: u32) -> impl Iterator<Item = u32> {
+/// The rounds of a race: about `usual`, more where they are fast and fewer
+/// where they are slow.
+pub(super) fn rounds(usual: u32) -> impl Iterator<Item = u32> {
     let begun = Instant::now();
-    (0..most).take_while(move |n| *n < FEWEST_ROUNDS || begun.elapsed() < TIME_FOR_ROUNDS)
+    (0..).take_while(move |n| {
+        let time = begun.elapsed();
+        *n < FEWEST_ROUNDS || time < if *n < usual { LONGEST_RACE } else { SHORTEST_RACE }
+    })
 }
 
 /// On one thread nothing races, and a broken store would pass.
@@ -103,7 +111,8 @@ where
 }
 
 /// Holds every task back until the last one has come. It spins: a wake-up
-/// would start them one after the other.
+/// would start them one after the other. Who then comes first is left to chance,
+/// not to the order in which they were spawned.
 struct Gate(Arc<AtomicUsize>);
 
 impl Gate {
@@ -121,8 +130,21 @@ impl Gate {
             while missing.load(Ordering::Acquire) > 0 {
                 yield_now().await;
             }
+            some_time().await;
             work.await
         })
+    }
+}
+
+/// Passes a time by chance, mostly a very short one and sometimes some ten
+/// microseconds, so that two calls meet at every point of each.
+pub(super) async fn some_time() {
+    let chance = RandomState::new().hash_one(());
+    for _ in 0..(chance % 8).saturating_sub(4) {
+        yield_now().await;
+    }
+    for _ in 0..1_u64 << ((chance >> 32) % 11) {
+        std::hint::spin_loop();
     }
 }
 

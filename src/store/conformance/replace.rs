@@ -165,11 +165,8 @@ pub async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Viol
 /// A change of one key leaves the organisation's others alone.
 pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
-    let (a, b, c) = (
-        org.add(org.key()).await?,
-        org.add(org.key()).await?,
-        org.add(org.key()).await?,
-    );
+    let (a, b, c) =
+        (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);
     let b = org.change(&b, revoked(&b)).await?;
     let b = org.change(&b, org.rotated(&b)).await?;
     org.has_exactly(&[&a, &b, &c]).await

@@ -97,12 +97,7 @@ pub async fn batches_in_opposite_orders_do_not_deadlock(
 }
 
 /// Records a use while the key is replaced; both are there afterwards.
-async fn use_beside(
-    org: &TestOrg,
-    from: &ApiKey,
-    to: &ApiKey,
-    at: u64,
-) -> Result<(), Violation> {
+async fn use_beside(org: &TestOrg, from: &ApiKey, to: &ApiKey, at: u64) -> Result<(), Violation> {
     let uses = vec![KeyUse { id: from.id, at: instant(at) }];
     let replace = {
         let (store, to, expected) = (Arc::clone(&org.store), to.clone(), from.revision);

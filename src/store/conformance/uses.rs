@@ -35,7 +35,9 @@ pub async fn the_time_never_moves_back(store: Arc<dyn KeyStore>) -> Result<(), V
 
 /// The first use counts whenever it was, before 1970 too: no time at all is
 /// earlier than the earliest.
-pub async fn the_first_use_counts_whenever_it_was(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub async fn the_first_use_counts_whenever_it_was(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let before_1970 = Timestamp::from_unix_micros(-1).unwrap_or(Timestamp::MIN);
     for at in [Timestamp::MIN, before_1970, Timestamp::MAX] {
@@ -131,8 +133,7 @@ pub async fn a_thousand_uses_fit_into_a_batch(store: Arc<dyn KeyStore>) -> Resul
     let batch: Vec<KeyUse> = (0..).zip(ids).map(|(n, id)| KeyUse { id, at: instant(n) }).collect();
     org.record_uses(&batch).await?;
     // The second round of 500 has the later times.
-    let expected: Vec<ApiKey> =
-        (500..).zip(&keys).map(|(n, key)| used(key, instant(n))).collect();
+    let expected: Vec<ApiKey> = (500..).zip(&keys).map(|(n, key)| used(key, instant(n))).collect();
     org.has_exactly(&expected.iter().collect::<Vec<_>>()).await
 }
 

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use crate::audit::country::CountryCode;
 use crate::audit::record::{
-    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome,
-    RequestEvent,
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 use crate::clock::Timestamp;
 use crate::store::conformance::audit::fixtures::{TestLog, a_change, a_request};
@@ -33,8 +32,9 @@ const TEXTS: [&str; 12] = [
 
 /// Methods are kept, those included that no standard names, and so is their case.
 pub async fn methods_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let methods = ["GET", "get", "PATCH", "PROPFIND", "M-SEARCH", "X!#$%&'*+.^_`|~", &"A".repeat(64)]
-        .map(|method| RequestEvent { method: Cow::Owned(method.to_owned()), ..a_request() });
+    let methods =
+        ["GET", "get", "PATCH", "PROPFIND", "M-SEARCH", "X!#$%&'*+.^_`|~", &"A".repeat(64)]
+            .map(|method| RequestEvent { method: Cow::Owned(method.to_owned()), ..a_request() });
     requests_come_back(&log, methods).await
 }
 
@@ -90,8 +90,11 @@ pub async fn actions_and_phases_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(),
         ChangeAction::Deleted,
     ];
     let events = actions.into_iter().flat_map(|action| {
-        [ChangePhase::Begun, ChangePhase::Abandoned]
-            .map(|phase| ChangeEvent { action, phase, ..a_change() })
+        [ChangePhase::Begun, ChangePhase::Abandoned].map(|phase| ChangeEvent {
+            action,
+            phase,
+            ..a_change()
+        })
     });
     changes_come_back(&log, events).await
 }
@@ -100,7 +103,8 @@ pub async fn actions_and_phases_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(),
 pub async fn actors_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let longest = "x".repeat(crate::org::Actor::MAX_NAME_LEN);
     let texts = TEXTS.into_iter().chain(["Ada Lovelace", longest.as_str()]);
-    changes_come_back(&log, texts.map(|text| ChangeEvent { actor: text.into(), ..a_change() })).await
+    changes_come_back(&log, texts.map(|text| ChangeEvent { actor: text.into(), ..a_change() }))
+        .await
 }
 
 /// Times keep their microseconds, and ids all their bytes.
@@ -119,8 +123,7 @@ pub async fn times_and_ids_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
 
 /// The earliest and the latest time are kept, and ordered among the others.
 pub async fn every_time_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    undisturbed(async || {
-        let test = TestLog::new(&log)?;
+    undisturbed(&log, |test| async move {
         let micros = [-1, 0, 1, 2_147_483_648_000_000, 9_223_372_037_000_001];
         let times = micros.into_iter().filter_map(Timestamp::from_unix_micros);
         let times = times.chain([Timestamp::MIN, Timestamp::MAX]);

@@ -172,16 +172,28 @@ pub(super) fn newest_first(records: &[AuditRecord]) -> Vec<AuditRecord> {
     records
 }
 
-/// The same records in the same order. Names the first that differs.
+/// The same records in the same order. Names how the first pair differs.
 pub(super) fn same_records(
     what: &str,
     found: &[AuditRecord],
     expected: &[AuditRecord],
 ) -> Result<(), Violation> {
-    for (n, (found, expected)) in found.iter().zip(expected).enumerate() {
-        expect::equal(&format!("{what}, number {n} from the first"), found, expected)?;
+    let mut pairs = (1..).zip(found.iter().zip(expected));
+    if let Some((n, (found, expected))) = pairs.find(|(_, (found, expected))| found != expected) {
+        let call = format!("number {n} of {what}");
+        return Err(expect::differing(&call, fields(found), fields(expected)));
     }
     expect::equal(&format!("the number of {what}"), &found.len(), &expected.len())
+}
+
+fn fields(record: &AuditRecord) -> [String; 5] {
+    [
+        format!("{:?}", record.id),
+        format!("at {}", record.at),
+        format!("org {:?}", record.org.as_str()),
+        format!("key {}", record.key),
+        format!("{:?}", record.event),
+    ]
 }
 
 /// Ends in a microsecond that is no whole millisecond.

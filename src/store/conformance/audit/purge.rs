@@ -14,8 +14,7 @@ use crate::store::conformance::violation::Violation;
 /// Exactly the records from before the instant are removed; one of that very
 /// instant stays.
 pub async fn the_older_records_are_removed(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    undisturbed(async || {
-        let test = TestLog::new(&log)?;
+    undisturbed(&log, |test| async move {
         let instant = in_1971(&test);
         let older = [1, 1_000, 1_000_000].map(|micros| test.request(before(instant, micros)));
         let younger = [0, 1, 1_000].map(|micros| test.request(after(instant, micros)));
@@ -32,8 +31,8 @@ pub async fn the_older_records_are_removed(log: Arc<dyn SinkAndLog>) -> Result<(
 
 /// Requests and changes are removed, of every organisation and every key.
 pub async fn every_organisation_is_purged(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    undisturbed(async || {
-        let (one, other) = (TestLog::new(&log)?, TestLog::new(&log)?);
+    undisturbed(&log, |one| async move {
+        let other = TestLog::new(&one.log)?;
         let instant = in_1971(&one);
         let second_key = one.with_key(one.fresh.key_id());
         let tests = [&one, &second_key, &other];
@@ -61,8 +60,7 @@ pub async fn every_organisation_is_purged(log: Arc<dyn SinkAndLog>) -> Result<()
 pub async fn the_number_of_removed_records_is_told(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
-    undisturbed(async || {
-        let test = TestLog::new(&log)?;
+    undisturbed(&log, |test| async move {
         let instant = in_1971(&test);
         // What others left from before the instant must not be counted below.
         purge(&test, instant).await?;
@@ -82,8 +80,7 @@ pub async fn the_number_of_removed_records_is_told(
 pub async fn old_records_may_be_written_after_a_purge(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
-    undisturbed(async || {
-        let test = TestLog::new(&log)?;
+    undisturbed(&log, |test| async move {
         let instant = in_1971(&test);
         let old = [test.request(before(instant, 9)), test.request(before(instant, 8))];
         test.write(&old).await?;
@@ -99,16 +96,20 @@ pub async fn old_records_may_be_written_after_a_purge(
 /// Tries again where the property does not hold: another run of the suite on the
 /// same database may have purged its records. A log that is wrong is wrong each
 /// time.
-pub(super) async fn undisturbed(
-    property: impl AsyncFn() -> Result<(), Violation>,
-) -> Result<(), Violation> {
+pub(super) async fn undisturbed<F>(
+    log: &Arc<dyn SinkAndLog>,
+    property: impl Fn(TestLog) -> F + Send,
+) -> Result<(), Violation>
+where
+    F: Future<Output = Result<(), Violation>> + Send,
+{
     const TRIES: usize = 4;
-    for _ in 0..TRIES {
-        if property().await.is_ok() {
+    for _ in 1..TRIES {
+        if property(TestLog::new(log)?).await.is_ok() {
             return Ok(());
         }
     }
-    property().await
+    property(TestLog::new(log)?).await
 }
 
 async fn purge(test: &TestLog, instant: Timestamp) -> Result<u64, Violation> {

@@ -37,9 +37,7 @@ pub async fn organisations_do_not_see_each_other(
 
 /// Organisations are told apart by every byte of their ids, even where their
 /// keys had the same id.
-pub async fn organisations_much_alike_are_apart(
-    log: Arc<dyn SinkAndLog>,
-) -> Result<(), Violation> {
+pub async fn organisations_much_alike_are_apart(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut members = Vec::new();
     for org in test.fresh.orgs_alike()?.into_iter().flatten() {

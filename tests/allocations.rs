@@ -1,0 +1,195 @@
+//! What a verification costs: calls of the store, and allocations on the heap.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+#![cfg(feature = "tokio")]
+
+use std::future::Future;
+use std::hint::black_box;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use allocation_counter::{AllocationInfo, measure};
+use async_trait::async_trait;
+use keygate::*;
+
+/// A memory store that counts its look-ups. Its own methods hand on the boxed
+/// future of the inner one, so that it adds no allocation.
+#[derive(Debug, Default)]
+struct Counted {
+    inner: MemoryStore,
+    found: Arc<AtomicUsize>,
+}
+
+type Found<'a> = BoxFuture<'a, Result<Option<Arc<ApiKey>>, StoreError>>;
+
+#[async_trait]
+impl KeyStore for Counted {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        self.inner.insert(key, limit).await
+    }
+    fn find_by_digest<'a, 'b, 'async_trait>(&'a self, digest: &'b KeyDigest) -> Found<'async_trait>
+    where
+        'a: 'async_trait,
+        'b: 'async_trait,
+    {
+        self.found.fetch_add(1, SeqCst);
+        self.inner.find_by_digest(digest)
+    }
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.inner.get(org, id).await
+    }
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.inner.list(org).await
+    }
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        self.inner.replace(key, expected).await
+    }
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        self.inner.delete(org, id).await
+    }
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.inner.record_uses(uses).await
+    }
+}
+
+/// A memory store answers at once, so no runtime has to be run, and none counts.
+fn now<T>(work: impl Future<Output = T>) -> T {
+    match pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => panic!("it had to wait"),
+    }
+}
+
+const ROUNDS: u64 = 100;
+
+struct Bench {
+    runtime: tokio::runtime::Runtime,
+    found: Arc<AtomicUsize>,
+    keys: KeyManager,
+    actor: Actor,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::on(Counted::default(), |counted| counted)
+    }
+
+    /// The runtime is not run after this, so that no task comes between.
+    fn on<S: KeyStore>(counted: Counted, store: impl FnOnce(Counted) -> S) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let found = Arc::clone(&counted.found);
+        let tokio = TokioRuntime::new(runtime.handle().clone());
+        let keys = KeyManager::builder(store(counted)).runtime(tokio).build().unwrap();
+        let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+        Self { runtime, found, keys, actor }
+    }
+
+    fn create(&self, new: NewKey) -> IssuedKey {
+        now(self.keys.create(&self.actor, new)).unwrap()
+    }
+
+    /// Allocations and look-ups of so many verifications, after a few to warm up.
+    fn measure(
+        &self,
+        name: &str,
+        credential: &str,
+        ip: Option<IpAddr>,
+        allowed: bool,
+    ) -> (u64, u64) {
+        let verify = || {
+            for _ in 0..ROUNDS {
+                assert_eq!(
+                    black_box(now(self.keys.verify(black_box(credential), ip))).is_ok(),
+                    allowed
+                );
+            }
+        };
+        verify();
+        let found = self.found.load(SeqCst);
+        let AllocationInfo { count_total, count_current, bytes_total, .. } = measure(verify);
+        let found = self.found.load(SeqCst) - found;
+        println!(
+            "{name}: {ROUNDS} verifications, {found} look-ups, {count_total} allocations of {bytes_total} bytes"
+        );
+        assert_eq!(count_current, 0, "{name}: nothing stays behind");
+        (count_total, found as u64)
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    let counted = measure(|| drop(black_box(Box::new(black_box(1)))));
+    assert_eq!(counted.count_total, 1);
+}
+
+#[test]
+fn an_allowed_request_costs_one_look_up_and_at_most_one_allocation() {
+    let b = Bench::new();
+    let open = b.create(NewKey::named("open").unwrap());
+    let secret = open.secret.expose_secret();
+    let (allocations, found) = b.measure("allowed", secret, None, true);
+    assert!(allocations <= ROUNDS && found == ROUNDS);
+
+    // Also with a list to go through, and an expiry to look at.
+    let entries = (0..50).map(|i| format!("10.{i}.0.0/16"));
+    let new = NewKey::named("restricted").unwrap().allow(entries).unwrap();
+    let restricted = b.create(new.expires(Expiration::OneDay));
+    let secret = restricted.secret.expose_secret();
+    let ip = "10.49.0.1".parse().ok();
+    let (allocations, found) = b.measure("allowed by the last of 50", secret, ip, true);
+    assert!(allocations <= ROUNDS && found == ROUNDS);
+    // Every one of them was a use, though noting it took no allocation.
+    let report = b.runtime.block_on(b.keys.shutdown(Duration::from_secs(5)));
+    assert!(report.is_complete());
+    let list = now(b.keys.list(b.actor.org())).unwrap();
+    assert!(list.iter().all(|key| key.last_used_at.is_some()));
+}
+
+#[test]
+fn a_store_behind_an_arc_costs_no_more_than_the_store() {
+    let b = Bench::on(Counted::default(), Arc::new);
+    let issued = b.create(NewKey::named("shared").unwrap());
+    let secret = issued.secret.expose_secret();
+    let (allocations, found) = b.measure("allowed, store in an Arc", secret, None, true);
+    assert!(allocations <= ROUNDS && found == ROUNDS);
+}
+
+#[test]
+fn case_07_a_refused_request_costs_no_more_than_an_allowed_one() {
+    let b = Bench::new();
+    let revoked = b.create(NewKey::named("revoked").unwrap());
+    now(b.keys.update(&b.actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
+    let unknown = Bench::new().create(NewKey::named("unknown").unwrap());
+    for (name, issued) in [("revoked", revoked), ("unknown", unknown)] {
+        let (allocations, found) = b.measure(name, issued.secret.expose_secret(), None, false);
+        assert!(allocations <= ROUNDS && found == ROUNDS, "{name}");
+    }
+}
+
+#[test]
+fn case_05_a_malformed_key_costs_no_look_up_and_no_allocation() {
+    let b = Bench::new();
+    let issued = b.create(NewKey::named("CI").unwrap());
+    let secret = issued.secret.expose_secret();
+    let long = "a".repeat(64 * 1024);
+    let typo = format!("{}{}", &secret[..54], if secret.ends_with('a') { 'b' } else { 'a' });
+    for (name, credential) in [
+        ("empty", ""),
+        ("junk", "hello"),
+        ("64 KiB", &long),
+        ("typo", &typo),
+        ("cut off", &secret[..54]),
+    ] {
+        assert_eq!(b.measure(name, credential, None, false), (0, 0), "{name}");
+    }
+}

@@ -1,0 +1,353 @@
+//! A store on one mutex with one fault.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use keygate::{
+    ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, Status, StoreError,
+    Timestamp,
+};
+
+use super::fault::Fault;
+use super::gap;
+
+/// See [`Fault`].
+#[derive(Clone, Debug)]
+pub(crate) struct BrokenStore {
+    pub(super) fault: Fault,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) keys: HashMap<KeyId, ApiKey>,
+    pub(super) by_digest: HashMap<KeyDigest, KeyId>,
+    /// What a fault keeps of keys that are no more.
+    pub(super) ghosts: HashMap<KeyDigest, ApiKey>,
+    pub(super) taken_digests: HashSet<KeyDigest>,
+    pub(super) taken_ids: HashSet<KeyId>,
+    pub(super) extra_places: HashMap<OrgId, isize>,
+    pub(super) last_uses: HashMap<KeyId, Option<Timestamp>>,
+    pub(super) cache: HashMap<KeyDigest, Arc<ApiKey>>,
+    pub(super) writes: Vec<KeyId>,
+    pub(super) locked: HashSet<KeyId>,
+    pub(super) busy: bool,
+}
+
+impl BrokenStore {
+    pub(crate) fn new(fault: Fault) -> Self {
+        Self { fault, state: Arc::default() }
+    }
+
+    pub(super) fn is(&self, fault: Fault) -> bool {
+        self.fault == fault
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl State {
+    fn take_places(&mut self, org: &OrgId, places: isize) {
+        *self.extra_places.entry(org.clone()).or_default() += places;
+    }
+
+    fn put(&mut self, key: ApiKey) {
+        self.by_digest.insert(key.digest, key.id);
+        self.cache.remove(&key.digest);
+        self.writes.push(key.id);
+        self.keys.insert(key.id, key);
+    }
+
+    fn remove(&mut self, id: &KeyId) -> Option<ApiKey> {
+        let key = self.keys.remove(id)?;
+        self.by_digest.remove(&key.digest);
+        self.cache.remove(&key.digest);
+        Some(key)
+    }
+}
+
+#[async_trait::async_trait]
+impl KeyStore for BrokenStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        match self.fault {
+            Fault::AnswersTooSoon => {
+                let (sound, key) = (Self { fault: Fault::Nothing, ..self.clone() }, key.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    sound.insert(&key, limit).await
+                });
+                return Ok(());
+            }
+            Fault::CountThenInsert => {
+                self.check_room(&self.lock(), &key.org, limit)?;
+                gap().await;
+            }
+            Fault::UniqueThenWrite => {
+                self.check_unique(&mut self.lock(), key)?;
+                gap().await;
+            }
+            Fault::HalfDoneWhenDropped => {
+                let half = ApiKey { org: OrgId::new("nobody").unwrap(), ..key.clone() };
+                self.lock().put(half);
+                gap().await;
+                self.lock().remove(&key.id);
+            }
+            Fault::BusyForEverWhenDropped => self.pass_through_busy().await?,
+            _ => {}
+        }
+        let mut state = self.lock();
+        if !self.is(Fault::UniqueThenWrite) {
+            let unique = self.check_unique(&mut state, key);
+            if unique.is_err() && self.is(Fault::ConflictTakesAPlace) {
+                state.take_places(&key.org, 1);
+            }
+            unique?;
+        }
+        if !self.is(Fault::CountThenInsert) {
+            self.check_room(&state, &key.org, limit)?;
+        }
+        let mut stored = self.stored(key);
+        if self.is(Fault::InsertedKeysAreActive) {
+            stored.status = Status::Active;
+        }
+        if let Some(last_use) = state.last_uses.get(&key.id) {
+            stored.last_used_at = *last_use;
+        }
+        state.put(stored);
+        Ok(())
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.check_busy()?;
+        let cached = self.lock().cache.get(digest).cloned();
+        if cached.is_some() && [Fault::LateCacheFill, Fault::FindIsCached].contains(&self.fault) {
+            return Ok(cached);
+        }
+        let found = {
+            let state = self.lock();
+            let bytes = if self.is(Fault::DigestsInPart) { 31 } else { 32 };
+            let matches =
+                |key: &&ApiKey| key.digest.as_bytes()[..bytes] == digest.as_bytes()[..bytes];
+            let indexed = state.by_digest.get(digest).and_then(|id| state.keys.get(id));
+            let indexed =
+                indexed.filter(|key| key.digest == *digest || self.is(Fault::OldDigestLives));
+            let found = indexed.or_else(|| state.keys.values().find(matches));
+            found.or(state.ghosts.get(digest)).cloned().map(Arc::new)
+        };
+        if self.is(Fault::UnknownIsAnError) && found.is_none() {
+            return Err(StoreError::NotFound);
+        }
+        if let Some(found) = &found {
+            if self.is(Fault::LateCacheFill) {
+                gap().await;
+            }
+            self.lock().cache.insert(*digest, Arc::clone(found));
+        }
+        let skip = self.is(Fault::FindSkipsRevoked);
+        Ok(found.filter(|key| !skip || key.status == Status::Active))
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.check_busy()?;
+        let state = self.lock();
+        let found = match self.fault {
+            Fault::GetIgnoresOrg => state.keys.get(id),
+            _ => self.find(&state, org, id),
+        };
+        Ok(found.cloned().map(Arc::new))
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.check_busy()?;
+        let state = self.lock();
+        let leaks = self.is(Fault::ListLeaks);
+        let own = state.keys.values().filter(|key| leaks || self.same_org(&key.org, org));
+        let mut list: Vec<Arc<ApiKey>> = own.cloned().map(Arc::new).collect();
+        let signed = |key: &Arc<ApiKey>| i128::from_be_bytes(key.id.to_bytes());
+        let last_write = |key: &Arc<ApiKey>| state.writes.iter().rposition(|id| *id == key.id);
+        list.sort_by_key(|key| (key.created_at, key.id));
+        match self.fault {
+            Fault::ListNewestFirst => list.reverse(),
+            Fault::ListTiesAreSigned => list.sort_by_key(|key| (key.created_at, signed(key))),
+            Fault::ListByLastChange => list.sort_by_key(last_write),
+            Fault::ListStopsAtAHundred => list.truncate(100),
+            _ => {}
+        }
+        Ok(list)
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        match self.fault {
+            Fault::CheckThenReplace => {
+                self.check_replace(&self.lock(), key, expected)?;
+                gap().await;
+            }
+            Fault::UniqueThenWrite => {
+                self.check_digest(&self.lock(), key)?;
+                gap().await;
+            }
+            Fault::HalfDoneWhenDropped => {
+                let old = self.lock().remove(&key.id);
+                gap().await;
+                old.into_iter().for_each(|old| self.lock().put(old));
+            }
+            Fault::BusyForEverWhenDropped => self.pass_through_busy().await?,
+            Fault::OneWriterOrConflict => {
+                let writes = self.lock().writes.len();
+                gap().await;
+                if self.lock().writes.len() != writes {
+                    return Err(StoreError::Conflict);
+                }
+            }
+            _ => {}
+        }
+        let mut state = self.lock();
+        if !self.is(Fault::CheckThenReplace) {
+            self.check_replace(&state, key, expected)?;
+        }
+        if !self.is(Fault::UniqueThenWrite) && !self.is(Fault::ReplaceTakesTakenDigest) {
+            self.check_digest(&state, key)?;
+        }
+        let old = state.keys.get(&key.id).cloned().unwrap_or(key.clone());
+        let mut new = ApiKey {
+            created_at: old.created_at,
+            last_used_at: old.last_used_at,
+            org: old.org.clone(),
+            ..self.stored(key)
+        };
+        match self.fault {
+            Fault::ReplaceForgetsExpiry => new.expires_at = old.expires_at,
+            Fault::ReplaceMovesCreation => new.created_at = key.created_at,
+            Fault::ReplaceWritesLastUse => new.last_used_at = key.last_used_at,
+            Fault::ReplaceTouchesAll => {
+                let others = state.keys.values_mut().filter(|other| other.org == key.org);
+                others.for_each(|other| other.status = key.status);
+            }
+            Fault::EveryWriteCounts => {
+                state.take_places(&key.org, 1);
+            }
+            _ => {}
+        }
+        if old.digest != new.digest {
+            state.taken_digests.insert(old.digest);
+            if !self.is(Fault::OldDigestLives) {
+                state.by_digest.remove(&old.digest);
+            }
+        }
+        if !self.is(Fault::FindIsCached) {
+            state.cache.remove(&old.digest);
+            state.put(new);
+        } else {
+            let cached = state.cache.get(&key.digest).cloned();
+            state.put(new);
+            state.cache.extend(cached.map(|cached| (key.digest, cached)));
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        match self.fault {
+            Fault::CheckThenDelete => {
+                self.check_delete(&self.lock(), org, id)?;
+                gap().await;
+            }
+            Fault::HalfDoneWhenDropped => {
+                self.check_delete(&self.lock(), org, id)?;
+                let hide = |hidden| self.lock().keys.get_mut(id).map(|key| key.digest = hidden);
+                let digest = self.lock().keys[id].digest;
+                hide(KeyDigest::of("gone"));
+                gap().await;
+                hide(digest);
+            }
+            Fault::BusyForEverWhenDropped => self.pass_through_busy().await?,
+            _ => {}
+        }
+        let mut state = self.lock();
+        if let Err(error) = self.check_delete(&state, org, id) {
+            if self.is(Fault::EveryDeleteMakesRoom) {
+                state.take_places(org, -1);
+            }
+            let fine = [Fault::DeleteOfUnknownIsFine, Fault::CheckThenDelete].contains(&self.fault);
+            return if fine { Ok(()) } else { Err(error) };
+        }
+        let Some(key) = state.remove(id) else { return Err(StoreError::NotFound) };
+        match self.fault {
+            Fault::DeleteLeavesDigest => {
+                state.ghosts.insert(key.digest, key);
+            }
+            Fault::DeletedIdStaysTaken => {
+                state.taken_ids.insert(*id);
+            }
+            Fault::DeleteLeavesLastUse => {
+                state.last_uses.insert(*id, key.last_used_at);
+            }
+            Fault::DeletedKeysCount => {
+                state.take_places(org, 1);
+            }
+            Fault::DeleteEmptiesOrg => state.keys.retain(|_, other| other.org != key.org),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        match self.fault {
+            Fault::UsesAreLost => return Ok(()),
+            Fault::UsesPanic => panic!("not implemented: uses"),
+            Fault::EmptyBatchFails if uses.is_empty() => {
+                return Err(StoreError::unavailable("syntax error: VALUES without a row"));
+            }
+            Fault::UseWritesWholeRecord => {
+                for used in uses {
+                    let Some(mut key) = self.lock().keys.get(&used.id).cloned() else { continue };
+                    gap().await;
+                    key.last_used_at = key.last_used_at.max(Some(used.at));
+                    self.lock().put(key);
+                }
+                return Ok(());
+            }
+            Fault::UsesLockKeyByKey => self.lock_key_by_key(uses).await?,
+            _ => {}
+        }
+        let mut state = self.lock();
+        let gone = |used: &KeyUse| !state.keys.contains_key(&used.id);
+        if self.is(Fault::GoneKeyFailsBatch) && uses.iter().any(gone) {
+            return Err(StoreError::NotFound);
+        }
+        let org_of = |used: &KeyUse| state.keys.get(&used.id).map(|key| key.org.clone());
+        let org_of_first = uses.first().and_then(org_of);
+        let mut seen = HashSet::new();
+        for (n, used) in uses.iter().enumerate() {
+            let Some(key) = state.keys.get_mut(&used.id) else {
+                if self.is(Fault::GoneKeyEndsBatch) { break } else { continue }
+            };
+            let again = !seen.insert(used.id);
+            let skip = match self.fault {
+                Fault::FirstUseInBatchCounts => again,
+                Fault::UsesOfActiveKeysOnly => key.status != Status::Active,
+                Fault::BatchOfOneOrg => Some(&key.org) != org_of_first.as_ref(),
+                Fault::BatchStopsAtFiveHundred => n >= 500,
+                _ => false,
+            };
+            let zero = Timestamp::from_unix_micros(0).unwrap();
+            let last = match self.fault {
+                Fault::FirstUseIsComparedWithZero => Some(key.last_used_at.unwrap_or(zero)),
+                Fault::UsesGoBack => None,
+                _ => key.last_used_at,
+            };
+            if !skip && last < Some(used.at) {
+                key.last_used_at = Some(used.at);
+                if self.is(Fault::UseRaisesRevision) {
+                    key.revision = key.revision.next();
+                }
+                let digest = key.digest;
+                state.cache.remove(&digest);
+            }
+        }
+        state.locked.retain(|id| !seen.contains(id));
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! The suite bites: every fault is caught, and every property catches one.
+#![cfg(feature = "conformance")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may fail"
+)]
+
+mod broken;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use broken::fault::{Fault, LogFault};
+use broken::log::BrokenLog;
+use broken::store::BrokenStore;
+use keygate::KeyStore;
+use keygate::conformance::{
+    Property, SinkAndLog, audit_log_properties, check_audit_log, check_store, store_properties,
+};
+use tokio::task::JoinSet;
+
+/// Every fault, with properties that must catch it.
+const FAULTS: &[(Fault, &[&str])] = &[
+    (
+        Fault::InsertOverwritesDigest,
+        &[
+            "insert::a_taken_digest_is_a_conflict",
+            "insert::a_digest_of_another_organisation_is_a_conflict",
+            "creation_races::one_of_several_inserts_of_a_digest_wins",
+        ],
+    ),
+    (
+        Fault::InsertOverwritesId,
+        &[
+            "insert::a_taken_id_is_a_conflict",
+            "insert::an_id_of_another_organisation_is_a_conflict",
+            "creation_races::one_of_several_inserts_of_an_id_wins",
+        ],
+    ),
+    (
+        Fault::DigestUniquePerOrg,
+        &[
+            "insert::a_digest_of_another_organisation_is_a_conflict",
+            "replace::a_taken_digest_is_a_conflict",
+            "creation_races::one_of_several_inserts_of_a_digest_wins",
+        ],
+    ),
+    (Fault::SameKeyAgainIsFine, &["insert::the_same_key_again_is_a_conflict"]),
+    (Fault::RefusedInsertTakesDigest, &["insert::a_refused_insert_leaves_nothing_behind"]),
+    (Fault::NamesAreUnique, &["insert::all_but_id_and_digest_may_repeat"]),
+    (
+        Fault::ReplaceTakesTakenDigest,
+        &[
+            "replace::a_taken_digest_is_a_conflict",
+            "change_races::one_of_two_keys_gets_a_digest",
+            "change_races::an_insert_or_a_replace_gets_a_digest",
+        ],
+    ),
+    (Fault::OldDigestStaysTaken, &["replace::the_old_digest_is_free"]),
+    (Fault::DeletedIdStaysTaken, &["delete::the_id_and_the_digest_are_free"]),
+    (Fault::LimitOffByOne, &["limit::the_limit_is_reached_exactly"]),
+    (Fault::LimitZeroIsNone, &["limit::a_limit_of_zero_admits_nobody"]),
+    (Fault::LimitNoneIsTwenty, &["limit::no_limit_admits_everybody"]),
+    (Fault::LimitIsSigned, &["limit::the_largest_limit_admits"]),
+    (Fault::LimitIsComparedByEquality, &["limit::a_lowered_limit_refuses"]),
+    (Fault::RevokedKeysDoNotCount, &["limit::revoked_keys_count"]),
+    (Fault::ExpiredKeysDoNotCount, &["limit::expired_keys_count"]),
+    (Fault::EveryWriteCounts, &["limit::a_changed_key_counts_once"]),
+    (
+        Fault::LimitCountsEverybody,
+        &[
+            "limit::other_organisations_do_not_count",
+            "creation_races::organisations_fill_up_side_by_side",
+        ],
+    ),
+    (
+        Fault::DeletedKeysCount,
+        &[
+            "limit::a_deleted_key_makes_room_for_one",
+            "creation_races::a_churning_organisation_keeps_to_its_limit",
+        ],
+    ),
+    (Fault::EveryDeleteMakesRoom, &["limit::a_deleted_key_makes_room_for_one"]),
+    (Fault::ConflictTakesAPlace, &["limit::a_conflict_takes_no_place"]),
+    (Fault::UnknownIsAnError, &["find::what_is_unknown_is_not_found"]),
+    (Fault::DigestsInPart, &["find::digests_are_compared_in_full"]),
+    (Fault::IdsInPart, &["find::ids_are_compared_in_full"]),
+    (Fault::FindSkipsRevoked, &["find::revoked_and_expired_keys_are_found"]),
+    (
+        Fault::FindIsCached,
+        &[
+            "replace::a_change_shows_in_find_at_once",
+            "delete::a_rotated_key_goes_with_all_its_digests",
+            "read_races::a_finished_edit_is_seen_by_every_find",
+        ],
+    ),
+    (Fault::ListNewestFirst, &["find::the_list_begins_with_the_oldest"]),
+    (Fault::ListTiesAreSigned, &["find::keys_of_one_instant_are_ordered_by_id"]),
+    (Fault::ListByLastChange, &["find::the_list_keeps_its_order"]),
+    (Fault::ListStopsAtAHundred, &["find::the_list_is_complete"]),
+    (Fault::Milliseconds, &["fields::times_keep_their_microseconds"]),
+    (Fault::TimesFrom1970, &["fields::every_time_is_kept"]),
+    (Fault::MissingTimesAreZero, &["fields::missing_times_stay_missing"]),
+    (Fault::NamesAreNormalised, &["fields::names_are_kept_exactly"]),
+    (Fault::KeyPrefixOfTwelve, &["fields::key_prefixes_are_kept_exactly"]),
+    (Fault::AllowlistIsSorted, &["fields::fifty_networks_keep_their_order"]),
+    (
+        Fault::AllowlistJoinedByCommas,
+        &[
+            "fields::every_readable_allowlist_is_kept",
+            "fields::an_unreadable_allowlist_stays_unreadable",
+        ],
+    ),
+    (Fault::UnreadableAllowlistIsEmpty, &["fields::an_unreadable_allowlist_stays_unreadable"]),
+    (Fault::RevisionIsSigned, &["fields::every_revision_is_kept"]),
+    (Fault::InsertedKeysAreActive, &["fields::every_status_is_kept"]),
+    (Fault::ReplaceForgetsExpiry, &["replace::every_changeable_field_is_written"]),
+    (Fault::ReplaceMovesCreation, &["replace::the_time_of_creation_stays"]),
+    (
+        Fault::ReplaceWritesLastUse,
+        &["replace::the_last_use_stays", "use_races::a_use_does_not_undo_a_revocation"],
+    ),
+    (
+        Fault::ReplaceIgnoresRevision,
+        &["replace::another_revision_is_a_conflict", "change_races::one_of_several_replaces_wins"],
+    ),
+    (
+        Fault::ReplaceInserts,
+        &[
+            "replace::an_unknown_key_is_not_found",
+            "replace::a_deleted_key_is_not_found",
+            "change_races::a_replace_does_not_undo_a_deletion",
+        ],
+    ),
+    (
+        Fault::OldDigestLives,
+        &[
+            "replace::the_old_digest_is_gone",
+            "use_races::a_use_does_not_undo_a_rotation",
+            "read_races::a_rotated_secret_is_dead_at_once",
+        ],
+    ),
+    (Fault::ReplaceTouchesAll, &["replace::other_keys_stay"]),
+    (
+        Fault::DeleteLeavesDigest,
+        &["delete::a_deleted_key_is_gone", "read_races::a_deleted_key_is_dead_at_once"],
+    ),
+    (
+        Fault::DeleteOfUnknownIsFine,
+        &[
+            "delete::an_unknown_key_is_not_found",
+            "delete::a_deleted_key_is_not_found",
+            "change_races::one_of_several_deletions_wins",
+        ],
+    ),
+    (Fault::DeleteLeavesLastUse, &["delete::nothing_is_inherited"]),
+    (Fault::DeleteEmptiesOrg, &["delete::other_keys_stay"]),
+    (Fault::UsesAreLost, &["uses::a_use_shows_everywhere"]),
+    (
+        Fault::UsesGoBack,
+        &[
+            "uses::the_time_never_moves_back",
+            "uses::the_latest_use_in_a_batch_counts",
+            "use_races::the_latest_of_several_uses_stays",
+        ],
+    ),
+    (Fault::FirstUseIsComparedWithZero, &["uses::the_first_use_counts_whenever_it_was"]),
+    (Fault::FirstUseInBatchCounts, &["uses::the_latest_use_in_a_batch_counts"]),
+    (Fault::GoneKeyFailsBatch, &["uses::keys_that_are_gone_are_skipped"]),
+    (Fault::GoneKeyEndsBatch, &["uses::keys_that_are_gone_are_skipped"]),
+    (Fault::EmptyBatchFails, &["uses::a_batch_may_come_to_nothing"]),
+    (Fault::UseRaisesRevision, &["uses::nothing_but_the_time_changes"]),
+    (Fault::UsesOfActiveKeysOnly, &["uses::revoked_and_expired_keys_are_recorded"]),
+    (Fault::BatchOfOneOrg, &["uses::a_batch_crosses_organisations"]),
+    (Fault::BatchStopsAtFiveHundred, &["uses::a_thousand_uses_fit_into_a_batch"]),
+    (Fault::GetIgnoresOrg, &["isolation::get_gives_no_key_of_another"]),
+    (Fault::ListLeaks, &["isolation::list_gives_no_key_of_another"]),
+    (Fault::ReplaceIgnoresOrg, &["isolation::replace_touches_no_key_of_another"]),
+    (Fault::DeleteIgnoresOrg, &["isolation::delete_touches_no_key_of_another"]),
+    (Fault::OrgsIgnoreCase, ORGS_ALIKE),
+    (Fault::OrgsAreTrimmed, ORGS_ALIKE),
+    (Fault::OrgsAreCutOff, ORGS_ALIKE),
+    (
+        Fault::AnswersTooSoon,
+        &["insert::a_new_key_is_there_at_once", "calls::a_finished_call_is_visible_to_every_task"],
+    ),
+    (Fault::HalfDoneWhenDropped, DROPPED),
+    (Fault::BusyForEverWhenDropped, DROPPED),
+    (
+        Fault::CountThenInsert,
+        &[
+            "creation_races::one_of_64_creators_gets_the_last_place",
+            "creation_races::the_first_places_are_counted_too",
+            "creation_races::organisations_fill_up_side_by_side",
+            "creation_races::a_churning_organisation_keeps_to_its_limit",
+        ],
+    ),
+    (
+        Fault::UniqueThenWrite,
+        &[
+            "creation_races::one_of_several_inserts_of_a_digest_wins",
+            "creation_races::one_of_several_inserts_of_an_id_wins",
+            "change_races::one_of_two_keys_gets_a_digest",
+            "change_races::an_insert_or_a_replace_gets_a_digest",
+        ],
+    ),
+    (
+        Fault::CheckThenReplace,
+        &[
+            "change_races::one_of_several_replaces_wins",
+            "change_races::a_rename_and_a_revocation_both_stay",
+            "change_races::no_edit_is_lost",
+            "change_races::a_replace_does_not_undo_a_deletion",
+        ],
+    ),
+    (Fault::CheckThenDelete, &["change_races::one_of_several_deletions_wins"]),
+    (Fault::OneWriterOrConflict, &["change_races::edits_of_different_keys_do_not_collide"]),
+    (
+        Fault::UseWritesWholeRecord,
+        &[
+            "use_races::a_use_does_not_undo_a_revocation",
+            "use_races::a_use_does_not_undo_a_rotation",
+            "use_races::a_use_does_not_undo_a_deletion",
+            "use_races::the_latest_of_several_uses_stays",
+        ],
+    ),
+    (Fault::UsesLockKeyByKey, &["use_races::batches_in_opposite_orders_do_not_deadlock"]),
+    (
+        Fault::LateCacheFill,
+        &[
+            "read_races::a_rotated_secret_is_dead_at_once",
+            "read_races::a_finished_edit_is_seen_by_every_find",
+            "read_races::a_deleted_key_is_dead_at_once",
+            "read_races::a_finished_use_is_seen_by_every_find",
+        ],
+    ),
+];
+
+const ORGS_ALIKE: &[&str] = &[
+    "limit::other_organisations_do_not_count",
+    "isolation::organisations_much_alike_read_apart",
+    "isolation::organisations_much_alike_write_apart",
+];
+
+const DROPPED: &[&str] = &[
+    "calls::a_dropped_insert_does_no_harm",
+    "calls::a_dropped_replace_does_no_harm",
+    "calls::a_dropped_delete_does_no_harm",
+];
+
+const LOG_FAULTS: &[(LogFault, &[&str])] = &[
+    (LogFault::AnswersTooSoon, &["audit::record::a_batch_can_be_read_at_once"]),
+    (LogFault::EmptyBatchFails, &["audit::record::an_empty_batch_is_no_error"]),
+    (LogFault::BatchStopsAtFiveHundred, &["audit::record::a_batch_of_a_thousand_is_kept"]),
+    (
+        LogFault::RepeatsAreStored,
+        &[
+            "audit::record::a_repeated_batch_is_stored_once",
+            "audit::record::a_record_twice_in_a_batch_is_stored_once",
+            "audit::record::batches_at_once_are_all_kept",
+        ],
+    ),
+    (LogFault::RepeatsFail, &["audit::record::a_repeated_batch_is_stored_once"]),
+    (LogFault::KnownRecordDropsBatch, &["audit::record::the_new_part_of_a_batch_is_stored"]),
+    (LogFault::RepeatsWithinABatch, &["audit::record::a_record_twice_in_a_batch_is_stored_once"]),
+    (LogFault::SameInstantIsSame, &["audit::record::records_alike_are_all_kept"]),
+    (LogFault::CheckThenWrite, &["audit::record::batches_at_once_are_all_kept"]),
+    (LogFault::OldestFirst, &["audit::pages::the_newest_comes_first"]),
+    (LogFault::TiesAreSigned, &["audit::pages::records_of_one_instant_are_ordered_by_id"]),
+    (
+        LogFault::CursorIsATime,
+        &[
+            "audit::pages::paging_back_meets_every_record_once",
+            "audit::pages::paging_forward_meets_every_record_once",
+        ],
+    ),
+    (LogFault::CursorIsACount, &["audit::pages::new_records_do_not_disturb_paging"]),
+    (LogFault::FullPagesLeadOn, &["audit::pages::the_ends_lead_no_further"]),
+    (
+        LogFault::AfterGivesTheNewest,
+        &[
+            "audit::pages::paging_forward_meets_every_record_once",
+            "audit::pages::back_and_forth_is_the_same_page",
+        ],
+    ),
+    (LogFault::EmptyLogIsAnError, &["audit::pages::a_log_without_records_is_an_empty_page"]),
+    (LogFault::EmptyPageLeadsNowhere, &["audit::pages::an_empty_page_leads_back"]),
+    (LogFault::CursorNeedsItsRecord, &["audit::pages::a_cursor_needs_no_record"]),
+    (LogFault::PagesOfAHundred, &["audit::pages::a_page_holds_its_limit"]),
+    (LogFault::OrgIsIgnored, &["audit::scope::organisations_do_not_see_each_other"]),
+    (LogFault::OrgsIgnoreCase, &["audit::scope::organisations_much_alike_are_apart"]),
+    (LogFault::KeyIsIgnored, &["audit::scope::a_key_has_its_own_records"]),
+    (LogFault::OrgChangesOfOneKey, &["audit::scope::org_changes_spans_all_keys"]),
+    (LogFault::KindIsIgnored, &["audit::scope::requests_and_changes_are_apart"]),
+    (LogFault::KindIsFilteredAfterwards, &["audit::scope::requests_and_changes_are_apart"]),
+    (LogFault::MethodsInUpperCase, &["audit::fields::methods_are_kept"]),
+    (LogFault::EndpointsAreCutOff, &["audit::fields::endpoints_are_kept"]),
+    (LogFault::UnknownAddressIsZero, &["audit::fields::addresses_are_kept"]),
+    (LogFault::CountryIsForgotten, &["audit::fields::countries_are_kept"]),
+    (LogFault::NoStatusIsZero, &["audit::fields::statuses_are_kept"]),
+    (LogFault::AbortedIsAllowed, &["audit::fields::outcomes_are_kept"]),
+    (LogFault::AbandonedIsBegun, &["audit::fields::actions_and_phases_are_kept"]),
+    (LogFault::ActorsAreTrimmed, &["audit::fields::actors_are_kept"]),
+    (LogFault::Milliseconds, &["audit::fields::times_and_ids_are_kept"]),
+    (LogFault::TimesFrom1970, &["audit::fields::every_time_is_kept"]),
+    (LogFault::PurgeTakesTheInstant, &["audit::purge::the_older_records_are_removed"]),
+    (LogFault::PurgeKeepsChanges, &["audit::purge::every_organisation_is_purged"]),
+    (LogFault::PurgeTellsWhatIsLeft, &["audit::purge::the_number_of_removed_records_is_told"]),
+    (LogFault::PurgeForbidsOldRecords, &["audit::purge::old_records_may_be_written_after_a_purge"]),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_store_and_a_log_without_a_fault_pass() {
+    check_store(|| async { BrokenStore::new(Fault::Nothing) }).await.unwrap();
+    check_audit_log(|| async { BrokenLog::new(LogFault::Nothing) }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_fault_of_a_store_is_caught() {
+    let mut missed = Vec::new();
+    for (fault, properties) in FAULTS {
+        let store = || Arc::new(BrokenStore::new(*fault)) as Arc<dyn KeyStore>;
+        missed
+            .extend(passing(store_properties(), properties, store).await.map(|name| (fault, name)));
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_fault_of_a_log_is_caught() {
+    let mut missed = Vec::new();
+    for (fault, properties) in LOG_FAULTS {
+        let log = || Arc::new(BrokenLog::new(*fault)) as Arc<dyn SinkAndLog>;
+        missed.extend(
+            passing(audit_log_properties(), properties, log).await.map(|name| (fault, name)),
+        );
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+#[test]
+fn every_property_catches_a_fault() {
+    let catching = |faults: &mut dyn Iterator<Item = &&[&'static str]>| {
+        faults.flat_map(|properties| properties.iter().copied()).collect::<BTreeSet<_>>()
+    };
+    let all: BTreeSet<&str> = store_properties().iter().map(Property::name).collect();
+    assert_eq!(catching(&mut FAULTS.iter().map(|(_, properties)| properties)), all);
+    let all: BTreeSet<&str> = audit_log_properties().iter().map(Property::name).collect();
+    assert_eq!(catching(&mut LOG_FAULTS.iter().map(|(_, properties)| properties)), all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_whole_suite_says_what_is_wrong_and_nothing_else() {
+    let broken = || async { BrokenStore::new(Fault::KeyPrefixOfTwelve) };
+    let violations = check_store(broken).await.unwrap_err();
+    let failed: Vec<&str> = violations.iter().map(|(property, _)| property).collect();
+    assert_eq!(failed, ["fields::key_prefixes_are_kept_exactly"]);
+    let text = format!("{violations:?}");
+    for part in [
+        "1 of ",
+        "\nfields::key_prefixes_are_kept_exactly\n",
+        "    expected: get to give key_prefix \"abcdefghij_klmnopqrs_tu_0Zz9A\"\n",
+        "    found:    key_prefix \"abcdefghij_k\"\n",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_panic_is_a_violation() {
+    let property = store_properties().iter().find(|p| p.name() == "uses::a_use_shows_everywhere");
+    let result = property.unwrap().check(Arc::new(BrokenStore::new(Fault::UsesPanic))).await;
+    assert_eq!(result.unwrap_err().found(), "a panic: not implemented: uses");
+}
+
+/// Those of the named properties that hold, each checked on a subject of its own.
+async fn passing<S: ?Sized + Send + Sync + 'static>(
+    all: &'static [Property<S>],
+    names: &[&'static str],
+    subject: impl Fn() -> Arc<S>,
+) -> impl Iterator<Item = &'static str> {
+    let mut checks = JoinSet::new();
+    for name in names {
+        let property = all.iter().find(|property| property.name() == *name);
+        let (property, subject) = (property.unwrap_or_else(|| panic!("no {name}")), subject());
+        checks.spawn(async move { (property.name(), property.check(subject).await.is_ok()) });
+    }
+    checks.join_all().await.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name)
+}
