@@ -133,7 +133,7 @@ impl KeyStore for JournalStore {
     }
 }
 
-#[tokio::main]
+#[tokio::main(worker_threads = 4)]
 async fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::temp_dir().join(format!("keygate-custom-store-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;

@@ -40,7 +40,9 @@
 //! Features `axum` and `admin`. The layer ([`ApiKeyLayer`]) works
 //! on any tower service; feature `tower` has it without axum.
 //!
-#![cfg_attr(feature = "admin", doc = r#"
+#![cfg_attr(
+    feature = "admin",
+    doc = r#"
 ```
 # #[tokio::main]
 # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -70,7 +72,8 @@ let service = app.into_make_service_with_connect_info::<SocketAddr>();
 # Ok(())
 # }
 ```
-"#)]
+"#
+)]
 //!
 //! # With a store of your own
 //!
@@ -78,9 +81,11 @@ let service = app.into_make_service_with_connect_info::<SocketAddr>();
 //! conformance suite (feature `conformance`). The same goes for [`AuditSink`] and
 //! [`AuditLog`].
 //!
-#![cfg_attr(feature = "conformance", doc = r#"
+#![cfg_attr(
+    feature = "conformance",
+    doc = r#"
 ```
-# #[tokio::main]
+# #[tokio::main(worker_threads = 4)]
 # async fn main() {
 use std::sync::Arc;
 use keygate::{KeyStore, MemoryStore};
@@ -93,7 +98,8 @@ let report = keygate::conformance::check_store(|| async {
 .unwrap();
 # }
 ```
-"#)]
+"#
+)]
 //!
 //! # Features
 //!

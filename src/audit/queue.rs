@@ -24,7 +24,7 @@ pub(crate) struct Queue {
     batch: usize,
     state: Mutex<State>,
     work: Event,
-    room: Event,
+    closing: Event,
     end: Event,
 }
 
@@ -34,10 +34,13 @@ struct State {
     /// How many of the items somebody waits for.
     awaited: usize,
     reserved: usize,
+    /// Who waits for a place, in that order.
+    waiting: VecDeque<oneshot::Sender<Place>>,
     taken: usize,
     /// Once closed, the writer may go on until then.
     closed: Option<Instant>,
     ended: bool,
+    settled: bool,
 }
 
 impl State {
@@ -67,7 +70,7 @@ impl Queue {
             batch: batch.min(capacity),
             state: Mutex::default(),
             work: Event::new(),
-            room: Event::new(),
+            closing: Event::new(),
             end: Event::new(),
         }
     }
@@ -91,20 +94,49 @@ impl Queue {
         runtime: &dyn Runtime,
         deadline: Duration,
     ) -> Result<Place, DeliveryError> {
-        match self.try_reserve() {
-            Err(DeliveryError::Full) => {}
-            other => return other,
-        }
-        let wait = async {
-            loop {
-                let listener = self.room.listen();
-                match self.try_reserve() {
-                    Err(DeliveryError::Full) => listener.await,
-                    other => return other,
-                }
+        let place = {
+            let mut state = self.lock();
+            if state.closed.is_some() {
+                return Err(DeliveryError::Closed);
             }
+            // Who came first is served first.
+            while state.waiting.front().is_some_and(oneshot::Sender::is_canceled) {
+                state.waiting.pop_front();
+            }
+            if state.waiting.is_empty() && state.occupied() < self.capacity {
+                state.reserved += 1;
+                return Ok(Place { queue: Some(Arc::clone(self)) });
+            }
+            let (waiter, place) = oneshot::channel();
+            state.waiting.push_back(waiter);
+            place
         };
-        within(runtime, deadline, wait).await.unwrap_or(Err(DeliveryError::Full))
+        // What is queued makes room once it is written.
+        self.work.notify(1);
+        match within(runtime, deadline, place).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) => Err(DeliveryError::Closed),
+            Err(_) => Err(DeliveryError::Full),
+        }
+    }
+
+    /// Gives free places to those who wait.
+    fn grant(self: &Arc<Self>) {
+        loop {
+            let mut state = self.lock();
+            if state.occupied() >= self.capacity {
+                return;
+            }
+            let Some(waiter) = state.waiting.pop_front() else { return };
+            state.reserved += 1;
+            drop(state);
+            let place = Place { queue: Some(Arc::clone(self)) };
+            if let Err(mut unwanted) = waiter.send(place) {
+                // Not by its `Drop`, which would come here again.
+                unwanted.queue = None;
+                self.lock().reserved -= 1;
+            }
+        }
     }
 
     /// Queues a record without a place reserved for it.
@@ -120,6 +152,23 @@ impl Queue {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
+    /// Returns once the time to finish in is over.
+    pub(crate) async fn given_up(&self, runtime: &dyn Runtime) {
+        loop {
+            let listener = self.closing.listen();
+            let closed = self.lock().closed;
+            match closed.map(|at| at.saturating_duration_since(Instant::now())) {
+                None => listener.await,
+                Some(Duration::ZERO) => return,
+                Some(left) => runtime.sleep(left).await,
+            }
+        }
+    }
+
     /// How many records are queued or being written.
     pub(crate) fn len(&self) -> usize {
         let state = self.lock();
@@ -129,8 +178,10 @@ impl Queue {
     /// Lets nothing more in; the writer has until `deadline` to write the rest.
     pub(crate) fn close(&self, deadline: Instant) {
         self.lock().closed.get_or_insert(deadline);
+        self.closing.notify(usize::MAX);
         self.work.notify(usize::MAX);
-        self.room.notify(usize::MAX);
+        let waiting = std::mem::take(&mut self.lock().waiting);
+        drop(waiting);
     }
 
     /// Waits until there is something to write: at once if somebody waits for
@@ -169,7 +220,7 @@ impl Queue {
         if left == Some(Duration::ZERO) {
             return Err(Wake::GiveUp);
         }
-        let pressing = state.awaited > 0 || left.is_some();
+        let pressing = state.awaited > 0 || !state.waiting.is_empty() || left.is_some();
         let pause = match retry {
             Some(_) if pressing => Some(SHORTEST_RETRY),
             Some(pause) => Some(pause),
@@ -194,9 +245,14 @@ impl Queue {
         }
     }
 
-    /// Says that the writer has ended.
+    /// From here on nobody takes records.
     pub(crate) fn end(&self) {
         self.lock().ended = true;
+    }
+
+    /// Says that the writer has ended.
+    pub(crate) fn say_ended(&self) {
+        self.lock().settled = true;
         self.end.notify(usize::MAX);
     }
 
@@ -204,7 +260,7 @@ impl Queue {
     pub(crate) async fn ended(&self) {
         loop {
             let listener = self.end.listen();
-            if self.lock().ended {
+            if self.lock().settled {
                 return;
             }
             listener.await;
@@ -212,11 +268,11 @@ impl Queue {
     }
 
     /// Says that the writer is done with so many records, one way or the other.
-    pub(crate) fn release(&self, records: usize) {
+    pub(crate) fn release(self: &Arc<Self>, records: usize) {
         let mut state = self.lock();
         state.taken = state.taken.saturating_sub(records);
         drop(state);
-        self.room.notify_additional(records);
+        self.grant();
     }
 
     fn enqueue(&self, mut state: MutexGuard<'_, State>, record: AuditRecord, ack: Option<Ack>) {
@@ -244,8 +300,8 @@ pub(crate) struct Place {
 
 impl Place {
     /// Queues the record.
-    pub(crate) fn fill(mut self, record: AuditRecord) {
-        self.fill_with(record, None);
+    pub(crate) fn fill(mut self, record: AuditRecord) -> Result<(), DeliveryError> {
+        self.fill_with(record, None)
     }
 
     /// Queues the record; the receiver hears when it is durable.
@@ -254,16 +310,21 @@ impl Place {
         record: AuditRecord,
     ) -> oneshot::Receiver<Result<(), DeliveryError>> {
         let (ack, acknowledged) = oneshot::channel();
-        self.fill_with(record, Some(ack));
+        // Too late, the receiver hears that the sender is gone.
+        let _ = self.fill_with(record, Some(ack));
         acknowledged
     }
 
-    fn fill_with(&mut self, record: AuditRecord, ack: Option<Ack>) {
+    fn fill_with(&mut self, record: AuditRecord, ack: Option<Ack>) -> Result<(), DeliveryError> {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();
             state.reserved = state.reserved.saturating_sub(1);
+            if state.ended {
+                return Err(DeliveryError::Closed);
+            }
             queue.enqueue(state, record, ack);
         }
+        Ok(())
     }
 }
 
@@ -274,7 +335,7 @@ impl Drop for Place {
             state.reserved = state.reserved.saturating_sub(1);
             let closed = state.closed.is_some();
             drop(state);
-            queue.room.notify_additional(1);
+            queue.grant();
             if closed {
                 queue.work.notify(1);
             }
@@ -317,7 +378,9 @@ mod tests {
         fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
             let (end, ended) = oneshot::channel();
             self.0.lock().unwrap().push((time, end));
-            Box::pin(async { let _ = ended.await; })
+            Box::pin(async {
+                let _ = ended.await;
+            })
         }
     }
 
@@ -434,7 +497,7 @@ mod tests {
         queue.release(1);
         let mut wake = Box::pin(queue.wake(&time, LINGER, None));
         assert!(flag.poll(wake.as_mut()).is_pending(), "two places are out");
-        place.fill(record(2));
+        place.fill(record(2)).unwrap();
         assert!(flag.is_woken());
         assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
         taken(&queue, 3);
@@ -470,7 +533,7 @@ mod tests {
                 Some(waits)
             })
             .collect();
-        a.fill(record(1));
+        a.fill(record(1)).unwrap();
         assert!(!flags.iter().any(|flag| flag.is_woken()), "a place that is filled is not free");
         drop(b);
         assert_eq!(flags.each_ref().map(|flag| flag.is_woken()), [true, false, false]);
@@ -531,7 +594,7 @@ mod tests {
                     },
                     2 => {
                         if let Some(place) = places.pop() {
-                            place.fill(record(number));
+                            place.fill(record(number)).unwrap();
                             queued.push_back(number);
                         }
                     }

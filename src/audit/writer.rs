@@ -1,6 +1,7 @@
 //! The background task that hands queued audit records to the sink.
 
-use std::future::poll_fn;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::audit::delivery::{AuditStats, Counters, Delivery, DeliveryError};
 use crate::audit::queue::{Ack, Place, Queue, Wake};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::audit::sink::{AuditError, AuditSink};
-use crate::runtime::{Runtime, within};
+use crate::runtime::{Elapsed, Panicked, Runtime, caught, within};
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
@@ -53,6 +54,8 @@ impl AuditWriter {
             sink,
             countries,
             batch: Batch::default(),
+            rest: VecDeque::new(),
+            retry: Vec::new(),
         };
         runtime.spawn(Box::pin(task.run()));
         Self { queue, counters, delivery, runtime }
@@ -61,7 +64,8 @@ impl AuditWriter {
     /// Makes sure, before a request is handled, that its record will find room.
     pub(crate) async fn reserve(&self) -> Result<Reserved, DeliveryError> {
         if self.delivery.sheds() {
-            return Ok(Reserved::None);
+            let closed = self.queue.is_closed();
+            return if closed { Err(DeliveryError::Closed) } else { Ok(Reserved::None) };
         }
         let place = if self.delivery.strict {
             self.queue.try_reserve()
@@ -90,13 +94,14 @@ impl AuditWriter {
 
     /// Queues a record where nothing can wait for it.
     pub(crate) fn enqueue(&self, reserved: Reserved, record: AuditRecord) {
-        match reserved {
+        let queued = match reserved {
             Reserved::Place(place) => place.fill(record),
-            Reserved::None => match self.queue.push(record) {
-                Ok(()) => {}
-                Err(DeliveryError::Full) => self.counters.shed(),
-                Err(error) => self.counters.failed(1, &error),
-            },
+            Reserved::None => self.queue.push(record),
+        };
+        match queued {
+            Ok(()) => {}
+            Err(DeliveryError::Full) => self.counters.shed(),
+            Err(error) => self.counters.failed(1, &error),
         }
     }
 
@@ -144,6 +149,10 @@ struct Task {
     sink: Arc<dyn AuditSink>,
     countries: Option<Arc<dyn CountryLookup>>,
     batch: Batch,
+    /// While a rejected record is sought: those that are not tried yet,
+    rest: VecDeque<(AuditRecord, Option<Ack>)>,
+    /// and those to be tried again.
+    retry: Vec<AuditRecord>,
 }
 
 /// The records in the writer's hands, and who waits for which of them.
@@ -175,17 +184,20 @@ impl Task {
     fn take(&mut self) {
         let Self { queue, batch, countries, delivery, .. } = self;
         let room = delivery.batch.saturating_sub(batch.records.len());
-        queue.take(room, |mut record, ack| {
+        let mut taken = Vec::new();
+        queue.take(room, |record, ack| taken.push((record, ack)));
+        // Not under the queue's lock, and whatever it does.
+        for (mut record, ack) in taken {
             if let (Some(countries), AuditEvent::Request(request)) = (&countries, &mut record.event)
             {
-                request.country =
-                    request.country.or_else(|| request.ip.and_then(|ip| countries.country(ip)));
+                let look_up = || request.ip.and_then(|ip| countries.country(ip));
+                request.country = catch_unwind(AssertUnwindSafe(look_up)).unwrap_or_default();
             }
             if let Some(ack) = ack {
                 batch.acks.push((batch.records.len(), ack));
             }
             batch.records.push(record);
-        });
+        }
     }
 
     /// Tries to write the batch. What is left in it afterwards is to be retried.
@@ -221,29 +233,35 @@ impl Task {
     async fn write_one_by_one(&mut self) {
         let whole = std::mem::take(&mut self.batch);
         let mut acks = whole.acks.into_iter().peekable();
-        let mut retry = Batch::default();
         for (position, record) in whole.records.into_iter().enumerate() {
+            let ack = acks.next_if(|(at, _)| *at == position).map(|(_, ack)| ack);
+            self.rest.push_back((record, ack));
+        }
+        while let Some((record, ack)) = self.rest.pop_front() {
             self.batch.records.push(record);
-            self.batch
-                .acks
-                .extend(acks.next_if(|(at, _)| *at == position).map(|(_, ack)| (0, ack)));
+            self.batch.acks.extend(ack.map(|ack| (0, ack)));
             // A sink that is unavailable by now leaves the record for later.
             Box::pin(self.write()).await;
-            retry.records.append(&mut self.batch.records);
+            self.retry.append(&mut self.batch.records);
         }
-        self.batch = retry;
+        self.batch.records = std::mem::take(&mut self.retry);
     }
 
-    /// One call of the sink, with its deadline; a panic counts as a rejection.
+    /// One call of the sink, within its deadline and that of a closing queue; a
+    /// panic counts as a rejection.
     async fn attempt(&self, records: &[AuditRecord]) -> Result<(), AuditError> {
-        let mut call = pin!(async { self.sink.record(records).await });
-        let guarded = poll_fn(|cx| {
-            catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)))
-                .unwrap_or_else(|_| Poll::Ready(Err(AuditError::rejected("the sink panicked"))))
+        let call = caught(async { self.sink.record(records).await });
+        let (mut call, mut over) = (pin!(call), pin!(self.queue.given_up(&*self.runtime)));
+        let call = poll_fn(|cx| match call.as_mut().poll(cx) {
+            Poll::Pending => over.as_mut().poll(cx).map(|()| None),
+            Poll::Ready(done) => Poll::Ready(Some(done)),
         });
-        within(&*self.runtime, self.delivery.deadline, guarded)
-            .await
-            .unwrap_or_else(|_| Err(AuditError::unavailable("the sink exceeded its deadline")))
+        match within(&*self.runtime, self.delivery.deadline, call).await {
+            Ok(Some(Ok(result))) => result,
+            Ok(Some(Err(Panicked))) => Err(AuditError::rejected("the sink panicked")),
+            Ok(None) => Err(AuditError::unavailable("the time to write in is over")),
+            Err(Elapsed) => Err(AuditError::unavailable("the sink exceeded its deadline")),
+        }
     }
 
     fn done(&self, records: usize) {
@@ -269,11 +287,13 @@ impl Drop for Task {
     /// Whatever ends the task, nothing goes uncounted.
     fn drop(&mut self) {
         self.queue.close(Instant::now());
-        let mut unwritten = self.batch.records.len();
+        // Whoever fills a place from now on counts for himself.
+        self.queue.end();
+        let mut unwritten = self.batch.records.len() + self.rest.len() + self.retry.len();
         self.queue.take(usize::MAX, |_, _| unwritten += 1);
         self.counters.failed(unwritten, &DeliveryError::Closed);
         self.queue.release(unwritten);
-        self.queue.end();
+        self.queue.say_ended();
     }
 }
 
@@ -357,6 +377,8 @@ mod tests {
             sink,
             countries: None,
             batch: Batch::default(),
+            rest: VecDeque::new(),
+            retry: Vec::new(),
         };
         (AuditWriter { queue, counters, delivery, runtime: time }, task)
     }

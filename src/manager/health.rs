@@ -9,6 +9,8 @@ use crate::store::contract::StoreError;
 
 /// Both tasks close at the same time; the second gets at least this.
 const GRACE: Duration = Duration::from_millis(100);
+/// An `Instant` so far ahead can still be told.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl KeyManager {
     /// Asks the store a question, within its deadline.
@@ -41,6 +43,7 @@ impl KeyManager {
     /// # }
     /// ```
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        let deadline = deadline.min(LONGEST);
         let give_up = Instant::now() + deadline;
         let failed_before = self.audit_stats().failed;
         self.inner.uses.close();

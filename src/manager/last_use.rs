@@ -11,8 +11,9 @@ use event_listener::Event;
 use crate::clock::Timestamp;
 use crate::key::digest::BuildUniformHasher;
 use crate::key::id::KeyId;
+use crate::manager::error::StoreTimeout;
 use crate::record::KeyUse;
-use crate::runtime::{Runtime, within};
+use crate::runtime::{Elapsed, Panicked, Runtime, caught, within};
 use crate::store::contract::{KeyStore, StoreError};
 
 /// Each thread notes in a map of its own, as far as they go round.
@@ -36,6 +37,8 @@ struct Shared {
     shards: [Shard; SHARDS],
     /// Set by the first use after a flush.
     pending: AtomicBool,
+    /// How many uses the task is about to write.
+    in_hand: AtomicUsize,
     closed: AtomicBool,
     ended: AtomicBool,
     work: Event,
@@ -90,8 +93,8 @@ impl LastUses {
         };
         let in_time = within(&*self.runtime, deadline, ended).await.is_ok();
         let noted = self.shared.shards.iter().map(|shard| shard.lock().len() as u64).sum::<u64>();
-        // A task that still runs holds some more in its hands.
-        let unwritten = if in_time { noted } else { noted.max(1) };
+        let in_hand = self.shared.in_hand.load(Ordering::Acquire) as u64;
+        let unwritten = noted + if in_time { 0 } else { in_hand };
         if unwritten > 0 {
             tracing::error!(unwritten, "last-used times were not written");
         }
@@ -193,11 +196,13 @@ impl Task {
     /// Writes in batches; what fails goes back, to be tried again.
     async fn write(&self, uses: &[KeyUse]) -> bool {
         let mut failed = false;
+        self.shared.in_hand.store(uses.len(), Ordering::Release);
         for batch in uses.chunks(BATCH) {
-            let written = within(&*self.runtime, self.deadline, self.store.record_uses(batch));
-            let written = match written.await {
-                Ok(result) => result,
-                Err(_) => Err(StoreError::unavailable("the key store exceeded its deadline")),
+            let call = caught(async { self.store.record_uses(batch).await });
+            let written = match within(&*self.runtime, self.deadline, call).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(Panicked)) => Err(StoreError::unavailable("the key store panicked")),
+                Err(Elapsed) => Err(StoreError::unavailable(StoreTimeout)),
             };
             if let Err(error) = written {
                 let uses = batch.len();
@@ -205,6 +210,7 @@ impl Task {
                 self.shared.put_back(batch);
                 failed = true;
             }
+            self.shared.in_hand.fetch_sub(batch.len(), Ordering::AcqRel);
         }
         failed
     }

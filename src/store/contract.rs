@@ -11,6 +11,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::runtime::BoxFuture;
 
 /// Keeps key records.
 ///
@@ -39,11 +40,16 @@ use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 ///    A stored allowlist goes through
 ///    [`Allowlist::restore`](crate::Allowlist::restore), so that a damaged one
 ///    refuses everybody.
-/// 7. **A finished call is visible to every call that begins after it**, and is as
-///    durable as the store promises.
-/// 8. **Errors are classified and keep their source.** What may work later is
-///    [`StoreError::unavailable`]. A store across a network sets deadlines of its
-///    own; the manager has one as a last resort.
+/// 7. **A finished call is visible to every call that begins after it**, last-used
+///    times included, and is as durable as the store promises. A digest that a
+///    rotation gave up, and the id and digest of a deleted key, are free again.
+/// 8. **A call that is dropped happens whole or not at all**, and the store goes on
+///    answering: the manager drops calls at their deadline.
+/// 9. **Calls do not block each other for good**: two batches of uses that name the
+///    same keys in opposite order both come to their end.
+/// 10. **Errors are classified and keep their source.** What may work later is
+///     [`StoreError::unavailable`]. A store across a network sets deadlines of its
+///     own; the manager has one as a last resort.
 ///
 /// There are no default methods: a default is a bug that every store inherits.
 ///
@@ -128,7 +134,7 @@ use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 #[cfg_attr(
     feature = "conformance",
     doc = r#"
-# #[tokio::main]
+# #[tokio::main(worker_threads = 4)]
 # async fn main() {
 keygate::conformance::check_store(|| async { Arc::new(MyStore::default()) as Arc<dyn KeyStore> })
     .await
@@ -187,8 +193,18 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
         (**self).insert(key, limit).await
     }
 
-    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        (**self).find_by_digest(digest).await
+    /// Written out: as an `async fn` it would put a second future on the heap for
+    /// every request.
+    fn find_by_digest<'life0, 'life1, 'async_trait>(
+        &'life0 self,
+        digest: &'life1 KeyDigest,
+    ) -> BoxFuture<'async_trait, Result<Option<Arc<ApiKey>>, StoreError>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        Self: 'async_trait,
+    {
+        (**self).find_by_digest(digest)
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {

@@ -1,0 +1,879 @@
+//! The example server, run as a program and spoken to in raw HTTP/1.1.
+#![cfg(all(feature = "admin", unix))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::{Client, Reply, assert_no_leak, poll};
+
+const KEYS: &str = "/settings/api/keys";
+const AUDIT_STRICT: (&str, &str) = ("KEYGATE_AUDIT", "strict");
+
+/// The example, built along with the tests: `cargo test` does that by itself,
+/// `cargo test --test server` does not.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
+    let program = profile.join("examples").join("server");
+    assert!(program.exists(), "run `cargo build --example server --all-features` first");
+    program
+}
+
+fn command(env: &[(&str, &OsStr)]) -> Command {
+    let mut command = Command::new(program());
+    command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").env("KEYGATE_STORE", "memory:");
+    command.envs(env.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A running server, stopped when dropped.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    output: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(env: &[(&str, &str)]) -> Self {
+        let env: Vec<_> = env.iter().map(|(name, value)| (*name, OsStr::new(value))).collect();
+        let mut child = command(&env).spawn().unwrap();
+        let output = Arc::<Mutex<String>>::default();
+        let readers = vec![
+            copy_lines(child.stdout.take().unwrap(), &output),
+            copy_lines(child.stderr.take().unwrap(), &output),
+        ];
+        let address = SocketAddr::from(([0; 4], 0));
+        let mut server = Self { child, address, output, readers };
+        server.address = poll("the server says where it listens", || {
+            let output = server.output.lock().unwrap().clone();
+            assert_eq!(server.child.try_wait().unwrap(), None, "it ended: {output}");
+            let line = output.lines().find_map(|line| line.strip_prefix("settings: http://"))?;
+            Some(line.split('/').next().unwrap().parse().unwrap())
+        });
+        server
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// Waits for the end; how it ended, and all it ever printed.
+    fn ended(mut self) -> (ExitStatus, String) {
+        let status = poll("the server ends", || self.child.try_wait().unwrap());
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        let output = self.output.lock().unwrap().clone();
+        (status, output)
+    }
+
+    fn stop(self) -> (ExitStatus, String) {
+        self.signal("-TERM");
+        self.ended()
+    }
+
+    /// Most memory that the process ever had resident, in KiB.
+    #[cfg(target_os = "linux")]
+    fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn copy_lines(from: impl Read + Send + 'static, to: &Arc<Mutex<String>>) -> JoinHandle<()> {
+    let to = Arc::clone(to);
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines() {
+            let line = line.unwrap_or_else(|error| format!("unreadable: {error}"));
+            to.lock().unwrap().push_str(&(line + "\n"));
+        }
+    })
+}
+
+/// A key as the server's own management API made it.
+struct Key {
+    id: String,
+    secret: String,
+}
+
+impl Key {
+    fn create(server: &Server, body: &Value) -> Self {
+        let reply = server.client().ask_json("POST", KEYS, &[], body);
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        Self::issued(&reply)
+    }
+
+    fn named(server: &Server, name: &str) -> Self {
+        Self::create(server, &json!({ "name": name, "expiration": "never" }))
+    }
+
+    fn issued(reply: &Reply) -> Self {
+        let body = reply.json();
+        let text = |value: &Value| value.as_str().expect("a string").to_owned();
+        Self { id: text(&body["key"]["id"]), secret: text(&body["secret"]) }
+    }
+
+    fn path(&self) -> String {
+        format!("{KEYS}/{}", self.id)
+    }
+
+    fn patch(&self, server: &Server, body: &Value) -> Reply {
+        server.client().ask_json("PATCH", &self.path(), &[], body)
+    }
+
+    fn authorization(&self) -> String {
+        format!("Authorization: Bearer {}", self.secret)
+    }
+
+    /// Asks with the key.
+    fn ask(&self, server: &Server, method: &str, target: &str, headers: &[&str]) -> Reply {
+        let authorization = self.authorization();
+        let headers = [&[authorization.as_str()], headers].concat();
+        server.client().ask(method, target, &headers)
+    }
+
+    fn status(&self, server: &Server) -> u16 {
+        self.ask(server, "GET", "/v1/whoami", &[]).status
+    }
+
+    /// Its audit records, newest first.
+    fn records(&self, server: &Server) -> Vec<Value> {
+        let target = format!("{}/audit?limit=200", self.path());
+        let reply = server.client().ask("GET", &target, &[]);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()["records"].as_array().expect("records").clone()
+    }
+
+    /// Waits until so many are there; they come a little after the answers.
+    fn await_records(&self, server: &Server, count: usize) -> Vec<Value> {
+        poll(&format!("{count} records"), || {
+            Some(self.records(server)).filter(|records| records.len() >= count)
+        })
+    }
+
+    /// Waits until a request with the key has been let in.
+    fn await_use(&self, server: &Server) {
+        poll("a last-used time", || {
+            let key = server.client().ask("GET", &self.path(), &[]).json();
+            (!key["last_used_at"].is_null()).then_some(())
+        });
+    }
+}
+
+/// Whether a text has the shape of a key: the prefix and 48 letters and digits.
+fn is_key(text: &str, prefix: &str) -> bool {
+    text.strip_prefix(prefix)
+        .is_some_and(|rest| rest.len() == 48 && rest.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+/// A key of the default format that the server never made.
+fn unknown_key() -> String {
+    let key = keygate::KeyFormat::default().generate(&keygate::SystemRandom).unwrap();
+    key.expose_secret().to_owned()
+}
+
+fn is_time(value: &Value) -> bool {
+    value
+        .as_str()
+        .is_some_and(|time| time.ends_with('Z') && keygate::Timestamp::parse(time).is_some())
+}
+
+// -------------------------------------------------------------------- the life
+
+#[test]
+fn a_key_lives_from_creation_to_deletion() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+
+    let new = json!({ "name": "CI deploy", "expiration": "1_month" });
+    let created = client.ask_json("POST", KEYS, &[], &new);
+    assert_eq!(created.status, 201, "{}", created.text());
+    let key = Key::issued(&created);
+    assert!(is_key(&key.secret, "vsp_sk_"), "the shape of a secret");
+    assert_eq!(created.header("location"), Some(&*key.path()));
+    let view = created.json()["key"].clone();
+    assert_eq!(view["name"], "CI deploy");
+    assert_eq!(view["key_prefix"], key.secret[..12]);
+    assert_eq!((&view["status"], &view["expired"]), (&json!("active"), &json!(false)));
+    assert!(is_time(&view["created_at"]) && is_time(&view["expires_at"]), "{view}");
+    assert_eq!((&view["last_used_at"], &view["rotated_at"]), (&Value::Null, &Value::Null));
+    assert_eq!((&view["ip_allowlist"], &view["revision"]), (&json!([]), &json!(1)));
+
+    let whoami = key.ask(&server, "GET", "/v1/whoami", &[]);
+    assert_eq!(whoami.status, 200);
+    let expected = json!({ "org": "demo", "key_id": key.id, "key_name": "CI deploy" });
+    assert_eq!(whoami.json(), expected);
+
+    let revoked = key.patch(&server, &json!({ "status": "revoked" }));
+    assert_eq!((revoked.status, &revoked.json()["status"]), (200, &json!("revoked")));
+    assert_eq!(key.status(&server), 401);
+    let enabled = key.patch(&server, &json!({ "status": "active", "name": "CI" }));
+    assert_eq!((enabled.status, &enabled.json()["name"]), (200, &json!("CI")));
+    assert_eq!(key.ask(&server, "GET", "/v1/whoami", &[]).json()["key_name"], "CI");
+
+    let rotate = format!("{}/rotate", key.path());
+    let wrong = client.ask_json("POST", &rotate, &[], json!({ "confirm_name": "CI deploy" }));
+    assert_eq!((wrong.status, &wrong.json()["code"]), (422, &json!("confirmation_mismatch")));
+    let rotated = client.ask_json("POST", &rotate, &[], json!({ "confirm_name": "CI" }));
+    assert_eq!(rotated.status, 200, "{}", rotated.text());
+    let new_key = Key::issued(&rotated);
+    assert!(is_key(&new_key.secret, "vsp_sk_") && new_key.secret != key.secret);
+    assert_eq!(new_key.id, key.id);
+    assert_eq!(rotated.json()["key"]["expires_at"], view["expires_at"]);
+    assert_eq!((key.status(&server), new_key.status(&server)), (401, 200));
+
+    // Every request with the known secret is in the log; the old one is unknown now.
+    let records = new_key.await_records(&server, 4);
+    assert_eq!(records.len(), 4, "{records:?}");
+    for (record, (status, outcome)) in
+        records.iter().zip([(200, "allowed"), (200, "allowed"), (401, "revoked"), (200, "allowed")])
+    {
+        assert!(is_time(&record["timestamp"]), "{record}");
+        let mut rest = record.clone();
+        rest["timestamp"] = Value::Null;
+        let expected = json!({
+            "timestamp": null, "method": "GET", "endpoint": "/v1/whoami", "ip": "127.0.0.1",
+            "country": null, "status": status, "outcome": outcome,
+        });
+        assert_eq!(rest, expected);
+    }
+
+    let target = new_key.path();
+    let wrong = client.ask("DELETE", &format!("{target}?confirm_name=ci"), &[]);
+    assert_eq!((wrong.status, new_key.status(&server)), (422, 200));
+    let deleted = client.ask("DELETE", &format!("{target}?confirm_name=CI"), &[]);
+    assert_eq!((deleted.status, deleted.body.len()), (204, 0));
+    assert_eq!(new_key.status(&server), 401);
+    assert_eq!(client.ask("GET", &target, &[]).status, 404);
+    assert_eq!(client.ask("GET", KEYS, &[]).json()["keys"], json!([]));
+}
+
+#[test]
+fn the_demo_routes_do_what_they_say() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
+        let reply = key.ask(&server, method, "/v1/status/418?x=1", &[]);
+        assert_eq!(reply.status, 418, "{method}");
+    }
+    let records = key.await_records(&server, 8);
+    for (record, method) in records.iter().rev().zip(["GET", "HEAD", "POST", "PUT"]) {
+        assert_eq!((&record["method"], &record["status"]), (&json!(method), &json!(418)));
+        assert_eq!(record["endpoint"], "/v1/status/418");
+    }
+    for (code, status) in [(200, 200), (204, 204), (304, 304), (503, 503), (101, 400), (99, 400)] {
+        let reply = key.ask(&server, "GET", &format!("/v1/status/{code}"), &[]);
+        assert_eq!(reply.status, status, "{code}");
+    }
+    let started = Instant::now();
+    let reply = key.ask(&server, "GET", "/v1/slow/50", &[]);
+    assert_eq!(reply.status, 200);
+    assert!(started.elapsed() >= Duration::from_millis(50));
+    assert_eq!(server.client().ask("GET", "/healthz", &[]).status, 200);
+    for target in ["/v1/whoami", "/v1/status/200", "/v1/slow/0"] {
+        let reply = server.client().ask("GET", target, &[]);
+        assert_eq!(reply.status, 401, "{target}");
+        assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"api\""), "{target}");
+    }
+}
+
+#[test]
+fn a_refusal_leaves_the_connection_usable() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    let mut client = server.client();
+    let good = key.authorization();
+    for _ in 0..3 {
+        let reply = client.ask("GET", "/v1/whoami", &[]);
+        assert_eq!(reply.status, 401);
+        assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+        let length = reply.header("content-length").map(|length| length.parse::<usize>().unwrap());
+        assert_eq!(length, Some(reply.body.len()));
+        assert_eq!(reply.json()["status"], 401);
+        let head = client.ask("HEAD", "/v1/whoami", &["Authorization: Bearer x"]);
+        assert_eq!((head.status, head.body.len()), (401, 0));
+        assert_eq!(client.ask("GET", "/v1/whoami", &[&good]).status, 200);
+    }
+}
+
+// ------------------------------------------------------------------ credentials
+
+#[test]
+fn case_02_03_04_the_header_is_read_as_it_stands_on_the_wire() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    let (good, secret) = (key.authorization(), &key.secret);
+    let mut client = server.client();
+    for line in [
+        format!("authorization: bearer {secret}"),
+        format!("AUTHORIZATION:BEARER    {secret}"),
+        format!("Authorization: \t Bearer {secret} \t "),
+    ] {
+        assert_eq!(client.ask("GET", "/v1/whoami", &[&line]).status, 200, "{line}");
+    }
+    for lines in [
+        [good.as_str(), good.as_str()],
+        [&good, "Authorization: Basic dTpw"],
+        ["authorization: Basic dTpw", &good],
+        [&good, "Authorization:"],
+    ] {
+        let reply = client.ask("GET", "/v1/whoami", &lines);
+        let challenge = "Bearer realm=\"api\", error=\"invalid_request\"";
+        assert_eq!((reply.status, reply.header("www-authenticate")), (400, Some(challenge)));
+    }
+    let joined = format!("{good}, Bearer {secret}");
+    assert_eq!(client.ask("GET", "/v1/whoami", &[&joined]).status, 400);
+    let query = format!("/v1/whoami?api_key={secret}&access_token={secret}");
+    assert_eq!(client.ask("GET", &query, &[]).status, 401);
+}
+
+#[test]
+fn case_05_junk_over_a_socket_is_4xx_in_constant_memory() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    let request =
+        |line: &[u8]| [b"GET /v1/whoami HTTP/1.1\r\nHost: h\r\n", line, b"\r\n\r\n"].concat();
+    for line in [
+        &b"Authorization:"[..],
+        b"Authorization: Bearer",
+        b"Authorization: Bearer \0",
+        b"Authorization: Bearer \x01\x7f",
+        b"Authorization: Bearer \xff\xfe",
+        b"Authorization: Bearer\r\n folded",
+        b"Authorization : Bearer x",
+        b"Authorization",
+    ] {
+        let mut client = server.client();
+        client.send(request(line));
+        let reply = client.reply();
+        assert!((400..500).contains(&reply.status), "{line:?}: {}", reply.status);
+    }
+    let huge = request(&[b"Authorization: Bearer ", &[b'a'; 65_536][..]].concat());
+    let mut client = server.client();
+    let mut flood = |requests| {
+        for _ in 0..requests {
+            client.send(&huge);
+            let status = client.reply().status;
+            assert!((400..500).contains(&status), "{status}");
+        }
+    };
+    flood(8);
+    #[cfg(target_os = "linux")]
+    let before = server.peak_memory();
+    flood(192);
+    #[cfg(target_os = "linux")]
+    {
+        let grown = server.peak_memory() - before;
+        assert!(grown < 4_096, "192 requests of 64 KiB left {grown} KiB behind");
+    }
+    // More than the server reads at all: refused, or cut off.
+    let mut client = server.client();
+    client.send(request(&[b"Authorization: Bearer ", &[b'a'; 1 << 20][..]].concat()));
+    if let Ok(reply) = client.try_reply(false) {
+        assert!((400..500).contains(&reply.status), "{}", reply.status);
+    }
+    assert_eq!(key.status(&server), 200, "it is alive");
+    assert_eq!(key.await_records(&server, 1).len(), 1, "nobody else's request is the key's");
+}
+
+#[test]
+fn case_07_bad_keys_cannot_be_told_apart_on_the_wire() {
+    for audit in ["buffered", "strict"] {
+        let server = Server::start(&[("KEYGATE_AUDIT", audit)]);
+        let revoked = Key::named(&server, "revoked");
+        revoked.patch(&server, &json!({ "status": "revoked" }));
+        let deleted = Key::named(&server, "deleted");
+        let target = format!("{}?confirm_name=deleted", deleted.path());
+        assert_eq!(server.client().ask("DELETE", &target, &[]).status, 204);
+        let rotated = Key::named(&server, "rotated");
+        let confirm = json!({ "confirm_name": "rotated" });
+        let target = format!("{}/rotate", rotated.path());
+        assert_eq!(server.client().ask_json("POST", &target, &[], confirm).status, 200);
+
+        let mut client = server.client();
+        let mut ask = |method: &str, secret: &str| {
+            client.ask(method, "/v1/whoami", &[&format!("Authorization: Bearer {secret}")])
+        };
+        for method in ["GET", "HEAD", "POST"] {
+            let unknown = ask(method, &unknown_key());
+            assert_eq!(unknown.status, 401);
+            let challenge = "Bearer realm=\"api\", error=\"invalid_token\"";
+            assert_eq!(unknown.header("www-authenticate"), Some(challenge));
+            let malformed = [
+                revoked.secret[1..].to_owned(),
+                format!("{}0", revoked.secret),
+                revoked.secret.to_uppercase(),
+                "x".to_owned(),
+                revoked.id.clone(),
+            ];
+            for secret in
+                [&revoked.secret, &deleted.secret, &rotated.secret].into_iter().chain(&malformed)
+            {
+                assert_eq!(ask(method, secret).but_date(), unknown.but_date(), "{audit} {method}");
+            }
+        }
+    }
+}
+
+#[test]
+fn case_12_forwarding_headers_are_ignored_without_trusted_proxies() {
+    let server = Server::start(&[]);
+    let new = json!({ "name": "k", "expiration": "never", "ip_allowlist": ["203.0.113.0/24"] });
+    let key = Key::create(&server, &new);
+    for header in ["X-Forwarded-For: 203.0.113.9", "Forwarded: for=203.0.113.9"] {
+        assert_eq!(key.ask(&server, "GET", "/v1/whoami", &[header]).status, 403, "{header}");
+    }
+    key.patch(&server, &json!({ "ip_allowlist": ["127.0.0.0/8"] }));
+    let reply = key.ask(&server, "GET", "/v1/whoami", &["X-Forwarded-For: 203.0.113.9"]);
+    assert_eq!(reply.status, 200);
+    let records = key.await_records(&server, 3);
+    assert!(records.iter().all(|record| record["ip"] == "127.0.0.1"), "{records:?}");
+    assert_eq!(records[2]["outcome"], "ip_not_allowed");
+    assert_eq!(records[2]["status"], 403);
+}
+
+#[test]
+fn case_11_13_14_behind_a_trusted_proxy_its_header_decides() {
+    let server =
+        Server::start(&[("KEYGATE_TRUSTED_PROXIES", " 127.0.0.1 , 10.0.0.0/8,"), AUDIT_STRICT]);
+    let allowed = ["203.0.113.0/24", "2001:db8::/32"];
+    let new = json!({ "name": "k", "expiration": "never", "ip_allowlist": allowed });
+    let key = Key::create(&server, &new);
+    for (headers, status, ip) in [
+        (&["X-Forwarded-For: 203.0.113.9"][..], 200, json!("203.0.113.9")),
+        (&["x-forwarded-for: 6.6.6.6, 203.0.113.9:4711, 10.1.2.3"], 200, json!("203.0.113.9")),
+        (
+            &["X-Forwarded-For: 6.6.6.6", "X-Forwarded-For: [2001:db8::1]:443"],
+            200,
+            json!("2001:db8::1"),
+        ),
+        (&["X-Forwarded-For: 203.0.113.9, 198.51.100.1"], 403, json!("198.51.100.1")),
+        (&["X-Forwarded-For: 203.0.113.9, unknown"], 403, Value::Null),
+        (&["X-Forwarded-For: 10.0.0.5"], 403, Value::Null),
+        (&["Forwarded: for=203.0.113.9"], 403, Value::Null),
+        (&["X-Real-Ip: 203.0.113.9"], 403, Value::Null),
+        (&[], 403, Value::Null),
+    ] {
+        assert_eq!(key.ask(&server, "GET", "/v1/whoami", headers).status, status, "{headers:?}");
+        let record = key.records(&server)[0].clone();
+        assert_eq!((&record["ip"], &record["status"]), (&ip, &json!(status)), "{headers:?}");
+    }
+}
+
+#[test]
+fn case_20_an_empty_organisation_is_nobody() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    let mut client = server.client();
+    for header in ["x-demo-org:", "x-demo-org:   ", &format!("x-demo-org: {}", "o".repeat(256))] {
+        for target in [KEYS.to_owned(), key.path(), format!("{}/audit", key.path())] {
+            let reply = client.ask("GET", &target, &[header]);
+            assert_eq!((reply.status, &reply.json()["code"]), (401, &json!("unauthenticated")));
+        }
+        let new = json!({ "name": "x", "expiration": "never" });
+        assert_eq!(client.ask_json("POST", KEYS, &[header], new).status, 401, "{header}");
+    }
+    client.send(b"GET /settings/api/keys HTTP/1.1\r\nHost: h\r\nx-demo-org: caf\xc3\xa9\r\n\r\n");
+    assert_eq!(client.reply().status, 401);
+    // No organisation is a wildcard, and none sees another's.
+    for other in ["x-demo-org: other", "x-demo-org: *", "x-demo-org: %", "x-demo-org: Demo"] {
+        assert_eq!(client.ask("GET", KEYS, &[other]).json()["keys"], json!([]), "{other}");
+        assert_eq!(client.ask("GET", &key.path(), &[other]).status, 404, "{other}");
+    }
+    let list = client.ask("GET", KEYS, &["x-demo-org: demo"]).json();
+    assert_eq!(list["keys"].as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!(list["limits"], json!({ "max_keys": 20, "max_ips_per_key": 50 }));
+}
+
+// ---------------------------------------------------------------------- faults
+
+#[test]
+fn case_36_a_client_that_disconnects_leaves_an_aborted_record() {
+    for audit in ["buffered", "strict"] {
+        let server = Server::start(&[("KEYGATE_AUDIT", audit)]);
+        let key = Key::named(&server, "key");
+        let mut client = server.client();
+        let line = key.authorization();
+        client.send(format!("GET /v1/slow/600000?x=1 HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n"));
+        key.await_use(&server);
+        assert_eq!(key.records(&server), Vec::<Value>::new(), "it is still under way");
+        drop(client);
+        let record = key.await_records(&server, 1)[0].clone();
+        assert_eq!(record["outcome"], "aborted", "{record}");
+        assert_eq!(record["status"], Value::Null, "{record}");
+        assert_eq!(record["endpoint"], "/v1/slow/600000", "{record}");
+        assert_eq!(key.status(&server), 200);
+    }
+}
+
+const COMPLETE: &str = "stopped; ShutdownReport { unwritten_records: 0, unwritten_uses: 0 }";
+
+#[test]
+fn case_37_at_sigterm_the_queue_is_drained_and_said_to_be() {
+    for signal in ["-TERM", "-INT"] {
+        let server = Server::start(&[]);
+        let key = Key::named(&server, "key");
+        let mut client = server.client();
+        let line = key.authorization();
+        let one = format!("GET /v1/status/204 HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n");
+        client.send(one.repeat(300));
+        for _ in 0..300 {
+            assert_eq!(client.reply().status, 204);
+        }
+        server.signal(signal);
+        drop(client);
+        let (status, output) = server.ended();
+        assert!(status.success(), "{status}: {output}");
+        assert!(output.lines().any(|line| line == COMPLETE), "{output}");
+    }
+}
+
+#[test]
+fn case_37_at_sigterm_requests_under_way_are_answered_and_no_others() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    let mut client = server.client();
+    let line = key.authorization();
+    client.send(format!("GET /v1/slow/1500 HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n"));
+    key.await_use(&server);
+    server.signal("-TERM");
+    poll("new connections are refused", || TcpStream::connect(server.address).err());
+    let reply = client.reply();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(String::from_utf8_lossy(&reply.body).contains("1500"));
+    let (status, output) = server.ended();
+    assert!(status.success(), "{status}: {output}");
+    assert!(output.lines().any(|line| line == COMPLETE), "{output}");
+}
+
+// ----------------------------------------------------------------------- leaks
+
+#[test]
+fn case_39_a_canary_key_appears_only_where_it_was_issued() {
+    let server = Server::start(&[("RUST_LOG", "trace")]);
+    let key = Key::named(&server, "canary");
+    let (secret, good) = (key.secret.as_str(), key.authorization());
+    let path = key.path();
+    let mut client = server.client();
+    let mut replies = Vec::new();
+    let mut note = |reply: Reply| replies.push(reply.text());
+
+    // Where it is a credential, or wants to be.
+    for target in ["/v1/whoami", "/v1/status/418", "/healthz", "/settings", KEYS, "/nothing"] {
+        for line in [
+            good.clone(),
+            format!("{good}!"),
+            format!("{good}, Bearer {secret}"),
+            format!("Authorization: Basic {secret}"),
+            format!("Authorization: {secret}"),
+            format!("X-Api-Key: {secret}"),
+            format!("Cookie: session={secret}"),
+            format!("Referer: http://h/?{secret}"),
+            format!("X-Forwarded-For: {secret}"),
+            format!("User-Agent: {secret}"),
+        ] {
+            note(client.ask("GET", target, &[&line]));
+            note(client.ask("GET", target, &[&line, &good]));
+        }
+    }
+    for target in [
+        format!("/v1/whoami?api_key={secret}"),
+        format!("/v1/{secret}"),
+        format!("/v1/{secret}?{secret}={secret}"),
+        format!("/{secret}"),
+        format!("/settings/{secret}"),
+        format!("{KEYS}/{secret}"),
+        format!("{KEYS}/{secret}/audit"),
+        format!("{path}/{secret}"),
+        format!("{path}?{secret}=1"),
+        format!("{path}/audit?limit={secret}"),
+        format!("{path}/audit?before={secret}"),
+        format!("{path}/audit?{secret}=1"),
+    ] {
+        note(client.ask("GET", &target, &[]));
+        note(client.ask("GET", &target, &[&good]));
+    }
+    // Where it is any other text.
+    note(client.ask("GET", KEYS, &[&format!("x-demo-org: {secret}")]));
+    note(client.ask("DELETE", &format!("{path}?confirm_name={secret}"), &[]));
+    note(client.ask("DELETE", &format!("{KEYS}/{secret}?confirm_name=canary"), &[]));
+    for body in [
+        json!({ "name": "x", "expiration": secret }),
+        json!({ "name": [secret], "expiration": "never" }),
+        json!({ "name": format!("{secret}{secret}"), "expiration": "never" }),
+        json!({ "name": format!("{secret}\u{202e}"), "expiration": "never" }),
+        json!({ "name": "x", "expiration": "never", "ip_allowlist": [secret] }),
+        json!({ "name": "x", "expiration": "never", "ip_allowlist": [format!("10.0.0.1/{secret}")] }),
+        json!({ "name": "x", "expiration": "never", "ip_allowlist": secret }),
+        json!({ "name": "x", "expiration": "never", secret: 1 }),
+        json!({ "confirm_name": secret }),
+        json!({ "status": secret }),
+        json!(secret),
+        json!([secret]),
+    ] {
+        note(client.ask_json("POST", KEYS, &[], &body));
+        note(client.ask_json("PATCH", &path, &[], &body));
+        note(client.ask_json("POST", &format!("{path}/rotate"), &[], &body));
+    }
+    note(client.ask_json("POST", KEYS, &[], secret));
+    note(client.ask_json("POST", KEYS, &[], format!("{{\"name\":\"{secret}\",\"name\":\"x\"}}")));
+    note(client.ask_json("POST", KEYS, &[], format!("{{\"{secret}\":1,\"{secret}\":2}}")));
+    let new = json!({ "name": "x", "expiration": "never" });
+    for header in [
+        format!("If-Match: \"{secret}\""),
+        format!("Sec-Fetch-Site: {secret}"),
+        format!("Origin: http://{secret}"),
+        format!("Origin: {secret}"),
+    ] {
+        note(client.ask_json("PATCH", &path, &[&header], &new));
+    }
+    for (line, length) in [(format!("Content-Type: {secret}"), "2"), (String::new(), secret)] {
+        let line = if line.is_empty() { "X: y" } else { &line };
+        let mut client = server.client();
+        client.send(format!(
+            "POST {KEYS} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n{line}\r\n\r\n{{}}"
+        ));
+        note(client.reply());
+    }
+    for request in [
+        format!("GET {secret} HTTP/1.1\r\nHost: h\r\n\r\n"),
+        format!("GET / {secret}\r\nHost: h\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: h\r\n{secret}\r\n\r\n"),
+        format!("GET http://{secret}/v1/whoami HTTP/1.1\r\nHost: h\r\n{good}\r\n\r\n"),
+    ] {
+        let mut client = server.client();
+        client.send(request);
+        note(client.reply());
+    }
+
+    // An answer to HEAD has no body to repeat the path in.
+    note(client.ask("HEAD", &format!("/v1/status/{secret}"), &[&good]));
+    poll("the path of the last request, blotted out", || {
+        let records = key.records(&server);
+        records.iter().any(|record| record["endpoint"] == "/v1/status/[REDACTED]").then_some(())
+    });
+    note(client.ask_json("PATCH", &path, &[], json!({ "status": "revoked" })));
+    note(client.ask("GET", "/v1/whoami", &[&good]));
+    for target in [path.clone(), format!("{path}/audit?limit=200"), KEYS.to_owned()] {
+        note(client.ask("GET", &target, &[]));
+    }
+    for reply in &replies {
+        assert_no_leak("answer", reply, secret);
+    }
+    let (status, output) = server.stop();
+    assert!(status.success() && output.contains("refused"), "{output}");
+    assert_no_leak("log", &output, secret);
+}
+
+#[test]
+fn case_39_a_key_as_the_name_of_a_key_is_in_no_log() {
+    let server = Server::start(&[("RUST_LOG", "trace")]);
+    let canary = unknown_key();
+    let key = Key::named(&server, &canary);
+    assert_eq!(key.status(&server), 200);
+    key.patch(&server, &json!({ "status": "revoked" }));
+    assert_eq!(key.status(&server), 401);
+    let records = key.await_records(&server, 2);
+    assert_no_leak("audit", &format!("{records:?}"), &canary);
+    let (_, output) = server.stop();
+    assert!(output.contains("refused"), "{output}");
+    assert_no_leak("log", &output, &canary);
+}
+
+#[test]
+fn case_39_a_key_where_a_number_belongs_is_not_repeated() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    for route in ["status", "slow"] {
+        let reply = key.ask(&server, "GET", &format!("/v1/{route}/{}", key.secret), &[]);
+        assert_eq!(reply.status, 400);
+        assert_no_leak("answer", &reply.text(), &key.secret);
+    }
+}
+
+#[test]
+fn case_40_answers_with_a_secret_are_not_stored_and_lead_nowhere() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    let new = json!({ "name": "key", "expiration": "never" });
+    let created = client.ask_json("POST", KEYS, &[], new);
+    let key = Key::issued(&created);
+    let confirm = json!({ "confirm_name": "key" });
+    let rotated = client.ask_json("POST", &format!("{}/rotate", key.path()), &[], confirm);
+    for (reply, status) in [(&created, 201), (&rotated, 200)] {
+        assert_eq!(reply.status, status);
+        let cache = reply.header("cache-control").expect("a rule for caches");
+        assert!(cache.split(',').any(|rule| rule.trim() == "no-store"), "{cache}");
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+        for header in ["refresh", "etag"] {
+            let value = reply.header(header).unwrap_or_default();
+            assert_no_leak(header, value, reply.json()["secret"].as_str().unwrap());
+        }
+    }
+    assert_eq!(rotated.header("location"), None);
+}
+
+#[test]
+fn case_41_a_hostile_path_stays_inert() {
+    let server = Server::start(&[("RUST_LOG", "trace"), AUDIT_STRICT]);
+    let key = Key::named(&server, "key");
+    for path in [
+        "/v1/status/%0d%0a%20INFO%20forged",
+        "/v1/status/%3Cimg%20src=x%20onerror=alert(1)%3E",
+        "/v1/status/%00%1b%5b31m%e2%80%ae",
+        "/v1/status/..%2f..%2fsettings",
+        "/v1/slow/%ff",
+    ] {
+        let reply = key.ask(&server, "GET", &format!("{path}?q=%0d%0aforged"), &[]);
+        assert_eq!(reply.status, 400, "{path}");
+        let kind = reply.header("content-type").unwrap_or_default();
+        assert!(kind.starts_with("text/plain") || kind.ends_with("json"), "{path}: {kind}");
+        assert_eq!(key.records(&server)[0]["endpoint"], path, "exactly as it came");
+    }
+    // Raw, they are no path at all.
+    let line = key.authorization();
+    let before = key.records(&server).len();
+    for target in ["/v1/<img onerror=x>", "/v1/a\r\nX-Forged: 1", "/v1/a\0", "/v1/a\x1b[31m"] {
+        let mut client = server.client();
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n"));
+        assert_eq!(client.reply().status, 400, "{target:?}");
+    }
+    assert_eq!(key.records(&server).len(), before);
+    let (_, output) = server.stop();
+    assert!(!output.contains("forged") && !output.contains('\u{1b}'), "{output}");
+}
+
+// -------------------------------------------------------------------- settings
+
+#[test]
+fn strict_records_are_there_when_the_answer_is() {
+    let server = Server::start(&[AUDIT_STRICT]);
+    let key = Key::named(&server, "key");
+    for count in 1..=20 {
+        assert_eq!(key.ask(&server, "GET", "/v1/status/200", &[]).status, 200);
+        assert_eq!(key.records(&server).len(), count);
+    }
+}
+
+#[test]
+fn buffered_records_and_uses_are_there_within_a_second() {
+    let server = Server::start(&[("KEYGATE_AUDIT", "buffered")]);
+    let key = Key::named(&server, "key");
+    let started = Instant::now();
+    assert_eq!(key.status(&server), 200);
+    key.await_records(&server, 1);
+    key.await_use(&server);
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn keys_begin_with_the_prefix_that_is_set() {
+    let server = Server::start(&[("KEYGATE_KEY_PREFIX", "acme_live_")]);
+    let key = Key::named(&server, "key");
+    assert!(is_key(&key.secret, "acme_live_"));
+    assert_eq!(key.status(&server), 200);
+    let shown = server.client().ask("GET", &key.path(), &[]).json()["key_prefix"].clone();
+    assert_eq!(shown, key.secret[.."acme_live_".len() + 5]);
+    let other = Key { secret: unknown_key(), id: String::new() };
+    assert_eq!(other.status(&server), 401);
+}
+
+/// Starts a server that is to refuse its settings, and says what it complains of.
+fn complaint(name: &str, value: &OsStr) -> String {
+    let mut child = command(&[(name, value)]).spawn().unwrap();
+    let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let output = Arc::<Mutex<String>>::default();
+    let readers = [copy_lines(stdout, &output), copy_lines(stderr, &output)];
+    let give_up = Instant::now() + support::PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if output.lock().unwrap().contains("settings: http://") || Instant::now() > give_up {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{name}={value:?}: the server started");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    assert!(!status.success(), "{name}={value:?}: {status}");
+    let output = output.lock().unwrap().clone();
+    assert!(!output.contains("panicked"), "{name}={value:?}: {output}");
+    output
+}
+
+#[test]
+fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
+    for (name, values) in [
+        ("KEYGATE_ADDR", &["nonsense", "127.0.0.1:99999", "127.0.0.1"][..]),
+        ("KEYGATE_STORE", &["mysql://localhost/x", "memory", "keygate.db", ":"]),
+        ("KEYGATE_AUDIT", &["lax", "Strict", "strict "]),
+        ("KEYGATE_TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0.1/8", "localhost", "127.0.0.1;::1"]),
+        ("KEYGATE_GEOIP", &["/nonexistent/countries.mmdb"]),
+        ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
+    ] {
+        for value in values {
+            let said = complaint(name, OsStr::new(value));
+            assert!(said.contains(name), "{name}={value}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_taken_address_keeps_the_server_from_starting_and_is_named() {
+    let server = Server::start(&[]);
+    let said = complaint("KEYGATE_ADDR", OsStr::new(&server.address.to_string()));
+    assert!(said.contains("KEYGATE_ADDR"), "{said}");
+}
+
+#[test]
+fn a_setting_that_is_no_text_is_not_taken_for_none() {
+    for name in [
+        "KEYGATE_ADDR",
+        "KEYGATE_STORE",
+        "KEYGATE_AUDIT",
+        "KEYGATE_TRUSTED_PROXIES",
+        "KEYGATE_GEOIP",
+        "KEYGATE_KEY_PREFIX",
+    ] {
+        let said = complaint(name, &OsString::from_vec(b"strict\xff".to_vec()));
+        assert!(said.contains(name), "{name}: {said}");
+    }
+}

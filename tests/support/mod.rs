@@ -1,0 +1,403 @@
+//! Helpers of the integration tests: a store, a sink and a clock that can be spoilt, captured logs, a raw HTTP client.
+#![allow(dead_code, reason = "each test crate uses its part")]
+
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use keygate::{
+    ApiKey, AuditError, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditSink, Clock, KeyDigest,
+    KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId, OrgLimit, Revision,
+    StoreError, Timestamp,
+};
+use tokio::sync::Notify;
+
+/// How long a test waits for what must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks again and again, until there is an answer; a test that waits in vain fails.
+pub(crate) async fn eventually<T>(
+    what: &str,
+    within: Duration,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let give_up = Instant::now() + within;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < give_up, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// [`eventually`] without an async runtime.
+pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < give_up, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A clock of which the test keeps the hands.
+#[derive(Clone, Debug)]
+pub(crate) struct Hands(Arc<ManualClock>);
+
+impl Hands {
+    pub(crate) fn at(rfc3339: &str) -> Self {
+        Self(Arc::new(ManualClock::new(Timestamp::parse(rfc3339).unwrap())))
+    }
+
+    pub(crate) fn set(&self, now: Timestamp) {
+        self.0.set(now);
+    }
+}
+
+impl Clock for Hands {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+/// Holds a look-up up until the test lets it go on.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    pub(crate) reached: Notify,
+    pub(crate) opened: Notify,
+}
+
+/// What a look-up by digest does.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Find {
+    #[default]
+    Honest,
+    Fails,
+    Corrupt,
+    Hangs,
+    Slow(Duration),
+    /// Finds this key, whatever is looked for.
+    Always(Arc<ApiKey>),
+    HeldBefore(Arc<Gate>),
+    HeldAfter(Arc<Gate>),
+}
+
+/// A `MemoryStore` that counts its calls, and whose look-ups can be spoilt.
+#[derive(Debug, Default)]
+pub(crate) struct SpyStore {
+    keys: MemoryStore,
+    calls: AtomicUsize,
+    find: Mutex<Find>,
+}
+
+impl SpyStore {
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn find(&self, find: Find) {
+        *self.find.lock().unwrap() = find;
+    }
+
+    fn count(&self) -> &MemoryStore {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        &self.keys
+    }
+}
+
+#[async_trait]
+impl KeyStore for SpyStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        self.count().insert(key, limit).await
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        let keys = self.count();
+        let find = self.find.lock().unwrap().clone();
+        match find {
+            Find::Honest => {}
+            Find::Fails => return Err(StoreError::unavailable("connection refused")),
+            Find::Corrupt => return Err(StoreError::corrupt("a row that is no key")),
+            Find::Hangs => std::future::pending().await,
+            Find::Slow(time) => tokio::time::sleep(time).await,
+            Find::Always(key) => return Ok(Some(key)),
+            Find::HeldBefore(gate) => {
+                gate.reached.notify_one();
+                gate.opened.notified().await;
+            }
+            Find::HeldAfter(gate) => {
+                let found = keys.find_by_digest(digest).await;
+                gate.reached.notify_one();
+                gate.opened.notified().await;
+                return found;
+            }
+        }
+        keys.find_by_digest(digest).await
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.count().get(org, id).await
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.count().list(org).await
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        self.count().replace(key, expected).await
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        self.count().delete(org, id).await
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.count().record_uses(uses).await
+    }
+}
+
+/// What the sink does with a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Sink {
+    #[default]
+    Works,
+    Fails,
+    Rejects,
+    Hangs,
+    Panics,
+    /// Panics only for a batch with a request to that path in it.
+    PanicsAt(&'static str),
+    Slow(Duration),
+}
+
+/// A `MemoryAuditLog` whose writing side can be spoilt.
+#[derive(Debug, Default)]
+pub(crate) struct SpySink {
+    log: MemoryAuditLog,
+    batches: AtomicUsize,
+    sink: Mutex<Sink>,
+}
+
+impl SpySink {
+    pub(crate) fn sink(&self, sink: Sink) {
+        *self.sink.lock().unwrap() = sink;
+    }
+
+    /// How many batches it was given, taken or not.
+    pub(crate) fn batches(&self) -> usize {
+        self.batches.load(Ordering::SeqCst)
+    }
+
+    /// How many records it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.log.len()
+    }
+}
+
+#[async_trait]
+impl AuditSink for SpySink {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        self.batches.fetch_add(1, Ordering::SeqCst);
+        let sink = *self.sink.lock().unwrap();
+        match sink {
+            Sink::Works => {}
+            Sink::Fails => return Err(AuditError::unavailable("disk full")),
+            Sink::Rejects => return Err(AuditError::rejected("no such column")),
+            Sink::Hangs => std::future::pending().await,
+            Sink::Panics => panic!("the sink is broken"),
+            Sink::PanicsAt(path) if format!("{batch:?}").contains(path) => panic!("poisoned"),
+            Sink::PanicsAt(_) => {}
+            Sink::Slow(time) => tokio::time::sleep(time).await,
+        }
+        self.log.record(batch).await
+    }
+}
+
+#[async_trait]
+impl AuditLog for SpySink {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        self.log.page(query).await
+    }
+
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        self.log.purge_before(instant).await
+    }
+}
+
+thread_local! {
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct LogOfThisThread;
+
+impl Write for LogOfThisThread {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Begins to keep what is logged, down to `TRACE`. A test sees what its own
+/// thread logs: that is all, as `#[tokio::test]` runs a test on one thread.
+pub(crate) fn capture_logs() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+            .with_writer(|| LogOfThisThread)
+            .init();
+    });
+    LOG.with_borrow_mut(Vec::clear);
+}
+
+/// What this thread has logged since [`capture_logs`].
+pub(crate) fn logs() -> String {
+    LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned())
+}
+
+/// Asserts that nothing of a key's secret stands in a text, not even a part of it.
+pub(crate) fn assert_no_leak(place: &str, text: &str, key: &str) {
+    const SHOWN: usize = 12; // of a key with the default prefix, for recognition
+    const PART: usize = 10;
+    for part in key.as_bytes()[SHOWN..].windows(PART) {
+        let part = std::str::from_utf8(part).unwrap();
+        if let Some(at) = text.find(part) {
+            let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+            let line = text[start..].lines().next().unwrap_or_default();
+            panic!("{place}: a part of the key leaked: {line}");
+        }
+    }
+}
+
+/// An HTTP/1.1 client that sends whatever it is given.
+pub(crate) struct Client {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+/// An answer as it came over the wire.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    /// The lines of the head but the first, as they came.
+    pub(crate) headers: Vec<String>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) fn connect(to: SocketAddr) -> Self {
+        let stream = TcpStream::connect(to).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, unread: Vec::new() }
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        // A server that has refused by now may have closed: its answer tells.
+        let _ = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// Sends a request without a body, and reads the answer.
+    pub(crate) fn ask(&mut self, method: &str, target: &str, headers: &[&str]) -> Reply {
+        let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: keygate.test\r\n{lines}\r\n"));
+        self.try_reply(method == "HEAD").unwrap()
+    }
+
+    /// Sends a JSON request, and reads the answer.
+    pub(crate) fn ask_json(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[&str],
+        body: impl std::fmt::Display,
+    ) -> Reply {
+        let body = body.to_string();
+        let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+        self.send(format!(
+            "{method} {target} HTTP/1.1\r\nHost: keygate.test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{lines}\r\n{body}",
+            body.len()
+        ));
+        self.try_reply(false).unwrap()
+    }
+
+    pub(crate) fn reply(&mut self) -> Reply {
+        self.try_reply(false).unwrap()
+    }
+
+    /// Reads one answer; `None`-like (an error) where the server closes without one.
+    pub(crate) fn try_reply(&mut self, to_head: bool) -> io::Result<Reply> {
+        let end = loop {
+            if let Some(at) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at;
+            }
+            self.read_more()?;
+        };
+        let head = String::from_utf8(self.unread.drain(..end + 4).collect()).unwrap();
+        let mut lines = head.trim_end().split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap();
+        let status = u16::from_str(status).unwrap();
+        let headers: Vec<String> = lines.map(str::to_owned).collect();
+        let mut reply = Reply { status, headers, body: Vec::new() };
+        assert_eq!(reply.header("transfer-encoding"), None, "this client does not read chunks");
+        let empty = to_head || matches!(status, 100..=199 | 204 | 304);
+        let length = reply.header("content-length").filter(|_| !empty);
+        let length = length.map_or(0, |length| length.parse().unwrap());
+        while self.unread.len() < length {
+            self.read_more()?;
+        }
+        reply.body = self.unread.drain(..length).collect();
+        Ok(reply)
+    }
+
+    fn read_more(&mut self) -> io::Result<()> {
+        let mut bytes = [0; 16_384];
+        match self.stream.read(&mut bytes)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                self.unread.extend_from_slice(&bytes[..read]);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    /// All that is the same in every answer that must not be told from another.
+    pub(crate) fn but_date(&self) -> (u16, Vec<&str>, &[u8]) {
+        let is_date = |line: &&str| line.to_ascii_lowercase().starts_with("date:");
+        let headers = self.headers.iter().map(String::as_str).filter(|line| !is_date(line));
+        (self.status, headers.collect(), &self.body)
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let text = String::from_utf8_lossy(&self.body);
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// The whole answer as text, to look for leaks in.
+    pub(crate) fn text(&self) -> String {
+        format!("{}\n{}", self.headers.join("\n"), String::from_utf8_lossy(&self.body))
+    }
+}
