@@ -10,7 +10,7 @@
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
-use std::env;
+use std::env::{self, VarError};
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ async fn main() -> Result<(), Failure> {
         .nest("/v1", api)
         .nest("/settings", settings);
 
-    let address = variable("KEYGATE_ADDR", "127.0.0.1:3000");
+    let address = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
     let listener =
         TcpListener::bind(&address).await.map_err(|e| format!("KEYGATE_ADDR={address}: {e}"))?;
     println!("settings: http://{}/settings", listener.local_addr()?);
@@ -84,20 +84,20 @@ async fn main() -> Result<(), Failure> {
 }
 
 fn key_manager() -> Result<KeyManager, Failure> {
-    let store = variable("KEYGATE_STORE", "memory:");
+    let store = variable("KEYGATE_STORE", "memory:")?;
     if store != "memory:" {
         return Err(format!("KEYGATE_STORE={store}: only `memory:` is there so far").into());
     }
-    if env::var_os("KEYGATE_GEOIP").is_some_and(|path| !path.is_empty()) {
+    if !variable("KEYGATE_GEOIP", "")?.is_empty() {
         return Err("KEYGATE_GEOIP: countries are not there yet".into());
     }
     println!("store: memory (keys and audit log are gone when the server stops)");
-    let delivery = match variable("KEYGATE_AUDIT", "buffered").as_str() {
+    let delivery = match variable("KEYGATE_AUDIT", "buffered")?.as_str() {
         "buffered" => Delivery::buffered(),
         "strict" => Delivery::strict(),
         other => return Err(format!("KEYGATE_AUDIT={other}: must be buffered or strict").into()),
     };
-    let prefix = variable("KEYGATE_KEY_PREFIX", KeyFormat::DEFAULT_PREFIX);
+    let prefix = variable("KEYGATE_KEY_PREFIX", KeyFormat::DEFAULT_PREFIX)?;
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let keys = KeyManager::builder(MemoryStore::new())
@@ -109,7 +109,7 @@ fn key_manager() -> Result<KeyManager, Failure> {
 }
 
 fn trusted_proxies() -> Result<Vec<Network>, Failure> {
-    let list = variable("KEYGATE_TRUSTED_PROXIES", "");
+    let list = variable("KEYGATE_TRUSTED_PROXIES", "")?;
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     let parse = |entry: &str| {
         entry.parse().map_err(|e| format!("KEYGATE_TRUSTED_PROXIES: {entry}: {e}").into())
@@ -117,8 +117,12 @@ fn trusted_proxies() -> Result<Vec<Network>, Failure> {
     entries.map(parse).collect()
 }
 
-fn variable(name: &str, default: &str) -> String {
-    env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())
+fn variable(name: &str, default: &str) -> Result<String, Failure> {
+    match env::var(name) {
+        Ok(value) if !value.is_empty() => Ok(value),
+        Ok(_) | Err(VarError::NotPresent) => Ok(default.to_owned()),
+        Err(VarError::NotUnicode(_)) => Err(format!("{name}: it is not UTF-8").into()),
+    }
 }
 
 /// A stand-in for the host's login: it believes anybody who names an
@@ -141,15 +145,16 @@ async fn whoami(key: VerifiedKey) -> Json<Value> {
     )
 }
 
-async fn status(Path(code): Path<u16>) -> StatusCode {
+async fn status(Path(code): Path<String>) -> StatusCode {
     // 1xx are no final answers.
-    let code = StatusCode::from_u16(code).ok().filter(|code| !code.is_informational());
+    let code = code.parse().ok().filter(|code: &StatusCode| !code.is_informational());
     code.unwrap_or(StatusCode::BAD_REQUEST)
 }
 
-async fn slow(Path(ms): Path<u64>) -> String {
+async fn slow(Path(ms): Path<String>) -> Result<String, StatusCode> {
+    let ms = ms.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     tokio::time::sleep(Duration::from_millis(ms)).await;
-    format!("answered after {ms} ms\n")
+    Ok(format!("answered after {ms} ms\n"))
 }
 
 async fn healthz(State(keys): State<KeyManager>) -> (StatusCode, &'static str) {

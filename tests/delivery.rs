@@ -1414,6 +1414,7 @@ proptest! {
             pages.push(page(&log, scope, Position::Before(cursor), limit));
             let last = pages.last().unwrap();
             prop_assert!(!last.records.is_empty() && last.newer.is_some());
+            prop_assert!(pages.len() <= expected.len(), "round in circles");
         }
         let walked: Vec<_> = pages.iter().flat_map(|page| page.records.clone()).collect();
         prop_assert_eq!(&walked, &expected);
@@ -1427,6 +1428,7 @@ proptest! {
             let page = page(&log, scope, Position::After(cursor), limit);
             prop_assert!(page.older.is_some());
             back.splice(0..0, page.records);
+            prop_assert!(back.len() <= expected.len() + later.len(), "round in circles");
             newer = page.newer;
         }
         if pages.len() > 1 {

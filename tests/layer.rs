@@ -1578,14 +1578,14 @@ async fn case_41_a_path_is_inert_in_the_audit_record_and_in_the_log() {
         assert_eq!(answer.status, StatusCode::OK, "{path}");
         assert_eq!(&*world.last_request(record.id).await.endpoint, path, "exactly as it came");
     }
-    // The extractor's complaint is the only line that says a path.
+    // The extractor's complaint comes from a request that nobody has checked.
     let unguarded = in_axum(Router::new().fallback(async |_: VerifiedKey| ()));
     capture_logs();
     let path = "/x%0d%0aERROR%20forged/\u{85}\u{202e}";
     assert_eq!(unguarded(bearer_at(path, &key)).await.status, StatusCode::INTERNAL_SERVER_ERROR);
     let said = logs();
     assert_eq!(said.lines().count(), 1, "{said:?}");
-    assert!(said.contains("%0d%0aERROR") && said.contains("ApiKeyLayer"), "{said:?}");
+    assert!(said.contains("ApiKeyLayer"), "{said:?}");
     assert!(said.trim_end().chars().all(|c| !c.is_control()), "{said:?}");
 }
 

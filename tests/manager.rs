@@ -1629,11 +1629,13 @@ fn pollster<T>(work: impl Future<Output = T>) -> T {
     let waker = Arc::new(Unpark(std::thread::current())).into();
     let mut cx = std::task::Context::from_waker(&waker);
     let mut work = std::pin::pin!(work);
+    let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         if let std::task::Poll::Ready(done) = work.as_mut().poll(&mut cx) {
             return done;
         }
-        std::thread::park();
+        std::thread::park_timeout(Duration::from_secs(1));
+        assert!(Instant::now() < deadline, "in time");
     }
 }
 

@@ -42,9 +42,10 @@ pub enum AuditEvent {
 /// A request that carried a known key, allowed or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestEvent {
-    /// The HTTP method.
+    /// The HTTP method; a longer one than any known is cut off.
     pub method: Cow<'static, str>,
-    /// The path without the query, at most [`RequestEvent::MAX_ENDPOINT_LEN`] bytes.
+    /// The path without the query: in visible ASCII, with segments that hold a key
+    /// blotted out, of at most [`RequestEvent::MAX_ENDPOINT_LEN`] bytes.
     pub endpoint: Box<str>,
     /// The client's address, where it is known.
     pub ip: Option<IpAddr>,

@@ -1,11 +1,12 @@
 //! `VerifiedKey` as an axum extractor.
 
-use ::axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use std::fmt;
+
+use ::axum::extract::{FromRequestParts, MatchedPath, OptionalFromRequestParts};
 use ::axum::response::{IntoResponse, Response};
 use ::http::StatusCode;
-use ::http::header::{CONTENT_TYPE, HeaderValue};
+use ::http::header::CONTENT_TYPE;
 use ::http::request::Parts;
-use thiserror::Error;
 
 use crate::http::refusal::{Refusal, Refusals};
 use crate::manager::verify::VerifiedKey;
@@ -29,7 +30,10 @@ impl<S: Send + Sync> FromRequestParts<S> for VerifiedKey {
     type Rejection = KeyRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, KeyRejection> {
-        optional(parts)?.ok_or(KeyRejection::Anonymous)
+        match parts.extensions.get::<VerifiedKey>() {
+            Some(key) => Ok(key.clone()),
+            None => Err(anonymous(parts)?),
+        }
     }
 }
 
@@ -37,45 +41,58 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for VerifiedKey {
     type Rejection = KeyRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, KeyRejection> {
-        optional(parts)
+        match parts.extensions.get::<VerifiedKey>() {
+            Some(key) => Ok(Some(key.clone())),
+            None => anonymous(parts).map(|_| None),
+        }
     }
 }
 
-fn optional(parts: &Parts) -> Result<Option<VerifiedKey>, KeyRejection> {
-    let key = parts.extensions.get::<VerifiedKey>().cloned();
-    if key.is_none() && parts.extensions.get::<Anonymous>().is_none() {
-        tracing::error!(path = parts.uri.path(), "{}", KeyRejection::MissingLayer);
-        return Err(KeyRejection::MissingLayer);
+/// The refusal of a request that optional authentication let through; an error
+/// where no layer has seen the request.
+fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
+    if let Some(Anonymous(refusals)) = parts.extensions.get() {
+        return Ok(KeyRejection(Some(refusals.clone())));
     }
-    Ok(key)
+    // The route as it was declared: a path could hold a key.
+    let route = parts.extensions.get().map_or("(fallback)", MatchedPath::as_str);
+    let rejection = KeyRejection(None);
+    tracing::error!(route, "{rejection}");
+    Err(rejection)
 }
 
-/// Why a handler got no [`VerifiedKey`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum KeyRejection {
-    /// The route is not behind a layer: a mistake in the service. 500.
-    #[error("no VerifiedKey in the request: is `ApiKeyLayer` installed on this route?")]
-    MissingLayer,
-    /// Optional authentication let the request through, and the handler insists
-    /// on a key. 401.
-    #[error("the request carries no API key")]
-    Anonymous,
+/// Why a handler got no [`VerifiedKey`]: either the route is not behind a layer,
+/// which is a mistake in the service and answered with 500; or optional
+/// authentication let the request through and the handler insists on a key,
+/// which is answered with 401.
+#[derive(Clone, Debug)]
+pub struct KeyRejection(Option<Refusals>);
+
+impl KeyRejection {
+    /// Whether the route is not behind an [`ApiKeyLayer`](crate::ApiKeyLayer).
+    pub fn is_missing_layer(&self) -> bool {
+        self.0.is_none()
+    }
 }
+
+impl fmt::Display for KeyRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            None => "no VerifiedKey in the request: is `ApiKeyLayer` installed on this route?",
+            Some(_) => "the request carries no API key",
+        })
+    }
+}
+
+impl std::error::Error for KeyRejection {}
 
 impl IntoResponse for KeyRejection {
     fn into_response(self) -> Response {
-        match self {
-            Self::Anonymous => {
-                Refusals::new("api").response(Refusal::NoCredentials).map(Into::into)
-            }
-            Self::MissingLayer => {
-                let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
-                let mut response = (StatusCode::INTERNAL_SERVER_ERROR, body).into_response();
-                let problem = HeaderValue::from_static("application/problem+json");
-                response.headers_mut().insert(CONTENT_TYPE, problem);
-                response
-            }
+        if let Some(refusals) = self.0 {
+            return refusals.response(Refusal::NoCredentials).map(Into::into);
         }
+        let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
+        let problem = [(CONTENT_TYPE, "application/problem+json")];
+        (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response()
     }
 }

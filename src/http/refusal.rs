@@ -27,6 +27,17 @@ impl Refusal {
         }
     }
 
+    /// What the operator is told of a credential that was not even looked up.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::NoCredentials => "no credentials",
+            Self::InvalidRequest => "more than one credential",
+            Self::InvalidToken => "not a well-formed API key",
+            Self::NotAllowed => "not allowed",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
     fn status(self) -> StatusCode {
         match self {
             Self::NoCredentials | Self::InvalidToken => StatusCode::UNAUTHORIZED,

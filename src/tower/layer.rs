@@ -111,6 +111,6 @@ impl<S> Layer<S> for ApiKeyLayer {
 pub struct PeerAddr(pub SocketAddr);
 
 /// In the extensions of a request that optional authentication let through
-/// without credentials.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Anonymous;
+/// without credentials: how the layer would have refused it.
+#[derive(Clone, Debug)]
+pub(crate) struct Anonymous(pub(crate) Refusals);

@@ -54,6 +54,10 @@ where
         let config = Arc::clone(&self.config);
         let ip = config.client_ip.resolve(peer(&request), request.headers());
         let claim = config.claim(&request);
+        if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
+            // So that nobody further in prints the key by printing the headers.
+            credential.set_sensitive(true);
+        }
         ResponseFuture {
             inner: Box::pin(async move {
                 let admission = match config.admit(claim, ip, &mut request).await {
@@ -97,10 +101,13 @@ impl Config {
         let digest = match claim {
             Claim::Key(digest) => digest,
             Claim::Nothing => {
-                request.extensions_mut().insert(Anonymous);
+                request.extensions_mut().insert(Anonymous(self.refusals.clone()));
                 return Ok(None);
             }
-            Claim::Refused(refusal) => return Err(refusal),
+            Claim::Refused(refusal) => {
+                tracing::debug!(reason = refusal.reason(), "refused");
+                return Err(refusal);
+            }
         };
         let checked = self.keys.check(digest, ip).await;
         let draft = self.keys.draft(&checked, || RequestInfo {
@@ -114,10 +121,6 @@ impl Config {
             .await
             .map_err(|error| Refusal::from_status(error.http_status()))?;
         request.extensions_mut().insert(admission.key().clone());
-        if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
-            // So that nobody further in prints the key by printing the headers.
-            credential.set_sensitive(true);
-        }
         Ok(Some(admission))
     }
 
