@@ -566,6 +566,22 @@ mod tests {
         assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Closed));
     }
 
+    #[test]
+    fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
+        let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
+        queue.push(record(1)).unwrap();
+        taken(&queue, 1);
+        {
+            let mut waits = pin!(queue.reserve(&time, LINGER));
+            assert!(flag.poll(waits.as_mut()).is_pending());
+        }
+        // The sink is down; nobody is there any more to try it sooner for.
+        let pause = Duration::from_secs(2);
+        let mut wake = pin!(queue.wake(&time, LINGER, Some(pause)));
+        assert!(flag.poll(wake.as_mut()).is_pending());
+        assert_eq!(time.pass(), pause);
+    }
+
     proptest! {
         /// Against a model: the records in their order, and a count of places.
         #[test]

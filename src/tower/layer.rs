@@ -112,5 +112,6 @@ pub struct PeerAddr(pub SocketAddr);
 
 /// In the extensions of a request that optional authentication let through
 /// without credentials: how the layer would have refused it.
+#[cfg(feature = "axum")]
 #[derive(Clone, Debug)]
 pub(crate) struct Anonymous(pub(crate) Refusals);

@@ -16,7 +16,9 @@ use crate::key::digest::KeyDigest;
 use crate::manager::admission::{Admission, RequestInfo};
 use crate::tower::body::ResponseBody;
 use crate::tower::future::ResponseFuture;
-use crate::tower::layer::{Anonymous, Config, PeerAddr};
+#[cfg(feature = "axum")]
+use crate::tower::layer::Anonymous;
+use crate::tower::layer::{Config, PeerAddr};
 
 /// A service guarded by [`ApiKeyLayer`](crate::ApiKeyLayer).
 #[derive(Clone, Debug)]
@@ -101,6 +103,7 @@ impl Config {
         let digest = match claim {
             Claim::Key(digest) => digest,
             Claim::Nothing => {
+                #[cfg(feature = "axum")]
                 request.extensions_mut().insert(Anonymous(self.refusals.clone()));
                 return Ok(None);
             }
