@@ -152,6 +152,11 @@ impl Queue {
         }
     }
 
+    /// Whether the time to finish in is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().closed.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed.is_some()
     }
@@ -220,7 +225,8 @@ impl Queue {
         if left == Some(Duration::ZERO) {
             return Err(Wake::GiveUp);
         }
-        let pressing = state.awaited > 0 || !state.waiting.is_empty() || left.is_some();
+        let wanted = state.waiting.iter().any(|waiter| !waiter.is_canceled());
+        let pressing = state.awaited > 0 || wanted || left.is_some();
         let pause = match retry {
             Some(_) if pressing => Some(SHORTEST_RETRY),
             Some(pause) => Some(pause),

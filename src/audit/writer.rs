@@ -100,7 +100,7 @@ impl AuditWriter {
         };
         match queued {
             Ok(()) => {}
-            Err(DeliveryError::Full) => self.counters.shed(),
+            Err(DeliveryError::Full) if self.delivery.sheds() => self.counters.shed(),
             Err(error) => self.counters.failed(1, &error),
         }
     }
@@ -237,7 +237,9 @@ impl Task {
             let ack = acks.next_if(|(at, _)| *at == position).map(|(_, ack)| ack);
             self.rest.push_back((record, ack));
         }
-        while let Some((record, ack)) = self.rest.pop_front() {
+        while !self.queue.is_over()
+            && let Some((record, ack)) = self.rest.pop_front()
+        {
             self.batch.records.push(record);
             self.batch.acks.extend(ack.map(|ack| (0, ack)));
             // A sink that is unavailable by now leaves the record for later.

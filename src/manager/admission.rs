@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::audit::delivery::DeliveryError;
 use crate::audit::record::{AuditEvent, AuditRecord, Outcome, RequestEvent};
-use crate::audit::writer::Reserved;
+use crate::audit::writer::{AuditWriter, Reserved};
 use crate::clock::Timestamp;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::endpoint;
@@ -107,12 +107,7 @@ impl KeyManager {
         draft: Option<AuditRecord>,
     ) -> Result<Admission, AdmitError> {
         let entry = match (&self.inner.audit, draft) {
-            (Some(audit), Some(record)) => {
-                let reserved = audit.reserve().await.inspect_err(|error| {
-                    tracing::warn!(key = %record.key, %error, "a request was refused");
-                })?;
-                Some(Entry { keys: self.clone(), pending: Some((reserved, record)) })
-            }
+            (Some(audit), Some(record)) => Some(self.enter(audit, record).await?),
             _ => None,
         };
         match checked {
@@ -137,6 +132,29 @@ impl KeyManager {
                 Err(AdmitError::Refused(error))
             }
         }
+    }
+}
+
+impl KeyManager {
+    /// Waits for room for the record. Whoever gives up meanwhile leaves it all
+    /// the same, if there is room by then.
+    async fn enter(
+        &self,
+        audit: &AuditWriter,
+        record: AuditRecord,
+    ) -> Result<Entry, DeliveryError> {
+        let mut entry = Entry { keys: self.clone(), pending: Some((Reserved::None, record)) };
+        let reserved = audit.reserve().await;
+        match (reserved, &mut entry.pending) {
+            (Ok(place), Some((reserved, _))) => *reserved = place,
+            (Err(error), pending) => {
+                let key = pending.take().map(|(_, record)| record.key);
+                tracing::warn!(?key, %error, "a request was refused");
+                return Err(error);
+            }
+            (Ok(_), None) => {}
+        }
+        Ok(entry)
     }
 }
 

@@ -42,6 +42,7 @@ struct Shared {
     closed: AtomicBool,
     ended: AtomicBool,
     work: Event,
+    closing: Event,
     end: Event,
 }
 
@@ -76,6 +77,7 @@ impl LastUses {
     /// Lets the task write what was noted and end.
     pub(crate) fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
+        self.shared.closing.notify(usize::MAX);
         self.shared.work.notify(usize::MAX);
     }
 
@@ -91,10 +93,9 @@ impl LastUses {
                 listener.await;
             }
         };
-        let in_time = within(&*self.runtime, deadline, ended).await.is_ok();
+        let _ = within(&*self.runtime, deadline, ended).await;
         let noted = self.shared.shards.iter().map(|shard| shard.lock().len() as u64).sum::<u64>();
-        let in_hand = self.shared.in_hand.load(Ordering::Acquire) as u64;
-        let unwritten = noted + if in_time { 0 } else { in_hand };
+        let unwritten = noted + self.shared.in_hand.load(Ordering::Acquire) as u64;
         if unwritten > 0 {
             tracing::error!(unwritten, "last-used times were not written");
         }
@@ -168,7 +169,7 @@ impl Task {
             }
             if failed {
                 // A closing manager does not wait for the pause.
-                let closing = self.shared.work.listen();
+                let closing = self.shared.closing.listen();
                 if !self.shared.closed.load(Ordering::Acquire) {
                     let _ = within(&*self.runtime, RETRY, closing).await;
                 }
