@@ -4,7 +4,7 @@
 //! | variable | default | |
 //! |---|---|---|
 //! | `KEYGATE_ADDR` | `127.0.0.1:3000` | where to listen |
-//! | `KEYGATE_STORE` | `memory:` | the only store there is so far |
+//! | `KEYGATE_STORE` | `sqlite:keygate.db` | or `memory:`; PostgreSQL is not there yet |
 //! | `KEYGATE_AUDIT` | `buffered` | or `strict` |
 //! | `KEYGATE_TRUSTED_PROXIES` | none | comma-separated addresses and CIDR ranges |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
@@ -23,8 +23,8 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::{
-    Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, MemoryAuditLog, MemoryStore,
-    Network, OrgId, ProxyHeader, VerifiedKey,
+    Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
+    MemoryAuditLog, MemoryStore, Network, OrgId, ProxyHeader, SqliteStore, VerifiedKey,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -84,14 +84,9 @@ async fn main() -> Result<(), Failure> {
 }
 
 fn key_manager() -> Result<KeyManager, Failure> {
-    let store = variable("KEYGATE_STORE", "memory:")?;
-    if store != "memory:" {
-        return Err(format!("KEYGATE_STORE={store}: only `memory:` is there so far").into());
-    }
     if !variable("KEYGATE_GEOIP", "")?.is_empty() {
         return Err("KEYGATE_GEOIP: countries are not there yet".into());
     }
-    println!("store: memory (keys and audit log are gone when the server stops)");
     let delivery = match variable("KEYGATE_AUDIT", "buffered")?.as_str() {
         "buffered" => Delivery::buffered(),
         "strict" => Delivery::strict(),
@@ -100,12 +95,22 @@ fn key_manager() -> Result<KeyManager, Failure> {
     let prefix = variable("KEYGATE_KEY_PREFIX", KeyFormat::DEFAULT_PREFIX)?;
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
-    let keys = KeyManager::builder(MemoryStore::new())
-        .audit(Arc::new(MemoryAuditLog::new()))
-        .delivery(delivery)
-        .format(format)
-        .build()?;
-    Ok(keys)
+    Ok(store()?.delivery(delivery).format(format).build()?)
+}
+
+fn store() -> Result<KeyManagerBuilder, Failure> {
+    let url = variable("KEYGATE_STORE", "sqlite:keygate.db")?;
+    println!("store: {url}");
+    if url == "memory:" {
+        let audit = Arc::new(MemoryAuditLog::new());
+        return Ok(KeyManager::builder(MemoryStore::new()).audit(audit));
+    }
+    if !url.starts_with("sqlite:") {
+        let problem = "must be memory: or sqlite:<path>; PostgreSQL is not there yet";
+        return Err(format!("KEYGATE_STORE={url}: {problem}").into());
+    }
+    let store = SqliteStore::open(&url).map_err(|e| format!("KEYGATE_STORE: {e}"))?;
+    Ok(KeyManager::builder(store.clone()).audit(Arc::new(store)))
 }
 
 fn trusted_proxies() -> Result<Vec<Network>, Failure> {

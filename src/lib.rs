@@ -109,6 +109,7 @@ let report = keygate::conformance::check_store(|| async {
 //! | `tower` | [`ApiKeyLayer`], generic over bodies |
 //! | `axum` | the layer knows axum's peer address and nesting; the [`VerifiedKey`] extractor |
 //! | `admin` | [`admin::router`], the management API |
+//! | `sqlite` | [`SqliteStore`]: keys and audit records in one file |
 //! | `conformance` | the test suite for stores and audit logs |
 //!
 //! # What goes where
@@ -186,6 +187,9 @@ pub use crate::runtime::{BoxFuture, Runtime};
 pub use crate::store::conformance;
 pub use crate::store::contract::{KeyStore, StoreError};
 pub use crate::store::memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use crate::store::sqlite::{SqliteOpenError, SqliteStore};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::{

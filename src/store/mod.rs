@@ -4,3 +4,5 @@
 pub mod conformance;
 pub(crate) mod contract;
 pub(crate) mod memory;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;

@@ -1,0 +1,143 @@
+//! The statements over audit records.
+
+use rusqlite::{Connection, Row, params};
+
+use crate::audit::country::CountryCode;
+use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Position};
+use crate::audit::record::{
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome as Ending,
+    RequestEvent,
+};
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::store::sqlite::Outcome;
+use crate::store::sqlite::columns::Columns;
+
+/// As many rows of a table are purged in one transaction.
+const PURGE_BATCH: i64 = 5_000;
+
+/// Writes the batch; a record that is there already stays as it is.
+pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
+    let mut request_row = db.prepare_cached(
+        "INSERT INTO requests (key, at, id, org, method, endpoint, ip, country, status, outcome) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
+    )?;
+    let mut change_row = db.prepare_cached(
+        "INSERT INTO changes (key, at, id, org, actor, action, phase) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+    )?;
+    for record in batch {
+        let (key, at, id) = (record.key.to_bytes(), record.at.unix_micros(), record.id.to_bytes());
+        let org = record.org.as_str();
+        match &record.event {
+            AuditEvent::Request(request) => request_row.execute(params![
+                key,
+                at,
+                id,
+                org,
+                request.method,
+                request.endpoint,
+                request.ip.map(|ip| ip.to_string()),
+                request.country.as_ref().map(CountryCode::as_str),
+                request.status,
+                request.outcome.as_str(),
+            ])?,
+            AuditEvent::Change(change) => change_row.execute(params![
+                key,
+                at,
+                id,
+                org,
+                change.actor,
+                change.action.as_str(),
+                change.phase.as_str(),
+            ])?,
+        };
+    }
+    Ok(())
+}
+
+/// One short scan along an index, however many records there are.
+pub(super) fn page(db: &Connection, query: &AuditQuery) -> Outcome<AuditPage> {
+    let (table, scope) = match query.scope {
+        AuditScope::KeyRequests(_) => ("requests", "key = ?2 AND org = ?1"),
+        AuditScope::KeyChanges(_) => ("changes", "key = ?2 AND org = ?1"),
+        AuditScope::OrgChanges => ("changes", "org = ?1 AND ?2 IS NULL"),
+    };
+    let (side, order, cursor) = match query.position {
+        Position::Newest => ("AND ?3 IS NULL AND ?4 IS NULL", "DESC", None),
+        Position::Before(cursor) => ("AND (at, id) < (?3, ?4)", "DESC", Some(cursor)),
+        Position::After(cursor) => ("AND (at, id) > (?3, ?4)", "ASC", Some(cursor)),
+    };
+    let sql = format!(
+        "SELECT * FROM {table} WHERE {scope} {side} ORDER BY at {order}, id {order} LIMIT ?5"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let key = match query.scope {
+        AuditScope::KeyRequests(key) | AuditScope::KeyChanges(key) => Some(key.to_bytes()),
+        AuditScope::OrgChanges => None,
+    };
+    let parameters = params![
+        query.org.as_str(),
+        key,
+        cursor.as_ref().map(|c: &AuditCursor| c.at().unix_micros()),
+        cursor.as_ref().map(|c| c.id().to_bytes()),
+        i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1),
+    ];
+    let read = match query.scope {
+        AuditScope::KeyRequests(_) => request,
+        AuditScope::KeyChanges(_) | AuditScope::OrgChanges => change,
+    };
+    let fetched: Outcome<Vec<AuditRecord>> = statement.query_and_then(parameters, read)?.collect();
+    Ok(AuditPage::assemble(query, fetched?))
+}
+
+/// Removes some of the records from before that instant, and says how many.
+pub(super) fn purge(db: &Connection, before: Timestamp) -> Outcome<usize> {
+    let mut purged = 0;
+    for table in ["requests", "changes"] {
+        let sql = format!(
+            "DELETE FROM {table} WHERE (key, at, id) IN \
+             (SELECT key, at, id FROM {table} WHERE at < ?1 ORDER BY at LIMIT {PURGE_BATCH})"
+        );
+        purged += db.prepare_cached(&sql)?.execute([before.unix_micros()])?;
+    }
+    Ok(purged)
+}
+
+fn request(row: &Row<'_>) -> Outcome<AuditRecord> {
+    let columns = Columns { row, name: "request" };
+    record_of(
+        columns,
+        AuditEvent::Request(RequestEvent {
+            method: columns.text("method", |method| Some(method.to_owned().into()))?,
+            endpoint: columns.text("endpoint", |endpoint| Some(endpoint.into()))?,
+            ip: columns.optional_text("ip", |ip| ip.parse().ok())?,
+            country: columns.optional_text("country", CountryCode::new)?,
+            status: columns.optional_number("status")?,
+            outcome: columns.text("outcome", Ending::parse)?,
+        }),
+    )
+}
+
+fn change(row: &Row<'_>) -> Outcome<AuditRecord> {
+    let columns = Columns { row, name: "change" };
+    record_of(
+        columns,
+        AuditEvent::Change(ChangeEvent {
+            actor: columns.text("actor", |actor| Some(actor.into()))?,
+            action: columns.text("action", ChangeAction::parse)?,
+            phase: columns.text("phase", ChangePhase::parse)?,
+        }),
+    )
+}
+
+fn record_of(columns: Columns<'_>, event: AuditEvent) -> Outcome<AuditRecord> {
+    Ok(AuditRecord {
+        id: columns.bytes("id", |id| id.try_into().ok().map(AuditId::from_bytes))?,
+        at: columns.instant("at")?,
+        org: columns.text("org", |org| OrgId::new(org).ok())?,
+        key: columns.bytes("key", |key| key.try_into().ok().map(KeyId::from_bytes))?,
+        event,
+    })
+}

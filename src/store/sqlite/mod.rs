@@ -1,0 +1,152 @@
+//! Keys and audit records in one SQLite file.
+
+mod audit;
+mod columns;
+mod error;
+mod keys;
+mod open;
+mod readers;
+mod schema;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
+use crate::audit::record::AuditRecord;
+use crate::audit::sink::{AuditError, AuditSink};
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::store::contract::{KeyStore, StoreError};
+use crate::store::sqlite::error::Fault;
+pub use crate::store::sqlite::open::SqliteOpenError;
+use crate::store::sqlite::readers::Readers;
+use crate::store::sqlite::writer::Writer;
+
+/// Keys and audit records in one SQLite file: [`KeyStore`], [`AuditSink`] and
+/// [`AuditLog`] at once. A clone is another handle to the same file.
+///
+/// Reads take microseconds and happen in place, on connections of their own.
+/// Writes go through one thread, which puts what waits for it into one
+/// transaction; a call returns once its transaction is on disk (`WAL`,
+/// `synchronous=FULL`). Several processes may share the file on one machine; a
+/// network file system will not do.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = std::env::temp_dir().join(format!("keygate-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// # let path = folder.join("keygate.db");
+/// use std::sync::Arc;
+/// use keygate::{KeyManager, SqliteStore};
+///
+/// let store = SqliteStore::open(&path)?;
+/// let keys = KeyManager::builder(store.clone()).audit(Arc::new(store)).build()?;
+/// # drop(keys);
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct SqliteStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    readers: Readers,
+    writer: Writer,
+}
+
+impl SqliteStore {
+    /// Opens the file, and makes it where there is none; brings an older schema
+    /// up to date. The folder must exist.
+    ///
+    /// A path, or a URL such as `sqlite:keygate.db` or `sqlite:///var/lib/keys.db`.
+    /// A new file can be read by its owner only.
+    ///
+    /// # Errors
+    ///
+    /// A [`SqliteOpenError`], where the file is none of keygate's, its schema is
+    /// newer than this version, or it cannot be opened for writing. The file is
+    /// left as it was.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, SqliteOpenError> {
+        let path = open::file_path(path.as_ref())?;
+        let connection = open::prepare(&path)?;
+        let readers = Readers::open(&path)?;
+        let writer = Writer::start(connection).map_err(|e| SqliteOpenError::thread(&path, e))?;
+        Ok(Self { inner: Arc::new(Inner { readers, writer }) })
+    }
+}
+
+#[async_trait]
+impl KeyStore for SqliteStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        let key = key.clone();
+        Ok(self.inner.writer.run(move |db| keys::insert(db, &key, limit)).await?)
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(self.inner.readers.with(|db| keys::find_by_digest(db, digest))?.map(Arc::new))
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(self.inner.readers.with(|db| keys::get(db, org, id))?.map(Arc::new))
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let keys = self.inner.readers.with(|db| keys::list(db, org))?;
+        Ok(keys.into_iter().map(Arc::new).collect())
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        let key = key.clone();
+        Ok(self.inner.writer.run(move |db| keys::replace(db, &key, expected)).await?)
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        let (org, id) = (org.clone(), *id);
+        Ok(self.inner.writer.run(move |db| keys::delete(db, &org, &id)).await?)
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        let uses = uses.to_vec();
+        Ok(self.inner.writer.run(move |db| keys::record_uses(db, &uses)).await?)
+    }
+}
+
+#[async_trait]
+impl AuditSink for SqliteStore {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        let batch = batch.to_vec();
+        Ok(self.inner.writer.run(move |db| audit::record(db, &batch)).await?)
+    }
+}
+
+#[async_trait]
+impl AuditLog for SqliteStore {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        Ok(self.inner.readers.with(|db| audit::page(db, query))?)
+    }
+
+    /// In batches, between which other writes get their turn.
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        let mut purged = 0;
+        loop {
+            let batch = self.inner.writer.run(move |db| audit::purge(db, instant)).await?;
+            purged += batch as u64;
+            if batch == 0 {
+                return Ok(purged);
+            }
+        }
+    }
+}
+
+/// What a statement gives, or the fault that it ran into.
+type Outcome<T> = Result<T, Fault>;

@@ -1,0 +1,90 @@
+//! The tables, and how older ones are brought up to date.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::store::sqlite::open::SqliteOpenError;
+
+/// `kgte`, in the header of every file that is keygate's.
+const APPLICATION_ID: i64 = 0x6B67_7465;
+
+/// Each takes the schema from its position to the next one. Those that have
+/// been released never change.
+const MIGRATIONS: [&str; 1] = [
+    // Times are microseconds since 1970. Ids and digests are raw bytes. An
+    // allowlist is its entries, each ended by a line feed.
+    "CREATE TABLE keys (
+         id           BLOB NOT NULL PRIMARY KEY,
+         org          TEXT NOT NULL,
+         name         TEXT NOT NULL,
+         key_prefix   TEXT NOT NULL,
+         digest       BLOB NOT NULL UNIQUE,
+         status       TEXT NOT NULL,
+         allowlist    TEXT NOT NULL,
+         created_at   INTEGER NOT NULL,
+         expires_at   INTEGER,
+         rotated_at   INTEGER,
+         last_used_at INTEGER,
+         revision     INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX keys_by_org ON keys (org, created_at, id);
+
+     CREATE TABLE requests (
+         key      BLOB NOT NULL,
+         at       INTEGER NOT NULL,
+         id       BLOB NOT NULL,
+         org      TEXT NOT NULL,
+         method   TEXT NOT NULL,
+         endpoint TEXT NOT NULL,
+         ip       TEXT,
+         country  TEXT,
+         status   INTEGER,
+         outcome  TEXT NOT NULL,
+         PRIMARY KEY (key, at, id)
+     ) STRICT, WITHOUT ROWID;
+     CREATE INDEX requests_by_time ON requests (at);
+
+     CREATE TABLE changes (
+         key    BLOB NOT NULL,
+         at     INTEGER NOT NULL,
+         id     BLOB NOT NULL,
+         org    TEXT NOT NULL,
+         actor  TEXT NOT NULL,
+         action TEXT NOT NULL,
+         phase  TEXT NOT NULL,
+         PRIMARY KEY (key, at, id)
+     ) STRICT, WITHOUT ROWID;
+     CREATE INDEX changes_by_org ON changes (org, at, id);
+     CREATE INDEX changes_by_time ON changes (at);",
+];
+
+const CURRENT: i64 = MIGRATIONS.len() as i64;
+
+/// Brings the schema up to date in one transaction; several processes may do so
+/// at once.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), SqliteOpenError> {
+    let failed = |e| SqliteOpenError::from_sqlite(path, e);
+    let transaction =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed);
+    let application_id = number("PRAGMA application_id")?;
+    let version = number("PRAGMA user_version")?;
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
+    let is_new = application_id == 0 && version == 0 && tables == 0;
+    if !is_new && application_id != APPLICATION_ID {
+        return Err(SqliteOpenError::NotKeygate { path: path.to_owned() });
+    }
+    if version > CURRENT {
+        let path = path.to_owned();
+        return Err(SqliteOpenError::TooNew { path, found: version, supported: CURRENT });
+    }
+    let done = usize::try_from(version).unwrap_or_default();
+    for migration in MIGRATIONS.iter().skip(done) {
+        transaction.execute_batch(migration).map_err(failed)?;
+    }
+    let stamp =
+        format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {CURRENT}");
+    transaction.execute_batch(&stamp).map_err(failed)?;
+    transaction.commit().map_err(failed)
+}

@@ -1,0 +1,34 @@
+//! `SqliteStore` on real files.
+#![cfg(all(feature = "sqlite", feature = "conformance"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use keygate::SqliteStore;
+use keygate::conformance::{self, TwoHandles};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_store_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+    conformance::check_store(|| async { store.clone() }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_handles_on_one_file_conform_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let (a, b) = (SqliteStore::open(&path).unwrap(), SqliteStore::open(&path).unwrap());
+    conformance::check_store(|| async { TwoHandles::new(a.clone(), b.clone()) }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_audit_log_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+    conformance::check_audit_log(|| async { store.clone() }).await.unwrap();
+}
