@@ -34,8 +34,9 @@ use tracing_subscriber::EnvFilter;
 
 type Failure = Box<dyn Error>;
 
-/// What requests under way, and then the audit queue, get after SIGTERM.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// What requests under way get after SIGTERM, and then the audit queue: together
+/// less than the 10 seconds after which many supervisors kill.
+const FAREWELL: Duration = Duration::from_secs(4);
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
@@ -48,6 +49,8 @@ async fn main() -> Result<(), Failure> {
         .route("/whoami", get(whoami))
         .route("/status/{code}", any(status))
         .route("/slow/{ms}", get(slow))
+        // Without it, axum answers unknown paths past the layer.
+        .fallback(async || StatusCode::NOT_FOUND)
         .layer(ApiKeyLayer::new(keys.clone()).client_ip(client_ip));
     let settings = Router::new()
         .route("/", get("The settings page is not there yet; its API is under /settings/api.\n"))

@@ -389,8 +389,7 @@ async fn case_04_a_key_anywhere_else_never_authenticates() {
             requests.push(with_header(request("/", &[]), name, &bearer));
         }
         requests.push(with_header(request("/", &[]), "cookie", &format!("api_key={key}")));
-        for scheme in ["", "Basic ", "ApiKey ", "Token ", "Bearer_", "Bearer:", "Basic x, Bearer "]
-        {
+        for scheme in ["", "Basic ", "ApiKey ", "Token ", "Bearer_", "Bearer:"] {
             requests.push(request("/", &[format!("{scheme}{key}").as_bytes()]));
         }
         requests
@@ -1161,22 +1160,20 @@ async fn case_35_a_full_queue_lets_a_request_wait_for_room() {
 
 #[tokio::test]
 async fn case_35_a_request_refused_for_a_full_queue_is_in_the_log() {
-    for delivery in [two_places(), Delivery::strict().capacity(1)] {
-        let world = World::with(|builder| builder.delivery(delivery));
-        let (_, key) = world.key().await;
-        let (revoked, revoked_key) = world.key().await;
-        world.revoke(&revoked).await;
-        let (arrived, go_on) = <(Arc<Notify>, Arc<Notify>)>::default();
-        let ask = stuck(&world, &arrived, &go_on);
-        let under_way = [0, 1].map(|_| tokio::spawn(ask(bearer_at("/stuck", &key))));
-        arrived.notified().await;
-        for key in [&key, &revoked_key] {
-            capture_logs();
-            assert_unavailable(&ask(bearer_at("/stuck", key)).await, "no room");
-            let said = logs();
-            assert!(said.contains("queue is full"), "the operator is told why: {said:?}");
-        }
-        drop(under_way);
+    let world = World::with(|builder| builder.delivery(two_places()));
+    let (_, key) = world.key().await;
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    world.sink.sink(Sink::Fails);
+    let ask = in_axum(router().layer(world.layer()));
+    for _ in 0..2 {
+        assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
+    }
+    for key in [&key, &revoked_key] {
+        capture_logs();
+        assert_unavailable(&ask(bearer(key)).await, "no room");
+        let said = logs();
+        assert!(said.contains("queue is full"), "the operator is told why: {said:?}");
     }
 }
 
@@ -1480,8 +1477,10 @@ async fn case_39_a_canary_key_appears_nowhere() {
     drop(future);
     note("layer", format!("{layer:?} {:?}", layer.clone().optional()));
     note("manager", format!("{:?} {:#?}", world.keys, world.keys));
-    note("database", format!("{:?}", world.store));
-    note("audit log", format!("{:?}", world.sink));
+    let stored = world.keys.list(world.actor.org()).await.unwrap();
+    note("database", format!("{:?} {stored:?}", world.store));
+    let records = world.requests(issued.key.id).await;
+    note("audit log", format!("{:?} {records:?}", world.sink));
     note("log", logs());
 
     assert!(seen.iter().any(|(place, text)| *place == "log" && text.contains("refused")));

@@ -68,7 +68,9 @@ impl Delivery {
         Self { when_full, ..self }
     }
 
-    /// Sets how many records may be queued or in the sink's hands; at least 1.
+    /// Sets how many records may be queued or in the sink's hands before there is
+    /// no room for more; at least 1. Requests under way at that moment may add
+    /// theirs on top.
     pub fn capacity(self, records: usize) -> Self {
         Self { capacity: records.max(1), ..self }
     }
@@ -102,8 +104,8 @@ pub struct AuditStats {
     pub written: u64,
     /// Dropped because the queue was full.
     pub shed: u64,
-    /// Given up: rejected by the sink, in strict delivery not durable in time,
-    /// or left over at shutdown. Each of them is in the log, too.
+    /// Given up: rejected by the sink, left over at shutdown, or, where somebody
+    /// waits for it, failed or not begun in time. Each is in the log, too.
     pub failed: u64,
     /// Waiting to be written, or in the sink's hands.
     pub queued: u64,
@@ -155,7 +157,8 @@ pub enum DeliveryError {
     /// There was no room in the queue within the deadline.
     #[error("the audit queue is full")]
     Full,
-    /// The record was not durable within the deadline.
+    /// The record was not durable within the deadline. If it was in the sink's
+    /// hands by then, it may become so.
     #[error("the audit log did not confirm the record in time")]
     TimedOut,
     /// The sink failed; the log has its error.

@@ -28,7 +28,8 @@ use crate::org::OrgId;
 /// | `After(c)` | those with `(at, id) > (c.at(), c.id())` | rising |
 ///
 /// Since a cursor names a place in that order and not a count, records that
-/// arrive meanwhile neither repeat nor hide any.
+/// arrive meanwhile repeat and hide none of those that were there. The record of
+/// a slow request arrives late, at the place of its verification.
 #[async_trait]
 pub trait AuditLog: fmt::Debug + Send + Sync + 'static {
     /// One page of the records of one organisation, newest first.

@@ -115,7 +115,8 @@ impl From<Denial> for Outcome {
 ///
 /// The record is durable before the change begins, so there is no change
 /// without one. Where the change then fails and is known not to have happened,
-/// a second record in phase [`ChangePhase::Abandoned`] says so.
+/// a second record in phase [`ChangePhase::Abandoned`] says so, as far as the sink
+/// takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeEvent {
     /// The name of the [`Actor`](crate::Actor) who made the change.

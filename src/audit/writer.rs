@@ -182,10 +182,19 @@ impl Task {
     }
 
     fn take(&mut self) {
-        let Self { queue, batch, countries, delivery, .. } = self;
+        let Self { queue, counters, batch, countries, delivery, .. } = self;
         let room = delivery.batch.saturating_sub(batch.records.len());
         let mut taken = Vec::new();
         queue.take(room, |record, ack| taken.push((record, ack)));
+        // A change that gave up waiting is not made, so that it has no record. A
+        // request was handled, whether its client is still there or not.
+        let given_up = |(record, ack): &mut (AuditRecord, Option<Ack>)| {
+            matches!(record.event, AuditEvent::Change(_))
+                && ack.as_ref().is_some_and(Ack::is_canceled)
+        };
+        let late = taken.extract_if(.., given_up).count();
+        counters.failed(late, &DeliveryError::TimedOut);
+        queue.release(late);
         // Not under the queue's lock, and whatever it does.
         for (mut record, ack) in taken {
             if let (Some(countries), AuditEvent::Request(request)) = (&countries, &mut record.event)

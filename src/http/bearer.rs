@@ -25,10 +25,12 @@ pub(crate) fn presented(headers: &HeaderMap) -> Presented<'_> {
         return Presented::Ambiguous;
     }
     let line = line.as_bytes().trim_ascii();
-    let end_of_scheme = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
-    let (scheme, credential) = line.split_at(end_of_scheme);
+    let (scheme, credential) = first_word(line);
     if !scheme.eq_ignore_ascii_case(b"bearer") {
-        return Presented::Nothing;
+        // A list of credentials, with one of ours among others.
+        let mut further = line.split(|b| *b == b',').skip(1).map(<[u8]>::trim_ascii_start);
+        let ours = further.any(|item| first_word(item).0.eq_ignore_ascii_case(b"bearer"));
+        return if ours { Presented::Ambiguous } else { Presented::Nothing };
     }
     let credential = credential.trim_ascii_start();
     if credential.is_empty() || credential.len() > MAX_CREDENTIAL_LEN {
@@ -38,6 +40,11 @@ pub(crate) fn presented(headers: &HeaderMap) -> Presented<'_> {
     } else {
         Presented::Bearer(credential)
     }
+}
+
+fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|b| matches!(b, b' ' | b'\t')).unwrap_or(text.len());
+    text.split_at(end)
 }
 
 #[cfg(test)]
@@ -53,7 +60,7 @@ mod tests {
 
     #[test]
     fn case_02_the_scheme_is_case_insensitive_and_spaces_are_skipped() {
-        for line in ["Bearer k", "bearer k", "BEARER k", "bEaReR    k", " Bearer k "] {
+        for line in ["Bearer k", "bearer k", "BEARER k", "bEaReR    k", " Bearer k ", "Bearer\tk"] {
             let headers = of(&[line.as_bytes()]);
             assert_eq!(presented(&headers), Presented::Bearer(b"k"), "{line:?}");
         }
@@ -71,7 +78,15 @@ mod tests {
 
     #[test]
     fn case_04_two_credentials_in_one_line_are_ambiguous() {
-        for line in ["Bearer a,Bearer b", "Bearer a, b", "Bearer a b", "Bearer a,", "Bearer a\tb"] {
+        for line in [
+            "Bearer a,Bearer b",
+            "Bearer a, b",
+            "Bearer a b",
+            "Bearer a,",
+            "Bearer a\tb",
+            "Basic dTpw, Bearer a",
+            "Digest a=\"b\", c=d,\tbearer a",
+        ] {
             assert_eq!(presented(&of(&[line.as_bytes()])), Presented::Ambiguous, "{line:?}");
         }
     }

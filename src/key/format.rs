@@ -94,6 +94,25 @@ impl KeyFormat {
         key.expose_secret().chars().take(len).collect()
     }
 
+    /// Whether a text holds what is, or was meant to be, a key of this format:
+    /// the prefix with a good part of a secret, or a whole secret with its
+    /// checksum but without the prefix.
+    pub(crate) fn occurs_in(&self, text: &[u8]) -> bool {
+        /// Fewer letters and digits behind a prefix are a word.
+        const GOOD_PART: usize = 24;
+        let prefix = self.prefix.as_bytes();
+        let alphanumeric =
+            |text: &[u8]| text.iter().take_while(|b| b.is_ascii_alphanumeric()).count();
+        (0..text.len()).filter_map(|start| text.get(start..)).any(|rest| {
+            let behind_prefix = rest.strip_prefix(prefix);
+            if behind_prefix.is_some_and(|rest| alphanumeric(rest) >= GOOD_PART) {
+                return true;
+            }
+            let bare = rest.get(..SECRET_LEN + CHECKSUM_LEN);
+            bare.is_some_and(|secret| self.matches(&[prefix, secret].concat()))
+        })
+    }
+
     fn matches(&self, credential: &[u8]) -> bool {
         if credential.len() != self.key_len() {
             return false;

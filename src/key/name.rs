@@ -52,24 +52,34 @@ impl KeyName {
 }
 
 fn first_forbidden(name: &str) -> Option<char> {
-    let mut before = None;
+    // The last character that can be seen by itself.
+    let mut base = None;
     let mut chars = name.chars().peekable();
     while let Some(c) = chars.next() {
-        let after = chars.peek().copied();
-        let part_of_a_sign = match c {
-            '\u{200C}' | '\u{200D}' => before.is_some_and(joins) && after.is_some_and(joins),
-            // The letters inside the flags of England, Scotland and Wales.
-            '\u{E0020}'..='\u{E007F}' => {
-                before.is_some_and(|b| matches!(b, '\u{1F3F4}' | '\u{E0020}'..='\u{E007E}'))
-            }
-            _ => false,
-        };
-        if !part_of_a_sign && is_hidden(c) {
+        if !is_hidden(c) {
+            base = Some(c);
+        } else if !is_part_of_a_sign(c, base, chars.peek().copied()) {
             return Some(c);
         }
-        before = Some(c);
     }
     None
+}
+
+/// Whether a character that cannot be seen changes how its neighbours look.
+fn is_part_of_a_sign(c: char, base: Option<char>, after: Option<char>) -> bool {
+    let Some(base) = base else { return false };
+    match c {
+        '\u{200C}' | '\u{200D}' => joins(base) && after.is_some_and(joins),
+        '\u{FE00}'..='\u{FE0F}' => {
+            let keycap = matches!(base, '0'..='9' | '#' | '*') && after == Some('\u{20E3}');
+            is_picture(base) || is_ideograph(base) || keycap
+        }
+        '\u{E0100}'..='\u{E01EF}' => is_ideograph(base),
+        '\u{180B}'..='\u{180D}' | '\u{180F}' => matches!(base, '\u{1820}'..='\u{18AA}'),
+        // The letters inside the flags of England, Scotland and Wales.
+        '\u{E0020}'..='\u{E007F}' => base == '\u{1F3F4}',
+        _ => false,
+    }
 }
 
 /// Characters without a visible form of their own (Unicode 16: `Cc`, `Zl`, `Zp`,
@@ -79,18 +89,32 @@ fn is_hidden(c: char) -> bool {
         || matches!(c,
             '\u{00AD}' | '\u{034F}' | '\u{061C}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}'
             | '\u{180B}'..='\u{180F}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
-            | '\u{2060}'..='\u{206F}' | '\u{3164}' | '\u{FEFF}' | '\u{FFA0}'
+            | '\u{2060}'..='\u{206F}' | '\u{2800}' | '\u{3164}' | '\u{FE00}'..='\u{FE0F}'
+            | '\u{FEFF}' | '\u{FFA0}'
             | '\u{FFF0}'..='\u{FFFB}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
 /// Whether a joiner beside this character changes how it looks: scripts from
 /// Arabic to Mongolian, and pictures.
 fn joins(c: char) -> bool {
+    is_picture(c)
+        || matches!(c,
+            '\u{0600}'..='\u{10FF}' | '\u{1700}'..='\u{18AF}' | '\u{1900}'..='\u{1CFF}'
+            | '\u{A800}'..='\u{ABFF}' | '\u{FB50}'..='\u{FDFF}' | '\u{FE70}'..='\u{FEFC}'
+            | '\u{10A00}'..='\u{11FFF}' | '\u{1E900}'..='\u{1E95F}')
+}
+
+fn is_picture(c: char) -> bool {
     matches!(c,
-        '\u{0600}'..='\u{10FF}' | '\u{1700}'..='\u{18AF}' | '\u{1900}'..='\u{1CFF}'
-        | '\u{2190}'..='\u{2BFF}' | '\u{A800}'..='\u{ABFF}' | '\u{FE0F}'
-        | '\u{FB50}'..='\u{FDFF}' | '\u{FE70}'..='\u{FEFC}'
-        | '\u{10A00}'..='\u{11FFF}' | '\u{1E900}'..='\u{1E95F}' | '\u{1F000}'..='\u{1FAFF}')
+        '\u{A9}' | '\u{AE}' | '\u{203C}' | '\u{2049}' | '\u{2122}' | '\u{2139}'
+        | '\u{2190}'..='\u{27FF}' | '\u{2900}'..='\u{2BFF}' | '\u{3030}' | '\u{303D}' | '\u{3297}'
+        | '\u{3299}' | '\u{1F000}'..='\u{1FAFF}')
+}
+
+fn is_ideograph(c: char) -> bool {
+    matches!(c,
+        '\u{3000}'..='\u{303F}' | '\u{3400}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}'
+        | '\u{20000}'..='\u{3FFFF}')
 }
 
 impl FromStr for KeyName {
@@ -150,6 +174,8 @@ mod tests {
             "🏴󠁧󠁢󠁥󠁮󠁧󠁿",
             "a  b",
             "<img src=x onerror=alert(1)>",
+            "葛󠄀城",
+            "👍🏽",
             "e\u{301}",
             "1️⃣",
         ] {
@@ -178,6 +204,8 @@ mod tests {
             '\u{2069}',
             '\u{feff}',
             '\u{ad}',
+            '\u{fe0f}',
+            '\u{2800}',
             '\u{61c}',
             '\u{180e}',
             '\u{3164}',

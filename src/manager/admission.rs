@@ -11,9 +11,8 @@ use crate::audit::record::{AuditEvent, AuditRecord, Outcome, RequestEvent};
 use crate::audit::writer::{AuditWriter, Reserved};
 use crate::clock::Timestamp;
 use crate::manager::KeyManager;
-use crate::manager::endpoint::endpoint;
+use crate::manager::endpoint::{endpoint, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
-use crate::text::truncate;
 
 /// What the audit log is to say about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +27,8 @@ pub struct RequestInfo {
 
 impl KeyManager {
     /// Admits a request, or refuses it; either way, a request with a known key
-    /// leaves one audit record. The tower layer is built on this, and so can be
+    /// leaves one audit record, unless it is refused because there is no room for
+    /// one. The tower layer is built on this, and so can be
     /// the middleware of another framework.
     ///
     /// ```
@@ -84,8 +84,8 @@ impl KeyManager {
         };
         let request = request();
         let event = RequestEvent {
-            method: bounded(request.method),
-            endpoint: endpoint(&request.path, self.format().prefix()),
+            method: method(request.method, self.format()),
+            endpoint: endpoint(&request.path, self.format()),
             ip: request.ip,
             country: None,
             status,
@@ -156,17 +156,6 @@ impl KeyManager {
         }
         Ok(entry)
     }
-}
-
-/// Nobody has a longer method; some client may claim one.
-fn bounded(method: Cow<'static, str>) -> Cow<'static, str> {
-    const LONGEST: usize = 32;
-    if method.len() <= LONGEST {
-        return method;
-    }
-    let mut method = method.into_owned();
-    truncate(&mut method, LONGEST);
-    method.into()
 }
 
 /// A request that was let in. Say how it ended with [`Admission::finish`]; one

@@ -1,19 +1,22 @@
 //! The path of a request as the audit log shows it: visible, bounded, without keys.
 
+use std::borrow::Cow;
+
 use crate::audit::record::RequestEvent;
+use crate::key::format::KeyFormat;
 use crate::text::truncate;
 
-/// Fewer letters and digits behind a prefix are a word, not a key.
-const SHORTEST_KEY: usize = 24;
+/// A shorter text has no room for a prefix and a good part of a secret.
+const SHORTEST_LEAK: usize = 24;
 const REDACTED: &str = "[REDACTED]";
 const CUT: &str = "…";
 
 /// Shows a path. A segment that holds what looks like a key of this service is
 /// blotted out; bytes that are no visible ASCII are percent-encoded, as
 /// RFC 3986 wants them; what is too long is cut off.
-pub(super) fn endpoint(path: &str, prefix: &str) -> Box<str> {
+pub(super) fn endpoint(path: &str, format: &KeyFormat) -> Box<str> {
     let plain = path.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
-    if plain && path.len() <= RequestEvent::MAX_ENDPOINT_LEN && !path.contains(prefix) {
+    if plain && path.len() < SHORTEST_LEAK {
         return path.into();
     }
     let mut shown = String::with_capacity(path.len());
@@ -21,39 +24,52 @@ pub(super) fn endpoint(path: &str, prefix: &str) -> Box<str> {
         if position > 0 {
             shown.push('/');
         }
-        if holds_key(segment, prefix) {
+        if holds_key(segment, format) {
             shown.push_str(REDACTED);
         } else {
             push_visible(&mut shown, segment);
         }
-    }
-    if shown.len() > RequestEvent::MAX_ENDPOINT_LEN {
-        truncate(&mut shown, RequestEvent::MAX_ENDPOINT_LEN - CUT.len());
-        shown.push_str(CUT);
+        if shown.len() > RequestEvent::MAX_ENDPOINT_LEN {
+            truncate(&mut shown, RequestEvent::MAX_ENDPOINT_LEN - CUT.len());
+            shown.push_str(CUT);
+            break;
+        }
     }
     shown.into_boxed_str()
 }
 
-fn holds_key(segment: &str, prefix: &str) -> bool {
-    let decoded = percent_decoded(segment);
-    let mut rest = decoded.as_slice();
-    loop {
-        if let Some(after) = rest.strip_prefix(prefix.as_bytes())
-            && after.iter().take_while(|b| b.is_ascii_alphanumeric()).count() >= SHORTEST_KEY
-        {
-            return true;
-        }
-        match rest.split_first() {
-            Some((_, next)) => rest = next,
-            None => return false,
+/// Shows a method: bounded, and without a key that was sent in its place.
+pub(super) fn method(method: Cow<'static, str>, format: &KeyFormat) -> Cow<'static, str> {
+    const LONGEST: usize = 32;
+    match method {
+        Cow::Borrowed(_) => method,
+        Cow::Owned(unknown) if holds_key(&unknown, format) => REDACTED.into(),
+        Cow::Owned(mut unknown) => {
+            truncate(&mut unknown, LONGEST);
+            unknown.into()
         }
     }
 }
 
-fn percent_decoded(text: &str) -> Vec<u8> {
+fn holds_key(text: &str, format: &KeyFormat) -> bool {
+    if text.len() < SHORTEST_LEAK {
+        return false;
+    }
+    // Encoded more than once, it is still a key to whoever reads the log.
+    let mut decoded = text.as_bytes().to_vec();
+    for _ in 0..3 {
+        if format.occurs_in(&decoded) {
+            return true;
+        }
+        decoded = percent_decoded(&decoded);
+    }
+    format.occurs_in(&decoded)
+}
+
+fn percent_decoded(text: &[u8]) -> Vec<u8> {
     let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((first, after)) = rest.split_first() {
         let escaped = match (first, after) {
             (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
@@ -89,7 +105,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn shown(path: &str) -> String {
-        endpoint(path, "vsp_sk_").into()
+        endpoint(path, &KeyFormat::default()).into()
     }
 
     #[test]
@@ -103,11 +119,27 @@ mod tests {
             key.replace('_', "%5F"),
             encoded,
             key[..31].to_owned(),
+            key.replace('v', "%2576"),
         ] {
             assert_eq!(shown(&format!("/{hidden}/z")), "/[REDACTED]/z", "{hidden}");
         }
         assert_eq!(shown("/docs/vsp_sk_example"), "/docs/vsp_sk_example");
-        assert_eq!(&*endpoint("/data_export", "a_"), "/data_export");
+        let format = KeyFormat::new("a_").unwrap();
+        assert_eq!(&*endpoint("/data_export", &format), "/data_export");
+        let hash = format!("/objects/{}", "0a1b".repeat(16));
+        assert_eq!(shown(&hash), hash);
+    }
+
+    #[test]
+    fn case_39_a_secret_without_its_prefix_and_a_key_as_a_method_are_blotted_out() {
+        let format = KeyFormat::default();
+        let key = format.generate(&crate::random::SystemRandom).unwrap();
+        let secret = &key.expose_secret()[7..];
+        assert_eq!(shown(&format!("/v1/{secret}")), "/v1/[REDACTED]");
+        let sent = Cow::Owned(key.expose_secret().to_owned());
+        assert_eq!(method(sent, &format), "[REDACTED]");
+        assert_eq!(method(Cow::Owned("A".repeat(50)), &format), "A".repeat(32));
+        assert_eq!(method("GET".into(), &format), "GET");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,13 +27,12 @@ const BATCH: usize = 1_000;
 type Uses = HashMap<KeyId, Timestamp, BuildUniformHasher>;
 
 /// Notes uses and has them written by a task of its own.
-#[derive(Debug)]
 pub(crate) struct LastUses {
     shared: Arc<Shared>,
     runtime: Arc<dyn Runtime>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
     shards: [Shard; SHARDS],
     /// Set by the first use after a flush.
@@ -47,7 +47,7 @@ struct Shared {
 }
 
 /// On a cache line of its own, so that threads do not slow each other.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[repr(align(128))]
 struct Shard(Mutex<Uses>);
 
@@ -100,6 +100,12 @@ impl LastUses {
             tracing::error!(unwritten, "last-used times were not written");
         }
         unwritten
+    }
+}
+
+impl fmt::Debug for LastUses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LastUses").finish_non_exhaustive()
     }
 }
 

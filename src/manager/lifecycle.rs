@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::allowlist::Allowlist;
+use crate::audit::delivery::DeliveryError;
 use crate::audit::log::{AuditPage, AuditQuery};
 use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
+use crate::audit::writer::Reserved;
 use crate::key::id::KeyId;
 use crate::key::secret::PlaintextKey;
 use crate::manager::KeyManager;
@@ -153,7 +155,12 @@ impl KeyManager {
                     break;
                 }
             };
-            let Some(changed) = patch.apply(&current) else { return Ok(current) };
+            let Some(changed) = patch.apply(&current) else {
+                if begun {
+                    self.note_abandoned(actor, *id, ChangeAction::Updated).await;
+                }
+                return Ok(current);
+            };
             if !begun {
                 self.audit(actor, *id, ChangeAction::Updated, ChangePhase::Begun).await?;
                 begun = true;
@@ -254,7 +261,8 @@ impl KeyManager {
         Ok(())
     }
 
-    /// Returns once the record is durable.
+    /// Returns once the record is durable. One of a change that is not made for
+    /// want of it, and that turns up all the same, is followed by its opposite.
     async fn audit(
         &self,
         actor: &Actor,
@@ -263,14 +271,28 @@ impl KeyManager {
         phase: ChangePhase,
     ) -> Result<(), ManageError> {
         let Some(audit) = &self.inner.audit else { return Ok(()) };
-        let record = AuditRecord {
+        let written = audit.write(self.change_record(actor, key, action, phase)).await;
+        if written == Err(DeliveryError::TimedOut) && phase == ChangePhase::Begun {
+            let abandoned = self.change_record(actor, key, action, ChangePhase::Abandoned);
+            audit.enqueue(Reserved::None, abandoned);
+        }
+        Ok(written?)
+    }
+
+    fn change_record(
+        &self,
+        actor: &Actor,
+        key: KeyId,
+        action: ChangeAction,
+        phase: ChangePhase,
+    ) -> AuditRecord {
+        AuditRecord {
             id: self.inner.audit_ids.next(),
             at: self.now(),
             org: actor.org().clone(),
             key,
             event: AuditEvent::Change(ChangeEvent { actor: actor.shared_name(), action, phase }),
-        };
-        Ok(audit.write(record).await?)
+        }
     }
 
     /// Records that a change did not happen, where the store's error says so.

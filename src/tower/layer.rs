@@ -24,6 +24,9 @@ use crate::tower::service::ApiKeyService;
 /// | address not on the key's allowlist | 403 |
 /// | store or audit log unavailable | 503 with `Retry-After` |
 ///
+/// Give a nested axum router that it guards a `fallback` of its own: axum answers
+/// the paths that it has no route for past the layer otherwise.
+///
 /// The client's address is that of the peer, which the server has to supply: as
 /// axum's `ConnectInfo<SocketAddr>` (feature `axum`), or as [`PeerAddr`] in the
 /// request's extensions. Without it only keys without an allowlist get in. Behind
