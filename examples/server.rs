@@ -4,7 +4,7 @@
 //! | variable | default | |
 //! |---|---|---|
 //! | `KEYGATE_ADDR` | `127.0.0.1:3000` | where to listen |
-//! | `KEYGATE_STORE` | `sqlite:keygate.db` | or `memory:`; PostgreSQL is not there yet |
+//! | `KEYGATE_STORE` | `sqlite:keygate.db` | or `memory:`, or `postgres://…` |
 //! | `KEYGATE_AUDIT` | `buffered` | or `strict` |
 //! | `KEYGATE_TRUSTED_PROXIES` | none | comma-separated addresses and CIDR ranges |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
@@ -24,7 +24,8 @@ use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
-    MemoryAuditLog, MemoryStore, Network, OrgId, ProxyHeader, SqliteStore, VerifiedKey,
+    MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader, SqliteStore,
+    VerifiedKey,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -42,7 +43,7 @@ const FAREWELL: Duration = Duration::from_secs(4);
 async fn main() -> Result<(), Failure> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let keys = key_manager()?;
+    let keys = key_manager().await?;
     let client_ip = ClientIp::behind(trusted_proxies()?, ProxyHeader::XForwardedFor);
 
     let api = Router::new()
@@ -86,7 +87,7 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn key_manager() -> Result<KeyManager, Failure> {
+async fn key_manager() -> Result<KeyManager, Failure> {
     if !variable("KEYGATE_GEOIP", "")?.is_empty() {
         return Err("KEYGATE_GEOIP: countries are not there yet".into());
     }
@@ -98,22 +99,29 @@ fn key_manager() -> Result<KeyManager, Failure> {
     let prefix = variable("KEYGATE_KEY_PREFIX", KeyFormat::DEFAULT_PREFIX)?;
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
-    Ok(store()?.delivery(delivery).format(format).build()?)
+    Ok(store().await?.delivery(delivery).format(format).build()?)
 }
 
-fn store() -> Result<KeyManagerBuilder, Failure> {
+async fn store() -> Result<KeyManagerBuilder, Failure> {
     let url = variable("KEYGATE_STORE", "sqlite:keygate.db")?;
-    println!("store: {url}");
-    if url == "memory:" {
-        let audit = Arc::new(MemoryAuditLog::new());
-        return Ok(KeyManager::builder(MemoryStore::new()).audit(audit));
+    let scheme = url.split(':').next().unwrap_or_default();
+    println!("store: {}", if scheme == "sqlite" { &url } else { scheme });
+    match scheme {
+        "memory" if url == "memory:" => {
+            let audit = Arc::new(MemoryAuditLog::new());
+            Ok(KeyManager::builder(MemoryStore::new()).audit(audit))
+        }
+        "sqlite" => {
+            let store = SqliteStore::open(&url).map_err(|e| format!("KEYGATE_STORE: {e}"))?;
+            Ok(KeyManager::builder(store.clone()).audit(Arc::new(store)))
+        }
+        "postgres" | "postgresql" => {
+            let store = PostgresStore::connect(&url).await;
+            let store = store.map_err(|e| format!("KEYGATE_STORE: {e}"))?;
+            Ok(KeyManager::builder(store.clone()).audit(Arc::new(store)))
+        }
+        _ => Err("KEYGATE_STORE: must be memory:, sqlite:<path> or postgres://…".into()),
     }
-    if !url.starts_with("sqlite:") {
-        let problem = "must be memory: or sqlite:<path>; PostgreSQL is not there yet";
-        return Err(format!("KEYGATE_STORE={url}: {problem}").into());
-    }
-    let store = SqliteStore::open(&url).map_err(|e| format!("KEYGATE_STORE: {e}"))?;
-    Ok(KeyManager::builder(store.clone()).audit(Arc::new(store)))
 }
 
 fn trusted_proxies() -> Result<Vec<Network>, Failure> {

@@ -110,6 +110,8 @@ let report = keygate::conformance::check_store(|| async {
 //! | `axum` | the layer knows axum's peer address and nesting; the [`VerifiedKey`] extractor |
 //! | `admin` | [`admin::router`], the management API |
 //! | `sqlite` | [`SqliteStore`]: keys and audit records in one file |
+//! | `postgres` | [`PostgresStore`]: keys and audit records that many processes share |
+//! | `postgres-tls` | its connections may be encrypted, by rustls |
 //! | `conformance` | the test suite for stores and audit logs |
 //!
 //! # What goes where
@@ -187,6 +189,9 @@ pub use crate::runtime::{BoxFuture, Runtime};
 pub use crate::store::conformance;
 pub use crate::store::contract::{KeyStore, StoreError};
 pub use crate::store::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use crate::store::postgres::{PostgresOpenError, PostgresOptions, PostgresStore};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use crate::store::sqlite::{SqliteOpenError, SqliteStore};

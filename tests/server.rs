@@ -15,7 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -55,8 +55,13 @@ struct Server {
 
 impl Server {
     fn start(env: &[(&str, &str)]) -> Self {
+        Self::start_in(&std::env::current_dir().unwrap(), env)
+    }
+
+    /// Starts with that working directory.
+    fn start_in(folder: &Path, env: &[(&str, &str)]) -> Self {
         let env: Vec<_> = env.iter().map(|(name, value)| (*name, OsStr::new(value))).collect();
-        let mut child = command(&env).spawn().unwrap();
+        let mut child = command(&env).current_dir(folder).spawn().unwrap();
         let output = Arc::<Mutex<String>>::default();
         let readers = vec![
             copy_lines(child.stdout.take().unwrap(), &output),
@@ -877,4 +882,72 @@ fn a_setting_that_is_no_text_is_not_taken_for_none() {
         let said = complaint(name, &OsString::from_vec(b"strict\xff".to_vec()));
         assert!(said.contains(name), "{name}: {said}");
     }
+}
+
+// --------------------------------------------------------------------- restarts
+
+#[test]
+fn keys_audit_log_and_last_use_survive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    // The default: `keygate.db` in the working directory.
+    let settings = [("KEYGATE_STORE", "")];
+    let server = Server::start_in(folder.path(), &settings);
+    let key = Key::named(&server, "lasting");
+    let revoked = Key::named(&server, "revoked");
+    assert_eq!(revoked.patch(&server, &json!({ "status": "revoked" })).status, 200);
+    assert_eq!((key.status(&server), revoked.status(&server)), (200, 401));
+    assert_eq!(key.ask(&server, "GET", "/v1/status/418", &[]).status, 418);
+    // No waiting for the queues: stopping drains them.
+    let (status, output) = server.stop();
+    assert!(status.success(), "{output}");
+    assert!(output.contains("store: sqlite:keygate.db"), "{output}");
+    assert!(folder.path().join("keygate.db").exists());
+
+    let file = format!("sqlite:{}", folder.path().join("keygate.db").display());
+    for settings in [settings, [("KEYGATE_STORE", &*file)]] {
+        let server = Server::start_in(folder.path(), &settings);
+        let shown = server.client().ask("GET", &key.path(), &[]).json();
+        assert_eq!((&shown["name"], &shown["revision"]), (&json!("lasting"), &json!(1)));
+        assert!(is_time(&shown["last_used_at"]), "{shown}");
+        let records = key.records(&server);
+        let statuses: Vec<_> = records.iter().rev().map(|record| &record["status"]).collect();
+        assert_eq!(statuses[..2], [&json!(200), &json!(418)], "{records:?}");
+        assert_eq!(revoked.records(&server)[0]["outcome"], "revoked");
+        // As after any other pause, the key works and the revoked one does not.
+        assert_eq!((key.status(&server), revoked.status(&server)), (200, 401));
+        assert_eq!(
+            server.client().ask("GET", KEYS, &[]).json()["keys"].as_array().unwrap().len(),
+            2
+        );
+        let (status, output) = server.stop();
+        assert!(status.success(), "{output}");
+        assert_no_leak("the output", &output, &key.secret);
+        let file = std::fs::read(folder.path().join("keygate.db")).unwrap();
+        assert_no_leak("the file", &String::from_utf8_lossy(&file), &key.secret);
+    }
+}
+
+#[test]
+fn a_killed_server_has_lost_no_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [("KEYGATE_STORE", ""), AUDIT_STRICT];
+    let server = Server::start_in(folder.path(), &settings);
+    let key = Key::named(&server, "lasting");
+    assert_eq!(key.status(&server), 200);
+    server.signal("-KILL");
+    assert!(!server.ended().0.success());
+    let server = Server::start_in(folder.path(), &settings);
+    assert_eq!(key.records(&server).len(), 1, "a strict record is durable");
+    assert_eq!(key.status(&server), 200);
+}
+
+#[test]
+fn a_file_of_somebody_else_keeps_the_server_from_starting_and_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notes.txt");
+    std::fs::write(&path, "somebody's notes").unwrap();
+    let said = complaint("KEYGATE_STORE", OsStr::new(&format!("sqlite:{}", path.display())));
+    assert!(said.contains("KEYGATE_STORE") && said.contains("notes.txt"), "{said}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"somebody's notes");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

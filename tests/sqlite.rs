@@ -5,8 +5,25 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stdout,
     reason = "tests"
 )]
+
+mod sqlite_support;
+
+#[path = "sqlite_support/damage.rs"]
+mod damage;
+#[path = "sqlite_support/full.rs"]
+mod full;
+#[path = "sqlite_support/large.rs"]
+mod large;
+#[path = "sqlite_support/locked.rs"]
+mod locked;
+#[cfg(unix)]
+#[path = "sqlite_support/opening.rs"]
+mod opening;
+#[path = "sqlite_support/races.rs"]
+mod races;
 
 use keygate::SqliteStore;
 use keygate::conformance::{self, TwoHandles};

@@ -4,5 +4,7 @@
 pub mod conformance;
 pub(crate) mod contract;
 pub(crate) mod memory;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;

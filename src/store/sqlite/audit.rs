@@ -15,7 +15,7 @@ use crate::store::sqlite::Outcome;
 use crate::store::sqlite::columns::Columns;
 
 /// As many rows of a table are purged in one transaction.
-const PURGE_BATCH: i64 = 5_000;
+const PURGE_BATCH: i64 = 1_000;
 
 /// Writes the batch; a record that is there already stays as it is.
 pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {

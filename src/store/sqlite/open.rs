@@ -2,8 +2,8 @@
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use std::{fs, io};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
@@ -39,16 +39,43 @@ pub(super) fn file_path(path: &Path) -> Result<PathBuf, SqliteOpenError> {
 /// schema up to date.
 pub(super) fn prepare(path: &Path) -> Result<Connection, SqliteOpenError> {
     create_private(path).map_err(|source| SqliteOpenError::cannot_open(path, source))?;
+    // SQLite takes a single byte for an empty file, and would write over it. The
+    // file is not opened for that: closing it would give up the locks that other
+    // connections of this process hold.
+    if fs::metadata(path).is_ok_and(|file| file.len() == 1) {
+        return Err(SqliteOpenError::NotKeygate { path: path.to_owned() });
+    }
     let mut connection = connect(path, BUSY_TIMEOUT)?;
-    schema::migrate(&mut connection, path)?;
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
-    let mode: String =
-        connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
+    if connection.is_readonly("main").map_err(failed)? {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        return Err(SqliteOpenError::cannot_open(path, denied));
+    }
+    schema::migrate(&mut connection, path)?;
+    let mode = write_ahead(&connection).map_err(failed)?;
     if mode != "wal" {
         let reason = format!("its journal mode is {mode} and cannot be set to WAL");
         return Err(SqliteOpenError::cannot_open(path, reason));
     }
     Ok(connection)
+}
+
+/// Sets the journal mode, and says which it is now. SQLite does not wait here
+/// for others who are opening the file.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<String> {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let give_up = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < give_up =>
+            {
+                thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Opens another connection to a file that [`prepare`] has seen.
@@ -97,8 +124,10 @@ pub enum SqliteOpenError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The file holds something else than keys.
-    #[error("{path} is no keygate database; give another path, nothing was changed")]
+    /// The file holds something else than keys, or is damaged.
+    #[error(
+        "{path} is no keygate database, or a damaged one; give another path or restore it from a backup, nothing was changed"
+    )]
     NotKeygate {
         /// The file.
         path: PathBuf,

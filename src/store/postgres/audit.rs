@@ -1,0 +1,225 @@
+//! The statements over audit records.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::audit::country::CountryCode;
+use crate::audit::log::{AuditPage, AuditQuery, AuditScope, Position};
+use crate::audit::record::{
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome as Ending,
+    RequestEvent,
+};
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::store::postgres::Outcome;
+use crate::store::postgres::columns::{Columns, escaped, plain};
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::keys::uuid;
+use crate::store::postgres::pool::{Again, Pool};
+use crate::store::postgres::statements::Sql;
+
+/// As many rows of a table are purged in one transaction.
+const PURGE_BATCH: i64 = 5_000;
+
+/// Writes the batch; a record that is there already stays as it is, so that the
+/// whole may be sent again.
+pub(super) async fn record(pool: &Pool, batch: &[AuditRecord]) -> Outcome<()> {
+    let mut sorted: Vec<&AuditRecord> = batch.iter().collect();
+    // Two batches with the same records insert them in the same order, and so
+    // do not deadlock.
+    sorted.sort_unstable_by_key(|r| (r.key.to_bytes(), r.at, r.id));
+    let (mut requests, mut changes) = (Requests::default(), Changes::default());
+    for record in sorted {
+        match &record.event {
+            AuditEvent::Request(request) => requests.push(record, request),
+            AuditEvent::Change(change) => changes.push(record, change),
+        }
+    }
+    requests.write(pool).await?;
+    changes.write(pool).await
+}
+
+/// What every record has, column by column.
+#[derive(Default)]
+struct Heads<'a> {
+    keys: Vec<Uuid>,
+    times: Vec<i64>,
+    ids: Vec<Uuid>,
+    orgs: Vec<&'a str>,
+}
+
+impl<'a> Heads<'a> {
+    fn push(&mut self, record: &'a AuditRecord) {
+        self.keys.push(uuid(record.key));
+        self.times.push(record.at.unix_micros());
+        self.ids.push(Uuid::from_bytes(record.id.to_bytes()));
+        self.orgs.push(record.org.as_str());
+    }
+}
+
+#[derive(Default)]
+struct Requests<'a> {
+    heads: Heads<'a>,
+    methods: Vec<Cow<'a, str>>,
+    endpoints: Vec<Cow<'a, str>>,
+    ips: Vec<Option<IpAddr>>,
+    countries: Vec<Option<&'a str>>,
+    statuses: Vec<Option<i32>>,
+    outcomes: Vec<&'static str>,
+}
+
+impl<'a> Requests<'a> {
+    fn push(&mut self, record: &'a AuditRecord, request: &'a RequestEvent) {
+        self.heads.push(record);
+        self.methods.push(escaped(&request.method));
+        self.endpoints.push(escaped(&request.endpoint));
+        self.ips.push(request.ip);
+        self.countries.push(request.country.as_ref().map(CountryCode::as_str));
+        self.statuses.push(request.status.map(i32::from));
+        self.outcomes.push(request.outcome.as_str());
+    }
+
+    async fn write(&self, pool: &Pool) -> Outcome<()> {
+        if self.heads.ids.is_empty() {
+            return Ok(());
+        }
+        let parameters = [
+            (&self.heads.keys as _, Type::UUID_ARRAY),
+            (&self.heads.times as _, Type::INT8_ARRAY),
+            (&self.heads.ids as _, Type::UUID_ARRAY),
+            (&self.heads.orgs as _, Type::TEXT_ARRAY),
+            (&self.methods as _, Type::TEXT_ARRAY),
+            (&self.endpoints as _, Type::TEXT_ARRAY),
+            (&self.ips as _, Type::INET_ARRAY),
+            (&self.countries as _, Type::TEXT_ARRAY),
+            (&self.statuses as _, Type::INT4_ARRAY),
+            (&self.outcomes as _, Type::TEXT_ARRAY),
+        ];
+        pool.query(Again::WhenLost, Sql::RecordRequests, &parameters).await?;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Changes<'a> {
+    heads: Heads<'a>,
+    actors: Vec<Cow<'a, str>>,
+    actions: Vec<&'static str>,
+    phases: Vec<&'static str>,
+}
+
+impl<'a> Changes<'a> {
+    fn push(&mut self, record: &'a AuditRecord, change: &'a ChangeEvent) {
+        self.heads.push(record);
+        self.actors.push(escaped(&change.actor));
+        self.actions.push(change.action.as_str());
+        self.phases.push(change.phase.as_str());
+    }
+
+    async fn write(&self, pool: &Pool) -> Outcome<()> {
+        if self.heads.ids.is_empty() {
+            return Ok(());
+        }
+        let parameters = [
+            (&self.heads.keys as _, Type::UUID_ARRAY),
+            (&self.heads.times as _, Type::INT8_ARRAY),
+            (&self.heads.ids as _, Type::UUID_ARRAY),
+            (&self.heads.orgs as _, Type::TEXT_ARRAY),
+            (&self.actors as _, Type::TEXT_ARRAY),
+            (&self.actions as _, Type::TEXT_ARRAY),
+            (&self.phases as _, Type::TEXT_ARRAY),
+        ];
+        pool.query(Again::WhenLost, Sql::RecordChanges, &parameters).await?;
+        Ok(())
+    }
+}
+
+pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> {
+    let (before, after, key) = match query.scope {
+        AuditScope::KeyRequests(key) => {
+            (Sql::KeyRequestsBefore, Sql::KeyRequestsAfter, Some(uuid(key)))
+        }
+        AuditScope::KeyChanges(key) => {
+            (Sql::KeyChangesBefore, Sql::KeyChangesAfter, Some(uuid(key)))
+        }
+        AuditScope::OrgChanges => (Sql::OrgChangesBefore, Sql::OrgChangesAfter, None),
+    };
+    let (statement, at, id) = match query.position {
+        // No record is as late as this.
+        Position::Newest => (before, i64::MAX, Uuid::max()),
+        Position::Before(c) => (before, c.at().unix_micros(), Uuid::from_bytes(c.id().to_bytes())),
+        Position::After(c) => (after, c.at().unix_micros(), Uuid::from_bytes(c.id().to_bytes())),
+    };
+    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let parameters = [
+        (&query.org.as_str() as _, Type::TEXT),
+        (&key as _, Type::UUID),
+        (&at as _, Type::INT8),
+        (&id as _, Type::UUID),
+        (&limit as _, Type::INT8),
+    ];
+    let rows = pool.query(Again::WhenLost, statement, &parameters).await?;
+    let read = match query.scope {
+        AuditScope::KeyRequests(_) => request,
+        AuditScope::KeyChanges(_) | AuditScope::OrgChanges => change,
+    };
+    let fetched: Outcome<Vec<AuditRecord>> = rows.iter().map(read).collect();
+    Ok(AuditPage::assemble(query, fetched?))
+}
+
+/// Removes some of the records from before that instant, and says how many.
+pub(super) async fn purge(db: &Connection, before: Timestamp) -> Outcome<u64> {
+    let mut purged = 0;
+    for statement in [Sql::PurgeRequests, Sql::PurgeChanges] {
+        let parameters =
+            [(&before.unix_micros() as _, Type::INT8), (&PURGE_BATCH as _, Type::INT8)];
+        let rows = db.query(statement, &parameters).await?;
+        for row in &rows {
+            let columns = Columns { row, name: "answer" };
+            purged += columns.value("purged", |n: i64| u64::try_from(n).ok())?;
+        }
+    }
+    Ok(purged)
+}
+
+fn request(row: &Row) -> Outcome<AuditRecord> {
+    let columns = Columns { row, name: "request" };
+    record_of(
+        columns,
+        AuditEvent::Request(RequestEvent {
+            method: columns.text("method", |text| Some(plain(text).into_owned().into()))?,
+            endpoint: columns.text("endpoint", |text| Some(plain(text).into()))?,
+            ip: columns.optional("ip", Some)?,
+            country: columns.optional("country", |text: &str| CountryCode::new(text))?,
+            status: columns.optional("status", |status: i32| u16::try_from(status).ok())?,
+            outcome: columns.text("outcome", Ending::parse)?,
+        }),
+    )
+}
+
+fn change(row: &Row) -> Outcome<AuditRecord> {
+    let columns = Columns { row, name: "change" };
+    record_of(
+        columns,
+        AuditEvent::Change(ChangeEvent {
+            actor: columns.text("actor", |text| Some(plain(text).into()))?,
+            action: columns.text("action", ChangeAction::parse)?,
+            phase: columns.text("phase", ChangePhase::parse)?,
+        }),
+    )
+}
+
+fn record_of(columns: Columns<'_>, event: AuditEvent) -> Outcome<AuditRecord> {
+    Ok(AuditRecord {
+        id: AuditId::from_bytes(columns.bytes16("id")?),
+        at: columns.instant("at")?,
+        org: columns.text("org", |org| OrgId::new(org).ok())?,
+        key: KeyId::from_bytes(columns.bytes16("key")?),
+        event,
+    })
+}

@@ -1,0 +1,112 @@
+//! Values as they are stored, and what is said of one that cannot be read.
+
+use std::borrow::Cow;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::FromSql;
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::store::postgres::Outcome;
+use crate::store::postgres::error::Fault;
+
+/// One row of a table whose rows are called `name`.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    pub(super) row: &'a Row,
+    pub(super) name: &'static str,
+}
+
+impl<'a> Columns<'a> {
+    /// Reads a column, and makes something of it.
+    pub(super) fn value<V: FromSql<'a>, T>(
+        self,
+        column: &'static str,
+        parse: impl FnOnce(V) -> Option<T>,
+    ) -> Outcome<T> {
+        let value = self.row.try_get(column).ok();
+        value.and_then(parse).ok_or(Fault::Unreadable { row: self.name, column })
+    }
+
+    pub(super) fn optional<V: FromSql<'a>, T>(
+        self,
+        column: &'static str,
+        parse: impl FnOnce(V) -> Option<T>,
+    ) -> Outcome<Option<T>> {
+        self.value(column, |value: Option<V>| match value {
+            None => Some(None),
+            Some(value) => parse(value).map(Some),
+        })
+    }
+
+    pub(super) fn text<T>(
+        self,
+        column: &'static str,
+        parse: impl FnOnce(&'a str) -> Option<T>,
+    ) -> Outcome<T> {
+        self.value(column, parse)
+    }
+
+    pub(super) fn bytes16(self, column: &'static str) -> Outcome<[u8; 16]> {
+        self.value(column, |id: Uuid| Some(id.into_bytes()))
+    }
+
+    pub(super) fn instant(self, column: &'static str) -> Outcome<Timestamp> {
+        self.value(column, Timestamp::from_unix_micros)
+    }
+
+    pub(super) fn optional_instant(self, column: &'static str) -> Outcome<Option<Timestamp>> {
+        self.optional(column, Timestamp::from_unix_micros)
+    }
+}
+
+/// Begins a pair that stands for one character: a code point that is no
+/// character, so that hardly any text holds it.
+const ESCAPE: char = '\u{FDD0}';
+
+/// The text as PostgreSQL can hold it: without U+0000.
+pub(super) fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\0', ESCAPE]) {
+        return Cow::Borrowed(text);
+    }
+    let mut stored = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '\0' => stored.extend([ESCAPE, '0']),
+            ESCAPE => stored.extend([ESCAPE, '1']),
+            c => stored.push(c),
+        }
+    }
+    Cow::Owned(stored)
+}
+
+/// Reads what [`escaped`] wrote.
+pub(super) fn plain(stored: &str) -> Cow<'_, str> {
+    if !stored.contains(ESCAPE) {
+        return Cow::Borrowed(stored);
+    }
+    let mut text = String::with_capacity(stored.len());
+    let mut chars = stored.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ESCAPE if chars.next() == Some('0') => text.push('\0'),
+            c => text.push(c),
+        }
+    }
+    Cow::Owned(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_text_comes_back_and_is_stored_without_nul(text in "[\\x00\u{FDD0}01a]{0,12}|\\PC{0,6}") {
+            let stored = escaped(&text);
+            prop_assert!(!stored.contains('\0'));
+            prop_assert_eq!(plain(&stored), text.as_str());
+        }
+    }
+}

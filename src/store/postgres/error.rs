@@ -1,0 +1,118 @@
+//! PostgreSQL's errors, sorted into those of the store and of the audit log.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio_postgres::error::SqlState;
+
+use crate::audit::sink::AuditError;
+use crate::store::contract::StoreError;
+
+/// What went wrong with a statement.
+#[derive(Debug, Error)]
+pub(super) enum Fault {
+    #[error("the limit of keys is reached")]
+    LimitReached,
+    #[error("no such key")]
+    NotFound,
+    #[error("another change came first")]
+    Conflict,
+    #[error("column {column} of a stored {row} cannot be read")]
+    Unreadable { row: &'static str, column: &'static str },
+    #[error(transparent)]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("the database did not answer within {0:?}")]
+    Late(Duration),
+    #[error("no connection to the database within {waited:?}: {reason}")]
+    NoConnection { waited: Duration, reason: String },
+    #[error("the runtime that the store was opened on has ended")]
+    Ended,
+}
+
+impl Fault {
+    /// Whether the connection is of no further use: it is lost, its server is
+    /// no longer the primary or going down, or a pooler has put it in front of
+    /// another server session than the one that knows our statements.
+    pub(super) fn costs_the_connection(&self) -> bool {
+        let Self::Postgres(error) = self else { return matches!(self, Self::Late(_)) };
+        let Some(db) = error.as_db_error() else { return !is_about_a_value(error) };
+        matches!(db.severity(), "FATAL" | "PANIC")
+            || [
+                SqlState::READ_ONLY_SQL_TRANSACTION,
+                SqlState::ADMIN_SHUTDOWN,
+                SqlState::CRASH_SHUTDOWN,
+                SqlState::CANNOT_CONNECT_NOW,
+                SqlState::INVALID_SQL_STATEMENT_NAME,
+                SqlState::DUPLICATE_PSTATEMENT,
+                SqlState::FEATURE_NOT_SUPPORTED,
+                SqlState::PROTOCOL_VIOLATION,
+            ]
+            .contains(db.code())
+    }
+
+    /// Whether the server says that nothing was changed, and the same may succeed
+    /// at once or over another connection.
+    pub(super) fn changed_nothing(&self) -> bool {
+        let codes = [
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+            SqlState::INVALID_SQL_STATEMENT_NAME,
+            SqlState::DUPLICATE_PSTATEMENT,
+            SqlState::FEATURE_NOT_SUPPORTED,
+        ];
+        self.code().is_some_and(|code| codes.contains(code))
+    }
+
+    pub(super) fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Postgres(error) => error.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether trying again could be of use.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Late(_) | Self::NoConnection { .. } | Self::Ended => true,
+            // Classes: 22 is a value that does not fit, 23 a constraint.
+            Self::Postgres(error) => match error.code() {
+                Some(code) => !matches!(code.code().get(..2), Some("22" | "23")),
+                None => !is_about_a_value(error),
+            },
+            _ => false,
+        }
+    }
+
+    fn is_constraint(&self) -> bool {
+        self.code() == Some(&SqlState::UNIQUE_VIOLATION)
+    }
+}
+
+/// Whether the client could not turn a value into a column or back. All else
+/// that it reports by itself is about the connection.
+fn is_about_a_value(error: &tokio_postgres::Error) -> bool {
+    let text = error.to_string();
+    ["error serializing", "error deserializing", "invalid column", "expected "]
+        .iter()
+        .any(|start| text.starts_with(start))
+}
+
+impl From<Fault> for StoreError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::LimitReached => Self::LimitReached,
+            Fault::NotFound => Self::NotFound,
+            Fault::Conflict => Self::Conflict,
+            fault if fault.is_constraint() => Self::Conflict,
+            fault if fault.may_pass() => Self::unavailable(fault),
+            fault => Self::corrupt(fault),
+        }
+    }
+}
+
+impl From<Fault> for AuditError {
+    fn from(fault: Fault) -> Self {
+        if fault.may_pass() { Self::unavailable(fault) } else { Self::rejected(fault) }
+    }
+}

@@ -1,0 +1,172 @@
+//! The statements over keys.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::allowlist::Allowlist;
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::key::name::KeyName;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::store::postgres::Outcome;
+use crate::store::postgres::columns::{Columns, escaped, plain};
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::error::Fault;
+use crate::store::postgres::pool::{Again, Pool};
+use crate::store::postgres::statements::Sql;
+
+/// Counts and inserts while the organisation's row is locked. The caller begins
+/// the transaction, and ends it.
+pub(super) async fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Outcome<()> {
+    let org = key.org.as_str();
+    if db.query(Sql::LockOrganisation, &[(&org, Type::TEXT)]).await?.is_empty() {
+        db.query(Sql::AddOrganisation, &[(&org, Type::TEXT)]).await?;
+        db.query(Sql::LockOrganisation, &[(&org, Type::TEXT)]).await?;
+    }
+    // Begins after the lock was taken, and so sees what its last holder inserted.
+    let rows = db
+        .query(
+            Sql::InsertKey,
+            &[
+                (&uuid(key.id), Type::UUID),
+                (&org, Type::TEXT),
+                (&key.name.as_str(), Type::TEXT),
+                (&escaped(&key.key_prefix), Type::TEXT),
+                (&key.digest.as_bytes().as_slice(), Type::BYTEA),
+                (&key.status.as_str(), Type::TEXT),
+                (&entries(&key.allowlist), Type::TEXT_ARRAY),
+                (&key.created_at.unix_micros(), Type::INT8),
+                (&key.expires_at.map(Timestamp::unix_micros), Type::INT8),
+                (&key.rotated_at.map(Timestamp::unix_micros), Type::INT8),
+                (&key.last_used_at.map(Timestamp::unix_micros), Type::INT8),
+                (&i64::from(key.revision.get()), Type::INT8),
+                (&limit.get().map(i64::from), Type::INT8),
+            ],
+        )
+        .await?;
+    match (flag(&rows, "done")?, flag(&rows, "taken")?) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Fault::Conflict),
+        (false, false) => Err(Fault::LimitReached),
+    }
+}
+
+pub(super) async fn find_by_digest(pool: &Pool, digest: &KeyDigest) -> Outcome<Option<ApiKey>> {
+    let digest = digest.as_bytes().as_slice();
+    let rows = pool.query(Again::WhenLost, Sql::FindByDigest, &[(&digest, Type::BYTEA)]).await?;
+    rows.first().map(key).transpose()
+}
+
+pub(super) async fn get(pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<Option<ApiKey>> {
+    let parameters = [(&uuid(*id) as _, Type::UUID), (&org.as_str() as _, Type::TEXT)];
+    let rows = pool.query(Again::WhenLost, Sql::GetKey, &parameters).await?;
+    rows.first().map(key).transpose()
+}
+
+pub(super) async fn list(pool: &Pool, org: &OrgId) -> Outcome<Vec<ApiKey>> {
+    let rows = pool.query(Again::WhenLost, Sql::ListKeys, &[(&org.as_str(), Type::TEXT)]).await?;
+    rows.iter().map(key).collect()
+}
+
+pub(super) async fn replace(pool: &Pool, key: &ApiKey, expected: Revision) -> Outcome<()> {
+    let rows = pool
+        .query(
+            Again::Never,
+            Sql::ReplaceKey,
+            &[
+                (&uuid(key.id), Type::UUID),
+                (&key.org.as_str(), Type::TEXT),
+                (&i64::from(expected.get()), Type::INT8),
+                (&key.name.as_str(), Type::TEXT),
+                (&escaped(&key.key_prefix), Type::TEXT),
+                (&key.digest.as_bytes().as_slice(), Type::BYTEA),
+                (&key.status.as_str(), Type::TEXT),
+                (&entries(&key.allowlist), Type::TEXT_ARRAY),
+                (&key.expires_at.map(Timestamp::unix_micros), Type::INT8),
+                (&key.rotated_at.map(Timestamp::unix_micros), Type::INT8),
+                (&i64::from(key.revision.get()), Type::INT8),
+            ],
+        )
+        .await?;
+    match (flag(&rows, "done")?, flag(&rows, "present")?) {
+        (true, _) => Ok(()),
+        (false, false) => Err(Fault::NotFound),
+        // The answer is from before the statement waited for others that change
+        // the key. One of them may have deleted it.
+        (false, true) => match get(pool, &key.org, &key.id).await? {
+            Some(_) => Err(Fault::Conflict),
+            None => Err(Fault::NotFound),
+        },
+    }
+}
+
+pub(super) async fn delete(pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<()> {
+    let parameters = [(&uuid(*id) as _, Type::UUID), (&org.as_str() as _, Type::TEXT)];
+    let deleted = pool.query(Again::Never, Sql::DeleteKey, &parameters).await?;
+    if deleted.is_empty() { Err(Fault::NotFound) } else { Ok(()) }
+}
+
+pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
+    let mut latest = BTreeMap::new();
+    for used in uses {
+        let at = latest.entry(uuid(used.id)).or_insert(used.at);
+        *at = used.at.max(*at);
+    }
+    if latest.is_empty() {
+        return Ok(());
+    }
+    let (ids, times): (Vec<Uuid>, Vec<i64>) =
+        latest.into_iter().map(|(id, at)| (id, at.unix_micros())).unzip();
+    let parameters = [(&ids as _, Type::UUID_ARRAY), (&times as _, Type::INT8_ARRAY)];
+    pool.query(Again::WhenLost, Sql::RecordUses, &parameters).await?;
+    Ok(())
+}
+
+fn key(row: &Row) -> Outcome<ApiKey> {
+    let columns = Columns { row, name: "key" };
+    Ok(ApiKey {
+        id: KeyId::from_bytes(columns.bytes16("id")?),
+        org: columns.text("org", |org| OrgId::new(org).ok())?,
+        name: columns.text("name", |name| KeyName::new(name).ok())?,
+        key_prefix: columns.text("key_prefix", |prefix| Some(plain(prefix).into_owned()))?,
+        digest: columns.value("digest", |digest: &[u8]| KeyDigest::from_slice(digest).ok())?,
+        status: columns.text("status", Status::parse)?,
+        allowlist: columns.value("allowlist", |list| Some(allowlist(list)))?,
+        created_at: columns.instant("created_at")?,
+        expires_at: columns.optional_instant("expires_at")?,
+        rotated_at: columns.optional_instant("rotated_at")?,
+        last_used_at: columns.optional_instant("last_used_at")?,
+        revision: columns
+            .value("revision", |n: i64| Some(Revision::new(u32::try_from(n).ok()?)))?,
+    })
+}
+
+/// An element that somebody has set to NULL restores as a damaged entry.
+fn allowlist(stored: Vec<Option<&str>>) -> Allowlist {
+    Allowlist::restore(stored.into_iter().map(|entry| plain(entry.unwrap_or_default())))
+}
+
+fn entries(list: &Allowlist) -> Vec<String> {
+    list.entries()
+        .into_iter()
+        .map(|entry| match escaped(&entry) {
+            Cow::Borrowed(_) => entry,
+            Cow::Owned(stored) => stored,
+        })
+        .collect()
+}
+
+fn flag(rows: &[Row], column: &'static str) -> Outcome<bool> {
+    let unreadable = Fault::Unreadable { row: "answer", column };
+    rows.first().and_then(|row| row.try_get(column).ok()).ok_or(unreadable)
+}
+
+pub(super) fn uuid(id: KeyId) -> Uuid {
+    Uuid::from_bytes(id.to_bytes())
+}

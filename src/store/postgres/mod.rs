@@ -1,0 +1,161 @@
+//! Keys and audit records in PostgreSQL, shared by any number of processes.
+
+mod alone;
+mod audit;
+mod columns;
+mod connection;
+mod dial;
+mod error;
+mod keys;
+mod open;
+mod options;
+mod pool;
+mod schema;
+mod statements;
+#[cfg(feature = "postgres-tls")]
+mod tls;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
+use crate::audit::record::AuditRecord;
+use crate::audit::sink::{AuditError, AuditSink};
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::store::contract::{KeyStore, StoreError};
+use crate::store::postgres::alone::Alone;
+use crate::store::postgres::error::Fault;
+pub use crate::store::postgres::open::PostgresOpenError;
+pub use crate::store::postgres::options::PostgresOptions;
+use crate::store::postgres::pool::Pool;
+
+/// Keys and audit records in PostgreSQL: [`KeyStore`], [`AuditSink`] and
+/// [`AuditLog`] at once. A clone is another handle to the same connections.
+///
+/// A few connections carry the calls of everybody, one behind the other without
+/// waiting for answers. One that is lost, or does not answer within the deadline, is
+/// replaced in the background; reads, and writes that may be repeated, are tried
+/// again on another. What is [`StoreError::Unavailable`] may be tried again.
+///
+/// The tables live in a schema of their own. Any number of processes may open it
+/// at once, the first one makes it. With a user that may not create a schema, make
+/// an empty one beforehand.
+///
+/// The store belongs to the tokio runtime that it was opened on.
+///
+/// ```no_run
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use keygate::{KeyManager, PostgresStore};
+///
+/// let store = PostgresStore::connect("postgres://app:password@localhost/app").await?;
+/// let keys = KeyManager::builder(store.clone()).audit(Arc::new(store)).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct PostgresStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pool: Pool,
+    alone: Alone,
+}
+
+impl PostgresStore {
+    /// Connects to the database that the URL names, and makes the tables or brings
+    /// them up to date. [`PostgresOptions`] has all settings.
+    ///
+    /// # Errors
+    ///
+    /// A [`PostgresOpenError`] that says what is wrong; it never holds the password.
+    pub async fn connect(url: &str) -> Result<Self, PostgresOpenError> {
+        PostgresOptions::from_url(url)?.connect().await
+    }
+
+    async fn open(options: PostgresOptions) -> Result<Self, PostgresOpenError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(PostgresOpenError::NoRuntime);
+        }
+        let (dialer, target) = options.parts()?;
+        let failed = |fault| PostgresOpenError::from_fault(&target, fault);
+        let (connection, _) = dialer.dial().await.map_err(failed)?;
+        let migrated = timeout(schema::TIMEOUT, schema::migrate(&connection, &target.schema)).await;
+        let migrated = migrated.unwrap_or(Err(Fault::Late(schema::TIMEOUT).into()));
+        migrated.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
+        let dialer = Arc::new(dialer);
+        let pool = Pool::start(&dialer, target.connections, target.deadline);
+        let alone = Alone::new(connection, dialer, target.deadline);
+        Ok(Self { inner: Arc::new(Inner { pool, alone }) })
+    }
+}
+
+#[async_trait]
+impl KeyStore for PostgresStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        Ok(self.inner.alone.insert(key, limit).await?)
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(keys::find_by_digest(&self.inner.pool, digest).await?.map(Arc::new))
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(keys::get(&self.inner.pool, org, id).await?.map(Arc::new))
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let keys = keys::list(&self.inner.pool, org).await?;
+        Ok(keys.into_iter().map(Arc::new).collect())
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        Ok(keys::replace(&self.inner.pool, key, expected).await?)
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        Ok(keys::delete(&self.inner.pool, org, id).await?)
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        Ok(keys::record_uses(&self.inner.pool, uses).await?)
+    }
+}
+
+#[async_trait]
+impl AuditSink for PostgresStore {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        Ok(audit::record(&self.inner.pool, batch).await?)
+    }
+}
+
+#[async_trait]
+impl AuditLog for PostgresStore {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        Ok(audit::page(&self.inner.pool, query).await?)
+    }
+
+    /// In batches, between which other changes get their turn.
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        let mut purged = 0;
+        loop {
+            let batch = self.inner.alone.purge(instant).await?;
+            purged += batch;
+            if batch == 0 {
+                return Ok(purged);
+            }
+        }
+    }
+}
+
+/// What a statement gives, or the fault that it ran into.
+type Outcome<T> = Result<T, Fault>;

@@ -1,0 +1,260 @@
+//! How to reach the database, and how to use it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+
+use crate::store::postgres::PostgresStore;
+use crate::store::postgres::dial::Dialer;
+use crate::store::postgres::open::PostgresOpenError;
+use crate::store::postgres::statements::Texts;
+
+/// Settings of a [`PostgresStore`].
+///
+/// ```no_run
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), keygate::PostgresOpenError> {
+/// use std::time::Duration;
+/// use keygate::PostgresOptions;
+///
+/// let store = PostgresOptions::from_url("postgres://app@db-1,db-2/app?connect_timeout=2")?
+///     .schema("api_keys")?
+///     .connections(4)
+///     .deadline(Duration::from_millis(500))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct PostgresOptions {
+    config: Config,
+    schema: String,
+    connections: usize,
+    deadline: Duration,
+    prepared: bool,
+}
+
+impl PostgresOptions {
+    /// Reads a URL such as `postgres://user:password@host:5432/database`.
+    ///
+    /// Several hosts may be given, separated by commas; the one that takes writes
+    /// is used. `sslmode=require` asks for TLS (feature `postgres-tls`) and checks the
+    /// certificate and its name; without it there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresOpenError::BadUrl`]. It does not repeat the URL, which may hold
+    /// a password.
+    pub fn from_url(url: &str) -> Result<Self, PostgresOpenError> {
+        let bad = |reason| PostgresOpenError::BadUrl { reason };
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(bad("it does not begin with `postgres://`"));
+        }
+        let unreadable = "check it, and write special characters in user and password as %XX";
+        let config: Config = url.parse().map_err(|_| bad(unreadable))?;
+        // What follows an `@` may be the rest of a password.
+        let odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
+        if config.get_hosts().iter().any(odd) {
+            return Err(bad(unreadable));
+        }
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(bad("it names no host"));
+        }
+        Ok(Self::new(config))
+    }
+
+    /// Takes a configuration of tokio-postgres. Keepalives, timeouts and the
+    /// application's name are set where it leaves them open. Only servers that
+    /// take writes are used, unless it asks for another kind.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            schema: "keygate".to_owned(),
+            connections: 2,
+            deadline: Duration::from_secs(1),
+            prepared: true,
+        }
+    }
+
+    /// The schema that holds the tables, `keygate` at first; it is made where there
+    /// is none.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresOpenError::BadSchema`] where the name is not 1 to 63 of
+    /// `[a-z0-9_]`, beginning with no digit.
+    pub fn schema(self, name: impl Into<String>) -> Result<Self, PostgresOpenError> {
+        let schema = name.into();
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let begins = schema.bytes().next().is_some_and(|b| !b.is_ascii_digit());
+        if !begins || schema.len() > 63 || !schema.bytes().all(fits) {
+            return Err(PostgresOpenError::BadSchema { name: schema });
+        }
+        Ok(Self { schema, ..self })
+    }
+
+    /// How many connections are shared, 2 at first and 1 at least. A further one
+    /// is kept for what takes a transaction. Each carries many calls at a time, so
+    /// few do.
+    pub fn connections(self, connections: usize) -> Self {
+        Self { connections: connections.max(1), ..self }
+    }
+
+    /// How long a call may take, 1 second at first. It is also the time to reach
+    /// a host and be let in, where the URL gives no `connect_timeout`.
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// Whether statements are prepared, once on each connection; they are at first.
+    /// `false` for a pooler that hands out server sessions by transaction, such as
+    /// PgBouncer without `max_prepared_statements`.
+    pub fn prepared(self, prepared: bool) -> Self {
+        Self { prepared, ..self }
+    }
+
+    /// Connects, and makes the tables or brings them up to date.
+    ///
+    /// # Errors
+    ///
+    /// A [`PostgresOpenError`] that says what is wrong.
+    pub async fn connect(self) -> Result<PostgresStore, PostgresOpenError> {
+        PostgresStore::open(self).await
+    }
+
+    pub(super) fn parts(self) -> Result<(Dialer, Target), PostgresOpenError> {
+        let target = Target {
+            servers: servers(&self.config),
+            user: self.config.get_user().unwrap_or("the system's user").to_owned(),
+            database: self.config.get_dbname().unwrap_or("the user's own").to_owned(),
+            schema: self.schema,
+            connections: self.connections,
+            deadline: self.deadline,
+        };
+        if self.config.get_ssl_mode() == SslMode::Require && !cfg!(feature = "postgres-tls") {
+            return Err(PostgresOpenError::NoTls { servers: target.servers });
+        }
+        let mut config = self.config;
+        // TLS that gives way to none protects nobody, and what worked without the
+        // feature goes on working with it.
+        if config.get_ssl_mode() == SslMode::Prefer {
+            config.ssl_mode(SslMode::Disable);
+        }
+        let reach = config.get_connect_timeout().copied().unwrap_or(self.deadline);
+        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
+        let patience = reach.saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX));
+        config.connect_timeout(reach);
+        if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
+            config.keepalives_idle(Duration::from_secs(30));
+        }
+        if config.get_keepalives_interval().is_none() {
+            config.keepalives_interval(Duration::from_secs(10));
+        }
+        if config.get_keepalives_retries().is_none() {
+            config.keepalives_retries(3);
+        }
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(self.deadline.saturating_mul(4));
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("keygate");
+        }
+        if config.get_target_session_attrs() == TargetSessionAttrs::Any {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        let dialer = Dialer {
+            config,
+            texts: Arc::new(Texts::new(&target.schema)),
+            prepared: self.prepared,
+            patience,
+            #[cfg(feature = "postgres-tls")]
+            tls: crate::store::postgres::tls::connector(&target.servers)?,
+        };
+        Ok((dialer, target))
+    }
+}
+
+impl fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresOptions")
+            .field("servers", &servers(&self.config))
+            .field("user", &self.config.get_user())
+            .field("database", &self.config.get_dbname())
+            .field("schema", &self.schema)
+            .field("connections", &self.connections)
+            .field("deadline", &self.deadline)
+            .field("prepared", &self.prepared)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is connected to, in the words of errors.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) servers: String,
+    pub(super) user: String,
+    pub(super) database: String,
+    pub(super) schema: String,
+    pub(super) connections: usize,
+    pub(super) deadline: Duration,
+}
+
+fn servers(config: &Config) -> String {
+    let ports = config.get_ports();
+    let port = |n: usize| ports.get(n).or(ports.first()).copied().unwrap_or(5432);
+    let name = |host: &Host| match host {
+        Host::Tcp(name) => name.clone(),
+        #[cfg(unix)]
+        Host::Unix(path) => path.display().to_string(),
+    };
+    let mut names: Vec<String> = config.get_hosts().iter().map(name).collect();
+    if names.is_empty() {
+        names = config.get_hostaddrs().iter().map(ToString::to_string).collect();
+    }
+    let named = names.iter().enumerate().map(|(n, name)| format!("{name}:{}", port(n)));
+    named.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_urls_are_refused_and_not_repeated() {
+        for url in [
+            "",
+            "mysql://u:sesame@h/d",
+            "host=h password=sesame",
+            "postgres://u:sesame@h:port/d",
+            "postgres://u:p@sesame@h/d",
+            "postgres://u:sesame@h/d?no_such_option=1",
+            "postgres://u:sesame@h/d?sslmode=sesame",
+            "postgres:///d?password=sesame",
+        ] {
+            let error = PostgresOptions::from_url(url).unwrap_err();
+            assert!(matches!(error, PostgresOpenError::BadUrl { .. }), "{url}");
+            assert!(!format!("{error} {error:?}").contains("sesame"), "{url}");
+        }
+    }
+
+    #[test]
+    fn options_do_not_show_the_password() {
+        let options = PostgresOptions::from_url("postgres://u:sesame@h/d").unwrap();
+        assert!(!format!("{options:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn schema_names_are_checked() {
+        let named = |name: &str| PostgresOptions::new(Config::new()).schema(name);
+        for name in ["k", "_k", "keygate_2", &"k".repeat(63)] {
+            assert!(named(name).is_ok(), "{name}");
+        }
+        for name in ["", "2k", "K", "k-k", "k\"", "k.k", "é", &"k".repeat(64)] {
+            assert!(matches!(named(name), Err(PostgresOpenError::BadSchema { .. })), "{name}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The tables, and how older ones are brought up to date.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_postgres::error::SqlState;
+
+use crate::store::postgres::Outcome;
+use crate::store::postgres::connection::Connection;
+use crate::store::postgres::error::Fault;
+
+/// Each takes the schema from its position to the next one. Those that have
+/// been released never change.
+const MIGRATIONS: [&str; 1] = [
+    // Times are microseconds since 1970. A row of `organisations` is there to be
+    // locked. Texts hold U+FDD0 and a digit for the characters that they cannot.
+    "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
+
+     CREATE TABLE {schema}.keys (
+         id           uuid   PRIMARY KEY,
+         org          text   NOT NULL,
+         name         text   NOT NULL,
+         key_prefix   text   NOT NULL,
+         digest       bytea  NOT NULL UNIQUE,
+         status       text   NOT NULL,
+         allowlist    text[] NOT NULL,
+         created_at   bigint NOT NULL,
+         expires_at   bigint,
+         rotated_at   bigint,
+         last_used_at bigint,
+         revision     bigint NOT NULL
+     );
+     CREATE INDEX keys_by_org ON {schema}.keys (org, created_at, id);
+
+     CREATE TABLE {schema}.requests (
+         key      uuid   NOT NULL,
+         at       bigint NOT NULL,
+         id       uuid   NOT NULL,
+         org      text   NOT NULL,
+         method   text   NOT NULL,
+         endpoint text   NOT NULL,
+         ip       inet,
+         country  text,
+         status   integer,
+         outcome  text   NOT NULL,
+         PRIMARY KEY (key, at, id)
+     );
+     CREATE INDEX requests_by_time ON {schema}.requests (at);
+
+     CREATE TABLE {schema}.changes (
+         key    uuid   NOT NULL,
+         at     bigint NOT NULL,
+         id     uuid   NOT NULL,
+         org    text   NOT NULL,
+         actor  text   NOT NULL,
+         action text   NOT NULL,
+         phase  text   NOT NULL,
+         PRIMARY KEY (key, at, id)
+     );
+     CREATE INDEX changes_by_org ON {schema}.changes (org, at, id);
+     CREATE INDEX changes_by_time ON {schema}.changes (at);",
+];
+
+pub(super) const CURRENT: i64 = MIGRATIONS.len() as i64;
+
+/// How often a migration that another process got in the way of is begun again.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long all of it may take.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why the schema is of no use.
+#[derive(Debug)]
+pub(super) enum SchemaFault {
+    TooNew { found: i64 },
+    NotKeygate,
+    Failed(Fault),
+}
+
+impl From<Fault> for SchemaFault {
+    fn from(fault: Fault) -> Self {
+        Self::Failed(fault)
+    }
+}
+
+/// Brings the schema up to date; several processes may do so at once. One that
+/// is up to date is only looked at, which takes no right to change it.
+pub(super) async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+    let mut attempt = 1;
+    loop {
+        let fault = match migrate_once(db, schema).await {
+            Err(SchemaFault::Failed(fault)) => fault,
+            done => return done,
+        };
+        if fault.costs_the_connection() {
+            return Err(fault.into());
+        }
+        db.run("ROLLBACK").await?;
+        if !is_race(&fault) || attempt == ATTEMPTS {
+            // Nobody else is at it any more, and still a table is in the way.
+            let others = [SqlState::DUPLICATE_TABLE, SqlState::UNDEFINED_COLUMN];
+            let taken = fault.code().is_some_and(|code| others.contains(code));
+            return Err(if taken { SchemaFault::NotKeygate } else { fault.into() });
+        }
+        sleep(PAUSE).await;
+        attempt += 1;
+    }
+}
+
+async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+    let quoted = format!("\"{schema}\"");
+    // Looked for first: `IF NOT EXISTS` takes the right to make one even where
+    // there is one.
+    if !exists(db, "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1", schema).await? {
+        db.run(&format!("CREATE SCHEMA {quoted}")).await?;
+    }
+    let version_table = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 \
+                         AND tablename = 'schema_version'";
+    let read = format!("SELECT version FROM {quoted}.schema_version");
+    if exists(db, version_table, schema).await? {
+        match version(db, &read).await? {
+            Some(CURRENT) => return Ok(()),
+            Some(found) if found > CURRENT => return Err(SchemaFault::TooNew { found }),
+            _ => {}
+        }
+    }
+    db.run(&format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; \
+         CREATE TABLE IF NOT EXISTS {quoted}.schema_version \
+         (one boolean PRIMARY KEY DEFAULT true CHECK (one), version bigint NOT NULL); \
+         INSERT INTO {quoted}.schema_version (version) VALUES (0) ON CONFLICT DO NOTHING"
+    ))
+    .await?;
+    let found = version(db, &format!("{read} FOR UPDATE")).await?.unwrap_or_default();
+    if found > CURRENT {
+        db.run("ROLLBACK").await?;
+        return Err(SchemaFault::TooNew { found });
+    }
+    let done = usize::try_from(found).unwrap_or_default();
+    for migration in MIGRATIONS.iter().skip(done) {
+        db.run(&migration.replace("{schema}", &quoted)).await?;
+    }
+    db.run(&format!("UPDATE {quoted}.schema_version SET version = {CURRENT}; COMMIT")).await?;
+    Ok(())
+}
+
+async fn exists(db: &Connection, sql: &str, schema: &str) -> Outcome<bool> {
+    let parameters = [(&schema as _, tokio_postgres::types::Type::TEXT)];
+    Ok(!db.client().query_typed(sql, &parameters).await?.is_empty())
+}
+
+async fn version(db: &Connection, sql: &str) -> Outcome<Option<i64>> {
+    let rows = db.client().query_typed(sql, &[]).await?;
+    Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
+}
+
+/// What a process may run into while another one makes the same tables.
+fn is_race(fault: &Fault) -> bool {
+    let races = [
+        SqlState::UNIQUE_VIOLATION,
+        SqlState::DUPLICATE_SCHEMA,
+        SqlState::DUPLICATE_TABLE,
+        SqlState::INTERNAL_ERROR,
+        SqlState::T_R_SERIALIZATION_FAILURE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+        // The table was there, but its maker has not committed yet, or took it back.
+        SqlState::UNDEFINED_TABLE,
+    ];
+    fault.code().is_some_and(|code| races.contains(code))
+}

@@ -1,0 +1,461 @@
+//! A process is killed in the midst of its changes, again and again: what it had
+//! acknowledged is there, and what it was doing is done or not.
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `KEYGATE_KILL_CYCLES` | 10 | how often |
+//! | `KEYGATE_KILL_STORE` | a new SQLite file | the URL of the store |
+#![cfg(all(unix, feature = "sqlite", feature = "tokio"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use keygate::{
+    Actor, AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Delivery, Denial,
+    KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch, NewKey, OrgId,
+    Position, Random, RandomError, SqliteStore, Status, SystemRandom, VerifyError,
+};
+
+/// Each with an organisation of its own, at the same time.
+const WORKERS: u64 = 3;
+/// A cycle ends by itself after so many lines at the latest.
+const MOST_LINES: u64 = 120;
+
+/// A manager on the store behind a URL, which is also its audit log.
+fn builder(url: &str) -> KeyManagerBuilder {
+    assert!(url.starts_with("sqlite:"), "KEYGATE_KILL_STORE={url}: not supported yet");
+    let store = SqliteStore::open(url).unwrap();
+    KeyManager::builder(store.clone()).audit(Arc::new(store))
+}
+
+fn number() -> u64 {
+    let mut bytes = [0; 8];
+    SystemRandom.fill(&mut bytes).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+// ------------------------------------------------------------------ the changes
+
+/// Random bytes that the parent can work out too, so that it knows the secret
+/// of a change that was never acknowledged.
+#[derive(Clone, Debug)]
+struct Seeded(Arc<(Mutex<u64>, AtomicU64)>);
+
+impl Seeded {
+    fn new(seed: u64) -> Self {
+        Self(Arc::new((Mutex::new(seed), AtomicU64::new(0))))
+    }
+
+    fn reset(&self, seed: u64) {
+        *self.0.0.lock().unwrap() = seed;
+        self.0.1.store(0, Ordering::SeqCst);
+    }
+}
+
+impl Random for Seeded {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
+        let seed = *self.0.0.lock().unwrap();
+        for chunk in bytes.chunks_mut(32) {
+            let count = self.0.1.fetch_add(1, Ordering::SeqCst);
+            let digest = KeyDigest::of([seed.to_be_bytes(), count.to_be_bytes()].concat());
+            chunk.copy_from_slice(&digest.as_bytes()[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
+/// One change, as it is written on a line.
+#[derive(Clone, Debug, PartialEq)]
+enum Change {
+    Create { seed: u64, name: String },
+    Rotate { seed: u64, id: KeyId },
+    Revoke { id: KeyId },
+    Enable { id: KeyId },
+    Rename { id: KeyId, name: String },
+    Delete { id: KeyId },
+}
+
+impl Change {
+    fn line(&self) -> String {
+        match self {
+            Self::Create { seed, name } => format!("create {seed} {name}"),
+            Self::Rotate { seed, id } => format!("rotate {seed} {id}"),
+            Self::Revoke { id } => format!("revoke {id}"),
+            Self::Enable { id } => format!("enable {id}"),
+            Self::Rename { id, name } => format!("rename {id} {name}"),
+            Self::Delete { id } => format!("delete {id}"),
+        }
+    }
+
+    fn parse(words: &[&str]) -> Self {
+        let id = |text: &str| text.parse().unwrap();
+        let seed = |text: &str| text.parse().unwrap();
+        match *words {
+            ["create", s, name] => Self::Create { seed: seed(s), name: name.into() },
+            ["rotate", s, key] => Self::Rotate { seed: seed(s), id: id(key) },
+            ["revoke", key] => Self::Revoke { id: id(key) },
+            ["enable", key] => Self::Enable { id: id(key) },
+            ["rename", key, name] => Self::Rename { id: id(key), name: name.into() },
+            ["delete", key] => Self::Delete { id: id(key) },
+            _ => panic!("{words:?}"),
+        }
+    }
+
+    fn action(&self) -> ChangeAction {
+        match self {
+            Self::Create { .. } => ChangeAction::Created,
+            Self::Rotate { .. } => ChangeAction::Rotated,
+            Self::Revoke { .. } | Self::Enable { .. } | Self::Rename { .. } => {
+                ChangeAction::Updated
+            }
+            Self::Delete { .. } => ChangeAction::Deleted,
+        }
+    }
+
+    /// The secret that it gives out, and the id where it makes a key.
+    fn issued(&self) -> Option<(KeyId, String)> {
+        let (Self::Create { seed, .. } | Self::Rotate { seed, .. }) = self else { return None };
+        let random = Seeded::new(*seed);
+        let secret = KeyFormat::default().generate(&random).unwrap().expose_secret().to_owned();
+        match self {
+            Self::Rotate { id, .. } => Some((*id, secret)),
+            _ => Some((KeyId::random(&random).unwrap(), secret)),
+        }
+    }
+
+    fn key(&self) -> KeyId {
+        match self {
+            Self::Create { .. } => self.issued().unwrap().0,
+            Self::Rotate { id, .. }
+            | Self::Revoke { id }
+            | Self::Enable { id }
+            | Self::Rename { id, .. }
+            | Self::Delete { id } => *id,
+        }
+    }
+}
+
+// -------------------------------------------------------------------- the child
+
+#[test]
+#[ignore = "not a test: the process that is killed"]
+fn child() {
+    let Ok(url) = env::var("KEYGATE_KILL_CHILD") else { return };
+    let cycle = env::var("KEYGATE_KILL_CYCLE").unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| tokio::spawn(work(url.clone(), worker, format!("{cycle}-{worker}"))))
+            .collect();
+        for worker in workers {
+            worker.await.unwrap();
+        }
+    });
+}
+
+/// Says a line, whole and at once.
+fn say(worker: u64, line: &str) {
+    let mut out = io::stdout().lock();
+    out.write_all(format!("\n@ {worker} {line}\n").as_bytes()).unwrap();
+    out.flush().unwrap();
+}
+
+async fn work(url: String, worker: u64, org: String) {
+    let random = Seeded::new(number()); // audit ids begin with random bytes
+    let keys = builder(&url).delivery(Delivery::strict()).random(random.clone()).build().unwrap();
+    let actor = Actor::new(OrgId::new(org).unwrap(), format!("worker {worker}"));
+    loop {
+        let present = keys.list(actor.org()).await.unwrap();
+        let one = present.get(number() as usize % present.len().max(1));
+        let (seed, name) = (number(), format!("name-{}", number() % 1_000));
+        let change = match (one, number() % 10) {
+            (Some(key), 0..=3) => Change::Rotate { seed, id: key.id },
+            (Some(key), 4 | 5) if key.status == Status::Active => Change::Revoke { id: key.id },
+            (Some(key), 4 | 5) => Change::Enable { id: key.id },
+            (Some(key), 6) => Change::Rename { id: key.id, name: format!("{name}-new") },
+            (Some(key), 7) => Change::Delete { id: key.id },
+            (Some(key), _) if present.len() >= 8 => Change::Delete { id: key.id },
+            _ => Change::Create { seed, name },
+        };
+        random.reset(seed);
+        say(worker, &format!("begin {}", change.line()));
+        let secret = match &change {
+            Change::Create { name, .. } => {
+                Some(keys.create(&actor, NewKey::named(name).unwrap()).await.unwrap().secret)
+            }
+            Change::Rotate { id, .. } => Some(keys.rotate(&actor, id).await.unwrap().secret),
+            Change::Revoke { id } => {
+                keys.update(&actor, id, KeyPatch::revoke()).await.unwrap();
+                None
+            }
+            Change::Enable { id } => {
+                keys.update(&actor, id, KeyPatch::enable()).await.unwrap();
+                None
+            }
+            Change::Rename { id, name } => {
+                let name = KeyName::new(name).unwrap();
+                keys.update(&actor, id, KeyPatch::rename(name)).await.unwrap();
+                None
+            }
+            Change::Delete { id } => {
+                keys.delete(&actor, id).await.unwrap();
+                None
+            }
+        };
+        let secret = secret.as_ref().map_or("-", |secret| secret.expose_secret());
+        say(worker, &format!("done {secret}"));
+    }
+}
+
+// ------------------------------------------------------------------- the parent
+
+/// A key, as anybody can see it from outside.
+#[derive(Clone, Debug, PartialEq)]
+struct Key {
+    name: String,
+    revoked: bool,
+    revision: u32,
+    /// The one of all secrets ever given out that leads to it.
+    secret: String,
+}
+
+/// What the lines of one worker say.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    keys: BTreeMap<KeyId, Key>,
+    secrets: BTreeSet<String>,
+    done: Vec<Change>,
+    in_flight: Option<Change>,
+}
+
+impl Told {
+    fn hear(&mut self, words: &[&str]) {
+        match words {
+            ["begin", change @ ..] => {
+                assert_eq!(self.in_flight, None);
+                let change = Change::parse(change);
+                self.secrets.extend(change.issued().map(|(_, secret)| secret));
+                self.in_flight = Some(change);
+            }
+            ["done", secret] => {
+                let change = self.in_flight.take().unwrap();
+                let issued = change.issued().map_or("-".to_owned(), |(_, secret)| secret);
+                assert_eq!(issued, *secret, "the parent works out another secret");
+                apply(&mut self.keys, &change);
+                self.done.push(change);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What may be found: all that was acknowledged, without the change in flight
+    /// or with it.
+    fn possible(&self) -> Vec<BTreeMap<KeyId, Key>> {
+        let mut possible = vec![self.keys.clone()];
+        if let Some(change) = &self.in_flight {
+            let mut with = self.keys.clone();
+            apply(&mut with, change);
+            possible.push(with);
+        }
+        possible
+    }
+}
+
+fn apply(keys: &mut BTreeMap<KeyId, Key>, change: &Change) {
+    let issued = change.issued();
+    if let (Change::Create { name, .. }, Some((id, secret))) = (change, issued.clone()) {
+        keys.insert(id, Key { name: name.clone(), revoked: false, revision: 1, secret });
+        return;
+    }
+    if let Change::Delete { id } = change {
+        keys.remove(id).unwrap();
+        return;
+    }
+    let key = keys.get_mut(&change.key()).unwrap();
+    let before = key.clone();
+    match change {
+        Change::Rotate { .. } => key.secret = issued.unwrap().1,
+        Change::Revoke { .. } => key.revoked = true,
+        Change::Enable { .. } => key.revoked = false,
+        Change::Rename { name, .. } => key.name.clone_from(name),
+        Change::Create { .. } | Change::Delete { .. } => {}
+    }
+    if *key != before {
+        key.revision += 1; // a change that changes nothing is none
+    }
+}
+
+/// What is found, through the library: each key with the secrets that lead to it.
+async fn found(keys: &KeyManager, org: &OrgId, told: &Told) -> BTreeMap<KeyId, Key> {
+    let mut secrets = BTreeMap::<KeyId, Vec<String>>::new();
+    for secret in &told.secrets {
+        match keys.verify(secret, None).await {
+            Ok(key) => {
+                assert_eq!((key.record().status, key.org()), (Status::Active, org));
+                secrets.entry(key.id()).or_default().push(secret.clone());
+            }
+            Err(VerifyError::Denied { denial: Denial::Revoked, key }) => {
+                secrets.entry(key.id).or_default().push(secret.clone());
+            }
+            Err(VerifyError::Unknown) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    let mut found = BTreeMap::new();
+    for key in keys.list(org).await.unwrap() {
+        let leading = secrets.remove(&key.id).unwrap_or_default();
+        assert_eq!(leading.len(), 1, "secrets that work for {key:?}: {leading:?}");
+        let shown = Key {
+            name: key.name.as_str().to_owned(),
+            revoked: key.status == Status::Revoked,
+            revision: key.revision.get(),
+            secret: leading.concat(),
+        };
+        found.insert(key.id, shown);
+    }
+    assert!(secrets.is_empty(), "secrets of keys that are not listed: {secrets:?}");
+    found
+}
+
+/// The begun changes in the organisation's log, oldest first.
+async fn logged(keys: &KeyManager, org: &OrgId) -> Vec<(KeyId, ChangeAction)> {
+    let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
+    let mut records = Vec::new();
+    loop {
+        let page = keys.audit_page(&query).await.unwrap().unwrap();
+        records.extend(page.records);
+        match page.older {
+            Some(older) => query = query.at(Position::Before(older)),
+            None => break,
+        }
+    }
+    let change = |record: &keygate::AuditRecord| match &record.event {
+        AuditEvent::Change(change) => {
+            assert_eq!(change.phase, ChangePhase::Begun, "{record:?}");
+            (record.key, change.action)
+        }
+        other => panic!("{other:?}"),
+    };
+    records.iter().rev().map(change).collect()
+}
+
+/// What one cycle showed of a change in flight.
+#[derive(Debug, Default)]
+struct Tally {
+    acknowledged: usize,
+    done: usize,
+    not_done: usize,
+    rotations_in_flight: usize,
+}
+
+async fn check(url: &str, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally) {
+    let keys = builder(url).build().unwrap();
+    for (org, told) in workers {
+        let found = found(&keys, org, told).await;
+        let possible = told.possible();
+        assert!(
+            possible.contains(&found),
+            "{org}, in flight {:?}:\n found {found:#?}\n acknowledged {:#?}",
+            told.in_flight,
+            told.keys
+        );
+        let mut begun: Vec<_> = told.done.iter().map(|c| (c.key(), c.action())).collect();
+        let logged = logged(&keys, org).await;
+        if let Some(change) = &told.in_flight {
+            // No change without its record; a record without its change may be.
+            let is_done = found != told.keys;
+            if is_done || logged.len() > begun.len() {
+                begun.push((change.key(), change.action()));
+            }
+            *(if is_done { &mut tally.done } else { &mut tally.not_done }) += 1;
+            tally.rotations_in_flight += usize::from(matches!(change, Change::Rotate { .. }));
+        }
+        assert_eq!(logged, begun, "{org}: the audit log");
+        tally.acknowledged += told.done.len();
+    }
+    assert!(keys.shutdown(Duration::from_secs(10)).await.is_complete());
+}
+
+/// Starts a child, hears it out, and kills it at a random moment.
+fn cycle(url: &str, name: &str) -> BTreeMap<OrgId, Told> {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "child"])
+        .env("KEYGATE_KILL_CHILD", url)
+        .env("KEYGATE_KILL_CYCLE", name)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let org = |worker: &str| OrgId::new(format!("{name}-{worker}")).unwrap();
+    let mut workers: BTreeMap<_, _> =
+        (0..WORKERS).map(|worker| (org(&worker.to_string()), Told::default())).collect();
+    let mut hear = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        if let ["@", worker, rest @ ..] = &words[..] {
+            workers.get_mut(&org(worker)).unwrap().hear(rest);
+        }
+    };
+    // The moment: after so many lines, and some microseconds more.
+    let (heard, pause) = (number() % MOST_LINES, Duration::from_micros(number() % 3_000));
+    let mut line = String::new();
+    for _ in 0..heard {
+        line.clear();
+        lines.read_line(&mut line).unwrap();
+        if line.is_empty() {
+            break;
+        }
+        hear(&line);
+    }
+    let moment = Instant::now() + pause;
+    while Instant::now() < moment {
+        std::hint::spin_loop();
+    }
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    let mut complaint = String::new();
+    io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut complaint).unwrap();
+    assert_eq!(status.signal(), Some(9), "it ended by itself: {complaint}");
+    // What it had said before it died; a line that was cut off was not said.
+    let mut rest = String::new();
+    io::Read::read_to_string(&mut lines, &mut rest).unwrap();
+    rest.split_inclusive('\n').filter(|line| line.ends_with('\n')).for_each(&mut hear);
+    workers
+}
+
+#[test]
+fn case_33_a_killed_process_has_lost_no_change_and_left_none_half_done() {
+    let cycles: u64 = env::var("KEYGATE_KILL_CYCLES").map_or(10, |cycles| cycles.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.db");
+    let url = env::var("KEYGATE_KILL_STORE").unwrap_or(format!("sqlite:{}", file.display()));
+    let run = format!("kill-{:016x}", number());
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (mut tally, mut all) = (Tally::default(), BTreeMap::new());
+    for number in 0..cycles {
+        let workers = cycle(&url, &format!("{run}-{number}"));
+        runtime.block_on(check(&url, &workers, &mut tally));
+        all.extend(workers);
+    }
+    println!("{cycles} cycles: {tally:?}");
+    // What earlier cycles did has survived the later ones.
+    runtime.block_on(check(&url, &all, &mut Tally::default()));
+    assert!(tally.acknowledged as u64 >= cycles, "too little happened: {tally:?}");
+}

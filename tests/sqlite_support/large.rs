@@ -1,0 +1,297 @@
+//! 200,000 keys and 1,000,000 audit records.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use keygate::{
+    ApiKey, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditScope, AuditSink, KeyDigest, KeyId,
+    KeyStore, OrgId, Position, SqliteStore,
+};
+use rusqlite::types::Value;
+use rusqlite::{Connection, params, params_from_iter};
+
+use crate::sqlite_support::{LIMIT, assert_sound, at, change, key, new_store, org, raw, request};
+
+const KEYS: u64 = 200_000;
+const ORGS: u64 = 10_000;
+/// Half of the requests were made with one key, the others with a thousand.
+const REQUESTS: u64 = 900_000;
+const CHANGES: u64 = 100_000;
+const BATCH: u64 = 10_000;
+
+fn key_number(number: u64) -> ApiKey {
+    let digest = KeyDigest::of(format!("large {number}"));
+    ApiKey {
+        id: KeyId::from_bytes(*digest.as_bytes().first_chunk().unwrap()),
+        digest,
+        created_at: at((KEYS - number).cast_signed()),
+        ..key(&org(&format!("org-{}", number % ORGS)))
+    }
+}
+
+fn insert_keys(path: &Path) {
+    let mut db = raw(path);
+    let transaction = db.transaction().unwrap();
+    {
+        let sql =
+            "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, 'active', '', ?6, NULL, NULL, NULL, 1)";
+        let mut statement = transaction.prepare(sql).unwrap();
+        for number in 0..KEYS {
+            let key = key_number(number);
+            let row = params![
+                key.id.to_bytes(),
+                key.org.as_str(),
+                key.name.as_str(),
+                key.key_prefix,
+                key.digest.as_bytes(),
+                key.created_at.unix_micros(),
+            ];
+            statement.execute(row).unwrap();
+        }
+    }
+    transaction.commit().unwrap();
+}
+
+/// Three records to an instant, so that the ids have to tell them apart.
+fn request_number(number: u64, keys: &[ApiKey]) -> AuditRecord {
+    let by = if number.is_multiple_of(2) { 0 } else { 1 + (number / 2 % 1_000) as usize };
+    request(&keys[by], at((number / 3).cast_signed()), number)
+}
+
+fn change_number(number: u64, keys: &[ApiKey]) -> AuditRecord {
+    let by = (number % 1_000) as usize;
+    change(&keys[by], at((number / 3).cast_signed()), REQUESTS + number)
+}
+
+/// How long a page may take: a tenth of the time in which the table is read
+/// once, which is what a page without an index takes.
+fn bound(db: &Connection, table: &str) -> Duration {
+    let begun = Instant::now();
+    let sql = format!("SELECT count(*) FROM {table} NOT INDEXED WHERE length(org) = 999");
+    db.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    begun.elapsed() / 10
+}
+
+/// The fastest of a few tries: a busy machine is no missing index.
+async fn page(store: &SqliteStore, query: &AuditQuery, within: Duration) -> AuditPage {
+    let mut fastest = Duration::MAX;
+    for _ in 0..20 {
+        let begun = Instant::now();
+        let page = store.page(query).await.unwrap();
+        fastest = fastest.min(begun.elapsed());
+        if fastest < within {
+            return page;
+        }
+    }
+    panic!("{query:?} took {fastest:?}, not less than {within:?}");
+}
+
+/// Pages through all of a scope, backwards and then forwards again.
+async fn all(store: &SqliteStore, query: AuditQuery, within: Duration) -> Vec<AuditRecord> {
+    let query = query.limit(200);
+    let mut current = page(store, &query, within).await;
+    let mut records = current.records.clone();
+    while let Some(older) = current.older {
+        current = page(store, &query.clone().at(Position::Before(older)), within).await;
+        records.extend(current.records.clone());
+    }
+    let mut forwards = current.records.clone();
+    while let Some(newer) = current.newer {
+        current = page(store, &query.clone().at(Position::After(newer)), within).await;
+        forwards.splice(0..0, current.records.clone());
+        if current.records.is_empty() {
+            break;
+        }
+    }
+    assert!(forwards == records, "{:?}: forwards is not backwards", query.scope);
+    records
+}
+
+/// SQLite's plan for a statement.
+fn plan(db: &Connection, sql: &str) -> String {
+    let mut statement = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let nothing = vec![Value::Null; statement.parameter_count()];
+    let lines =
+        statement.query_map(params_from_iter(nothing), |row| row.get::<_, String>(3)).unwrap();
+    lines.map(Result::unwrap).collect::<Vec<_>>().join("; ")
+}
+
+/// The statements of `src/store/sqlite`, with their indexes.
+fn assert_plans(db: &Connection) {
+    let one = "SEARCH keys USING INDEX";
+    let statements = [
+        ("SELECT * FROM keys WHERE digest = ?1", one),
+        ("SELECT * FROM keys WHERE id = ?1 AND org = ?2", one),
+        ("SELECT 1 FROM keys WHERE id = ?1 OR digest = ?2", "MULTI-INDEX OR"),
+        ("SELECT * FROM keys WHERE org = ?1 ORDER BY created_at, id", "INDEX keys_by_org (org=?)"),
+        ("SELECT count(*) FROM keys WHERE org = ?1", "COVERING INDEX keys_by_org (org=?)"),
+        ("DELETE FROM keys WHERE id = ?1 AND org = ?2", one),
+    ];
+    for (sql, index) in statements {
+        assert_plan(db, sql, index);
+    }
+    for (table, scope, index) in [
+        ("requests", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
+        ("changes", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
+        ("changes", "org = ?1 AND ?2 IS NULL", "INDEX changes_by_org (org=?"),
+    ] {
+        for (side, order, range) in [
+            ("AND ?3 IS NULL AND ?4 IS NULL", "DESC", ")"),
+            ("AND (at, id) < (?3, ?4)", "DESC", " AND (at,id)<(?,?))"),
+            ("AND (at, id) > (?3, ?4)", "ASC", " AND (at,id)>(?,?))"),
+        ] {
+            let sql = format!(
+                "SELECT * FROM {table} WHERE {scope} {side} ORDER BY at {order}, id {order} LIMIT ?5"
+            );
+            assert_plan(db, &sql, &format!("SEARCH {table} USING {index}{range}"));
+        }
+    }
+    for table in ["requests", "changes"] {
+        let sql = format!(
+            "DELETE FROM {table} WHERE (key, at, id) IN \
+             (SELECT key, at, id FROM {table} WHERE at < ?1 ORDER BY at LIMIT 5000)"
+        );
+        assert_plan(
+            db,
+            &sql,
+            &format!("SEARCH {table} USING PRIMARY KEY (key=? AND at=? AND id=?)"),
+        );
+    }
+}
+
+#[track_caller]
+fn assert_plan(db: &Connection, sql: &str, expected: &str) {
+    let plan = plan(db, sql);
+    assert!(plan.contains(expected), "{sql}: {plan}");
+    assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+}
+
+fn newest_first(mut records: Vec<AuditRecord>) -> Vec<AuditRecord> {
+    records.sort_by_key(|record| (record.at, record.id));
+    records.reverse();
+    records
+}
+
+fn count(db: &Connection, sql: &str) -> u64 {
+    db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap().cast_unsigned()
+}
+
+#[test]
+fn no_statement_reads_a_whole_table_or_sorts() {
+    let (_folder, path, _store) = new_store();
+    assert_plans(&raw(&path));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "slow: 200,000 keys and 1,000,000 records"]
+async fn many_keys_and_records_are_found_by_their_indexes() {
+    let (_folder, path, store) = new_store();
+    insert_keys(&path);
+    let keys: Vec<_> = (0..=1_000).map(key_number).collect();
+    for start in (0..REQUESTS).step_by(BATCH as usize) {
+        let batch: Vec<_> =
+            (start..start + BATCH).map(|number| request_number(number, &keys)).collect();
+        store.record(&batch).await.unwrap();
+    }
+    for start in (0..CHANGES).step_by(BATCH as usize) {
+        let batch: Vec<_> =
+            (start..start + BATCH).map(|number| change_number(number, &keys)).collect();
+        store.record(&batch).await.unwrap();
+    }
+    let db = raw(&path);
+
+    // Keys.
+    let within = bound(&db, "keys");
+    for number in [0, 1, 9_999, 10_000, KEYS / 2, KEYS - 1] {
+        let key = key_number(number);
+        let begun = Instant::now();
+        assert_eq!(
+            store.find_by_digest(&key.digest).await.unwrap().as_deref(),
+            Some(&ApiKey { expires_at: None, ..key.clone() })
+        );
+        assert_eq!(store.get(&key.org, &key.id).await.unwrap().unwrap().id, key.id);
+        let list = store.list(&key.org).await.unwrap();
+        assert!(begun.elapsed() < within, "{:?} for three calls", begun.elapsed());
+        let mut expected: Vec<_> =
+            (0..KEYS / ORGS).map(|n| key_number(n * ORGS + number % ORGS)).collect();
+        expected.sort_by_key(|key| (key.created_at, key.id));
+        let ids = |keys: &mut dyn Iterator<Item = KeyId>| keys.collect::<Vec<_>>();
+        assert_eq!(
+            ids(&mut list.iter().map(|key| key.id)),
+            ids(&mut expected.iter().map(|key| key.id))
+        );
+    }
+
+    // Pages.
+    let within = bound(&db, "requests");
+    let query = |org: &OrgId, scope| AuditQuery::new(org.clone(), scope);
+    for number in [0, 1, 500, 1_000] {
+        let key = &keys[number];
+        let of_key = (0..REQUESTS).map(|number| request_number(number, &keys));
+        let mut expected = newest_first(of_key.filter(|record| record.key == key.id).collect());
+        let query = query(&key.org, AuditScope::KeyRequests(key.id));
+        if number == 0 {
+            // 450,000 of them: the first pages, and then pages from the middle on.
+            let newest = page(&store, &query.clone().limit(200), within).await;
+            assert!(newest.records == expected[..200]);
+            let middle = Position::Before(keygate::AuditCursor::of(&expected[225_000]));
+            let before = page(&store, &query.clone().at(middle).limit(200), within).await;
+            assert!(before.records == expected[225_001..225_201]);
+            let after = Position::After(before.newer.unwrap());
+            let after = page(&store, &query.at(after).limit(200), within).await;
+            assert!(after.records == expected[224_801..225_001]);
+        } else {
+            assert_eq!(expected.len(), 450);
+            let found = all(&store, query, within).await;
+            assert!(found == std::mem::take(&mut expected), "the requests of key {number}");
+        }
+    }
+    let within = bound(&db, "changes");
+    for number in [0, 999] {
+        let key = &keys[number];
+        let changes = || (0..CHANGES).map(|number| change_number(number, &keys));
+        let expected = newest_first(changes().filter(|record| record.key == key.id).collect());
+        let scope = AuditScope::KeyChanges(key.id);
+        assert!(all(&store, query(&key.org, scope), within).await == expected);
+        let expected = newest_first(changes().filter(|record| record.org == key.org).collect());
+        let scope = AuditScope::OrgChanges;
+        assert!(all(&store, query(&key.org, scope), within).await == expected);
+    }
+    // What nobody has is not looked for in everything.
+    page(&store, &query(&org("nobody"), AuditScope::OrgChanges), within).await;
+
+    // A third of each is purged, and others write meanwhile.
+    let instant = at((REQUESTS / 9).cast_signed());
+    let old = |table| format!("SELECT count(*) FROM {table} WHERE at < {}", instant.unix_micros());
+    let (total, olds) =
+        (REQUESTS + CHANGES, count(&db, &old("requests")) + count(&db, &old("changes")));
+    assert!(olds > 300_000 && olds < 500_000, "{olds}");
+    let (purging, done) = (store.clone(), AtomicBool::new(false));
+    let purge = async {
+        let purged = purging.purge_before(instant).await.unwrap();
+        done.store(true, Ordering::SeqCst);
+        purged
+    };
+    let write = async {
+        let (mut writes, mut slowest) = (0u64, Duration::ZERO);
+        while !done.load(Ordering::SeqCst) {
+            let begun = Instant::now();
+            store.insert(&key(&org(&format!("meanwhile-{writes}"))), LIMIT).await.unwrap();
+            slowest = slowest.max(begun.elapsed());
+            writes += 1;
+        }
+        (writes, slowest)
+    };
+    let (purged, (writes, slowest)) = tokio::join!(purge, write);
+    println!("purged {purged}; meanwhile {writes} inserts, the slowest in {slowest:?}");
+    assert_eq!(purged, olds);
+    assert!(writes >= 20, "{writes} inserts got through");
+    assert!(slowest < Duration::from_secs(2), "an insert waited for {slowest:?}");
+    assert_eq!(count(&db, &old("requests")) + count(&db, &old("changes")), 0);
+    let left = "SELECT (SELECT count(*) FROM requests) + (SELECT count(*) FROM changes)";
+    assert_eq!(count(&db, left), total - olds);
+    assert_eq!(store.purge_before(instant).await.unwrap(), 0);
+    drop(db);
+    assert_sound(&path);
+}

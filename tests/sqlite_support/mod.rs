@@ -1,0 +1,203 @@
+//! Helpers of the SQLite tests: keys, records, raw connections, and other processes on the same file.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::{env, io};
+
+use keygate::{
+    ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, KeyDigest,
+    KeyId, KeyName, KeyStore, OrgId, OrgLimit, Outcome, Random, RequestEvent, Revision,
+    SqliteStore, Status, SystemRandom, Timestamp,
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
+
+/// A new file in a folder of its own, which goes with the first value.
+pub(crate) fn new_store() -> (TempDir, PathBuf, SqliteStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let store = SqliteStore::open(&path).unwrap();
+    (folder, path, store)
+}
+
+/// A connection that keygate knows nothing of.
+pub(crate) fn raw(path: &Path) -> Connection {
+    Connection::open(path).unwrap()
+}
+
+pub(crate) fn org(name: &str) -> OrgId {
+    OrgId::new(name).unwrap()
+}
+
+pub(crate) fn at(micros: i64) -> Timestamp {
+    Timestamp::from_unix_micros(1_769_860_800_000_000 + micros).unwrap()
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    SystemRandom.fill(&mut bytes).unwrap();
+    bytes
+}
+
+/// A key that no store has seen.
+pub(crate) fn key(org: &OrgId) -> ApiKey {
+    ApiKey {
+        id: KeyId::random(&SystemRandom).unwrap(),
+        org: org.clone(),
+        name: KeyName::new("Ключ 👩‍💻").unwrap(),
+        key_prefix: "vsp_sk_AbCdE".into(),
+        digest: KeyDigest::of(random_bytes::<32>()),
+        status: Status::Active,
+        allowlist: Default::default(),
+        created_at: at(1),
+        expires_at: Some(at(86_400_000_000)),
+        rotated_at: None,
+        last_used_at: None,
+        revision: Revision::FIRST,
+    }
+}
+
+pub(crate) fn change(key: &ApiKey, at: Timestamp, number: u64) -> AuditRecord {
+    record(
+        key,
+        at,
+        number,
+        AuditEvent::Change(ChangeEvent {
+            actor: "ada".into(),
+            action: ChangeAction::Updated,
+            phase: ChangePhase::Begun,
+        }),
+    )
+}
+
+pub(crate) fn request(key: &ApiKey, at: Timestamp, number: u64) -> AuditRecord {
+    record(
+        key,
+        at,
+        number,
+        AuditEvent::Request(RequestEvent {
+            method: "GET".into(),
+            endpoint: format!("/v1/things/{number}").into(),
+            ip: Some("192.0.2.1".parse().unwrap()),
+            country: None,
+            status: Some(200),
+            outcome: Outcome::Allowed,
+        }),
+    )
+}
+
+fn record(key: &ApiKey, at: Timestamp, number: u64, event: AuditEvent) -> AuditRecord {
+    let mut id = [0; 16];
+    id[8..].copy_from_slice(&number.to_be_bytes());
+    AuditRecord { id: AuditId::from_bytes(id), at, org: key.org.clone(), key: key.id, event }
+}
+
+/// An error and all its sources.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+/// SQLite's own opinion of the file.
+pub(crate) fn assert_sound(path: &Path) {
+    let verdict: String =
+        raw(path).query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(verdict, "ok");
+}
+
+/// Another process on the same file, killed when dropped.
+pub(crate) struct Peer {
+    process: Child,
+    orders: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Peer {
+    pub(crate) fn start(task: &str, path: &Path) -> Self {
+        let mut process = Command::new(env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", "sqlite_support::child"])
+            .env("KEYGATE_CHILD", task)
+            .env("KEYGATE_CHILD_FILE", path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let orders = process.stdin.take();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, orders, lines }
+    }
+
+    pub(crate) fn order(&mut self, line: &str) {
+        writeln!(self.orders.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// The next line that is not the test harness's.
+    pub(crate) fn says(&mut self) -> String {
+        loop {
+            let line = self.lines.next().expect("the other process has ended").unwrap();
+            if let Some(said) = line.strip_prefix('@') {
+                return said.to_owned();
+            }
+        }
+    }
+
+    pub(crate) fn end(mut self) {
+        self.orders = None;
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+#[ignore = "not a test: what other tests start as a process of its own"]
+fn child() {
+    let Ok(task) = env::var("KEYGATE_CHILD") else { return };
+    let path = PathBuf::from(env::var_os("KEYGATE_CHILD_FILE").unwrap());
+    let mut orders = io::stdin().lines().map_while(Result::ok);
+    let say = |line: &str| {
+        let mut out = io::stdout().lock();
+        write!(out, "\n@{line}\n").unwrap();
+        out.flush().unwrap();
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    match task.as_str() {
+        "open" => {
+            say("ready");
+            orders.next();
+            match SqliteStore::open(&path) {
+                Ok(store) => {
+                    let inserted = runtime.block_on(store.insert(&key(&org("acme")), LIMIT));
+                    say(&format!("{inserted:?}"));
+                }
+                Err(error) => say(&chain(&error)),
+            }
+        }
+        "create" => {
+            let store = SqliteStore::open(&path).unwrap();
+            say("ready");
+            for line in orders {
+                let created = runtime.block_on(crate::races::creators(&store, &org(&line), 32));
+                say(&created.to_string());
+            }
+        }
+        begin => {
+            let connection = raw(&path);
+            connection.execute_batch(begin).unwrap();
+            say("locked");
+            orders.next();
+            connection.execute_batch("ROLLBACK").unwrap();
+        }
+    }
+}
