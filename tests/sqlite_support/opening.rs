@@ -85,7 +85,6 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
     }
 }
 
-// FAILS: SQLite takes a file of one byte for an empty one, and overwrites it.
 #[test]
 fn a_file_of_one_byte_is_no_empty_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -238,7 +237,6 @@ impl Drop for Immutable<'_> {
     }
 }
 
-// FAILS: `keys.db-wal` and `keys.db-shm` stay beside the read-only file.
 #[test]
 #[ignore = "needs root and a file system with `chattr +i`"]
 fn a_read_only_file_or_folder_is_refused_and_left_alone() {
@@ -302,7 +300,6 @@ async fn reopening_finds_everything() {
     }
 }
 
-// FAILS now and then, on a busy machine more often: `PRAGMA journal_mode = WAL`
 // (src/store/sqlite/open.rs) is `SQLITE_BUSY` without a wait.
 #[test]
 fn threads_that_open_a_new_file_at_once_all_succeed() {

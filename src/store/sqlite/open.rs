@@ -47,10 +47,6 @@ pub(super) fn prepare(path: &Path) -> Result<Connection, SqliteOpenError> {
     }
     let mut connection = connect(path, BUSY_TIMEOUT)?;
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
-    if connection.is_readonly("main").map_err(failed)? {
-        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        return Err(SqliteOpenError::cannot_open(path, denied));
-    }
     schema::migrate(&mut connection, path)?;
     let mode = write_ahead(&connection).map_err(failed)?;
     if mode != "wal" {
@@ -90,6 +86,11 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, SqliteOpen
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    // Before anything is read: reading leaves files beside this one.
+    if connection.is_readonly("main").map_err(failed)? {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        return Err(SqliteOpenError::cannot_open(path, denied));
+    }
     connection.busy_timeout(busy_timeout).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(32);
     connection
