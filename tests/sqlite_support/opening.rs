@@ -300,7 +300,6 @@ async fn reopening_finds_everything() {
     }
 }
 
-// (src/store/sqlite/open.rs) is `SQLITE_BUSY` without a wait.
 #[test]
 fn threads_that_open_a_new_file_at_once_all_succeed() {
     for round in 0..100 {
