@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::audit::record::RequestEvent;
 use crate::key::format::KeyFormat;
-use crate::text::truncate;
+use crate::text::{percent_decoded, truncate};
 
 /// A shorter text has no room for a prefix and a good part of a secret.
 const SHORTEST_LEAK: usize = 24;
@@ -64,29 +64,6 @@ fn holds_key(text: &str, format: &KeyFormat) -> bool {
         decoded = percent_decoded(&decoded);
     }
     format.occurs_in(&decoded)
-}
-
-fn percent_decoded(text: &[u8]) -> Vec<u8> {
-    let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, after)) = rest.split_first() {
-        let escaped = match (first, after) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
-            _ => None,
-        };
-        match escaped {
-            Some((high, low)) => {
-                decoded.push(high << 4 | low);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                decoded.push(*first);
-                rest = after;
-            }
-        }
-    }
-    decoded
 }
 
 fn push_visible(shown: &mut String, text: &str) {

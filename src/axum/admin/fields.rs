@@ -8,6 +8,7 @@ use std::fmt::Display;
 
 use crate::axum::admin::json::Json;
 use crate::axum::admin::problem::{Code, FieldError, Problem};
+use crate::text::percent_decoded;
 
 /// So many errors are enough to see what is wrong; a body could have thousands.
 const MAX_ERRORS: usize = 100;
@@ -131,27 +132,7 @@ fn not_utf8(name: &str) -> Problem {
 /// Decodes `application/x-www-form-urlencoded`; `None` for what is not UTF-8,
 /// so that no two texts are taken for the same.
 fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        rest = after;
-        bytes.push(match (first, after) {
-            (b'+', _) => b' ',
-            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
-                (Some(high), Some(low)) => {
-                    rest = after;
-                    high << 4 | low
-                }
-                _ => first,
-            },
-            _ => first,
-        });
-    }
-    String::from_utf8(bytes).ok()
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+    String::from_utf8(percent_decoded(text.replace('+', " ").as_bytes())).ok()
 }
 
 #[cfg(test)]
