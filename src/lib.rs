@@ -79,7 +79,8 @@ let service = app.into_make_service_with_connect_info::<SocketAddr>();
 //!
 //! Implement [`KeyStore`], whose documentation is a tutorial, and prove it with the
 //! conformance suite (feature `conformance`). The same goes for [`AuditSink`] and
-//! [`AuditLog`].
+//! [`AuditLog`], and for [`KeyExport`], by which [`import`] moves keys from one store
+//! to another.
 //!
 #![cfg_attr(
     feature = "conformance",
@@ -109,9 +110,11 @@ let report = keygate::conformance::check_store(|| async {
 //! | `tower` | [`ApiKeyLayer`], generic over bodies |
 //! | `axum` | the layer knows axum's peer address and nesting; the [`VerifiedKey`] extractor |
 //! | `admin` | [`admin::router`], the management API |
+//! | `settings-page` | [`SettingsPage`], the page that uses it |
 //! | `sqlite` | [`SqliteStore`]: keys and audit records in one file |
 //! | `postgres` | [`PostgresStore`]: keys and audit records that many processes share |
 //! | `postgres-tls` | its connections may be encrypted, by rustls |
+//! | `geoip` | [`MaxMindCountries`]: countries in audit records, from a MaxMind DB file |
 //! | `conformance` | the test suite for stores and audit logs |
 //!
 //! # What goes where
@@ -147,6 +150,9 @@ mod tower;
 pub use crate::allowlist::{Allowlist, AllowlistError, EntryProblem};
 pub use crate::audit::country::{CountryCode, CountryLookup};
 pub use crate::audit::delivery::{AuditStats, Delivery, DeliveryError, WhenFull};
+#[cfg(feature = "geoip")]
+#[cfg_attr(docsrs, doc(cfg(feature = "geoip")))]
+pub use crate::audit::geoip::{GeoIpError, MaxMindCountries};
 pub use crate::audit::log::{
     AuditCursor, AuditCursorError, AuditLog, AuditPage, AuditQuery, AuditScope, Position,
 };
@@ -161,6 +167,9 @@ pub use crate::axum::admin;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use crate::axum::extract::KeyRejection;
+#[cfg(feature = "settings-page")]
+#[cfg_attr(docsrs, doc(cfg(feature = "settings-page")))]
+pub use crate::axum::page::{SettingsPage, SettingsPageError};
 pub use crate::clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use crate::key::digest::{KeyDigest, KeyDigestError};
 pub use crate::key::expiration::{Expiration, ExpirationError};
@@ -195,6 +204,7 @@ pub use crate::store::postgres::{PostgresOpenError, PostgresOptions, PostgresSto
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use crate::store::sqlite::{SqliteOpenError, SqliteStore};
+pub use crate::store::transfer::{ImportError, Imported, KeyExport, import};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::{

@@ -18,7 +18,8 @@ use broken::log::BrokenLog;
 use broken::store::BrokenStore;
 use keygate::KeyStore;
 use keygate::conformance::{
-    Property, SinkAndLog, audit_log_properties, check_audit_log, check_store, store_properties,
+    Property, SinkAndLog, StoreAndExport, audit_log_properties, check_audit_log, check_export,
+    check_store, export_properties, store_properties,
 };
 use tokio::task::JoinSet;
 
@@ -239,6 +240,21 @@ const FAULTS: &[(Fault, &[&str])] = &[
     ),
 ];
 
+const EXPORT_FAULTS: &[(Fault, &[&str])] = &[
+    (Fault::ExportRepeatsAfter, &["export::every_key_comes_once"]),
+    (Fault::ExportIsSigned, &["export::every_key_comes_once"]),
+    (Fault::ExportStopsAtAHundred, &["export::a_page_holds_its_limit"]),
+    (Fault::ExportNeedsAfter, &["export::the_first_page_begins_with_the_first"]),
+    (Fault::ExportOfOneOrg, &["export::keys_of_every_organisation_come"]),
+    (Fault::ExportOfActiveKeys, &["export::what_is_stored_comes"]),
+    (Fault::ExportKeepsDeleted, &["export::deleted_keys_do_not_come"]),
+    (
+        Fault::ExportStartsOverAtGoneKey,
+        &["export::deleted_keys_do_not_come", "export::other_keys_may_come_and_go"],
+    ),
+    (Fault::ExportEndsInAnError, &["export::the_end_is_an_empty_page"]),
+];
+
 const ORGS_ALIKE: &[&str] = &[
     "limit::other_organisations_do_not_count",
     "isolation::organisations_much_alike_read_apart",
@@ -315,6 +331,7 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_store_and_a_log_without_a_fault_pass() {
     check_store(|| async { BrokenStore::new(Fault::Nothing) }).await.unwrap();
+    check_export(|| async { BrokenStore::new(Fault::Nothing) }).await.unwrap();
     check_audit_log(|| async { BrokenLog::new(LogFault::Nothing) }).await.unwrap();
 }
 
@@ -325,6 +342,18 @@ async fn every_fault_of_a_store_is_caught() {
         let store = || Arc::new(BrokenStore::new(*fault)) as Arc<dyn KeyStore>;
         missed
             .extend(passing(store_properties(), properties, store).await.map(|name| (fault, name)));
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_fault_of_an_export_is_caught() {
+    let mut missed = Vec::new();
+    for (fault, properties) in EXPORT_FAULTS {
+        let store = || Arc::new(BrokenStore::new(*fault)) as Arc<dyn StoreAndExport>;
+        missed.extend(
+            passing(export_properties(), properties, store).await.map(|name| (fault, name)),
+        );
     }
     assert!(missed.is_empty(), "{missed:#?}");
 }
@@ -348,6 +377,8 @@ fn every_property_catches_a_fault() {
     };
     let all: BTreeSet<&str> = store_properties().iter().map(Property::name).collect();
     assert_eq!(catching(&mut FAULTS.iter().map(|(_, properties)| properties)), all);
+    let all: BTreeSet<&str> = export_properties().iter().map(Property::name).collect();
+    assert_eq!(catching(&mut EXPORT_FAULTS.iter().map(|(_, properties)| properties)), all);
     let all: BTreeSet<&str> = audit_log_properties().iter().map(Property::name).collect();
     assert_eq!(catching(&mut LOG_FAULTS.iter().map(|(_, properties)| properties)), all);
 }

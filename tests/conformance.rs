@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use keygate::conformance::{
-    self, Property, SinkAndLog, TwoHandles, audit_log_properties, check_audit_log, check_store,
-    store_properties,
+    self, Property, TwoHandles, audit_log_properties, check_audit_log, check_export, check_store,
+    export_properties, store_properties,
 };
 use keygate::{KeyStore, MemoryAuditLog, MemoryStore};
 
@@ -17,6 +17,8 @@ use keygate::{KeyStore, MemoryAuditLog, MemoryStore};
 async fn memory_store_conforms() {
     let report = check_store(|| async { MemoryStore::new() }).await.unwrap();
     assert_eq!(report.passed().len(), store_properties().len());
+    let report = check_export(|| async { MemoryStore::new() }).await.unwrap();
+    assert_eq!(report.passed().len(), export_properties().len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -75,15 +77,12 @@ fn the_suite_is_large_and_no_name_occurs_twice() {
 fn every_public_function_of_the_suite_is_listed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/conformance");
     assert_eq!(functions_in(&folder, "", "KeyStore"), names(store_properties()));
-    assert_eq!(functions_in(&folder.join("audit"), "audit::", "SinkAndLog"), log_names());
+    assert_eq!(functions_in(&folder, "", "StoreAndExport"), names(export_properties()));
+    let audit = functions_in(&folder.join("audit"), "audit::", "SinkAndLog");
+    assert_eq!(audit, names(audit_log_properties()));
 }
 
-fn names(properties: &[Property<dyn KeyStore>]) -> BTreeSet<String> {
-    properties.iter().map(|property| property.name().to_owned()).collect()
-}
-
-fn log_names() -> BTreeSet<String> {
-    let properties: &[Property<dyn SinkAndLog>] = audit_log_properties();
+fn names<S: ?Sized + Send + Sync + 'static>(properties: &[Property<S>]) -> BTreeSet<String> {
     properties.iter().map(|property| property.name().to_owned()).collect()
 }
 

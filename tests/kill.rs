@@ -4,8 +4,10 @@
 //! | variable | default | |
 //! |---|---|---|
 //! | `KEYGATE_KILL_CYCLES` | 10 | how often |
-//! | `KEYGATE_KILL_STORE` | a new SQLite file | the URL of the store |
-#![cfg(all(unix, feature = "sqlite", feature = "tokio"))]
+//! | `KEYGATE_KILL_STORE` | a new SQLite file | the URL of the store, SQLite or PostgreSQL |
+//! | `KEYGATE_KILL_SCHEMA` | `keygate` | the schema in that PostgreSQL database |
+//! | `KEYGATE_TEST_POSTGRES` | `postgres://postgres@127.0.0.1:5432/test` | for the test that makes and drops a schema of its own |
+#![cfg(all(unix, any(feature = "sqlite", feature = "postgres"), feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,19 +29,78 @@ use std::time::{Duration, Instant};
 use keygate::{
     Actor, AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Delivery, Denial,
     KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch, NewKey, OrgId,
-    Position, Random, RandomError, SqliteStore, Status, SystemRandom, VerifyError,
+    Position, Random, RandomError, Status, SystemRandom, VerifyError,
 };
+#[cfg(feature = "postgres")]
+use keygate::{PostgresOptions, PostgresStore};
+use tokio::runtime::Runtime;
 
 /// Each with an organisation of its own, at the same time.
 const WORKERS: u64 = 3;
 /// A cycle ends by itself after so many lines at the latest.
 const MOST_LINES: u64 = 120;
 
-/// A manager on the store behind a URL, which is also its audit log.
-fn builder(url: &str) -> KeyManagerBuilder {
-    assert!(url.starts_with("sqlite:"), "KEYGATE_KILL_STORE={url}: not supported yet");
-    let store = SqliteStore::open(url).unwrap();
-    KeyManager::builder(store.clone()).audit(Arc::new(store))
+/// Where the keys are, and who comes for them.
+#[derive(Clone, Debug)]
+struct Place {
+    url: String,
+    /// In PostgreSQL.
+    schema: String,
+    /// The name that PostgreSQL shows of our sessions.
+    session: String,
+}
+
+impl Place {
+    fn in_session(&self, session: &str) -> Self {
+        Self { session: session.to_owned(), ..self.clone() }
+    }
+}
+
+/// A manager on the store at that place, which is also its audit log.
+async fn builder(place: &Place) -> KeyManagerBuilder {
+    #[cfg(feature = "sqlite")]
+    if place.url.starts_with("sqlite:") {
+        let store = keygate::SqliteStore::open(&place.url).unwrap();
+        return KeyManager::builder(store.clone()).audit(Arc::new(store));
+    }
+    #[cfg(feature = "postgres")]
+    if place.url.starts_with("postgres") {
+        let store = postgres(place).await;
+        return KeyManager::builder(store.clone()).audit(Arc::new(store));
+    }
+    panic!("{}: no store of this build", place.url);
+}
+
+#[cfg(feature = "postgres")]
+async fn postgres(place: &Place) -> PostgresStore {
+    let mut config: tokio_postgres::Config = place.url.parse().unwrap();
+    config.application_name(&place.session);
+    let options = PostgresOptions::new(config).schema(&place.schema).unwrap();
+    // A busy machine is slow; a child that gives up has not been killed.
+    options.deadline(Duration::from_secs(20)).connect().await.unwrap()
+}
+
+#[cfg(feature = "postgres")]
+async fn administrator(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A server goes on with what a killed process had sent; returns when that is over.
+async fn sessions_end(place: &Place) {
+    #[cfg(feature = "postgres")]
+    if place.url.starts_with("postgres") {
+        let administrator = administrator(&place.url).await;
+        let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while !administrator.query(sessions, &[&place.session]).await.unwrap().is_empty() {
+            assert!(Instant::now() < give_up, "sessions of a dead process are left");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    // SQLite has no server.
+    let _ = place;
 }
 
 fn number() -> u64 {
@@ -155,13 +216,11 @@ impl Change {
 #[ignore = "not a test: the process that is killed"]
 fn child() {
     let Ok(url) = env::var("KEYGATE_KILL_CHILD") else { return };
-    let cycle = env::var("KEYGATE_KILL_CYCLE").unwrap();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let workers: Vec<_> = (0..WORKERS)
-            .map(|worker| tokio::spawn(work(url.clone(), worker, format!("{cycle}-{worker}"))))
-            .collect();
+    let schema = env::var("KEYGATE_KILL_CHILD_SCHEMA").unwrap();
+    let place = Place { url, schema, session: env::var("KEYGATE_KILL_CYCLE").unwrap() };
+    runtime().block_on(async {
+        let workers: Vec<_> =
+            (0..WORKERS).map(|worker| tokio::spawn(work(place.clone(), worker))).collect();
         for worker in workers {
             worker.await.unwrap();
         }
@@ -175,14 +234,16 @@ fn say(worker: u64, line: &str) {
     out.flush().unwrap();
 }
 
-async fn work(url: String, worker: u64, org: String) {
+async fn work(place: Place, worker: u64) {
     let random = Seeded::new(number()); // audit ids begin with random bytes
-    let keys = builder(&url).delivery(Delivery::strict()).random(random.clone()).build().unwrap();
-    let actor = Actor::new(OrgId::new(org).unwrap(), format!("worker {worker}"));
+    let builder = builder(&place).await;
+    let keys = builder.delivery(Delivery::strict()).random(random.clone()).build().unwrap();
+    let org = OrgId::new(format!("{}-{worker}", place.session)).unwrap();
+    let actor = Actor::new(org, format!("worker {worker}"));
     loop {
         let present = keys.list(actor.org()).await.unwrap();
         let one = present.get(number() as usize % present.len().max(1));
-        let (seed, name) = (number(), format!("name-{}", number() % 1_000));
+        let (seed, name) = (number(), format!("name-{}", number() % 10));
         let change = match (one, number() % 10) {
             (Some(key), 0..=3) => Change::Rotate { seed, id: key.id },
             (Some(key), 4 | 5) if key.status == Status::Active => Change::Revoke { id: key.id },
@@ -239,6 +300,8 @@ struct Key {
 struct Told {
     keys: BTreeMap<KeyId, Key>,
     secrets: BTreeSet<String>,
+    acknowledged: usize,
+    /// Those that changed something.
     done: Vec<Change>,
     in_flight: Option<Change>,
 }
@@ -256,8 +319,13 @@ impl Told {
                 let change = self.in_flight.take().unwrap();
                 let issued = change.issued().map_or("-".to_owned(), |(_, secret)| secret);
                 assert_eq!(issued, *secret, "the parent works out another secret");
+                let before = self.keys.clone();
                 apply(&mut self.keys, &change);
-                self.done.push(change);
+                self.acknowledged += 1;
+                // An edit that changes nothing is none, and leaves no record.
+                if self.keys != before {
+                    self.done.push(change);
+                }
             }
             other => panic!("{other:?}"),
         }
@@ -363,8 +431,8 @@ struct Tally {
     rotations_in_flight: usize,
 }
 
-async fn check(url: &str, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally) {
-    let keys = builder(url).build().unwrap();
+async fn check(place: &Place, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally) {
+    let keys = builder(place).await.build().unwrap();
     for (org, told) in workers {
         let found = found(&keys, org, told).await;
         let possible = told.possible();
@@ -385,25 +453,26 @@ async fn check(url: &str, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally) {
             *(if is_done { &mut tally.done } else { &mut tally.not_done }) += 1;
             tally.rotations_in_flight += usize::from(matches!(change, Change::Rotate { .. }));
         }
-        assert_eq!(logged, begun, "{org}: the audit log");
-        tally.acknowledged += told.done.len();
+        assert_eq!(logged, begun, "{org}: the audit log, in flight {:?}", told.in_flight);
+        tally.acknowledged += told.acknowledged;
     }
     assert!(keys.shutdown(Duration::from_secs(10)).await.is_complete());
 }
 
 /// Starts a child, hears it out, and kills it at a random moment.
-fn cycle(url: &str, name: &str) -> BTreeMap<OrgId, Told> {
+fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "child"])
-        .env("KEYGATE_KILL_CHILD", url)
-        .env("KEYGATE_KILL_CYCLE", name)
+        .env("KEYGATE_KILL_CHILD", &place.url)
+        .env("KEYGATE_KILL_CHILD_SCHEMA", &place.schema)
+        .env("KEYGATE_KILL_CYCLE", &place.session)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
-    let org = |worker: &str| OrgId::new(format!("{name}-{worker}")).unwrap();
+    let org = |worker: &str| OrgId::new(format!("{}-{worker}", place.session)).unwrap();
     let mut workers: BTreeMap<_, _> =
         (0..WORKERS).map(|worker| (org(&worker.to_string()), Told::default())).collect();
     let mut hear = |line: &str| {
@@ -439,23 +508,62 @@ fn cycle(url: &str, name: &str) -> BTreeMap<OrgId, Told> {
     workers
 }
 
-#[test]
-fn case_33_a_killed_process_has_lost_no_change_and_left_none_half_done() {
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// Kills as often as it is told to, and looks at what is left each time.
+fn kill_again_and_again(place: &Place) {
     let cycles: u64 = env::var("KEYGATE_KILL_CYCLES").map_or(10, |cycles| cycles.parse().unwrap());
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("keys.db");
-    let url = env::var("KEYGATE_KILL_STORE").unwrap_or(format!("sqlite:{}", file.display()));
-    let run = format!("kill-{:016x}", number());
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime();
     let (mut tally, mut all) = (Tally::default(), BTreeMap::new());
     for number in 0..cycles {
-        let workers = cycle(&url, &format!("{run}-{number}"));
-        runtime.block_on(check(&url, &workers, &mut tally));
+        let killed = place.in_session(&format!("{}-{number}", place.session));
+        let workers = cycle(&killed);
+        runtime.block_on(sessions_end(&killed));
+        runtime.block_on(check(place, &workers, &mut tally));
         all.extend(workers);
     }
     println!("{cycles} cycles: {tally:?}");
     // What earlier cycles did has survived the later ones.
-    runtime.block_on(check(&url, &all, &mut Tally::default()));
+    runtime.block_on(check(place, &all, &mut Tally::default()));
     assert!(tally.acknowledged as u64 >= cycles, "too little happened: {tally:?}");
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn case_33_a_killed_process_has_lost_no_change_and_left_none_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.db");
+    let url = env::var("KEYGATE_KILL_STORE").unwrap_or(format!("sqlite:{}", file.display()));
+    let schema = env::var("KEYGATE_KILL_SCHEMA").unwrap_or("keygate".to_owned());
+    kill_again_and_again(&Place { url, schema, session: format!("kill-{:016x}", number()) });
+}
+
+/// Dropped with all that is in it, also when the test fails.
+#[cfg(feature = "postgres")]
+struct OwnSchema(Place);
+
+#[cfg(feature = "postgres")]
+impl Drop for OwnSchema {
+    fn drop(&mut self) {
+        let Place { url, schema, .. } = &self.0;
+        let sql = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
+        let dropped =
+            runtime().block_on(async { administrator(url).await.batch_execute(&sql).await });
+        // A second panic would hide the first.
+        assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn case_33_a_process_killed_on_postgres_has_lost_no_change_and_left_none_half_done() {
+    let url = env::var("KEYGATE_TEST_POSTGRES")
+        .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
+    let run = format!("{:016x}", number());
+    let (schema, session) = (format!("keygate_kill_{run}"), format!("kill-{run}"));
+    let schema = OwnSchema(Place { url, schema, session });
+    kill_again_and_again(&schema.0);
 }

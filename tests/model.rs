@@ -372,3 +372,46 @@ fn the_sqlite_store_agrees_with_the_model() {
     let store = keygate::SqliteStore::open(folder.path().join("keys.db")).unwrap();
     check(&runtime(), store);
 }
+
+#[cfg(feature = "postgres")]
+#[test]
+#[ignore = "needs PostgreSQL"]
+fn the_postgres_store_agrees_with_the_model() {
+    let url = std::env::var("KEYGATE_TEST_POSTGRES")
+        .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
+    let runtime = runtime();
+    let schema = OwnSchema::new(&runtime, &url);
+    let options = keygate::PostgresOptions::from_url(&url).unwrap().schema(&schema.name).unwrap();
+    // A busy machine is slow; the model knows no store that is.
+    let options = options.deadline(std::time::Duration::from_secs(20));
+    check(&runtime, runtime.block_on(options.connect()).unwrap());
+}
+
+/// Dropped with all that is in it, also when the test fails.
+#[cfg(feature = "postgres")]
+struct OwnSchema<'a> {
+    runtime: &'a Runtime,
+    administrator: tokio_postgres::Client,
+    name: String,
+}
+
+#[cfg(feature = "postgres")]
+impl<'a> OwnSchema<'a> {
+    fn new(runtime: &'a Runtime, url: &str) -> Self {
+        let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
+        let (administrator, connection) = runtime.block_on(connecting).unwrap();
+        runtime.spawn(connection);
+        let name = format!("keygate_model_{:032x}", u128::from_be_bytes(Names::new().0));
+        Self { runtime, administrator, name }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Drop for OwnSchema<'_> {
+    fn drop(&mut self) {
+        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name);
+        let dropped = self.runtime.block_on(self.administrator.batch_execute(&sql));
+        // A second panic would hide the first.
+        assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
+use crate::store::transfer::KeyExport;
 
 /// A [`KeyStore`] in memory, for tests, and for services whose keys need not
 /// survive a restart.
@@ -27,7 +29,7 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct State {
-    keys: HashMap<KeyId, Arc<ApiKey>, BuildUniformHasher>,
+    keys: BTreeMap<KeyId, Arc<ApiKey>>,
     orgs: HashMap<OrgId, BTreeMap<(Timestamp, KeyId), KeyId>>,
 }
 
@@ -143,5 +145,19 @@ impl KeyStore for MemoryStore {
             }
         }
         Ok(())
+    }
+}
+
+#[async_trait]
+impl KeyExport for MemoryStore {
+    async fn export(
+        &self,
+        after: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = self.lock();
+        let keys = state.keys.range((begin, Bound::Unbounded));
+        Ok(keys.take(limit).map(|(_, key)| Arc::clone(key)).collect())
     }
 }

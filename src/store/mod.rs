@@ -8,3 +8,4 @@ pub(crate) mod memory;
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
+pub(crate) mod transfer;

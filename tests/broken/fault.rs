@@ -93,6 +93,16 @@ pub(crate) enum Fault {
     UseWritesWholeRecord,
     UsesLockKeyByKey,
     LateCacheFill,
+    // Export
+    ExportRepeatsAfter,
+    ExportIsSigned,
+    ExportStopsAtAHundred,
+    ExportNeedsAfter,
+    ExportOfOneOrg,
+    ExportOfActiveKeys,
+    ExportKeepsDeleted,
+    ExportStartsOverAtGoneKey,
+    ExportEndsInAnError,
 }
 
 /// What is wrong with the log.

@@ -1,6 +1,7 @@
 //! Stores and logs that are right but for one fault of choice.
 
 mod checks;
+mod export;
 pub(crate) mod fault;
 pub(crate) mod log;
 pub(crate) mod store;

@@ -54,6 +54,11 @@ impl State {
         *self.extra_places.entry(org.clone()).or_default() += places;
     }
 
+    /// Whether there ever was such a key.
+    pub(super) fn was_here(&self, id: &KeyId) -> bool {
+        self.writes.contains(id)
+    }
+
     fn put(&mut self, key: ApiKey) {
         self.by_digest.insert(key.digest, key.id);
         self.cache.remove(&key.digest);
@@ -135,7 +140,8 @@ impl KeyStore for BrokenStore {
             let indexed =
                 indexed.filter(|key| key.digest == *digest || self.is(Fault::OldDigestLives));
             let found = indexed.or_else(|| state.keys.values().find(matches));
-            found.or(state.ghosts.get(digest)).cloned().map(Arc::new)
+            let ghosts = Some(&state.ghosts).filter(|_| self.is(Fault::DeleteLeavesDigest));
+            found.or(ghosts.and_then(|ghosts| ghosts.get(digest))).cloned().map(Arc::new)
         };
         if self.is(Fault::UnknownIsAnError) && found.is_none() {
             return Err(StoreError::NotFound);
@@ -275,7 +281,7 @@ impl KeyStore for BrokenStore {
         }
         let Some(key) = state.remove(id) else { return Err(StoreError::NotFound) };
         match self.fault {
-            Fault::DeleteLeavesDigest => {
+            Fault::DeleteLeavesDigest | Fault::ExportKeepsDeleted => {
                 state.ghosts.insert(key.digest, key);
             }
             Fault::DeletedIdStaysTaken => {

@@ -1,9 +1,9 @@
 //! The lists of all properties.
 
-use crate::store::conformance::handles::SinkAndLog;
+use crate::store::conformance::handles::{SinkAndLog, StoreAndExport};
 use crate::store::conformance::property::Property;
 use crate::store::conformance::{
-    calls, change_races, creation_races, delete, fields, find, insert, isolation, limit,
+    calls, change_races, creation_races, delete, export, fields, find, insert, isolation, limit,
     read_races, replace, use_races, uses,
 };
 use crate::store::contract::KeyStore;
@@ -158,6 +158,23 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
             a_finished_edit_is_seen_by_every_find,
             a_deleted_key_is_dead_at_once,
             a_finished_use_is_seen_by_every_find,
+        }
+    };
+    ALL
+}
+
+/// All properties of a store that can be moved away from.
+pub fn export_properties() -> &'static [Property<dyn StoreAndExport>] {
+    const ALL: &[Property<dyn StoreAndExport>] = properties! { ""
+        export {
+            every_key_comes_once,
+            a_page_holds_its_limit,
+            the_first_page_begins_with_the_first,
+            keys_of_every_organisation_come,
+            what_is_stored_comes,
+            deleted_keys_do_not_come,
+            other_keys_may_come_and_go,
+            the_end_is_an_empty_page,
         }
     };
     ALL

@@ -15,6 +15,7 @@ use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
+use crate::store::transfer::KeyExport;
 
 /// A store or log that sends its calls to two handles in turn, so that what
 /// one handle wrote is mostly read through the other.
@@ -88,6 +89,17 @@ impl<S: KeyStore> KeyStore for TwoHandles<S> {
 }
 
 #[async_trait]
+impl<S: KeyExport> KeyExport for TwoHandles<S> {
+    async fn export(
+        &self,
+        after: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.next().export(after, limit).await
+    }
+}
+
+#[async_trait]
 impl<L: AuditSink> AuditSink for TwoHandles<L> {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
         self.next().record(batch).await
@@ -110,3 +122,9 @@ impl<L: AuditLog> AuditLog for TwoHandles<L> {
 pub trait SinkAndLog: AuditSink + AuditLog + fmt::Debug {}
 
 impl<T: AuditSink + AuditLog> SinkAndLog for T {}
+
+/// What [`check_export`](crate::conformance::check_export) checks: everything
+/// that is both a [`KeyStore`] and a [`KeyExport`].
+pub trait StoreAndExport: KeyStore + KeyExport + fmt::Debug {}
+
+impl<T: KeyStore + KeyExport> StoreAndExport for T {}

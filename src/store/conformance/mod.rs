@@ -2,8 +2,8 @@
 //! function a property, races included.
 //!
 //! [`check_store`] runs all properties of a [`KeyStore`], [`check_audit_log`]
-//! those of an [`AuditSink`] that is an [`AuditLog`] as well. In a test of yours,
-//! under `#[tokio::test(flavor = "multi_thread", worker_threads = 4)]`:
+//! those of an [`AuditSink`] that is an [`AuditLog`] as well, and [`check_export`]
+//! those of a [`KeyExport`]. In a test of yours, under `#[tokio::test(flavor = "multi_thread", worker_threads = 4)]`:
 //!
 //! ```
 //! use keygate::MemoryStore;
@@ -27,8 +27,8 @@
 //!   time, or connect to the same database. [`TwoHandles`] checks one database
 //!   through two connections.
 //!
-//! To run one property, or all but one, see [`store_properties`] and
-//! [`audit_log_properties`]; or call its function, which has the name that a
+//! To run one property, or all but one, see [`store_properties`],
+//! [`audit_log_properties`] and [`export_properties`]; or call its function, which has the name that a
 //! [`Violation`] is reported under.
 
 use std::sync::Arc;
@@ -36,6 +36,7 @@ use std::sync::Arc;
 use crate::audit::log::AuditLog;
 use crate::audit::sink::AuditSink;
 use crate::store::contract::KeyStore;
+use crate::store::transfer::KeyExport;
 
 pub mod audit;
 pub mod calls;
@@ -44,6 +45,7 @@ pub mod change_races;
 pub mod creation_races;
 pub mod delete;
 mod expect;
+pub mod export;
 pub mod fields;
 pub mod find;
 mod fixtures;
@@ -60,8 +62,8 @@ pub mod use_races;
 pub mod uses;
 mod violation;
 
-pub use catalogue::{audit_log_properties, store_properties};
-pub use handles::{SinkAndLog, TwoHandles};
+pub use catalogue::{audit_log_properties, export_properties, store_properties};
+pub use handles::{SinkAndLog, StoreAndExport, TwoHandles};
 pub use property::Property;
 pub use violation::{Report, Violation, Violations};
 
@@ -78,6 +80,21 @@ where
 {
     let factory = || async { Arc::new(factory().await) as Arc<dyn KeyStore> };
     property::check_all(store_properties(), factory).await
+}
+
+/// Checks all [`export_properties`], each on a store that the factory makes or
+/// connects to. [`check_store`] is to be run as well.
+///
+/// # Errors
+///
+/// Every property that does not hold; or that the runtime cannot run the races.
+pub async fn check_export<S, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
+where
+    S: KeyStore + KeyExport,
+    F: Future<Output = S>,
+{
+    let factory = || async { Arc::new(factory().await) as Arc<dyn StoreAndExport> };
+    property::check_all(export_properties(), factory).await
 }
 
 /// Checks all [`audit_log_properties`], each on a log that the factory makes or

@@ -23,9 +23,6 @@ use crate::store::postgres::keys::uuid;
 use crate::store::postgres::pool::{Again, Pool};
 use crate::store::postgres::statements::Sql;
 
-/// As many rows of a table are purged in one transaction.
-const PURGE_BATCH: i64 = 5_000;
-
 /// Writes the batch; a record that is there already stays as it is, so that the
 /// whole may be sent again.
 pub(super) async fn record(pool: &Pool, batch: &[AuditRecord]) -> Outcome<()> {
@@ -176,8 +173,7 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> 
 pub(super) async fn purge(db: &Connection, before: Timestamp) -> Outcome<u64> {
     let mut purged = 0;
     for statement in [Sql::PurgeRequests, Sql::PurgeChanges] {
-        let parameters =
-            [(&before.unix_micros() as _, Type::INT8), (&PURGE_BATCH as _, Type::INT8)];
+        let parameters = [(&before.unix_micros() as _, Type::INT8), (&true as _, Type::BOOL)];
         let rows = db.query(statement, &parameters).await?;
         for row in &rows {
             let columns = Columns { row, name: "answer" };

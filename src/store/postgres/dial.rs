@@ -5,37 +5,77 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::Config;
 
 use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::error::Fault;
+use crate::store::postgres::server::{Server, shuffle};
 use crate::store::postgres::statements::Texts;
 
 /// Everything that a new connection takes.
 pub(super) struct Dialer {
-    pub(super) config: Config,
+    pub(super) servers: Vec<Server>,
+    /// Whether each connection begins with another server.
+    pub(super) balanced: bool,
     pub(super) texts: Arc<Texts>,
     pub(super) prepared: bool,
-    /// How long it may take until the server has let us in.
-    pub(super) patience: Duration,
+    /// How long it may take until one server has let us in.
+    pub(super) reach: Duration,
     #[cfg(feature = "postgres-tls")]
     pub(super) tls: tokio_postgres_rustls::MakeRustlsConnect,
 }
 
 impl Dialer {
-    /// The connection, and the task that ends with it.
+    /// The connection to the first server that is of use, and the task that ends
+    /// with it.
     pub(super) async fn dial(&self) -> Outcome<(Connection, JoinHandle<()>)> {
-        timeout(self.patience, self.connect()).await.unwrap_or(Err(Fault::Late(self.patience)))
+        let mut order: Vec<&Server> = self.servers.iter().collect();
+        if self.balanced {
+            shuffle(&mut order);
+        }
+        // After a failover, calls that dial within their deadline would otherwise
+        // spend it on the server that is gone, every time.
+        order.sort_by_key(|server| server.has_failed());
+        let mut failed = Failed::default();
+        for server in order {
+            let attempt = server.attempt();
+            match self.reach(server).await {
+                Ok(made) => {
+                    attempt.succeeded();
+                    return Ok(made);
+                }
+                Err(fault) => failed.add(server.name(), fault),
+            }
+        }
+        Err(failed.into_fault())
     }
 
-    async fn connect(&self) -> Outcome<(Connection, JoinHandle<()>)> {
+    /// Each address of the server has its share of the time that is left.
+    async fn reach(&self, server: &Server) -> Outcome<(Connection, JoinHandle<()>)> {
+        let until = Instant::now() + self.reach;
+        let late = |_| Fault::Late(self.reach);
+        let addresses = timeout_at(until, server.addresses()).await.map_err(late)??;
+        let mut failed = Failed::default();
+        let mut rest = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        for config in addresses {
+            let share = until.saturating_duration_since(Instant::now()) / rest.max(1);
+            rest = rest.saturating_sub(1);
+            match timeout(share, self.connect(&config)).await.unwrap_or(Err(Fault::Late(share))) {
+                Ok(made) => return Ok(made),
+                Err(fault) => failed.add("", fault),
+            }
+        }
+        Err(failed.telling.unwrap_or(Fault::Ended))
+    }
+
+    async fn connect(&self, config: &Config) -> Outcome<(Connection, JoinHandle<()>)> {
         #[cfg(feature = "postgres-tls")]
         let tls = self.tls.clone();
         #[cfg(not(feature = "postgres-tls"))]
         let tls = tokio_postgres::NoTls;
-        let (client, driver) = self.config.connect(tls).await?;
+        let (client, driver) = config.connect(tls).await?;
         let driver = tokio::spawn(async move {
             // What it ends with, the calls under way are told.
             let _ = driver.await;
@@ -47,5 +87,29 @@ impl Dialer {
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dialer").field("prepared", &self.prepared).finish_non_exhaustive()
+    }
+}
+
+/// Keeps the fault that says most, and who ran into one of that kind.
+#[derive(Default)]
+struct Failed<'a> {
+    names: Vec<&'a str>,
+    telling: Option<Fault>,
+}
+
+impl<'a> Failed<'a> {
+    fn add(&mut self, name: &'a str, fault: Fault) {
+        let known = self.telling.as_ref().map(Fault::refusal);
+        if known.is_none_or(|known| known < fault.refusal()) {
+            (self.names, self.telling) = (vec![name], Some(fault));
+        } else if known == Some(fault.refusal()) {
+            self.names.push(name);
+        }
+    }
+
+    fn into_fault(mut self) -> Fault {
+        self.names.sort_unstable();
+        let cause = Box::new(self.telling.unwrap_or(Fault::Ended));
+        Fault::Unconnected { servers: self.names.join(", "), cause }
     }
 }

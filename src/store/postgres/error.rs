@@ -1,5 +1,7 @@
 //! PostgreSQL's errors, sorted into those of the store and of the audit log.
 
+use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -23,13 +25,71 @@ pub(super) enum Fault {
     Postgres(#[from] tokio_postgres::Error),
     #[error("the database did not answer within {0:?}")]
     Late(Duration),
+    #[error("the server's name has no address")]
+    NoAddress(#[source] io::Error),
+    #[error("cannot connect to {servers}")]
+    Unconnected {
+        servers: String,
+        #[source]
+        cause: Box<Fault>,
+    },
     #[error("no connection to the database within {waited:?}: {reason}")]
     NoConnection { waited: Duration, reason: String },
     #[error("the runtime that the store was opened on has ended")]
     Ended,
 }
 
+/// Why a server does not let us in, or not work. What comes later says more of what
+/// has to be mended, where several servers fail in different ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Refusal {
+    ReadOnly,
+    NoAnswer,
+    Unreachable,
+    Other,
+    NoDatabase,
+    NoRights,
+    AccessDenied,
+    Tls,
+}
+
 impl Fault {
+    /// tokio-postgres tells its own errors apart by their texts only; each that is
+    /// looked for here is pinned by a test.
+    pub(super) fn refusal(&self) -> Refusal {
+        let error = match self {
+            Self::Postgres(error) => error,
+            Self::Late(_) => return Refusal::NoAnswer,
+            Self::NoAddress(_) => return Refusal::Unreachable,
+            _ => return Refusal::Other,
+        };
+        let io_kind = error.source().and_then(|source| source.downcast_ref()).map(io::Error::kind);
+        let text = error.to_string();
+        match error.code().map(SqlState::code) {
+            Some("28000" | "28P01") => Refusal::AccessDenied,
+            Some("3D000") => Refusal::NoDatabase,
+            Some("42501") => Refusal::NoRights,
+            Some("25006") => Refusal::ReadOnly,
+            Some(_) => Refusal::Other,
+            // Without a password where one is asked for, it is the configuration
+            // that is said to be wrong.
+            None if text.starts_with("authentication")
+                || text.starts_with("invalid configuration") =>
+            {
+                Refusal::AccessDenied
+            }
+            None if text.contains("TLS") => Refusal::Tls,
+            // What is reported of a server that is not the kind asked for.
+            None if io_kind == Some(io::ErrorKind::PermissionDenied)
+                && text.starts_with("error connecting") =>
+            {
+                Refusal::ReadOnly
+            }
+            None if io_kind.is_some() || error.is_closed() => Refusal::Unreachable,
+            None => Refusal::Other,
+        }
+    }
+
     /// Whether the connection is of no further use: it is lost, its server is
     /// no longer the primary or going down, or a pooler has put it in front of
     /// another server session than the one that knows our statements.
@@ -74,7 +134,11 @@ impl Fault {
     /// Whether trying again could be of use.
     fn may_pass(&self) -> bool {
         match self {
-            Self::Late(_) | Self::NoConnection { .. } | Self::Ended => true,
+            Self::Late(_)
+            | Self::NoAddress(_)
+            | Self::Unconnected { .. }
+            | Self::NoConnection { .. }
+            | Self::Ended => true,
             // Classes: 22 is a value that does not fit, 23 a constraint.
             Self::Postgres(error) => match error.code() {
                 Some(code) => !matches!(code.code().get(..2), Some("22" | "23")),

@@ -74,6 +74,21 @@ pub(super) async fn list(pool: &Pool, org: &OrgId) -> Outcome<Vec<ApiKey>> {
     rows.iter().map(key).collect()
 }
 
+/// The keys of all organisations, by id.
+pub(super) async fn export(
+    pool: &Pool,
+    after: Option<&KeyId>,
+    limit: usize,
+) -> Outcome<Vec<ApiKey>> {
+    // No id comes after the highest one.
+    let next = |id: &KeyId| u128::from_be_bytes(id.to_bytes()).checked_add(1);
+    let Some(first) = after.map_or(Some(0), next) else { return Ok(Vec::new()) };
+    let (first, limit) = (Uuid::from_u128(first), i64::try_from(limit).unwrap_or(i64::MAX));
+    let parameters = [(&first as _, Type::UUID), (&limit as _, Type::INT8)];
+    let rows = pool.query(Again::WhenLost, Sql::ExportKeys, &parameters).await?;
+    rows.iter().map(key).collect()
+}
+
 pub(super) async fn replace(pool: &Pool, key: &ApiKey, expected: Revision) -> Outcome<()> {
     let rows = pool
         .query(
@@ -107,7 +122,8 @@ pub(super) async fn replace(pool: &Pool, key: &ApiKey, expected: Revision) -> Ou
 }
 
 pub(super) async fn delete(pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<()> {
-    let parameters = [(&uuid(*id) as _, Type::UUID), (&org.as_str() as _, Type::TEXT)];
+    let parameters =
+        [(&uuid(*id) as _, Type::UUID), (&org.as_str() as _, Type::TEXT), (&true as _, Type::BOOL)];
     let deleted = pool.query(Again::Never, Sql::DeleteKey, &parameters).await?;
     if deleted.is_empty() { Err(Fault::NotFound) } else { Ok(()) }
 }

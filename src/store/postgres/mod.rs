@@ -11,6 +11,7 @@ mod open;
 mod options;
 mod pool;
 mod schema;
+mod server;
 mod statements;
 #[cfg(feature = "postgres-tls")]
 mod tls;
@@ -34,6 +35,7 @@ use crate::store::postgres::error::Fault;
 pub use crate::store::postgres::open::PostgresOpenError;
 pub use crate::store::postgres::options::PostgresOptions;
 use crate::store::postgres::pool::Pool;
+use crate::store::transfer::KeyExport;
 
 /// Keys and audit records in PostgreSQL: [`KeyStore`], [`AuditSink`] and
 /// [`AuditLog`] at once. A clone is another handle to the same connections.
@@ -128,6 +130,18 @@ impl KeyStore for PostgresStore {
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         Ok(keys::record_uses(&self.inner.pool, uses).await?)
+    }
+}
+
+#[async_trait]
+impl KeyExport for PostgresStore {
+    async fn export(
+        &self,
+        after: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let keys = keys::export(&self.inner.pool, after, limit).await?;
+        Ok(keys.into_iter().map(Arc::new).collect())
     }
 }
 

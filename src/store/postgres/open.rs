@@ -1,13 +1,11 @@
 //! Opening a database: what may be wrong with it.
 
 use std::error::Error as StdError;
-use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio_postgres::error::SqlState;
 
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Refusal};
 use crate::store::postgres::options::Target;
 use crate::store::postgres::schema::{self, SchemaFault};
 
@@ -159,46 +157,27 @@ impl PostgresOpenError {
     }
 
     pub(super) fn from_fault(target: &Target, fault: Fault) -> Self {
-        let servers = target.servers.clone();
-        let (user, database) = (target.user.clone(), target.database.clone());
-        let error = match fault {
-            Fault::Postgres(error) => error,
-            Fault::Late(waited) => return Self::NoAnswer { servers, waited },
-            other => return Self::Failed { servers, source: other.into() },
+        let (servers, fault) = match fault {
+            Fault::Unconnected { servers, cause } => (servers, *cause),
+            fault => (target.servers.clone(), fault),
         };
-        let code = error.code().map(SqlState::code);
-        let text = error.to_string();
-        match code {
-            Some("28000" | "28P01") => Self::AccessDenied { servers, user, source: error.into() },
-            Some("3D000") => Self::NoDatabase { servers, database },
-            Some("42501") => {
-                let schema = target.schema.clone();
-                Self::NoRights { user, database, schema, source: error.into() }
+        let (user, database) = (target.user.clone(), target.database.clone());
+        let refusal = fault.refusal();
+        let source: Box<dyn StdError + Send + Sync> = match fault {
+            Fault::Late(waited) => return Self::NoAnswer { servers, waited },
+            Fault::Postgres(error) => error.into(),
+            fault => fault.into(),
+        };
+        match refusal {
+            Refusal::AccessDenied => Self::AccessDenied { servers, user, source },
+            Refusal::NoDatabase => Self::NoDatabase { servers, database },
+            Refusal::NoRights => {
+                Self::NoRights { user, database, schema: target.schema.clone(), source }
             }
-            Some("25006") => Self::ReadOnly { servers, source: error.into() },
-            Some(_) => Self::Failed { servers, source: error.into() },
-            // Without a password where one is asked for, it is the configuration
-            // that is said to be wrong.
-            None if text.starts_with("authentication")
-                || text.starts_with("invalid configuration") =>
-            {
-                Self::AccessDenied { servers, user, source: error.into() }
-            }
-            None if text.contains("TLS") => Self::Tls { servers, source: error.into() },
-            None => match io_kind(&error) {
-                // What tokio-postgres reports of a server that is not the kind
-                // asked for.
-                Some(io::ErrorKind::PermissionDenied) if text.starts_with("error connecting") => {
-                    Self::ReadOnly { servers, source: error.into() }
-                }
-                Some(_) => Self::Unreachable { servers, source: error.into() },
-                None if error.is_closed() => Self::Unreachable { servers, source: error.into() },
-                None => Self::Failed { servers, source: error.into() },
-            },
+            Refusal::ReadOnly => Self::ReadOnly { servers, source },
+            Refusal::Tls => Self::Tls { servers, source },
+            Refusal::Unreachable => Self::Unreachable { servers, source },
+            Refusal::NoAnswer | Refusal::Other => Self::Failed { servers, source },
         }
     }
-}
-
-fn io_kind(error: &tokio_postgres::Error) -> Option<io::ErrorKind> {
-    error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind)
 }

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::open::PostgresOpenError;
+use crate::store::postgres::server::{Server, servers};
 use crate::store::postgres::statements::Texts;
+
+/// More than this cannot always be added to a point in time.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Settings of a [`PostgresStore`].
 ///
@@ -42,7 +46,9 @@ impl PostgresOptions {
     /// Reads a URL such as `postgres://user:password@host:5432/database`.
     ///
     /// Several hosts may be given, separated by commas; the one that takes writes
-    /// is used. `sslmode=require` asks for TLS (feature `postgres-tls`) and checks the
+    /// is used. They are tried in that order (`load_balance_hosts=random`: in any),
+    /// those that failed last time after the others; each has `connect_timeout`
+    /// seconds, or else the deadline of a call, to let us in. `sslmode=require` asks for TLS (feature `postgres-tls`) and checks the
     /// certificate and its name; without it there is none.
     ///
     /// # Errors
@@ -61,9 +67,7 @@ impl PostgresOptions {
         if config.get_hosts().iter().any(odd) {
             return Err(bad(unreadable));
         }
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(bad("it names no host"));
-        }
+        servers(&config).map_err(bad)?;
         Ok(Self::new(config))
     }
 
@@ -104,15 +108,24 @@ impl PostgresOptions {
         Self { connections: connections.max(1), ..self }
     }
 
-    /// How long a call may take, 1 second at first. It is also the time to reach
-    /// a host and be let in, where the URL gives no `connect_timeout`.
+    /// How long a call may take, 1 second at first and a day at most. It is also the
+    /// time to reach one host and be let in, where the URL gives no `connect_timeout`.
     pub fn deadline(self, deadline: Duration) -> Self {
-        Self { deadline, ..self }
+        Self { deadline: deadline.min(LONGEST), ..self }
     }
 
     /// Whether statements are prepared, once on each connection; they are at first.
-    /// `false` for a pooler that hands out server sessions by transaction, such as
-    /// PgBouncer without `max_prepared_statements`.
+    ///
+    /// It must be `false` behind a pooler that hands out server sessions by
+    /// transaction, such as PgBouncer without `max_prepared_statements` (it came
+    /// with version 1.21). Otherwise a statement is looked for in a session that
+    /// does not have it, and calls fail as unavailable; or worse, that of another
+    /// process is found there under the same name, and run in its place.
+    ///
+    /// Of the parameters at the start of a session, PgBouncer knows those that the
+    /// store sends (`application_name` and `client_encoding`), but not `options`:
+    /// it takes a URL with that only where it is among its
+    /// `ignore_startup_parameters`.
     pub fn prepared(self, prepared: bool) -> Self {
         Self { prepared, ..self }
     }
@@ -128,7 +141,7 @@ impl PostgresOptions {
 
     pub(super) fn parts(self) -> Result<(Dialer, Target), PostgresOpenError> {
         let target = Target {
-            servers: servers(&self.config),
+            servers: names(&self.config),
             user: self.config.get_user().unwrap_or("the system's user").to_owned(),
             database: self.config.get_dbname().unwrap_or("the user's own").to_owned(),
             schema: self.schema,
@@ -144,10 +157,7 @@ impl PostgresOptions {
         if config.get_ssl_mode() == SslMode::Prefer {
             config.ssl_mode(SslMode::Disable);
         }
-        let reach = config.get_connect_timeout().copied().unwrap_or(self.deadline);
-        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
-        let patience = reach.saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX));
-        config.connect_timeout(reach);
+        let reach = config.get_connect_timeout().copied().unwrap_or(self.deadline).min(LONGEST);
         if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
             config.keepalives_idle(Duration::from_secs(30));
         }
@@ -166,11 +176,13 @@ impl PostgresOptions {
         if config.get_target_session_attrs() == TargetSessionAttrs::Any {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
+        let bad = |reason| PostgresOpenError::BadUrl { reason };
         let dialer = Dialer {
-            config,
+            servers: servers(&config).map_err(bad)?,
+            balanced: config.get_load_balance_hosts() == LoadBalanceHosts::Random,
             texts: Arc::new(Texts::new(&target.schema)),
             prepared: self.prepared,
-            patience,
+            reach,
             #[cfg(feature = "postgres-tls")]
             tls: crate::store::postgres::tls::connector(&target.servers)?,
         };
@@ -181,7 +193,7 @@ impl PostgresOptions {
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresOptions")
-            .field("servers", &servers(&self.config))
+            .field("servers", &names(&self.config))
             .field("user", &self.config.get_user())
             .field("database", &self.config.get_dbname())
             .field("schema", &self.schema)
@@ -203,20 +215,9 @@ pub(super) struct Target {
     pub(super) deadline: Duration,
 }
 
-fn servers(config: &Config) -> String {
-    let ports = config.get_ports();
-    let port = |n: usize| ports.get(n).or(ports.first()).copied().unwrap_or(5432);
-    let name = |host: &Host| match host {
-        Host::Tcp(name) => name.clone(),
-        #[cfg(unix)]
-        Host::Unix(path) => path.display().to_string(),
-    };
-    let mut names: Vec<String> = config.get_hosts().iter().map(name).collect();
-    if names.is_empty() {
-        names = config.get_hostaddrs().iter().map(ToString::to_string).collect();
-    }
-    let named = names.iter().enumerate().map(|(n, name)| format!("{name}:{}", port(n)));
-    named.collect::<Vec<_>>().join(", ")
+fn names(config: &Config) -> String {
+    let servers = servers(config).unwrap_or_default();
+    servers.iter().map(Server::name).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -245,6 +246,14 @@ mod tests {
     fn options_do_not_show_the_password() {
         let options = PostgresOptions::from_url("postgres://u:sesame@h/d").unwrap();
         assert!(!format!("{options:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn no_time_is_too_long() {
+        let url = "postgres://u@h/d?connect_timeout=9223372036854775807";
+        let options = PostgresOptions::from_url(url).unwrap().deadline(Duration::MAX);
+        let (dialer, target) = options.parts().unwrap();
+        assert_eq!((dialer.reach, target.deadline), (LONGEST, LONGEST));
     }
 
     #[test]

@@ -14,7 +14,7 @@ macro_rules! keys {
 /// One side of a cursor, in the order that pages are put together from. A limit
 /// on an index in that order: a short scan, however large the table is.
 macro_rules! page {
-    ($table:literal, $columns:literal, $scope:literal, $side:literal, $order:literal) => {
+    ($table:literal, $columns:literal, $scope:expr, $side:literal, $order:literal) => {
         concat!(
             "SELECT key, at, id, org, ",
             $columns,
@@ -33,14 +33,23 @@ macro_rules! page {
     };
 }
 
+/// The records of one key. How many of them are the organisation's the planner
+/// must not guess: it would take them for few, read all, and sort them.
+macro_rules! of_key {
+    () => {
+        "CASE WHEN org = $1 THEN true END AND key = $2"
+    };
+}
+
 /// Rows are locked in the order of the index, so that two purges at once wait
 /// for each other instead of deadlocking, and neither ends before the rows are gone.
+/// The limit is no parameter: a plan for any number of rows reads the whole table.
 macro_rules! purge {
     ($table:literal) => {
         concat!(
             "WITH old AS (SELECT key, at, id FROM {schema}.",
             $table,
-            " WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE), gone AS (DELETE FROM {schema}.",
+            " WHERE at < $1 AND $2 ORDER BY at LIMIT 1000 FOR UPDATE), gone AS (DELETE FROM {schema}.",
             $table,
             " AS rows USING old WHERE rows.key = old.key AND rows.at = old.at \
              AND rows.id = old.id RETURNING 1) SELECT count(*) AS purged FROM gone"
@@ -64,6 +73,7 @@ statements! {
     FindByDigest: keys!("WHERE digest = $1"),
     GetKey: keys!("WHERE id = $1 AND org = $2"),
     ListKeys: keys!("WHERE org = $1 ORDER BY created_at, id"),
+    ExportKeys: keys!("WHERE id >= $1 ORDER BY id LIMIT $2"),
     AddOrganisation: "INSERT INTO {schema}.organisations (org) VALUES ($1) ON CONFLICT DO NOTHING",
     LockOrganisation: "SELECT org FROM {schema}.organisations WHERE org = $1 FOR UPDATE",
     InsertKey: "WITH taken AS (SELECT 1 FROM {schema}.keys WHERE id = $1 OR digest = $5), \
@@ -78,7 +88,10 @@ statements! {
         revision = $11 WHERE id = $1 AND org = $2 AND revision = $3 RETURNING 1) \
         SELECT EXISTS (SELECT 1 FROM changed) AS done, \
         EXISTS (SELECT 1 FROM {schema}.keys WHERE id = $1 AND org = $2) AS present",
-    DeleteKey: "DELETE FROM {schema}.keys WHERE id = $1 AND org = $2 RETURNING 1",
+    // The last parameter is there so that no other statement takes the same ones.
+    // Behind a pooler that mixes up the prepared statements of two processes,
+    // a look-up is then an error and never a deletion. So it is with purges.
+    DeleteKey: "DELETE FROM {schema}.keys WHERE id = $1 AND org = $2 AND $3 RETURNING 1",
     // Locked in the order of their ids: two batches that name the same keys in
     // opposite order wait for each other instead of deadlocking.
     RecordUses: "WITH locked AS (SELECT id FROM {schema}.keys WHERE id = ANY($1) ORDER BY id \
@@ -91,10 +104,10 @@ statements! {
         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
     RecordChanges: "INSERT INTO {schema}.changes (key, at, id, org, actor, action, phase) \
         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
-    KeyRequestsBefore: page!("requests", "method, endpoint, ip, country, status, outcome", "org = $1 AND key = $2", "<", "DESC"),
-    KeyRequestsAfter: page!("requests", "method, endpoint, ip, country, status, outcome", "org = $1 AND key = $2", ">", "ASC"),
-    KeyChangesBefore: page!("changes", "actor, action, phase", "org = $1 AND key = $2", "<", "DESC"),
-    KeyChangesAfter: page!("changes", "actor, action, phase", "org = $1 AND key = $2", ">", "ASC"),
+    KeyRequestsBefore: page!("requests", "method, endpoint, ip, country, status, outcome", of_key!(), "<", "DESC"),
+    KeyRequestsAfter: page!("requests", "method, endpoint, ip, country, status, outcome", of_key!(), ">", "ASC"),
+    KeyChangesBefore: page!("changes", "actor, action, phase", of_key!(), "<", "DESC"),
+    KeyChangesAfter: page!("changes", "actor, action, phase", of_key!(), ">", "ASC"),
     OrgChangesBefore: page!("changes", "actor, action, phase", "org = $1 AND $2 IS NULL", "<", "DESC"),
     OrgChangesAfter: page!("changes", "actor, action, phase", "org = $1 AND $2 IS NULL", ">", "ASC"),
     PurgeRequests: purge!("requests"),

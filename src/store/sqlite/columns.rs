@@ -18,7 +18,7 @@ pub(super) struct Columns<'a> {
 impl<'a> Columns<'a> {
     pub(super) fn text<T>(
         self,
-        column: &'static str,
+        column: impl Place,
         parse: impl FnOnce(&'a str) -> Option<T>,
     ) -> Outcome<T> {
         self.value(column, |value| value.as_str().ok().and_then(parse))
@@ -26,7 +26,7 @@ impl<'a> Columns<'a> {
 
     pub(super) fn optional_text<T>(
         self,
-        column: &'static str,
+        column: impl Place,
         parse: impl FnOnce(&'a str) -> Option<T>,
     ) -> Outcome<Option<T>> {
         self.value(column, |value| match value {
@@ -37,32 +37,29 @@ impl<'a> Columns<'a> {
 
     pub(super) fn bytes<T>(
         self,
-        column: &'static str,
+        column: impl Place,
         parse: impl FnOnce(&'a [u8]) -> Option<T>,
     ) -> Outcome<T> {
         self.value(column, |value| value.as_blob().ok().and_then(parse))
     }
 
-    pub(super) fn number<T: TryFrom<i64>>(self, column: &'static str) -> Outcome<T> {
+    pub(super) fn number<T: TryFrom<i64>>(self, column: impl Place) -> Outcome<T> {
         self.value(column, |value| T::try_from(value.as_i64().ok()?).ok())
     }
 
-    pub(super) fn optional_number<T: TryFrom<i64>>(
-        self,
-        column: &'static str,
-    ) -> Outcome<Option<T>> {
+    pub(super) fn optional_number<T: TryFrom<i64>>(self, column: impl Place) -> Outcome<Option<T>> {
         self.value(column, |value| match value {
             ValueRef::Null => Some(None),
             value => T::try_from(value.as_i64().ok()?).ok().map(Some),
         })
     }
 
-    pub(super) fn instant(self, column: &'static str) -> Outcome<Timestamp> {
+    pub(super) fn instant(self, column: impl Place) -> Outcome<Timestamp> {
         let micros = self.number(column)?;
         Timestamp::from_unix_micros(micros).ok_or(self.unreadable(column))
     }
 
-    pub(super) fn optional_instant(self, column: &'static str) -> Outcome<Option<Timestamp>> {
+    pub(super) fn optional_instant(self, column: impl Place) -> Outcome<Option<Timestamp>> {
         let micros = self.optional_number(column)?;
         let instant = |micros| Timestamp::from_unix_micros(micros).ok_or(self.unreadable(column));
         micros.map(instant).transpose()
@@ -70,14 +67,42 @@ impl<'a> Columns<'a> {
 
     fn value<T>(
         self,
-        column: &'static str,
+        column: impl Place,
         parse: impl FnOnce(ValueRef<'a>) -> Option<T>,
     ) -> Outcome<T> {
-        parse(self.row.get_ref(column)?).ok_or(self.unreadable(column))
+        parse(column.read(self.row)?).ok_or(self.unreadable(column))
     }
 
-    fn unreadable(self, column: &'static str) -> Fault {
-        Fault::Unreadable { row: self.name, column }
+    fn unreadable(self, column: impl Place) -> Fault {
+        Fault::Unreadable { row: self.name, column: column.name() }
+    }
+}
+
+/// Where a column is: by its name, or by its place in the query and its name.
+/// Places are for the look-up on every request, of which the comparing of names
+/// would be a tenth.
+pub(super) trait Place: Copy {
+    fn read<'a>(self, row: &'a Row<'_>) -> rusqlite::Result<ValueRef<'a>>;
+    fn name(self) -> &'static str;
+}
+
+impl Place for &'static str {
+    fn read<'a>(self, row: &'a Row<'_>) -> rusqlite::Result<ValueRef<'a>> {
+        row.get_ref(self)
+    }
+
+    fn name(self) -> &'static str {
+        self
+    }
+}
+
+impl Place for (usize, &'static str) {
+    fn read<'a>(self, row: &'a Row<'_>) -> rusqlite::Result<ValueRef<'a>> {
+        row.get_ref(self.0)
+    }
+
+    fn name(self) -> &'static str {
+        self.1
     }
 }
 

@@ -73,6 +73,15 @@ pub(super) fn list(db: &Connection, org: &OrgId) -> Outcome<Vec<ApiKey>> {
     statement.query_and_then([org.as_str()], key)?.collect()
 }
 
+/// The keys of all organisations, by id.
+pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Outcome<Vec<ApiKey>> {
+    // The empty blob comes before every id.
+    let after = after.map_or(Vec::new(), |id| id.to_bytes().to_vec());
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut statement = db.prepare_cached(select!("WHERE id > ?1 ORDER BY id LIMIT ?2"))?;
+    statement.query_and_then(params![after, limit], key)?.collect()
+}
+
 pub(super) fn replace(db: &Connection, key: &ApiKey, expected: Revision) -> Outcome<()> {
     let sql = "UPDATE keys SET name = ?4, key_prefix = ?5, digest = ?6, status = ?7, \
                allowlist = ?8, expires_at = ?9, rotated_at = ?10, revision = ?11 \
@@ -119,17 +128,17 @@ pub(super) fn record_uses(db: &Connection, uses: &[KeyUse]) -> Outcome<()> {
 fn key(row: &Row<'_>) -> Outcome<ApiKey> {
     let columns = Columns { row, name: "key" };
     Ok(ApiKey {
-        id: columns.bytes("id", |id| id.try_into().ok().map(KeyId::from_bytes))?,
-        org: columns.text("org", |org| OrgId::new(org).ok())?,
-        name: columns.text("name", |name| KeyName::new(name).ok())?,
-        key_prefix: columns.text("key_prefix", |prefix| Some(prefix.to_owned()))?,
-        digest: columns.bytes("digest", |digest| KeyDigest::from_slice(digest).ok())?,
-        status: columns.text("status", Status::parse)?,
-        allowlist: columns.text("allowlist", |list| Some(from_lines(list)))?,
-        created_at: columns.instant("created_at")?,
-        expires_at: columns.optional_instant("expires_at")?,
-        rotated_at: columns.optional_instant("rotated_at")?,
-        last_used_at: columns.optional_instant("last_used_at")?,
-        revision: Revision::new(columns.number("revision")?),
+        id: columns.bytes((0, "id"), |id| id.try_into().ok().map(KeyId::from_bytes))?,
+        org: columns.text((1, "org"), |org| OrgId::new(org).ok())?,
+        name: columns.text((2, "name"), |name| KeyName::new(name).ok())?,
+        key_prefix: columns.text((3, "key_prefix"), |prefix| Some(prefix.to_owned()))?,
+        digest: columns.bytes((4, "digest"), |digest| KeyDigest::from_slice(digest).ok())?,
+        status: columns.text((5, "status"), Status::parse)?,
+        allowlist: columns.text((6, "allowlist"), |list| Some(from_lines(list)))?,
+        created_at: columns.instant((7, "created_at"))?,
+        expires_at: columns.optional_instant((8, "expires_at"))?,
+        rotated_at: columns.optional_instant((9, "rotated_at"))?,
+        last_used_at: columns.optional_instant((10, "last_used_at"))?,
+        revision: Revision::new(columns.number((11, "revision"))?),
     })
 }

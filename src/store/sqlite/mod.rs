@@ -27,6 +27,7 @@ use crate::store::sqlite::error::Fault;
 pub use crate::store::sqlite::open::SqliteOpenError;
 use crate::store::sqlite::readers::Readers;
 use crate::store::sqlite::writer::Writer;
+use crate::store::transfer::KeyExport;
 
 /// Keys and audit records in one SQLite file: [`KeyStore`], [`AuditSink`] and
 /// [`AuditLog`] at once. A clone is another handle to the same file.
@@ -118,6 +119,18 @@ impl KeyStore for SqliteStore {
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         let uses = uses.to_vec();
         Ok(self.inner.writer.run(move |db| keys::record_uses(db, &uses)).await?)
+    }
+}
+
+#[async_trait]
+impl KeyExport for SqliteStore {
+    async fn export(
+        &self,
+        after: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let keys = self.inner.readers.with(|db| keys::export(db, after, limit))?;
+        Ok(keys.into_iter().map(Arc::new).collect())
     }
 }
 

@@ -13,7 +13,15 @@ use crate::store::sqlite::open::{self, SqliteOpenError};
 #[derive(Debug)]
 pub(super) struct Readers {
     connections: Box<[Mutex<Connection>]>,
-    next: AtomicUsize,
+}
+
+/// How many threads have read so far.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Where a thread begins to look for a connection: it comes back to the one
+    /// that it had, and stays out of the way of others.
+    static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Readers {
@@ -22,20 +30,21 @@ impl Readers {
         let count = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16));
         let connections: Result<Vec<_>, _> =
             (0..count).map(|_| open::reader(path).map(Mutex::new)).collect();
-        Ok(Self { connections: connections?.into(), next: AtomicUsize::new(0) })
+        Ok(Self { connections: connections?.into() })
     }
 
-    /// Reads on whichever connection is free.
+    /// Reads on the thread's own connection, or on another one that is free.
     pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Outcome<T>) -> Outcome<T> {
-        for connection in &self.connections {
+        let own = OWN.with(|own| own % self.connections.len().max(1));
+        let (before, from) = self.connections.split_at(own);
+        for connection in from.iter().chain(before) {
             match connection.try_lock() {
                 Ok(connection) => return read(&connection),
                 Err(TryLockError::Poisoned(poisoned)) => return read(&poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) => {}
             }
         }
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len().max(1);
-        match self.connections.get(turn) {
+        match from.first() {
             Some(connection) => read(&connection.lock().unwrap_or_else(PoisonError::into_inner)),
             None => Err(super::Fault::Ended),
         }

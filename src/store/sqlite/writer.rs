@@ -100,6 +100,11 @@ fn write_all(mut connection: Connection, queue: &mpsc::Receiver<Box<dyn Job>>) {
 /// the others stay.
 fn write(connection: &mut Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // One alone is taken back with its transaction; a savepoint would copy every
+    // page that a large batch changes.
+    if let [job] = group {
+        return if job.run(&transaction) { transaction.commit() } else { transaction.rollback() };
+    }
     for job in group {
         let savepoint = transaction.savepoint()?;
         if job.run(&savepoint) {

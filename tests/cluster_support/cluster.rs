@@ -1,0 +1,142 @@
+//! A PostgreSQL server of the test's own, which may be killed and started again.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use tempfile::TempDir;
+
+use crate::cluster_support::process::{
+    children, command, folder, free_port, give_away, program, run, signal, spawn, wait_until, write,
+};
+
+/// Everybody is let in who comes from this machine.
+const TRUST: &str = "local all all trust\nhost all all 127.0.0.1/32 trust\n";
+
+/// Runs until it is dropped, and leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    folder: TempDir,
+    port: u16,
+    server: Option<Child>,
+}
+
+impl Cluster {
+    pub(crate) fn start() -> Self {
+        Self::with(&[], TRUST, |_| {})
+    }
+
+    /// Lines of `postgresql.conf`, all of `pg_hba.conf`, and what else is to be in
+    /// the data folder.
+    pub(crate) fn with(settings: &[&str], access: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let folder = folder();
+        let data = folder.path().join("data");
+        run(command(folder.path(), &binary("initdb"))
+            .args(["--username", "postgres", "--auth", "trust", "--encoding", "UTF8"])
+            .args(["--locale", "C", "--no-sync", "-D"])
+            .arg(&data));
+        // fsync stays on, as it is in production.
+        let socket = folder.path().display();
+        let own = format!(
+            "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{socket}'\n\
+                           dynamic_shared_memory_type = mmap\n"
+        );
+        write(&data, "keygate.conf", &(own + &settings.join("\n")));
+        let config = std::fs::read_to_string(data.join("postgresql.conf")).unwrap();
+        write(&data, "postgresql.conf", &(config + "\ninclude 'keygate.conf'\n"));
+        write(&data, "pg_hba.conf", access);
+        prepare(&data);
+        let mut cluster = Self { folder, port: free_port(), server: None };
+        cluster.run();
+        cluster
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Of the database `postgres`, with what follows it in a URL.
+    pub(crate) fn url(&self, query: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres{query}", self.port)
+    }
+
+    /// Runs a statement as the superuser, through the socket.
+    pub(crate) fn sql(&self, statement: &str) {
+        run(Command::new(binary("psql"))
+            .args(["--no-psqlrc", "--quiet", "--username", "postgres", "--dbname", "postgres"])
+            .args(["--set", "ON_ERROR_STOP=1", "--command", statement, "--host"])
+            .arg(self.folder.path())
+            .args(["--port", &self.port.to_string()]));
+    }
+
+    /// Kills the server and all its sessions at once, as a power cut would.
+    pub(crate) fn kill(&mut self) {
+        let mut server = self.server.take().expect("the server runs");
+        let mut all = children(server.id());
+        all.push(server.id());
+        signal("KILL", &all);
+        server.wait().unwrap();
+    }
+
+    /// Runs it on the data that are there, until it lets sessions in.
+    pub(crate) fn run(&mut self) {
+        assert!(self.server.is_none(), "it runs already");
+        let (data, log) = (self.folder.path().join("data"), self.folder.path().join("log"));
+        let port = self.port.to_string();
+        let mut postgres = command(self.folder.path(), &binary("postgres"));
+        postgres.arg("-D").arg(data).args(["-p", &port]);
+        let ready = || {
+            let mut ask = Command::new(binary("pg_isready"));
+            ask.args(["--quiet", "--host", "127.0.0.1", "--port", &port]);
+            ask.status().unwrap().success()
+        };
+        wait_until(&format!("the server runs on; its log is {}", log.display()), || {
+            // It gives up at once while a session of a killed one is still ending.
+            let runs = self.server.as_mut().is_some_and(|s| s.try_wait().unwrap().is_none());
+            if !runs {
+                self.server = Some(spawn(&mut postgres, &log));
+            }
+            ready()
+        });
+        give_away(self.folder.path(), &log);
+    }
+}
+
+impl Cluster {
+    /// What a killed server has shared with its sessions is there until the next
+    /// one on the same data, or until the machine starts anew.
+    fn left_memory(&self) -> Option<String> {
+        let file = std::fs::read_to_string(self.folder.path().join("data/postmaster.pid")).ok()?;
+        Some(file.lines().nth(6)?.split_whitespace().nth(1)?.to_owned())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            // Sessions are ended, and what it shares with them is given back.
+            signal("QUIT", &[server.id()]);
+            let _ = server.wait();
+        } else if let Some(memory) = self.left_memory() {
+            let _ = Command::new("ipcrm").args(["--shmem-id", &memory]).output();
+        }
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("the server's log:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
+        }
+    }
+}
+
+/// The newest that is installed.
+fn binary(name: &str) -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut folders: Vec<_> = versions.map(|version| version.path().join("bin")).collect();
+    let number =
+        |folder: &PathBuf| -> Option<u32> { folder.parent()?.file_name()?.to_str()?.parse().ok() };
+    folders.sort_by_key(|folder| std::cmp::Reverse(number(folder)));
+    program(name, &folders, "postgresql")
+}

@@ -1,0 +1,129 @@
+//! Processes of a test: as the user that PostgreSQL accepts, and ended with the test.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::cluster_support::changes::number;
+
+/// Longer than anything here takes on a machine that is busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The first of them that is there; a test that lacks it fails and says so.
+pub(crate) fn program(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let candidates = std::env::split_paths(&path).chain(folders.iter().cloned());
+    candidates.map(|folder| folder.join(name)).find(|file| file.exists()).unwrap_or_else(|| {
+        panic!(
+            "`{name}` is neither in PATH nor in {folders:?}; on Debian: apt-get install {package}"
+        )
+    })
+}
+
+/// A folder that its user may write to, whoever runs the test.
+pub(crate) fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some((user, group)) = other_user(folder.path()) {
+        chown(folder.path(), Some(user), Some(group)).unwrap();
+    }
+    folder
+}
+
+/// Hands a file that the test has written over to the user of the folder.
+pub(crate) fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let file = folder.join(name);
+    std::fs::write(&file, text).unwrap();
+    give_away(folder, &file);
+    file
+}
+
+pub(crate) fn give_away(folder: &Path, file: &Path) {
+    let owner = folder.metadata().unwrap();
+    chown(file, Some(owner.uid()), Some(owner.gid())).unwrap();
+}
+
+/// Root may not run a server: then it is the user `postgres` that does.
+pub(crate) fn command(folder: &Path, program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let owner = folder.metadata().unwrap();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", &owner.uid().to_string(), "--regid", &owner.gid().to_string()])
+        .args(["--clear-groups", "--"])
+        .arg(program)
+        .current_dir(folder);
+    command
+}
+
+/// Runs it to its end, which must be a good one.
+pub(crate) fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+/// Starts it, with what it says in a file.
+pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(log).unwrap();
+    let log = (log.try_clone().unwrap(), log);
+    command.stdin(Stdio::null()).stdout(log.0).stderr(log.1).spawn().unwrap()
+}
+
+/// Looks again and again, for as long as it takes or `PATIENCE`.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that nothing listens on now. Not one of those that outgoing connections
+/// are given: while a server is down, such a connection could take its port.
+pub(crate) fn free_port() -> u16 {
+    let ports = std::iter::repeat_with(|| 20_000 + (number() % 12_000) as u16);
+    ports.take(1_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
+
+/// Sends a signal to those that are still there.
+pub(crate) fn signal(name: &str, processes: &[u32]) {
+    let ids: Vec<_> = processes.iter().map(u32::to_string).collect();
+    let line = format!("kill -{name} {} 2>/dev/null", ids.join(" "));
+    let _ = Command::new("sh").args(["-c", &line]).status();
+}
+
+/// The processes whose parent it is.
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        // After the name, which may hold anything: the state and the parent.
+        let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        Some((id, parent))
+    });
+    processes.filter(|(_, its)| *its == parent).map(|(id, _)| id).collect()
+}
+
+fn is_root() -> bool {
+    Path::new("/proc/self").metadata().unwrap().uid() == 0
+}
+
+fn other_user(folder: &Path) -> Option<(u32, u32)> {
+    if folder.metadata().unwrap().uid() != 0 {
+        return None;
+    }
+    let id = |kind| {
+        let output = Command::new("id").args([kind, "postgres"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.trim().parse().unwrap_or_else(|_| {
+            panic!("there is no user `postgres`; on Debian: apt-get install postgresql")
+        })
+    };
+    Some((id("-u"), id("-g")))
+}

@@ -1,0 +1,143 @@
+//! Connections that are lost or go silent, and those of a store that is dropped.
+
+use std::time::{Duration, Instant};
+
+use keygate::{KeyStore, KeyUse, OrgLimit, PostgresOptions, StoreError};
+
+use crate::postgres_support::{
+    administrator, in_schema, in_session, key, schema_of, sessions_end, unique, url,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn killed_server_sessions_are_replaced() {
+    in_schema(|options| async move {
+        let name = unique("kg");
+        let store = in_session(&schema_of(&options), &name).connect().await.unwrap();
+        store.insert(&key(1), OrgLimit::NONE).await.unwrap();
+        let administrator = administrator().await;
+        let readers = (0..8).map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let begun = Instant::now();
+                let mut failed = 0;
+                while begun.elapsed() < Duration::from_secs(2) {
+                    match store.find_by_digest(&key(1).digest).await {
+                        Ok(found) => assert!(found.is_some()),
+                        Err(StoreError::Unavailable(_)) => failed += 1,
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+                failed
+            })
+        });
+        let readers: Vec<_> = readers.collect();
+        let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                    WHERE application_name = $1";
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            assert!(administrator.query(kill, &[&name]).await.unwrap().len() >= 2);
+        }
+        let mut failed = 0;
+        for reader in readers {
+            failed += reader.await.unwrap();
+        }
+        assert_eq!(failed, 0, "reads are tried once more");
+        // The connection for transactions was killed as well.
+        administrator.query(kill, &[&name]).await.unwrap();
+        store.insert(&key(2), OrgLimit::NONE).await.unwrap();
+        let uses = [KeyUse { id: key(2).id, at: key(2).created_at }];
+        store.record_uses(&uses).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn a_dropped_store_leaves_no_session_behind() {
+    in_schema(|options| async move {
+        let name = unique("kg");
+        let store = in_session(&schema_of(&options), &name).connect().await.unwrap();
+        store.find_by_digest(&key(1).digest).await.unwrap();
+        drop(store);
+        sessions_end(&name).await;
+    })
+    .await;
+}
+
+/// A proxy that stops passing bytes on, as a network does that loses them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn connections_that_went_silent_are_given_up_and_replaced() {
+    in_schema(|options| async move {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (server, target): (tokio_postgres::Config, _) = (url().parse().unwrap(), url());
+        let (_, rest) = target.split_once('@').unwrap();
+        let address = rest.split_once('/').unwrap().0.to_owned();
+        let (silence, silent) = tokio::sync::watch::channel(0_u32);
+        tokio::spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let (address, mut silent) = (address.clone(), silent.clone());
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(address).await.unwrap();
+                    silent.mark_unchanged();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = silent.changed() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        let url = format!(
+            "postgres://{}@127.0.0.1:{port}/{}",
+            server.get_user().unwrap(),
+            server.get_dbname().unwrap()
+        );
+        let deadline = Duration::from_millis(400);
+        let store = PostgresOptions::from_url(&url)
+            .unwrap()
+            .schema(schema_of(&options))
+            .unwrap()
+            .deadline(deadline)
+            .connect()
+            .await
+            .unwrap();
+        store.insert(&key(1), OrgLimit::NONE).await.unwrap();
+        for round in 1..=2 {
+            silence.send(round).unwrap();
+            let mut failed = 0;
+            let begun = Instant::now();
+            loop {
+                let call = Instant::now();
+                let found = store.find_by_digest(&key(1).digest).await;
+                assert!(call.elapsed() < deadline * 2, "{:?}", call.elapsed());
+                match found {
+                    Ok(found) => break assert!(found.is_some()),
+                    Err(StoreError::Unavailable(_)) => failed += 1,
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            assert!(failed <= 2, "one for each connection");
+            assert!(begun.elapsed() < deadline * 4);
+        }
+        // A caller with a shorter deadline than the store's gets there, too.
+        silence.send(3).unwrap();
+        let digest = key(1).digest;
+        let mut tries = 0;
+        let found = loop {
+            tries += 1;
+            let call = store.find_by_digest(&digest);
+            if let Ok(Ok(found)) = tokio::time::timeout(deadline / 2, call).await {
+                break found;
+            }
+            assert!(tries < 10);
+        };
+        assert!(found.is_some());
+        // The connection for transactions, at last.
+        let _ = store.insert(&key(2), OrgLimit::NONE).await;
+        store.insert(&key(3), OrgLimit::NONE).await.unwrap();
+    })
+    .await;
+}

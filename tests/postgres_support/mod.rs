@@ -1,0 +1,189 @@
+//! Helpers of the PostgreSQL tests: a schema for each, keys, sessions, and other processes on the same database.
+
+use std::env;
+use std::future::Future;
+use std::io::{self, BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use keygate::{
+    Allowlist, ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase,
+    KeyDigest, KeyId, KeyName, OrgId, OrgLimit, PostgresOptions, Revision, Status, SystemRandom,
+    Timestamp,
+};
+use tokio_postgres::{Client, NoTls};
+
+pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
+
+/// Several suites at once on a small machine are slower than a service may be.
+pub(crate) const PATIENT: Duration = Duration::from_secs(20);
+
+pub(crate) fn url() -> String {
+    env::var("KEYGATE_TEST_POSTGRES")
+        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned())
+}
+
+/// A connection that keygate knows nothing of.
+pub(crate) async fn administrator() -> Client {
+    let (client, connection) = tokio_postgres::connect(&url(), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+pub(crate) fn unique(what: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
+    let (process, n) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    format!("{what}_{now:x}_{process:x}_{n}")
+}
+
+/// Runs a test in a schema of its own, which is dropped even when it fails.
+pub(crate) async fn in_schema<T, F>(test: T)
+where
+    T: FnOnce(PostgresOptions) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let schema = unique("keygate_test");
+    let options = PostgresOptions::from_url(&url()).unwrap().schema(&schema).unwrap();
+    let outcome = tokio::spawn(test(options)).await;
+    let drop = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
+    administrator().await.batch_execute(&drop).await.unwrap();
+    if let Err(error) = outcome {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+pub(crate) fn schema_of(options: &PostgresOptions) -> String {
+    let text = format!("{options:?}");
+    let (_, rest) = text.split_once("schema: \"").unwrap();
+    rest.split_once('"').unwrap().0.to_owned()
+}
+
+/// Options for that schema; the server shows the store's sessions by that name.
+pub(crate) fn in_session(schema: &str, name: &str) -> PostgresOptions {
+    let mut config: tokio_postgres::Config = url().parse().unwrap();
+    config.application_name(name);
+    PostgresOptions::new(config).schema(schema).unwrap()
+}
+
+/// Returns when the server has no session of that name any more.
+pub(crate) async fn sessions_end(name: &str) {
+    let administrator = administrator().await;
+    let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
+    let give_up = Instant::now() + Duration::from_secs(5);
+    while !administrator.query(sessions, &[&name]).await.unwrap().is_empty() {
+        assert!(Instant::now() < give_up, "sessions are left");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn org(name: &str) -> OrgId {
+    OrgId::new(name).unwrap()
+}
+
+/// A key that no store has seen.
+pub(crate) fn new_key(org: &OrgId) -> ApiKey {
+    let id = KeyId::random(&SystemRandom).unwrap();
+    ApiKey { id, org: org.clone(), digest: KeyDigest::of(id.to_bytes()), ..key(0) }
+}
+
+pub(crate) fn key(n: u8) -> ApiKey {
+    ApiKey {
+        id: KeyId::from_bytes([n; 16]),
+        org: OrgId::new("acme").unwrap(),
+        name: KeyName::new("CI deploy").unwrap(),
+        key_prefix: "vsp_sk_4fT9x".to_owned(),
+        digest: KeyDigest::of([n]),
+        status: Status::Active,
+        allowlist: Allowlist::parse(["192.0.2.0/24"]).unwrap(),
+        created_at: Timestamp::from_unix_micros(1_700_000_000_000_001).unwrap(),
+        expires_at: None,
+        rotated_at: None,
+        last_used_at: None,
+        revision: Revision::FIRST,
+    }
+}
+
+pub(crate) fn change(n: u8, actor: &str) -> AuditRecord {
+    AuditRecord {
+        id: AuditId::from_bytes([n; 16]),
+        at: Timestamp::from_unix_micros(i64::from(n)).unwrap(),
+        org: OrgId::new("acme").unwrap(),
+        key: KeyId::from_bytes([1; 16]),
+        event: AuditEvent::Change(ChangeEvent {
+            actor: actor.into(),
+            action: ChangeAction::Created,
+            phase: ChangePhase::Begun,
+        }),
+    }
+}
+
+/// Another process on the same schema, killed when dropped.
+pub(crate) struct Peer {
+    process: Child,
+    orders: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Peer {
+    /// Starts a process that creates keys in the organisations that it is told.
+    pub(crate) fn start(schema: &str) -> Self {
+        let mut process = Command::new(env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", "postgres_support::child"])
+            .env("KEYGATE_CHILD_SCHEMA", schema)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let orders = process.stdin.take();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, orders, lines }
+    }
+
+    pub(crate) fn order(&mut self, line: &str) {
+        writeln!(self.orders.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// The next line that is not the test harness's.
+    pub(crate) fn says(&mut self) -> String {
+        loop {
+            let line = self.lines.next().expect("the other process has ended").unwrap();
+            if let Some(said) = line.strip_prefix('@') {
+                return said.to_owned();
+            }
+        }
+    }
+
+    pub(crate) fn end(mut self) {
+        self.orders = None;
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+#[ignore = "not a test: what other tests start as a process of its own"]
+fn child() {
+    let Ok(schema) = env::var("KEYGATE_CHILD_SCHEMA") else { return };
+    let say = |line: &str| {
+        let mut out = io::stdout().lock();
+        write!(out, "\n@{line}\n").unwrap();
+        out.flush().unwrap();
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let options = in_session(&schema, "keygate-peer").deadline(PATIENT);
+    let stores = [runtime.block_on(options.connect()).unwrap()];
+    say("ready");
+    for line in io::stdin().lines().map_while(Result::ok) {
+        let created = runtime.block_on(crate::races::creators(&stores, &org(&line), 32));
+        say(&created.to_string());
+    }
+}

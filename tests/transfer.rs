@@ -1,0 +1,250 @@
+//! Keys move between stores, and go on working.
+#![cfg(all(feature = "sqlite", feature = "tokio"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keygate::{
+    Actor, Allowlist, ApiKey, Denial, Expiration, ImportError, Imported, IssuedKey, KeyDigest,
+    KeyExport, KeyId, KeyManager, KeyName, KeyPatch, KeyStore, KeyUse, MemoryStore, NewKey, OrgId,
+    OrgLimit, Revision, SqliteStore, Status, StoreError, Timestamp, VerifyError, import,
+};
+use tempfile::TempDir;
+
+/// More than a page of an import.
+const MANY: usize = 1_203;
+
+fn file() -> (TempDir, SqliteStore) {
+    let folder = TempDir::new().unwrap();
+    let store = SqliteStore::open(folder.path().join("keygate.db")).unwrap();
+    (folder, store)
+}
+
+fn actor(org: &str) -> Actor {
+    Actor::new(OrgId::new(org).unwrap(), "ada")
+}
+
+/// Keys of two organisations: in use, restricted, expiring, rotated and revoked.
+async fn fill(store: impl KeyStore) -> Vec<IssuedKey> {
+    let keys = KeyManager::builder(store).build().unwrap();
+    let mut issued = Vec::new();
+    for (org, count) in [("acme", 20), ("globex", 5)] {
+        for n in 0..count {
+            let new = NewKey::named(format!("Schlüssel 🔑 {n}")).unwrap();
+            let new = new.expires(Expiration::OneYear).allow(["192.0.2.0/24", "::1"]).unwrap();
+            issued.push(keys.create(&actor(org), new).await.unwrap());
+        }
+    }
+    let acme = actor("acme");
+    let peer = Some("192.0.2.7".parse().unwrap());
+    keys.verify(issued[0].secret.expose_secret(), peer).await.unwrap();
+    keys.update(&acme, &issued[1].key.id, KeyPatch::revoke()).await.unwrap();
+    issued[2] = keys.rotate(&acme, &issued[2].key.id).await.unwrap();
+    assert!(keys.shutdown(Duration::from_secs(10)).await.is_complete());
+    issued
+}
+
+/// All keys of a store, as it hands them out.
+async fn all(store: &dyn KeyExport) -> Vec<ApiKey> {
+    store.export(None, usize::MAX).await.unwrap().iter().map(|key| ApiKey::clone(key)).collect()
+}
+
+/// Filled, moved to the other store and back to a third, keys are what they were.
+async fn there_and_back(other: impl KeyStore + KeyExport + Clone) {
+    let ((_first, old), (_second, new)) = (file(), file());
+    let issued = fill(old.clone()).await;
+    let kept = all(&old).await;
+    assert_eq!(kept.len(), 25);
+    assert!(kept.iter().any(|key| key.last_used_at.is_some()));
+
+    let moved = import(&old, &other).await.unwrap();
+    assert_eq!((moved.added, moved.present), (25, 0));
+    let moved = import(&other, &new).await.unwrap();
+    assert_eq!((moved.added, moved.present), (25, 0));
+    assert_eq!(all(&other).await, kept);
+    assert_eq!(all(&new).await, kept);
+
+    let keys = KeyManager::builder(other).build().unwrap();
+    let peer = Some("192.0.2.7".parse().unwrap());
+    for (n, issued) in issued.iter().enumerate() {
+        let verified = keys.verify(issued.secret.expose_secret(), peer).await;
+        match (n, verified) {
+            (1, Err(VerifyError::Denied { denial: Denial::Revoked, .. })) => {}
+            (1, other) => panic!("{other:?}"),
+            (_, verified) => assert_eq!(verified.unwrap().id(), issued.key.id),
+        }
+    }
+    // The limit of the organisation holds for what was imported.
+    let full = keys.create(&actor("acme"), NewKey::named("21st").unwrap()).await;
+    assert!(full.is_err());
+}
+
+fn key(n: u128) -> ApiKey {
+    ApiKey {
+        id: KeyId::from_bytes(n.to_be_bytes()),
+        org: OrgId::new("acme").unwrap(),
+        name: KeyName::new("CI deploy").unwrap(),
+        key_prefix: "vsp_sk_4fT9x".to_owned(),
+        digest: KeyDigest::of(n.to_be_bytes()),
+        status: Status::Active,
+        allowlist: Allowlist::restore(["192.0.2.0/24", "once readable"]),
+        created_at: Timestamp::from_unix_micros(1_700_000_000_000_001).unwrap(),
+        expires_at: None,
+        rotated_at: None,
+        last_used_at: None,
+        revision: Revision::FIRST,
+    }
+}
+
+async fn with_keys(keys: impl IntoIterator<Item = ApiKey>) -> MemoryStore {
+    let store = MemoryStore::new();
+    for key in keys {
+        store.insert(&key, OrgLimit::NONE).await.unwrap();
+    }
+    store
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn keys_move_from_sqlite_to_memory_and_back() {
+    there_and_back(Arc::new(MemoryStore::new())).await;
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn keys_move_from_sqlite_to_postgres_and_back() {
+    let url = std::env::var("KEYGATE_TEST_POSTGRES")
+        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned());
+    let schema = format!("keygate_transfer_{}", std::process::id());
+    let options = keygate::PostgresOptions::from_url(&url).unwrap().schema(&schema).unwrap();
+    let test = tokio::spawn(async move {
+        let store = options.connect().await.unwrap();
+        #[cfg(feature = "conformance")]
+        let before = store.clone();
+        there_and_back(store).await;
+        #[cfg(feature = "conformance")]
+        keygate::conformance::check_export(|| async { before.clone() }).await.unwrap();
+    });
+    let outcome = test.await;
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(&format!("DROP SCHEMA IF EXISTS {schema} CASCADE")).await.unwrap();
+    outcome.unwrap();
+}
+
+#[tokio::test]
+async fn an_import_that_was_interrupted_is_run_again() {
+    let old = with_keys((0..MANY as u128).map(key)).await;
+    let new = with_keys((0..700).map(key)).await;
+    let moved = import(&old, &new).await.unwrap();
+    assert_eq!((moved.added, moved.present), (503, 700));
+    assert_eq!(all(&new).await, all(&old).await);
+    let moved = import(&old, &new).await.unwrap();
+    assert_eq!((moved.added, moved.present), (0, MANY as u64));
+}
+
+#[tokio::test]
+async fn an_empty_store_is_imported() {
+    let moved = import(&MemoryStore::new(), &MemoryStore::new()).await.unwrap();
+    assert_eq!(moved, Imported::default());
+}
+
+#[tokio::test]
+async fn nothing_that_is_there_is_overwritten() {
+    let revoked = ApiKey { status: Status::Revoked, revision: Revision::new(2), ..key(2) };
+    let another_id = ApiKey { digest: key(2).digest, ..key(9) };
+    let another_org = ApiKey { org: OrgId::new("globex").unwrap(), ..key(2) };
+    let another_digest = ApiKey { digest: KeyDigest::of("another"), ..key(2) };
+    for there in [revoked, another_id, another_org, another_digest] {
+        let old = with_keys((0..4).map(key)).await;
+        let new = with_keys([there.clone()]).await;
+        let error = import(&old, &new).await.unwrap_err();
+        assert!(matches!(error, ImportError::Taken { key: id } if id == key(2).id), "{error:?}");
+        assert!(error.to_string().contains("import into an empty store"), "{error}");
+        // The keys before it are there, and it is what it was.
+        let mut expected = vec![key(0), key(1), there];
+        expected.sort_by_key(|key| key.id);
+        assert_eq!(all(&new).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn last_uses_move_forward_only() {
+    let at = |micros| Timestamp::from_unix_micros(micros).unwrap();
+    let used = |micros| ApiKey { last_used_at: Some(at(micros)), ..key(1) };
+    for (theirs, ours, after) in [(5, 9, 9), (9, 5, 9)] {
+        let (old, new) = (with_keys([used(theirs)]).await, with_keys([used(ours)]).await);
+        import(&old, &new).await.unwrap();
+        assert_eq!(all(&new).await, [used(after)]);
+    }
+    let (old, new) = (with_keys([used(3)]).await, with_keys([key(1)]).await);
+    import(&old, &new).await.unwrap();
+    assert_eq!(all(&new).await, [used(3)]);
+}
+
+/// A store that fails once it holds so many keys.
+#[derive(Debug)]
+struct Full(MemoryStore, usize);
+
+#[async_trait::async_trait]
+impl KeyStore for Full {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        if all(&self.0).await.len() >= self.1 {
+            return Err(StoreError::unavailable("disk full"));
+        }
+        self.0.insert(key, limit).await
+    }
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.0.find_by_digest(digest).await
+    }
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.0.get(org, id).await
+    }
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.0.list(org).await
+    }
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        self.0.replace(key, expected).await
+    }
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        self.0.delete(org, id).await
+    }
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.0.record_uses(uses).await
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_fails_ends_the_import_with_what_it_said() {
+    let old = with_keys((0..10).map(key)).await;
+    let new = Full(MemoryStore::new(), 4);
+    let error = import(&old, &new).await.unwrap_err();
+    assert!(matches!(error, ImportError::Insert { key: id, .. } if id == key(4).id), "{error:?}");
+    assert_eq!(all(&new.0).await, all(&old).await[..4]);
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_no_key_less() {
+    let (folder, old) = file();
+    for n in 0..4 {
+        old.insert(&key(n), OrgLimit::NONE).await.unwrap();
+    }
+    let raw = rusqlite_file(&folder);
+    raw.execute("UPDATE keys SET status = 'door' WHERE id = ?1", [key(2).id.to_bytes()]).unwrap();
+    let error = import(&old, &MemoryStore::new()).await.unwrap_err();
+    assert!(
+        matches!(error, ImportError::Export { after: None, source: StoreError::Corrupt(_) }),
+        "{error:?}"
+    );
+}
+
+fn rusqlite_file(folder: &TempDir) -> rusqlite::Connection {
+    rusqlite::Connection::open(folder.path().join("keygate.db")).unwrap()
+}
