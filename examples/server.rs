@@ -7,6 +7,7 @@
 //! | `KEYGATE_STORE` | `sqlite:keygate.db` | or `memory:`, or `postgres://…` |
 //! | `KEYGATE_AUDIT` | `buffered` | or `strict` |
 //! | `KEYGATE_TRUSTED_PROXIES` | none | comma-separated addresses and CIDR ranges |
+//! | `KEYGATE_GEOIP` | none | a MaxMind DB file (`.mmdb`), for countries in the audit log |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
@@ -24,8 +25,8 @@ use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
-    MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader, SqliteStore,
-    VerifiedKey,
+    MaxMindCountries, MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader,
+    SettingsPage, SqliteStore, VerifiedKey,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -53,15 +54,12 @@ async fn main() -> Result<(), Failure> {
         // Without it, axum answers unknown paths past the layer.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(ApiKeyLayer::new(keys.clone()).client_ip(client_ip));
-    let settings = Router::new()
-        .route("/", get("The settings page is not there yet; its API is under /settings/api.\n"))
-        .nest("/api", keygate::admin::router(keys.clone()))
-        .layer(middleware::from_fn(demo_login));
+    let settings = SettingsPage::new(keys.clone()).example_url("/v1/whoami")?.router();
     let app = Router::new()
         .route("/healthz", get(healthz))
         .with_state(keys.clone())
         .nest("/v1", api)
-        .nest("/settings", settings);
+        .nest("/settings", settings.layer(middleware::from_fn(demo_login)));
 
     let address = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
     let listener =
@@ -88,9 +86,6 @@ async fn main() -> Result<(), Failure> {
 }
 
 async fn key_manager() -> Result<KeyManager, Failure> {
-    if !variable("KEYGATE_GEOIP", "")?.is_empty() {
-        return Err("KEYGATE_GEOIP: countries are not there yet".into());
-    }
     let delivery = match variable("KEYGATE_AUDIT", "buffered")?.as_str() {
         "buffered" => Delivery::buffered(),
         "strict" => Delivery::strict(),
@@ -99,7 +94,12 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     let prefix = variable("KEYGATE_KEY_PREFIX", KeyFormat::DEFAULT_PREFIX)?;
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
-    Ok(store().await?.delivery(delivery).format(format).build()?)
+    let countries = countries()?;
+    let builder = store().await?.delivery(delivery).format(format);
+    Ok(match countries {
+        Some(countries) => builder.countries(countries).build()?,
+        None => builder.build()?,
+    })
 }
 
 async fn store() -> Result<KeyManagerBuilder, Failure> {
@@ -122,6 +122,18 @@ async fn store() -> Result<KeyManagerBuilder, Failure> {
         }
         _ => Err("KEYGATE_STORE: must be memory:, sqlite:<path> or postgres://…".into()),
     }
+}
+
+fn countries() -> Result<Option<MaxMindCountries>, Failure> {
+    let path = variable("KEYGATE_GEOIP", "")?;
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let opened = MaxMindCountries::open(path).map_err(|error| {
+        let source = error.source().map(|source| format!(" ({source})")).unwrap_or_default();
+        format!("KEYGATE_GEOIP: {error}{source}")
+    });
+    Ok(Some(opened?))
 }
 
 fn trusted_proxies() -> Result<Vec<Network>, Failure> {

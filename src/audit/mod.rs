@@ -2,6 +2,8 @@
 
 pub(crate) mod country;
 pub(crate) mod delivery;
+#[cfg(feature = "geoip")]
+pub(crate) mod geoip;
 pub(crate) mod log;
 pub(crate) mod memory;
 mod queue;

@@ -3,3 +3,5 @@
 #[cfg(feature = "admin")]
 pub mod admin;
 pub(crate) mod extract;
+#[cfg(feature = "settings-page")]
+pub(crate) mod page;

@@ -1,0 +1,174 @@
+// The part of a form that edits an allowlist, and the check of its entries.
+
+import { announce, button, field, h, text } from "./ui.js";
+
+/** The number behind an IPv4 address; `null` for what is none. */
+function ipv4(address) {
+  const parts = address.split(".");
+  if (parts.length !== 4 || !parts.every((part) => /^\d{1,3}$/.test(part) && part < 256)) return null;
+  return parts.reduce((number, part) => (number << 8n) | BigInt(part), 0n);
+}
+
+/** The number behind an IPv6 address, which the browser's own parser checks. */
+function ipv6(address) {
+  // No other character may end the brackets early.
+  if (!/^[\da-f:.]+$/i.test(address)) return null;
+  let canonical;
+  try {
+    canonical = new URL(`http://[${address}]`).hostname.slice(1, -1);
+  } catch {
+    return null;
+  }
+  const [head, tail] = canonical.split("::").map((side) => (side ? side.split(":") : []));
+  const groups = tail ? [...head, ...Array(8 - head.length - tail.length).fill("0"), ...tail] : head;
+  return groups.reduce((number, group) => (number << 16n) | BigInt(`0x${group}`), 0n);
+}
+
+const MAPPED = 0xffffn;
+
+function written(number, bits) {
+  const size = bits === 32 ? 8n : 16n;
+  const parts = Array.from({ length: bits / Number(size) }, (_, index) =>
+    (number >> (BigInt(bits) - size * BigInt(index + 1))) & ((1n << size) - 1n));
+  if (bits === 32) return parts.join(".");
+  return new URL(`http://[${parts.map((part) => part.toString(16)).join(":")}]`).hostname.slice(1, -1);
+}
+
+/**
+ * Checks an entry by the rules of the service: `{id}`, equal for entries that
+ * mean the same, or `{problem}`.
+ */
+export function checkEntry(entry) {
+  const problem = (name, values) => ({ problem: text(`problem.entry.${name}`, { entry, ...values }) });
+  const [address, length, ...rest] = entry.split("/");
+  if (address.includes("%")) return problem("zone");
+  const v6 = address.includes(":");
+  let bits = v6 ? 128 : 32;
+  // The dotted part, which may end an IPv6 address.
+  const dotted = address.slice(address.lastIndexOf(":") + 1);
+  if (/^[\d.]+\.\d+$/.test(dotted) && dotted.split(".").some((part) => /^0\d/.test(part))) {
+    return problem("zero");
+  }
+  let number = v6 ? ipv6(address) : ipv4(address);
+  if (number === null || rest.length > 0) return problem("address");
+  let prefix = bits;
+  if (length !== undefined) {
+    if (!/^(0|[1-9]\d{0,2})$/.test(length) || length > bits) return problem("length", { max: bits });
+    prefix = Number(length);
+  }
+  if (v6 && number >> 32n === MAPPED && prefix >= 96) {
+    [number, bits, prefix] = [number & 0xffff_ffffn, 32, prefix - 96];
+  }
+  const host = BigInt(bits - prefix);
+  const network = (number >> host) << host;
+  if (network !== number) {
+    return problem("host", { suggestion: `${written(network, bits)}/${prefix}` });
+  }
+  return { id: `${bits}:${number}/${prefix}` };
+}
+
+/** The editor: `entries()` gives the list, or `null` where an entry is wrong. */
+export function allowlistEditor(initial, max) {
+  let entries = [...initial];
+  const input = h("input", {
+    type: "text",
+    autocapitalize: "off",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  const line = field(text("field.allowlist.entry"), input, { hint: text("field.allowlist.hint") });
+  const list = h("ul", { class: "entries", "aria-label": text("field.allowlist.entries") });
+
+  const problemOf = (entry) => {
+    const { id, problem } = checkEntry(entry);
+    if (problem) return problem;
+    if (entries.some((other) => checkEntry(other).id === id)) {
+      return text("problem.entry.duplicate", { entry });
+    }
+    return entries.length < max ? "" : text("problem.entry.limit", { max });
+  };
+
+  function remove(entry) {
+    const index = entries.indexOf(entry);
+    entries = entries.filter((other) => other !== entry);
+    render();
+    line.error("");
+    announce(text("field.allowlist.removed", { entry }));
+    (list.querySelectorAll("button")[Math.min(index, entries.length - 1)] ?? input).focus();
+  }
+
+  function render() {
+    list.replaceChildren(
+      ...entries.map((entry) =>
+        h("li", {}, h("code", {}, entry), button("×", () => remove(entry), {
+          class: "icon",
+          "aria-label": text("field.allowlist.remove", { entry }),
+        }))),
+    );
+    list.hidden = entries.length === 0;
+  }
+
+  /** Takes what is typed, one or several; what is wrong stays in the field. */
+  function add() {
+    const typed = input.value.split(/[\s,;]+/).filter(Boolean);
+    while (typed.length > 0) {
+      const problem = problemOf(typed[0]);
+      if (problem) {
+        input.value = typed.join(" ");
+        line.error(problem);
+        render();
+        return false;
+      }
+      entries.push(typed.shift());
+      announce(text("field.allowlist.added", { entry: entries.at(-1) }));
+    }
+    input.value = "";
+    line.error("");
+    render();
+    return true;
+  }
+
+  // Checked as typed: an error goes as soon as it is mended, and comes for what
+  // can become right no more or is left as it is. Not between the press and the
+  // release of a button, though: a new line would move it away, and no click come.
+  const check = () => {
+    if (document.querySelector("button:active")) return;
+    const typed = input.value.trim();
+    line.error(typed && !/[\s,;]/.test(typed) ? problemOf(typed) : "");
+  };
+  input.addEventListener("input", () => {
+    const typed = input.value.trim();
+    const unfinished = typed === "" || problemOf(typed) !== "";
+    if (!unfinished || /[^0-9a-fA-F:./\s,;]/.test(typed) || entries.length >= max) check();
+    else if (input.getAttribute("aria-invalid") === "true") check();
+  });
+  input.addEventListener("blur", check);
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && input.value.trim()) {
+      event.preventDefault();
+      add();
+    }
+  });
+  render();
+
+  const row = h("div", { class: "row" });
+  input.replaceWith(row);
+  row.append(input, button(text("field.allowlist.add"), () => (add(), input.focus())));
+  line.element.append(list);
+  const legend = h(
+    "legend",
+    {},
+    text("field.allowlist"),
+    h("span", { class: "optional" }, ` (${text("optional")})`),
+  );
+  return {
+    element: h("fieldset", {}, legend, line.element),
+    error: line.error,
+    focus: () => input.focus(),
+    entries: () => (add() ? [...entries] : null),
+    set(list) {
+      entries = [...list];
+      render();
+    },
+  };
+}

@@ -1,0 +1,63 @@
+// Requests to the management API, and what can go wrong with one.
+
+const base = new URL("../api/", import.meta.url);
+const PATIENCE_MS = 15_000;
+
+/** A request that was not done: `code` is the API's, or `offline` or `unexpected`. */
+export class Refusal extends Error {
+  constructor(code, errors = []) {
+    super(code);
+    this.code = code;
+    /** `[{field, message}]`, for a form. */
+    this.errors = errors;
+  }
+}
+
+async function call(method, path, { body, query, revision } = {}) {
+  const url = new URL(path, base);
+  url.search = new URLSearchParams(query ?? {}).toString();
+  const headers = {};
+  if (body) headers["Content-Type"] = "application/json";
+  if (revision) headers["If-Match"] = `"${revision}"`;
+  let answer, content;
+  try {
+    answer = await fetch(url, {
+      method,
+      headers,
+      body: body && JSON.stringify(body),
+      cache: "no-store",
+      redirect: "manual",
+      signal: AbortSignal.timeout(PATIENCE_MS),
+    });
+    content = await answer.text();
+  } catch {
+    throw new Refusal("offline");
+  }
+  // A login that sends browsers elsewhere.
+  if (answer.type === "opaqueredirect") throw new Refusal("unauthenticated");
+  let value;
+  try {
+    value = content ? JSON.parse(content) : null;
+  } catch {
+    // A page of whatever stands before the API.
+  }
+  if (answer.ok && value !== undefined) return value;
+  throw new Refusal(value?.code ?? codeOf(answer.status), value?.errors);
+}
+
+/** What a status means that came without a code: a login or a proxy answered. */
+function codeOf(status) {
+  if (status === 401) return "unauthenticated";
+  return status >= 502 ? "unavailable" : "unexpected";
+}
+
+const at = (key) => `keys/${encodeURIComponent(key.id)}`;
+
+export const list = () => call("GET", "keys");
+export const show = (key) => call("GET", at(key));
+export const create = (body) => call("POST", "keys", { body });
+export const edit = (key, body, revision) => call("PATCH", at(key), { body, revision });
+export const rotate = (key, name) =>
+  call("POST", `${at(key)}/rotate`, { body: { confirm_name: name } });
+export const remove = (key, name) => call("DELETE", at(key), { query: { confirm_name: name } });
+export const audit = (key, query) => call("GET", `${at(key)}/audit`, { query });

@@ -1,0 +1,92 @@
+// The dialog that edits a key: name, status and allowlist.
+
+import * as api from "./api.js";
+import { allowlistEditor } from "./allowlist.js";
+import { nameField, showErrors } from "./fields.js";
+import { form, h, newId, openDialog, text } from "./ui.js";
+
+function statusField(initial) {
+  const group = newId();
+  const radios = ["active", "revoked"].map((value) =>
+    h("input", { type: "radio", name: group, value, checked: value === initial, id: newId() }));
+  const element = h(
+    "fieldset",
+    {},
+    h("legend", {}, text("field.status")),
+    radios.map((radio) =>
+      h("label", { class: "choice", for: radio.id }, radio, text(`field.status.${radio.value}`))),
+  );
+  return {
+    element,
+    value: () => radios.find((radio) => radio.checked).value,
+    set: (value) => radios.forEach((radio) => (radio.checked = radio.value === value)),
+    error: () => {},
+  };
+}
+
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+/** `theirs`, with what `mine` has added to `base` and without what it has removed. */
+function merged(base, mine = base, theirs) {
+  const added = mine.filter((entry) => !base.includes(entry) && !theirs.includes(entry));
+  const kept = theirs.filter((entry) => mine.includes(entry) || !base.includes(entry));
+  return [...kept, ...added];
+}
+
+export function editDialog(key, { limits, changed }) {
+  const handle = openDialog(text("edit.title", { name: key.name }));
+  const name = nameField(key.name);
+  const status = statusField(key.status);
+  const allowlist = allowlistEditor(key.ip_allowlist, limits.max_ips_per_key);
+
+  /** Only what was changed here, so that nothing else is overwritten. */
+  const changes = (entries) => {
+    const entered = { name: name.value(), status: status.value(), ip_allowlist: entries };
+    return Object.fromEntries(
+      Object.entries(entered).filter(([field, value]) => !same(value, key[field])),
+    );
+  };
+
+  /** Takes over what others changed, but for what was changed here. */
+  async function meet() {
+    const mine = changes(allowlist.entries() ?? key.ip_allowlist);
+    const current = await api.show(key);
+    if (!("name" in mine)) name.set(current.name);
+    if (!("status" in mine)) status.set(current.status);
+    allowlist.set(merged(key.ip_allowlist, mine.ip_allowlist, current.ip_allowlist));
+    key = current;
+    changed();
+    alert.show(
+      text("edit.conflict", {
+        name: current.name,
+        status: text(`status.${current.status}`),
+        count: current.ip_allowlist.length,
+      }),
+    );
+  }
+
+  const { element, alert } = form(handle, {
+    label: text("edit.submit"),
+    fields: [name.element, status.element, allowlist.element],
+    async submit() {
+      const entries = allowlist.entries();
+      if (!name.check()) return name.control.focus();
+      if (!entries) return allowlist.focus();
+      const patch = changes(entries);
+      if (Object.keys(patch).length === 0) return alert.show(text("edit.same"));
+      const edited = await api.edit(key, patch, key.revision);
+      changed(text("edit.done", { name: edited.name }));
+      handle.close();
+    },
+    async fail(refusal) {
+      if (refusal.code !== "stale_revision") {
+        return showErrors(refusal, { name, status, ip_allowlist: allowlist });
+      }
+      await meet();
+      return true;
+    },
+  });
+  handle.body.append(element);
+  name.control.focus();
+  return handle.closed;
+}

@@ -1,0 +1,34 @@
+// What the forms for creating and editing a key have in common.
+
+import { field, h, text } from "./ui.js";
+
+const MAX_NAME = 100;
+
+/** The name, checked for what can be said here; the service has the last word. */
+export function nameField(initial) {
+  const input = h("input", { type: "text", autocomplete: "off", value: initial });
+  const line = field(text("field.name"), input, { hint: text("field.name.hint") });
+  const value = () => input.value.trim();
+  const check = () => {
+    const length = [...value()].length;
+    const problem = length === 0 ? "missing" : length > MAX_NAME ? "long" : null;
+    line.error(problem ? text(`problem.name.${problem}`) : "");
+    return !problem;
+  };
+  input.addEventListener("input", () => {
+    if (input.getAttribute("aria-invalid") === "true" || [...value()].length > MAX_NAME) check();
+  });
+  return { ...line, value, check, set: (name) => (input.value = name) };
+}
+
+/** Puts the errors of a 422 beside their fields; `true` where each had a place. */
+export function showErrors({ errors }, fields) {
+  if (errors.length === 0) return false;
+  const placed = errors.map(({ field, message }) => {
+    // `ip_allowlist[3]` belongs to the list.
+    const target = fields[field.replace(/\[.*$/, "")];
+    target?.error(message);
+    return Boolean(target);
+  });
+  return placed.every(Boolean);
+}

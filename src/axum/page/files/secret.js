@@ -1,0 +1,91 @@
+// The one time that a key is shown.
+
+import { announce, button, h, host, newId, text } from "./ui.js";
+
+const DOTS = "•".repeat(24);
+
+/** Copies what `value` gives; where the browser refuses, `reveal` selects it. */
+function copyButton(label, value, reveal) {
+  const copy = button(text("secret.copy"), async () => {
+    try {
+      await navigator.clipboard.writeText(value());
+      copy.textContent = text("secret.copied");
+      announce(text("secret.copied"));
+    } catch {
+      reveal();
+      announce(text("secret.not_copied"));
+    }
+  }, { "aria-label": label });
+  return copy;
+}
+
+/**
+ * Shows the secret in the dialog until Done, and forgets it then. Escape does not
+ * close the dialog: what is lost here is lost.
+ */
+export function showSecret(handle, title, { key, secret }) {
+  const masked = key.key_prefix + DOTS;
+  const address = new URL(host.example, location.origin).href;
+  const command = (value) => `curl ${address} \\\n  -H "Authorization: Bearer ${value}"`;
+
+  const input = h("input", {
+    id: newId(),
+    type: "text",
+    readonly: true,
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  const usage = h("pre", { tabindex: "0", "aria-label": text("secret.usage.label") });
+  const refused = h("p", { class: "hint", hidden: true }, text("secret.not_copied"));
+  const toggle = button("", () => show(toggle.getAttribute("aria-pressed") !== "true"), {
+    class: "toggle",
+  });
+
+  function show(shown) {
+    const value = shown ? secret : masked;
+    input.value = value;
+    usage.textContent = command(value);
+    toggle.textContent = text(shown ? "secret.hide" : "secret.show");
+    toggle.setAttribute("aria-pressed", String(shown));
+  }
+  function select(choose) {
+    show(true);
+    refused.hidden = false;
+    choose();
+  }
+  const copyKey = copyButton(text("secret.copy.label"), () => secret, () =>
+    select(() => input.select()));
+  const copyUsage = copyButton(text("secret.usage.copy"), () => command(secret), () =>
+    select(() => getSelection().selectAllChildren(usage)));
+  const done = button(text("secret.done"), () => {
+    show(false);
+    secret = masked;
+    handle.close();
+  }, { class: "primary" });
+
+  show(false);
+  handle.title(title);
+  handle.keep = () => true;
+  // Some browsers close at a second Escape, whatever the first was told.
+  handle.dialog.setAttribute("closedby", "none");
+  handle.body.replaceChildren(
+    h("p", { class: "warning" }, text("secret.warning")),
+    h(
+      "div",
+      { class: "field" },
+      h("div", { class: "split" }, h("label", { for: input.id }, text("secret.label")), toggle, copyKey),
+      input,
+    ),
+    refused,
+    h(
+      "div",
+      { class: "field" },
+      h("div", { class: "split" }, h("span", { class: "label" }, text("secret.usage")), copyUsage),
+      usage,
+    ),
+    host.docs ? h("p", {}, h("a", { href: host.docs }, text("docs"))) : "",
+    h("div", { class: "buttons" }, done),
+  );
+  handle.focusTitle();
+  announce(text("secret.warning"));
+}

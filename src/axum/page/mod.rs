@@ -1,0 +1,6 @@
+//! The settings page: what an organisation's people see of their keys.
+
+mod files;
+mod options;
+
+pub use crate::axum::page::options::{SettingsPage, SettingsPageError};

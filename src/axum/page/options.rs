@@ -1,0 +1,316 @@
+//! What a host may set of the page, and the router that serves it.
+
+use std::collections::BTreeMap;
+
+use ::axum::Router;
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::axum::admin;
+use crate::axum::page::files::{self, Files};
+use crate::manager::KeyManager;
+
+/// The settings page, with the management API that it uses: a router to mount at
+/// any path, behind the host's own login.
+///
+/// ```
+/// use axum::Router;
+/// use axum::middleware::{self, Next};
+/// use keygate::{Actor, KeyManager, MemoryStore, OrgId, SettingsPage};
+///
+/// # async fn login(
+/// #     mut request: axum::extract::Request,
+/// #     next: Next,
+/// # ) -> axum::response::Response {
+/// #     if let Ok(org) = OrgId::new("acme") {
+/// #         request.extensions_mut().insert(Actor::new(org, "ada@acme.example"));
+/// #     }
+/// #     next.run(request).await
+/// # }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let page = SettingsPage::new(keys)
+///     .title("Acme API keys")
+///     .accent("#0b6e4f")?
+///     .back_link("Acme", "/")?
+///     .docs_link("https://docs.acme.example/api")?;
+/// let app: Router =
+///     Router::new().nest("/settings", page.router().layer(middleware::from_fn(login)));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The login puts an [`Actor`](crate::Actor) into the request's extensions, as for
+/// [`admin::router`](crate::admin::router), which answers under `api` beside the page.
+/// The page itself and its files hold nothing of any organisation.
+///
+/// Everything is embedded: no build step, no other host. A content security policy
+/// allows scripts and styles of this page only, and forbids frames.
+#[derive(Debug)]
+pub struct SettingsPage {
+    keys: KeyManager,
+    pub(super) accent: Option<Accent>,
+    pub(super) language: String,
+    pub(super) shown: Shown,
+}
+
+/// What the page's scripts are told.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Shown {
+    pub(super) title: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    back: Option<Link>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    docs: Option<String>,
+    example: String,
+    pub(super) text: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Link {
+    label: String,
+    href: String,
+}
+
+impl SettingsPage {
+    /// The page in English, titled "API keys".
+    pub fn new(keys: KeyManager) -> Self {
+        Self {
+            keys,
+            accent: None,
+            language: "en".to_owned(),
+            shown: Shown {
+                title: "API keys".to_owned(),
+                back: None,
+                docs: None,
+                example: "/".to_owned(),
+                text: files::texts(),
+            },
+        }
+    }
+
+    /// The heading, and the title of the window.
+    pub fn title(mut self, title: impl Into<String>) -> Self {
+        self.shown.title = title.into();
+        self
+    }
+
+    /// The colour of the main buttons, as `#rrggbb`. What is written on them is black
+    /// or white, whichever can be read better.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsPageError::Accent`] where it is not `#` and six hexadecimal digits.
+    pub fn accent(mut self, colour: &str) -> Result<Self, SettingsPageError> {
+        let accent = Accent::parse(colour).ok_or(SettingsPageError::Accent)?;
+        self.accent = Some(accent);
+        Ok(self)
+    }
+
+    /// A link above the heading, back to the host's own pages.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsPageError::Link`] where the address is not `http://…`, `https://…` or
+    /// a path that begins with `/`.
+    pub fn back_link(
+        mut self,
+        label: impl Into<String>,
+        address: impl Into<String>,
+    ) -> Result<Self, SettingsPageError> {
+        self.shown.back = Some(Link { label: label.into(), href: checked(address.into())? });
+        Ok(self)
+    }
+
+    /// A link to how a key is used, shown beside a new key.
+    ///
+    /// # Errors
+    ///
+    /// As for [`back_link`](Self::back_link).
+    pub fn docs_link(mut self, address: impl Into<String>) -> Result<Self, SettingsPageError> {
+        self.shown.docs = Some(checked(address.into())?);
+        Ok(self)
+    }
+
+    /// What the `curl` line beside a new key calls; `/` of the page's own host at first.
+    ///
+    /// # Errors
+    ///
+    /// As for [`back_link`](Self::back_link).
+    pub fn example_url(mut self, address: impl Into<String>) -> Result<Self, SettingsPageError> {
+        self.shown.example = checked(address.into())?;
+        Ok(self)
+    }
+
+    /// The page's language, as a tag such as `de` or `pt-BR` (RFC 5646), and its texts:
+    /// a JSON object with the names and placeholders of `text.json` in this crate's
+    /// `src/axum/page/files`. What it leaves out stays English. Dates and the names of
+    /// countries follow the language by themselves.
+    ///
+    /// ```
+    /// # use keygate::{KeyManager, MemoryStore, SettingsPage};
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// let page = SettingsPage::new(keys)
+    ///     .title("API-Schlüssel")
+    ///     .translation("de", r#"{"count": "{count} von {max} Schlüsseln"}"#)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Language`](SettingsPageError::Language) for what is no tag,
+    /// [`Translation`](SettingsPageError::Translation) for what is no JSON object of
+    /// texts, [`UnknownText`](SettingsPageError::UnknownText) for a name that the page
+    /// does not know.
+    pub fn translation(
+        mut self,
+        language: impl Into<String>,
+        texts: &str,
+    ) -> Result<Self, SettingsPageError> {
+        let language = language.into();
+        let is_tag = language.split('-').all(|part| {
+            (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+        });
+        if !is_tag {
+            return Err(SettingsPageError::Language);
+        }
+        let texts: BTreeMap<String, String> =
+            serde_json::from_str(texts).map_err(SettingsPageError::translation)?;
+        for (name, text) in texts {
+            match self.shown.text.get_mut(&name) {
+                Some(known) => *known = text,
+                None => return Err(SettingsPageError::UnknownText { name }),
+            }
+        }
+        self.language = language;
+        Ok(self)
+    }
+
+    /// The page at `/`, its files under `/assets`, the management API under `/api`.
+    pub fn router(self) -> Router {
+        let files = Files::new(&self);
+        files::router(files).nest("/api", admin::router(self.keys))
+    }
+}
+
+/// An address that a link may have: no script, and no other surprise.
+fn checked(address: String) -> Result<String, SettingsPageError> {
+    let is_path = address.starts_with('/') && !address.starts_with("//");
+    let is_url = ["http://", "https://"].iter().any(|scheme| address.starts_with(scheme));
+    let is_plain = !address.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\');
+    if (is_path || is_url) && is_plain { Ok(address) } else { Err(SettingsPageError::Link) }
+}
+
+/// A colour, and black or white upon it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Accent {
+    rgb: [u8; 3],
+}
+
+impl Accent {
+    fn parse(colour: &str) -> Option<Self> {
+        let digits = colour.strip_prefix('#').filter(|digits| digits.len() == 6)?;
+        let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = u32::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
+        let [_, rgb @ ..] = number.to_be_bytes();
+        Some(Self { rgb })
+    }
+
+    /// Its custom properties.
+    pub(super) fn css(self) -> String {
+        let [r, g, b] = self.rgb;
+        let ink = if self.is_light() { "#000000" } else { "#ffffff" };
+        format!(":root {{ --accent: #{r:02x}{g:02x}{b:02x}; --on-accent: {ink}; }}\n")
+    }
+
+    /// Whether black has more contrast to it than white has: relative luminance
+    /// and contrast of WCAG 2.2.
+    fn is_light(self) -> bool {
+        let linear = self.rgb.map(|channel| {
+            let channel = f64::from(channel) / 255.0;
+            if channel <= 0.04045 { channel / 12.92 } else { ((channel + 0.055) / 1.055).powf(2.4) }
+        });
+        let [r, g, b] = linear;
+        let luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
+    }
+}
+
+/// What was wrong with an option of the [`SettingsPage`].
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SettingsPageError {
+    /// The accent colour.
+    #[error("an accent colour is written as # and six hexadecimal digits")]
+    Accent,
+    /// The address of a link.
+    #[error("a link goes to http://…, https://… or a path that begins with one /")]
+    Link,
+    /// The language's tag.
+    #[error("a language is a tag such as `en` or `pt-BR`")]
+    Language,
+    /// The texts are no JSON object of texts.
+    #[error("a translation is a JSON object of texts")]
+    Translation(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The page has no text of that name.
+    #[error("the page has no text {name:?}; `text.json` has all names")]
+    UnknownText {
+        /// The name.
+        name: String,
+    },
+}
+
+impl SettingsPageError {
+    fn translation(error: serde_json::Error) -> Self {
+        Self::Translation(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_accent_is_six_digits() {
+        assert_eq!(Accent::parse("#0B6e4f"), Some(Accent { rgb: [0x0b, 0x6e, 0x4f] }));
+        for wrong in
+            ["", "#", "0b6e4f", "#0b6e4", "#0b6e4ff", "#0b6e4g", "#+b6e4f", "#é6e4f", "red"]
+        {
+            assert_eq!(Accent::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn black_is_written_on_light_colours_and_white_on_dark_ones() {
+        let ink = |colour| Accent::parse(colour).map(Accent::is_light);
+        for (colour, light) in
+            [("#000000", false), ("#ffffff", true), ("#ffd500", true), ("#0b6e4f", false)]
+        {
+            assert_eq!(ink(colour), Some(light), "{colour}");
+        }
+    }
+
+    #[test]
+    fn links_hold_no_script() {
+        for fine in ["/", "/a?b#c", "https://a.example/", "http://localhost:3000"] {
+            assert!(checked(fine.to_owned()).is_ok(), "{fine}");
+        }
+        for wrong in [
+            "",
+            "a",
+            "//a.example",
+            "javascript:alert(1)",
+            " /",
+            "/\\a.example",
+            "data:,",
+            "HTTPS",
+            "/a\nb",
+        ] {
+            assert!(checked(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+}
