@@ -22,9 +22,13 @@ mod guard;
 mod isolation;
 #[path = "admin_support/keys.rs"]
 mod keys;
+#[path = "admin_support/openapi.rs"]
+mod openapi;
 #[path = "admin_support/payloads.rs"]
 mod payloads;
 #[path = "admin_support/preconditions.rs"]
 mod preconditions;
 #[path = "admin_support/queries.rs"]
 mod queries;
+#[path = "admin_support/schema.rs"]
+mod schema;

@@ -132,13 +132,15 @@ pub(crate) fn with_header(
 }
 
 /// Sends the request as it is, and checks what holds for every answer: no
-/// caching, no redirect, and errors only as documented.
+/// caching, no redirect, and only what the OpenAPI document announces.
 pub(crate) async fn send(router: &Router, request: Request<Body>) -> Reply {
-    let head = request.method() == Method::HEAD;
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let head = method == Method::HEAD;
     let response = router.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     let reply = Reply { status: parts.status, headers: parts.headers, body };
+    crate::openapi::check(&method, &path, &reply).await;
     assert_eq!(reply.headers[CACHE_CONTROL], "no-store");
     if reply.status.is_success() {
         return reply;

@@ -5,22 +5,29 @@ mod guard;
 mod handlers;
 mod input;
 mod json;
+mod openapi;
 mod precondition;
 mod problem;
 mod requests;
 mod view;
 
-use ::axum::Router;
-use ::axum::extract::DefaultBodyLimit;
+use ::axum::extract::{DefaultBodyLimit, OriginalUri, State};
 use ::axum::middleware;
 use ::axum::routing::{MethodFilter, any, on};
+use ::axum::{Json, Router};
 use ::http::Method;
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::path::Operation;
 
+use crate::axum::admin::input::InQuery;
+use crate::axum::admin::openapi::operations;
 use crate::manager::KeyManager;
+use crate::record::Limits;
 
-/// The one table of routes: what is published as [`ROUTES`] is what is served.
+/// The one table of routes: what is published as [`ROUTES`] is what is served,
+/// and what the OpenAPI document describes.
 macro_rules! routes {
-    ($($method:ident $path:literal => $handler:path,)+) => {
+    ($($method:ident $path:literal => $handler:path, $operation:path;)+) => {
         /// Every route of [`router`]: its method, and its path in axum's (and
         /// OpenAPI's) notation. A `GET` route answers `HEAD`, too.
         pub const ROUTES: &[(Method, &str)] = &[$((Method::$method, $path)),+];
@@ -28,17 +35,22 @@ macro_rules! routes {
         fn routes() -> Router<KeyManager> {
             Router::new()$(.route($path, on(MethodFilter::$method, $handler)))+
         }
+
+        fn described(limits: Limits) -> Vec<(Method, &'static str, Operation)> {
+            vec![$((Method::$method, $path, $operation(limits))),+]
+        }
     };
 }
 
 routes! {
-    GET "/keys" => handlers::list,
-    POST "/keys" => handlers::create,
-    GET "/keys/{id}" => handlers::show,
-    PATCH "/keys/{id}" => handlers::edit,
-    DELETE "/keys/{id}" => handlers::delete,
-    POST "/keys/{id}/rotate" => handlers::rotate,
-    GET "/keys/{id}/audit" => handlers::audit,
+    GET "/keys" => handlers::list, operations::list;
+    POST "/keys" => handlers::create, operations::create;
+    GET "/keys/{id}" => handlers::show, operations::show;
+    PATCH "/keys/{id}" => handlers::edit, operations::edit;
+    DELETE "/keys/{id}" => handlers::delete, operations::delete;
+    POST "/keys/{id}/rotate" => handlers::rotate, operations::rotate;
+    GET "/keys/{id}/audit" => handlers::audit, operations::audit;
+    GET "/openapi.json" => document, operations::openapi;
 }
 
 /// The management API: an organisation's keys listed, made, edited, rotated,
@@ -74,7 +86,7 @@ routes! {
 ///
 /// Requests that a browser makes for another site are refused, so a cookie may
 /// serve as the login. Errors are `application/problem+json` (RFC 9457) with a
-/// `code`, and no answer may be cached.
+/// `code`, and no answer may be cached. `GET /openapi.json` describes all of it.
 pub fn router(keys: KeyManager) -> Router {
     routes()
         .method_not_allowed_fallback(handlers::wrong_method)
@@ -86,4 +98,14 @@ pub fn router(keys: KeyManager) -> Router {
         .layer(DefaultBodyLimit::max(input::MAX_BODY))
         .layer(middleware::from_fn(guard::guard))
         .with_state(keys)
+}
+
+/// Here, since it describes the table above.
+async fn document(
+    State(keys): State<KeyManager>,
+    OriginalUri(uri): OriginalUri,
+    InQuery(()): InQuery<()>,
+) -> Json<OpenApi> {
+    let limits = keys.limits();
+    Json(openapi::document(limits, uri.path(), described(limits)))
 }

@@ -10,47 +10,48 @@ use serde::Serialize;
 
 use crate::manager::error::ManageError;
 
-/// Says to a program what went wrong. Programs are written against these:
-/// a code never changes its name or its status.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Code {
-    MalformedBody,
-    Unauthenticated,
-    CrossSite,
-    NotFound,
-    MethodNotAllowed,
-    KeyLimitReached,
-    Conflict,
-    StaleRevision,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    ValidationFailed,
-    ConfirmationMismatch,
-    Unavailable,
+/// The one table of codes.
+macro_rules! codes {
+    ($($code:ident $name:literal $status:ident;)+) => {
+        /// Says to a program what went wrong. Programs are written against these:
+        /// a code never changes its name or its status.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(super) enum Code {
+            $($code),+
+        }
+
+        impl Code {
+            pub(super) const ALL: &[Self] = &[$(Self::$code),+];
+
+            pub(super) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$code => $name),+
+                }
+            }
+
+            pub(super) fn status(self) -> StatusCode {
+                match self {
+                    $(Self::$code => StatusCode::$status),+
+                }
+            }
+        }
+    };
 }
 
-impl Code {
-    fn name_and_status(self) -> (&'static str, StatusCode) {
-        match self {
-            Self::MalformedBody => ("malformed_body", StatusCode::BAD_REQUEST),
-            Self::Unauthenticated => ("unauthenticated", StatusCode::UNAUTHORIZED),
-            Self::CrossSite => ("cross_site", StatusCode::FORBIDDEN),
-            Self::NotFound => ("not_found", StatusCode::NOT_FOUND),
-            Self::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
-            Self::KeyLimitReached => ("key_limit_reached", StatusCode::CONFLICT),
-            Self::Conflict => ("conflict", StatusCode::CONFLICT),
-            Self::StaleRevision => ("stale_revision", StatusCode::PRECONDITION_FAILED),
-            Self::PayloadTooLarge => ("payload_too_large", StatusCode::PAYLOAD_TOO_LARGE),
-            Self::UnsupportedMediaType => {
-                ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE)
-            }
-            Self::ValidationFailed => ("validation_failed", StatusCode::UNPROCESSABLE_ENTITY),
-            Self::ConfirmationMismatch => {
-                ("confirmation_mismatch", StatusCode::UNPROCESSABLE_ENTITY)
-            }
-            Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE),
-        }
-    }
+codes! {
+    MalformedBody "malformed_body" BAD_REQUEST;
+    Unauthenticated "unauthenticated" UNAUTHORIZED;
+    CrossSite "cross_site" FORBIDDEN;
+    NotFound "not_found" NOT_FOUND;
+    MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED;
+    KeyLimitReached "key_limit_reached" CONFLICT;
+    Conflict "conflict" CONFLICT;
+    StaleRevision "stale_revision" PRECONDITION_FAILED;
+    PayloadTooLarge "payload_too_large" PAYLOAD_TOO_LARGE;
+    UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE;
+    ValidationFailed "validation_failed" UNPROCESSABLE_ENTITY;
+    ConfirmationMismatch "confirmation_mismatch" UNPROCESSABLE_ENTITY;
+    Unavailable "unavailable" SERVICE_UNAVAILABLE;
 }
 
 /// An error answer. Nothing in it repeats what could be a credential.
@@ -139,12 +140,12 @@ struct ProblemBody<'a> {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (code, status) = self.code.name_and_status();
+        let status = self.code.status();
         let body = ProblemBody {
             r#type: "about:blank",
             title: status.canonical_reason().unwrap_or_default(),
             status: status.as_u16(),
-            code,
+            code: self.code.name(),
             detail: &self.detail,
             errors: &self.errors,
         };

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use ::axum::Router;
-use ::axum::extract::{OriginalUri, Path, State};
+use ::axum::extract::{OriginalUri, RawPathParams, State};
 use ::axum::response::{IntoResponse, Response};
 use ::axum::routing::get;
 use ::http::header::{
@@ -65,9 +65,9 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(page: &SettingsPage) -> Self {
-        // `<` begins markup within a script element, too.
-        let settings =
-            serde_json::to_string(&page.shown).unwrap_or_default().replace('<', "\\u003c");
+        // `<` begins markup within a script element, too, and `{{` a place to fill.
+        let settings = serde_json::to_string(&page.shown).unwrap_or_default();
+        let settings = settings.replace('<', "\\u003c").replace("{{", "{\\u007b");
         let noscript = page.shown.text.get("noscript").map_or("", String::as_str);
         let index = filled(&[
             ("lang", &escaped(&page.language)),
@@ -80,8 +80,7 @@ impl Files {
     }
 }
 
-/// The page with its places filled, but for `{{base}}`. In one pass: what is put
-/// in is not looked at again.
+/// The page with its places filled, but for `{{base}}`.
 fn filled(values: &[(&str, &str)]) -> String {
     let mut page = String::with_capacity(INDEX.len() + 16 * 1024);
     for (n, part) in INDEX.split("{{").enumerate() {
@@ -103,7 +102,7 @@ fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '&' | '<' | '>' | '"' | '\'' => {
+            '&' | '<' | '>' | '"' | '\'' | '{' => {
                 // Writing to a string does not fail.
                 let _ = write!(escaped, "&#{};", u32::from(c));
             }
@@ -151,9 +150,13 @@ fn base(uri: &Uri) -> String {
 
 async fn asset(
     State(files): State<Arc<Files>>,
-    Path(name): Path<String>,
+    params: RawPathParams,
     headers: HeaderMap,
 ) -> Response {
+    // The last of that name: the path that the host nests this under may have
+    // parameters of its own.
+    let name = params.iter().filter(|(name, _)| *name == "file").last();
+    let name = name.map_or("", |(_, file)| file);
     if name == "style.css" {
         return file(&headers, CSS, files.style.clone());
     }

@@ -3,10 +3,14 @@
 const base = new URL("../api/", import.meta.url);
 const PATIENCE_MS = 15_000;
 
+/** How many there were: what is shown may be older than the reason for one. */
+export let refusals = 0;
+
 /** A request that was not done: `code` is the API's, or `offline` or `unexpected`. */
 export class Refusal extends Error {
   constructor(code, errors = []) {
     super(code);
+    refusals += 1;
     this.code = code;
     /** `[{field, message}]`, for a form. */
     this.errors = errors;

@@ -104,7 +104,13 @@ export function auditDialog(key) {
   previous.disabled = next.disabled = true;
   handle.body.append(
     alert.element,
-    h("div", { class: "scroll" }, table, note),
+    // Focusable, so that the arrow keys scroll it.
+    h(
+      "div",
+      { class: "scroll", role: "region", tabindex: "0", "aria-label": text("audit.title", { name: key.name }) },
+      table,
+      note,
+    ),
     h(
       "div",
       { class: "buttons" },

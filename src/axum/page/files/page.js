@@ -248,10 +248,10 @@ function say(message) {
 async function open(action, key) {
   if (!limits) return;
   say("");
+  const { refusals } = api;
   try {
     await DIALOGS[action](key);
-    // One that has changed nothing may have met what others did.
-    if (!done.textContent) load();
+    if (api.refusals > refusals) load();
   } catch {
     // A module that could not be loaded; the table may tell why.
     await load();

@@ -1,0 +1,141 @@
+//! What answers are made of.
+
+use utoipa::openapi::schema::{
+    AdditionalProperties, AnyOf, Schema, SchemaFormat, SchemaType, Type,
+};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder};
+use utoipa::openapi::{Array, Object, Ref, RefOr};
+
+use crate::audit::record::Outcome;
+use crate::key::name::KeyName;
+use crate::record::Status;
+
+pub(super) type Property = (&'static str, RefOr<Schema>);
+pub(super) type Named = (&'static str, RefOr<Schema>);
+
+pub(super) fn all() -> [Named; 7] {
+    [
+        ("Key", key()),
+        ("Keys", object([("keys", list("Key")), ("limits", named("Limits"))]).into()),
+        ("Limits", object([("max_keys", count()), ("max_ips_per_key", count())]).into()),
+        ("IssuedKey", object([("key", named("Key")), ("secret", secret())]).into()),
+        ("AuditRecord", record()),
+        ("AuditPage", page()),
+        ("OpenApi", Object::builder().schema_type(Type::Object).required("openapi").into()),
+    ]
+}
+
+fn key() -> RefOr<Schema> {
+    let entries = "Who may use the key: addresses and CIDR ranges; everybody if it is empty.";
+    object([
+        ("id", format("uuid").into()),
+        ("name", string().min_length(Some(1)).max_length(Some(KeyName::MAX_CHARS)).into()),
+        ("key_prefix", string().description(Some("The key's first characters.")).into()),
+        ("status", status().into()),
+        ("expired", Object::builder().schema_type(Type::Boolean).into()),
+        ("expires_at", nullable_time("Never, if null.")),
+        ("last_used_at", nullable_time("The last request that it authenticated.")),
+        ("created_at", format("date-time").into()),
+        ("rotated_at", nullable_time("When its present secret replaced another.")),
+        ("ip_allowlist", Array::builder().items(string()).description(Some(entries)).into()),
+        ("revision", revision()),
+    ])
+    .into()
+}
+
+fn record() -> RefOr<Schema> {
+    let address = AnyOf::builder()
+        .item(format("ipv4"))
+        .item(format("ipv6"))
+        .item(Object::with_type(Type::Null));
+    let country = Object::builder().schema_type(or_null(Type::String)).pattern(Some("^[A-Z]{2}$"));
+    let status = Object::builder()
+        .schema_type(or_null(Type::Integer))
+        .minimum(Some(0_u16))
+        .maximum(Some(u16::MAX))
+        .description(Some("The service's answer; null if there was none."));
+    let outcomes = [
+        Outcome::Allowed,
+        Outcome::Revoked,
+        Outcome::Expired,
+        Outcome::IpNotAllowed,
+        Outcome::Aborted,
+    ];
+    object([
+        ("timestamp", format("date-time").into()),
+        ("method", string().into()),
+        ("endpoint", string().description(Some("The path, without the query.")).into()),
+        ("ip", address.into()),
+        ("country", country.into()),
+        ("status", status.into()),
+        ("outcome", string().enum_values(Some(outcomes.map(Outcome::as_str))).into()),
+    ])
+    .into()
+}
+
+fn page() -> RefOr<Schema> {
+    let cursor = |description: &str| {
+        Object::builder().schema_type(or_null(Type::String)).description(Some(description))
+    };
+    object([
+        ("records", list("AuditRecord")),
+        ("older", cursor("`before` of the next page; null on the last.").into()),
+        ("newer", cursor("`after` of the previous page; null on the first.").into()),
+    ])
+    .into()
+}
+
+fn secret() -> RefOr<Schema> {
+    string().description(Some("The full key. It can never be read again.")).into()
+}
+
+fn revision() -> RefOr<Schema> {
+    Object::builder().schema_type(Type::Integer).minimum(Some(1_u32)).maximum(Some(u32::MAX)).into()
+}
+
+fn count() -> RefOr<Schema> {
+    Object::builder().schema_type(Type::Integer).minimum(Some(0_u32)).maximum(Some(u32::MAX)).into()
+}
+
+fn nullable_time(description: &str) -> RefOr<Schema> {
+    format("date-time").schema_type(or_null(Type::String)).description(Some(description)).into()
+}
+
+fn or_null(other: Type) -> SchemaType {
+    [other, Type::Null].into_iter().collect()
+}
+
+pub(super) fn status() -> ObjectBuilder {
+    string().enum_values(Some([Status::Active, Status::Revoked].map(Status::as_str)))
+}
+
+/// An object with all of these properties, and no others.
+pub(super) fn object<const N: usize>(properties: [Property; N]) -> ObjectBuilder {
+    properties
+        .into_iter()
+        .fold(optional([]), |object, (name, schema)| object.property(name, schema).required(name))
+}
+
+/// An object with any of these properties, and no others.
+pub(super) fn optional<const N: usize>(properties: [Property; N]) -> ObjectBuilder {
+    let closed = Object::builder()
+        .schema_type(Type::Object)
+        .additional_properties(Some(AdditionalProperties::FreeForm(false)));
+    properties.into_iter().fold(closed, |object, (name, schema)| object.property(name, schema))
+}
+
+pub(super) fn string() -> ObjectBuilder {
+    Object::builder().schema_type(Type::String)
+}
+
+pub(super) fn format(name: &str) -> ObjectBuilder {
+    string().format(Some(SchemaFormat::Custom(name.to_owned())))
+}
+
+pub(super) fn named(schema: &str) -> RefOr<Schema> {
+    Ref::from_schema_name(schema).into()
+}
+
+fn list(of: &str) -> RefOr<Schema> {
+    ArrayBuilder::new().items(named(of)).into()
+}
