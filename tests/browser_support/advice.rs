@@ -1,0 +1,119 @@
+//! Advice: which keys it names, that it can be put away, and that it stops nobody.
+
+use serde_json::json;
+
+use crate::browser_support::Browser;
+use crate::house::{House, texts, visit_house};
+
+/// The notes, from above.
+async fn notes(browser: &Browser) -> Vec<String> {
+    let script = "return [...document.querySelectorAll('.advice li')] \
+        .filter((it) => it.checkVisibility()).map((it) => it.querySelector('span').innerText)";
+    texts(&browser.js(script, &[]).await)
+}
+
+const EXPIRING: &str = "Expires within 7 days: ";
+const UNUSED: &str = "Not used for 90 days: ";
+const NEVER: &str = "Never expires: ";
+const OPEN: &str = "Can be used from every address: ";
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn advice_names_the_keys_that_need_care_and_no_others() {
+    let before = |house: &House| {
+        let lan: &[&str] = &["192.0.2.0/24"];
+        house.days_from_now(-100);
+        house.create("Quiet", "1_year", lan);
+        house.create("Used of old", "1_year", lan);
+        house.create("Expired", "1_day", &[]);
+        let revoked = house.create("Revoked", "never", &[]);
+        house.edit(&revoked, json!({ "status": "revoked" }));
+        house.days_from_now(0);
+        house.create("Ends soon", "1_week", lan);
+        house.create("Ends later", "1_month", lan);
+        house.create("Endless", "never", lan);
+        house.create("Open", "1_year", &[]);
+        house.stop();
+        // One was used just now, so that its age alone is no reason for a note.
+        let recent =
+            "UPDATE keys SET last_used_at = (unixepoch() - 86400) * 1000000 WHERE name = ?1";
+        assert_eq!(house.database().execute(recent, ["Used of old"]).unwrap(), 1);
+        house.start();
+    };
+    visit_house(before, async |browser, _, ()| {
+        let notes = notes(browser).await;
+        let named = |start: &str| {
+            let note = notes.iter().find_map(|note| note.strip_prefix(start));
+            note.unwrap_or_else(|| panic!("{start:?} is not in {notes:#?}"))
+                .split('.')
+                .next()
+                .unwrap()
+        };
+        assert_eq!(named(EXPIRING), "“Ends soon”");
+        assert_eq!(named(UNUSED), "“Quiet”");
+        assert_eq!(named(NEVER), "“Endless”");
+        assert_eq!(named(OPEN), "“Open”");
+        assert_eq!(notes.len(), 4);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_use_ninety_days_ago_is_a_reason_and_one_of_last_week_is_none() {
+    let before = |house: &House| {
+        house.days_from_now(-120);
+        house.create("Key", "1_year", &["192.0.2.1"]);
+        house.days_from_now(0);
+    };
+    visit_house(before, async |browser, house, ()| {
+        for (days, noted) in [(89, false), (91, true)] {
+            house.stop();
+            let update = "UPDATE keys SET last_used_at = (unixepoch() - ?1 * 86400) * 1000000";
+            house.database().execute(update, [days]).unwrap();
+            house.start();
+            browser.reload().await;
+            browser.sees("Key").await;
+            let is_noted = notes(browser).await.iter().any(|note| note.starts_with(UNUSED));
+            assert_eq!(is_noted, noted, "after {days} days");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_note_is_put_away_for_this_view_and_stops_nobody() {
+    let before = |house: &House| {
+        for name in ["One", "Two", "Three", "Four", "Five"] {
+            house.create(name, "never", &["192.0.2.1"]);
+        }
+        house.create("Six", "1_week", &["192.0.2.1"]);
+    };
+    visit_house(before, async |browser, house, ()| {
+        let never = "Never expires: “One”, “Two”, “Three”, and 2 more. \
+             A key with an end is one less to forget.";
+        let expiring = "Expires within 7 days: “Six”. Create its successor in time.";
+        assert_eq!(notes(browser).await, [expiring, never]);
+
+        browser.press(&format!("Dismiss: {expiring}")).await;
+        browser.becomes("the notes", vec![never.to_owned()], async || notes(browser).await).await;
+        assert_eq!(browser.focused().await, format!("Dismiss: {never}"));
+        browser.press(&format!("Dismiss: {never}")).await;
+        browser.becomes("the notes", vec![], async || notes(browser).await).await;
+        browser.sees_focus("Create API key").await;
+        assert!(!browser.text().await.contains("Good practice"), "a heading over nothing");
+
+        // What was put away stays away when the table is read again.
+        browser.menu("Six", "Delete").await;
+        browser.fill("Type Six to confirm", "Six").await;
+        browser.press("Delete key").await;
+        browser.no_dialog().await;
+        assert_eq!(house.names().len(), 5);
+        assert_eq!(notes(browser).await, [""; 0]);
+
+        browser.reload().await;
+        browser.becomes("the notes", vec![never.to_owned()], async || notes(browser).await).await;
+    })
+    .await;
+}

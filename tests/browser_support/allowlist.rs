@@ -1,0 +1,241 @@
+//! The editor of an allowlist, and that it judges entries as the service does.
+
+use fantoccini::key::Key;
+use keygate::Allowlist;
+use serde_json::json;
+
+use crate::browser_support::{Browser, Role, visit};
+
+const FIELD: &str = "Address or range";
+
+/// Good ones and bad ones, typed one at a time; which are which, the library says.
+const ENTRIES: [&str; 58] = [
+    "10.0.0.0/8",
+    "10.0.0.1",
+    "10.0.0.1/32",
+    "0.0.0.0/0",
+    "255.255.255.255",
+    "192.0.2.0/24",
+    "192.0.2.1/24",
+    "192.0.2.0/33",
+    "192.0.2.0/-1",
+    "192.0.2.0/+8",
+    "192.0.2.0/08",
+    "192.0.2.0/",
+    "192.0.2.0/8/8",
+    "192.0.2.0/a",
+    "192.0.2.256",
+    "192.0.2",
+    "192.0.2.1.1",
+    "192.0.2.",
+    ".192.0.2",
+    "010.0.0.1",
+    "10.0.0.00",
+    "0x7f.0.0.1",
+    "2130706433",
+    "127.1",
+    "::",
+    "::/0",
+    "::1",
+    "::1/128",
+    "2001:db8::/32",
+    "2001:DB8::/32",
+    "2001:0db8:0000:0000:0000:0000:0000:0001",
+    "2001:db8::1/32",
+    "2001:db8::/129",
+    "2001:db8::/0128",
+    "1:2:3:4:5:6:7:8",
+    "1:2:3:4:5:6:7::",
+    "::2:3:4:5:6:7:8",
+    "1:2:3:4:5:6:7",
+    "1:2:3:4:5:6:7:8:9",
+    "1::2::3",
+    "12345::",
+    ":1",
+    "g::1",
+    "fe80::1%eth0",
+    "fe80::1%25eth0",
+    "::ffff:192.0.2.1",
+    "::FFFF:c000:201",
+    "::ffff:10.0.0.0/104",
+    "::ffff:10.0.0.1/104",
+    "::ffff:0:0/96",
+    "::ffff:0:0/95",
+    "64:ff9b::192.0.2.1",
+    "::192.0.2.01",
+    "[::1]",
+    "::1]:80/[",
+    "::1]@[::2",
+    "example.com",
+    "dead:beef::cafe/ffff",
+];
+
+async fn open(browser: &Browser) {
+    browser.press("Create API key").await;
+    browser.fill("Name", "restricted").await;
+}
+
+/// The entries in the list, from the names of the buttons that remove them.
+async fn listed(browser: &Browser) -> Vec<String> {
+    let names = browser.names(Role::Button).await;
+    names.iter().filter_map(|name| name.strip_prefix("Remove ")).map(str::to_owned).collect()
+}
+
+async fn add(browser: &Browser, entry: &str) {
+    browser.fill(FIELD, entry).await;
+    browser.press("Add").await;
+}
+
+async fn create(browser: &Browser) {
+    browser.press("Create key").await;
+    browser.sees("Save your key").await;
+    browser.press("Done").await;
+    browser.no_dialog().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn entries_are_added_and_removed_and_then_hold() {
+    visit(async |browser, server| {
+        open(browser).await;
+        assert_eq!(listed(browser).await, [""; 0]);
+        add(browser, "10.0.0.0/8").await;
+        assert_eq!(browser.value(FIELD).await, "");
+        browser.sees_focus(FIELD).await;
+        // Enter adds, too, and does not send the form.
+        browser.keys("2001:DB8::/32").await;
+        browser.key(Key::Enter.into()).await;
+        assert_eq!(listed(browser).await, ["10.0.0.0/8", "2001:DB8::/32"]);
+        // Several at once, as they are pasted.
+        add(browser, "192.0.2.1, 192.0.2.2;192.0.2.3").await;
+        assert_eq!(listed(browser).await.len(), 5);
+        browser.press("Remove 10.0.0.0/8").await;
+        browser.sees_focus("Remove 2001:DB8::/32").await;
+        browser.press("Remove 192.0.2.3").await;
+        browser.sees_focus("Remove 192.0.2.2").await;
+        // What is left in the field counts.
+        browser.fill(FIELD, "203.0.113.7").await;
+        assert_eq!(server.keys().len(), 0);
+        create(browser).await;
+        let list = json!(["2001:db8::/32", "192.0.2.1", "192.0.2.2", "203.0.113.7"]);
+        assert_eq!(server.key("restricted")["ip_allowlist"], list);
+        let name = browser.cell_text("restricted", "Name").await;
+        assert!(name.contains("Restricted to 4 addresses"), "{name}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_bad_entry_is_said_at_the_field_while_it_is_typed() {
+    visit(async |browser, server| {
+        open(browser).await;
+        add(browser, "::ffff:1.2.3.4").await;
+        for (entry, problem) in [
+            ("10.0.0.1/8", "10.0.0.1/8: bits are set behind the prefix; 10.0.0.0/8 may be meant"),
+            ("2001:db8::1/32", "2001:db8::/32 may be meant"),
+            ("010.0.0.1", "010.0.0.1: a number begins with 0, which some read as octal"),
+            ("fe80::1%eth0", "fe80::1%eth0: leave out the zone, from % on"),
+            ("10.0.0.0/33", "10.0.0.0/33: the prefix length must be 0 to 32"),
+            ("2001:db8::/129", "2001:db8::/129: the prefix length must be 0 to 128"),
+            ("1.2.3.4", "1.2.3.4: is in the list already"),
+            ("::ffff:1.2.3.4/128", "is in the list already"),
+            ("example.com", "example.com: this is no IP address or CIDR range"),
+        ] {
+            add(browser, entry).await;
+            browser.sees_error(FIELD, problem).await;
+            assert_eq!(browser.value(FIELD).await, entry, "what was typed stays");
+            assert_eq!(listed(browser).await, ["::ffff:1.2.3.4"]);
+            // It is left as it is: said then, too.
+            browser.fill(FIELD, "").await;
+            assert_eq!(browser.error_at(FIELD).await, "", "{entry}");
+            browser.keys(entry).await;
+            browser.key(Key::Tab.into()).await;
+            browser.sees_error(FIELD, problem).await;
+            // The form is not sent with it.
+            browser.press("Create key").await;
+            browser.sees_error(FIELD, problem).await;
+            browser.sees_focus(FIELD).await;
+        }
+        // While it is typed: at once where nothing can mend it, not before.
+        browser.fill(FIELD, "10.0.").await;
+        assert_eq!(browser.error_at(FIELD).await, "");
+        browser.keys("x").await;
+        browser.sees_error(FIELD, "10.0.x: this is no IP address").await;
+        browser.key(Key::Backspace.into()).await;
+        browser.keys("0.0/16").await;
+        assert_eq!(browser.error_at(FIELD).await, "", "gone as soon as it is mended");
+        // Of several, the first bad one and what follows stay.
+        add(browser, "10.1.0.0/16 10.2.0.0/15 10.3.0.0/15 10.4.0.0/16").await;
+        browser.sees_error(FIELD, "10.3.0.0/15: bits are set").await;
+        assert_eq!(browser.value(FIELD).await, "10.3.0.0/15 10.4.0.0/16");
+        assert_eq!(listed(browser).await, ["::ffff:1.2.3.4", "10.1.0.0/16", "10.2.0.0/15"]);
+        assert_eq!(server.keys().len(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn the_51st_entry_is_refused_in_the_form() {
+    visit(async |browser, server| {
+        open(browser).await;
+        let entries: Vec<_> = (1..=50).map(|n| format!("192.0.2.{n}")).collect();
+        add(browser, &entries.join(" ")).await;
+        assert_eq!(listed(browser).await, entries);
+        assert_eq!(browser.error_at(FIELD).await, "");
+        add(browser, "192.0.2.51").await;
+        browser.sees_error(FIELD, "A key has at most 50 addresses.").await;
+        assert_eq!(listed(browser).await.len(), 50);
+        browser.press("Create key").await;
+        browser.sees_error(FIELD, "A key has at most 50 addresses.").await;
+        assert_eq!(server.keys().len(), 0);
+        browser.press("Remove 192.0.2.1").await;
+        browser.press("Add").await;
+        assert_eq!(listed(browser).await.len(), 50);
+        create(browser).await;
+        let list = server.key("restricted")["ip_allowlist"].as_array().unwrap().clone();
+        assert_eq!((list.len(), &list[49]), (50, &json!("192.0.2.51")));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn the_form_accepts_the_entries_that_the_service_accepts_and_no_others() {
+    visit(async |browser, server| {
+        open(browser).await;
+        let mut wrong = Vec::new();
+        let mut canonical = Vec::new();
+        for entry in ENTRIES {
+            let list = Allowlist::parse([entry]);
+            add(browser, entry).await;
+            let accepted = listed(browser).await == [entry];
+            let error = browser.error_at(FIELD).await;
+            if accepted != list.is_ok() || accepted != error.is_empty() {
+                wrong.push(format!("{entry}: {list:?}, but accepted {accepted}, {error:?}"));
+            }
+            if accepted {
+                browser.press(&format!("Remove {entry}")).await;
+            }
+            canonical.extend(list.into_iter().flat_map(|list| list.entries()));
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        assert!(canonical.len() >= 20 && ENTRIES.len() - canonical.len() >= 20);
+
+        // All that is good, together, is accepted; what means the same is one entry.
+        canonical.sort();
+        canonical.dedup();
+        for entry in ENTRIES.iter().filter(|entry| Allowlist::parse([entry]).is_ok()) {
+            add(browser, entry).await;
+        }
+        browser.fill(FIELD, "").await;
+        assert_eq!(listed(browser).await.len(), canonical.len());
+        create(browser).await;
+        let stored = server.key("restricted")["ip_allowlist"].clone();
+        let mut stored: Vec<String> = serde_json::from_value(stored).unwrap();
+        stored.sort();
+        assert_eq!(stored, canonical);
+    })
+    .await;
+}

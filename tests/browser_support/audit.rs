@@ -1,0 +1,237 @@
+//! The audit dialog: every request is in it once, says what it was, and stays text.
+
+use fantoccini::key::Key;
+use serde_json::{Value, json};
+
+use crate::browser_support::Browser;
+use crate::house::{House, Made, texts, visit_house};
+
+const GERMAN: &str = "203.0.113.9";
+const AMERICAN: &str = "198.51.100.7";
+
+/// The endpoints that the dialog shows, from above.
+async fn endpoints(browser: &Browser) -> Vec<String> {
+    let script = "return [...document.querySelectorAll('dialog tbody tr')].map((row) => row.cells[2].innerText)";
+    texts(&browser.js(script, &[]).await)
+}
+
+/// Waits until the dialog shows these.
+async fn shows(browser: &Browser, expected: impl IntoIterator<Item = usize>) {
+    let expected: Vec<String> = expected.into_iter().map(endpoint).collect();
+    browser.becomes("the endpoints", expected, async || endpoints(browser).await).await;
+    let script = "return document.querySelector('dialog table').getAttribute('aria-busy')";
+    browser.becomes("busy", json!("false"), async || browser.js(script, &[]).await).await;
+}
+
+fn endpoint(number: usize) -> String {
+    format!("/v1/orders/{number:03}")
+}
+
+/// Requests with these numbers: answered 200 and 404, refused for their address, and revoked.
+fn requests(house: &House, key: &Made, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        let (query, from, expected) = match number % 4 {
+            0 => ("?status=200&page=2", GERMAN, 200),
+            1 => ("?status=404", GERMAN, 404),
+            2 => ("", AMERICAN, 403),
+            _ => ("", GERMAN, 401),
+        };
+        let revoked = expected == 401;
+        if revoked {
+            house.edit(key, json!({ "status": "revoked" }));
+        }
+        let status = house.call(key, "GET", &(endpoint(number) + query), from);
+        assert_eq!(status, expected, "request {number}");
+        if revoked {
+            house.edit(key, json!({ "status": "active" }));
+        }
+    }
+}
+
+/// The cell of the record with that endpoint, with its element `…` within, if any.
+async fn look(browser: &Browser, endpoint: &str, column: &str, of: &str) -> Value {
+    let script = format!(
+        "const [endpoint, column] = arguments; \
+         const rows = [...document.querySelectorAll('dialog tbody tr')]; \
+         const cell = rows.find((row) => row.cells[2].innerText === endpoint) \
+             ?.querySelector(`[data-label=\"${{column}}\"]`); \
+         return cell ? ({of}) : null"
+    );
+    browser
+        .until(&format!("{column} of {endpoint}"), async || {
+            let found = browser.js(&script, &[json!(endpoint), json!(column)]).await;
+            (found != Value::Null).then_some(found)
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn the_whole_log_is_read_there_and_back_while_requests_come_in() {
+    let before = |house: &House| {
+        let key = house.create("Shop", "1_year", &["203.0.113.0/24"]);
+        requests(house, &key, 0..64);
+        key
+    };
+    visit_house(before, async |browser, house, key| {
+        browser.menu("Shop", "View audit log").await;
+        shows(browser, (39..64).rev()).await;
+        assert!(!browser.is_enabled("Previous").await, "there is nothing newer");
+        assert!(browser.is_enabled("Next").await);
+
+        requests(house, &key, 64..67);
+        browser.press("Next").await;
+        shows(browser, (14..39).rev()).await;
+        assert!(browser.is_enabled("Previous").await);
+        requests(house, &key, 67..74);
+        browser.press("Next").await;
+        shows(browser, (0..14).rev()).await;
+        assert!(!browser.is_enabled("Next").await, "there is nothing older");
+
+        browser.press("Previous").await;
+        shows(browser, (14..39).rev()).await;
+        assert!(browser.is_enabled("Next").await);
+        browser.press("Previous").await;
+        shows(browser, (39..64).rev()).await;
+        // The ten that came meanwhile are less than a page: now it is the first page.
+        browser.press("Previous").await;
+        shows(browser, (49..74).rev()).await;
+        assert!(!browser.is_enabled("Previous").await);
+
+        requests(house, &key, 74..76);
+        browser.press("Refresh").await;
+        shows(browser, (51..76).rev()).await;
+        assert!(!browser.is_enabled("Previous").await);
+        browser.press("Close").await;
+        browser.no_dialog().await;
+        browser.sees_focus("Actions for Shop").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_record_says_what_the_request_was_and_how_it_ended() {
+    let before = |house: &House| {
+        let key = house.create("Shop", "1_year", &["203.0.113.0/24", "192.0.2.1", "2001:db8::/32"]);
+        assert_eq!(house.call(&key, "GET", "/v1/fine?api_token=hidden", GERMAN), 200);
+        assert_eq!(house.call(&key, "PUT", "/v1/moved?status=304", "192.0.2.1"), 304);
+        assert_eq!(house.call(&key, "DELETE", "/v1/missing?status=404", "2001:db8::5"), 404);
+        assert_eq!(house.call(&key, "POST", "/v1/broken?status=500", GERMAN), 500);
+        assert_eq!(house.call(&key, "GET", "/v1/elsewhere", AMERICAN), 403);
+        house.edit(&key, json!({ "status": "revoked" }));
+        assert_eq!(house.call(&key, "GET", "/v1/revoked", GERMAN), 401);
+        house.edit(&key, json!({ "status": "active" }));
+        house.days_from_now(400);
+        assert_eq!(house.call(&key, "GET", "/v1/expired", GERMAN), 401);
+        house.days_from_now(0);
+        let database = house.database();
+        let aborted = "UPDATE requests SET outcome = 'aborted', status = NULL, ip = NULL, country = NULL \
+             WHERE endpoint = '/v1/moved'";
+        database.execute(aborted, []).unwrap();
+        let instant = "UPDATE requests SET at = ?1 WHERE endpoint = '/v1/fine'";
+        // 14 March 2026, 15:09:26.535 UTC
+        database.execute(instant, [1_773_500_966_535_000_i64]).unwrap();
+    };
+    visit_house(before, async |browser, _, ()| {
+        let zone = json!({ "timezoneId": "America/New_York" });
+        browser.cdp("Emulation.setTimezoneOverride", zone);
+        browser.reload().await;
+        browser.menu("Shop", "View audit log").await;
+
+        const TEXT: &str = "cell.innerText.trim()";
+        const COLOUR: &str = "getComputedStyle(cell.querySelector('.badge')).color";
+        let green = json!("rgb(18, 112, 58)");
+        let red = json!("rgb(179, 38, 30)");
+        for (endpoint, method, ip, status, colour) in [
+            ("/v1/fine", "GET", GERMAN, "200", &green),
+            ("/v1/moved", "PUT", "Unknown", "– aborted", &red),
+            ("/v1/missing", "DELETE", "2001:db8::5", "404", &red),
+            ("/v1/broken", "POST", GERMAN, "500", &red),
+            ("/v1/elsewhere", "GET", AMERICAN, "403 IP not allowed", &red),
+            ("/v1/revoked", "GET", GERMAN, "401 key revoked", &red),
+            ("/v1/expired", "GET", GERMAN, "401 key expired", &red),
+        ] {
+            assert_eq!(look(browser, endpoint, "Method", TEXT).await, method, "{endpoint}");
+            assert_eq!(look(browser, endpoint, "IP address", TEXT).await, ip, "{endpoint}");
+            assert_eq!(look(browser, endpoint, "Status", TEXT).await, status, "{endpoint}");
+            assert_eq!(&look(browser, endpoint, "Status", COLOUR).await, colour, "{endpoint}");
+        }
+        assert!(!browser.everything().await.contains("api_token"), "the query is shown");
+
+        let time = "[cell.innerText, cell.querySelector('time').title, cell.querySelector('time').dateTime]";
+        let shown = look(browser, "/v1/fine", "Time", time).await;
+        assert_eq!(shown[0].as_str().unwrap().replace('\u{202f}', " "), "Mar 14, 2026, 11:09:26 AM");
+        assert_eq!(shown[1], "2026-03-14 15:09:26.535 UTC");
+        assert!(shown[2].as_str().unwrap().starts_with("2026-03-14T15:09:26.535"), "{shown}");
+
+        for (endpoint, flag, name) in
+            [("/v1/fine", "🇩🇪", "Germany"), ("/v1/elsewhere", "🇺🇸", "United States")]
+        {
+            assert_eq!(look(browser, endpoint, "Country", TEXT).await, flag);
+            let labels = "[...cell.querySelectorAll('[role=img]')].map((it) => [it.ariaLabel, it.title])";
+            assert_eq!(look(browser, endpoint, "Country", labels).await, json!([[name, name]]));
+        }
+        assert_eq!(look(browser, "/v1/missing", "Country", TEXT).await, "–");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_key_without_requests_has_an_empty_log_until_one_comes() {
+    let before = |house: &House| house.create("Idle", "1_year", &[]);
+    visit_house(before, async |browser, house, key| {
+        browser.menu("Idle", "View audit log").await;
+        browser.sees("No request has used this key yet.").await;
+        assert!(!browser.is_enabled("Previous").await);
+        assert!(!browser.is_enabled("Next").await);
+        assert!(!browser.text().await.contains("Endpoint"), "a heading over nothing");
+
+        house.call(&key, "GET", &endpoint(1), GERMAN);
+        browser.press("Refresh").await;
+        shows(browser, [1]).await;
+        assert!(!browser.text().await.contains("No request"));
+        browser.key(Key::Escape.into()).await;
+        browser.no_dialog().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn what_strangers_send_stays_inert_text() {
+    const IMAGE: &str = "<img src=x onerror=alert(1)>";
+    const LINES: &str = "/v1/a%0D%0ASet-Cookie:%20b=c";
+    let long = format!("/v1/{}", "x".repeat(1500));
+    let before = |house: &House| {
+        let key = house.create(IMAGE, "1_year", &[]);
+        for path in [LINES, &long, "/v1/markup", "/v1/%3Cscript%3Ealert(1)%3C/script%3E"] {
+            assert_eq!(house.call(&key, "GET", path, GERMAN), 200);
+        }
+        // The library would not write markup; another program may.
+        let markup = "UPDATE requests SET endpoint = ?1, method = ?1, ip = ip \
+             WHERE endpoint = '/v1/markup'";
+        assert_eq!(house.database().execute(markup, [IMAGE]).unwrap(), 1);
+    };
+    visit_house(before, async |browser, _, ()| {
+        assert_eq!(browser.rows().await, [IMAGE]);
+        browser.menu(IMAGE, "View audit log").await;
+        browser.sees(&format!("Audit log of “{IMAGE}”")).await;
+        browser.sees(LINES).await;
+        let shown = endpoints(browser).await;
+        assert!(shown.contains(&IMAGE.to_owned()), "{shown:?}");
+        assert!(shown.contains(&LINES.to_owned()), "{shown:?}");
+        assert!(shown.iter().any(|endpoint| endpoint.starts_with("/v1/xxxx")), "{shown:?}");
+        assert!(shown.iter().all(|endpoint| !endpoint.contains(['\r', '\n'])), "{shown:?}");
+        let markup = "return document.querySelectorAll('img, dialog script').length";
+        assert_eq!(browser.js(markup, &[]).await, 0);
+        let wide = "const scroll = document.querySelector('dialog .scroll'); \
+             return scroll.scrollWidth - scroll.clientWidth";
+        assert_eq!(browser.js(wide, &[]).await, 0, "the long endpoint makes the table wide");
+        assert!(browser.client.get_alert_text().await.is_err(), "an alert");
+        browser.press("Close").await;
+        browser.no_dialog().await;
+    })
+    .await;
+}

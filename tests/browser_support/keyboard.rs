@@ -1,0 +1,239 @@
+//! The keyboard alone is enough: from the first key that is created to the last that is
+//! deleted, and the focus is always where a person looks for it.
+
+use fantoccini::key::Key;
+use serde_json::json;
+
+use crate::browser_support::Browser;
+use crate::house::{House, visit_house};
+
+const TAB: char = '\u{e004}';
+const ENTER: char = '\u{e007}';
+const ESCAPE: char = '\u{e00c}';
+const DOWN: char = '\u{e015}';
+const UP: char = '\u{e013}';
+
+/// Asserts that what has the focus can be seen to have it, and is within the dialog, if one is open.
+async fn assert_focus_is_seen(browser: &Browser) {
+    let script = "const it = document.activeElement; const dialog = document.querySelector('dialog[open]'); \
+        const style = getComputedStyle(it); const box = it.getBoundingClientRect(); \
+        return { outside: Boolean(dialog) && !dialog.contains(it) && it !== document.body, \
+            outline: it.matches(':focus-visible') && style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2, \
+            inView: box.top >= 0 && box.bottom <= innerHeight && box.width > 0 }";
+    let seen = browser.js(script, &[]).await;
+    let expected = json!({ "outside": false, "outline": true, "inView": true });
+    assert_eq!(seen, expected, "focus on {:?}", browser.focused().await);
+}
+
+/// Presses Tab until the focus is there; every stop on the way is seen.
+async fn tab_to(browser: &Browser, name: &str) {
+    walk(browser, &[TAB], name).await;
+}
+
+async fn back_tab_to(browser: &Browser, name: &str) {
+    walk(browser, &[Key::Shift.into(), TAB], name).await;
+}
+
+async fn walk(browser: &Browser, keys: &[char], name: &str) {
+    let mut stops = Vec::new();
+    while stops.len() < 20 {
+        browser.chord(keys).await;
+        let focused = browser.focused().await;
+        // Beyond the last control lies the browser's own bar.
+        if focused != "nothing" {
+            assert_focus_is_seen(browser).await;
+        }
+        if focused == name {
+            return;
+        }
+        stops.push(focused);
+    }
+    panic!("{name:?} is not among {stops:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
+    visit_house(
+        |_: &House| (),
+        async |browser, house, ()| {
+            tab_to(browser, "Create API key").await;
+            browser.key(ENTER).await;
+            browser.sees_focus("Name").await;
+            assert_focus_is_seen(browser).await;
+            browser.keys("CI deploy").await;
+            tab_to(browser, "Expiration").await;
+            browser.keys("1 y").await;
+            tab_to(browser, "Address or range").await;
+            browser.keys("203.0.113.7").await;
+            browser.key(ENTER).await;
+            browser.sees("203.0.113.7").await;
+            browser.sees_focus("Address or range").await;
+            browser.keys("192.0.2.1").await;
+            tab_to(browser, "Add").await;
+            browser.key(' ').await;
+            browser.sees_focus("Address or range").await;
+            tab_to(browser, "Remove 203.0.113.7").await;
+            browser.key(ENTER).await;
+            browser.sees_focus("Remove 192.0.2.1").await;
+            back_tab_to(browser, "Address or range").await;
+            tab_to(browser, "Create key").await;
+            browser.key(ENTER).await;
+
+            browser.sees_focus("Save your key").await;
+            let key = browser.js("return document.querySelector('dialog input').value", &[]).await;
+            assert!(key.as_str().unwrap().contains('•'), "shown at once: {key}");
+            // What is lost here is lost: two Escapes do not close it.
+            browser.key(ESCAPE).await;
+            browser.key(ESCAPE).await;
+            browser.sees_focus("Save your key").await;
+            tab_to(browser, "Copy key").await;
+            browser.key(' ').await;
+            browser.sees("Copied").await;
+            browser.sees_focus("Copy key").await;
+            let copied = browser.js("return navigator.clipboard.readText()", &[]).await;
+            let secret = copied.as_str().expect("a text").to_owned();
+            assert!(secret.starts_with("vsp_sk_"), "{secret}");
+            tab_to(browser, "Done").await;
+            browser.key(ENTER).await;
+            browser.no_dialog().await;
+            browser.sees_focus("Create API key").await;
+            assert_eq!(house.names(), ["CI deploy"]);
+            assert_eq!(browser.cell_text("CI deploy", "Last used").await, "Never");
+
+            // The menu, by its arrows.
+            tab_to(browser, "Actions for CI deploy").await;
+            browser.key(DOWN).await;
+            browser.sees_focus("Edit").await;
+            assert_focus_is_seen(browser).await;
+            for (key, focus) in [
+                (DOWN, "Rotate"),
+                (DOWN, "View audit log"),
+                (DOWN, "Delete"),
+                (DOWN, "Edit"),
+                (UP, "Delete"),
+                (Key::Home.into(), "Edit"),
+                (Key::End.into(), "Delete"),
+                (ESCAPE, "Actions for CI deploy"),
+                (UP, "Delete"),
+                (ESCAPE, "Actions for CI deploy"),
+                (ENTER, "Edit"),
+            ] {
+                browser.key(key).await;
+                browser.sees_focus(focus).await;
+                assert_focus_is_seen(browser).await;
+            }
+
+            browser.key(ENTER).await;
+            browser.sees_focus("Name").await;
+            browser.key(Key::End.into()).await;
+            browser.keys(" 2").await;
+            tab_to(browser, "Active: requests are let in").await;
+            browser.key(DOWN).await;
+            browser.sees_focus("Revoked: every request is refused").await;
+            back_tab_to(browser, "Name").await;
+            browser.key(ENTER).await;
+            browser.no_dialog().await;
+            browser.sees_focus("Actions for CI deploy 2").await;
+            assert_focus_is_seen(browser).await;
+            assert_eq!(browser.cell_text("CI deploy 2", "Status").await, "Revoked");
+
+            browser.key(ENTER).await;
+            browser.sees_focus("Edit").await;
+            browser.key(DOWN).await;
+            browser.key(' ').await;
+            browser.sees_focus("Type CI deploy 2 to confirm").await;
+            browser.keys("CI deploy 2").await;
+            tab_to(browser, "Rotate key").await;
+            browser.key(ENTER).await;
+            browser.sees_focus("Save your new key").await;
+            tab_to(browser, "Done").await;
+            browser.key(' ').await;
+            browser.no_dialog().await;
+            browser.sees_focus("Actions for CI deploy 2").await;
+
+            browser.key(DOWN).await;
+            browser.sees_focus("Edit").await;
+            browser.key(DOWN).await;
+            browser.key(DOWN).await;
+            browser.key(ENTER).await;
+            browser.sees("No request has used this key yet.").await;
+            tab_to(browser, "Close").await;
+            back_tab_to(browser, "Refresh").await;
+            browser.key(ENTER).await;
+            browser.sees_focus("Refresh").await;
+            browser.key(ESCAPE).await;
+            browser.no_dialog().await;
+            browser.sees_focus("Actions for CI deploy 2").await;
+
+            browser.key(UP).await;
+            browser.sees_focus("Delete").await;
+            browser.key(ENTER).await;
+            browser.sees_focus("Type CI deploy 2 to confirm").await;
+            browser.key(ENTER).await;
+            assert_eq!(house.names().len(), 1, "deleted without the name");
+            browser.keys("CI deploy 2").await;
+            browser.key(ENTER).await;
+            browser.no_dialog().await;
+            browser.sees("No API keys yet").await;
+            browser.sees_focus("Create API key").await;
+            assert_focus_is_seen(browser).await;
+            assert_eq!(house.names().len(), 0);
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_dialog_keeps_the_focus_and_escape_gives_it_back() {
+    let before = |house: &House| {
+        house.create("First", "1_year", &[]);
+        house.create("Second", "1_year", &["192.0.2.1"]);
+    };
+    visit_house(before, async |browser, _, ()| {
+        browser.press("Actions for Second").await;
+        browser.sees_focus("Edit").await;
+        browser.key(ESCAPE).await;
+        for (downs, last) in [(0, "Save changes"), (1, "Cancel"), (2, "Close"), (3, "Cancel")] {
+            browser.key(ENTER).await;
+            browser.sees_focus("Edit").await;
+            for _ in 0..downs {
+                browser.key(DOWN).await;
+            }
+            browser.key(ENTER).await;
+            browser
+                .until("a dialog", async || {
+                    let open =
+                        browser.js("return document.querySelector('dialog[open]') !== null", &[]);
+                    (open.await == true).then_some(())
+                })
+                .await;
+            // Twice around, and nothing of the page below has had the focus.
+            for keys in [&[TAB][..], &[Key::Shift.into(), TAB]] {
+                let mut seen = Vec::new();
+                for _ in 0..24 {
+                    browser.chord(keys).await;
+                    let focused = browser.focused().await;
+                    if focused != "nothing" {
+                        assert_focus_is_seen(browser).await;
+                    }
+                    seen.push(focused);
+                }
+                assert!(seen.iter().any(|name| name == last), "{last:?} is not among {seen:?}");
+                assert!(seen.iter().all(|name| !name.starts_with("Actions")), "{seen:?}");
+            }
+            browser.key(ESCAPE).await;
+            browser.no_dialog().await;
+            browser.sees_focus("Actions for Second").await;
+            assert_focus_is_seen(browser).await;
+        }
+        // Tab leaves a menu, and closes it.
+        browser.key(DOWN).await;
+        browser.sees_focus("Edit").await;
+        browser.key(TAB).await;
+        browser.sees_no_more("View audit log").await;
+        assert_ne!(browser.focused().await, "Rotate");
+    })
+    .await;
+}

@@ -1,0 +1,284 @@
+//! The service is down, slow or has ended the login: the page says so, keeps what was typed,
+//! and goes on without being loaded again.
+
+use serde_json::json;
+
+use crate::browser_support::Browser;
+use crate::house::{House, Way, visit_house};
+
+const DOWN: &str = "The server cannot be reached. Check your connection, then try again.";
+const UNAVAILABLE: &str =
+    "The service is not available right now. Nothing was lost; try again in a moment.";
+const LOGGED_OUT: &str = "You are not logged in any more. Log in, then reload this page.";
+
+/// A mark that a reload would remove.
+async fn mark(browser: &Browser) {
+    browser.js("window.marked = true", &[]).await;
+}
+
+async fn assert_marked(browser: &Browser) {
+    assert_eq!(browser.js("return window.marked === true", &[]).await, true, "it was loaded again");
+}
+
+fn one_key(house: &House) {
+    house.create("Key", "1_year", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_dialog_that_was_never_open_opens_once_the_server_is_back() {
+    visit_house(one_key, async |browser, house, ()| {
+        browser.expect_console("ERR_CONNECTION_REFUSED");
+        mark(browser).await;
+        for (item, title) in [
+            ("Edit", "Edit “Key”"),
+            ("Rotate", "Rotate “Key”"),
+            ("View audit log", "Audit log of “Key”"),
+        ] {
+            house.stop();
+            browser.menu("Key", item).await;
+            browser.sees(DOWN).await;
+            assert_eq!(browser.rows().await, ["Key"], "the table stays");
+            house.start();
+            browser.press("Try again").await;
+            browser.sees_no_more(DOWN).await;
+            let focused = browser.focused().await;
+            assert_ne!(focused, "nothing", "the focus went with the button");
+            browser.menu("Key", item).await;
+            browser.sees(title).await;
+            let button = if item == "View audit log" { "Close" } else { "Cancel" };
+            browser.press(button).await;
+            browser.no_dialog().await;
+        }
+        assert_marked(browser).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_dialog_of_which_a_part_is_missing_opens_once_the_server_is_back() {
+    visit_house(one_key, async |browser, house, ()| {
+        browser.expect_console("ERR_CONNECTION_REFUSED");
+        mark(browser).await;
+        // The dialog's own file comes, what it imports does not.
+        let part = |lost: bool| {
+            let urls = if lost { json!(["*/allowlist.js*"]) } else { json!([]) };
+            browser.cdp("Network.setBlockedURLs", json!({ "urls": urls }));
+        };
+        browser.cdp("Network.enable", json!({}));
+        part(true);
+        browser.press("Create API key").await;
+        browser
+            .until("that it cannot be opened", async || {
+                browser.text().await.contains("Try again").then_some(())
+            })
+            .await;
+        part(false);
+        house.stop();
+        browser.press("Try again").await;
+        browser.sees(DOWN).await;
+        house.start();
+        browser.press("Try again").await;
+        browser.sees_no_more(DOWN).await;
+        browser.press("Create API key").await;
+        browser.sees("Address or range").await;
+        browser.press("Cancel").await;
+        browser.no_dialog().await;
+        assert_marked(browser).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn what_was_typed_outlives_an_outage_and_is_sent_by_the_same_button() {
+    visit_house(one_key, async |browser, house, ()| {
+        browser.expect_console("ERR_CONNECTION_REFUSED");
+        mark(browser).await;
+        browser.press("Create API key").await;
+        browser.fill("Name", "Typed before").await;
+        browser.choose("Expiration", "1 week").await;
+        browser.fill("Address or range", "192.0.2.7").await;
+        house.stop();
+        browser.press("Create key").await;
+        browser.sees(DOWN).await;
+        assert_eq!(browser.value("Name").await, "Typed before");
+        browser.sees("192.0.2.7").await;
+        house.start();
+        browser.press("Create key").await;
+        browser.sees("Save your key").await;
+        // The key is there to be copied, whatever happens now.
+        house.stop();
+        browser.press("Show").await;
+        let secret = browser.value("Your API key").await;
+        assert!(secret.starts_with("vsp_sk_") && !secret.contains('•'), "{secret}");
+        browser.press("Done").await;
+        browser.no_dialog().await;
+        house.start();
+        browser.reload().await;
+        assert_eq!(browser.rows().await, ["Key", "Typed before"]);
+        mark(browser).await;
+
+        browser.menu("Key", "Edit").await;
+        browser.fill("Name", "Edited in an outage").await;
+        browser.pick("Revoked: every request is refused").await;
+        house.stop();
+        browser.press("Save changes").await;
+        browser.sees(DOWN).await;
+        assert_eq!(browser.value("Name").await, "Edited in an outage");
+        house.start();
+        browser.press("Save changes").await;
+        browser.no_dialog().await;
+        assert_eq!(browser.cell_text("Edited in an outage", "Status").await, "Revoked");
+        assert_marked(browser).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn the_audit_log_stays_in_an_outage_and_goes_on_after_it() {
+    let before = |house: &House| {
+        let key = house.create("Key", "1_year", &[]);
+        house.call(&key, "GET", "/v1/first", "192.0.2.1");
+        key
+    };
+    visit_house(before, async |browser, house, key| {
+        browser.expect_console("ERR_CONNECTION_REFUSED");
+        browser.menu("Key", "View audit log").await;
+        browser.sees("/v1/first").await;
+        house.stop();
+        browser.press("Refresh").await;
+        browser.sees(DOWN).await;
+        browser.sees("/v1/first").await;
+        house.start();
+        house.call(&key, "GET", "/v1/second", "192.0.2.1");
+        browser.press("Refresh").await;
+        browser.sees("/v1/second").await;
+        browser.sees_no_more(DOWN).await;
+        browser.press("Close").await;
+        browser.no_dialog().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_store_that_takes_nothing_is_said_to_be_unavailable() {
+    visit_house(one_key, async |browser, house, ()| {
+        browser.expect_console("status of 503");
+        browser.menu("Key", "Edit").await;
+        browser.fill("Name", "Later").await;
+        let other = house.database();
+        other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        browser.press("Save changes").await;
+        browser.sees(UNAVAILABLE).await;
+        assert_eq!(browser.value("Name").await, "Later");
+        other.execute_batch("ROLLBACK").unwrap();
+        browser.press("Save changes").await;
+        browser.no_dialog().await;
+        assert_eq!(browser.rows().await, ["Later"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_proxy_without_a_service_is_said_to_be_unavailable() {
+    visit_house(one_key, async |browser, house, ()| {
+        browser.expect_console("status of 502");
+        house.go(Way::BadGateway);
+        browser.reload().await;
+        browser.sees(UNAVAILABLE).await;
+        assert!(!browser.text().await.contains("Loading"), "it still loads");
+        house.go(Way::Open);
+        browser.press("Try again").await;
+        browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
+        assert_ne!(browser.focused().await, "nothing");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_login_that_has_ended_is_said_and_the_page_offers_to_reload() {
+    for way in [Way::LoggedOut, Way::LoginPage, Way::SentToLogin] {
+        visit_house(one_key, async |browser, house, ()| {
+            if way != Way::SentToLogin {
+                browser.expect_console("status of 401");
+            }
+            browser.menu("Key", "Edit").await;
+            browser.fill("Name", "Typed").await;
+            house.go(way);
+            browser.press("Save changes").await;
+            browser.sees(LOGGED_OUT).await;
+            assert_eq!(browser.value("Name").await, "Typed");
+            browser.press("Cancel").await;
+            browser.no_dialog().await;
+            browser.sees(LOGGED_OUT).await;
+            house.go(Way::Open);
+            browser.press("Reload").await;
+            browser.sees_no_more(LOGGED_OUT).await;
+            assert_eq!(browser.rows().await, ["Key"]);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_login_that_has_ended_is_said_where_a_dialog_cannot_be_loaded() {
+    visit_house(one_key, async |browser, house, ()| {
+        // The dialog's file leads to the login, which has none here.
+        browser.expect_console("status of 404");
+        house.go(Way::SentToLogin);
+        browser.menu("Key", "View audit log").await;
+        browser.sees(LOGGED_OUT).await;
+        house.go(Way::Open);
+        browser.press("Reload").await;
+        browser.sees_no_more(LOGGED_OUT).await;
+        assert_eq!(browser.rows().await, ["Key"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn what_takes_time_is_seen_to_take_time() {
+    visit_house(one_key, async |browser, house, ()| {
+        house.go(Way::Held);
+        browser.client.refresh().await.unwrap();
+        let loading = "const bone = document.querySelector('.bone'); \
+            return Boolean(bone?.checkVisibility()) && document.querySelector('#page').ariaBusy === 'true'";
+        browser.becomes("loading", json!(true), async || browser.js(loading, &[]).await).await;
+        browser.sees("Loading…").await;
+        house.go(Way::Open);
+        browser.loaded().await;
+        browser.sees_no_more("Loading…").await;
+        assert_eq!(browser.rows().await, ["Key"]);
+
+        house.go(Way::Held);
+        browser.menu("Key", "View audit log").await;
+        browser.sees("Loading…").await;
+        house.go(Way::Open);
+        browser.sees("No request has used this key yet.").await;
+        browser.press("Close").await;
+        browser.no_dialog().await;
+
+        // One click more does not make one key more.
+        browser.press("Create API key").await;
+        browser.fill("Name", "Slow").await;
+        house.go(Way::Held);
+        browser.press("Create key").await;
+        let busy = "return document.querySelector('dialog form').ariaBusy";
+        browser.becomes("busy", json!("true"), async || browser.js(busy, &[]).await).await;
+        browser.press("Create key").await;
+        house.go(Way::Open);
+        browser.sees("Save your key").await;
+        browser.press("Done").await;
+        browser.no_dialog().await;
+        assert_eq!(house.names(), ["Key", "Slow"]);
+    })
+    .await;
+}

@@ -1,0 +1,222 @@
+//! The programs behind a browser test, each ended when dropped.
+
+use std::io::{self, BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use keygate::{Actor, Clock, KeyManager, OrgId, SqliteStore};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+use super::PATIENCE;
+use crate::support::{Client, Reply};
+
+/// A child that is killed when dropped.
+#[derive(Debug)]
+struct Process(Child);
+
+impl Process {
+    /// Starts it, and gives what follows `mark` in the first line that has it.
+    fn start(command: &mut Command, mark: &str) -> (Self, String) {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = Self(child.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
+        let output = process.0.stdout.take().unwrap();
+        let (said, says) = mpsc::channel();
+        let mark = mark.to_owned();
+        // Read to the end, so that it never waits for a reader.
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+            if let Some(rest) = lines.find_map(|line| Some(line.split_once(&mark)?.1.to_owned())) {
+                let _ = said.send(rest);
+            }
+            lines.for_each(drop);
+        });
+        let rest = says.recv_timeout(PATIENCE);
+        (process, rest.unwrap_or_else(|e| panic!("{command:?} does not say where it is: {e}")))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The example server, on a SQLite file of its own.
+#[derive(Debug)]
+pub(crate) struct Server {
+    // Before the folder, so that it ends first.
+    _process: Process,
+    address: SocketAddr,
+    folder: TempDir,
+}
+
+impl Server {
+    pub(super) fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(program());
+        command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").current_dir(folder.path());
+        let (process, rest) = Process::start(&mut command, "settings: http://");
+        let address = rest.split('/').next().unwrap().parse().unwrap();
+        Self { _process: process, address, folder }
+    }
+
+    pub(crate) fn origin(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The settings page.
+    pub(crate) fn page(&self) -> String {
+        self.origin() + "/settings"
+    }
+
+    /// Speaks to the server past the browser.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// The server's database file.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.folder.path().join("keygate.db")
+    }
+
+    /// The library on the server's file, with another clock.
+    pub(crate) fn library(&self, clock: impl Clock) -> KeyManager {
+        let store = SqliteStore::open(self.file()).unwrap();
+        let builder = KeyManager::builder(store.clone()).audit(Arc::new(store));
+        builder.clock(clock).build().unwrap()
+    }
+
+    /// All keys, as the API lists them.
+    pub(crate) fn keys(&self) -> Vec<Value> {
+        let reply = self.client().ask("GET", "/settings/api/keys", &[]);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()["keys"].as_array().expect("keys").clone()
+    }
+
+    /// The one key of that name, as the API lists it.
+    pub(crate) fn key(&self, name: &str) -> Value {
+        let named: Vec<_> = self.keys().into_iter().filter(|key| key["name"] == name).collect();
+        assert_eq!(named.len(), 1, "keys named {name}");
+        named[0].clone()
+    }
+
+    /// Creates a key through the API; its secret.
+    pub(crate) fn create(&self, name: &str) -> String {
+        let body = json!({ "name": name, "expiration": "never" });
+        let reply = self.client().ask_json("POST", "/settings/api/keys", &[], body);
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        reply.json()["secret"].as_str().expect("a secret").to_owned()
+    }
+
+    /// What the API answers to a request with the key.
+    pub(crate) fn whoami(&self, secret: &str) -> u16 {
+        self.call(secret, "/v1/whoami")
+    }
+
+    /// The status of the answer to a `GET` with the key.
+    pub(crate) fn call(&self, secret: &str, target: &str) -> u16 {
+        let authorization = format!("Authorization: Bearer {secret}");
+        self.client().ask("GET", target, &[&authorization]).status
+    }
+}
+
+/// Serves a router of the test's own, until the test ends; its origin.
+pub(crate) async fn serve(app: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    origin
+}
+
+/// A stand-in for a host's login.
+pub(crate) async fn login(mut request: Request, next: Next) -> Response {
+    let org = OrgId::new("demo").unwrap();
+    request.extensions_mut().insert(Actor::new(org, "a person"));
+    next.run(request).await
+}
+
+/// The example, built along with the tests: `cargo test` does that by itself,
+/// `cargo test --test browser` does not.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
+    let program = profile.join("examples").join("server");
+    assert!(program.exists(), "run `cargo build --example server --all-features` first");
+    program
+}
+
+/// chromedriver, for one browser.
+#[derive(Debug)]
+pub(super) struct Driver {
+    _process: Process,
+    address: SocketAddr,
+    profile: TempDir,
+}
+
+impl Driver {
+    pub(super) fn start() -> Self {
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0");
+        let (process, rest) = Process::start(&mut command, "started successfully on port ");
+        let port = rest.trim_end_matches('.').parse().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self { _process: process, address, profile: tempfile::tempdir().unwrap() }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The folder of the browser's profile.
+    pub(super) fn profile(&self) -> String {
+        self.profile.path().display().to_string()
+    }
+}
+
+/// The driver's session: its browser ends with it.
+#[derive(Debug)]
+pub(super) struct Session {
+    driver: Driver,
+    path: String,
+}
+
+impl Session {
+    pub(super) fn new(driver: Driver, id: &str) -> Self {
+        Self { driver, path: format!("/session/{id}") }
+    }
+
+    /// A command that WebDriver itself does not have.
+    pub(super) fn post(&self, command: &str, body: Value) -> Value {
+        let target = format!("{}/{command}", self.path);
+        let reply = self.ask("POST", &target, &body.to_string()).unwrap();
+        assert_eq!(reply.status, 200, "{command}: {}", reply.text());
+        reply.json()["value"].clone()
+    }
+
+    fn ask(&self, method: &str, target: &str, body: &str) -> io::Result<Reply> {
+        let mut client = Client::connect(self.driver.address);
+        let (host, length) = (self.driver.address, body.len());
+        // The driver answers no other host's name.
+        client.send(format!(
+            "{method} {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{body}"
+        ));
+        client.try_reply(false)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Quits the browser; an answer means that it has ended.
+        let _ = self.ask("DELETE", &self.path, "");
+    }
+}

@@ -1,0 +1,134 @@
+//! Two tabs on one page: nobody overwrites what the other has done.
+
+use fantoccini::wd::WindowHandle;
+use serde_json::json;
+
+use crate::browser_support::{Browser, Role};
+use crate::house::{House, texts, visit_house};
+
+/// Opens the page in another tab and goes there; the first tab's handle.
+async fn other_tab(browser: &Browser, house: &House) -> WindowHandle {
+    let first = browser.client.window().await.unwrap();
+    let second = browser.client.new_window(true).await.unwrap();
+    browser.client.switch_to_window(second.handle).await.unwrap();
+    browser.goto(&house.page()).await;
+    first
+}
+
+/// The entries of the allowlist in the dialog.
+async fn entries(browser: &Browser) -> Vec<String> {
+    let script =
+        "return [...document.querySelectorAll('dialog .entries code')].map((it) => it.innerText)";
+    texts(&browser.js(script, &[]).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn two_tabs_that_edit_one_key_lose_nothing() {
+    let before = |house: &House| house.create("Shared", "1_year", &["192.0.2.1", "192.0.2.2"]);
+    visit_house(before, async |browser, house, key| {
+        browser.menu("Shared", "Edit").await;
+        browser.press("Remove 192.0.2.1").await;
+        browser.fill("Address or range", "192.0.2.8").await;
+        browser.press("Add").await;
+        browser.pick("Revoked: every request is refused").await;
+
+        let first = other_tab(browser, house).await;
+        browser.menu("Shared", "Edit").await;
+        browser.fill("Name", "Renamed elsewhere").await;
+        browser.fill("Address or range", "192.0.2.9").await;
+        browser.press("Add").await;
+        browser.press("Save changes").await;
+        browser.no_dialog().await;
+
+        browser.client.switch_to_window(first).await.unwrap();
+        browser.expect_console("status of 412");
+        browser.press("Save changes").await;
+        browser.sees("Somebody else changed this key while you were editing it.").await;
+        browser
+            .sees("It is now called “Renamed elsewhere”, is Active and has 3 allowed addresses.")
+            .await;
+        let now = house.key(&key).unwrap();
+        assert_eq!(now["status"], "active", "saved in spite of the conflict");
+        // The other's name, the own status, and both changes of the list.
+        assert_eq!(browser.value("Name").await, "Renamed elsewhere");
+        let revoked = browser.find(Role::Radio, "Revoked: every request is refused").await;
+        assert!(revoked.is_selected().await.unwrap());
+        assert_eq!(entries(browser).await, ["192.0.2.2", "192.0.2.9", "192.0.2.8"]);
+
+        browser.press("Save changes").await;
+        browser.no_dialog().await;
+        let now = house.key(&key).unwrap();
+        assert_eq!(now["name"], "Renamed elsewhere");
+        assert_eq!(now["status"], "revoked");
+        assert_eq!(now["ip_allowlist"], json!(["192.0.2.2", "192.0.2.9", "192.0.2.8"]));
+        assert_eq!(browser.rows().await, ["Renamed elsewhere"]);
+        assert_eq!(browser.cell_text("Renamed elsewhere", "Status").await, "Revoked");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn the_own_name_is_kept_in_a_conflict_and_wins_when_saved_again() {
+    let before = |house: &House| house.create("Shared", "1_year", &[]);
+    visit_house(before, async |browser, house, key| {
+        browser.menu("Shared", "Edit").await;
+        browser.fill("Name", "Mine").await;
+        house.edit(&key, json!({ "name": "Theirs", "status": "revoked", "ip_allowlist": ["::1"] }));
+        browser.expect_console("status of 412");
+        browser.press("Save changes").await;
+        browser.sees("It is now called “Theirs”, is Revoked and has 1 allowed addresses.").await;
+        assert_eq!(browser.value("Name").await, "Mine");
+        assert_eq!(house.key(&key).unwrap()["name"], "Theirs");
+        browser.press("Save changes").await;
+        browser.no_dialog().await;
+        let now = house.key(&key).unwrap();
+        assert_eq!([&now["name"], &now["status"]], ["Mine", "revoked"]);
+        assert_eq!(now["ip_allowlist"], json!(["::1"]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_key_that_another_tab_deletes_is_said_to_be_gone_and_leaves_the_table() {
+    let before = |house: &House| {
+        for name in ["Edited", "Rotated", "Deleted", "Audited", "Stays"] {
+            house.create(name, "1_year", &[]);
+        }
+    };
+    visit_house(before, async |browser, house, ()| {
+        browser.expect_console("status of 404");
+        let mut left: Vec<_> = browser.rows().await;
+        for (name, item, button) in [
+            ("Edited", "Edit", "Save changes"),
+            ("Rotated", "Rotate", "Rotate key"),
+            ("Deleted", "Delete", "Delete key"),
+            ("Audited", "View audit log", "Refresh"),
+        ] {
+            browser.menu(name, item).await;
+            match item {
+                "Edit" => browser.fill("Name", "Too late").await,
+                "View audit log" => browser.sees("No request has used this key yet.").await,
+                _ => browser.fill(&format!("Type {name} to confirm"), name).await,
+            }
+            let first = other_tab(browser, house).await;
+            browser.menu(name, "Delete").await;
+            browser.fill(&format!("Type {name} to confirm"), name).await;
+            browser.press("Delete key").await;
+            browser.no_dialog().await;
+            browser.client.close_window().await.unwrap();
+            browser.client.switch_to_window(first).await.unwrap();
+
+            browser.press(button).await;
+            browser.sees("This key does not exist any more.").await;
+            browser.press(if item == "View audit log" { "Close" } else { "Cancel" }).await;
+            browser.no_dialog().await;
+            left.retain(|other| other != name);
+            browser.becomes("the table", left.clone(), async || browser.rows().await).await;
+            browser.sees_focus("Create API key").await;
+        }
+    })
+    .await;
+}

@@ -1,0 +1,167 @@
+//! Every state of the page, one after the other, with keys as teams have them.
+
+use serde_json::{Value, json};
+
+use crate::browser_support::Browser;
+use crate::house::{House, Way};
+
+// In seconds.
+const MINUTE: i64 = 60;
+const HOUR: i64 = 60 * MINUTE;
+const DAY: i64 = 24 * HOUR;
+
+/// Keys of a team: one revoked, one expired, one near its end, one never used.
+pub(crate) fn furnish(house: &House) {
+    let create =
+        |days: i64, name: &'static str, expiration, allowlist: &[&str], used: Option<i64>| {
+            house.days_from_now(-days);
+            (house.create(name, expiration, allowlist), name, used)
+        };
+    let office: &[&str] = &["203.0.113.0/24", "198.51.100.7", "2001:db8:40::/48"];
+    let keys = [
+        create(80, "CI deploy", "1_year", office, Some(4 * MINUTE)),
+        create(150, "Billing export (nightly)", "1_year", &["198.51.100.24"], Some(9 * HOUR)),
+        create(86, "Mobile app backend", "3_months", &[], Some(MINUTE)),
+        create(200, "Grafana dashboards", "never", &["203.0.113.44"], Some(3 * DAY)),
+        create(120, "Load test", "1_month", &[], Some(95 * DAY)),
+        create(60, "Partner: Nordwind Logistics", "1_year", &["192.0.2.0/28"], Some(12 * DAY)),
+        create(0, "Data warehouse sync", "3_months", &[], None),
+    ];
+    house.days_from_now(0);
+    house.edit(&keys[5].0, json!({ "status": "revoked" }));
+    for (method, path, from) in [
+        ("POST", "/v1/releases", "203.0.113.40"),
+        ("GET", "/v1/releases/2481", "203.0.113.40"),
+        ("PUT", "/v1/releases/2481/artifacts/app-linux-x86_64.tar.gz", "198.51.100.7"),
+        ("GET", "/v1/environments/staging/health", "2001:db8:40::17"),
+        ("POST", "/v1/environments/staging/deployments", "203.0.113.41"),
+        ("GET", "/v1/releases/2480?status=404", "203.0.113.40"),
+        ("GET", "/v1/releases", "198.51.100.99"),
+        ("DELETE", "/v1/environments/preview-1187?status=204", "203.0.113.40"),
+        ("POST", "/v1/environments/production/deployments?status=503", "203.0.113.41"),
+        ("POST", "/v1/environments/production/deployments?status=201", "203.0.113.41"),
+    ] {
+        house.call(&keys[0].0, method, path, from);
+    }
+    house.stop();
+    let database = house.database();
+    for (_, name, used) in &keys {
+        let update = "UPDATE keys SET last_used_at = (unixepoch() - ?1) * 1000000 WHERE name = ?2";
+        database.execute(update, rusqlite::params![used, name]).unwrap();
+    }
+    // As far apart as the requests of a pipeline are.
+    let apart = "UPDATE requests SET at = at - 43000000 * \
+        (SELECT count(*) FROM requests AS later WHERE later.at > requests.at)";
+    database.execute(apart, []).unwrap();
+    house.start();
+}
+
+/// How a person sees the page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Screen {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) dark: bool,
+}
+
+impl Screen {
+    pub(crate) const ALL: [Self; 4] = [
+        Self { width: 1280, height: 800, dark: false },
+        Self { width: 1280, height: 800, dark: true },
+        Self { width: 360, height: 740, dark: false },
+        Self { width: 360, height: 740, dark: true },
+    ];
+
+    pub(crate) const fn theme(self) -> &'static str {
+        if self.dark { "dark" } else { "light" }
+    }
+
+    pub(crate) fn set(self, browser: &Browser) {
+        let Self { width, height, .. } = self;
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        browser.cdp("Emulation.setDeviceMetricsOverride", size);
+        let theme = json!({ "name": "prefers-color-scheme", "value": self.theme() });
+        let still = json!({ "name": "prefers-reduced-motion", "value": "reduce" });
+        browser.cdp("Emulation.setEmulatedMedia", json!({ "features": [theme, still] }));
+    }
+}
+
+/// Evaluates an expression past the page's content security policy.
+pub(crate) fn evaluate(browser: &Browser, expression: &str) -> Value {
+    let parameters =
+        json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
+    let answer = browser.cdp("Runtime.evaluate", parameters);
+    assert!(answer["exceptionDetails"].is_null(), "{answer}");
+    answer["result"]["value"].clone()
+}
+
+/// Stops at every state of the page, and says its name.
+pub(crate) async fn tour(browser: &Browser, house: &House, mut stop: impl AsyncFnMut(&str)) {
+    house.go(Way::Held);
+    browser.client.refresh().await.unwrap();
+    browser.sees("Loading…").await;
+    stop("loading").await;
+    house.go(Way::BadGateway);
+    browser.sees("Try again").await;
+    stop("error").await;
+    house.go(Way::Open);
+    browser.press("Try again").await;
+    browser.sees("Data warehouse sync").await;
+    browser.loaded().await;
+    stop("table").await;
+
+    browser.press("Actions for CI deploy").await;
+    browser.sees("View audit log").await;
+    stop("menu").await;
+    browser.key(fantoccini::key::Key::Escape.into()).await;
+
+    browser.press("Create API key").await;
+    browser.fill("Address or range", "203.0.113.7").await;
+    browser.press("Add").await;
+    browser.fill("Address or range", "2001:db8:40::/48").await;
+    browser.press("Add").await;
+    browser.fill("Name", "Staging smoke tests").await;
+    stop("create").await;
+    browser.fill("Name", "").await;
+    browser.fill("Address or range", "10.0.0.1/8").await;
+    browser.press("Create key").await;
+    browser.sees("Give the key a name.").await;
+    stop("create-errors").await;
+    browser.fill("Name", "Staging smoke tests").await;
+    browser.fill("Address or range", "").await;
+    browser.press("Create key").await;
+    browser.sees("Save your key").await;
+    stop("secret").await;
+    browser.press("Show").await;
+    stop("secret-shown").await;
+    browser.press("Done").await;
+    browser.no_dialog().await;
+    stop("done").await;
+    browser.menu("Staging smoke tests", "Delete").await;
+    browser.fill("Type Staging smoke tests to confirm", "Staging smoke tests").await;
+    stop("delete").await;
+    browser.press("Delete key").await;
+    browser.no_dialog().await;
+
+    browser.menu("CI deploy", "Edit").await;
+    browser.sees("Save changes").await;
+    stop("edit").await;
+    browser.press("Cancel").await;
+    browser.no_dialog().await;
+    browser.menu("CI deploy", "Rotate").await;
+    browser.sees("Rotate key").await;
+    stop("rotate").await;
+    browser.press("Cancel").await;
+    browser.no_dialog().await;
+    browser.menu("CI deploy", "View audit log").await;
+    browser.sees("app-linux-x86_64.tar.gz").await;
+    stop("audit").await;
+    browser.press("Close").await;
+    browser.no_dialog().await;
+    browser.menu("Data warehouse sync", "View audit log").await;
+    browser.sees("No request has used this key yet.").await;
+    stop("audit-empty").await;
+    browser.press("Close").await;
+    browser.no_dialog().await;
+}
