@@ -26,7 +26,7 @@ async fn open(url: &str) -> Result<Box<dyn Database>, Box<dyn Error>> {
 }
 
 async fn migrate(from: &str, into: &str) -> Result<String, Box<dyn Error>> {
-    // A file that is not there would be made, and have no keys.
+    // A file that is not there would be made.
     if let Some(path) = from.strip_prefix("sqlite:")
         && !Path::new(path.strip_prefix("//").unwrap_or(path)).exists()
     {
@@ -34,6 +34,9 @@ async fn migrate(from: &str, into: &str) -> Result<String, Box<dyn Error>> {
     }
     let (from, into) = (open(from).await?, open(into).await?);
     let imported = import(&*from, &*into).await?;
+    if imported.added + imported.present == 0 {
+        return Err("it has no keys; is it the right one?".into());
+    }
     Ok(format!("{} keys copied, {} were there already", imported.added, imported.present))
 }
 

@@ -230,6 +230,28 @@ async fn a_store_that_fails_ends_the_import_with_what_it_said() {
     assert_eq!(all(&new.0).await, all(&old).await[..4]);
 }
 
+/// A store of somebody's that gives out its first page again and again.
+#[derive(Debug)]
+struct Stuck(MemoryStore);
+
+#[async_trait::async_trait]
+impl KeyExport for Stuck {
+    async fn export(
+        &self,
+        _: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.0.export(None, limit).await
+    }
+}
+
+#[tokio::test]
+async fn an_export_that_gets_nowhere_is_an_error() {
+    let stuck = Stuck(with_keys((0..3).map(key)).await);
+    let error = import(&stuck, &MemoryStore::new()).await.unwrap_err();
+    assert!(matches!(error, ImportError::Export { after: Some(_), .. }), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_record_that_cannot_be_read_is_no_key_less() {
     let (folder, old) = file();

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use keygate::{
     ApiKey, AuditCursor, AuditEvent, AuditId, AuditLog, AuditPage, AuditQuery, AuditRecord,
-    AuditScope, AuditSink, ChangeAction, ChangeEvent, ChangePhase, KeyDigest, KeyId, KeyStore,
-    OrgId, OrgLimit, Outcome, Position, PostgresOptions, PostgresStore, RequestEvent, Timestamp,
+    AuditScope, AuditSink, ChangeAction, ChangeEvent, ChangePhase, KeyDigest, KeyExport, KeyId,
+    KeyStore, OrgId, OrgLimit, Outcome, Position, PostgresOptions, PostgresStore, RequestEvent,
+    Timestamp,
 };
 use tokio_postgres::Client;
 
@@ -306,6 +307,12 @@ async fn assert_calls_read_little(schema: &str, options: fn(PostgresOptions) -> 
     });
     assert_little(work.await, 2, "find_by_digest of nobody's key");
 
+    let middle = KeyId::from_bytes([0x80; 16]);
+    let work = work_of(schema, options, move |store| async move {
+        assert_eq!(store.export(Some(&middle), 500).await.unwrap().len(), 500);
+    });
+    assert_little(work.await, 510, "export");
+
     // Pages, of much and of little.
     for number in [BUSY, QUIET, 500] {
         let key = key_number(number);
@@ -460,6 +467,10 @@ async fn a_purge_removes_the_older_ones_in_batches_and_lets_others_write() {
                 (writes, slowest)
             }
         });
+        // A snapshot, as a backup holds one: what is gone stays in its sight.
+        let backup = administrator().await;
+        let hold = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class";
+        backup.batch_execute(hold).await.unwrap();
         let begun = Instant::now();
         let purged = store.purge_before(instant).await;
         let took = begun.elapsed();

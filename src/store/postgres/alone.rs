@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-use crate::clock::Timestamp;
 use crate::record::{ApiKey, OrgLimit};
+use crate::store::postgres::audit::{Purge, Purged};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::error::Fault;
@@ -27,7 +27,7 @@ pub(super) struct Alone {
 #[derive(Clone, Copy)]
 enum Job<'a> {
     Insert(&'a ApiKey, OrgLimit),
-    Purge(Timestamp),
+    Purge(Purge),
 }
 
 /// A fault, and whether the same call may be made again at once: it is known to
@@ -43,16 +43,17 @@ impl Alone {
     }
 
     pub(super) async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Outcome<()> {
-        self.run(Job::Insert(key, limit)).await.map(drop)
+        self.run(Job::Insert(key, limit)).await.map(|_| ())
     }
 
     /// Here rather than on a shared connection: it takes longer than a look-up
     /// should have to wait.
-    pub(super) async fn purge(&self, before: Timestamp) -> Outcome<u64> {
-        self.run(Job::Purge(before)).await
+    pub(super) async fn purge(&self, purge: Purge) -> Outcome<Purged> {
+        self.run(Job::Purge(purge)).await
     }
 
-    async fn run(&self, job: Job<'_>) -> Outcome<u64> {
+    /// What was purged: nothing, where a key was inserted.
+    async fn run(&self, job: Job<'_>) -> Outcome<Purged> {
         let until = Instant::now() + self.deadline;
         let late = |_| Fault::Late(self.deadline);
         let mut slot = timeout_at(until, self.slot.lock()).await.map_err(late)?;
@@ -86,7 +87,7 @@ impl Alone {
 }
 
 impl Job<'_> {
-    async fn run(self, db: &Connection) -> Result<u64, Failed> {
+    async fn run(self, db: &Connection) -> Result<Purged, Failed> {
         let harmless = |fault| Failed { fault, may_repeat: true };
         match self {
             Self::Insert(key, limit) => {
@@ -95,9 +96,9 @@ impl Job<'_> {
                 db.run("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(harmless)?;
                 keys::insert(db, key, limit).await.map_err(harmless)?;
                 db.run("COMMIT").await.map_err(|fault| Failed { fault, may_repeat: false })?;
-                Ok(1)
+                Ok(Purged::default())
             }
-            Self::Purge(before) => audit::purge(db, before).await.map_err(harmless),
+            Self::Purge(purge) => audit::purge(db, purge).await.map_err(harmless),
         }
     }
 }

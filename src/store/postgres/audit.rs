@@ -169,18 +169,34 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> 
     Ok(AuditPage::assemble(query, fetched?))
 }
 
-/// Removes some of the records from before that instant, and says how many.
-pub(super) async fn purge(db: &Connection, before: Timestamp) -> Outcome<u64> {
-    let mut purged = 0;
-    for statement in [Sql::PurgeRequests, Sql::PurgeChanges] {
-        let parameters = [(&before.unix_micros() as _, Type::INT8), (&true as _, Type::BOOL)];
-        let rows = db.query(statement, &parameters).await?;
-        for row in &rows {
-            let columns = Columns { row, name: "answer" };
-            purged += columns.value("purged", |n: i64| u64::try_from(n).ok())?;
-        }
-    }
-    Ok(purged)
+/// Some records to be removed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purge {
+    /// The statement for their table.
+    pub(super) statement: Sql,
+    /// The first instant that may have any.
+    pub(super) from: Timestamp,
+    /// The first instant whose records stay.
+    pub(super) before: Timestamp,
+}
+
+/// Records that were removed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Purged {
+    pub(super) rows: u64,
+    /// The latest instant among them.
+    pub(super) last: Option<Timestamp>,
+}
+
+pub(super) async fn purge(db: &Connection, purge: Purge) -> Outcome<Purged> {
+    let (from, before) = (purge.from.unix_micros(), purge.before.unix_micros());
+    let parameters =
+        [(&before as _, Type::INT8), (&from as _, Type::INT8), (&true as _, Type::BOOL)];
+    let rows = db.query(purge.statement, &parameters).await?;
+    let Some(row) = rows.first() else { return Ok(Purged::default()) };
+    let columns = Columns { row, name: "answer" };
+    let rows = columns.value("purged", |n: i64| u64::try_from(n).ok())?;
+    Ok(Purged { rows, last: columns.optional_instant("last")? })
 }
 
 fn request(row: &Row) -> Outcome<AuditRecord> {

@@ -1,6 +1,7 @@
 //! Making one connection.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ impl Dialer {
         }
         // After a failover, calls that dial within their deadline would otherwise
         // spend it on the server that is gone, every time.
-        order.sort_by_key(|server| server.has_failed());
+        order.sort_by_cached_key(|server| server.has_failed());
         let mut failed = Failed::default();
         for server in order {
             let attempt = server.attempt();
@@ -55,7 +56,7 @@ impl Dialer {
     /// Each address of the server has its share of the time that is left.
     async fn reach(&self, server: &Server) -> Outcome<(Connection, JoinHandle<()>)> {
         let until = Instant::now() + self.reach;
-        let late = |_| Fault::Late(self.reach);
+        let late = |_| Fault::NoAddress(io::ErrorKind::TimedOut.into());
         let addresses = timeout_at(until, server.addresses()).await.map_err(late)??;
         let mut failed = Failed::default();
         let mut rest = u32::try_from(addresses.len()).unwrap_or(u32::MAX);

@@ -63,7 +63,9 @@ impl Fault {
             Self::NoAddress(_) => return Refusal::Unreachable,
             _ => return Refusal::Other,
         };
-        let io_kind = error.source().and_then(|source| source.downcast_ref()).map(io::Error::kind);
+        let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+        // One that the operating system did not report.
+        let own = io.filter(|io| io.raw_os_error().is_none()).map(io::Error::kind);
         let text = error.to_string();
         match error.code().map(SqlState::code) {
             Some("28000" | "28P01") => Refusal::AccessDenied,
@@ -80,12 +82,12 @@ impl Fault {
             }
             None if text.contains("TLS") => Refusal::Tls,
             // What is reported of a server that is not the kind asked for.
-            None if io_kind == Some(io::ErrorKind::PermissionDenied)
+            None if own == Some(io::ErrorKind::PermissionDenied)
                 && text.starts_with("error connecting") =>
             {
                 Refusal::ReadOnly
             }
-            None if io_kind.is_some() || error.is_closed() => Refusal::Unreachable,
+            None if io.is_some() || error.is_closed() => Refusal::Unreachable,
             None => Refusal::Other,
         }
     }

@@ -31,10 +31,12 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
 use crate::store::postgres::alone::Alone;
+use crate::store::postgres::audit::Purge;
 use crate::store::postgres::error::Fault;
 pub use crate::store::postgres::open::PostgresOpenError;
 pub use crate::store::postgres::options::PostgresOptions;
 use crate::store::postgres::pool::Pool;
+use crate::store::postgres::statements::Sql;
 use crate::store::transfer::KeyExport;
 
 /// Keys and audit records in PostgreSQL: [`KeyStore`], [`AuditSink`] and
@@ -161,13 +163,16 @@ impl AuditLog for PostgresStore {
     /// In batches, between which other changes get their turn.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         let mut purged = 0;
-        loop {
-            let batch = self.inner.alone.purge(instant).await?;
-            purged += batch;
-            if batch == 0 {
-                return Ok(purged);
+        for statement in [Sql::PurgeRequests, Sql::PurgeChanges] {
+            let mut purge = Purge { statement, from: Timestamp::MIN, before: instant };
+            loop {
+                let batch = self.inner.alone.purge(purge).await?;
+                let Some(last) = batch.last else { break };
+                purged += batch.rows;
+                purge.from = last;
             }
         }
+        Ok(purged)
     }
 }
 

@@ -48,8 +48,11 @@ impl PostgresOptions {
     /// Several hosts may be given, separated by commas; the one that takes writes
     /// is used. They are tried in that order (`load_balance_hosts=random`: in any),
     /// those that failed last time after the others; each has `connect_timeout`
-    /// seconds, or else the deadline of a call, to let us in. `sslmode=require` asks for TLS (feature `postgres-tls`) and checks the
-    /// certificate and its name; without it there is none.
+    /// seconds, or else the deadline of a call, to let us in.
+    ///
+    /// `sslmode=require` asks for TLS (feature `postgres-tls`) and checks the
+    /// certificate and its name, as libpq's `verify-full` does; without it there
+    /// is none.
     ///
     /// # Errors
     ///
@@ -61,13 +64,19 @@ impl PostgresOptions {
             return Err(bad("it does not begin with `postgres://`"));
         }
         let unreadable = "check it, and write special characters in user and password as %XX";
-        let config: Config = url.parse().map_err(|_| bad(unreadable))?;
+        let config: Config = url.parse().map_err(|_| match url.contains("sslmode=verify-") {
+            true => bad("sslmode is `require`, which checks certificate and name, or `disable`"),
+            false => bad(unreadable),
+        })?;
         // What follows an `@` may be the rest of a password.
         let odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
         if config.get_hosts().iter().any(odd) {
             return Err(bad(unreadable));
         }
         servers(&config).map_err(bad)?;
+        if config.get_target_session_attrs() == TargetSessionAttrs::ReadOnly {
+            return Err(bad("a store has to write: leave out target_session_attrs=read-only"));
+        }
         Ok(Self::new(config))
     }
 
@@ -235,6 +244,8 @@ mod tests {
             "postgres://u:sesame@h/d?no_such_option=1",
             "postgres://u:sesame@h/d?sslmode=sesame",
             "postgres:///d?password=sesame",
+            "postgres://u:sesame@h/d?sslmode=verify-full",
+            "postgres://u:sesame@h/d?target_session_attrs=read-only",
         ] {
             let error = PostgresOptions::from_url(url).unwrap_err();
             assert!(matches!(error, PostgresOpenError::BadUrl { .. }), "{url}");

@@ -1,7 +1,7 @@
 //! The servers that a configuration names, each on its own.
 
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio_postgres::Config;
@@ -49,6 +49,12 @@ impl Server {
         }
         if self.config.get_load_balance_hosts() == LoadBalanceHosts::Random {
             shuffle(&mut addresses);
+        }
+        // The zone of an IPv6 address has no place in a configuration.
+        let zoned =
+            |address: &SocketAddr| matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+        if addresses.iter().any(zoned) {
+            return Ok(vec![self.config.clone()]);
         }
         let at = |ip: IpAddr| {
             let mut config = self.config.clone();
@@ -124,7 +130,11 @@ pub(super) fn servers(config: &Config) -> Result<Vec<Server>, &'static str> {
         };
         Server {
             config,
-            name: format!("{name}:{port}"),
+            name: if name.contains(':') {
+                format!("[{name}]:{port}")
+            } else {
+                format!("{name}:{port}")
+            },
             unresolved,
             failed: AtomicBool::new(false),
         }
@@ -204,7 +214,7 @@ mod tests {
     fn each_host_keeps_its_own_address_and_port() {
         let servers = split("postgres://a:1,b:2,[::1]:3/d?hostaddr=192.0.2.1,192.0.2.2,::1");
         let names: Vec<_> = servers.iter().map(Server::name).collect();
-        assert_eq!(names, ["a:1", "b:2", "::1:3"]);
+        assert_eq!(names, ["a:1", "b:2", "[::1]:3"]);
         for (n, server) in servers.iter().enumerate() {
             assert_eq!(server.config.get_ports(), [n as u16 + 1]);
             assert_eq!(server.config.get_hosts().len(), 1);

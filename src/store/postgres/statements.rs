@@ -44,15 +44,18 @@ macro_rules! of_key {
 /// Rows are locked in the order of the index, so that two purges at once wait
 /// for each other instead of deadlocking, and neither ends before the rows are gone.
 /// The limit is no parameter: a plan for any number of rows reads the whole table.
+/// Each batch begins where the last one ended, since rows that are gone are still
+/// walked over for as long as somebody's snapshot shows them.
 macro_rules! purge {
     ($table:literal) => {
         concat!(
             "WITH old AS (SELECT key, at, id FROM {schema}.",
             $table,
-            " WHERE at < $1 AND $2 ORDER BY at LIMIT 1000 FOR UPDATE), gone AS (DELETE FROM {schema}.",
+            " WHERE at < $1 AND at >= $2 AND $3 ORDER BY at LIMIT 1000 FOR UPDATE), gone AS (DELETE FROM {schema}.",
             $table,
             " AS rows USING old WHERE rows.key = old.key AND rows.at = old.at \
-             AND rows.id = old.id RETURNING 1) SELECT count(*) AS purged FROM gone"
+             AND rows.id = old.id RETURNING rows.at) \
+             SELECT count(*) AS purged, max(at) AS last FROM gone"
         )
     };
 }

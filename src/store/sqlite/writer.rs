@@ -20,7 +20,7 @@ pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
 }
 
-/// One change: done inside a savepoint, answered after the commit.
+/// One change, answered after the commit.
 trait Job: Send {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
