@@ -62,7 +62,7 @@ async fn title_accent_and_links_are_the_hosts() {
         browser.press("Create API key").await;
         browser.fill("Name", "CI deploy").await;
         browser.press("Create key").await;
-        browser.sees("curl https://api.acme.example/v2/me?a=1&b=2").await;
+        browser.sees("curl 'https://api.acme.example/v2/me?a=1&b=2'").await;
         let docs = browser.find(Role::Link, "How to use your key").await;
         assert_eq!(
             docs.attr("href").await.unwrap().as_deref(),

@@ -66,7 +66,7 @@ async fn a_key_is_deleted_only_under_its_name() {
         browser.reload().await;
         browser.menu("CI deploy", "Delete").await;
         browser
-            .sees("Every request with this key is refused from now on. This cannot be undone.")
+            .sees("Every request with this key is refused from then on. This cannot be undone.")
             .await;
         assert_closed_to(browser, "Delete key").await;
         assert_eq!(server.whoami(&secret), 200);

@@ -1,14 +1,14 @@
 //! The service is down, slow or has ended the login: the page says so, keeps what was typed,
 //! and goes on without being loaded again.
 
+use fantoccini::key::Key;
 use serde_json::json;
 
 use crate::browser_support::Browser;
 use crate::house::{House, Way, visit_house};
 
 const DOWN: &str = "The server cannot be reached. Check your connection, then try again.";
-const UNAVAILABLE: &str =
-    "The service is not available right now. Nothing was lost; try again in a moment.";
+const UNAVAILABLE: &str = "The service is not available right now. Try again in a moment.";
 const LOGGED_OUT: &str = "You are not logged in any more. Log in, then reload this page.";
 
 /// A mark that a reload would remove.
@@ -274,6 +274,11 @@ async fn what_takes_time_is_seen_to_take_time() {
         let busy = "return document.querySelector('dialog form').ariaBusy";
         browser.becomes("busy", json!("true"), async || browser.js(busy, &[]).await).await;
         browser.press("Create key").await;
+        // Nor can the dialog be left while its answer, the key, is under way.
+        assert!(!browser.is_enabled("Cancel").await);
+        for _ in 0..3 {
+            browser.key(Key::Escape.into()).await;
+        }
         house.go(Way::Open);
         browser.sees("Save your key").await;
         browser.press("Done").await;

@@ -10,6 +10,10 @@ const FIELD: &str = "Your API key";
 
 async fn create(browser: &Browser) {
     browser.press("Create API key").await;
+    create_in_open_dialog(browser).await;
+}
+
+async fn create_in_open_dialog(browser: &Browser) {
     browser.fill("Name", "CI deploy").await;
     browser.press("Create key").await;
     browser.sees("Save your key").await;
@@ -75,7 +79,7 @@ async fn a_new_key_is_hidden_until_it_is_shown_and_can_be_hidden_again() {
         assert_eq!(
             command,
             format!(
-                "curl {}/v1/whoami \\\n  -H \"Authorization: Bearer {secret}\"",
+                "curl '{}/v1/whoami' \\\n  -H \"Authorization: Bearer {secret}\"",
                 server.origin()
             )
         );
@@ -102,7 +106,7 @@ async fn the_key_and_the_command_are_copied_while_they_stay_hidden() {
         assert_no_leak("the document", &browser.everything().await, &secret);
         browser.press("Copy command").await;
         let expected = format!(
-            "curl {}/v1/whoami \\\n  -H \"Authorization: Bearer {secret}\"",
+            "curl '{}/v1/whoami' \\\n  -H \"Authorization: Bearer {secret}\"",
             server.origin()
         );
         browser.becomes("what was copied", expected, async || browser.clipboard().await).await;
@@ -200,6 +204,40 @@ async fn a_reload_before_done_forgets_the_key_as_well() {
         browser.reload().await;
         browser.sees("1 of 20 keys").await;
         look_for_it_again(browser, server, &secret).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_page_that_is_left_with_the_key_on_it_comes_back_without() {
+    visit(async |browser, server| {
+        create(browser).await;
+        let secret = copied(browser).await;
+        browser.press("Show").await;
+        assert_eq!(browser.value(FIELD).await, secret);
+        browser.goto(&format!("{}/healthz", server.origin())).await;
+        browser.client.back().await.unwrap();
+        browser.loaded().await;
+        assert_no_leak("the document", &browser.everything().await, &secret);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_double_click_opens_one_dialog() {
+    visit(async |browser, _| {
+        let twice =
+            "const open = document.querySelector('button.primary'); open.click(); open.click()";
+        browser.js(twice, &[]).await;
+        browser.sees("Expiration").await;
+        // Whatever a second one would take has had its time once the first is used.
+        create_in_open_dialog(browser).await;
+        let count = "return document.querySelectorAll('dialog').length";
+        assert_eq!(browser.js(count, &[]).await, 1);
+        browser.press("Done").await;
+        browser.no_dialog().await;
     })
     .await;
 }

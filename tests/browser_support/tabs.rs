@@ -46,7 +46,7 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
         browser.press("Save changes").await;
         browser.sees("Somebody else changed this key while you were editing it.").await;
         browser
-            .sees("It is now called “Renamed elsewhere”, is Active and has 3 allowed addresses.")
+            .sees("It is now called “Renamed elsewhere” (status: Active, allowed addresses: 3).")
             .await;
         let now = house.key(&key).unwrap();
         assert_eq!(now["status"], "active", "saved in spite of the conflict");
@@ -78,7 +78,7 @@ async fn the_own_name_is_kept_in_a_conflict_and_wins_when_saved_again() {
         house.edit(&key, json!({ "name": "Theirs", "status": "revoked", "ip_allowlist": ["::1"] }));
         browser.expect_console("status of 412");
         browser.press("Save changes").await;
-        browser.sees("It is now called “Theirs”, is Revoked and has 1 allowed addresses.").await;
+        browser.sees("It is now called “Theirs” (status: Revoked, allowed addresses: 1).").await;
         assert_eq!(browser.value("Name").await, "Mine");
         assert_eq!(house.key(&key).unwrap()["name"], "Theirs");
         browser.press("Save changes").await;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use ::axum::Router;
+use ::axum::extract::rejection::RawPathParamsRejection;
 use ::axum::extract::{OriginalUri, RawPathParams, State};
 use ::axum::response::{IntoResponse, Response};
 use ::axum::routing::get;
@@ -58,7 +59,7 @@ pub(super) fn texts() -> BTreeMap<String, String> {
 /// The files for one page with its options.
 #[derive(Debug)]
 pub(super) struct Files {
-    /// Lacks but the path to the other files.
+    /// Complete but for the path to the other files.
     index: String,
     style: String,
 }
@@ -140,7 +141,7 @@ async fn index(
 }
 
 /// The way from the page to what lies below it. It is relative, so that a proxy
-/// may mount the page elsewhere than this program does.
+/// may put the page elsewhere, as long as the path ends alike.
 fn base(uri: &Uri) -> String {
     match uri.path().rsplit('/').next() {
         None | Some("") => "./".to_owned(),
@@ -150,11 +151,12 @@ fn base(uri: &Uri) -> String {
 
 async fn asset(
     State(files): State<Arc<Files>>,
-    params: RawPathParams,
+    params: Result<RawPathParams, RawPathParamsRejection>,
     headers: HeaderMap,
 ) -> Response {
     // The last of that name: the path that the host nests this under may have
     // parameters of its own.
+    let Ok(params) = params else { return StatusCode::NOT_FOUND.into_response() };
     let name = params.iter().filter(|(name, _)| *name == "file").last();
     let name = name.map_or("", |(_, file)| file);
     if name == "style.css" {

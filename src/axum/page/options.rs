@@ -143,8 +143,8 @@ impl SettingsPage {
         Ok(self)
     }
 
-    /// The page's language, as a tag such as `de` or `pt-BR` (RFC 5646), and its texts:
-    /// a JSON object with the names and placeholders of `text.json` in this crate's
+    /// The page's language, as a tag such as `de`, `pt-BR` or `zh-Hant-TW` (RFC 5646:
+    /// language, script, region), and its texts: a JSON object with the names and placeholders of `text.json` in this crate's
     /// `src/axum/page/files`. What it leaves out stays English. Dates and the names of
     /// countries follow the language by themselves.
     ///
@@ -172,10 +172,7 @@ impl SettingsPage {
         texts: &str,
     ) -> Result<Self, SettingsPageError> {
         let language = language.into();
-        let is_tag = language.split('-').all(|part| {
-            (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
-        });
-        if !is_tag {
+        if !is_tag(&language) {
             return Err(SettingsPageError::Language);
         }
         let texts: BTreeMap<String, String> =
@@ -197,12 +194,34 @@ impl SettingsPage {
     }
 }
 
+/// A language of two or three letters, a script of four, a region of two letters or
+/// three digits; the last two may be missing.
+fn is_tag(language: &str) -> bool {
+    let letters = |part: &str| part.bytes().all(|b| b.is_ascii_alphabetic());
+    let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    let mut parts = language.split('-').peekable();
+    let known = parts.next().is_some_and(|part| matches!(part.len(), 2 | 3) && letters(part));
+    parts.next_if(|part| part.len() == 4 && letters(part));
+    parts.next_if(|part| match part.len() {
+        2 => letters(part),
+        3 => digits(part),
+        _ => false,
+    });
+    known && parts.next().is_none()
+}
+
 /// An address that a link may have: no script, and no other surprise.
 fn checked(address: String) -> Result<String, SettingsPageError> {
     let is_path = address.starts_with('/') && !address.starts_with("//");
     let is_url = ["http://", "https://"].iter().any(|scheme| address.starts_with(scheme));
+    // The browser would refuse another host.
+    let is_read = address.parse::<::http::Uri>().is_ok();
     let is_plain = !address.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\');
-    if (is_path || is_url) && is_plain { Ok(address) } else { Err(SettingsPageError::Link) }
+    if (is_path || is_url) && is_plain && is_read {
+        Ok(address)
+    } else {
+        Err(SettingsPageError::Link)
+    }
 }
 
 /// A colour, and black or white upon it.
@@ -295,6 +314,16 @@ mod tests {
     }
 
     #[test]
+    fn a_language_has_at_most_a_script_and_a_region() {
+        for tag in ["de", "pt-BR", "zh-Hant-TW", "es-419", "gsw", "sr-Latn"] {
+            assert!(is_tag(tag), "{tag}");
+        }
+        for tag in ["", "e", "de-1", "x-klingon", "de-", "de-DE-1996", "BR-pt-de", "d3"] {
+            assert!(!is_tag(tag), "{tag}");
+        }
+    }
+
+    #[test]
     fn links_hold_no_script() {
         for fine in ["/", "/a?b#c", "https://a.example/", "http://localhost:3000"] {
             assert!(checked(fine.to_owned()).is_ok(), "{fine}");
@@ -309,6 +338,8 @@ mod tests {
             "data:,",
             "HTTPS",
             "/a\nb",
+            "https://",
+            "https://<tenant>.acme.example/v1",
         ] {
             assert!(checked(wrong.to_owned()).is_err(), "{wrong}");
         }

@@ -52,13 +52,15 @@ export function auditDialog(key) {
   );
   const note = h("p", { class: "state" }, text("loading"));
   let page = { older: null, newer: null };
+  let busy = false;
 
   const refresh = button(text("audit.refresh"), () => load({}));
   const previous = button(text("audit.previous"), () => load({ after: page.newer }));
   const next = button(text("audit.next"), () => load({ before: page.older }));
 
   async function load(cursor) {
-    if (table.getAttribute("aria-busy") === "true" && body.childElementCount > 0) return;
+    if (busy) return;
+    busy = true;
     table.setAttribute("aria-busy", "true");
     try {
       page = await api.audit(key, { limit: PAGE, ...cursor });
@@ -69,6 +71,7 @@ export function auditDialog(key) {
       note.hidden = true;
       alert.show(refusalText(refusal));
     } finally {
+      busy = false;
       table.setAttribute("aria-busy", "false");
     }
   }

@@ -22,7 +22,7 @@ export function nameField(initial) {
 }
 
 /** Puts the errors of a 422 beside their fields; `true` where each had a place. */
-export function showErrors({ errors }, fields) {
+export function showErrors({ errors = [] }, fields) {
   if (errors.length === 0) return false;
   const placed = errors.map(({ field, message }) => {
     // `ip_allowlist[3]` belongs to the list.

@@ -41,19 +41,25 @@ function skeleton() {
 
 // --------------------------------------------------------------------- loading
 
+let loads = 0;
+
 /** Reads the keys again; what is shown stays until they are there. */
 async function load() {
+  const mine = ++loads;
   page.setAttribute("aria-busy", "true");
   try {
-    ({ keys, limits } = await api.list());
+    const answer = await api.list();
+    // An answer that was overtaken is an old one.
+    if (mine !== loads) return;
+    ({ keys, limits } = answer);
     const retried = alert.contains(document.activeElement);
     alert.hidden = true;
     render();
     if (retried) create.focus();
   } catch (refusal) {
-    fail(refusal);
+    if (mine === loads) fail(refusal);
   } finally {
-    page.setAttribute("aria-busy", "false");
+    if (mine === loads) page.setAttribute("aria-busy", "false");
   }
 }
 
@@ -74,6 +80,7 @@ document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible" && !document.querySelector("dialog")) load();
 });
 addEventListener("online", load);
+addEventListener("pageshow", (event) => event.persisted && load());
 
 // ------------------------------------------------------------------- the table
 
@@ -245,8 +252,11 @@ function say(message) {
   done.hidden = !message;
 }
 
+let opened = false;
+
 async function open(action, key) {
-  if (!limits) return;
+  if (!limits || opened) return;
+  opened = true;
   say("");
   const { refusals } = api;
   try {
@@ -257,6 +267,7 @@ async function open(action, key) {
     await load();
     if (alert.hidden) fail({ code: "unavailable" });
   }
+  opened = false;
   if (done.textContent) announce(done.textContent);
   if (key) focusRow(key.id);
   else create.focus();

@@ -3,6 +3,9 @@
 import { announce, button, h, host, newId, text } from "./ui.js";
 
 const DOTS = "•".repeat(24);
+const COPIED_MS = 2_000;
+// A quote would end the one that it stands in.
+const address = new URL(host.example, location.origin).href.replaceAll("'", "%27");
 
 /** Copies what `value` gives; where the browser refuses, `reveal` selects it. */
 function copyButton(label, value, reveal) {
@@ -11,6 +14,10 @@ function copyButton(label, value, reveal) {
       await navigator.clipboard.writeText(value());
       copy.textContent = text("secret.copied");
       announce(text("secret.copied"));
+      setTimeout(() => {
+        copy.textContent = text("secret.copy");
+        announce("");
+      }, COPIED_MS);
     } catch {
       reveal();
       announce(text("secret.not_copied"));
@@ -25,8 +32,7 @@ function copyButton(label, value, reveal) {
  */
 export function showSecret(handle, title, { key, secret }) {
   const masked = key.key_prefix + DOTS;
-  const address = new URL(host.example, location.origin).href;
-  const command = (value) => `curl ${address} \\\n  -H "Authorization: Bearer ${value}"`;
+  const command = (value) => `curl '${address}' \\\n  -H "Authorization: Bearer ${value}"`;
 
   const input = h("input", {
     id: newId(),
@@ -37,16 +43,15 @@ export function showSecret(handle, title, { key, secret }) {
   });
   const usage = h("pre", { tabindex: "0", "aria-label": text("secret.usage.label") });
   const refused = h("p", { class: "hint", hidden: true }, text("secret.not_copied"));
-  const toggle = button("", () => show(toggle.getAttribute("aria-pressed") !== "true"), {
-    class: "toggle",
-  });
+  let shown = false;
+  const toggle = button("", () => show(!shown), { class: "toggle" });
 
-  function show(shown) {
+  function show(visible) {
+    shown = visible;
     const value = shown ? secret : masked;
     input.value = value;
     usage.textContent = command(value);
     toggle.textContent = text(shown ? "secret.hide" : "secret.show");
-    toggle.setAttribute("aria-pressed", String(shown));
   }
   function select(choose) {
     show(true);
@@ -57,13 +62,20 @@ export function showSecret(handle, title, { key, secret }) {
     select(() => input.select()));
   const copyUsage = copyButton(text("secret.usage.copy"), () => command(secret), () =>
     select(() => getSelection().selectAllChildren(usage)));
+  // A page that is left may come back as it was.
+  const hide = () => show(false);
+  const ask = (event) => event.preventDefault();
   const done = button(text("secret.done"), () => {
-    show(false);
+    hide();
     secret = masked;
+    removeEventListener("pagehide", hide);
+    removeEventListener("beforeunload", ask);
     handle.close();
   }, { class: "primary" });
 
-  show(false);
+  hide();
+  addEventListener("pagehide", hide);
+  addEventListener("beforeunload", ask);
   handle.title(title);
   handle.keep = () => true;
   // Some browsers close at a second Escape, whatever the first was told.
@@ -83,7 +95,7 @@ export function showSecret(handle, title, { key, secret }) {
       h("div", { class: "split" }, h("span", { class: "label" }, text("secret.usage")), copyUsage),
       usage,
     ),
-    host.docs ? h("p", {}, h("a", { href: host.docs }, text("docs"))) : "",
+    host.docs ? h("p", {}, h("a", { href: host.docs, target: "_blank", rel: "noopener" }, text("docs"))) : "",
     h("div", { class: "buttons" }, done),
   );
   handle.focusTitle();

@@ -127,6 +127,9 @@ export function openDialog(title, attributes = {}) {
   return handle;
 }
 
+/** After these, nobody knows whether a change was made. */
+const IN_DOUBT = ["offline", "unavailable", "unexpected"];
+
 /** A place for what went wrong, read out when it is filled. */
 export function alertBox() {
   const box = h("p", { class: "alert", role: "alert", hidden: true });
@@ -170,36 +173,37 @@ export function field(label, control, { hint } = {}) {
 
 /**
  * A form in a dialog: Cancel, and one button that runs `submit` once at a time.
- * What `submit` throws goes to `fail`, or is said at the top.
+ * What `submit` throws goes to `fail`, or is said at the top. The dialog stays until
+ * then: the answer may hold a key.
  */
 export function form(handle, { label, danger, fields, submit, fail }) {
   const alert = alertBox();
   const send = h("button", { type: "submit", class: danger ? "danger" : "primary" }, label);
+  const cancel = button(text("cancel"), () => handle.close());
   const element = h(
     "form",
     { novalidate: true, autocomplete: "off" },
     alert.element,
     fields,
-    h(
-      "div",
-      { class: "buttons" },
-      button(text("cancel"), () => handle.close()),
-      send,
-    ),
+    h("div", { class: "buttons" }, cancel, send),
   );
   let busy = false;
+  handle.keep = () => busy;
   element.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (busy || send.disabled) return;
-    busy = true;
+    busy = cancel.disabled = true;
     element.setAttribute("aria-busy", "true");
     alert.show("");
     try {
-      await submit();
+      await submit().catch(async (refusal) => {
+        if (!(await fail?.(refusal))) throw refusal;
+      });
     } catch (refusal) {
-      if (!(await fail?.(refusal))) alert.show(refusalText(refusal));
+      const doubt = IN_DOUBT.includes(refusal.code) ? ` ${text("error.doubt")}` : "";
+      alert.show(refusalText(refusal) + doubt);
     } finally {
-      busy = false;
+      busy = cancel.disabled = false;
       element.removeAttribute("aria-busy");
     }
   });
