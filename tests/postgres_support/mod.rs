@@ -1,9 +1,12 @@
 //! Helpers of the PostgreSQL tests: a schema for each, keys, sessions, and other processes on the same database.
 
+#[path = "../support/peer.rs"]
+mod peer;
+
 use std::env;
+use std::ffi::OsStr;
 use std::future::Future;
-use std::io::{self, BufRead, BufReader, Lines, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +16,8 @@ use keygate::{
     Timestamp,
 };
 use tokio_postgres::{Client, NoTls};
+
+use self::peer::Peer;
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
@@ -119,53 +124,10 @@ pub(crate) fn change(n: u8, actor: &str) -> AuditRecord {
     }
 }
 
-/// Another process on the same schema, killed when dropped.
-pub(crate) struct Peer {
-    process: Child,
-    orders: Option<ChildStdin>,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Peer {
-    /// Starts a process that creates keys in the organisations that it is told.
-    pub(crate) fn start(schema: &str) -> Self {
-        let mut process = Command::new(env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "--nocapture", "postgres_support::child"])
-            .env("KEYGATE_CHILD_SCHEMA", schema)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let orders = process.stdin.take();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        Self { process, orders, lines }
-    }
-
-    pub(crate) fn order(&mut self, line: &str) {
-        writeln!(self.orders.as_mut().unwrap(), "{line}").unwrap();
-    }
-
-    /// The next line that is not the test harness's.
-    pub(crate) fn says(&mut self) -> String {
-        loop {
-            let line = self.lines.next().expect("the other process has ended").unwrap();
-            if let Some(said) = line.strip_prefix('@') {
-                return said.to_owned();
-            }
-        }
-    }
-
-    pub(crate) fn end(mut self) {
-        self.orders = None;
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Another process on the same schema, which creates keys in the organisations
+/// that it is told.
+pub(crate) fn peer(schema: &str) -> Peer {
+    Peer::start("postgres_support::child", &[("KEYGATE_CHILD_SCHEMA", OsStr::new(schema))])
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keygate::{KeyStore, OrgId, OrgLimit, PostgresOptions, PostgresStore, StoreError};
 use tokio::sync::Barrier;
 
-use crate::postgres_support::{LIMIT, PATIENT, Peer, in_schema, new_key, org, schema_of};
+use crate::postgres_support::{LIMIT, PATIENT, in_schema, new_key, org, peer, schema_of};
 
 /// So many tasks create a key each, at once, in turn over those stores; how
 /// many got one.
@@ -79,7 +79,7 @@ async fn case_26_of_64_creators_at_19_keys_one_succeeds() {
 async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_rounds() {
     in_schema(|options| async move {
         let stores = [options.clone().deadline(PATIENT).connect().await.unwrap()];
-        let mut peer = Peer::start(&schema_of(&options));
+        let mut peer = peer(&schema_of(&options));
         assert_eq!(peer.says(), "ready");
         let (mut ours, mut theirs) = (0, 0);
         for round in 0..100 {

@@ -8,13 +8,13 @@ use keygate::{
     KeyStore, KeyUse, ManageError, NewKey, Revision, SqliteOpenError, SqliteStore, StoreError,
 };
 
-use crate::sqlite_support::{LIMIT, Peer, assert_sound, at, change, key, new_store, org};
+use crate::sqlite_support::{LIMIT, Peer, assert_sound, at, change, key, new_store, org, peer};
 
 /// The busy timeout is a second; this leaves room for a busy machine.
 const BOUND: Duration = Duration::from_secs(5);
 
 fn lock(begin: &str, path: &std::path::Path) -> Peer {
-    let mut peer = Peer::start(begin, path);
+    let mut peer = peer(begin, path);
     assert_eq!(peer.says(), "locked");
     peer
 }

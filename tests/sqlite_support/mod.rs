@@ -1,9 +1,12 @@
 //! Helpers of the SQLite tests: keys, records, raw connections, and other processes on the same file.
 
+#[path = "../support/peer.rs"]
+mod peer;
+
 use std::error::Error;
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::{env, io};
 
 use keygate::{
@@ -13,6 +16,8 @@ use keygate::{
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
+
+pub(crate) use self::peer::Peer;
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
@@ -111,53 +116,10 @@ pub(crate) fn assert_sound(path: &Path) {
     assert_eq!(verdict, "ok");
 }
 
-/// Another process on the same file, killed when dropped.
-pub(crate) struct Peer {
-    process: Child,
-    orders: Option<ChildStdin>,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Peer {
-    pub(crate) fn start(task: &str, path: &Path) -> Self {
-        let mut process = Command::new(env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "--nocapture", "sqlite_support::child"])
-            .env("KEYGATE_CHILD", task)
-            .env("KEYGATE_CHILD_FILE", path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let orders = process.stdin.take();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        Self { process, orders, lines }
-    }
-
-    pub(crate) fn order(&mut self, line: &str) {
-        writeln!(self.orders.as_mut().unwrap(), "{line}").unwrap();
-    }
-
-    /// The next line that is not the test harness's.
-    pub(crate) fn says(&mut self) -> String {
-        loop {
-            let line = self.lines.next().expect("the other process has ended").unwrap();
-            if let Some(said) = line.strip_prefix('@') {
-                return said.to_owned();
-            }
-        }
-    }
-
-    pub(crate) fn end(mut self) {
-        self.orders = None;
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Another process on the same file, with that task.
+pub(crate) fn peer(task: &str, path: &Path) -> Peer {
+    let variables = [("KEYGATE_CHILD", OsStr::new(task)), ("KEYGATE_CHILD_FILE", path.as_os_str())];
+    Peer::start("sqlite_support::child", &variables)
 }
 
 #[test]

@@ -13,7 +13,7 @@ use keygate::{
 };
 use tempfile::TempDir;
 
-use crate::sqlite_support::{LIMIT, Peer, at, change, key, new_store, org, raw};
+use crate::sqlite_support::{LIMIT, at, change, key, new_store, org, peer, raw};
 
 type Contents = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -323,7 +323,7 @@ fn processes_that_open_a_new_file_at_once_all_succeed() {
     for round in 0..5 {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.db");
-        let mut peers: Vec<_> = (0..6).map(|_| Peer::start("open", &path)).collect();
+        let mut peers: Vec<_> = (0..6).map(|_| peer("open", &path)).collect();
         for peer in &mut peers {
             assert_eq!(peer.says(), "ready");
         }

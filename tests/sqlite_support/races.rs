@@ -9,7 +9,7 @@ use keygate::{KeyStore, OrgId, SqliteStore, StoreError};
 use rusqlite::TransactionBehavior;
 use tokio::sync::Barrier;
 
-use crate::sqlite_support::{LIMIT, Peer, assert_sound, key, new_store, org, raw};
+use crate::sqlite_support::{LIMIT, assert_sound, key, new_store, org, peer, raw};
 
 /// So many tasks create a key each, at once; how many got one.
 pub(crate) async fn creators(store: &SqliteStore, org: &OrgId, count: usize) -> usize {
@@ -48,7 +48,7 @@ async fn case_26_of_64_creators_20_succeed_in_each_of_100_rounds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_rounds() {
     let (_folder, path, store) = new_store();
-    let mut peer = Peer::start("create", &path);
+    let mut peer = peer("create", &path);
     assert_eq!(peer.says(), "ready");
     let (mut ours, mut theirs) = (0, 0);
     for round in 0..100 {

@@ -1,0 +1,55 @@
+//! This test program once more, as a process of its own.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+/// Another process, killed when dropped.
+pub(crate) struct Peer {
+    process: Child,
+    orders: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Peer {
+    /// Starts a process that runs the ignored test of that name.
+    pub(crate) fn start(child: &str, variables: &[(&str, &OsStr)]) -> Self {
+        let mut process = Command::new(env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", child])
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let orders = process.stdin.take();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, orders, lines }
+    }
+
+    pub(crate) fn order(&mut self, line: &str) {
+        writeln!(self.orders.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// The next line that is not the test harness's.
+    pub(crate) fn says(&mut self) -> String {
+        loop {
+            let line = self.lines.next().expect("the other process has ended").unwrap();
+            if let Some(said) = line.strip_prefix('@') {
+                return said.to_owned();
+            }
+        }
+    }
+
+    pub(crate) fn end(mut self) {
+        self.orders = None;
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
