@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use ::axum::Router;
+use ::axum::body::Bytes;
 use ::axum::extract::rejection::RawPathParamsRejection;
 use ::axum::extract::{OriginalUri, RawPathParams, State};
 use ::axum::response::{IntoResponse, Response};
@@ -61,7 +62,7 @@ pub(super) fn texts() -> BTreeMap<String, String> {
 pub(super) struct Files {
     /// Complete but for the path to the other files.
     index: String,
-    style: String,
+    assets: BTreeMap<&'static str, File>,
 }
 
 impl Files {
@@ -77,7 +78,9 @@ impl Files {
             ("settings", &settings),
         ]);
         let accent = page.accent.map_or(String::new(), |accent| format!("\n{}", accent.css()));
-        Self { index, style: format!("{STYLE}{accent}") }
+        let style = File::new(CSS, format!("{STYLE}{accent}"));
+        let scripts = SCRIPTS.iter().map(|(name, script)| (*name, File::new(SCRIPT, *script)));
+        Self { index, assets: scripts.chain([("style.css", style)]).collect() }
     }
 }
 
@@ -126,7 +129,7 @@ async fn index(
     headers: HeaderMap,
 ) -> Response {
     let page = files.index.replace("{{base}}", &escaped(&base(&uri)));
-    let mut answer = file(&headers, HTML, page);
+    let mut answer = File::new(HTML, page).answer(&headers);
     for (name, value) in [
         (CONTENT_SECURITY_POLICY, POLICY),
         // For browsers without `frame-ancestors`.
@@ -159,39 +162,51 @@ async fn asset(
     let Ok(params) = params else { return StatusCode::NOT_FOUND.into_response() };
     let name = params.iter().filter(|(name, _)| *name == "file").last();
     let name = name.map_or("", |(_, file)| file);
-    if name == "style.css" {
-        return file(&headers, CSS, files.style.clone());
-    }
-    match SCRIPTS.iter().find(|(known, _)| *known == name) {
-        Some((_, script)) => file(&headers, SCRIPT, *script),
+    match files.assets.get(name) {
+        Some(file) => file.answer(&headers),
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
-/// A file, or that the browser's copy is still the same: it asks every time, so
-/// that no version of one file ever meets another of the next.
-fn file(request: &HeaderMap, media_type: &'static str, content: impl Into<String>) -> Response {
-    let content = content.into();
-    let digest = Sha256::digest(&content);
-    let tag = digest.iter().take(12).fold(String::from("\""), |mut tag, byte| {
-        let _ = write!(tag, "{byte:02x}");
-        tag
-    }) + "\"";
-    let known = request.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-    let mut known = known.flat_map(|line| line.split(',')).map(str::trim);
-    let is_known = known.any(|known| known == "*" || known.trim_start_matches("W/") == tag);
-    let mut answer = if is_known {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else {
-        ([(CONTENT_TYPE, HeaderValue::from_static(media_type))], content).into_response()
-    };
-    let headers = answer.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Ok(tag) = HeaderValue::try_from(tag) {
-        headers.insert(ETAG, tag);
+#[derive(Debug)]
+struct File {
+    media_type: &'static str,
+    content: Bytes,
+    tag: String,
+}
+
+impl File {
+    fn new(media_type: &'static str, content: impl Into<Bytes>) -> Self {
+        let content = content.into();
+        let digest = Sha256::digest(&content);
+        let tag = digest.iter().take(12).fold(String::from("\""), |mut tag, byte| {
+            let _ = write!(tag, "{byte:02x}");
+            tag
+        }) + "\"";
+        Self { media_type, content, tag }
     }
-    answer
+
+    /// The file, or that the browser's copy is still the same: it asks every time,
+    /// so that no version of one file ever meets another of the next.
+    fn answer(&self, request: &HeaderMap) -> Response {
+        let known = request.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
+        let mut known = known.flat_map(|line| line.split(',')).map(str::trim);
+        let is_known =
+            known.any(|known| known == "*" || known.trim_start_matches("W/") == self.tag);
+        let mut answer = if is_known {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            let media_type = HeaderValue::from_static(self.media_type);
+            ([(CONTENT_TYPE, media_type)], self.content.clone()).into_response()
+        };
+        let headers = answer.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Ok(tag) = HeaderValue::try_from(&self.tag) {
+            headers.insert(ETAG, tag);
+        }
+        answer
+    }
 }
 
 #[cfg(test)]
