@@ -197,6 +197,9 @@ pub use crate::runtime::{BoxFuture, Runtime};
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub use crate::store::conformance;
 pub use crate::store::contract::{KeyStore, StoreError};
+#[cfg(feature = "cache")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+pub use crate::store::feed::{ChangeFeed, News};
 pub use crate::store::memory::MemoryStore;
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]

@@ -3,6 +3,8 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub(crate) mod contract;
+#[cfg(feature = "cache")]
+pub(crate) mod feed;
 pub(crate) mod memory;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
