@@ -132,7 +132,8 @@ impl VerifiedKey {
         &self.0.name
     }
 
-    /// The whole record, as it was when the key was verified.
+    /// The whole record, as the store gave it for this verification: the last-used
+    /// time may be out of date.
     pub fn record(&self) -> &ApiKey {
         &self.0
     }

@@ -40,9 +40,11 @@ use crate::runtime::BoxFuture;
 ///    A stored allowlist goes through
 ///    [`Allowlist::restore`](crate::Allowlist::restore), so that a damaged one
 ///    refuses everybody.
-/// 7. **A finished call is visible to every call that begins after it**, last-used
-///    times included, and is as durable as the store promises. A digest that a
-///    rotation gave up, and the id and digest of a deleted key, are free again.
+/// 7. **A finished call is visible to every call that begins after it**, and is as
+///    durable as the store promises. A digest that a rotation gave up, and the id and
+///    digest of a deleted key, are free again. Last-used times are visible in `get`
+///    and `list`; `find_by_digest` may give an earlier one, since nothing is decided
+///    by it: so a store can leave alone what every request reads.
 /// 8. **A call that is dropped happens whole or not at all**, and the store goes on
 ///    answering: the manager drops calls at their deadline.
 /// 9. **Calls do not block each other for good**: two batches of uses that name the
@@ -155,7 +157,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError>;
 
     /// The key with that digest, of any organisation: the one call on the path
-    /// of every request.
+    /// of every request. Its last-used time may be out of date.
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError>;
 
     /// The organisation's key with that id.

@@ -91,6 +91,7 @@ pub(crate) enum Fault {
     CheckThenDelete,
     OneWriterOrConflict,
     UseWritesWholeRecord,
+    UseHidesTheKey,
     UsesLockKeyByKey,
     LateCacheFill,
     // Export

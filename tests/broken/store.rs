@@ -315,6 +315,15 @@ impl KeyStore for BrokenStore {
                 }
                 return Ok(());
             }
+            Fault::UseHidesTheKey => {
+                for used in uses {
+                    let Some(mut key) = self.lock().keys.remove(&used.id) else { continue };
+                    gap().await;
+                    key.last_used_at = key.last_used_at.max(Some(used.at));
+                    self.lock().put(key);
+                }
+                return Ok(());
+            }
             Fault::UsesLockKeyByKey => self.lock_key_by_key(uses).await?,
             _ => {}
         }

@@ -103,7 +103,7 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
             other_keys_stay,
         }
         uses {
-            a_use_shows_everywhere,
+            a_use_shows,
             the_time_never_moves_back,
             the_first_use_counts_whenever_it_was,
             the_latest_use_in_a_batch_counts,
@@ -157,7 +157,7 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
             a_rotated_secret_is_dead_at_once,
             a_finished_edit_is_seen_by_every_find,
             a_deleted_key_is_dead_at_once,
-            a_finished_use_is_seen_by_every_find,
+            a_use_keeps_nobody_from_being_found,
         }
     };
     ALL

@@ -128,6 +128,17 @@ pub(super) fn same_key(
     Err(differing(call, fields(found), fields(expected)))
 }
 
+/// There has to be this key, as `find_by_digest` may give it: its last use may lag
+/// behind, and is never ahead.
+pub(super) fn found_key(
+    call: &str,
+    found: Option<&ApiKey>,
+    expected: &ApiKey,
+) -> Result<(), Violation> {
+    let last_used_at = found.and_then(|found| found.last_used_at).min(expected.last_used_at);
+    same_key(call, found, &ApiKey { last_used_at, ..expected.clone() })
+}
+
 /// Names what differs only, of two records told field by field.
 pub(super) fn differing<const N: usize>(
     call: &str,

@@ -117,7 +117,7 @@ impl TestOrg {
         for (listed, key) in list.iter().zip(keys) {
             expect::same_key("list", Some(listed.as_ref()), key)?;
             expect::same_key("get", self.get(&key.id).await?.as_deref(), key)?;
-            expect::same_key("find_by_digest", self.find(&key.digest).await?.as_deref(), key)?;
+            expect::found_key("find_by_digest", self.find(&key.digest).await?.as_deref(), key)?;
         }
         Ok(())
     }
