@@ -77,7 +77,10 @@ impl Allowlist {
         match (&self.0, ip) {
             (Entries::Unreadable(_), _) => false,
             (Entries::Networks(networks), _) if networks.is_empty() => true,
-            (Entries::Networks(networks), Some(ip)) => networks.iter().any(|net| net.contains(ip)),
+            (Entries::Networks(networks), Some(ip)) => {
+                let ip = ip.to_canonical();
+                networks.iter().any(|net| net.contains_canonical(ip))
+            }
             (Entries::Networks(_), None) => false,
         }
     }

@@ -81,7 +81,12 @@ impl From<SystemTime> for Timestamp {
     /// Cut off to microseconds, and held within the range of the type.
     fn from(at: SystemTime) -> Self {
         match at.duration_since(UNIX_EPOCH) {
-            Ok(after) => Self::clamped(i64::try_from(after.as_micros()).unwrap_or(i64::MAX)),
+            // Not `as_micros`: its 128 bits cost as much as reading the clock.
+            Ok(after) => {
+                let seconds = i64::try_from(after.as_secs()).unwrap_or(i64::MAX);
+                let micros = seconds.saturating_mul(MICROS_PER_SECOND);
+                Self::clamped(micros.saturating_add(after.subsec_micros().into()))
+            }
             Err(before) => {
                 let micros = before.duration().as_nanos().div_ceil(1_000);
                 Self::clamped(i64::try_from(micros).map_or(i64::MIN, |m| -m))

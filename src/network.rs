@@ -31,9 +31,20 @@ const MAPPED_PREFIX_LEN: u8 = 96;
 impl Network {
     /// Whether the address lies within.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        match (self.0, ip.to_canonical()) {
-            (IpNet::V4(net), IpAddr::V4(ip)) => net.contains(&ip),
-            (IpNet::V6(net), IpAddr::V6(ip)) => net.contains(&ip),
+        self.contains_canonical(ip.to_canonical())
+    }
+
+    /// The same for an address that is no IPv4-mapped one: whether it has the
+    /// network's leading bits.
+    pub(crate) fn contains_canonical(&self, ip: IpAddr) -> bool {
+        let prefix_len = u32::from(self.0.prefix_len());
+        match (self.0.addr(), ip) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => {
+                (net.to_bits() ^ ip.to_bits()).leading_zeros() >= prefix_len
+            }
+            (IpAddr::V6(net), IpAddr::V6(ip)) => {
+                (net.to_bits() ^ ip.to_bits()).leading_zeros() >= prefix_len
+            }
             _ => false,
         }
     }
@@ -178,6 +189,7 @@ pub(crate) fn parse_hop(text: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     fn parse(text: &str) -> Result<String, NetworkError> {
         text.parse::<Network>().map(|net| net.to_string())
@@ -262,6 +274,25 @@ mod tests {
             let parsed: Network = net.to_string().parse().unwrap();
             prop_assert_eq!(parsed.to_string().parse::<Network>().unwrap(), parsed);
             prop_assert!(parsed.contains(net.addr()));
+        }
+
+        #[test]
+        fn an_address_is_within_where_its_leading_bits_are_the_network_s(
+            net: IpAddr, len in 0u8..=128, flipped in 0u32..128, other: IpAddr,
+        ) {
+            // A mapped network is an IPv4 one here, and none to `ipnet`.
+            prop_assume!(net == net.to_canonical());
+            let max = if net.is_ipv4() { 32 } else { 128 };
+            let net = IpNet::new(net, len % (max + 1)).unwrap().trunc();
+            let parsed: Network = net.to_string().parse().unwrap();
+            // Next to the network's own address, where chance would not look.
+            let near: IpAddr = match net.addr() {
+                IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() ^ 1 << (flipped % 32)).into(),
+                IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() ^ 1 << flipped).into(),
+            };
+            for ip in [near, other] {
+                prop_assert_eq!(parsed.contains(ip), net.contains(&ip.to_canonical()));
+            }
         }
 
         #[test]

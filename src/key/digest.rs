@@ -21,7 +21,9 @@ use thiserror::Error;
 /// assert_eq!(KeyDigest::from_slice(digest.as_bytes())?, digest);
 /// # Ok::<(), keygate::KeyDigestError>(())
 /// ```
+// Aligned, so that it is moved and compared by words.
 #[derive(Clone, Copy)]
+#[repr(align(8))]
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {

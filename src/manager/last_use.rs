@@ -23,6 +23,8 @@ const SHARDS: usize = 16;
 const PAUSE: Duration = Duration::from_millis(250);
 const RETRY: Duration = Duration::from_secs(1);
 const BATCH: usize = 1_000;
+/// So many uses are gathered before those of one key become one.
+const RECENT: usize = 1_024;
 
 type Uses = HashMap<KeyId, Timestamp, BuildUniformHasher>;
 
@@ -49,7 +51,14 @@ struct Shared {
 /// On a cache line of its own, so that threads do not slow each other.
 #[derive(Default)]
 #[repr(align(128))]
-struct Shard(Mutex<Uses>);
+struct Shard(Mutex<Noted>);
+
+#[derive(Default)]
+struct Noted {
+    /// Appended to by each request, which a map would keep waiting for memory.
+    recent: Vec<KeyUse>,
+    latest: Uses,
+}
 
 impl LastUses {
     pub(crate) fn start(
@@ -94,7 +103,7 @@ impl LastUses {
             }
         };
         let _ = within(&*self.runtime, deadline, ended).await;
-        let noted = self.shared.shards.iter().map(|shard| shard.lock().len() as u64).sum::<u64>();
+        let noted = self.shared.shards.iter().map(|shard| shard.lock().keys() as u64).sum::<u64>();
         let unwritten = noted + self.shared.in_hand.load(Ordering::Acquire) as u64;
         if unwritten > 0 {
             tracing::error!(unwritten, "last-used times were not written");
@@ -116,26 +125,51 @@ impl Drop for LastUses {
 }
 
 impl Shard {
-    fn lock(&self) -> MutexGuard<'_, Uses> {
+    fn lock(&self) -> MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Noted {
+    fn add(&mut self, used: KeyUse) {
+        if self.recent.len() == RECENT {
+            self.fold();
+        }
+        self.recent.push(used);
+    }
+
+    fn fold(&mut self) {
+        for used in self.recent.drain(..) {
+            keep_latest(&mut self.latest, used);
+        }
+    }
+
+    /// How many keys were used.
+    fn keys(&mut self) -> usize {
+        self.fold();
+        self.latest.len()
+    }
+}
+
+fn keep_latest(uses: &mut Uses, KeyUse { id, at }: KeyUse) {
+    let latest = uses.entry(id).or_insert(at);
+    *latest = at.max(*latest);
 }
 
 impl Shared {
     fn note(&self, shard: usize, id: KeyId, at: Timestamp) {
         if let Some(shard) = self.shards.get(shard) {
-            let mut uses = shard.lock();
-            let latest = uses.entry(id).or_insert(at);
-            *latest = at.max(*latest);
+            shard.lock().add(KeyUse { id, at });
         }
     }
 
     fn drain(&self) -> Vec<KeyUse> {
         let mut all = Uses::default();
         for shard in &self.shards {
-            for (id, at) in shard.lock().drain() {
-                let latest = all.entry(id).or_insert(at);
-                *latest = at.max(*latest);
+            let mut noted = shard.lock();
+            noted.fold();
+            for (id, at) in noted.latest.drain() {
+                keep_latest(&mut all, KeyUse { id, at });
             }
         }
         all.into_iter().map(|(id, at)| KeyUse { id, at }).collect()

@@ -30,6 +30,8 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct State {
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
+    /// Of each key; apart, so that a use changes nothing that requests read.
+    last_uses: HashMap<KeyId, Option<Timestamp>, BuildUniformHasher>,
     orgs: HashMap<OrgId, BTreeMap<(Timestamp, KeyId), KeyId>>,
 }
 
@@ -64,6 +66,15 @@ impl State {
     fn get(&self, org: &OrgId, id: &KeyId) -> Option<&Arc<ApiKey>> {
         self.keys.get(id).filter(|key| key.org == *org)
     }
+
+    /// The key with its last use.
+    fn with_use(&self, key: &Arc<ApiKey>) -> Arc<ApiKey> {
+        let last_used_at = self.last_uses.get(&key.id).copied().flatten();
+        if last_used_at == key.last_used_at {
+            return Arc::clone(key);
+        }
+        Arc::new(ApiKey { last_used_at, ..ApiKey::clone(key) })
+    }
 }
 
 #[async_trait]
@@ -81,6 +92,7 @@ impl KeyStore for MemoryStore {
         let order = (key.created_at, key.id);
         state.orgs.entry(key.org.clone()).or_default().insert(order, key.id);
         state.keys.insert(key.id, Arc::clone(&stored));
+        state.last_uses.insert(key.id, key.last_used_at);
         self.publish(stored);
         Ok(())
     }
@@ -90,13 +102,14 @@ impl KeyStore for MemoryStore {
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(self.lock().get(org, id).cloned())
+        let state = self.lock();
+        Ok(state.get(org, id).map(|key| state.with_use(key)))
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
         let state = self.lock();
         let ids = state.orgs.get(org).into_iter().flat_map(BTreeMap::values);
-        Ok(ids.filter_map(|id| state.keys.get(id)).cloned().collect())
+        Ok(ids.filter_map(|id| state.keys.get(id)).map(|key| state.with_use(key)).collect())
     }
 
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
@@ -109,7 +122,7 @@ impl KeyStore for MemoryStore {
         let old_digest = stored.digest;
         let changed = Arc::new(ApiKey {
             created_at: stored.created_at,
-            last_used_at: stored.last_used_at,
+            last_used_at: state.last_uses.get(&key.id).copied().flatten(),
             ..key.clone()
         });
         state.keys.insert(key.id, Arc::clone(&changed));
@@ -126,6 +139,7 @@ impl KeyStore for MemoryStore {
         let stored = state.get(org, id).cloned().ok_or(StoreError::NotFound)?;
         self.by_digest.pin().remove(&stored.digest);
         state.keys.remove(id);
+        state.last_uses.remove(id);
         if let Some(order) = state.orgs.get_mut(org) {
             order.remove(&(stored.created_at, stored.id));
             if order.is_empty() {
@@ -138,10 +152,8 @@ impl KeyStore for MemoryStore {
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         let mut state = self.lock();
         for used in uses {
-            let Some(stored) = state.keys.get_mut(&used.id) else { continue };
-            if stored.last_used_at < Some(used.at) {
-                // What every request reads stays as it is.
-                Arc::make_mut(stored).last_used_at = Some(used.at);
+            if let Some(last_use) = state.last_uses.get_mut(&used.id) {
+                *last_use = Some(used.at).max(*last_use);
             }
         }
         Ok(())
@@ -158,6 +170,6 @@ impl KeyExport for MemoryStore {
         let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.lock();
         let keys = state.keys.range((begin, Bound::Unbounded));
-        Ok(keys.take(limit).map(|(_, key)| Arc::clone(key)).collect())
+        Ok(keys.take(limit).map(|(_, key)| state.with_use(key)).collect())
     }
 }
