@@ -114,6 +114,7 @@ let report = keygate::conformance::check_store(|| async {
 //! | `sqlite` | [`SqliteStore`]: keys and audit records in one file |
 //! | `postgres` | [`PostgresStore`]: keys and audit records that many processes share |
 //! | `postgres-tls` | its connections may be encrypted, by rustls |
+//! | `cache` | [`CachedStore`]: keys kept in memory in front of a store across a network |
 //! | `geoip` | [`MaxMindCountries`]: countries in audit records, from a MaxMind DB file |
 //! | `conformance` | the test suite for stores and audit logs |
 //!
@@ -193,6 +194,11 @@ pub use crate::record::{ApiKey, KeyPatch, KeyUse, Limits, NewKey, OrgLimit, Revi
 #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 pub use crate::runtime::TokioRuntime;
 pub use crate::runtime::{BoxFuture, Runtime};
+#[cfg(feature = "cache")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+pub use crate::store::cache::{
+    CacheError, CacheHealth, CacheState, CachedStore, CachedStoreBuilder,
+};
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub use crate::store::conformance;
@@ -201,6 +207,9 @@ pub use crate::store::contract::{KeyStore, StoreError};
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::feed::{ChangeFeed, News};
 pub use crate::store::memory::MemoryStore;
+#[cfg(all(feature = "cache", feature = "postgres"))]
+#[cfg_attr(docsrs, doc(cfg(all(feature = "cache", feature = "postgres"))))]
+pub use crate::store::postgres::PostgresChanges;
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use crate::store::postgres::{PostgresOpenError, PostgresOptions, PostgresStore};

@@ -1,5 +1,7 @@
 //! Where keys are kept: the `KeyStore` trait and its implementations.
 
+#[cfg(feature = "cache")]
+pub(crate) mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub(crate) mod contract;

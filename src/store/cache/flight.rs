@@ -1,0 +1,207 @@
+//! One question to the store at a time for each digest, shared by all who ask it.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::{FutureExt, Shared};
+use thiserror::Error;
+
+use super::entries::{Asked, Entries, Found};
+use crate::key::digest::KeyDigest;
+use crate::runtime::{BoxFuture, caught};
+use crate::store::contract::{KeyStore, StoreError};
+
+type Answer = Result<Found, Arc<StoreError>>;
+
+/// The questions that are under way. No more than there are callers waiting.
+#[derive(Default)]
+pub(super) struct Flights(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    by_digest: HashMap<KeyDigest, Flight>,
+    started: u64,
+}
+
+struct Flight {
+    number: u64,
+    asked: Asked,
+    passengers: usize,
+    answer: Shared<BoxFuture<'static, Answer>>,
+}
+
+impl Flights {
+    /// The store's answer. Whichever caller is polled drives the call, so that none
+    /// of them is needed: one that goes away leaves it to the others.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        store: &Arc<dyn KeyStore>,
+        entries: &Arc<Entries>,
+        digest: &KeyDigest,
+    ) -> Result<Found, StoreError> {
+        let seat = match self.board(store, entries, digest) {
+            Boarding::Seat(seat) => seat,
+            Boarding::Landed(found) => return Ok(found),
+        };
+        let found = seat.answer.clone().await.map_err(own)?;
+        if entries.is_too_old(seat.asked) {
+            return Err(StoreError::unavailable(TooOld));
+        }
+        Ok(found)
+    }
+
+    fn board(
+        self: &Arc<Self>,
+        store: &Arc<dyn KeyStore>,
+        entries: &Arc<Entries>,
+        digest: &KeyDigest,
+    ) -> Boarding {
+        let mut state = self.lock();
+        if let Some(flight) = state.by_digest.get_mut(digest)
+            && entries.may_join(flight.asked)
+        {
+            flight.passengers += 1;
+            return Boarding::Seat(Seat {
+                flights: Arc::clone(self),
+                digest: *digest,
+                number: flight.number,
+                asked: flight.asked,
+                answer: flight.answer.clone(),
+            });
+        }
+        // A flight may have landed since the caller looked.
+        if let Some(found) = entries.find(digest) {
+            return Boarding::Landed(found);
+        }
+        state.started += 1;
+        let (number, asked) = (state.started, entries.asking());
+        let question = Question {
+            flights: Arc::clone(self),
+            store: Arc::clone(store),
+            entries: Arc::clone(entries),
+            digest: *digest,
+            number,
+            asked,
+        };
+        let answer = (Box::pin(question.put()) as BoxFuture<'static, Answer>).shared();
+        let flight = Flight { number, asked, passengers: 1, answer: answer.clone() };
+        let replaced = state.by_digest.insert(*digest, flight);
+        drop(state);
+        // Outside of the lock: it may end a call of the store.
+        drop(replaced);
+        let flights = Arc::clone(self);
+        Boarding::Seat(Seat { flights, digest: *digest, number, asked, answer })
+    }
+
+    /// Takes the flight off, where it is the one of that number and `when` says so.
+    fn end(&self, digest: &KeyDigest, number: u64, when: impl FnOnce(&mut Flight) -> bool) {
+        let mut state = self.lock();
+        let flight = state.by_digest.get_mut(digest).filter(|flight| flight.number == number);
+        let ended = flight.is_some_and(when).then(|| state.by_digest.remove(digest));
+        drop(state);
+        drop(ended);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Flights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flights").finish_non_exhaustive()
+    }
+}
+
+enum Boarding {
+    Seat(Seat),
+    Landed(Found),
+}
+
+/// One caller's part in a flight. The last to go takes the flight off.
+struct Seat {
+    flights: Arc<Flights>,
+    digest: KeyDigest,
+    number: u64,
+    asked: Asked,
+    answer: Shared<BoxFuture<'static, Answer>>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.flights.end(&self.digest, self.number, |flight| {
+            flight.passengers -= 1;
+            flight.passengers == 0
+        });
+    }
+}
+
+struct Question {
+    flights: Arc<Flights>,
+    store: Arc<dyn KeyStore>,
+    entries: Arc<Entries>,
+    digest: KeyDigest,
+    number: u64,
+    asked: Asked,
+}
+
+impl Question {
+    async fn put(self) -> Answer {
+        // A panic would otherwise reach every caller that waits.
+        let found = caught(self.store.find_by_digest(&self.digest)).await;
+        let found = found.unwrap_or_else(|_| Err(StoreError::unavailable(Panicked)));
+        if let Ok(found) = &found {
+            self.entries.keep(self.digest, self.asked, found);
+        }
+        self.flights.end(&self.digest, self.number, |_| true);
+        found.map_err(Arc::new)
+    }
+}
+
+/// The answer took longer than `max_staleness`, and so may be older.
+#[derive(Debug, Error)]
+#[error("the store took longer to answer than an answer may be old")]
+struct TooOld;
+
+#[derive(Debug, Error)]
+#[error("the store panicked")]
+struct Panicked;
+
+/// An error of one's own, of the same kind and saying the same.
+fn own(error: Arc<StoreError>) -> StoreError {
+    let error = match Arc::try_unwrap(error) {
+        Ok(error) => return error,
+        Err(error) => error,
+    };
+    match &*error {
+        StoreError::LimitReached => StoreError::LimitReached,
+        StoreError::NotFound => StoreError::NotFound,
+        StoreError::Conflict => StoreError::Conflict,
+        StoreError::Unavailable(_) => StoreError::unavailable(SharedSource(error)),
+        StoreError::Corrupt(_) => StoreError::corrupt(SharedSource(error)),
+    }
+}
+
+/// The source of an error that several callers got.
+#[derive(Debug)]
+struct SharedSource(Arc<StoreError>);
+
+impl SharedSource {
+    fn source(&self) -> &(dyn StdError + 'static) {
+        self.0.source().unwrap_or(&*self.0)
+    }
+}
+
+impl fmt::Display for SharedSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.source(), f)
+    }
+}
+
+impl StdError for SharedSource {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source().source()
+    }
+}

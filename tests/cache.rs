@@ -1,0 +1,870 @@
+//! `CachedStore` from outside: no answer outlives a change, whatever fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+#![cfg(all(feature = "cache", feature = "tokio"))]
+
+mod cache_support;
+
+use std::error::Error as StdError;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use cache_support::{
+    Failure, Probe, Say, acme, digest, eventually, feed, insert, key, revoke, soon, status,
+};
+use keygate::*;
+
+const LONG: Duration = Duration::from_secs(5);
+
+fn cached(probe: &Probe) -> CachedStore {
+    CachedStore::builder(probe.clone(), LONG).build().unwrap()
+}
+
+/// A cache that follows its feed.
+async fn following(probe: &Probe, max_staleness: Duration) -> (CachedStore, Say) {
+    let (say, feed) = feed();
+    let cached = CachedStore::builder(probe.clone(), max_staleness).feed(feed).build().unwrap();
+    say.news(News::Missed);
+    say.up_to_date();
+    becomes(&cached, CacheState::Following).await;
+    (cached, say)
+}
+
+async fn becomes(cached: &CachedStore, state: CacheState) {
+    eventually("that state", async || cached.health().state == state).await;
+}
+
+async fn find(store: &impl KeyStore, number: u64) -> bool {
+    store.find_by_digest(&digest(number)).await.unwrap().is_some()
+}
+
+/// A look-up in a task of its own.
+fn lookup(cached: &CachedStore, key: &ApiKey) -> tokio::task::JoinHandle<Found> {
+    let (cached, digest) = (cached.clone(), key.digest);
+    tokio::spawn(async move { cached.find_by_digest(&digest).await })
+}
+
+type Found = Result<Option<Arc<ApiKey>>, StoreError>;
+
+fn status_of(found: Found) -> Option<Status> {
+    found.unwrap().map(|key| key.status)
+}
+
+// ---- a store like any other ----
+
+#[cfg(feature = "conformance")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cache_without_a_feed_conforms() {
+    let store = || async { CachedStore::builder(MemoryStore::new(), LONG).build().unwrap() };
+    keygate::conformance::check_store(store).await.unwrap();
+}
+
+#[cfg(feature = "conformance")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cache_that_follows_a_feed_conforms() {
+    let store = || async {
+        let feed = cache_support::Quiet::default();
+        let cached = CachedStore::builder(MemoryStore::new(), LONG).feed(feed).build().unwrap();
+        becomes(&cached, CacheState::Following).await;
+        cached
+    };
+    keygate::conformance::check_store(store).await.unwrap();
+}
+
+#[cfg(feature = "conformance")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cache_that_is_bypassed_conforms() {
+    let store = || async {
+        let (_, feed) = feed();
+        CachedStore::builder(MemoryStore::new(), LONG).feed(feed).build().unwrap()
+    };
+    keygate::conformance::check_store(store).await.unwrap();
+}
+
+#[cfg(all(feature = "conformance", feature = "sqlite"))]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cache_before_a_database_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+    let cached = CachedStore::builder(store, LONG).build().unwrap();
+    keygate::conformance::check_store(|| async { cached.clone() }).await.unwrap();
+}
+
+#[test]
+fn max_staleness_has_its_bounds() {
+    for bad in [Duration::ZERO, LONG + Duration::from_nanos(1), Duration::MAX] {
+        let error = CachedStore::builder(MemoryStore::new(), bad).build().unwrap_err();
+        assert!(matches!(error, CacheError::MaxStaleness(told) if told == bad), "{error:?}");
+        assert!(error.to_string().contains("more than zero, and at most 5 s"), "{error}");
+    }
+    for good in [Duration::from_nanos(1), LONG] {
+        CachedStore::builder(MemoryStore::new(), good).build().unwrap();
+    }
+}
+
+#[test]
+fn a_feed_needs_a_runtime() {
+    let (_say, feed) = feed();
+    let error = CachedStore::builder(MemoryStore::new(), LONG).feed(feed).build().unwrap_err();
+    assert!(matches!(error, CacheError::NoRuntime), "{error:?}");
+}
+
+// ---- what is kept ----
+
+#[tokio::test]
+async fn a_key_and_its_absence_are_asked_for_once() {
+    let probe = Probe::new();
+    insert(&probe, 1).await;
+    let cached = cached(&probe);
+    for _ in 0..10 {
+        assert!(find(&cached, 1).await);
+        assert!(!find(&cached, 2).await);
+    }
+    assert_eq!(probe.finds(), 2);
+    let health = cached.health();
+    assert_eq!((health.entries, health.absent_entries), (1, 1));
+    assert_eq!(health.state, CacheState::WithoutFeed);
+    assert!(format!("{cached:?}").contains("entries: 1"), "{cached:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_unknown_keys_pushes_out_no_real_one() {
+    let probe = Probe::new();
+    for number in 0..1_000 {
+        insert(&probe, number).await;
+    }
+    // With a feed, since so many look-ups may take longer than an answer lasts.
+    let feed = cache_support::Quiet::default();
+    let cached = CachedStore::builder(probe.clone(), LONG).feed(feed).build().unwrap();
+    becomes(&cached, CacheState::Following).await;
+    for number in 0..1_000 {
+        assert!(find(&cached, number).await);
+    }
+    for number in 0..1_000_000 {
+        assert!(!find(&cached, 1_000_000 + number).await);
+    }
+    assert_eq!(probe.finds(), 1_001_000);
+    for number in 0..1_000 {
+        assert!(find(&cached, number).await);
+    }
+    assert_eq!(probe.finds(), 1_001_000, "every key was still there");
+    let health = cached.health();
+    assert_eq!(health.entries, 1_000);
+    assert!(health.absent_entries <= 10_000, "{health:?}");
+}
+
+#[tokio::test]
+async fn there_is_never_more_than_there_is_room_for() {
+    let probe = Probe::new();
+    let builder = CachedStore::builder(probe.clone(), LONG);
+    let cached = builder.entries(1_024).absent_entries(128).build().unwrap();
+    for number in 0..5_000 {
+        insert(&probe, number).await;
+        assert!(find(&cached, number).await);
+        assert!(!find(&cached, 1_000_000 + number).await);
+        let health = cached.health();
+        assert!(health.entries <= 1_024 && health.absent_entries <= 128, "{health:?}");
+    }
+    let health = cached.health();
+    assert!(health.entries > 512 && health.absent_entries > 64, "{health:?}");
+}
+
+#[tokio::test]
+async fn without_room_every_look_up_goes_to_the_store() {
+    let probe = Probe::new();
+    insert(&probe, 1).await;
+    let builder = CachedStore::builder(probe.clone(), LONG);
+    let cached = builder.entries(0).absent_entries(0).build().unwrap();
+    for _ in 0..3 {
+        assert!(find(&cached, 1).await);
+        assert!(!find(&cached, 2).await);
+    }
+    assert_eq!(probe.finds(), 6);
+    assert_eq!((cached.health().entries, cached.health().absent_entries), (0, 0));
+}
+
+#[test]
+fn a_hit_costs_one_allocation() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = runtime.block_on(insert(&probe, 1));
+    let look = || runtime.block_on(status(&cached, &key));
+    look();
+    // `block_on` itself allocates nothing.
+    let counted = allocation_counter::measure(|| assert_eq!(look(), Some(Status::Active)));
+    assert_eq!(counted.count_total, 1);
+    assert_eq!(probe.finds(), 1);
+}
+
+#[tokio::test]
+async fn other_calls_go_to_the_store() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = insert(&cached, 1).await;
+    assert!(find(&cached, 1).await);
+    let used = Timestamp::from_unix_micros(7).unwrap();
+    cached.record_uses(&[KeyUse { id: key.id, at: used }]).await.unwrap();
+    assert_eq!(
+        probe.inner().get(&acme(), &key.id).await.unwrap().unwrap().last_used_at,
+        Some(used)
+    );
+    assert_eq!(cached.get(&acme(), &key.id).await.unwrap().unwrap().last_used_at, Some(used));
+    assert_eq!(cached.list(&acme()).await.unwrap()[0].last_used_at, Some(used));
+    assert!(find(&cached, 1).await);
+    assert_eq!(probe.finds(), 1, "a use is no change");
+}
+
+// ---- changes of this process ----
+
+#[tokio::test]
+async fn a_local_change_is_effective_before_the_call_returns() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    assert!(!find(&cached, 1).await);
+    let key = insert(&cached, 1).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Active));
+    revoke(&cached, &key).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
+    // A rotation: the old digest goes, the new one comes.
+    assert!(!find(&cached, 2).await);
+    let revoked = cached.get(&acme(), &key.id).await.unwrap().unwrap();
+    let rotated =
+        ApiKey { digest: digest(2), revision: revoked.revision.next(), ..ApiKey::clone(&revoked) };
+    cached.replace(&rotated, revoked.revision).await.unwrap();
+    assert!(!find(&cached, 1).await);
+    assert!(find(&cached, 2).await);
+    cached.delete(&acme(), &key.id).await.unwrap();
+    assert!(!find(&cached, 2).await);
+}
+
+#[tokio::test]
+async fn a_change_that_failed_may_have_taken_place() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = insert(&cached, 1).await;
+    assert!(find(&cached, 1).await);
+    probe.fail(Some(Failure::Unavailable));
+    cached.delete(&acme(), &key.id).await.unwrap_err();
+    probe.fail(None);
+    assert!(!find(&cached, 1).await);
+}
+
+#[tokio::test]
+async fn a_change_that_was_dropped_may_have_taken_place() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = insert(&cached, 1).await;
+    assert!(find(&cached, 1).await);
+    let gate = probe.hold_after_change();
+    let deleting = {
+        let (cached, id) = (cached.clone(), key.id);
+        tokio::spawn(async move { cached.delete(&acme(), &id).await })
+    };
+    gate.reached().await;
+    deleting.abort();
+    assert!(deleting.await.unwrap_err().is_cancelled());
+    assert!(!find(&cached, 1).await);
+}
+
+#[tokio::test]
+async fn a_change_voids_the_entries_of_few_other_keys() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let first = insert(&cached, 0).await;
+    for number in 1..1_000 {
+        insert(&cached, number).await;
+    }
+    for number in 0..1_000 {
+        find(&cached, number).await;
+    }
+    let before = probe.finds();
+    revoke(&cached, &first).await;
+    for number in 0..1_000 {
+        find(&cached, number).await;
+    }
+    let asked = probe.finds() - before;
+    assert!((1..20).contains(&asked), "{asked}");
+}
+
+/// Ids that an import brought need not be random.
+#[tokio::test]
+async fn keys_with_ids_in_a_row_do_not_void_each_other() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    for shift in [0, 40, 64, 100] {
+        let numbered = |number: u64| {
+            let id = KeyId::from_bytes((u128::from(number) << shift).to_be_bytes());
+            ApiKey { id, ..key(shift * 1_000 + number) }
+        };
+        for number in 1..200 {
+            cached.insert(&numbered(number), OrgLimit::NONE).await.unwrap();
+        }
+        for number in 1..200 {
+            status(&cached, &numbered(number)).await;
+        }
+        let before = probe.finds();
+        revoke(&cached, &numbered(77)).await;
+        for number in 1..200 {
+            status(&cached, &numbered(number)).await;
+        }
+        let asked = probe.finds() - before;
+        assert!((1..20).contains(&asked), "{asked} of 200, shift {shift}");
+        for number in 1..200 {
+            cached.delete(&acme(), &numbered(number).id).await.unwrap();
+        }
+    }
+}
+
+// ---- look-ups that were under way during a change ----
+
+#[tokio::test]
+async fn case_30_a_look_up_that_began_before_a_revocation_is_never_given_again() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = insert(&cached, 1).await;
+    let gate = probe.hold_after();
+    let late = lookup(&cached, &key);
+    gate.reached().await;
+    revoke(&cached, &key).await;
+    probe.let_pass();
+    gate.open();
+    // It began before the revocation, and may answer as it was then.
+    assert_eq!(status_of(soon(late).await.unwrap()), Some(Status::Active));
+    let before = probe.finds();
+    assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
+    assert_eq!(probe.finds(), before + 1);
+}
+
+#[tokio::test]
+async fn case_30_a_deleted_key_does_not_come_back() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = insert(&cached, 1).await;
+    let gate = probe.hold_after();
+    let late = lookup(&cached, &key);
+    gate.reached().await;
+    cached.delete(&acme(), &key.id).await.unwrap();
+    probe.let_pass();
+    gate.open();
+    assert!(soon(late).await.unwrap().unwrap().is_some());
+    assert_eq!(status(&cached, &key).await, None);
+    assert_eq!(status(&cached, &key).await, None);
+}
+
+#[tokio::test]
+async fn case_30_a_late_absence_does_not_hide_a_new_key() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let gate = probe.hold_after();
+    let late = lookup(&cached, &key(1));
+    gate.reached().await;
+    insert(&cached, 1).await;
+    probe.let_pass();
+    gate.open();
+    assert!(soon(late).await.unwrap().unwrap().is_none());
+    assert!(find(&cached, 1).await);
+}
+
+#[tokio::test]
+async fn case_30_a_request_after_a_revocation_does_not_join_a_look_up_from_before() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = insert(&cached, 1).await;
+    let gate = probe.hold_after();
+    let before = lookup(&cached, &key);
+    gate.reached().await;
+    probe.let_pass();
+    revoke(&cached, &key).await;
+    assert_eq!(soon(status(&cached, &key)).await, Some(Status::Revoked));
+    // The old answer comes last, and takes the place of no newer one.
+    gate.open();
+    assert_eq!(status_of(soon(before).await.unwrap()), Some(Status::Active));
+    let finds = probe.finds();
+    assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
+    assert_eq!(probe.finds(), finds, "the newer answer was kept");
+}
+
+#[tokio::test]
+async fn case_30_a_late_answer_from_before_a_told_change_is_never_given_again() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    for missed in [false, true] {
+        let (cached, say) = following(&probe, LONG).await;
+        let gate = probe.hold_after();
+        let late = lookup(&cached, &key);
+        gate.reached().await;
+        // In another process.
+        let stored = probe.inner().get(&acme(), &key.id).await.unwrap().unwrap();
+        let changed = ApiKey {
+            status: if missed { Status::Active } else { Status::Revoked },
+            revision: stored.revision.next(),
+            ..ApiKey::clone(&stored)
+        };
+        probe.inner().replace(&changed, stored.revision).await.unwrap();
+        say.news(if missed { News::Missed } else { News::Changed(key.id) });
+        say.up_to_date();
+        say.heard().await;
+        probe.let_pass();
+        gate.open();
+        assert_eq!(status_of(soon(late).await.unwrap()), Some(stored.status));
+        assert_eq!(status(&cached, &key).await, Some(changed.status));
+    }
+}
+
+// ---- one look-up for all ----
+
+/// Has a look-up go as far as it can.
+fn waits<T>(lookup: &mut BoxFuture<'_, T>) -> bool {
+    lookup.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+}
+
+#[tokio::test]
+async fn a_hundred_callers_at_once_make_one_call() {
+    for bypassed in [false, true] {
+        let probe = Probe::new();
+        let key = insert(&probe, 1).await;
+        let (_say, feed) = feed();
+        let builder = CachedStore::builder(probe.clone(), LONG);
+        let builder = if bypassed { builder.feed(feed) } else { builder };
+        let cached = builder.build().unwrap();
+        let gate = probe.hold_before();
+        let mut callers: Vec<_> = (0..100).map(|_| cached.find_by_digest(&key.digest)).collect();
+        assert!(callers.iter_mut().all(waits));
+        gate.open();
+        for caller in callers {
+            assert_eq!(status_of(soon(caller).await), Some(Status::Active));
+        }
+        assert_eq!(probe.finds(), 1, "bypassed: {bypassed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn callers_on_several_threads_make_one_call() {
+    for round in 1..200 {
+        let probe = Probe::new();
+        let key = insert(&probe, round).await;
+        let cached = cached(&probe);
+        let callers: Vec<_> = (0..16).map(|_| lookup(&cached, &key)).collect();
+        for caller in callers {
+            assert_eq!(status_of(soon(caller).await.unwrap()), Some(Status::Active));
+        }
+        assert_eq!(probe.finds(), 1);
+    }
+}
+
+#[tokio::test]
+async fn callers_of_different_digests_do_not_wait_for_each_other() {
+    let probe = Probe::new();
+    let (one, two) = (insert(&probe, 1).await, insert(&probe, 2).await);
+    let cached = cached(&probe);
+    let gate = probe.hold_before();
+    let held = lookup(&cached, &one);
+    gate.reached().await;
+    probe.let_pass();
+    assert_eq!(soon(status(&cached, &two)).await, Some(Status::Active));
+    gate.open();
+    soon(held).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_the_call_to_the_others() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let cached = cached(&probe);
+    let gate = probe.hold_before();
+    let mut first = cached.find_by_digest(&key.digest);
+    assert!(waits(&mut first));
+    let mut others = [(); 2].map(|()| cached.find_by_digest(&key.digest));
+    assert!(others.iter_mut().all(waits));
+    drop(first);
+    gate.open();
+    for other in others {
+        assert_eq!(status_of(soon(other).await), Some(Status::Active));
+    }
+    assert_eq!((probe.finds(), probe.dropped()), (1, 0));
+}
+
+/// Not by its own going, but because nobody else wakes them.
+#[tokio::test]
+async fn a_caller_that_goes_away_takes_no_wake_up_with_it() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let cached = cached(&probe);
+    let gate = probe.hold_before();
+    let mut first = cached.find_by_digest(&key.digest);
+    assert!(waits(&mut first));
+    let other = lookup(&cached, &key);
+    tokio::task::yield_now().await;
+    assert!(waits(&mut first));
+    gate.open();
+    drop(first);
+    assert_eq!(status_of(soon(other).await.unwrap()), Some(Status::Active));
+    assert_eq!(probe.finds(), 1);
+}
+
+#[tokio::test]
+async fn the_last_caller_to_go_away_ends_the_call() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let cached = cached(&probe);
+    let _gate = probe.hold_before();
+    let mut callers = [(); 2].map(|()| cached.find_by_digest(&key.digest));
+    assert!(callers.iter_mut().all(waits));
+    for caller in callers {
+        assert_eq!(probe.dropped(), 0);
+        drop(caller);
+    }
+    assert_eq!(probe.dropped(), 1);
+    probe.let_pass();
+    assert_eq!(soon(status(&cached, &key)).await, Some(Status::Active));
+    assert_eq!(probe.finds(), 2);
+}
+
+#[tokio::test]
+async fn all_callers_get_the_error_and_the_next_asks_again() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let cached = cached(&probe);
+    for (failure, said) in [
+        (Failure::Unavailable, "the line is cut"),
+        (Failure::Corrupt, "no such status"),
+        (Failure::Panic, "the store panicked"),
+    ] {
+        let finds = probe.finds();
+        let gate = probe.hold_before();
+        let mut callers = [(); 3].map(|()| cached.find_by_digest(&key.digest));
+        assert!(callers.iter_mut().all(waits));
+        probe.fail(Some(failure));
+        probe.let_pass();
+        gate.open();
+        for caller in callers {
+            let error = soon(caller).await.unwrap_err();
+            let is_corrupt = matches!(error, StoreError::Corrupt(_));
+            assert_eq!(is_corrupt, failure == Failure::Corrupt, "{error:?}");
+            assert!(is_corrupt || matches!(error, StoreError::Unavailable(_)), "{error:?}");
+            let source = error.source().unwrap();
+            assert_eq!(source.to_string(), said);
+            assert!(source.source().is_none());
+        }
+        assert_eq!(probe.finds(), finds + 1);
+        probe.fail(None);
+        assert_eq!(status(&cached, &key).await, Some(Status::Active));
+        cached.delete(&acme(), &key.id).await.unwrap();
+        insert(&cached, 1).await;
+    }
+}
+
+// ---- time ----
+
+#[tokio::test]
+async fn without_a_feed_an_answer_is_used_for_max_staleness() {
+    let max = Duration::from_millis(300);
+    let probe = Probe::new();
+    insert(&probe, 1).await;
+    let cached = CachedStore::builder(probe.clone(), max).build().unwrap();
+    for number in [1, 2] {
+        let finds = probe.finds();
+        let begin = Instant::now();
+        find(&cached, number).await;
+        let mut hits = 0;
+        eventually("it is asked for again", async || {
+            find(&cached, number).await;
+            hits += 1;
+            probe.finds() > finds + 1
+        })
+        .await;
+        assert!(begin.elapsed() >= max, "not before its time");
+        assert!(hits > 1);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_as_old_as_the_question() {
+    let max = Duration::from_millis(300);
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let cached = CachedStore::builder(probe.clone(), max).build().unwrap();
+    let gate = probe.hold_after();
+    let asked = Instant::now();
+    let slow = lookup(&cached, &key);
+    gate.reached().await;
+    // Revoked in another process, while the answer is on its way for half its time.
+    revoke(probe.inner(), &key).await;
+    tokio::time::sleep(max / 2).await;
+    probe.let_pass();
+    gate.open();
+    let _ = soon(slow).await.unwrap();
+    let mut used_until = asked;
+    eventually("the revocation is seen", async || {
+        let now = Instant::now();
+        let active = status(&cached, &key).await == Some(Status::Active);
+        if active {
+            used_until = now;
+        }
+        !active
+    })
+    .await;
+    assert!(used_until - asked <= max, "{:?}", used_until - asked);
+}
+
+#[tokio::test]
+async fn an_answer_that_took_longer_than_max_staleness_is_refused() {
+    let max = Duration::from_millis(50);
+    for with_feed in [false, true] {
+        let probe = Probe::new();
+        let key = insert(&probe, 1).await;
+        let (_say, feed) = feed();
+        let builder = CachedStore::builder(probe.clone(), max);
+        let builder = if with_feed { builder.feed(feed) } else { builder };
+        let cached = builder.build().unwrap();
+        let gate = probe.hold_after();
+        let slow = lookup(&cached, &key);
+        gate.reached().await;
+        tokio::time::sleep(max + Duration::from_millis(1)).await;
+        probe.let_pass();
+        gate.open();
+        let error = soon(slow).await.unwrap().unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+        assert!(error.source().unwrap().to_string().contains("longer to answer"), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_joins_a_call_that_hangs() {
+    let max = Duration::from_millis(100);
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let cached = CachedStore::builder(probe.clone(), max).build().unwrap();
+    let gate = probe.hold_before();
+    let hangs = lookup(&cached, &key);
+    gate.reached().await;
+    probe.let_pass();
+    tokio::time::sleep(max / 2 + Duration::from_millis(1)).await;
+    soon(cached.find_by_digest(&key.digest)).await.unwrap().unwrap();
+    assert!(!hangs.is_finished());
+    gate.open();
+    let _ = soon(hangs).await.unwrap();
+}
+
+// ---- the feed ----
+
+#[tokio::test]
+async fn a_told_change_is_seen_at_once() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let (cached, say) = following(&probe, LONG).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Active));
+    assert!(!find(&cached, 2).await);
+    revoke(probe.inner(), &key).await;
+    insert(probe.inner(), 2).await;
+    let finds = probe.finds();
+    assert_eq!(status(&cached, &key).await, Some(Status::Active), "nobody has told");
+    assert_eq!(probe.finds(), finds);
+    say.news(News::Changed(key.id));
+    eventually("the revocation is seen", async || {
+        status(&cached, &key).await == Some(Status::Revoked)
+    })
+    .await;
+    // The change of one key voids every absence.
+    assert!(find(&cached, 2).await);
+}
+
+#[tokio::test]
+async fn with_a_feed_an_answer_has_no_age() {
+    let max = Duration::from_millis(400);
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let (cached, say) = following(&probe, max).await;
+    let begin = Instant::now();
+    assert_eq!(status(&cached, &key).await, Some(Status::Active));
+    let mut proof = Instant::now();
+    let mut gap = Duration::ZERO;
+    while begin.elapsed() < max * 3 {
+        gap = gap.max(proof.elapsed());
+        proof = Instant::now();
+        say.up_to_date();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        status(&cached, &key).await;
+    }
+    // A machine that stood still for so long was rightly bypassed.
+    assert!(probe.finds() == 1 || gap > max / 2, "{} finds, {gap:?}", probe.finds());
+}
+
+#[tokio::test]
+async fn until_the_feed_is_there_nothing_is_kept() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let (say, feed) = feed();
+    let cached = CachedStore::builder(probe.clone(), LONG).feed(feed).build().unwrap();
+    assert_eq!(cached.health().state, CacheState::Bypassed);
+    for finds in 1..4 {
+        assert_eq!(status(&cached, &key).await, Some(Status::Active));
+        assert_eq!(probe.finds(), finds);
+    }
+    assert_eq!(cached.health().entries, 0);
+    say.news(News::Missed);
+    say.up_to_date();
+    becomes(&cached, CacheState::Following).await;
+    for _ in 0..3 {
+        assert_eq!(status(&cached, &key).await, Some(Status::Active));
+        assert_eq!(probe.finds(), 4);
+    }
+    assert_eq!(cached.health().entries, 1);
+}
+
+#[tokio::test]
+async fn after_missed_news_everything_is_asked_again() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let (cached, say) = following(&probe, LONG).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Active));
+    assert!(!find(&cached, 2).await);
+    revoke(probe.inner(), &key).await;
+    insert(probe.inner(), 2).await;
+    say.news(News::Missed);
+    becomes(&cached, CacheState::Bypassed).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
+    assert!(find(&cached, 2).await);
+    assert_eq!((cached.health().entries, cached.health().absent_entries), (0, 0));
+    say.up_to_date();
+    becomes(&cached, CacheState::Following).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
+    assert!(find(&cached, 2).await);
+}
+
+#[tokio::test]
+async fn a_silent_feed_is_bypassed_after_max_staleness() {
+    let max = Duration::from_millis(300);
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let (cached, say) = following(&probe, max).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Active));
+    // Revoked in another process, and the line is cut.
+    revoke(probe.inner(), &key).await;
+    let revoked = Instant::now();
+    let mut accepted = revoked;
+    eventually("the revocation is seen", async || {
+        let now = Instant::now();
+        let active = status(&cached, &key).await == Some(Status::Active);
+        if active {
+            accepted = now;
+        }
+        !active
+    })
+    .await;
+    assert!(accepted - revoked <= max, "{:?}", accepted - revoked);
+    assert_eq!(cached.health().state, CacheState::Bypassed);
+    eventually("the entries are dropped", async || cached.health().entries == 0).await;
+    // News of changes is no proof that all are told.
+    say.news(News::Changed(key.id));
+    let finds = probe.finds();
+    status(&cached, &key).await;
+    assert_eq!(probe.finds(), finds + 1);
+    assert_eq!(cached.health().state, CacheState::Bypassed);
+    say.up_to_date();
+    becomes(&cached, CacheState::Following).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
+}
+
+#[tokio::test]
+async fn an_old_proof_proves_nothing_now() {
+    let max = Duration::from_millis(200);
+    let probe = Probe::new();
+    let before = Instant::now();
+    tokio::time::sleep(max).await;
+    let (say, feed) = feed();
+    let cached = CachedStore::builder(probe.clone(), max).feed(feed).build().unwrap();
+    say.news(News::Missed);
+    say.news(News::UpToDate { as_of: before });
+    say.news(News::UpToDate { as_of: before });
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+        assert_eq!(cached.health().state, CacheState::Bypassed);
+    }
+    // Nor does one of the future prove more than one of now.
+    let begin = Instant::now();
+    say.news(News::UpToDate { as_of: begin + Duration::from_secs(3600) });
+    becomes(&cached, CacheState::Following).await;
+    becomes(&cached, CacheState::Bypassed).await;
+    assert!(begin.elapsed() >= max);
+}
+
+#[tokio::test]
+async fn a_feed_that_panics_is_bypassed_for_good() {
+    let probe = Probe::new();
+    let key = insert(&probe, 1).await;
+    let (cached, say) = following(&probe, LONG).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Active));
+    say.panic();
+    becomes(&cached, CacheState::Bypassed).await;
+    eventually("the task has ended", async || say.is_unheard()).await;
+    revoke(probe.inner(), &key).await;
+    assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
+    assert_eq!(cached.health().entries, 0);
+}
+
+#[tokio::test]
+async fn the_feed_is_let_go_with_the_last_handle() {
+    let probe = Probe::new();
+    let (cached, say) = following(&probe, LONG).await;
+    let other = cached.clone();
+    drop(cached);
+    say.up_to_date();
+    assert!(!find(&other, 1).await);
+    assert!(!say.is_unheard());
+    drop(other);
+    eventually("the task has ended", async || say.is_unheard()).await;
+}
+
+/// Where the runtime of the feed is gone, so is the proof.
+#[test]
+fn a_runtime_that_is_shut_down_bypasses_the_cache() {
+    let max = Duration::from_millis(100);
+    let probe = Probe::new();
+    let theirs = tokio::runtime::Runtime::new().unwrap();
+    let ours = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (cached, _say) = theirs.block_on(following(&probe, max));
+    theirs.shutdown_timeout(Duration::from_secs(5));
+    ours.block_on(becomes(&cached, CacheState::Bypassed));
+}
+
+// ---- a manager over a cache ----
+
+#[tokio::test]
+async fn status_expiry_and_address_are_judged_at_each_request() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let begin = Timestamp::from_unix_micros(1_700_000_000_000_000).unwrap();
+    let clock = Arc::new(ManualClock::new(begin));
+    let keys = KeyManager::builder(cached).clock(Arc::clone(&clock)).build().unwrap();
+    let ada = Actor::new(acme(), "ada");
+    let new = NewKey::named("CI").unwrap().allow(["10.0.0.0/8"]).unwrap();
+    let issued = keys.create(&ada, new.expires(Expiration::OneDay)).await.unwrap();
+    let secret = issued.secret.expose_secret();
+    let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+    let denied = |result: Result<VerifiedKey, VerifyError>| match result {
+        Err(VerifyError::Denied { denial, .. }) => denial,
+        other => panic!("{other:?}"),
+    };
+    keys.verify(secret, ip("10.0.0.1")).await.unwrap();
+    assert_eq!(denied(keys.verify(secret, ip("192.0.2.1")).await), Denial::IpNotAllowed);
+    assert_eq!(denied(keys.verify(secret, None).await), Denial::IpNotAllowed);
+    clock.set(issued.key.expires_at.unwrap());
+    assert_eq!(denied(keys.verify(secret, ip("10.0.0.1")).await), Denial::Expired);
+    assert_eq!(probe.finds(), 1);
+    clock.set(begin);
+    keys.verify(secret, ip("10.0.0.1")).await.unwrap();
+    assert_eq!(probe.finds(), 1);
+    keys.update(&ada, &issued.key.id, KeyPatch::revoke()).await.unwrap();
+    assert_eq!(denied(keys.verify(secret, ip("10.0.0.1")).await), Denial::Revoked);
+    keys.delete(&ada, &issued.key.id).await.unwrap();
+    assert!(matches!(keys.verify(secret, None).await, Err(VerifyError::Unknown)));
+}

@@ -1,0 +1,254 @@
+//! The cache itself, with every order in which its tasks may be run.
+//!
+//! `cache_model.rs` takes the numbers apart; here whole calls meet: look-ups that
+//! share a call of the store, callers that go away, and changes, each of them stopping
+//! before and after the store does its part.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+#![cfg(all(feature = "cache", feature = "tokio"))]
+
+#[allow(dead_code, reason = "not all of it is used here")]
+mod cache_support;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cache_support::{acme, key, revoke, status};
+use keygate::*;
+
+type Task = BoxFuture<'static, ()>;
+
+/// Lets every other task be run first.
+async fn pause() {
+    let mut paused = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut paused, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A memory store that pauses before and after it does its part.
+#[derive(Debug, Default)]
+struct Pausing(MemoryStore);
+
+#[async_trait]
+impl KeyStore for Pausing {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        pause().await;
+        let done = self.0.insert(key, limit).await;
+        pause().await;
+        done
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        pause().await;
+        let found = self.0.find_by_digest(digest).await;
+        pause().await;
+        found
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.0.get(org, id).await
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.0.list(org).await
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        pause().await;
+        let done = self.0.replace(key, expected).await;
+        pause().await;
+        done
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        pause().await;
+        let done = self.0.delete(org, id).await;
+        pause().await;
+        done
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.0.record_uses(uses).await
+    }
+}
+
+struct Awake(AtomicBool);
+
+impl Wake for Awake {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// Runs one task to its end.
+fn now<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        if let Poll::Ready(done) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return done;
+        }
+    }
+}
+
+/// Runs the tasks in every order; says in how many.
+fn in_every_order(make: impl Fn() -> (CachedStore, Vec<Task>, fn(&CachedStore))) -> usize {
+    // What was chosen at each turn, and of how many.
+    let mut choices: Vec<(usize, usize)> = Vec::new();
+    let mut orders = 0;
+    loop {
+        let (cached, tasks, check) = make();
+        let mut tasks: Vec<_> = tasks
+            .into_iter()
+            .map(|task| (Some(task), Arc::new(Awake(AtomicBool::new(true)))))
+            .collect();
+        for turn in 0.. {
+            let ready: Vec<_> = (0..tasks.len())
+                .filter(|&i| tasks[i].0.is_some() && tasks[i].1.0.load(SeqCst))
+                .collect();
+            if ready.is_empty() {
+                break;
+            }
+            if turn == choices.len() {
+                choices.push((0, ready.len()));
+            }
+            assert_eq!(choices[turn].1, ready.len(), "the tasks do the same each time");
+            let (task, awake) = &mut tasks[ready[choices[turn].0]];
+            awake.0.store(false, SeqCst);
+            let waker = Waker::from(Arc::clone(awake));
+            let polled = task.as_mut().unwrap().as_mut().poll(&mut Context::from_waker(&waker));
+            if polled.is_ready() {
+                *task = None;
+            }
+        }
+        assert!(tasks.iter().all(|(task, _)| task.is_none()), "somebody waits for nothing");
+        check(&cached);
+        orders += 1;
+        while choices.last().is_some_and(|(chosen, of)| chosen + 1 == *of) {
+            choices.pop();
+        }
+        let Some((chosen, _)) = choices.last_mut() else { return orders };
+        *chosen += 1;
+    }
+}
+
+fn cached() -> CachedStore {
+    let store = Pausing::default();
+    now(store.0.insert(&key(1), OrgLimit::NONE)).unwrap();
+    CachedStore::builder(store, Duration::from_secs(5)).build().unwrap()
+}
+
+fn look(cached: &CachedStore) -> Task {
+    let cached = cached.clone();
+    Box::pin(async move {
+        status(&cached, &key(1)).await;
+    })
+}
+
+/// A look-up that is dropped when `drop_it` is run, if it has not ended yet.
+fn look_and_go_away(cached: &CachedStore) -> (Task, Task) {
+    let lookup = Arc::new(Mutex::new((Some(look(cached)), None::<Waker>)));
+    let shared = Arc::clone(&lookup);
+    let run = Box::pin(poll_fn(move |cx| {
+        let (lookup, waker) = &mut *shared.lock().unwrap();
+        *waker = Some(cx.waker().clone());
+        lookup.as_mut().map_or(Poll::Ready(()), |lookup| lookup.as_mut().poll(cx))
+    }));
+    let drop_it = Box::pin(async move {
+        let (lookup, waker) = &mut *lookup.lock().unwrap();
+        *lookup = None;
+        if let Some(waker) = waker.take() {
+            waker.wake();
+        }
+    });
+    (run, drop_it)
+}
+
+fn is_revoked(cached: &CachedStore) {
+    assert_eq!(now(status(cached, &key(1))), Some(Status::Revoked));
+}
+
+#[test]
+fn case_30_no_look_up_after_a_revocation_gets_the_record_from_before() {
+    let orders = in_every_order(|| {
+        let cached = cached();
+        let change = {
+            let cached = cached.clone();
+            Box::pin(async move {
+                revoke(&cached, &key(1)).await;
+                assert_eq!(status(&cached, &key(1)).await, Some(Status::Revoked));
+            })
+        };
+        let tasks = vec![look(&cached), look(&cached), look(&cached), change as Task];
+        (cached, tasks, is_revoked)
+    });
+    assert!(orders > 1_000, "{orders}");
+}
+
+#[test]
+fn case_30_nor_where_a_caller_goes_away_meanwhile() {
+    let orders = in_every_order(|| {
+        let cached = cached();
+        let (look_up, drop_it) = look_and_go_away(&cached);
+        let change = {
+            let cached = cached.clone();
+            Box::pin(async move {
+                revoke(&cached, &key(1)).await;
+                assert_eq!(status(&cached, &key(1)).await, Some(Status::Revoked));
+            })
+        };
+        let tasks = vec![look_up, drop_it, look(&cached), change as Task];
+        (cached, tasks, is_revoked)
+    });
+    assert!(orders > 1_000, "{orders}");
+}
+
+#[test]
+fn case_30_a_deleted_key_stays_deleted_and_a_new_one_is_found() {
+    let orders = in_every_order(|| {
+        let cached = cached();
+        let change = {
+            let cached = cached.clone();
+            Box::pin(async move {
+                cached.delete(&acme(), &key(1).id).await.unwrap();
+                assert_eq!(status(&cached, &key(1)).await, None);
+                cached.insert(&key(1), OrgLimit::NONE).await.unwrap();
+                assert_eq!(status(&cached, &key(1)).await, Some(Status::Active));
+            })
+        };
+        let tasks = vec![look(&cached), change as Task];
+        (cached, tasks, |cached| {
+            assert_eq!(now(status(cached, &key(1))), Some(Status::Active));
+        })
+    });
+    assert!(orders > 50, "{orders}");
+}
+
+#[test]
+fn whoever_goes_away_nobody_waits_for_nothing() {
+    let orders = in_every_order(|| {
+        let cached = cached();
+        let (first, drop_first) = look_and_go_away(&cached);
+        let (second, drop_second) = look_and_go_away(&cached);
+        let tasks = vec![first, drop_first, second, drop_second, look(&cached)];
+        (cached, tasks, |cached| {
+            assert_eq!(now(status(cached, &key(1))), Some(Status::Active));
+        })
+    });
+    assert!(orders > 1_000, "{orders}");
+}
