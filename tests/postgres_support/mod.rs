@@ -1,12 +1,7 @@
-//! Helpers of the PostgreSQL tests: a schema for each, keys, sessions, and other processes on the same database.
-
-#[path = "../support/peer.rs"]
-mod peer;
+//! Helpers of the PostgreSQL tests: a schema for each, keys and sessions.
 
 use std::env;
-use std::ffi::OsStr;
 use std::future::Future;
-use std::io::{self, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,8 +11,6 @@ use keygate::{
     Timestamp,
 };
 use tokio_postgres::{Client, NoTls};
-
-use self::peer::Peer;
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
@@ -121,31 +114,5 @@ pub(crate) fn change(n: u8, actor: &str) -> AuditRecord {
             action: ChangeAction::Created,
             phase: ChangePhase::Begun,
         }),
-    }
-}
-
-/// Another process on the same schema, which creates keys in the organisations
-/// that it is told.
-pub(crate) fn peer(schema: &str) -> Peer {
-    Peer::start("postgres_support::child", &[("KEYGATE_CHILD_SCHEMA", OsStr::new(schema))])
-}
-
-#[test]
-#[ignore = "not a test: what other tests start as a process of its own"]
-fn child() {
-    let Ok(schema) = env::var("KEYGATE_CHILD_SCHEMA") else { return };
-    let say = |line: &str| {
-        let mut out = io::stdout().lock();
-        write!(out, "\n@{line}\n").unwrap();
-        out.flush().unwrap();
-    };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let options = in_session(&schema, "keygate-peer").deadline(PATIENT);
-    let stores = [runtime.block_on(options.connect()).unwrap()];
-    say("ready");
-    for line in io::stdin().lines().map_while(Result::ok) {
-        let created = runtime.block_on(crate::races::creators(&stores, &org(&line), 32));
-        say(&created.to_string());
     }
 }

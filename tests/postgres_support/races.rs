@@ -1,11 +1,18 @@
 //! Creators at the limit, over several connections and from two processes.
 
+#[path = "../support/peer.rs"]
+mod peer;
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use keygate::{KeyStore, OrgId, OrgLimit, PostgresOptions, PostgresStore, StoreError};
 use tokio::sync::Barrier;
 
-use crate::postgres_support::{LIMIT, PATIENT, in_schema, new_key, org, peer, schema_of};
+use self::peer::Peer;
+use crate::postgres_support::{LIMIT, PATIENT, in_schema, in_session, new_key, org, schema_of};
 
 /// So many tasks create a key each, at once, in turn over those stores; how
 /// many got one.
@@ -96,4 +103,30 @@ async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_round
         peer.end();
     })
     .await;
+}
+
+/// Another process on the same schema, which creates keys in the organisations
+/// that it is told.
+fn peer(schema: &str) -> Peer {
+    Peer::start("races::child", &[("KEYGATE_CHILD_SCHEMA", OsStr::new(schema))])
+}
+
+#[test]
+#[ignore = "not a test: what other tests start as a process of its own"]
+fn child() {
+    let Ok(schema) = env::var("KEYGATE_CHILD_SCHEMA") else { return };
+    let say = |line: &str| {
+        let mut out = io::stdout().lock();
+        write!(out, "\n@{line}\n").unwrap();
+        out.flush().unwrap();
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let options = in_session(&schema, "keygate-peer").deadline(PATIENT);
+    let stores = [runtime.block_on(options.connect()).unwrap()];
+    say("ready");
+    for line in io::stdin().lines().map_while(Result::ok) {
+        let created = runtime.block_on(creators(&stores, &org(&line), 32));
+        say(&created.to_string());
+    }
 }

@@ -7,13 +7,22 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_postgres::Config;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Config, Socket};
 
 use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::error::Fault;
 use crate::store::postgres::server::{Server, shuffle};
 use crate::store::postgres::statements::Texts;
+
+#[cfg(feature = "postgres-tls")]
+type Tls = tokio_postgres_rustls::MakeRustlsConnect;
+#[cfg(not(feature = "postgres-tls"))]
+type Tls = tokio_postgres::NoTls;
+
+/// What moves a connection's bytes, for as long as it is polled.
+pub(super) type Wire = tokio_postgres::Connection<Socket, <Tls as MakeTlsConnect<Socket>>::Stream>;
 
 /// Everything that a new connection takes.
 pub(super) struct Dialer {
@@ -24,14 +33,22 @@ pub(super) struct Dialer {
     pub(super) prepared: bool,
     /// How long it may take until one server has let us in.
     pub(super) reach: Duration,
-    #[cfg(feature = "postgres-tls")]
-    pub(super) tls: tokio_postgres_rustls::MakeRustlsConnect,
+    pub(super) tls: Tls,
 }
 
 impl Dialer {
-    /// The connection to the first server that is of use, and the task that ends
-    /// with it.
+    /// A connection for statements, and the task that ends with it.
     pub(super) async fn dial(&self) -> Outcome<(Connection, JoinHandle<()>)> {
+        let (client, wire) = self.dial_bare().await?;
+        let driver = tokio::spawn(async move {
+            // What it ends with, the calls under way are told.
+            let _ = wire.await;
+        });
+        Ok((Connection::new(client, &driver, Arc::clone(&self.texts), self.prepared), driver))
+    }
+
+    /// The two halves of a connection to the first server that is of use.
+    pub(super) async fn dial_bare(&self) -> Outcome<(Client, Wire)> {
         let mut order: Vec<&Server> = self.servers.iter().collect();
         if self.balanced {
             shuffle(&mut order);
@@ -54,7 +71,7 @@ impl Dialer {
     }
 
     /// Each address of the server has its share of the time that is left.
-    async fn reach(&self, server: &Server) -> Outcome<(Connection, JoinHandle<()>)> {
+    async fn reach(&self, server: &Server) -> Outcome<(Client, Wire)> {
         let until = Instant::now() + self.reach;
         let late = |_| Fault::NoAddress(io::ErrorKind::TimedOut.into());
         let addresses = timeout_at(until, server.addresses()).await.map_err(late)??;
@@ -71,17 +88,8 @@ impl Dialer {
         Err(failed.telling.unwrap_or(Fault::Ended))
     }
 
-    async fn connect(&self, config: &Config) -> Outcome<(Connection, JoinHandle<()>)> {
-        #[cfg(feature = "postgres-tls")]
-        let tls = self.tls.clone();
-        #[cfg(not(feature = "postgres-tls"))]
-        let tls = tokio_postgres::NoTls;
-        let (client, driver) = config.connect(tls).await?;
-        let driver = tokio::spawn(async move {
-            // What it ends with, the calls under way are told.
-            let _ = driver.await;
-        });
-        Ok((Connection::new(client, &driver, Arc::clone(&self.texts), self.prepared), driver))
+    async fn connect(&self, config: &Config) -> Outcome<(Client, Wire)> {
+        Ok(config.connect(Clone::clone(&self.tls)).await?)
     }
 }
 

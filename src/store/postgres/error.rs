@@ -126,6 +126,17 @@ impl Fault {
         self.code().is_some_and(|code| codes.contains(code))
     }
 
+    /// The whole story, for the log.
+    pub(super) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+
     pub(super) fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres(error) => error.code(),

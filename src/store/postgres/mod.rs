@@ -2,6 +2,8 @@
 
 mod alone;
 mod audit;
+#[cfg(feature = "cache")]
+mod changes;
 mod columns;
 mod connection;
 mod dial;
@@ -32,6 +34,10 @@ use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
 use crate::store::postgres::alone::Alone;
 use crate::store::postgres::audit::Purge;
+#[cfg(feature = "cache")]
+pub use crate::store::postgres::changes::PostgresChanges;
+#[cfg(feature = "cache")]
+use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::error::Fault;
 pub use crate::store::postgres::open::PostgresOpenError;
 pub use crate::store::postgres::options::PostgresOptions;
@@ -73,6 +79,13 @@ pub struct PostgresStore {
 struct Inner {
     pool: Pool,
     alone: Alone,
+    #[cfg(feature = "cache")]
+    dialer: Arc<Dialer>,
+    #[cfg(feature = "cache")]
+    runtime: tokio::runtime::Handle,
+    /// What changes are announced under: the schema's name.
+    #[cfg(feature = "cache")]
+    channel: String,
 }
 
 impl PostgresStore {
@@ -84,6 +97,14 @@ impl PostgresStore {
     /// A [`PostgresOpenError`] that says what is wrong; it never holds the password.
     pub async fn connect(url: &str) -> Result<Self, PostgresOpenError> {
         PostgresOptions::from_url(url)?.connect().await
+    }
+
+    /// Tells of the changes that anybody makes to the keys, for a cache in front of
+    /// this store. It has a connection of its own.
+    #[cfg(feature = "cache")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+    pub fn changes(&self) -> PostgresChanges {
+        PostgresChanges::of(self.clone())
     }
 
     async fn open(options: PostgresOptions) -> Result<Self, PostgresOpenError> {
@@ -98,8 +119,18 @@ impl PostgresStore {
         migrated.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
         let dialer = Arc::new(dialer);
         let pool = Pool::start(&dialer, target.connections, target.deadline);
-        let alone = Alone::new(connection, dialer, target.deadline);
-        Ok(Self { inner: Arc::new(Inner { pool, alone }) })
+        let alone = Alone::new(connection, Arc::clone(&dialer), target.deadline);
+        let inner = Inner {
+            pool,
+            alone,
+            #[cfg(feature = "cache")]
+            dialer,
+            #[cfg(feature = "cache")]
+            runtime: tokio::runtime::Handle::current(),
+            #[cfg(feature = "cache")]
+            channel: target.schema,
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 }
 

@@ -194,6 +194,8 @@ impl PostgresOptions {
             reach,
             #[cfg(feature = "postgres-tls")]
             tls: crate::store::postgres::tls::connector(&target.servers)?,
+            #[cfg(not(feature = "postgres-tls"))]
+            tls: tokio_postgres::NoTls,
         };
         Ok((dialer, target))
     }

@@ -1,6 +1,5 @@
 //! A few shared connections, each kept up by a task of its own.
 
-use std::error::Error as StdError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -162,12 +161,7 @@ async fn keep(
 
 impl LastFailure {
     fn set(&self, fault: &Fault) {
-        let mut text = fault.to_string();
-        let mut cause = fault.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
+        let text = fault.with_causes();
         tracing::warn!(reason = text, "keygate: no connection to PostgreSQL");
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
     }

@@ -11,7 +11,7 @@ use crate::store::postgres::error::Fault;
 
 /// Each takes the schema from its position to the next one. Those that have
 /// been released never change.
-const MIGRATIONS: [&str; 1] = [
+const MIGRATIONS: [&str; 2] = [
     // Times are microseconds since 1970. A row of `organisations` is there to be
     // locked. Texts hold U+FDD0 and a digit for the characters that they cannot.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -59,6 +59,35 @@ const MIGRATIONS: [&str; 1] = [
      );
      CREATE INDEX changes_by_org ON {schema}.changes (org, at, id);
      CREATE INDEX changes_by_time ON {schema}.changes (at);",
+    // Every change of a key but its last use is announced on the channel that is
+    // named as the schema, as its id or `*` for all. By triggers, so that a change
+    // made by hand or by an older version is announced as well; with ALWAYS, so is
+    // one that logical replication brings. For PostgreSQL to keep announcements in
+    // order, such transactions are made durable one after the other.
+    "CREATE FUNCTION {schema}.announce_change() RETURNS trigger
+     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+     BEGIN
+         IF TG_OP = 'TRUNCATE' THEN
+             PERFORM pg_notify(TG_TABLE_SCHEMA, '*');
+         END IF;
+         IF TG_OP IN ('UPDATE', 'DELETE') THEN
+             PERFORM pg_notify(TG_TABLE_SCHEMA, OLD.id::text);
+         END IF;
+         IF TG_OP IN ('INSERT', 'UPDATE') THEN
+             PERFORM pg_notify(TG_TABLE_SCHEMA, NEW.id::text);
+         END IF;
+         RETURN NULL;
+     END
+     $body$;
+
+     CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF
+         id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at,
+         rotated_at, revision
+     ON {schema}.keys FOR EACH ROW EXECUTE FUNCTION {schema}.announce_change();
+     CREATE TRIGGER announce_truncation AFTER TRUNCATE
+     ON {schema}.keys FOR EACH STATEMENT EXECUTE FUNCTION {schema}.announce_change();
+     ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_change;
+     ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_truncation;",
 ];
 
 pub(super) const CURRENT: i64 = MIGRATIONS.len() as i64;

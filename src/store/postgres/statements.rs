@@ -61,14 +61,14 @@ macro_rules! purge {
 }
 
 macro_rules! statements {
-    ($($name:ident: $text:expr,)*) => {
+    ($($(#[$condition:meta])? $name:ident: $text:expr,)*) => {
         /// Names a statement.
         #[derive(Clone, Copy, Debug)]
         pub(super) enum Sql {
-            $($name,)*
+            $($(#[$condition])? $name,)*
         }
 
-        const TEMPLATES: &[&str] = &[$($text,)*];
+        const TEMPLATES: &[&str] = &[$($(#[$condition])? $text,)*];
     };
 }
 
@@ -115,6 +115,8 @@ statements! {
     OrgChangesAfter: page!("changes", "actor, action, phase", "org = $1 AND $2 IS NULL", ">", "ASC"),
     PurgeRequests: purge!("requests"),
     PurgeChanges: purge!("changes"),
+    #[cfg(feature = "cache")]
+    Notify: "SELECT pg_catalog.pg_notify($1, $2)",
 }
 
 impl Sql {

@@ -1,0 +1,311 @@
+//! What the database announces of changes, heard on a connection of its own.
+
+use std::fmt;
+use std::future::{pending, poll_fn};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_postgres::types::Type;
+use tokio_postgres::{AsyncMessage, Notification};
+
+use crate::key::id::KeyId;
+use crate::random::SystemRandom;
+use crate::store::feed::{ChangeFeed, News};
+use crate::store::postgres::dial::Wire;
+use crate::store::postgres::error::Fault;
+use crate::store::postgres::pool::Again;
+use crate::store::postgres::statements::Sql;
+use crate::store::postgres::{Outcome, PostgresStore};
+
+/// A heartbeat that is not heard for this long, or for four intervals, has been lost.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two attempts to listen; doubled from one to the next.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// So many announcements may wait for whoever calls `next`. A listener that falls
+/// further behind is closed: the server would have to keep them, for everybody.
+const ROOM: usize = 10_000;
+
+/// Tells of the changes to the keys of a [`PostgresStore`], whichever process makes
+/// them; made by [`PostgresStore::changes`].
+///
+/// With it, no process accepts a key later than the cache's `max_staleness` after its
+/// revocation was acknowledged, whatever fails; normally it is milliseconds. That
+/// takes a database that keeps what it has acknowledged: a failover that loses
+/// commits loses revocations with them.
+///
+/// Triggers announce each change, in the transaction that makes it, by `NOTIFY` on the
+/// channel that is named as the schema. So a change made by hand is announced as well.
+/// A restored backup is not, nor what is done while triggers are disabled: say
+/// `NOTIFY keygate, '*'` afterwards, and every cache begins anew.
+///
+/// One connection only listens. A heartbeat is sent over those of the store; heard
+/// on that one, behind all changes that were finished earlier, it proves that none
+/// was missed. A connection on which it is not heard is made anew: one that is
+/// half-open, one to a server that the store no longer uses, one through a pooler
+/// that lends out server sessions by transaction. Through such a pooler there is never
+/// a proof, and a cache stays empty: take the changes from another store then, whose
+/// URL leads past it.
+///
+/// ```no_run
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use keygate::{CachedStore, KeyManager, PostgresStore};
+///
+/// let store = PostgresStore::connect("postgres://app:password@localhost/app").await?;
+/// let cached = CachedStore::builder(store.clone(), Duration::from_secs(2))
+///     .feed(store.changes())
+///     .build()?;
+/// let keys = KeyManager::builder(cached).build()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct PostgresChanges {
+    store: PostgresStore,
+    heartbeat: Duration,
+    listening: Option<Listening>,
+}
+
+/// The task that listens, ended when this is dropped.
+struct Listening {
+    news: Receiver<News>,
+    _task: JoinSet<()>,
+}
+
+impl PostgresChanges {
+    pub(super) fn of(store: PostgresStore) -> Self {
+        Self { store, heartbeat: Duration::from_millis(250), listening: None }
+    }
+
+    /// The time between two heartbeats: 250 ms at first, and from 10 ms to 5 seconds.
+    /// It should be a quarter of the cache's `max_staleness` at most.
+    ///
+    /// Each is a small transaction, and wakes every listener of the database: with
+    /// very many processes, choose a second.
+    pub fn heartbeat(self, interval: Duration) -> Self {
+        Self {
+            heartbeat: interval.clamp(Duration::from_millis(10), Duration::from_secs(5)),
+            ..self
+        }
+    }
+}
+
+#[async_trait]
+impl ChangeFeed for PostgresChanges {
+    async fn next(&mut self) -> News {
+        let (store, heartbeat) = (&self.store, self.heartbeat);
+        let listening = self.listening.get_or_insert_with(|| {
+            let (tell, news) = mpsc::channel(1);
+            let mut task = JoinSet::new();
+            // On the store's runtime: the caller's may be another one.
+            task.spawn_on(listen(store.clone(), heartbeat, tell), &store.inner.runtime);
+            Listening { news, _task: task }
+        });
+        match listening.news.recv().await {
+            Some(news) => news,
+            // The runtime has ended, and the store with it.
+            None => pending().await,
+        }
+    }
+}
+
+impl fmt::Debug for PostgresChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresChanges")
+            .field("channel", &self.store.inner.channel)
+            .field("heartbeat", &self.heartbeat)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a connection is listened to no longer.
+enum End {
+    Refused(Fault),
+    Closed,
+    /// Nothing was heard of a heartbeat.
+    Silent,
+    /// Nobody asks for news any more.
+    Unwanted,
+}
+
+/// Listens for ever, over one connection after the other.
+async fn listen(store: PostgresStore, heartbeat: Duration, news: Sender<News>) {
+    let mut listener = Listener {
+        store,
+        heartbeat,
+        patience: SHORTEST_PATIENCE.max(heartbeat.saturating_mul(4)),
+        own_channel: own_channel().await,
+        news,
+        heartbeats: 0,
+        proofs: 0,
+    };
+    let mut pause = SHORTEST_PAUSE;
+    let mut is_said = false;
+    loop {
+        let proofs = listener.proofs;
+        let end = listener.listen_once().await;
+        if matches!(end, End::Unwanted) {
+            return;
+        }
+        if listener.proofs > proofs {
+            (pause, is_said) = (SHORTEST_PAUSE, false);
+        }
+        if !is_said {
+            is_said = true;
+            tracing::warn!(reason = end.reason(), "keygate: changes of keys are not heard");
+        }
+        // Processes that have lost their connections at once come back one by one.
+        let random = getrandom::u32().unwrap_or(u32::MAX);
+        sleep(pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
+    }
+}
+
+/// Nobody else can guess it, and so nobody else can send our heartbeat. The same one
+/// for all connections: a pooler may keep a session that listens to it.
+async fn own_channel() -> String {
+    loop {
+        match KeyId::random(&SystemRandom) {
+            Ok(id) => return format!("keygate heartbeat {id}"),
+            Err(_) => sleep(LONGEST_PAUSE).await,
+        }
+    }
+}
+
+impl End {
+    fn reason(&self) -> String {
+        match self {
+            Self::Refused(fault) => fault.with_causes(),
+            Self::Closed => "the connection is closed".to_owned(),
+            Self::Silent => {
+                "no heartbeat comes back; is a pooler in between, or the network gone?".to_owned()
+            }
+            Self::Unwanted => String::new(),
+        }
+    }
+}
+
+struct Listener {
+    store: PostgresStore,
+    heartbeat: Duration,
+    patience: Duration,
+    own_channel: String,
+    news: Sender<News>,
+    /// How many were sent; none has the number of another.
+    heartbeats: u64,
+    /// How many of them came back.
+    proofs: u64,
+}
+
+/// The one that has not come back yet.
+struct Sent {
+    number: u64,
+    at: Instant,
+}
+
+impl Listener {
+    /// Dials, and tells what is heard until the connection is of no more use.
+    async fn listen_once(&mut self) -> End {
+        // Whatever runs for this connection ends with it.
+        let mut tasks = JoinSet::new();
+        let (client, wire) = match self.store.inner.dialer.dial_bare().await {
+            Ok(parts) => parts,
+            Err(fault) => return End::Refused(fault),
+        };
+        let (hear, mut heard) = mpsc::channel(ROOM);
+        tasks.spawn(forward(wire, hear));
+        let sql =
+            format!("LISTEN \"{}\"; LISTEN \"{}\"", self.store.inner.channel, self.own_channel);
+        match timeout(self.patience, client.batch_execute(&sql)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return End::Refused(error.into()),
+            Err(_) => return End::Refused(Fault::Late(self.patience)),
+        }
+        if !self.tell(News::Missed).await {
+            return End::Unwanted;
+        }
+        let end = self.tell_all(&mut heard, &mut tasks).await;
+        // At once: nothing more can be heard, and nobody should wait for us.
+        drop((client, tasks));
+        if self.tell(News::Missed).await { end } else { End::Unwanted }
+    }
+
+    async fn tell_all(
+        &mut self,
+        heard: &mut Receiver<Notification>,
+        tasks: &mut JoinSet<()>,
+    ) -> End {
+        let mut sent: Option<Sent> = None;
+        let mut due = Instant::now();
+        loop {
+            let until = match &sent {
+                Some(sent) => sent.at + self.patience,
+                None if due <= Instant::now() => {
+                    let at = Instant::now();
+                    due = at + self.heartbeat;
+                    self.heartbeats += 1;
+                    sent = Some(Sent { number: self.heartbeats, at });
+                    while tasks.try_join_next().is_some() {}
+                    tasks.spawn(send(
+                        self.store.clone(),
+                        self.own_channel.clone(),
+                        self.heartbeats,
+                    ));
+                    at + self.patience
+                }
+                None => due,
+            };
+            let news = match timeout_at(until, heard.recv()).await {
+                Ok(None) => return End::Closed,
+                Err(_) if sent.is_some() => return End::Silent,
+                Err(_) => continue,
+                Ok(Some(notification)) if notification.channel() == self.own_channel => {
+                    let number = notification.payload().parse();
+                    let Some(sent) = sent.take_if(|sent| number == Ok(sent.number)) else {
+                        continue;
+                    };
+                    self.proofs += 1;
+                    News::UpToDate { as_of: sent.at.into_std() }
+                }
+                Ok(Some(notification)) => match notification.payload().parse() {
+                    Ok(id) => News::Changed(id),
+                    // All keys have changed, or somebody says what we do not know.
+                    Err(_) => News::Missed,
+                },
+            };
+            if !self.tell(news).await {
+                return End::Unwanted;
+            }
+        }
+    }
+
+    /// Whether anybody wants to know.
+    async fn tell(&self, news: News) -> bool {
+        self.news.send(news).await.is_ok()
+    }
+}
+
+/// Moves the connection's bytes, and passes on what is announced.
+async fn forward(mut wire: Wire, hear: Sender<Notification>) {
+    while let Some(Ok(message)) = poll_fn(|cx| wire.poll_message(cx)).await {
+        if let AsyncMessage::Notification(notification) = message
+            && hear.try_send(notification).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Never over the connection that listens. A pooler in between would lend it a server
+/// session for that statement: the heartbeat would come back, and what is announced
+/// in between would be lost.
+async fn send(store: PostgresStore, channel: String, number: u64) {
+    let number = number.to_string();
+    let parameters = [(&channel as _, Type::TEXT), (&number as _, Type::TEXT)];
+    // One that is not sent is not heard either.
+    let _: Outcome<_> = store.inner.pool.query(Again::WhenLost, Sql::Notify, &parameters).await;
+}

@@ -1,0 +1,140 @@
+//! Two caches over one database, as in two processes: what one of them revokes, the
+//! other refuses.
+
+use std::time::{Duration, Instant};
+
+use keygate::{
+    Actor, CacheState, CachedStore, Denial, KeyManager, KeyPatch, NewKey, PostgresOptions,
+    PostgresStore, VerifyError,
+};
+
+use crate::postgres_support::{PATIENT, in_schema, org, schema_of, url};
+use crate::proxy::{Network, Proxy, address};
+use crate::told::{HEARTBEAT, REACH};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process: its store, its cache, and what it hears of changes over `feed`.
+struct Process {
+    cached: CachedStore,
+    keys: KeyManager,
+}
+
+impl Process {
+    async fn start(store: PostgresStore, feed: &PostgresStore, max_staleness: Duration) -> Self {
+        let feed = feed.changes().heartbeat(HEARTBEAT);
+        let cached = CachedStore::builder(store, max_staleness).feed(feed).build().unwrap();
+        let keys = KeyManager::builder(cached.clone()).store_deadline(PATIENT).build().unwrap();
+        let this = Self { cached, keys };
+        this.until(CacheState::Following).await;
+        this
+    }
+
+    async fn until(&self, state: CacheState) {
+        let begun = Instant::now();
+        while self.cached.health().state != state {
+            assert!(begun.elapsed() < PATIENCE, "it is not {state:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Verifies until the key is refused as revoked; when the last accepted call began.
+    async fn last_acceptance(&self, secret: &str) -> Instant {
+        let begun = Instant::now();
+        let mut last = begun;
+        loop {
+            let now = Instant::now();
+            match self.keys.verify(secret, None).await {
+                Ok(_) => last = now,
+                Err(VerifyError::Denied { denial: Denial::Revoked, .. }) => return last,
+                Err(other) => panic!("{other:?}"),
+            }
+            assert!(begun.elapsed() < PATIENCE, "it is still accepted");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn actor() -> Actor {
+    Actor::new(org("acme"), "tester")
+}
+
+fn new() -> NewKey {
+    NewKey::named("CI deploy").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn what_one_process_changes_the_other_soon_knows() {
+    in_schema(|options| async move {
+        let stores = [
+            options.clone().deadline(PATIENT).connect().await.unwrap(),
+            options.deadline(PATIENT).connect().await.unwrap(),
+        ];
+        let here = Process::start(stores[0].clone(), &stores[0], Duration::from_secs(5)).await;
+        let there = Process::start(stores[1].clone(), &stores[1], Duration::from_secs(5)).await;
+        for round in 0..50 {
+            let issued = here.keys.create(&actor(), new()).await.unwrap();
+            let (id, secret) = (issued.key.id, issued.secret.expose_secret().to_owned());
+            for _ in 0..2 {
+                here.keys.verify(&secret, None).await.unwrap();
+                there.keys.verify(&secret, None).await.unwrap();
+            }
+            let secret = if round % 2 == 0 {
+                secret
+            } else {
+                let rotated = there.keys.rotate(&actor(), &id).await.unwrap();
+                let gone = there.keys.verify(&secret, None).await;
+                assert!(matches!(gone, Err(VerifyError::Unknown)), "{gone:?}");
+                let secret = rotated.secret.expose_secret().to_owned();
+                there.keys.verify(&secret, None).await.unwrap();
+                secret
+            };
+            here.keys.update(&actor(), &id, KeyPatch::revoke()).await.unwrap();
+            // Here at once.
+            let refused = here.keys.verify(&secret, None).await;
+            assert!(
+                matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })),
+                "{refused:?}"
+            );
+            there.last_acceptance(&secret).await;
+            here.keys.delete(&actor(), &id).await.unwrap();
+            here.keys.verify(&secret, None).await.unwrap_err();
+        }
+        assert_eq!(there.cached.health().state, CacheState::Following);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn with_the_feed_cut_no_key_is_accepted_later_than_max_staleness() {
+    in_schema(|options| async move {
+        let max_staleness = Duration::from_millis(400);
+        let store = options.clone().deadline(PATIENT).connect().await.unwrap();
+        let proxy = Proxy::start(address(&url())).await;
+        let far = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
+        let far = far.schema(schema_of(&options)).unwrap().deadline(REACH).connect().await.unwrap();
+        let there = Process::start(store.clone(), &far, max_staleness).await;
+        let others = KeyManager::builder(store).store_deadline(PATIENT).build().unwrap();
+        for round in 0..6 {
+            let issued = others.create(&actor(), new()).await.unwrap();
+            let (id, secret) = (issued.key.id, issued.secret.expose_secret());
+            there.until(CacheState::Following).await;
+            for _ in 0..3 {
+                there.keys.verify(secret, None).await.unwrap();
+            }
+            proxy.set(if round % 2 == 0 { Network::Silent } else { Network::Closed });
+            others.update(&actor(), &id, KeyPatch::revoke()).await.unwrap();
+            let acknowledged = Instant::now();
+            let last = there.last_acceptance(secret).await;
+            let late = last.saturating_duration_since(acknowledged);
+            assert!(late <= max_staleness, "accepted {late:?} later");
+            there.until(CacheState::Bypassed).await;
+            there.keys.verify(secret, None).await.unwrap_err();
+            proxy.set(Network::Whole);
+        }
+        there.until(CacheState::Following).await;
+    })
+    .await;
+}

@@ -1,0 +1,166 @@
+//! Feeds whose connection is lost, goes silent, or leads through a pooler.
+
+use std::time::{Duration, Instant};
+
+use keygate::{
+    Actor, CacheState, CachedStore, KeyManager, KeyPatch, KeyStore, NewKey, News, OrgLimit,
+    PostgresOptions,
+};
+
+use crate::cluster_support::cluster::Cluster;
+use crate::cluster_support::pgbouncer::PgBouncer;
+use crate::postgres_support::{
+    PATIENT, administrator, in_schema, key, org, schema_of, unique, url,
+};
+use crate::proxy::{Network, Proxy, address};
+use crate::told::{HEARTBEAT, REACH, Told, changed, listeners, proves, until_listeners};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn a_killed_session_is_told_and_replaced() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let told = Told::by(&store);
+        for _ in 0..3 {
+            told.proof().await;
+            let (from, pids) = (told.count(), listeners(&schema).await);
+            let [pid] = pids[..] else { panic!("one connection listens: {pids:?}") };
+            let kill = "SELECT pg_terminate_backend($1)";
+            administrator().await.query(kill, &[&pid]).await.unwrap();
+            let lost = told.wait(from, |news| *news == News::Missed).await;
+            // Once more when it listens again, and before any proof.
+            let next = told.wait(lost + 1, |_| true).await;
+            assert_eq!(told.all()[next], News::Missed);
+        }
+        let told = told.of(async { store.insert(&key(1), OrgLimit::NONE).await.unwrap() }).await;
+        assert_eq!(told, changed(key(1).id));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn a_dropped_feed_leaves_no_session_behind() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let told = [Told::by(&store), Told::by(&store)];
+        for told in &told {
+            told.proof().await;
+        }
+        until_listeners(&schema, 2).await;
+        drop(told);
+        until_listeners(&schema, 0).await;
+        let cached = CachedStore::builder(store.clone(), Duration::from_secs(1))
+            .feed(store.changes())
+            .build()
+            .unwrap();
+        until_listeners(&schema, 1).await;
+        drop(cached);
+        until_listeners(&schema, 0).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn a_cut_network_gives_no_proof_until_it_is_whole() {
+    in_schema(|options| async move {
+        let store = options.clone().deadline(PATIENT).connect().await.unwrap();
+        let proxy = Proxy::start(address(&url())).await;
+        let far = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
+        let far = far.schema(schema_of(&options)).unwrap().deadline(REACH).connect().await.unwrap();
+        let told = Told::by(&far);
+        for cut in [Network::Silent, Network::Closed, Network::Silent] {
+            told.proof().await;
+            proxy.set(cut);
+            let (at, from) = (Instant::now(), told.count());
+            let lost = told.wait(from, |news| *news == News::Missed).await;
+            store
+                .insert(&crate::postgres_support::new_key(&org("acme")), OrgLimit::NONE)
+                .await
+                .unwrap();
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            let since = &told.all()[from..];
+            assert!(!since.iter().any(|news| proves(news, at)), "{cut:?}: {since:?}");
+            assert_eq!(since.len(), lost - from + 1, "{cut:?}: one loss is told once");
+            proxy.set(Network::Whole);
+            let again = told.wait(lost + 1, |_| true).await;
+            assert_eq!(told.all()[again], News::Missed);
+        }
+        let id = key(1).id;
+        let told = told.of(async { store.insert(&key(1), OrgLimit::NONE).await.unwrap() }).await;
+        assert_eq!(told, changed(id));
+    })
+    .await;
+}
+
+/// The store has moved to another server, and the listener's is still there: what
+/// it tells is not about the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn a_listener_on_another_server_than_the_store_is_given_up() {
+    in_schema(|options| async move {
+        let cluster = Cluster::start();
+        let config: tokio_postgres::Config = url().parse().unwrap();
+        let database = config.get_dbname().unwrap();
+        if database != "postgres" {
+            cluster.sql(&format!("CREATE DATABASE {database}"));
+        }
+        let (schema, name) = (schema_of(&options), unique("kg"));
+        let proxy = Proxy::start(address(&url())).await;
+        let store = format!("{}?application_name={name}", proxy.url(&url()));
+        let store = PostgresOptions::from_url(&store).unwrap().schema(&schema).unwrap();
+        let store = store.deadline(REACH).connect().await.unwrap();
+        let told = Told::by(&store);
+        told.proof().await;
+        let [listener] = listeners(&schema).await[..] else { panic!("one connection listens") };
+        proxy.redirect(format!("127.0.0.1:{}", cluster.port()));
+        let from = told.count();
+        let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                    WHERE application_name = $1 AND pid <> $2";
+        let killed = administrator().await.query(kill, &[&name, &listener]).await.unwrap();
+        assert_eq!(killed.len(), 3, "two that are shared, and one for transactions");
+        told.wait(from, |news| *news == News::Missed).await;
+        until_listeners(&schema, 0).await;
+        told.proof().await;
+    })
+    .await;
+}
+
+/// PgBouncer lends out server sessions by transaction. Whatever the feed sends there,
+/// it hears something of; but not of what others say in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL and PgBouncer"]
+async fn behind_pgbouncer_there_is_no_proof_and_keys_are_still_verified() {
+    let cluster = Cluster::start();
+    let direct = PostgresOptions::from_url(&cluster.url("")).unwrap().connect().await.unwrap();
+    for sessions in [1, 3] {
+        let bouncer = PgBouncer::start(&cluster, sessions, "");
+        let options = PostgresOptions::from_url(&bouncer.url("")).unwrap();
+        let store = options.prepared(false).deadline(PATIENT).connect().await.unwrap();
+        let told = Told::by(&store);
+        let cached = CachedStore::builder(store.clone(), Duration::from_secs(1))
+            .feed(store.changes().heartbeat(HEARTBEAT))
+            .build()
+            .unwrap();
+        let keys = KeyManager::builder(cached.clone()).store_deadline(PATIENT).build().unwrap();
+        let others = KeyManager::builder(direct.clone()).store_deadline(PATIENT).build().unwrap();
+        let actor = Actor::new(org(&unique("acme")), "tester");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            let new = NewKey::named("CI deploy").unwrap();
+            let made = others.create(&actor, new).await.unwrap();
+            let secret = made.secret.expose_secret();
+            keys.verify(secret, None).await.unwrap();
+            others.update(&actor, &made.key.id, KeyPatch::revoke()).await.unwrap();
+            keys.verify(secret, None).await.unwrap_err();
+            assert_eq!(cached.health().state, CacheState::Bypassed);
+            others.delete(&actor, &made.key.id).await.unwrap();
+        }
+        let news = told.all();
+        assert!(!news.iter().any(|news| matches!(news, News::UpToDate { .. })), "{news:?}");
+        assert!(news.contains(&News::Missed), "it has listened");
+    }
+}

@@ -1,0 +1,109 @@
+//! What a feed has told so far.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use keygate::{ChangeFeed, KeyId, News, PostgresStore};
+use tokio::task::JoinHandle;
+
+use crate::postgres_support::administrator;
+
+/// Longer than anything here takes on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The tests are over sooner with short ones.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(20);
+
+/// The deadline of a store whose network is cut: for so long it tries to connect.
+pub(crate) const REACH: Duration = Duration::from_secs(3);
+
+/// Asks a feed all the time, until it is dropped, and the feed with it.
+#[derive(Debug)]
+pub(crate) struct Told {
+    news: Arc<Mutex<Vec<News>>>,
+    task: JoinHandle<()>,
+}
+
+impl Told {
+    /// By a feed of that store.
+    pub(crate) fn by(store: &PostgresStore) -> Self {
+        let mut feed = store.changes().heartbeat(HEARTBEAT);
+        let news = Arc::<Mutex<Vec<News>>>::default();
+        let told = Arc::clone(&news);
+        let task = tokio::spawn(async move {
+            loop {
+                let next = feed.next().await;
+                told.lock().unwrap().push(next);
+            }
+        });
+        Self { news, task }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.news.lock().unwrap().len()
+    }
+
+    pub(crate) fn all(&self) -> Vec<News> {
+        self.news.lock().unwrap().clone()
+    }
+
+    /// Waits for such a piece of news, from that place on; its place.
+    pub(crate) async fn wait(&self, from: usize, is_it: impl Fn(&News) -> bool) -> usize {
+        let begun = Instant::now();
+        loop {
+            let found = self.news.lock().unwrap().iter().skip(from).position(&is_it);
+            if let Some(place) = found {
+                return from + place;
+            }
+            let all = self.all();
+            assert!(begun.elapsed() < PATIENCE, "nothing of the kind in {:?}", &all[from..]);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Waits for the proof that all is told of what was finished by now; its place.
+    pub(crate) async fn proof(&self) -> usize {
+        let now = Instant::now();
+        self.wait(0, |news| proves(news, now)).await
+    }
+
+    /// What is told of what that work does, without proofs.
+    pub(crate) async fn of(&self, work: impl Future<Output = ()>) -> Vec<News> {
+        let from = self.proof().await + 1;
+        work.await;
+        let to = self.proof().await;
+        let is_proof = |news: &News| matches!(news, News::UpToDate { .. });
+        self.all()[from..to].iter().copied().filter(|news| !is_proof(news)).collect()
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Whether it proves that all was told that was finished before `instant`.
+pub(crate) fn proves(news: &News, instant: Instant) -> bool {
+    matches!(news, News::UpToDate { as_of } if *as_of >= instant)
+}
+
+pub(crate) fn changed(id: KeyId) -> Vec<News> {
+    vec![News::Changed(id)]
+}
+
+/// Sessions that listen to the schema's channel.
+pub(crate) async fn listeners(schema: &str) -> Vec<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE starts_with(query, $1)";
+    let begins = format!("LISTEN \"{schema}\"");
+    let rows = administrator().await.query(sql, &[&begins]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Waits until so many sessions listen.
+pub(crate) async fn until_listeners(schema: &str, count: usize) {
+    let begun = Instant::now();
+    while listeners(schema).await.len() != count {
+        assert!(begun.elapsed() < PATIENCE, "not {count}: {:?}", listeners(schema).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
