@@ -3,6 +3,8 @@
 //! The floor is what no verification can do without: SHA-256 of 55 bytes, one look-up
 //! in a hash map, a comparison in constant time, one reading of the clock. Both sides
 //! take turns on the same keys in random order; the median of the rounds' ratios counts.
+//! For the reader, two other crates take turns with them: `prefixed-api-key`, which
+//! parses and compares and has no store, and `jsonwebtoken`, with HS256.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,23 +14,31 @@
     reason = "a bench"
 )]
 
+mod support;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::hint::black_box;
 use std::net::IpAddr;
 use std::pin::pin;
+use std::slice;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use allocation_counter::measure;
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use keygate::{
     Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyPatch, KeyStore,
     MemoryStore, OrgId, OrgLimit, Revision, Status, SystemRandom, Timestamp,
 };
+use prefixed_api_key::{PakControllerOsSha256, PrefixedApiKey};
+use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
+
+use crate::support::Spread;
 
 const SIZES: [usize; 3] = [1_000, 100_000, 1_000_000];
 const TARGET: f64 = 1.5;
@@ -115,12 +125,12 @@ fn at_the_floor(keys: &Keys, text: &str) -> SystemTime {
 }
 
 /// The time of one call, over a turn that begins at that place.
-fn turn(keys: &Keys, begin: &mut usize, call: impl Fn(&str)) -> f64 {
+fn turn<T>(items: &[T], begin: &mut usize, call: impl Fn(&T)) -> f64 {
     let started = Instant::now();
     let mut calls = 0;
     while started.elapsed() < TURN {
         for _ in 0..500 {
-            call(&keys.texts[*begin % keys.texts.len()]);
+            call(&items[*begin % items.len()]);
             *begin += 1;
         }
         calls += 500;
@@ -128,29 +138,22 @@ fn turn(keys: &Keys, begin: &mut usize, call: impl Fn(&str)) -> f64 {
     started.elapsed().as_secs_f64() * 1e9 / f64::from(calls)
 }
 
-fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    (values[values.len() / 2], values[0], values[values.len() - 1])
-}
-
-fn told((median, least, most): (f64, f64, f64)) -> String {
-    format!("{median:8.1} ({least:.1}..{most:.1})")
+impl Keys {
+    fn verify(&self, text: &str) {
+        black_box(ready(self.manager.verify(text, self.ip)).unwrap());
+    }
 }
 
 /// The median ratio of `verify` to its floor, and what `verify` takes.
 fn compare(count: usize) -> f64 {
     let keys = keys(count);
-    let verify = |text: &str| {
-        black_box(ready(keys.manager.verify(text, keys.ip)).unwrap());
-    };
-    let floor = |text: &str| {
-        black_box(at_the_floor(&keys, text));
-    };
     let (mut at_floor, mut at_verify) = (0, 0);
     let (mut floors, mut verifies, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let by_floor = turn(&keys, &mut at_floor, floor);
-        let by_verify = turn(&keys, &mut at_verify, verify);
+        let by_floor = turn(&keys.texts, &mut at_floor, |text| {
+            black_box(at_the_floor(&keys, text));
+        });
+        let by_verify = turn(&keys.texts, &mut at_verify, |text| keys.verify(text));
         // The first one warms up.
         if round > 0 {
             floors.push(by_floor);
@@ -158,32 +161,103 @@ fn compare(count: usize) -> f64 {
             ratios.push(by_verify / by_floor);
         }
     }
-    let (ratio, least, most) = median(ratios);
+    let ratio = Spread::of(ratios);
     println!(
-        "{count:>9} keys   {:<28} {:<28} {ratio:.2} ({least:.2}..{most:.2})",
-        told(median(floors)),
-        told(median(verifies))
+        "{count:>9} keys   {:<28} {:<28} {}",
+        Spread::of(floors).show(1),
+        Spread::of(verifies).show(1),
+        ratio.show(2)
     );
-    ratio
+    ratio.median
+}
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    sub: String,
+    exp: u64,
 }
 
-/// How much more two threads do than one, with these two keys.
-fn two_threads(keys: &Keys, what: &str, one: &str, other: &str) -> f64 {
-    let verify = |text: &str| {
-        black_box(ready(keys.manager.verify(text, keys.ip)).unwrap());
+/// The floor, `verify` and two other crates in turns, on as many keys or tokens.
+fn peers(keys: &Keys) {
+    let controller = PakControllerOsSha256::configure()
+        .prefix("company".to_owned())
+        .seam_defaults()
+        .finalize()
+        .unwrap();
+    let prefixed: Vec<_> = (0..keys.texts.len())
+        .map(|_| controller.generate_key_and_hash())
+        .map(|(key, hash)| (key.to_string(), hash))
+        .collect();
+    let check = |(text, hash): &(String, String)| {
+        let key = PrefixedApiKey::from_string(text).unwrap();
+        assert!(controller.check_hash(&key, hash));
+        black_box(key);
     };
-    let mut ratios = Vec::new();
-    for _ in 0..ROUNDS {
-        let alone = turn(keys, &mut 0, |_| verify(one));
-        let (a, b) = thread::scope(|scope| {
-            let second = scope.spawn(|| turn(keys, &mut 0, |_| verify(other)));
-            (turn(keys, &mut 0, |_| verify(one)), second.join().unwrap())
-        });
-        ratios.push(alone / a + alone / b);
+
+    let secret = [7; 32];
+    let (signing, decoding) =
+        (EncodingKey::from_secret(&secret), DecodingKey::from_secret(&secret));
+    let exp = jsonwebtoken::get_current_timestamp() + 86_400;
+    let token = |n| {
+        let claims = Claims { sub: format!("org-{n}"), exp };
+        jsonwebtoken::encode(&Header::default(), &claims, &signing).unwrap()
+    };
+    let tokens: Vec<_> = (0..keys.texts.len()).map(token).collect();
+    let validation = Validation::default();
+    let decode = |token: &String| {
+        black_box(jsonwebtoken::decode::<Claims>(token, &decoding, &validation).unwrap());
+    };
+
+    let mut begins = [0; 4];
+    let mut times = [const { Vec::new() }; 4];
+    for round in 0..=ROUNDS {
+        let [floor, verify, pak, jwt] = &mut begins;
+        let took = [
+            turn(&keys.texts, floor, |text| {
+                black_box(at_the_floor(keys, text));
+            }),
+            turn(&keys.texts, verify, |text| keys.verify(text)),
+            turn(&prefixed, pak, check),
+            turn(&tokens, jwt, decode),
+        ];
+        for (times, took) in times.iter_mut().zip(took).filter(|_| round > 0) {
+            times.push(took);
+        }
     }
-    let (ratio, least, most) = median(ratios);
-    println!("two threads, {what}: {ratio:.2} times one thread ({least:.2}..{most:.2})");
-    ratio
+    println!("{} keys, for the reader", keys.texts.len());
+    for (name, own) in ["floor", "verify", "prefixed-api-key", "jsonwebtoken"].iter().zip(&times) {
+        let ratios = own.iter().zip(&times[0]).map(|(own, floor)| own / floor).collect();
+        let (own, ratio) = (Spread::of(own.clone()).show(1), Spread::of(ratios).show(2));
+        println!("{name:>16}  {own:<26}  {ratio} times the floor");
+    }
+}
+
+/// How much more two threads do than one, with these two keys: at the floor, for what
+/// the machine can give, and in `verify`.
+fn two_threads(keys: &Keys, what: &str, one: &String, other: &String) -> f64 {
+    let (mut floors, mut verifies) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        floors.push(scaling(one, other, |text| {
+            black_box(at_the_floor(keys, text));
+        }));
+        verifies.push(scaling(one, other, |text| keys.verify(text)));
+    }
+    let (floor, verify) = (Spread::of(floors), Spread::of(verifies));
+    println!(
+        "two threads, {what}: {} times one thread, the floor {}",
+        verify.show(2),
+        floor.show(2)
+    );
+    verify.median
+}
+
+fn scaling(one: &String, other: &String, call: impl Fn(&String) + Sync) -> f64 {
+    let (one, other) = (slice::from_ref(one), slice::from_ref(other));
+    let alone = turn(one, &mut 0, &call);
+    let (a, b) = thread::scope(|scope| {
+        let second = scope.spawn(|| turn(other, &mut 0, &call));
+        (turn(one, &mut 0, &call), second.join().unwrap())
+    });
+    alone / a + alone / b
 }
 
 fn allocations() {
@@ -206,10 +280,11 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
-    println!("nanoseconds a call: median (least..most) of {ROUNDS} rounds");
+    println!("nanoseconds a call: median (middle half) of {ROUNDS} rounds");
     println!("{:>14}   {:<28} {:<28} ratio", "", "floor", "verify");
     let ratios = SIZES.map(compare);
     let few = keys(1_000);
+    peers(&few);
     let [one, other, ..] = few.texts.as_slice() else { panic!("there are 1,000") };
     two_threads(&few, "a key each", one, other);
     let threads = two_threads(&few, "one hot key", one, one);

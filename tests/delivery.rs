@@ -257,7 +257,8 @@ impl Logged {
     fn from_here() -> Self {
         static INSTALLED: OnceLock<()> = OnceLock::new();
         INSTALLED.get_or_init(|| {
-            let all = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE);
+            let all =
+                tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::TRACE);
             let subscriber =
                 all.with_ansi(false).with_thread_names(true).with_writer(|| LogWriter).finish();
             tracing::subscriber::set_global_default(subscriber).unwrap();
@@ -710,6 +711,40 @@ async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_surplus_is_sh
     assert_eq!((stats.written, stats.shed), (10, 40));
     b.handle("/").await.unwrap();
     assert_eq!(b.settled(51).await.written, 11);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shed_a_burst_of_200_000_loses_none_uncounted() {
+    let b = bench(Delivery::buffered().capacity(1_024).when_full(WhenFull::Shed)).await;
+    let burst = async || {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let (keys, secret) = (b.keys.clone(), b.secret.clone());
+                tokio::spawn(async move {
+                    for _ in 0..25_000 {
+                        let admission = keys.admit(&secret, get("/")).await.unwrap();
+                        admission.finish(200).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            tokio::time::timeout(Duration::from_secs(60), client).await.unwrap().unwrap();
+        }
+    };
+    // Nothing is written meanwhile: what has no room is known exactly.
+    b.sink.hold(true);
+    burst().await;
+    let stats = b.keys.audit_stats();
+    assert_eq!((stats.queued, stats.shed, stats.written), (1_024, 100_000 - 1_024, 0));
+    // And with a sink that works while more come.
+    b.sink.hold(false);
+    burst().await;
+    assert!(soon(b.keys.shutdown(SOON)).await.is_complete());
+    let stats = b.keys.audit_stats();
+    assert_eq!((stats.written + stats.shed, stats.failed, stats.queued), (200_000, 0, 0));
+    b.sink.assert_each_once(usize::try_from(stats.written).unwrap());
 }
 
 #[tokio::test]

@@ -1,0 +1,39 @@
+//! Allocations of a request, by row of the layer's bench: `cargo bench --bench allocations --all-features`.
+//!
+//! Apart from the times, since the counter is an allocator of its own and takes time itself.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a bench"
+)]
+
+mod by_hand;
+mod rows;
+
+use allocation_counter::measure;
+
+use crate::rows::{COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, without_audit};
+
+const REQUESTS: u32 = 1_000;
+
+fn main() {
+    // What the manager's own tasks allocate on its thread is not counted.
+    let runtime = one_thread();
+    let keys = manager(&runtime);
+    let mut counts = Vec::new();
+    println!("{:<20}{:>12}{:>8}", "a request", "allocations", "bytes");
+    for row in &mut rows(&keys, &without_audit(&runtime)) {
+        row.ask();
+        let counted = measure(|| (0..REQUESTS).for_each(|_| row.ask()));
+        let [count, bytes] =
+            [counted.count_total, counted.bytes_total].map(|n| n as f64 / f64::from(REQUESTS));
+        println!("{:<20}{count:>12.2}{bytes:>8.0}", row.name);
+        counts.push(count);
+    }
+    let added = |row: usize| counts[row] - counts[NO_AUTH];
+    let (ours, its) = (added(KEYGATE), added(COMPARE));
+    println!("keygate adds {ours:.2} allocations, the static compare {its:.2}");
+}

@@ -1,0 +1,40 @@
+//! What the benches share: the spread of their rounds, and a look at their own memory.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+use std::fs;
+
+/// The median of some rounds, and between what the middle half of them lies: a few
+/// rounds that were disturbed say nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let quarter = values.len() / 4;
+        let (low, high) = (values[quarter], values[values.len() - 1 - quarter]);
+        Self { median: values[values.len() / 2], low, high }
+    }
+
+    /// With so many decimals.
+    pub(crate) fn show(self, decimals: usize) -> String {
+        let Self { median, low, high } = self;
+        format!("{median:.decimals$} ({low:.decimals$}..{high:.decimals$})")
+    }
+}
+
+/// The most memory that this process has had since [`forget_peak`], in MiB.
+pub(crate) fn peak_memory() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}
+
+/// From here on, the peak is counted anew.
+pub(crate) fn forget_peak() {
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+}
