@@ -43,7 +43,11 @@ const FAREWELL: Duration = Duration::from_secs(4);
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
     let keys = key_manager().await?;
     let client_ip = ClientIp::behind(trusted_proxies()?, ProxyHeader::XForwardedFor);
 

@@ -1889,7 +1889,8 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
 fn futures_and_services_can_be_sent_whatever_the_bodies() {
     fn is_send<T: Send>() {}
     fn is_shared<T: Send + Sync>() {}
-    is_send::<ResponseFuture<Unshared, Infallible>>();
+    type Inner = tower::util::BoxCloneService<Request<Unshared>, Response<Unshared>, Infallible>;
+    is_send::<ResponseFuture<Inner, Unshared, Unshared>>();
     is_send::<ResponseBody<Unshared>>();
     is_shared::<ApiKeyLayer>();
     is_shared::<KeyManager>();

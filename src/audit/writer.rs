@@ -61,6 +61,11 @@ impl AuditWriter {
         Self { queue, counters, delivery, runtime }
     }
 
+    /// Whether the records of requests are durable before their answers leave.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.delivery.strict
+    }
+
     /// Makes sure, before a request is handled, that its record will find room.
     pub(crate) async fn reserve(&self) -> Result<Reserved, DeliveryError> {
         if self.delivery.sheds() {

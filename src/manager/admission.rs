@@ -13,6 +13,7 @@ use crate::clock::Timestamp;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
+use crate::runtime::BoxFuture;
 
 /// What the audit log is to say about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl KeyManager {
                 Ok(digest) => self.inner.check(digest, request.ip).await,
                 Err(malformed) => Err(malformed),
             };
-            let draft = self.draft(&checked, || request);
+            let draft = self.draft(&checked, request);
             self.open(checked, draft).await
         }
     }
@@ -72,7 +73,7 @@ impl KeyManager {
     pub(crate) fn draft(
         &self,
         checked: &Result<(VerifiedKey, Timestamp), VerifyError>,
-        request: impl FnOnce() -> RequestInfo,
+        request: RequestInfo,
     ) -> Option<AuditRecord> {
         self.inner.audit.as_ref()?;
         let (key, at, status, outcome) = match checked {
@@ -82,10 +83,9 @@ impl KeyManager {
             }
             Err(_) => return None,
         };
-        let request = request();
         let event = RequestEvent {
             method: method(request.method, self.format()),
-            endpoint: endpoint(&request.path, self.format()),
+            endpoint: endpoint(request.path, self.format()),
             ip: request.ip,
             country: None,
             status,
@@ -180,14 +180,26 @@ impl Admission {
     /// In strict delivery, where the record is not durable within the deadline:
     /// answer with 503 then.
     pub async fn finish(self, status: u16) -> Result<(), DeliveryError> {
-        let Some(mut entry) = self.entry else { return Ok(()) };
+        match self.close(status) {
+            Some(recorded) => recorded.await,
+            None => Ok(()),
+        }
+    }
+
+    /// Records the status; what there is to wait for, if there is anything.
+    pub(crate) fn close(
+        self,
+        status: u16,
+    ) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
+        let mut entry = self.entry?;
         if let Some((_, AuditRecord { event: AuditEvent::Request(request), .. })) =
             &mut entry.pending
         {
             request.status = Some(status);
             request.outcome = Outcome::Allowed;
         }
-        entry.close().await
+        // A buffered record is queued by being dropped.
+        entry.is_awaited().then(|| Box::pin(entry.close()) as _)
     }
 }
 
@@ -199,6 +211,12 @@ struct Entry {
 }
 
 impl Entry {
+    /// Whether the record has to be durable before the answer leaves.
+    fn is_awaited(&self) -> bool {
+        let audit = self.keys.inner.audit.as_ref();
+        self.pending.is_some() && audit.is_some_and(AuditWriter::is_strict)
+    }
+
     async fn close(mut self) -> Result<(), DeliveryError> {
         match (self.pending.take(), &self.keys.inner.audit) {
             (Some((reserved, record)), Some(audit)) => audit.deliver(reserved, record).await,

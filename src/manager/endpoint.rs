@@ -14,10 +14,10 @@ const CUT: &str = "…";
 /// Shows a path. A segment that holds what looks like a key of this service is
 /// blotted out; bytes that are no visible ASCII are percent-encoded, as
 /// RFC 3986 wants them; what is too long is cut off.
-pub(super) fn endpoint(path: &str, format: &KeyFormat) -> Box<str> {
+pub(super) fn endpoint(path: Box<str>, format: &KeyFormat) -> Box<str> {
     let plain = path.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
     if plain && path.len() < SHORTEST_LEAK {
-        return path.into();
+        return path;
     }
     let mut shown = String::with_capacity(path.len());
     for (position, segment) in path.split('/').enumerate() {
@@ -82,7 +82,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn shown(path: &str) -> String {
-        endpoint(path, &KeyFormat::default()).into()
+        endpoint(path.into(), &KeyFormat::default()).into()
     }
 
     #[test]
@@ -102,7 +102,7 @@ mod tests {
         }
         assert_eq!(shown("/docs/vsp_sk_example"), "/docs/vsp_sk_example");
         let format = KeyFormat::new("a_").unwrap();
-        assert_eq!(&*endpoint("/data_export", &format), "/data_export");
+        assert_eq!(&*endpoint("/data_export".into(), &format), "/data_export");
         let hash = format!("/objects/{}", "0a1b".repeat(16));
         assert_eq!(shown(&hash), hash);
     }

@@ -135,6 +135,8 @@ impl Noted {
         if self.recent.len() == RECENT {
             self.fold();
         }
+        // All of it at the first use: no request afterwards waits for more.
+        self.recent.reserve(RECENT - self.recent.len());
         self.recent.push(used);
     }
 

@@ -3,28 +3,114 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use ::http::Response;
+use ::http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_service::Service;
 
+use crate::audit::delivery::DeliveryError;
+use crate::http::refusal::Refusal;
+use crate::manager::admission::Admission;
 use crate::runtime::BoxFuture;
 use crate::tower::body::ResponseBody;
+use crate::tower::layer::Config;
 
-/// The future of [`ApiKeyService`](crate::ApiKeyService). Dropped before it is
-/// done, it leaves an audit record marked as aborted.
-pub struct ResponseFuture<B, E> {
-    pub(super) inner: BoxFuture<'static, Result<Response<ResponseBody<B>>, E>>,
-}
-
-impl<B, E> Future for ResponseFuture<B, E> {
-    type Output = Result<Response<ResponseBody<B>>, E>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.inner.as_mut().poll(cx)
+pin_project! {
+    /// The future of [`ApiKeyService`](crate::ApiKeyService). Dropped before it is
+    /// done, it leaves an audit record marked as aborted.
+    pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
+        pub(super) config: Arc<Config>,
+        #[pin]
+        pub(super) state: State<S, S::Future, Request<ReqBody>, ResBody>,
     }
 }
 
-impl<B, E> fmt::Debug for ResponseFuture<B, E> {
+/// What becomes of a request with a key.
+pub(super) type Verdict = Result<Admission, Refusal>;
+
+pin_project! {
+    #[project = StateProjection]
+    pub(super) enum State<S, F, R, B> {
+        /// The store is asked, or there is no room in the audit queue yet.
+        Admitting { verdict: BoxFuture<'static, Verdict>, inner: S, request: Option<R> },
+        Serving { #[pin] response: F, admission: Option<Admission> },
+        /// The answer waits for its audit record to be durable.
+        Recording {
+            recorded: BoxFuture<'static, Result<(), DeliveryError>>,
+            response: Option<Response<B>>,
+        },
+        Refused { refusal: Refusal },
+    }
+}
+
+impl<S, ReqBody, ResBody> Future for ResponseFuture<S, ReqBody, ResBody>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+{
+    type Output = Result<Response<ResponseBody<ResBody>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProjection::Admitting { verdict, inner, request } => {
+                    match (ready!(verdict.as_mut().poll(cx)), request.take()) {
+                        (Ok(admission), Some(request)) => admission.serve(inner, request),
+                        (Err(refusal), _) => State::Refused { refusal },
+                        // It was polled after its end.
+                        (Ok(_), None) => State::Refused { refusal: Refusal::Unavailable },
+                    }
+                }
+                StateProjection::Serving { response, admission } => {
+                    let response = ready!(response.poll(cx))?;
+                    let status = response.status().as_u16();
+                    match admission.take().and_then(|admission| admission.close(status)) {
+                        None => return Poll::Ready(Ok(response.map(ResponseBody::service))),
+                        Some(recorded) => State::Recording { recorded, response: Some(response) },
+                    }
+                }
+                StateProjection::Recording { recorded, response } => {
+                    match (ready!(recorded.as_mut().poll(cx)), response.take()) {
+                        (Ok(()), Some(response)) => {
+                            return Poll::Ready(Ok(response.map(ResponseBody::service)));
+                        }
+                        (Ok(()), None) => {}
+                        (Err(error), _) => {
+                            tracing::error!(%error, "an answer was withheld: it could not be recorded");
+                        }
+                    }
+                    State::Refused { refusal: Refusal::Unavailable }
+                }
+                StateProjection::Refused { refusal } => {
+                    let refused = this.config.refusals.response(*refusal);
+                    return Poll::Ready(Ok(refused.map(ResponseBody::refusal)));
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+impl Admission {
+    /// Hands the request to the service, with its key.
+    pub(super) fn serve<S, ReqBody, ResBody>(
+        self,
+        inner: &mut S,
+        mut request: Request<ReqBody>,
+    ) -> State<S, S::Future, Request<ReqBody>, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        request.extensions_mut().insert(self.key().clone());
+        State::Serving { response: inner.call(request), admission: Some(self) }
+    }
+}
+
+impl<S: Service<Request<ReqBody>>, ReqBody, ResBody> fmt::Debug
+    for ResponseFuture<S, ReqBody, ResBody>
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }

@@ -1,10 +1,11 @@
 //! The middleware itself: one request from its credential to its audit record.
 
 use std::borrow::Cow;
+use std::future::Future;
 use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use ::http::header::AUTHORIZATION;
 use ::http::{Method, Request, Response};
@@ -13,9 +14,10 @@ use tower_service::Service;
 use crate::http::bearer::{Presented, presented};
 use crate::http::refusal::Refusal;
 use crate::key::digest::KeyDigest;
-use crate::manager::admission::{Admission, RequestInfo};
+use crate::manager::KeyManager;
+use crate::manager::admission::RequestInfo;
 use crate::tower::body::ResponseBody;
-use crate::tower::future::ResponseFuture;
+use crate::tower::future::{ResponseFuture, State, Verdict};
 #[cfg(feature = "axum")]
 use crate::tower::layer::Anonymous;
 use crate::tower::layer::{Config, PeerAddr};
@@ -36,23 +38,17 @@ enum Claim {
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone + Send + 'static,
-    S::Future: Send,
-    ReqBody: Send + 'static,
-    ResBody: Send,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
 {
     type Response = Response<ResponseBody<ResBody>>;
     type Error = S::Error;
-    type Future = ResponseFuture<ResBody, S::Error>;
+    type Future = ResponseFuture<S, ReqBody, ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        // The clone may not be ready; the service that was polled is.
-        let clone = self.inner.clone();
-        let mut inner = mem::replace(&mut self.inner, clone);
         let config = Arc::clone(&self.config);
         let ip = config.client_ip.resolve(peer(&request), request.headers());
         let claim = config.claim(&request);
@@ -60,23 +56,63 @@ where
             // So that nobody further in prints the key by printing the headers.
             credential.set_sensitive(true);
         }
-        ResponseFuture {
-            inner: Box::pin(async move {
-                let admission = match config.admit(claim, ip, &mut request).await {
-                    Ok(admission) => admission,
-                    Err(refusal) => return Ok(config.refuse(refusal)),
-                };
-                let response = inner.call(request).await?;
-                if let Some(admission) = admission
-                    && let Err(error) = admission.finish(response.status().as_u16()).await
-                {
-                    tracing::error!(%error, "an answer was withheld: it could not be recorded");
-                    return Ok(config.refuse(Refusal::Unavailable));
-                }
-                Ok(response.map(ResponseBody::service))
-            }),
+        let state = match claim {
+            Claim::Key(digest) => self.admit(digest, ip, request),
+            Claim::Nothing => {
+                #[cfg(feature = "axum")]
+                request.extensions_mut().insert(Anonymous(config.refusals.clone()));
+                State::Serving { response: self.inner.call(request), admission: None }
+            }
+            Claim::Refused(refusal) => {
+                tracing::debug!(reason = refusal.reason(), "refused");
+                self.refuse(refusal)
+            }
+        };
+        ResponseFuture { config, state }
+    }
+}
+
+impl<S: Clone> ApiKeyService<S> {
+    fn admit<ReqBody, ResBody>(
+        &mut self,
+        digest: KeyDigest,
+        ip: Option<IpAddr>,
+        request: Request<ReqBody>,
+    ) -> State<S, S::Future, Request<ReqBody>, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        let method = method_name(request.method());
+        let info = RequestInfo { method, path: path(&request).into(), ip };
+        let mut verdict = Box::pin(verdict(self.config.keys.clone(), digest, info));
+        // Where nothing has to wait, as with a store in memory, the service that is
+        // ready is called at once. Otherwise the caller of the future polls again,
+        // with a waker that wakes it.
+        match verdict.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(admission)) => admission.serve(&mut self.inner, request),
+            Poll::Ready(Err(refusal)) => self.refuse(refusal),
+            Poll::Pending => {
+                // The clone may not be ready; the service that was polled is.
+                let clone = self.inner.clone();
+                let inner = mem::replace(&mut self.inner, clone);
+                State::Admitting { verdict, inner, request: Some(request) }
+            }
         }
     }
+
+    fn refuse<F, R, B>(&mut self, refusal: Refusal) -> State<S, F, R, B> {
+        // What made the service ready, such as a permit, is given back.
+        self.inner = self.inner.clone();
+        State::Refused { refusal }
+    }
+}
+
+/// Asks the store and opens the audit record.
+async fn verdict(keys: KeyManager, digest: KeyDigest, info: RequestInfo) -> Verdict {
+    let checked = keys.check(digest, info.ip).await;
+    let draft = keys.draft(&checked, info);
+    let opened = keys.open(checked, draft).await;
+    opened.map_err(|error| Refusal::from_status(error.http_status()))
 }
 
 impl Config {
@@ -91,44 +127,6 @@ impl Config {
             Presented::Malformed => Claim::Refused(Refusal::InvalidToken),
             Presented::Ambiguous => Claim::Refused(Refusal::InvalidRequest),
         }
-    }
-
-    /// Asks the store, opens the audit record, and hands the key to the service.
-    async fn admit<B>(
-        &self,
-        claim: Claim,
-        ip: Option<IpAddr>,
-        request: &mut Request<B>,
-    ) -> Result<Option<Admission>, Refusal> {
-        let digest = match claim {
-            Claim::Key(digest) => digest,
-            Claim::Nothing => {
-                #[cfg(feature = "axum")]
-                request.extensions_mut().insert(Anonymous(self.refusals.clone()));
-                return Ok(None);
-            }
-            Claim::Refused(refusal) => {
-                tracing::debug!(reason = refusal.reason(), "refused");
-                return Err(refusal);
-            }
-        };
-        let checked = self.keys.check(digest, ip).await;
-        let draft = self.keys.draft(&checked, || RequestInfo {
-            method: method_name(request.method()),
-            path: path(request).into(),
-            ip,
-        });
-        let admission = self
-            .keys
-            .open(checked, draft)
-            .await
-            .map_err(|error| Refusal::from_status(error.http_status()))?;
-        request.extensions_mut().insert(admission.key().clone());
-        Ok(Some(admission))
-    }
-
-    fn refuse<B>(&self, refusal: Refusal) -> Response<ResponseBody<B>> {
-        self.refusals.response(refusal).map(ResponseBody::refusal)
     }
 }
 
