@@ -77,17 +77,24 @@ impl Queue {
         }
     }
 
-    /// Takes a place in the queue, if there is one.
+    /// Takes a place in the queue, if there is one for which nobody waits.
     pub(crate) fn try_reserve(self: &Arc<Self>) -> Result<Place, DeliveryError> {
-        let mut state = self.lock();
+        self.place(&mut self.lock())
+    }
+
+    fn place(self: &Arc<Self>, state: &mut State) -> Result<Place, DeliveryError> {
         if state.closed.is_some() {
-            Err(DeliveryError::Closed)
-        } else if state.occupied() >= self.capacity {
-            Err(DeliveryError::Full)
-        } else {
-            state.reserved += 1;
-            Ok(Place { queue: Some(Arc::clone(self)) })
+            return Err(DeliveryError::Closed);
         }
+        // Who came first is served first.
+        while state.waiting.front().is_some_and(oneshot::Sender::is_canceled) {
+            state.waiting.pop_front();
+        }
+        if !state.waiting.is_empty() || state.occupied() >= self.capacity {
+            return Err(DeliveryError::Full);
+        }
+        state.reserved += 1;
+        Ok(Place { queue: Some(Arc::clone(self)) })
     }
 
     /// Takes a place in the queue, waiting for one up to the deadline.
@@ -98,16 +105,9 @@ impl Queue {
     ) -> Result<Place, DeliveryError> {
         let place = {
             let mut state = self.lock();
-            if state.closed.is_some() {
-                return Err(DeliveryError::Closed);
-            }
-            // Who came first is served first.
-            while state.waiting.front().is_some_and(oneshot::Sender::is_canceled) {
-                state.waiting.pop_front();
-            }
-            if state.waiting.is_empty() && state.occupied() < self.capacity {
-                state.reserved += 1;
-                return Ok(Place { queue: Some(Arc::clone(self)) });
+            match self.place(&mut state) {
+                Err(DeliveryError::Full) => {}
+                done => return done,
             }
             let (waiter, place) = oneshot::channel();
             state.waiting.push_back(waiter);

@@ -66,18 +66,28 @@ impl AuditWriter {
         self.delivery.strict
     }
 
-    /// Makes sure, before a request is handled, that its record will find room.
-    pub(crate) async fn reserve(&self) -> Result<Reserved, DeliveryError> {
+    /// Makes sure, before a request is handled, that its record will find room;
+    /// `None` where that takes a while.
+    pub(crate) fn reserve_now(&self) -> Option<Result<Reserved, DeliveryError>> {
         if self.delivery.sheds() {
             let closed = self.queue.is_closed();
-            return if closed { Err(DeliveryError::Closed) } else { Ok(Reserved::None) };
+            return Some(if closed { Err(DeliveryError::Closed) } else { Ok(Reserved::None) });
         }
-        let place = if self.delivery.strict {
-            self.queue.try_reserve()
-        } else {
-            self.queue.reserve(&*self.runtime, self.delivery.deadline).await
-        };
-        place.map(Reserved::Place)
+        match self.queue.try_reserve() {
+            Err(DeliveryError::Full) if !self.delivery.strict => None,
+            place => Some(place.map(Reserved::Place)),
+        }
+    }
+
+    /// The same, however long it takes up to the deadline.
+    pub(crate) async fn reserve(&self) -> Result<Reserved, DeliveryError> {
+        match self.reserve_now() {
+            Some(reserved) => reserved,
+            None => {
+                let place = self.queue.reserve(&*self.runtime, self.delivery.deadline).await;
+                place.map(Reserved::Place)
+            }
+        }
     }
 
     /// Delivers the record of a request in the mode of the writer.

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::audit::delivery::DeliveryError;
 use crate::audit::record::{AuditEvent, AuditRecord, Outcome, RequestEvent};
-use crate::audit::writer::{AuditWriter, Reserved};
+use crate::audit::writer::Reserved;
 use crate::clock::Timestamp;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, method};
@@ -63,18 +63,13 @@ impl KeyManager {
                 Ok(digest) => self.inner.check(digest, request.ip).await,
                 Err(malformed) => Err(malformed),
             };
-            let draft = self.draft(&checked, request);
-            self.open(checked, draft).await
+            self.open(checked, request).settled().await
         }
     }
 
     /// Makes out the audit record of a request that has been checked; `None`
     /// where there is none to be made.
-    pub(crate) fn draft(
-        &self,
-        checked: &Result<(VerifiedKey, Timestamp), VerifyError>,
-        request: RequestInfo,
-    ) -> Option<AuditRecord> {
+    fn draft(&self, checked: &Checked, request: RequestInfo) -> Option<AuditRecord> {
         self.inner.audit.as_ref()?;
         let (key, at, status, outcome) = match checked {
             Ok((key, now)) => (key.record(), *now, None, Outcome::Aborted),
@@ -101,60 +96,90 @@ impl KeyManager {
     }
 
     /// Turns a check into an admission, or delivers the record of a refusal.
-    pub(crate) async fn open(
-        &self,
-        checked: Result<(VerifiedKey, Timestamp), VerifyError>,
-        draft: Option<AuditRecord>,
-    ) -> Result<Admission, AdmitError> {
-        let entry = match (&self.inner.audit, draft) {
-            (Some(audit), Some(record)) => Some(self.enter(audit, record).await?),
-            _ => None,
+    pub(crate) fn open(&self, checked: Checked, request: RequestInfo) -> Opening {
+        let (Some(audit), Some(record)) = (&self.inner.audit, self.draft(&checked, request)) else {
+            return self.decide(checked, None);
         };
-        match checked {
-            Ok((key, now)) => {
-                self.inner.uses.record(key.id(), now);
-                Ok(Admission { key, entry })
-            }
-            Err(error) => {
-                match &error {
-                    VerifyError::Denied { denial, key } => {
-                        tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
-                    }
-                    VerifyError::Unavailable(source) => {
-                        let cause = std::error::Error::source(source).map(ToString::to_string);
-                        tracing::warn!(reason = %source, cause, "could not verify");
-                    }
-                    other => tracing::debug!(reason = %other, "refused"),
-                }
-                if let Some(entry) = entry {
-                    entry.close().await?;
-                }
-                Err(AdmitError::Refused(error))
+        let entry = Entry { keys: self.clone(), pending: Some((Reserved::None, record)) };
+        match audit.reserve_now() {
+            Some(reserved) => self.enter(checked, entry, reserved),
+            None => {
+                let keys = self.clone();
+                Opening::Waiting(Box::pin(async move {
+                    let Some(audit) = &keys.inner.audit else {
+                        return keys.decide(checked, Some(entry)).settled().await;
+                    };
+                    // Whoever gives up meanwhile leaves the record all the same, if
+                    // there is room by then.
+                    let reserved = audit.reserve().await;
+                    keys.enter(checked, entry, reserved).settled().await
+                }))
             }
         }
     }
-}
 
-impl KeyManager {
-    /// Waits for room for the record. Whoever gives up meanwhile leaves it all
-    /// the same, if there is room by then.
-    async fn enter(
+    fn enter(
         &self,
-        audit: &AuditWriter,
-        record: AuditRecord,
-    ) -> Result<Entry, DeliveryError> {
-        let mut entry = Entry { keys: self.clone(), pending: Some((Reserved::None, record)) };
-        let reserved = audit.reserve().await;
+        checked: Checked,
+        mut entry: Entry,
+        reserved: Result<Reserved, DeliveryError>,
+    ) -> Opening {
         match (reserved, &mut entry.pending) {
             (Ok(place), Some((reserved, _))) => *reserved = place,
             (Err(error), pending) => {
                 let key = pending.take().map(|(_, record)| record.key);
                 tracing::warn!(?key, %error, "a request was refused");
-                return Err(error);
+                return Opening::Done(Err(error.into()));
             }
             (Ok(_), None) => {}
         }
-        Ok(entry)
+        self.decide(checked, Some(entry))
+    }
+
+    fn decide(&self, checked: Checked, entry: Option<Entry>) -> Opening {
+        let error = match checked {
+            Ok((key, now)) => {
+                self.inner.uses.record(key.id(), now);
+                return Opening::Done(Ok(Admission { key, entry }));
+            }
+            Err(error) => error,
+        };
+        match &error {
+            VerifyError::Denied { denial, key } => {
+                tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
+            }
+            VerifyError::Unavailable(source) => {
+                let cause = std::error::Error::source(source).map(ToString::to_string);
+                tracing::warn!(reason = %source, cause, "could not verify");
+            }
+            other => tracing::debug!(reason = %other, "refused"),
+        }
+        match entry.and_then(Entry::close) {
+            None => Opening::Done(Err(error.into())),
+            Some(recorded) => Opening::Waiting(Box::pin(async move {
+                recorded.await?;
+                Err(error.into())
+            })),
+        }
+    }
+}
+
+/// A key that passed, and when, or why none did.
+pub(crate) type Checked = Result<(VerifiedKey, Timestamp), VerifyError>;
+
+/// What comes of a request. Mostly it is known at once.
+pub(crate) enum Opening {
+    Done(Result<Admission, AdmitError>),
+    /// There is no room in the audit queue yet, or a refusal is being recorded.
+    Waiting(BoxFuture<'static, Result<Admission, AdmitError>>),
+}
+
+impl Opening {
+    pub(crate) async fn settled(self) -> Result<Admission, AdmitError> {
+        match self {
+            Self::Done(result) => result,
+            Self::Waiting(result) => result.await,
+        }
     }
 }
 
@@ -198,12 +223,12 @@ impl Admission {
             request.status = Some(status);
             request.outcome = Outcome::Allowed;
         }
-        // A buffered record is queued by being dropped.
-        entry.is_awaited().then(|| Box::pin(entry.close()) as _)
+        entry.close()
     }
 }
 
-/// The audit record of a request, made out and not yet delivered.
+/// The audit record of a request, made out and not yet delivered. Dropped, it is
+/// queued.
 #[derive(Debug)]
 struct Entry {
     keys: KeyManager,
@@ -211,17 +236,16 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether the record has to be durable before the answer leaves.
-    fn is_awaited(&self) -> bool {
-        let audit = self.keys.inner.audit.as_ref();
-        self.pending.is_some() && audit.is_some_and(AuditWriter::is_strict)
-    }
-
-    async fn close(mut self) -> Result<(), DeliveryError> {
-        match (self.pending.take(), &self.keys.inner.audit) {
-            (Some((reserved, record)), Some(audit)) => audit.deliver(reserved, record).await,
-            _ => Ok(()),
-        }
+    /// Delivers the record; what there is to wait for, in strict delivery.
+    fn close(mut self) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
+        let audit = self.keys.inner.audit.as_ref().filter(|audit| audit.is_strict());
+        let (_, (reserved, record)) = (audit?, self.pending.take()?);
+        Some(Box::pin(async move {
+            match &self.keys.inner.audit {
+                Some(audit) => audit.deliver(reserved, record).await,
+                None => Ok(()),
+            }
+        }))
     }
 }
 

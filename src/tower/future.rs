@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::audit::delivery::DeliveryError;
 use crate::http::refusal::Refusal;
-use crate::manager::admission::Admission;
+use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::BoxFuture;
 use crate::tower::body::ResponseBody;
 use crate::tower::layer::Config;
@@ -27,14 +27,15 @@ pin_project! {
     }
 }
 
-/// What becomes of a request with a key.
-pub(super) type Verdict = Result<Admission, Refusal>;
-
 pin_project! {
     #[project = StateProjection]
     pub(super) enum State<S, F, R, B> {
         /// The store is asked, or there is no room in the audit queue yet.
-        Admitting { verdict: BoxFuture<'static, Verdict>, inner: S, request: Option<R> },
+        Admitting {
+            admission: BoxFuture<'static, Result<Admission, AdmitError>>,
+            inner: S,
+            request: Option<R>,
+        },
         Serving { #[pin] response: F, admission: Option<Admission> },
         /// The answer waits for its audit record to be durable.
         Recording {
@@ -55,10 +56,10 @@ where
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
-                StateProjection::Admitting { verdict, inner, request } => {
-                    match (ready!(verdict.as_mut().poll(cx)), request.take()) {
+                StateProjection::Admitting { admission, inner, request } => {
+                    match (ready!(admission.as_mut().poll(cx)), request.take()) {
                         (Ok(admission), Some(request)) => admission.serve(inner, request),
-                        (Err(refusal), _) => State::Refused { refusal },
+                        (Err(error), _) => State::Refused { refusal: error.into() },
                         // It was polled after its end.
                         (Ok(_), None) => State::Refused { refusal: Refusal::Unavailable },
                     }
@@ -90,6 +91,12 @@ where
             };
             this.state.set(next);
         }
+    }
+}
+
+impl From<AdmitError> for Refusal {
+    fn from(error: AdmitError) -> Self {
+        Self::from_status(error.http_status())
     }
 }
 

@@ -15,9 +15,9 @@ use crate::http::bearer::{Presented, presented};
 use crate::http::refusal::Refusal;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
-use crate::manager::admission::RequestInfo;
+use crate::manager::admission::{Checked, Opening, RequestInfo};
 use crate::tower::body::ResponseBody;
-use crate::tower::future::{ResponseFuture, State, Verdict};
+use crate::tower::future::{ResponseFuture, State};
 #[cfg(feature = "axum")]
 use crate::tower::layer::Anonymous;
 use crate::tower::layer::{Config, PeerAddr};
@@ -82,20 +82,29 @@ impl<S: Clone> ApiKeyService<S> {
     where
         S: Service<Request<ReqBody>>,
     {
-        let method = method_name(request.method());
-        let info = RequestInfo { method, path: path(&request).into(), ip };
-        let mut verdict = Box::pin(verdict(self.config.keys.clone(), digest, info));
+        let keys = &self.config.keys;
+        let mut checking = Box::pin(check(keys.clone(), digest, ip));
         // Where nothing has to wait, as with a store in memory, the service that is
         // ready is called at once. Otherwise the caller of the future polls again,
         // with a waker that wakes it.
-        match verdict.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(admission)) => admission.serve(&mut self.inner, request),
-            Poll::Ready(Err(refusal)) => self.refuse(refusal),
+        let opening = match checking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(checked) => keys.open(checked, info(&request, ip)),
             Poll::Pending => {
+                let (keys, info) = (keys.clone(), info(&request, ip));
+                Opening::Waiting(Box::pin(async move {
+                    let checked = checking.await;
+                    keys.open(checked, info).settled().await
+                }))
+            }
+        };
+        match opening {
+            Opening::Done(Ok(admission)) => admission.serve(&mut self.inner, request),
+            Opening::Done(Err(error)) => self.refuse(error.into()),
+            Opening::Waiting(admission) => {
                 // The clone may not be ready; the service that was polled is.
                 let clone = self.inner.clone();
                 let inner = mem::replace(&mut self.inner, clone);
-                State::Admitting { verdict, inner, request: Some(request) }
+                State::Admitting { admission, inner, request: Some(request) }
             }
         }
     }
@@ -107,12 +116,12 @@ impl<S: Clone> ApiKeyService<S> {
     }
 }
 
-/// Asks the store and opens the audit record.
-async fn verdict(keys: KeyManager, digest: KeyDigest, info: RequestInfo) -> Verdict {
-    let checked = keys.check(digest, info.ip).await;
-    let draft = keys.draft(&checked, info);
-    let opened = keys.open(checked, draft).await;
-    opened.map_err(|error| Refusal::from_status(error.http_status()))
+async fn check(keys: KeyManager, digest: KeyDigest, ip: Option<IpAddr>) -> Checked {
+    keys.check(digest, ip).await
+}
+
+fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
+    RequestInfo { method: method_name(request.method()), path: path(request).into(), ip }
 }
 
 impl Config {
