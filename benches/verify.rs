@@ -28,11 +28,10 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use allocation_counter::measure;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyPatch, KeyStore,
-    MemoryStore, OrgId, OrgLimit, Revision, Status, SystemRandom, Timestamp,
+    Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore,
+    OrgId, OrgLimit, Revision, Status, SystemRandom, Timestamp,
 };
 use prefixed_api_key::{PakControllerOsSha256, PrefixedApiKey};
 use serde::{Deserialize, Serialize};
@@ -260,21 +259,6 @@ fn scaling(one: &String, other: &String, call: impl Fn(&String) + Sync) -> f64 {
     alone / a + alone / b
 }
 
-fn allocations() {
-    let keys = keys(1_000);
-    let hot = keys.texts[0].clone();
-    let key = ready(keys.manager.verify(&hot, keys.ip)).unwrap();
-    let unknown = KeyFormat::default().generate(&SystemRandom).unwrap();
-    let count = |credential: &str| {
-        measure(|| drop(black_box(ready(keys.manager.verify(credential, keys.ip))))).count_total
-    };
-    print!("allocations: allowed {}, unknown {}", count(&hot), count(unknown.expose_secret()));
-    print!(", malformed {}", count("vsp_sk_typo"));
-    let actor = keygate::Actor::new(key.org().clone(), "bench");
-    ready(keys.manager.update(&actor, &key.id(), KeyPatch::revoke())).unwrap();
-    println!(", revoked {}", count(&hot));
-}
-
 fn main() {
     // The manager's own tasks run here.
     let runtime =
@@ -288,7 +272,6 @@ fn main() {
     let [one, other, ..] = few.texts.as_slice() else { panic!("there are 1,000") };
     two_threads(&few, "a key each", one, other);
     let threads = two_threads(&few, "one hot key", one, one);
-    allocations();
     for (count, ratio) in SIZES.into_iter().zip(ratios) {
         println!("{count} keys: {ratio:.2} times the floor (target {TARGET})");
     }

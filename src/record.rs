@@ -13,8 +13,18 @@ use crate::org::OrgId;
 /// The type is closed on purpose. A new field means a new column in every
 /// store, so it comes with a new major version, never with a default that a
 /// store could forget.
+// In this order, so that what every request reads lies side by side.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct ApiKey {
+    /// The digest of the current secret. Unique in a store.
+    pub digest: KeyDigest,
+    /// The first instant at which the key is expired; `None` for never.
+    pub expires_at: Option<Timestamp>,
+    /// Where the key may be used from.
+    pub allowlist: Allowlist,
+    /// Whether the owner has switched the key off.
+    pub status: Status,
     /// Identifies the key for good. Unique in a store.
     pub id: KeyId,
     /// The organisation that owns the key. Never changes.
@@ -23,16 +33,8 @@ pub struct ApiKey {
     pub name: KeyName,
     /// The first characters of the key, shown to recognise it. Never looked up.
     pub key_prefix: String,
-    /// The digest of the current secret. Unique in a store.
-    pub digest: KeyDigest,
-    /// Whether the owner has switched the key off.
-    pub status: Status,
-    /// Where the key may be used from.
-    pub allowlist: Allowlist,
     /// When the key was made.
     pub created_at: Timestamp,
-    /// The first instant at which the key is expired; `None` for never.
-    pub expires_at: Option<Timestamp>,
     /// When the current secret replaced an earlier one.
     pub rotated_at: Option<Timestamp>,
     /// The time of the last request that the key authenticated.
