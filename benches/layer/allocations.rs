@@ -1,4 +1,5 @@
-//! Allocations of a request, by row of the layer's bench: `cargo bench --bench allocations --all-features`.
+//! Allocations of a verification and of a request, by the rows of the layer's bench:
+//! `cargo bench --bench allocations --all-features`.
 //!
 //! Apart from the times, since the counter is an allocator of its own and takes time itself.
 #![allow(
@@ -13,7 +14,13 @@
 mod by_hand;
 mod rows;
 
+use std::time::Duration;
+
 use allocation_counter::measure;
+use keygate::{
+    Actor, CachedStore, KeyFormat, KeyManager, KeyPatch, MemoryStore, NewKey, OrgId, SystemRandom,
+};
+use tokio::runtime::Runtime;
 
 use crate::rows::{COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, without_audit};
 
@@ -36,4 +43,37 @@ fn main() {
     let added = |row: usize| counts[row] - counts[NO_AUTH];
     let (ours, its) = (added(KEYGATE), added(COMPARE));
     println!("keygate adds {ours:.2} allocations, the static compare {its:.2}");
+    println!();
+    verifications(&runtime);
+}
+
+fn verifications(runtime: &Runtime) {
+    let _entered = runtime.enter();
+    let cached = CachedStore::builder(MemoryStore::new(), Duration::from_secs(5)).build().unwrap();
+    let managers = [
+        ("memory", KeyManager::builder(MemoryStore::new()).build().unwrap()),
+        ("cached", KeyManager::builder(cached).build().unwrap()),
+    ];
+    let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+    println!("{:<20}{:>12}", "a verification", "allocations");
+    for (store, keys) in managers {
+        let create =
+            || runtime.block_on(keys.create(&actor, NewKey::named("CI").unwrap())).unwrap();
+        let (key, revoked) = (create(), create());
+        runtime.block_on(keys.update(&actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
+        let unknown = KeyFormat::default().generate(&SystemRandom).unwrap();
+        let rows = [
+            ("allowed", key.secret.expose_secret()),
+            ("revoked", revoked.secret.expose_secret()),
+            ("unknown", unknown.expose_secret()),
+            ("malformed", "vsp_sk_typo"),
+        ];
+        for (what, credential) in rows {
+            let ask = || drop(runtime.block_on(keys.verify(credential, None)));
+            ask();
+            let counted = measure(|| (0..REQUESTS).for_each(|_| ask()));
+            let count = counted.count_total as f64 / f64::from(REQUESTS);
+            println!("{:<20}{count:>12.2}", format!("{store}: {what}"));
+        }
+    }
 }

@@ -160,7 +160,7 @@ impl Bench {
         log: &impl AuditLog,
     ) {
         self.runtime.block_on(async {
-            let (by_hand, by_store) = (data.records(1_000), data.records(1_000));
+            let (by_hand, by_store) = (data.records(300), data.records(300));
             hand.write(&by_hand).await;
             store.write(&by_store).await;
             for record in by_hand.iter().chain(&by_store) {

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use keygate::{
-    Allowlist, ApiKey, AuditEvent, AuditRecord, CountryCode, KeyDigest, KeyId, KeyName, OrgId,
-    PostgresOptions, PostgresStore, Revision, Status, Timestamp,
+    Allowlist, ApiKey, AuditEvent, AuditRecord, CachedStore, CountryCode, KeyDigest, KeyId,
+    KeyName, OrgId, PostgresOptions, PostgresStore, Revision, Status, Timestamp,
 };
 use tokio_postgres::{Client, Error, NoTls, Row, Statement};
 use uuid::Uuid;
@@ -50,6 +51,13 @@ fn compare_in(bench: &Bench, data: &Data, url: &str, schema: &str) -> Vec<Compar
     let mut comparisons: Vec<Comparison> = [1, 32]
         .map(|tasks| bench.lookups("postgres", tasks, data, hand.clone(), store.clone()))
         .into();
+    // One place for a key, in random order: it is never the right one.
+    let cold = CachedStore::builder(store.0.clone(), Duration::from_secs(2)).entries(1);
+    let cold = Store(bench.runtime.block_on(async { cold.build().unwrap() }));
+    bench.check_lookups(data, &hand, &cold);
+    comparisons.extend(
+        [1, 32].map(|tasks| bench.lookups("cold cache", tasks, data, hand.clone(), cold.clone())),
+    );
     bench.check_ingestion(data, &hand, &store, &store.0);
     comparisons.push(bench.ingestion("postgres", 1_000, data, hand, store.clone()));
     // What it costs that a batch may be sent again after its connection was lost.

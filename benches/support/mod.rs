@@ -1,5 +1,9 @@
-//! What the benches share: the spread of their rounds, and a look at their own memory.
+//! What the benches share: the spread of their rounds, a look at their own memory, and
+//! a server of their own with a client for it.
 #![allow(dead_code, reason = "each bench uses its part")]
+
+pub(crate) mod client;
+pub(crate) mod server;
 
 use std::fs;
 
