@@ -1,0 +1,76 @@
+//! What holds for every public type: they can be shared between threads, and errors are errors.
+#![cfg(all(
+    feature = "cache",
+    feature = "conformance",
+    feature = "geoip",
+    feature = "postgres",
+    feature = "settings-page",
+    feature = "sqlite"
+))]
+
+use std::error::Error;
+use std::fmt::Debug;
+use std::fs;
+
+use keygate::*;
+
+fn is_shared<T: Send + Sync + Debug + 'static>() {}
+fn is_error<T: Error + Send + Sync + 'static>() {}
+
+/// The list is kept complete by `every_public_type_is_listed`.
+macro_rules! all {
+    ($check:ident: $($type:ty),* $(,)?) => {{
+        $($check::<$type>();)*
+        [$(stringify!($type)),*]
+    }};
+}
+
+fn errors() -> Vec<&'static str> {
+    all!(is_error:
+        AdmitError, AllowlistError, AuditCursorError, AuditError, BuildError, CacheError, Denial,
+        DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
+        KeyIdError, KeyNameError, MalformedKey, ManageError, NetworkError, OrgIdError,
+        PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError,
+        StoreError, VerifyError,
+        conformance::Violation, conformance::Violations,
+    )
+    .into()
+}
+
+fn types() -> Vec<&'static str> {
+    all!(is_shared:
+        Actor, Admission, Allowlist, ApiKey, ApiKeyLayer, ApiKeyService<()>, AuditCursor,
+        AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, AuditStats, CacheHealth,
+        CacheState, CachedStore, ChangeAction, ChangeEvent, ChangePhase,
+        ClientIp, CountryCode, Delivery, Expiration, Imported, IssuedKey, KeyDigest, KeyFormat,
+        KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch, KeyRejection, KeyUse, Limits,
+        ManualClock, MaxMindCountries, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
+        OrgLimit, Outcome, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
+        PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
+        SettingsPage, ShutdownReport, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
+        TokioRuntime, VerifiedKey, WhenFull,
+        Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
+        Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Random>, Box<dyn Runtime>,
+    )
+    .into()
+}
+
+#[test]
+fn every_public_type_is_listed() {
+    let root = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs")).unwrap();
+    let exports = root.split("pub use ").skip(1).map(|rest| rest.split(';').next().unwrap());
+    let words = exports.flat_map(|export| export.split(|c: char| !c.is_ascii_alphanumeric()));
+    let public = words.filter(|word| {
+        let mut chars = word.chars();
+        chars.next().is_some_and(|c| c.is_ascii_uppercase())
+            && chars.any(|c| c.is_ascii_lowercase())
+    });
+    let listed = [errors(), types()].concat();
+    // A future is of its kind. A feed belongs to one task, and so does a
+    // builder that holds one.
+    let apart = ["BoxFuture", "CachedStoreBuilder", "ChangeFeed", "ResponseFuture"];
+    let is_listed =
+        |name: &str| listed.iter().any(|listed| listed.split(['<', '>', ' ']).any(|w| w == name));
+    let missing: Vec<_> = public.filter(|name| !apart.contains(name) && !is_listed(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
