@@ -13,6 +13,7 @@ mod cache_support;
 use std::error::Error as StdError;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -216,10 +217,10 @@ async fn other_calls_go_to_the_store() {
         probe.inner().get(&acme(), &key.id).await.unwrap().unwrap().last_used_at,
         Some(used)
     );
-    assert_eq!(cached.get(&acme(), &key.id).await.unwrap().unwrap().last_used_at, Some(used));
-    assert_eq!(cached.list(&acme()).await.unwrap()[0].last_used_at, Some(used));
     assert!(find(&cached, 1).await);
     assert_eq!(probe.finds(), 1, "a use is no change");
+    assert_eq!(cached.get(&acme(), &key.id).await.unwrap().unwrap().last_used_at, Some(used));
+    assert_eq!(cached.list(&acme()).await.unwrap()[0].last_used_at, Some(used));
 }
 
 // ---- changes of this process ----
@@ -458,6 +459,37 @@ async fn callers_on_several_threads_make_one_call() {
         }
         assert_eq!(probe.finds(), 1);
     }
+}
+
+/// Now and then a call lands between another caller's look into the cache and its own call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_in_step_on_four_threads_make_one_call_for_each_digest() {
+    const CALLERS: u64 = 4;
+    const DIGESTS: u64 = 40_000;
+    let probe = Probe::new();
+    // With a feed, since it may all take longer than an answer lasts.
+    let feed = cache_support::Quiet::default();
+    let cached = CachedStore::builder(probe.clone(), LONG).feed(feed);
+    let cached = cached.absent_entries(4 * DIGESTS as usize).build().unwrap();
+    becomes(&cached, CacheState::Following).await;
+    let arrived = Arc::new(AtomicU64::new(0));
+    let callers = [(); CALLERS as usize].map(|()| {
+        let (cached, arrived) = (cached.clone(), Arc::clone(&arrived));
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || {
+            for number in 0..DIGESTS {
+                arrived.fetch_add(1, Ordering::SeqCst);
+                while arrived.load(Ordering::SeqCst) < CALLERS * (number + 1) {
+                    std::thread::yield_now();
+                }
+                assert!(!runtime.block_on(find(&cached, number)));
+            }
+        })
+    });
+    for done in callers {
+        done.await.unwrap();
+    }
+    assert_eq!(probe.finds() as u64, DIGESTS);
 }
 
 #[tokio::test]
@@ -811,17 +843,37 @@ async fn a_feed_that_panics_is_bypassed_for_good() {
     assert_eq!(cached.health().entries, 0);
 }
 
+/// A runtime on which no time passes.
+#[derive(Debug)]
+struct NoTime;
+
+impl Runtime for NoTime {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        tokio::spawn(task);
+    }
+
+    fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
 #[tokio::test]
 async fn the_feed_is_let_go_with_the_last_handle() {
     let probe = Probe::new();
-    let (cached, say) = following(&probe, LONG).await;
+    let (say, feed) = feed();
+    let cached = CachedStore::builder(probe.clone(), LONG).feed(feed).runtime(NoTime);
+    let cached = cached.build().unwrap();
+    say.news(News::Missed);
+    say.up_to_date();
+    becomes(&cached, CacheState::Following).await;
     let other = cached.clone();
     drop(cached);
     say.up_to_date();
     assert!(!find(&other, 1).await);
+    say.heard().await;
     assert!(!say.is_unheard());
     drop(other);
-    eventually("the task has ended", async || say.is_unheard()).await;
+    eventually("the task has ended, by nothing else", async || say.is_unheard()).await;
 }
 
 /// Where the runtime of the feed is gone, so is the proof.
@@ -867,4 +919,23 @@ async fn status_expiry_and_address_are_judged_at_each_request() {
     assert_eq!(denied(keys.verify(secret, ip("10.0.0.1")).await), Denial::Revoked);
     keys.delete(&ada, &issued.key.id).await.unwrap();
     assert!(matches!(keys.verify(secret, None).await, Err(VerifyError::Unknown)));
+}
+
+/// Somebody else revoked the key; whoever is told that it is revoked relies on it.
+#[tokio::test]
+async fn a_revocation_that_was_there_already_is_effective_too() {
+    let store = Arc::new(MemoryStore::new());
+    let manager = || {
+        let cached = CachedStore::builder(Arc::clone(&store), LONG).build().unwrap();
+        KeyManager::builder(cached).build().unwrap()
+    };
+    let (here, elsewhere) = (manager(), manager());
+    let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+    let issued = here.create(&actor, NewKey::named("CI").unwrap()).await.unwrap();
+    let secret = issued.secret.expose_secret();
+    here.verify(secret, None).await.unwrap();
+    elsewhere.update(&actor, &issued.key.id, KeyPatch::revoke()).await.unwrap();
+    let told = here.update(&actor, &issued.key.id, KeyPatch::revoke()).await.unwrap();
+    assert_eq!(told.status, Status::Revoked);
+    assert!(here.verify(secret, None).await.is_err());
 }

@@ -1177,6 +1177,11 @@ async fn case_35_a_request_refused_for_a_full_queue_is_in_the_log() {
     }
 }
 
+/// A store that answers at once, and one that has to be waited for.
+fn at_once_and_later() -> [Find; 2] {
+    [Find::Honest, Find::Slow(Duration::from_millis(1))]
+}
+
 /// A service in which a request stays until the test lets it go.
 fn stuck(world: &World, arrived: &Arc<Notify>, go_on: &Arc<Notify>) -> Ask {
     let (arrived, go_on) = (Arc::clone(arrived), Arc::clone(go_on));
@@ -1190,9 +1195,11 @@ fn stuck(world: &World, arrived: &Arc<Notify>, go_on: &Arc<Notify>) -> Ask {
 
 #[tokio::test]
 async fn case_36_a_request_dropped_in_the_handler_is_recorded_as_aborted() {
-    for delivery in [Delivery::strict(), Delivery::buffered()] {
-        let world = World::with(|builder| builder.delivery(delivery));
+    let deliveries = [Delivery::strict(), Delivery::buffered()];
+    for (delivery, find) in deliveries.iter().flat_map(|d| at_once_and_later().map(|f| (d, f))) {
+        let world = World::with(|builder| builder.delivery(delivery.clone()));
         let (record, key) = world.key().await;
+        world.store.find(find);
         let (arrived, go_on) = <(Arc<Notify>, Arc<Notify>)>::default();
         let ask = stuck(&world, &arrived, &go_on);
         let mut under_way = ask(bearer_at("/stuck?x=1", &key));
@@ -1870,19 +1877,50 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
     let out = Arc::clone(&inner.out);
     let mut service = world.layer().layer(inner);
     let with_body = |request: Request<()>| request.map(|()| Full::<Bytes>::default());
-    for _ in 0..3 {
-        let answer = service.ready().await.unwrap().call(with_body(bearer(&key))).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
-        // A refused request gives back what was reserved for it.
-        let answer = service.ready().await.unwrap().call(with_body(bearer("x"))).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
-        assert_eq!(out.load(Ordering::SeqCst), 0);
+    for find in at_once_and_later() {
+        world.store.find(find);
+        for _ in 0..3 {
+            let ready = service.ready().await.unwrap();
+            let answer = ready.call(with_body(bearer(&key))).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            // A refused request gives back what was reserved for it.
+            for refused in ["x", &unknown_key()] {
+                let ready = service.ready().await.unwrap();
+                let answer = ready.call(with_body(bearer(refused))).await.unwrap();
+                assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+                assert_eq!(out.load(Ordering::SeqCst), 0);
+            }
+        }
     }
     // A service that is not ready is not, behind the layer either.
     let mut reserved = service.clone();
     reserved.ready().await.unwrap();
     let refused = service.ready().await.map(drop);
     assert_eq!(refused.unwrap_err(), "no room");
+}
+
+#[tokio::test]
+async fn what_is_reserved_is_kept_while_the_store_is_asked_and_given_back_with_the_request() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let gate = Arc::new(Gate::default());
+    world.store.find(Find::HeldBefore(Arc::clone(&gate)));
+    let inner = Reserving::default();
+    let out = Arc::clone(&inner.out);
+    let mut service = world.layer().layer(inner);
+    let request = || bearer(&key).map(|()| Full::<Bytes>::default());
+    let mut under_way = service.ready().await.unwrap().call(request());
+    tokio::select! {
+        _ = &mut under_way => panic!("an answer"),
+        () = gate.reached.notified() => {}
+    }
+    assert_eq!(out.load(Ordering::SeqCst), 1);
+    assert_eq!(service.ready().await.map(drop), Err("no room"), "what is left is a clone");
+    drop(under_way);
+    assert_eq!(out.load(Ordering::SeqCst), 0);
+    let under_way = service.ready().await.unwrap().call(request());
+    gate.opened.notify_one();
+    assert_eq!(under_way.await.unwrap().status(), StatusCode::OK);
 }
 
 #[test]

@@ -132,12 +132,8 @@ impl Queue {
             let Some(waiter) = state.waiting.pop_front() else { return };
             state.reserved += 1;
             drop(state);
-            let place = Place { queue: Some(Arc::clone(self)) };
-            if let Err(mut unwanted) = waiter.send(place) {
-                // Not by its `Drop`, which would come here again.
-                unwanted.queue = None;
-                self.lock().reserved -= 1;
-            }
+            // Unwanted, it is dropped, and so free again.
+            let _ = waiter.send(Place { queue: Some(Arc::clone(self)) });
         }
     }
 

@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::future::Future;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::audit::delivery::DeliveryError;
 use crate::audit::record::{AuditEvent, AuditRecord, Outcome, RequestEvent};
-use crate::audit::writer::Reserved;
+use crate::audit::writer::{AuditWriter, Reserved};
 use crate::clock::Timestamp;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, method};
@@ -29,8 +30,8 @@ pub struct RequestInfo {
 impl KeyManager {
     /// Admits a request, or refuses it; either way, a request with a known key
     /// leaves one audit record, unless it is refused because there is no room for
-    /// one. The tower layer is built on this, and so can be
-    /// the middleware of another framework.
+    /// one. The tower layer is built on this, and so can be the middleware of another
+    /// framework.
     ///
     /// ```
     /// # #[tokio::main]
@@ -100,22 +101,18 @@ impl KeyManager {
         let (Some(audit), Some(record)) = (&self.inner.audit, self.draft(&checked, request)) else {
             return self.decide(checked, None);
         };
-        let entry = Entry { keys: self.clone(), pending: Some((Reserved::None, record)) };
-        match audit.reserve_now() {
-            Some(reserved) => self.enter(checked, entry, reserved),
-            None => {
-                let keys = self.clone();
-                Opening::Waiting(Box::pin(async move {
-                    let Some(audit) = &keys.inner.audit else {
-                        return keys.decide(checked, Some(entry)).settled().await;
-                    };
-                    // Whoever gives up meanwhile leaves the record all the same, if
-                    // there is room by then.
-                    let reserved = audit.reserve().await;
-                    keys.enter(checked, entry, reserved).settled().await
-                }))
-            }
+        let entry =
+            Entry { audit: Arc::clone(audit), reserved: Reserved::None, record: Some(record) };
+        if let Some(reserved) = audit.reserve_now() {
+            return self.enter(checked, entry, reserved);
         }
+        let keys = self.clone();
+        Opening::Waiting(Box::pin(async move {
+            // Whoever gives up meanwhile leaves the record all the same, if there is
+            // room by then.
+            let reserved = entry.audit.reserve().await;
+            keys.enter(checked, entry, reserved).settled().await
+        }))
     }
 
     fn enter(
@@ -124,14 +121,13 @@ impl KeyManager {
         mut entry: Entry,
         reserved: Result<Reserved, DeliveryError>,
     ) -> Opening {
-        match (reserved, &mut entry.pending) {
-            (Ok(place), Some((reserved, _))) => *reserved = place,
-            (Err(error), pending) => {
-                let key = pending.take().map(|(_, record)| record.key);
+        match reserved {
+            Ok(place) => entry.reserved = place,
+            Err(error) => {
+                let key = entry.record.take().map(|record| record.key);
                 tracing::warn!(?key, %error, "a request was refused");
                 return Opening::Done(Err(error.into()));
             }
-            (Ok(_), None) => {}
         }
         self.decide(checked, Some(entry))
     }
@@ -170,7 +166,8 @@ pub(crate) type Checked = Result<(VerifiedKey, Timestamp), VerifyError>;
 /// What comes of a request. Mostly it is known at once.
 pub(crate) enum Opening {
     Done(Result<Admission, AdmitError>),
-    /// There is no room in the audit queue yet, or a refusal is being recorded.
+    /// The store is asked, there is no room in the audit queue yet, or a refusal is
+    /// being recorded.
     Waiting(BoxFuture<'static, Result<Admission, AdmitError>>),
 }
 
@@ -217,9 +214,7 @@ impl Admission {
         status: u16,
     ) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
         let mut entry = self.entry?;
-        if let Some((_, AuditRecord { event: AuditEvent::Request(request), .. })) =
-            &mut entry.pending
-        {
+        if let Some(AuditRecord { event: AuditEvent::Request(request), .. }) = &mut entry.record {
             request.status = Some(status);
             request.outcome = Outcome::Allowed;
         }
@@ -231,30 +226,36 @@ impl Admission {
 /// queued.
 #[derive(Debug)]
 struct Entry {
-    keys: KeyManager,
-    pending: Option<(Reserved, AuditRecord)>,
+    audit: Arc<AuditWriter>,
+    reserved: Reserved,
+    record: Option<AuditRecord>,
 }
 
 impl Entry {
     /// Delivers the record; what there is to wait for, in strict delivery.
     fn close(mut self) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
-        let audit = self.keys.inner.audit.as_ref().filter(|audit| audit.is_strict());
-        let (_, (reserved, record)) = (audit?, self.pending.take()?);
+        if !self.audit.is_strict() {
+            return None;
+        }
         Some(Box::pin(async move {
-            match &self.keys.inner.audit {
-                Some(audit) => audit.deliver(reserved, record).await,
+            // Not before this is polled: dropped earlier, it is queued all the same.
+            match self.take() {
+                Some((reserved, record)) => self.audit.deliver(reserved, record).await,
                 None => Ok(()),
             }
         }))
+    }
+
+    fn take(&mut self) -> Option<(Reserved, AuditRecord)> {
+        let reserved = std::mem::replace(&mut self.reserved, Reserved::None);
+        self.record.take().map(|record| (reserved, record))
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if let (Some((reserved, record)), Some(audit)) =
-            (self.pending.take(), &self.keys.inner.audit)
-        {
-            audit.enqueue(reserved, record);
+        if let Some((reserved, record)) = self.take() {
+            self.audit.enqueue(reserved, record);
         }
     }
 }

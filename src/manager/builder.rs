@@ -141,7 +141,8 @@ impl KeyManagerBuilder {
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(current_runtime).ok_or(BuildError::NoRuntime)?;
         let audit = self.sink.map(|sink| {
-            AuditWriter::start(sink, self.countries, self.delivery, Arc::clone(&runtime))
+            let runtime = Arc::clone(&runtime);
+            Arc::new(AuditWriter::start(sink, self.countries, self.delivery, runtime))
         });
         let uses =
             LastUses::start(Arc::clone(&self.store), self.store_deadline, Arc::clone(&runtime));

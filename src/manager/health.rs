@@ -13,14 +13,15 @@ const GRACE: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl KeyManager {
-    /// Asks the store a question, within its deadline.
+    /// Asks the store a question, within its deadline; each time another one, to which
+    /// no cache has the answer.
     ///
     /// # Errors
     ///
     /// The store's, where it gives no answer.
     pub async fn check_store(&self) -> Result<(), StoreError> {
         // The digest of no possible key.
-        let nothing = KeyDigest::of("");
+        let nothing = KeyDigest::of(self.now().to_string());
         self.inner.bounded(self.inner.store.find_by_digest(&nothing)).await.map(drop)
     }
 

@@ -61,7 +61,7 @@ struct Inner {
     random: Arc<dyn Random>,
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
-    audit: Option<AuditWriter>,
+    audit: Option<Arc<AuditWriter>>,
     audit_ids: AuditIds,
     audit_log: Option<Arc<dyn AuditLog>>,
 }

@@ -39,6 +39,24 @@ async fn a_killed_session_is_told_and_replaced() {
     .await;
 }
 
+/// A session that only listens is idle to the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn a_server_that_ends_idle_sessions_does_not_end_the_one_that_listens() {
+    in_schema(|options| async move {
+        let url = format!("{}?options=-c%20idle_session_timeout%3D500", url());
+        let options = PostgresOptions::from_url(&url).unwrap().schema(schema_of(&options));
+        let store = options.unwrap().deadline(PATIENT).connect().await.unwrap();
+        let told = Told::by(&store);
+        told.proof().await;
+        let (from, later) = (told.count(), Instant::now() + Duration::from_millis(1_500));
+        let proof = |news: &News| matches!(news, News::UpToDate { as_of } if *as_of > later);
+        let until = told.wait(from, proof).await;
+        assert!(!told.all()[from..until].contains(&News::Missed), "{:?}", told.all());
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn a_dropped_feed_leaves_no_session_behind() {

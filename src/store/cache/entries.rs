@@ -176,7 +176,8 @@ fn cache<V: Clone, B: Default + Clone + std::hash::BuildHasher>(
 }
 
 /// Ids of this crate are random; those of an import may be counted upwards or begin
-/// with the time.
+/// with the time. The upper bits of the product, of which there are enough for any
+/// number of places up to 65,536.
 fn bits(id: KeyId) -> u64 {
     let id = u128::from_be_bytes(id.to_bytes());
     let folded = (id as u64) ^ (id >> 64) as u64;

@@ -33,9 +33,9 @@ mod atomic {
 /// network.
 ///
 /// **No process accepts a key later than `max_staleness` after its revocation was
-/// acknowledged, whatever fails**; normally within milliseconds, and in the process
-/// that made the change from the moment the call returned. The same goes for every
-/// other change: rotated, deleted and edited keys, and new ones.
+/// acknowledged, whatever fails**; normally within milliseconds, and where the change
+/// was made through this store or a clone of it, from the moment the call returned. The
+/// same goes for every other change: rotated, deleted and edited keys, and new ones.
 ///
 /// ```
 /// # #[tokio::main]
@@ -119,6 +119,9 @@ impl KeyStore for CachedStore {
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        // Whoever finds the key as it should be and changes nothing relies on that: it
+        // may have been changed elsewhere, or by a call whose answer was lost.
+        let _changing = self.changing(*id);
         self.store.get(org, id).await
     }
 

@@ -60,7 +60,7 @@ const ROOM: usize = 10_000;
 /// let cached = CachedStore::builder(store.clone(), Duration::from_secs(2))
 ///     .feed(store.changes())
 ///     .build()?;
-/// let keys = KeyManager::builder(cached).build()?;
+/// let keys = KeyManager::builder(cached).audit(Arc::new(store)).build()?;
 /// # Ok(())
 /// # }
 /// ```
@@ -218,8 +218,13 @@ impl Listener {
         };
         let (hear, mut heard) = mpsc::channel(ROOM);
         tasks.spawn(forward(wire, hear));
-        let sql =
-            format!("LISTEN \"{}\"; LISTEN \"{}\"", self.store.inner.channel, self.own_channel);
+        // Nothing is ever asked here, and still the session is in use. Servers before
+        // version 14 do not have the setting.
+        let sql = format!(
+            "LISTEN \"{}\"; LISTEN \"{}\"; SELECT set_config(name, '0', false) \
+             FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'",
+            self.store.inner.channel, self.own_channel
+        );
         match timeout(self.patience, client.batch_execute(&sql)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return End::Refused(error.into()),

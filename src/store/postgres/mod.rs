@@ -57,7 +57,8 @@ use crate::store::transfer::KeyExport;
 /// at once, the first one makes it. With a user that may not create a schema, make
 /// an empty one beforehand.
 ///
-/// The store belongs to the tokio runtime that it was opened on.
+/// The store belongs to the tokio runtime that it was opened on, and is to be called
+/// there.
 ///
 /// ```no_run
 /// # #[tokio::main]
