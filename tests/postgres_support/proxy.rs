@@ -1,10 +1,14 @@
-//! A network between a store and its server, which can be cut in two ways.
+//! A network between a store and its server that can be cut, slowed down and damaged.
+#![allow(dead_code, reason = "each test crate uses its part")]
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::{Receiver, Sender, channel};
+use tokio::time::sleep;
 
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,14 +20,54 @@ pub(crate) enum Network {
     /// Bytes are swallowed, and connections stay open; also those that are made now.
     /// A connection that has lost any stays silent for good.
     Silent,
+    /// Like `Silent`, and nobody learns that the other side has closed before the
+    /// network is whole again.
+    BlackHole,
+    /// Connections are reset.
+    Reset,
+    /// The direction ends, the other one goes on.
+    HalfClosed,
+    /// So many bytes are passed on, and then the connection is closed.
+    Truncated(usize),
+    /// So many bytes are passed on, and then no more.
+    Torn(usize),
+    /// Each piece is held for that long.
+    Slow(Duration),
+    /// So many bytes a second are passed on.
+    Narrow(usize),
 }
+
+/// A direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// To the server.
+    There,
+    /// From the server.
+    Back,
+}
+
+/// A fault that is yet to come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strike {
+    pub(crate) side: Side,
+    /// It comes with the piece of that number in that direction, from 1 up.
+    pub(crate) piece: usize,
+    pub(crate) network: Network,
+    /// Whether it is the network from then on; or else only that one connection.
+    pub(crate) lasting: bool,
+}
+
+/// What the network is, and in which direction; both where none is said.
+type State = (Network, Option<Side>);
 
 /// Listens until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     port: u16,
-    network: Sender<Network>,
+    state: Arc<Sender<State>>,
+    armed: Arc<Mutex<Option<Strike>>>,
     server: Arc<Mutex<String>>,
+    _end: Sender<()>,
 }
 
 impl Proxy {
@@ -31,25 +75,44 @@ impl Proxy {
     pub(crate) async fn start(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (network, changes) = channel(Network::Whole);
+        let state = Arc::new(channel((Network::Whole, None)).0);
+        let armed = Arc::default();
         let server = Arc::new(Mutex::new(server));
-        let target = Arc::clone(&server);
+        let (end, mut ended) = channel(());
+        let (target, wire) = (
+            Arc::clone(&server),
+            Wire { state: Arc::clone(&state), armed: Arc::clone(&armed), end: ended.clone() },
+        );
         tokio::spawn(async move {
-            let mut closed = changes.clone();
             loop {
                 let near = tokio::select! {
                     accepted = listener.accept() => accepted.unwrap().0,
-                    gone = closed.wait_for(|_| false) => return assert!(gone.is_err()),
+                    gone = ended.changed() => return assert!(gone.is_err()),
                 };
                 let server = target.lock().unwrap().clone();
-                tokio::spawn(connect(near, server, changes.clone()));
+                tokio::spawn(connect(near, server, wire.clone()));
             }
         });
-        Self { port, network, server }
+        Self { port, state, armed, server, _end: end }
     }
 
     pub(crate) fn set(&self, network: Network) {
-        self.network.send_replace(network);
+        self.state.send_replace((network, None));
+    }
+
+    /// Only in that direction.
+    pub(crate) fn set_on(&self, side: Side, network: Network) {
+        self.state.send_replace((network, Some(side)));
+    }
+
+    /// The network becomes that in the midst of what comes next.
+    pub(crate) fn strike(&self, strike: Strike) {
+        *self.armed.lock().unwrap() = Some(strike);
+    }
+
+    /// Nothing is to come any more; whether something came.
+    pub(crate) fn has_struck(&self) -> bool {
+        self.armed.lock().unwrap().take().is_none()
     }
 
     /// Connections from now on lead to another server.
@@ -71,47 +134,152 @@ pub(crate) fn address(url: &str) -> String {
     rest.split_once('/').unwrap().0.to_owned()
 }
 
-async fn connect(near: TcpStream, server: String, network: Receiver<Network>) {
+/// What every connection looks at.
+#[derive(Clone)]
+struct Wire {
+    state: Arc<Sender<State>>,
+    armed: Arc<Mutex<Option<Strike>>>,
+    end: Receiver<()>,
+}
+
+impl Wire {
+    /// Counts a piece in that direction; what strikes this connection alone, if
+    /// anything does.
+    fn count(&self, side: Side) -> Option<Network> {
+        let mut armed = self.armed.lock().unwrap();
+        let strike = armed.as_mut().filter(|strike| strike.side == side)?;
+        strike.piece -= 1;
+        let strike = (strike.piece == 0).then(|| armed.take()).flatten()?;
+        if strike.lasting {
+            self.state.send_replace((strike.network, Some(side)));
+            return None;
+        }
+        Some(strike.network)
+    }
+}
+
+async fn connect(near: TcpStream, server: String, wire: Wire) {
     let Ok(far) = TcpStream::connect(server).await else { return };
+    let _ = (near.set_nodelay(true), far.set_nodelay(true));
     let (near_in, near_out) = near.into_split();
     let (far_in, far_out) = far.into_split();
-    let (there, back) =
-        (pass(near_in, far_out, network.clone()), pass(far_in, near_out, network.clone()));
+    let mut end = wire.end.clone();
+    let there = Direction::new(Side::There, wire.clone()).pass(near_in, far_out);
+    let back = Direction::new(Side::Back, wire).pass(far_in, near_out);
     tokio::pin!(there, back);
     // Where one side ends, so does the other.
     tokio::select! {
         () = &mut there => {}
         () = &mut back => {}
+        _ = end.changed() => {}
     }
 }
 
-async fn pass(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
-    mut network: Receiver<Network>,
-) {
-    let mut bytes = [0; 8192];
-    let mut silent = false;
-    loop {
-        let now = *network.borrow_and_update();
-        silent |= now == Network::Silent;
-        if now == Network::Closed {
-            return;
-        }
-        let read = tokio::select! {
-            changed = network.changed() => match changed {
-                Ok(()) => continue,
-                Err(_) => return,
-            },
-            read = from.read(&mut bytes) => read.unwrap_or(0),
-        };
-        let now = *network.borrow();
-        silent |= now == Network::Silent;
-        if read == 0 || now == Network::Closed {
-            return;
-        }
-        if !silent && to.write_all(&bytes[..read]).await.is_err() {
-            return;
+struct Direction {
+    side: Side,
+    wire: Wire,
+    state: Receiver<State>,
+    /// What struck this connection.
+    own: Option<Network>,
+    silent: bool,
+    /// The network in whose honour the direction was silenced.
+    hole: bool,
+}
+
+impl Direction {
+    fn new(side: Side, wire: Wire) -> Self {
+        let state = wire.state.subscribe();
+        Self { side, wire, state, own: None, silent: false, hole: false }
+    }
+
+    /// What the network is here and now.
+    fn now(&mut self) -> Network {
+        let (network, side) = *self.state.borrow_and_update();
+        let shared =
+            if side.is_none_or(|side| side == self.side) { network } else { Network::Whole };
+        // Where the whole network is cut, no direction is spared.
+        let cut = matches!(network, Network::Closed | Network::Reset | Network::BlackHole);
+        let now = self.own.unwrap_or(if cut { network } else { shared });
+        self.silent |= matches!(now, Network::Silent | Network::BlackHole);
+        self.hole |= now == Network::BlackHole;
+        now
+    }
+
+    async fn pass(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut bytes = [0; 8192];
+        loop {
+            match self.now() {
+                Network::Closed => return,
+                Network::Reset => return reset(&from, &to),
+                Network::HalfClosed => return half_close(from, to).await,
+                _ => {}
+            }
+            let read = tokio::select! {
+                changed = self.state.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                read = from.read(&mut bytes) => read.unwrap_or(0),
+            };
+            if read == 0 {
+                if self.hole && self.own.is_none() {
+                    let _ = self.state.wait_for(|(now, _)| *now == Network::Whole).await;
+                } else if self.hole {
+                    std::future::pending::<()>().await;
+                }
+                return;
+            }
+            if let Some(own) = self.wire.count(self.side) {
+                self.own = Some(own);
+            }
+            let bytes = &bytes[..read];
+            match self.now() {
+                Network::Closed => return,
+                Network::Reset => return reset(&from, &to),
+                Network::HalfClosed => return half_close(from, to).await,
+                _ if self.silent => {}
+                Network::Truncated(at) => {
+                    let _ = to.write_all(&bytes[..at.min(read)]).await;
+                    return;
+                }
+                Network::Torn(at) => {
+                    self.silent = true;
+                    if to.write_all(&bytes[..at.min(read)]).await.is_err() {
+                        return;
+                    }
+                }
+                Network::Slow(time) => {
+                    sleep(time).await;
+                    if to.write_all(bytes).await.is_err() {
+                        return;
+                    }
+                }
+                Network::Narrow(rate) => {
+                    // A hundredth of a second's worth at a time.
+                    for part in bytes.chunks((rate / 100).max(1)) {
+                        sleep(Duration::from_millis(10)).await;
+                        if to.write_all(part).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Network::Whole | Network::Silent | Network::BlackHole => {
+                    if to.write_all(bytes).await.is_err() {
+                        return;
+                    }
+                }
+            }
         }
     }
+}
+
+fn reset(from: &OwnedReadHalf, to: &OwnedWriteHalf) {
+    let _ = (from.as_ref().set_zero_linger(), to.as_ref().set_zero_linger());
+}
+
+/// Ends one direction; returns when the other end is gone, too.
+async fn half_close(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let _ = to.shutdown().await;
+    let mut bytes = [0; 8192];
+    while !matches!(from.read(&mut bytes).await, Ok(0) | Err(_)) {}
 }

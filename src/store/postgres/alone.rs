@@ -64,7 +64,8 @@ impl Alone {
                 Some(connection) => connection,
                 None => timeout_at(until, self.dialer.dial()).await.map_err(late)??.0,
             };
-            let Ok(done) = timeout_at(until, job.run(&connection)).await else {
+            let run = job.run(&connection, self.deadline);
+            let Ok(done) = timeout_at(until, run).await else {
                 connection.retire();
                 return Err(Fault::Late(self.deadline));
             };
@@ -87,13 +88,20 @@ impl Alone {
 }
 
 impl Job<'_> {
-    async fn run(self, db: &Connection) -> Result<Purged, Failed> {
+    async fn run(self, db: &Connection, deadline: Duration) -> Result<Purged, Failed> {
         let harmless = |fault| Failed { fault, may_repeat: true };
         match self {
             Self::Insert(key, limit) => {
                 // Whatever the database's default is: each statement has to see
-                // what was committed before it.
-                db.run("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(harmless)?;
+                // what was committed before it. And a server that does not learn that
+                // this side is gone keeps the organisation locked no longer than this
+                // side would have waited.
+                let idle = deadline.as_millis().clamp(1, 1 << 30);
+                let begin = format!(
+                    "BEGIN ISOLATION LEVEL READ COMMITTED; \
+                     SET LOCAL idle_in_transaction_session_timeout = {idle}"
+                );
+                db.run(&begin).await.map_err(harmless)?;
                 keys::insert(db, key, limit).await.map_err(harmless)?;
                 db.run("COMMIT").await.map_err(|fault| Failed { fault, may_repeat: false })?;
                 Ok(Purged::default())
