@@ -19,7 +19,6 @@
     reason = "a bench"
 )]
 
-#[allow(dead_code, reason = "tests use the rest")]
 #[path = "../tests/postgres_support/proxy.rs"]
 mod proxy;
 

@@ -7,7 +7,8 @@
 //! as a client that goes away; and changes keys of several organisations meanwhile.
 //! What it should hold all the time is looked at every 10 seconds: memory, file
 //! descriptors and threads. In the end there is an audit record of each answer to a
-//! request with a known key, and of each change.
+//! request with a known key, and of each change. What the server could not do because
+//! the disk was busy with other things (503) is counted apart.
 //!
 //! | variable | default | |
 //! |---|---|---|
@@ -69,8 +70,20 @@ struct Tally {
     /// Requests with a known key of which it is not known what became.
     in_doubt: u64,
     changes: u64,
+    /// Those of which that is not known either.
+    changes_in_doubt: u64,
+    unavailable: u64,
     slowest: Duration,
-    odd: Vec<String>,
+    odd: u64,
+}
+
+impl Tally {
+    fn is_odd(&mut self, what: &str) {
+        self.odd += 1;
+        if self.odd <= 20 {
+            println!("odd: {what}");
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -100,11 +113,16 @@ impl Counts {
                     *tally.recorded.entry(outcome).or_default() += 1;
                 }
             }
-            odd => {
+            other => {
                 tally.in_doubt += u64::from(outcome.is_some());
-                let odd = odd.as_ref().map(|a| (a.status, String::from_utf8_lossy(&a.body)));
-                let text = format!("{asked}: {expected} expected, {odd:?}");
-                tally.odd.push(text);
+                match other {
+                    Ok(answer) if answer.status == 503 => tally.unavailable += 1,
+                    odd => {
+                        let odd =
+                            odd.as_ref().map(|a| (a.status, String::from_utf8_lossy(&a.body)));
+                        tally.is_odd(&format!("{asked}: {expected} expected, {odd:?}"));
+                    }
+                }
             }
         }
     }
@@ -142,114 +160,154 @@ struct Manager {
     client: Client,
     login: String,
     counts: Counts,
+    /// There was a change of which nobody knows whether it took place.
+    in_doubt: bool,
 }
 
 impl Manager {
     fn new(address: SocketAddr, org: usize, counts: Counts) -> Self {
-        Self {
-            client: Client::new(address, 50),
-            login: format!("X-Demo-Org: org-{org}\r\n"),
-            counts,
-        }
+        let (client, login) = (Client::new(address, 50), format!("X-Demo-Org: org-{org}\r\n"));
+        Self { client, login, counts, in_doubt: false }
     }
 
-    async fn ask(&mut self, method: &str, path: &str, body: &str, expected: u16) -> Value {
+    /// The JSON of the answer, if it is the one that is expected.
+    async fn ask(&mut self, method: &str, path: &str, body: &str, expected: u16) -> Option<Value> {
         let (begun, target) = (Instant::now(), format!("/settings{path}"));
         let answer = self.client.ask(method, &target, &self.login, body).await;
         self.counts.answer(&format!("{method} {target}"), expected, None, begun, &answer);
-        answer.ok().and_then(|answer| serde_json::from_slice(&answer.body).ok()).unwrap_or_default()
+        let answer = answer.ok().filter(|answer| answer.status == expected)?;
+        Some(serde_json::from_slice(&answer.body).unwrap_or_default())
     }
 
-    async fn change(&mut self, method: &str, path: &str, body: &str, expected: u16) -> Value {
+    async fn change(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &str,
+        expected: u16,
+    ) -> Option<Value> {
         let answer = self.ask(method, &format!("/api/keys{path}"), body, expected).await;
-        self.counts.lock().changes += 1;
+        let mut tally = self.counts.lock();
+        match &answer {
+            Some(_) => tally.changes += 1,
+            None => (tally.changes_in_doubt, self.in_doubt) = (tally.changes_in_doubt + 1, true),
+        }
         answer
     }
 
-    async fn create(&mut self, name: &str, allowlist: &[&str]) -> Changing {
+    async fn create(&mut self, name: &str, allowlist: &[&str]) -> Option<Changing> {
         let body = json!({ "name": name, "expiration": "1_year", "ip_allowlist": allowlist });
-        let made = self.change("POST", "", &body.to_string(), 201).await;
-        let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+        let made = self.change("POST", "", &body.to_string(), 201).await?;
         let (id, secret) = (text(&made["key"]["id"]), text(&made["secret"]));
-        Changing { id, name: name.to_owned(), secret, revoked: false }
+        Some(Changing { id, name: name.to_owned(), secret, revoked: false })
     }
 
-    async fn steady(&mut self) -> Steady {
+    async fn steady(&mut self) -> Option<Steady> {
         let mut good = Vec::new();
         for allowlist in [&[][..], &["127.0.0.0/8"], &["::1", "127.0.0.1"]] {
-            let key = self.create("steady", allowlist).await;
+            let key = self.create("steady", allowlist).await?;
             good.push((key.id, key.secret));
         }
-        let revoked = self.create("revoked", &[]).await;
+        let revoked = self.create("revoked", &[]).await?;
         let body = r#"{"status":"revoked"}"#;
-        self.change("PATCH", &format!("/{}", revoked.id), body, 200).await;
-        let elsewhere = self.create("elsewhere", &["192.0.2.0/24"]).await.secret;
-        Steady { good, revoked: revoked.secret, elsewhere }
+        self.change("PATCH", &format!("/{}", revoked.id), body, 200).await?;
+        let elsewhere = self.create("elsewhere", &["192.0.2.0/24"]).await?.secret;
+        Some(Steady { good, revoked: revoked.secret, elsewhere })
     }
 
-    /// One change or look, and what its key may do afterwards.
+    /// Makes one change, or looks; and sees what the key may do afterwards.
     async fn work(&mut self, keys: &mut Vec<Changing>, steady: &Steady) {
-        let place = number(keys.len().max(1));
-        match number(10) {
-            0..=2 if keys.len() < CHANGING => {
-                let key = self.create(&format!("CI-{}", number(1_000)), &[]).await;
-                keys.push(key);
-                self.use_of(keys.last().unwrap()).await;
-            }
-            0..=2 => {
-                let key = keys.swap_remove(place);
-                let path = format!("/{}?confirm_name={}", key.id, key.name);
-                self.change("DELETE", &path, "", 204).await;
-                self.is_refused(&key.secret).await;
-            }
-            3 | 4 if !keys.is_empty() => {
-                let key = &mut keys[place];
-                key.revoked = !key.revoked;
-                let status = if key.revoked { "revoked" } else { "active" };
-                key.name = format!("CI-{}", 1_000 + number(1_000));
-                let body = json!({ "status": status, "name": key.name }).to_string();
-                self.change("PATCH", &format!("/{}", key.id), &body, 200).await;
-                self.use_of(&keys[place]).await;
-            }
-            5 | 6 if !keys.is_empty() => {
-                let key = &mut keys[place];
-                let body = json!({ "confirm_name": key.name }).to_string();
-                let path = format!("/{}/rotate", key.id);
-                let rotated = self.change("POST", &path, &body, 200).await;
-                let old = std::mem::replace(
-                    &mut key.secret,
-                    rotated["secret"].as_str().unwrap_or_default().to_owned(),
-                );
-                self.is_refused(&old).await;
-                self.use_of(&keys[place]).await;
-            }
-            7 => {
-                let listed = self.ask("GET", "/api/keys", "", 200).await;
-                let found = listed["keys"].as_array().map_or(0, Vec::len);
-                if found != keys.len() + 5 {
-                    let text = format!("{found} keys are listed instead of {}", keys.len() + 5);
-                    self.counts.lock().odd.push(text);
-                }
-            }
-            8 => {
-                for path in ["", "/api/openapi.json", "/api/keys/no-such-key"] {
-                    let expected = if path.ends_with("key") { 404 } else { 200 };
-                    self.ask("GET", path, "", expected).await;
-                }
-            }
-            _ => self.read_audit_log(&one_of(&steady.good).0).await,
+        if self.in_doubt {
+            keys.clear();
+            return self.begin_anew().await;
         }
+        // Whatever comes to nothing has been counted, and is cleared up next time.
+        let _ = match number(10) {
+            0..=2 if keys.len() < CHANGING => self.add(keys).await,
+            0..=2 => self.delete(keys).await,
+            3 | 4 if !keys.is_empty() => self.edit(keys).await,
+            5 | 6 if !keys.is_empty() => self.rotate(keys).await,
+            7 => self.list(keys.len()).await,
+            8 => self.open_page().await,
+            _ => self.read_audit_log(&one_of(&steady.good).0).await,
+        };
+    }
+
+    async fn begin_anew(&mut self) {
+        // What was given up may still take place a little later.
+        sleep(Duration::from_secs(3)).await;
+        let Some(listed) = self.ask("GET", "/api/keys", "", 200).await else { return };
+        self.in_doubt = false;
+        for key in changing(&listed) {
+            let path = format!("/{}?confirm_name={}", text(&key["id"]), text(&key["name"]));
+            self.change("DELETE", &path, "", 204).await;
+        }
+    }
+
+    async fn add(&mut self, keys: &mut Vec<Changing>) -> Option<()> {
+        let key = self.create(&format!("CI-{}", number(1_000)), &[]).await?;
+        self.use_of(&key).await;
+        keys.push(key);
+        Some(())
+    }
+
+    async fn delete(&mut self, keys: &mut Vec<Changing>) -> Option<()> {
+        let key = keys.swap_remove(number(keys.len()));
+        let path = format!("/{}?confirm_name={}", key.id, key.name);
+        self.change("DELETE", &path, "", 204).await?;
+        self.is_refused(&key.secret).await;
+        Some(())
+    }
+
+    async fn edit(&mut self, keys: &mut [Changing]) -> Option<()> {
+        let place = number(keys.len());
+        let key = &mut keys[place];
+        key.revoked = !key.revoked;
+        key.name = format!("CI-{}", 1_000 + number(1_000));
+        let status = if key.revoked { "revoked" } else { "active" };
+        let body = json!({ "status": status, "name": key.name }).to_string();
+        self.change("PATCH", &format!("/{}", key.id), &body, 200).await?;
+        self.use_of(key).await;
+        Some(())
+    }
+
+    async fn rotate(&mut self, keys: &mut [Changing]) -> Option<()> {
+        let place = number(keys.len());
+        let key = &mut keys[place];
+        let body = json!({ "confirm_name": key.name }).to_string();
+        let rotated = self.change("POST", &format!("/{}/rotate", key.id), &body, 200).await?;
+        let old = std::mem::replace(&mut key.secret, text(&rotated["secret"]));
+        self.is_refused(&old).await;
+        self.use_of(key).await;
+        Some(())
+    }
+
+    async fn list(&mut self, keys: usize) -> Option<()> {
+        let listed = self.ask("GET", "/api/keys", "", 200).await?;
+        let found = changing(&listed).count();
+        if found != keys {
+            self.counts.lock().is_odd(&format!("{found} keys are listed instead of {keys}"));
+        }
+        Some(())
+    }
+
+    async fn open_page(&mut self) -> Option<()> {
+        for path in ["", "/api/openapi.json", "/api/keys/no-such-key"] {
+            let expected = if path.ends_with("key") { 404 } else { 200 };
+            self.ask("GET", path, "", expected).await?;
+        }
+        Some(())
     }
 
     /// Some pages, from the newest on.
-    async fn read_audit_log(&mut self, id: &str) {
+    async fn read_audit_log(&mut self, id: &str) -> Option<()> {
         let mut cursor = String::new();
         for _ in 0..3 {
             let path = format!("/api/keys/{id}/audit?limit=200{cursor}");
-            let page = self.ask("GET", &path, "", 200).await;
-            let Some(older) = page["older"].as_str() else { return };
-            cursor = format!("&before={older}");
+            let page = self.ask("GET", &path, "", 200).await?;
+            cursor = format!("&before={}", page["older"].as_str()?);
         }
+        Some(())
     }
 
     async fn use_of(&mut self, key: &Changing) {
@@ -266,6 +324,16 @@ impl Manager {
         let answer = self.client.ask("GET", "/v1/whoami", &login, "").await;
         self.counts.answer("a changed key", expected, outcome, begun, &answer);
     }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
+}
+
+/// Those of the listed keys that are changed all the time.
+fn changing(listed: &Value) -> impl Iterator<Item = &Value> {
+    let keys = listed["keys"].as_array().into_iter().flatten();
+    keys.filter(|key| key["name"].as_str().is_some_and(|name| name.starts_with("CI-")))
 }
 
 // ---- the requests ----
@@ -368,7 +436,7 @@ impl Caller {
             io::Result::Ok(())
         };
         if let Err(error) = gone.await {
-            self.counts.lock().odd.push(format!("{target}: {error}"));
+            self.counts.lock().is_odd(&format!("{target}: {error}"));
         }
     }
 }
@@ -408,7 +476,7 @@ fn size(file: &Path) -> f64 {
 /// Looks at it every 10 seconds until then, and prints what it sees.
 async fn watch(server: &Server, file: &Path, counts: &Counts, until: Instant) -> Vec<Sample> {
     println!(
-        "{:>8}{:>10}{:>7}{:>9}{:>10}{:>12}{:>13}{:>9}{:>6}",
+        "{:>8}{:>10}{:>7}{:>9}{:>10}{:>12}{:>13}{:>9}{:>6}{:>6}",
         "seconds",
         "RSS MiB",
         "fds",
@@ -417,6 +485,7 @@ async fn watch(server: &Server, file: &Path, counts: &Counts, until: Instant) ->
         "requests/s",
         "slowest ms",
         "changes",
+        "503s",
         "odd"
     );
     let (begun, mut samples, mut before) = (Instant::now(), Vec::new(), 0);
@@ -428,7 +497,7 @@ async fn watch(server: &Server, file: &Path, counts: &Counts, until: Instant) ->
         let mut tally = counts.lock();
         let rate = (tally.answers - before) as f64 / SAMPLE_EVERY.as_secs_f64();
         println!(
-            "{:>8.0}{:>10.1}{:>7}{:>9}{:>10.1}{rate:>12.0}{:>13.1}{:>9}{:>6}",
+            "{:>8.0}{:>10.1}{:>7}{:>9}{:>10.1}{rate:>12.0}{:>13.1}{:>9}{:>6}{:>6}",
             begun.elapsed().as_secs_f64(),
             sample.memory,
             sample.files,
@@ -436,7 +505,8 @@ async fn watch(server: &Server, file: &Path, counts: &Counts, until: Instant) ->
             size(file),
             tally.slowest.as_secs_f64() * 1e3,
             tally.changes,
-            tally.odd.len(),
+            tally.unavailable,
+            tally.odd,
         );
         (before, tally.slowest) = (tally.answers, Duration::ZERO);
         drop(tally);
@@ -464,7 +534,14 @@ async fn soak() {
         (0..ORGS).map(|org| Manager::new(address, org, counts.clone())).collect();
     let mut steady = Vec::new();
     for manager in &mut managers {
-        steady.push(manager.steady().await);
+        let its = loop {
+            match manager.steady().await {
+                Some(its) => break its,
+                // Other processes keep the disk busy.
+                None => sleep(Duration::from_secs(1)).await,
+            }
+        };
+        steady.push(its);
     }
     let steady: Arc<[Steady]> = steady.into();
     let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
@@ -528,10 +605,7 @@ fn report(file: &Path, samples: &[Sample], tally: &Tally) {
     };
     let gone = format!("endpoint IN ('{NEVER_AWAITED}', '{NEVER_READ}')");
     let mut right = true;
-    println!("answers: {}, of which odd: {}", tally.answers, tally.odd.len());
-    for odd in tally.odd.iter().take(10) {
-        println!("  {odd}");
-    }
+    println!("answers: {}, 503s: {}, odd: {}", tally.answers, tally.unavailable, tally.odd);
     for (outcome, answers) in &tally.recorded {
         let sql = "SELECT count(*) FROM requests WHERE NOT";
         let rows = count(&format!("{sql} {gone} AND outcome = '{outcome}'"));
@@ -544,8 +618,10 @@ fn report(file: &Path, samples: &[Sample], tally: &Tally) {
     let aborted = format!("SELECT count(*) FROM requests WHERE {gone} AND outcome = 'aborted'");
     println!("  as aborted: {}", count(&aborted));
     let rows = count("SELECT count(*) FROM changes");
-    println!("records of changes: {rows} of {}", tally.changes);
-    right &= rows == tally.changes;
+    let in_doubt = tally.changes_in_doubt;
+    println!("records of changes: {rows} of {}, in doubt {in_doubt}", tally.changes);
+    // One that came to nothing may have a second record, which says so.
+    right &= (tally.changes..=tally.changes + 2 * in_doubt).contains(&rows);
     let answered: u64 = tally.recorded.values().sum();
     let rows = count(&format!("SELECT count(*) FROM requests WHERE NOT {gone}"));
     println!("records of answers: {rows} of {answered}, in doubt {}", tally.in_doubt);
@@ -564,7 +640,7 @@ fn report(file: &Path, samples: &[Sample], tally: &Tally) {
     println!("threads: {} first, {} last", begin.threads, end.threads);
     println!("memory: {first:.1} MiB, then {last:.1} MiB: {growth:+.1} % (target within {TARGET})");
     assert!(right, "the records are not those of the answers");
-    assert!(tally.odd.is_empty(), "some answers were odd");
+    assert_eq!(tally.odd, 0, "some answers were odd");
 }
 
 fn main() {

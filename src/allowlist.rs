@@ -145,13 +145,17 @@ pub struct AllowlistError {
 }
 
 impl AllowlistError {
-    /// No address is longer. A whole API key is, so that one pasted into the
-    /// wrong field is not repeated in the error.
+    /// No address is longer, nor has so many letters and digits in a row as an API key
+    /// has, with its prefix or without: one pasted into the wrong field is not repeated
+    /// in the error.
     const LONGEST_ADDRESS: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128".len();
+    const LONGEST_RUN: usize = 24;
 
     fn new(index: usize, text: &str, problem: EntryProblem) -> Self {
         let printable = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
-        let entry = if printable && text.len() <= Self::LONGEST_ADDRESS {
+        let runs = text.split(|c: char| !c.is_ascii_alphanumeric()).map(str::len);
+        let is_short = text.len() <= Self::LONGEST_ADDRESS && runs.max() <= Some(Self::LONGEST_RUN);
+        let entry = if printable && is_short {
             text.to_owned()
         } else {
             format!("entry {}", index.saturating_add(1))
@@ -233,8 +237,10 @@ mod tests {
     #[test]
     fn what_can_be_no_address_is_named_by_position_only() {
         let key = format!("vsp_sk_{}", "a".repeat(48));
-        let error = Allowlist::parse([key.as_str()]).unwrap_err();
-        assert_eq!(error.to_string(), "entry 1: not an IP address or CIDR range");
+        for secret in [key.as_str(), &key[7..], &key[7..40]] {
+            let error = Allowlist::parse([secret]).unwrap_err();
+            assert_eq!(error.to_string(), "entry 1: not an IP address or CIDR range");
+        }
         assert_eq!(Allowlist::parse([""]).unwrap_err().entry(), "entry 1");
     }
 

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use keygate::{
-    Actor, Delivery, Denial, KeyDigest, KeyFormat, KeyId, KeyManager, KeyPatch, ManageError,
-    NewKey, OrgId, PostgresStore, Random, RandomError, Status, SystemRandom, VerifyError,
+    Actor, Delivery, Denial, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyPatch,
+    ManageError, NewKey, OrgId, PostgresStore, Random, RandomError, Status, SystemRandom,
+    VerifyError,
 };
 
 pub(crate) fn number() -> u64 {
@@ -105,8 +106,13 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn new(store: &PostgresStore, org: &str) -> Self {
+        Self::over(KeyManager::builder(store.clone()), store, org)
+    }
+
+    /// Through whatever stands in front of the store, which has the audit log.
+    pub(crate) fn over(builder: KeyManagerBuilder, store: &PostgresStore, org: &str) -> Self {
         let random = Seeded::new(number());
-        let manager = KeyManager::builder(store.clone())
+        let manager = builder
             .audit(Arc::new(store.clone()))
             .delivery(Delivery::strict())
             .random(random.clone())

@@ -9,8 +9,9 @@ use crate::cluster_support::process::{
     children, command, folder, free_port, give_away, program, run, signal, spawn, wait_until, write,
 };
 
-/// Everybody is let in who comes from this machine.
-const TRUST: &str = "local all all trust\nhost all all 127.0.0.1/32 trust\n";
+/// Everybody is let in who comes from this machine, standbys too.
+const TRUST: &str = "local all all trust\nhost all all 127.0.0.1/32 trust\n\
+                     host replication all 127.0.0.1/32 trust\n";
 
 /// Runs until it is dropped, and leaves nothing behind.
 #[derive(Debug)]
@@ -34,13 +35,7 @@ impl Cluster {
             .args(["--username", "postgres", "--auth", "trust", "--encoding", "UTF8"])
             .args(["--locale", "C", "--no-sync", "-D"])
             .arg(&data));
-        // fsync stays on, as it is in production.
-        let socket = folder.path().display();
-        let own = format!(
-            "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{socket}'\n\
-                           dynamic_shared_memory_type = mmap\n"
-        );
-        write(&data, "keygate.conf", &(own + &settings.join("\n")));
+        write(&data, "keygate.conf", &(own_settings(folder.path()) + &settings.join("\n")));
         let config = std::fs::read_to_string(data.join("postgresql.conf")).unwrap();
         write(&data, "postgresql.conf", &(config + "\ninclude 'keygate.conf'\n"));
         write(&data, "pg_hba.conf", access);
@@ -65,11 +60,16 @@ impl Cluster {
 
     /// Runs a statement as the superuser, through the socket.
     pub(crate) fn sql(&self, statement: &str) {
-        run(Command::new(binary("psql"))
-            .args(["--no-psqlrc", "--quiet", "--username", "postgres", "--dbname", "postgres"])
+        run(&mut self.psql(statement));
+    }
+
+    fn psql(&self, statement: &str) -> Command {
+        let mut psql = Command::new(binary("psql"));
+        psql.args(["--no-psqlrc", "--quiet", "--username", "postgres", "--dbname", "postgres"])
             .args(["--set", "ON_ERROR_STOP=1", "--command", statement, "--host"])
             .arg(self.folder.path())
-            .args(["--port", &self.port.to_string()]));
+            .args(["--port", &self.port.to_string()]);
+        psql
     }
 
     /// Kills the server and all its sessions at once, as a power cut would.
@@ -105,6 +105,50 @@ impl Cluster {
     }
 }
 
+#[allow(dead_code, reason = "not every test crate fails over")]
+impl Cluster {
+    /// One whose every commit waits until a standby has it as well. There must be one
+    /// soon: until then nothing can be changed.
+    pub(crate) fn synchronous() -> Self {
+        let settings = ["synchronous_standby_names = '*'", "synchronous_commit = on"];
+        Self::with(&settings, TRUST, |_| {})
+    }
+
+    /// A standby that streams from this one and has caught up. Once it is promoted
+    /// it waits for no other.
+    pub(crate) fn standby(&self) -> Self {
+        let folder = folder();
+        let data = folder.path().join("data");
+        let primary = format!("host=127.0.0.1 port={} user=postgres", self.port);
+        run(command(folder.path(), &binary("pg_basebackup"))
+            .args(["--write-recovery-conf", "--wal-method", "stream", "--checkpoint", "fast"])
+            .args(["--no-sync", "--dbname", &primary, "--pgdata"])
+            .arg(&data));
+        write(&data, "keygate.conf", &own_settings(folder.path()));
+        let mut standby = Self { folder, port: free_port(), server: None };
+        standby.run();
+        wait_until("the standby streams", || {
+            let state = "SELECT state || ' ' || sync_state FROM pg_stat_replication";
+            self.ask(state).trim() == "streaming sync"
+        });
+        standby
+    }
+
+    /// Makes a primary of a standby; returns when it takes writes.
+    pub(crate) fn promote(&self) {
+        run(command(self.folder.path(), &binary("pg_ctl"))
+            .args(["promote", "--wait", "--pgdata"])
+            .arg(self.folder.path().join("data")));
+    }
+
+    /// What a query answers, as text.
+    pub(crate) fn ask(&self, query: &str) -> String {
+        let output = self.psql(query).args(["--no-align", "--tuples-only"]).output().unwrap();
+        assert!(output.status.success(), "{query}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
 impl Cluster {
     /// What a killed server has shared with its sessions is there until the next
     /// one on the same data, or until the machine starts anew.
@@ -129,6 +173,15 @@ impl Drop for Cluster {
             eprintln!("the server's log:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
         }
     }
+}
+
+/// fsync stays on, as it is in production.
+fn own_settings(folder: &Path) -> String {
+    let socket = folder.display();
+    format!(
+        "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{socket}'\n\
+                       dynamic_shared_memory_type = mmap\n"
+    )
 }
 
 /// The newest that is installed.

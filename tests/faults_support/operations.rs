@@ -310,7 +310,6 @@ faults! {
 
 /// A process that is cut off has locked the organisation; its server session does
 /// not learn of it. Other processes do not have to wait until it does.
-///
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
 async fn case_32_a_process_that_is_cut_off_in_mid_create_does_not_keep_others_from_creating() {

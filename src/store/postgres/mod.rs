@@ -78,7 +78,11 @@ pub struct PostgresStore {
 
 #[derive(Debug)]
 struct Inner {
+    /// For what only reads, and for heartbeats.
     pool: Pool,
+    /// For what writes. A commit that waits for a synchronous standby, or for the disk,
+    /// holds up what was sent behind it: no look-up is to be among that.
+    writes: Pool,
     alone: Alone,
     #[cfg(feature = "cache")]
     dialer: Arc<Dialer>,
@@ -120,9 +124,11 @@ impl PostgresStore {
         migrated.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
         let dialer = Arc::new(dialer);
         let pool = Pool::start(&dialer, target.connections, target.deadline);
+        let writes = Pool::start(&dialer, 1, target.deadline);
         let alone = Alone::new(connection, Arc::clone(&dialer), target.deadline);
         let inner = Inner {
             pool,
+            writes,
             alone,
             #[cfg(feature = "cache")]
             dialer,
@@ -155,15 +161,15 @@ impl KeyStore for PostgresStore {
     }
 
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        Ok(keys::replace(&self.inner.pool, key, expected).await?)
+        Ok(keys::replace(&self.inner.writes, key, expected).await?)
     }
 
     async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        Ok(keys::delete(&self.inner.pool, org, id).await?)
+        Ok(keys::delete(&self.inner.writes, org, id).await?)
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
-        Ok(keys::record_uses(&self.inner.pool, uses).await?)
+        Ok(keys::record_uses(&self.inner.writes, uses).await?)
     }
 }
 
@@ -182,7 +188,7 @@ impl KeyExport for PostgresStore {
 #[async_trait]
 impl AuditSink for PostgresStore {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        Ok(audit::record(&self.inner.pool, batch).await?)
+        Ok(audit::record(&self.inner.writes, batch).await?)
     }
 }
 

@@ -110,9 +110,9 @@ impl PostgresOptions {
         Ok(Self { schema, ..self })
     }
 
-    /// How many connections are shared, 2 at first and 1 at least. A further one
-    /// is kept for what takes a transaction. Each carries many calls at a time, so
-    /// few do.
+    /// How many connections are shared by what reads, 2 at first and 1 at least. Each
+    /// carries many calls at a time, so few do. Of two more, one is for what writes and
+    /// one for what takes a transaction.
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: connections.max(1), ..self }
     }

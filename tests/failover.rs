@@ -1,0 +1,523 @@
+//! A PostgreSQL primary is lost under load, and its standby takes over:
+//! `cargo test --all-features --test failover -- --ignored --nocapture`.
+//!
+//! Needs PostgreSQL's server binaries; as root also `setpriv` and a user `postgres`,
+//! since the server does not run as root. It prints for how long there was no service.
+#![cfg(all(target_os = "linux", feature = "cache", feature = "postgres"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests"
+)]
+#![allow(dead_code, reason = "other tests use the rest of what is shared")]
+
+mod cluster_support;
+#[path = "postgres_support/proxy.rs"]
+mod proxy;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use keygate::{
+    Actor, CacheState, CachedStore, Denial, KeyManager, KeyPatch, ManageError, NewKey, OrgId,
+    PostgresOptions, PostgresStore, RequestInfo, VerifyError,
+};
+use tokio::task::{JoinSet, block_in_place};
+use tokio::time::sleep;
+
+use crate::cluster_support::changes::{Worker, number};
+use crate::cluster_support::cluster::Cluster;
+use crate::proxy::{Network, Proxy, address};
+
+/// That of a call; what a host is given to be reached is the same.
+const DEADLINE: Duration = Duration::from_secs(1);
+const MAX_STALENESS: Duration = Duration::from_secs(2);
+/// Once there is a primary again. It is less by far, where a machine has time.
+const RECOVERY: Duration = Duration::from_secs(30);
+/// What a failover manager takes to be sure that a primary is gone, at the least.
+const HESITATION: Duration = Duration::from_secs(1);
+
+async fn open(hosts: &str) -> PostgresStore {
+    let url = format!("postgres://postgres@{hosts}/postgres");
+    PostgresOptions::from_url(&url).unwrap().deadline(DEADLINE).connect().await.unwrap()
+}
+
+fn manager(store: &PostgresStore) -> KeyManager {
+    KeyManager::builder(store.clone()).build().unwrap()
+}
+
+fn actor(org: &str) -> Actor {
+    Actor::new(OrgId::new(org).unwrap(), "tester")
+}
+
+fn new_key() -> NewKey {
+    NewKey::named("CI deploy").unwrap()
+}
+
+fn host(cluster: &Cluster) -> String {
+    format!("127.0.0.1:{}", cluster.port())
+}
+
+/// Waits for what other tasks bring about; says for how long.
+async fn until(what: &str, is_so: impl Fn() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < RECOVERY, "not within {RECOVERY:?}: {what}");
+        sleep(Duration::from_millis(1)).await;
+    }
+    begun.elapsed()
+}
+
+// ---------------------------------------------------------------------- the load
+
+/// What the tasks of a failover tell each other.
+#[derive(Debug, Default)]
+struct Load {
+    verified: AtomicU32,
+    changed: AtomicU32,
+    promoted: AtomicBool,
+    over: AtomicBool,
+    /// Keys whose revocation was acknowledged, and when.
+    revoked: Mutex<Vec<(String, Instant)>>,
+}
+
+impl Load {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    fn is_promoted(&self) -> bool {
+        self.promoted.load(Ordering::SeqCst)
+    }
+
+    /// From here on, so much has worked again.
+    fn count_anew(&self) {
+        self.verified.store(0, Ordering::SeqCst);
+        self.changed.store(0, Ordering::SeqCst);
+    }
+
+    fn one_revoked(&self) -> Option<(String, Instant)> {
+        let revoked = self.revoked.lock().unwrap();
+        // Half of the time one of the last.
+        let range = if number().is_multiple_of(2) { revoked.len() } else { revoked.len().min(5) };
+        let back = number() as usize % range.max(1);
+        revoked.len().checked_sub(back + 1).map(|place| revoked[place].clone())
+    }
+}
+
+/// For how long something did not work, at the most.
+#[derive(Debug)]
+struct Outage {
+    worked: Instant,
+    longest: Duration,
+    failures: u32,
+}
+
+impl Outage {
+    fn none() -> Self {
+        Self { worked: Instant::now(), longest: Duration::ZERO, failures: 0 }
+    }
+
+    fn works(&mut self) {
+        self.longest = self.longest.max(self.worked.elapsed());
+        self.worked = Instant::now();
+    }
+
+    fn merge(self, other: Self) -> Self {
+        Self {
+            longest: self.longest.max(other.longest),
+            failures: self.failures + other.failures,
+            ..self
+        }
+    }
+}
+
+/// It is the right key, or it cannot be said now: nothing else.
+async fn verify(load: Arc<Load>, keys: KeyManager, secret: String) -> Outage {
+    let mut outage = Outage::none();
+    while !load.is_over() {
+        match keys.verify(&secret, None).await {
+            Ok(key) => {
+                assert_eq!(key.org().as_str(), "steady");
+                outage.works();
+                load.verified.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(VerifyError::Unavailable(_)) => outage.failures += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    outage
+}
+
+/// Never one whose revocation was acknowledged, or not for longer than `grace`; says
+/// how late one was accepted.
+async fn verify_revoked(load: Arc<Load>, keys: KeyManager, grace: Duration) -> Duration {
+    let mut latest = Duration::ZERO;
+    while !load.is_over() {
+        if let Some((secret, revoked)) = load.one_revoked() {
+            let age = revoked.elapsed();
+            match keys.verify(&secret, None).await {
+                Ok(key) => {
+                    assert!(age < grace, "{key:?} was accepted {age:?} after its revocation");
+                    latest = latest.max(age);
+                }
+                Err(VerifyError::Denied { denial: Denial::Revoked, .. }) => {}
+                Err(VerifyError::Unavailable(_)) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        sleep(Duration::from_micros(200)).await;
+    }
+    latest
+}
+
+/// Makes keys, lets the other process see them, and revokes them.
+async fn revoke(load: Arc<Load>, keys: KeyManager, other: KeyManager) -> Outage {
+    let mut outage = Outage::none();
+    for n in 0_u32.. {
+        if load.is_over() {
+            break;
+        }
+        let actor = actor(&format!("revoked-{n}"));
+        let revoked = async {
+            let made = keys.create(&actor, new_key()).await?;
+            let seen = other.verify(made.secret.expose_secret(), None).await;
+            assert!(matches!(seen, Ok(_) | Err(VerifyError::Unavailable(_))), "{seen:?}");
+            keys.update(&actor, &made.key.id, KeyPatch::revoke()).await?;
+            Ok(made.secret)
+        };
+        match revoked.await {
+            Ok(secret) => {
+                let secret = secret.expose_secret().to_owned();
+                load.revoked.lock().unwrap().push((secret, Instant::now()));
+                outage.works();
+                load.changed.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(ManageError::Unavailable(_)) => outage.failures += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    outage
+}
+
+/// Changes keys in every way. Whether the one that failed had taken place can be said
+/// once there is a primary that stays.
+async fn change(load: Arc<Load>, mut worker: Worker) -> (Worker, Vec<bool>) {
+    let mut in_doubt = Vec::new();
+    while !load.is_over() {
+        if worker.change().await {
+            load.changed.fetch_add(1, Ordering::SeqCst);
+            continue;
+        }
+        while !load.is_promoted() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        worker.wait_for_recovery().await;
+        in_doubt.extend(worker.check().await);
+    }
+    (worker, in_doubt)
+}
+
+// ------------------------------------------------------------------ the failover
+
+/// How a primary is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// Its processes are killed: connections end, and new ones are refused.
+    Killed,
+    /// The network is cut, or the machine's power: nobody says a word any more, and
+    /// connections neither end nor are refused.
+    Silent,
+}
+
+/// One process makes changes, another one verifies, with a cache or without.
+async fn fail_over(loss: Loss, is_cached: bool) {
+    println!("primary {loss:?}, cache: {is_cached}");
+    let mut primary = block_in_place(Cluster::synchronous);
+    let standby = block_in_place(|| primary.standby());
+    let network = Proxy::start(host(&primary)).await;
+    let first = match loss {
+        Loss::Killed => host(&primary),
+        Loss::Silent => address(&network.url("postgres://postgres@primary/postgres")),
+    };
+    let hosts = format!("{first},{}", host(&standby));
+    let (changing, verifying) = (open(&hosts).await, open(&hosts).await);
+    let cached = is_cached.then(|| {
+        let cached = CachedStore::builder(verifying.clone(), MAX_STALENESS);
+        cached.feed(verifying.changes()).build().unwrap()
+    });
+    let keys = match &cached {
+        Some(cached) => KeyManager::builder(cached.clone()).build().unwrap(),
+        None => manager(&verifying),
+    };
+    let made = manager(&changing).create(&actor("steady"), new_key()).await.unwrap();
+    let secret = made.secret.expose_secret();
+
+    let load = Arc::new(Load::default());
+    let (mut outages, mut acceptances) = (JoinSet::new(), JoinSet::new());
+    let (mut revokers, mut workers) = (JoinSet::new(), JoinSet::new());
+    for n in 0..2 {
+        outages.spawn(verify(Arc::clone(&load), keys.clone(), secret.to_owned()));
+        let grace = if is_cached { MAX_STALENESS } else { Duration::ZERO };
+        acceptances.spawn(verify_revoked(Arc::clone(&load), keys.clone(), grace));
+        workers.spawn(change(Arc::clone(&load), Worker::new(&changing, &format!("org-{n}"))));
+    }
+    // Through the cache as well: what this process has changed it knows at once.
+    let through_cache = match &cached {
+        Some(cached) => KeyManager::builder(cached.clone()),
+        None => KeyManager::builder(verifying.clone()),
+    };
+    workers.spawn(change(Arc::clone(&load), Worker::over(through_cache, &verifying, "org-2")));
+    revokers.spawn(revoke(Arc::clone(&load), manager(&changing), keys.clone()));
+    let works = |load: &Load| {
+        load.verified.load(Ordering::SeqCst) >= 20 && load.changed.load(Ordering::SeqCst) >= 20
+    };
+    until("changes and verifications", || works(&load)).await;
+    if let Some(cached) = &cached {
+        until("the cache follows", || cached.health().state == CacheState::Following).await;
+    }
+    sleep(Duration::from_millis(500 + number() % 500)).await;
+
+    let lost = Instant::now();
+    match loss {
+        Loss::Killed => block_in_place(|| primary.kill()),
+        Loss::Silent => network.set(Network::Silent),
+    }
+    sleep(HESITATION).await;
+    block_in_place(|| standby.promote());
+    let promoted = lost.elapsed();
+    load.count_anew();
+    load.promoted.store(true, Ordering::SeqCst);
+    let verified = until("verification", || load.verified.load(Ordering::SeqCst) >= 20).await;
+    let all = until("changes", || works(&load)).await;
+    println!(
+        "  promoted after {promoted:.1?}; then verification within {verified:.1?}, changes within \
+         {:.1?}",
+        verified + all
+    );
+    if let Some(cached) = &cached {
+        let follows =
+            until("the cache follows", || cached.health().state == CacheState::Following).await;
+        println!("  and the cache follows within {:.1?}", verified + all + follows);
+    }
+    sleep(Duration::from_secs(1)).await;
+    load.over.store(true, Ordering::SeqCst);
+
+    let ended = outages.join_all().await.into_iter().reduce(Outage::merge).unwrap();
+    println!("  verification: none for {:.1?}, {} 503s", ended.longest, ended.failures);
+    assert!(ended.longest >= HESITATION || is_cached, "nobody has noticed");
+    let ended = revokers.join_all().await.pop().unwrap();
+    println!("  changes: none for {:.1?}, {} 503s", ended.longest, ended.failures);
+    assert!(ended.longest >= HESITATION, "nobody has noticed");
+    let latest = acceptances.join_all().await.into_iter().max().unwrap();
+    println!("  a revoked key was accepted at most {latest:.1?} after the answer");
+
+    // What was acknowledged is there, seen by a process that knows nothing.
+    let mut doubts = Vec::new();
+    for (mut worker, in_doubt) in workers.join_all().await {
+        doubts.extend(in_doubt);
+        doubts.extend(worker.check().await);
+    }
+    println!("  changes in doubt, and whether they had taken place: {doubts:?}");
+    let keys = manager(&open(&host(&standby)).await);
+    let revoked = load.revoked.lock().unwrap().clone();
+    for (secret, _) in &revoked {
+        let verified = keys.verify(secret, None).await;
+        let is_revoked =
+            matches!(&verified, Err(VerifyError::Denied { denial: Denial::Revoked, .. }));
+        assert!(is_revoked, "{verified:?}");
+    }
+    println!("  {} acknowledged revocations, all there", revoked.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL's server binaries"]
+async fn a_promoted_standby_has_every_acknowledged_change() {
+    for loss in [Loss::Killed, Loss::Silent] {
+        fail_over(loss, false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL's server binaries"]
+async fn a_cache_follows_the_promoted_standby() {
+    for loss in [Loss::Killed, Loss::Silent] {
+        fail_over(loss, true).await;
+    }
+}
+
+// --------------------------------------------------------------- the split brain
+
+/// What nobody can tell from a primary is taken for one: an old one that comes back
+/// and was not demoted. A process stays where it is for as long as that works; a new
+/// one, or one whose server is away, takes the first host that lets it in. Keeping the
+/// old one off the network is the failover manager's task, not keygate's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL's server binaries"]
+async fn an_old_primary_that_comes_back_is_believed_by_whoever_asks_it_first() {
+    let mut old = block_in_place(Cluster::synchronous);
+    let mut new = block_in_place(|| old.standby());
+    let old_first = format!("{},{}", host(&old), host(&new));
+    let new_first = format!("{},{}", host(&new), host(&old));
+    let store = open(&old_first).await;
+    let (keys, acme) = (manager(&store), actor("acme"));
+    let made = keys.create(&acme, new_key()).await.unwrap();
+    let secret = made.secret.expose_secret();
+    block_in_place(|| {
+        old.kill();
+        new.promote();
+    });
+    let begun = Instant::now();
+    while let Err(error) = keys.update(&acme, &made.key.id, KeyPatch::revoke()).await {
+        assert!(matches!(error, ManageError::Unavailable(_)), "{error:?}");
+        assert!(begun.elapsed() < RECOVERY, "{error:?}");
+    }
+    block_in_place(|| old.run());
+
+    // The process that was there at the failover stays with the new one, also when
+    // its connections are lost.
+    let refuses = async |keys: &KeyManager| {
+        let begun = Instant::now();
+        loop {
+            match keys.verify(secret, None).await {
+                Err(VerifyError::Denied { denial: Denial::Revoked, .. }) => return true,
+                Ok(_) => return false,
+                // Connections that are lost again and again are made ever more slowly.
+                Err(VerifyError::Unavailable(_)) if begun.elapsed() < RECOVERY => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    };
+    assert!(refuses(&keys).await);
+    for _ in 0..5 {
+        let others = "pid <> pg_backend_pid() AND backend_type = 'client backend'";
+        new.ask(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"));
+        assert!(refuses(&keys).await);
+    }
+    keys.create(&acme, new_key()).await.unwrap();
+    // So does a new process that is given the new one first.
+    assert!(refuses(&manager(&open(&new_first).await)).await);
+
+    // Given the old one first it knows nothing of the revocation. It does not change
+    // anything there: what asks for a standby's word gets none.
+    let stray = manager(&open(&old_first).await);
+    assert!(!refuses(&stray).await, "if this holds now, say so in the documentation");
+    let change = stray.create(&actor("stray"), new_key()).await;
+    assert!(matches!(change, Err(ManageError::Unavailable(_))), "{change:?}");
+
+    // Where the new one is away, even the first process believes the old one, and
+    // stays with it.
+    block_in_place(|| new.kill());
+    assert!(!refuses(&keys).await, "if this holds now, say so in the documentation");
+    block_in_place(|| new.run());
+    assert!(!refuses(&keys).await);
+}
+
+// -------------------------------------------------------------- the lost standby
+
+/// What requests met with, and how long they took.
+#[derive(Debug, Default)]
+struct Service {
+    admitted: u32,
+    refused: u32,
+    times: Vec<Duration>,
+}
+
+impl Service {
+    fn merge(mut self, other: Self) -> Self {
+        self.times.extend(other.times);
+        let (admitted, refused) = (self.admitted + other.admitted, self.refused + other.refused);
+        Self { admitted, refused, times: self.times }
+    }
+
+    fn slowest_of_a_hundred(&mut self) -> Duration {
+        self.times.sort_unstable();
+        self.times[self.times.len() * 99 / 100]
+    }
+}
+
+/// Requests with a good key, 100 a second by each of 16 clients.
+async fn serve(keys: &KeyManager, secret: &str, time: Duration) -> Service {
+    let (mut clients, until) = (JoinSet::new(), Instant::now() + time);
+    for _ in 0..16 {
+        let (keys, secret) = (keys.clone(), secret.to_owned());
+        clients.spawn(async move {
+            let mut service = Service::default();
+            while Instant::now() < until {
+                let request =
+                    RequestInfo { method: "GET".into(), path: "/v1/things".into(), ip: None };
+                let begun = Instant::now();
+                match keys.admit(&secret, request).await {
+                    Ok(admission) => {
+                        service.times.push(begun.elapsed());
+                        admission.finish(200).await.unwrap();
+                        service.admitted += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error.http_status(), 503, "{error:?}");
+                        service.times.push(begun.elapsed());
+                        service.refused += 1;
+                    }
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+            service
+        });
+    }
+    clients.join_all().await.into_iter().reduce(Service::merge).unwrap()
+}
+
+/// While the one synchronous standby is away nothing that is written is acknowledged;
+/// but whoever only presents a key should hardly notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL's server binaries"]
+async fn a_lost_standby_stops_changes_and_not_verification() {
+    let primary = block_in_place(Cluster::synchronous);
+    let mut standby = block_in_place(|| primary.standby());
+    for is_cached in [false, true] {
+        let store = open(&host(&primary)).await;
+        let cached = is_cached.then(|| {
+            let cached = CachedStore::builder(store.clone(), MAX_STALENESS);
+            cached.feed(store.changes()).build().unwrap()
+        });
+        let builder = match &cached {
+            Some(cached) => KeyManager::builder(cached.clone()),
+            None => KeyManager::builder(store.clone()),
+        };
+        let keys = builder.audit(Arc::new(store.clone())).build().unwrap();
+        let acme = actor(&format!("acme-{is_cached}"));
+        let made = keys.create(&acme, new_key()).await.unwrap();
+        let secret = made.secret.expose_secret();
+        let mut before = serve(&keys, secret, Duration::from_secs(3)).await;
+        block_in_place(|| standby.kill());
+        // What is still known of the time before does not count.
+        sleep(MAX_STALENESS).await;
+        let mut without = serve(&keys, secret, Duration::from_secs(5)).await;
+        let change = keys.create(&acme, new_key()).await;
+        assert!(matches!(change, Err(ManageError::Unavailable(_))), "{change:?}");
+        let state = cached.as_ref().map(|cached| cached.health().state);
+        for (what, service) in [("with a standby", &mut before), ("without", &mut without)] {
+            let slowest = service.slowest_of_a_hundred();
+            println!(
+                "{what}, cache {is_cached}: {} admitted, {} 503s, 99 of 100 within {:.1?}",
+                service.admitted, service.refused, slowest
+            );
+        }
+        println!("  cache: {state:?}; audit: {:?}", keys.audit_stats());
+        assert_eq!(without.refused, 0, "refused, because nothing can be written");
+        assert!(without.slowest_of_a_hundred() < DEADLINE / 4);
+        block_in_place(|| standby.run());
+        let begun = Instant::now();
+        while let Err(error) = keys.create(&acme, new_key()).await {
+            assert!(matches!(error, ManageError::Unavailable(_)), "{error:?}");
+            assert!(begun.elapsed() < RECOVERY, "{error:?}");
+        }
+    }
+}
