@@ -18,12 +18,10 @@ mod support;
 
 use std::env;
 use std::future::{self, IntoFuture};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
@@ -38,6 +36,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing_subscriber::EnvFilter;
 
 use crate::support::Spread;
+use crate::support::server::Server;
 
 const CONNECTIONS: usize = 32;
 const ROUNDS: usize = 11;
@@ -47,76 +46,26 @@ const UNGUARDED: &str = "unguarded";
 
 // ---- the servers ----
 
-/// A server in a process of its own, killed when dropped.
-struct Server {
-    process: Child,
-    address: SocketAddr,
+fn unguarded() -> Server {
+    Server::start(Command::new(env::current_exe().unwrap()).arg(UNGUARDED))
 }
 
-impl Server {
-    /// Starts it; its first line with a URL says where it listens.
-    fn start(command: &mut Command) -> Self {
-        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let address = lines.find_map(|line| {
-            let address = line.unwrap().split("http://").nth(1)?.split('/').next()?.parse();
-            Some(address.unwrap())
-        });
-        // Read on, so that it never writes into a closed pipe.
-        thread::spawn(move || lines.for_each(drop));
-        Self { process, address: address.expect("a server that listens") }
-    }
-
-    /// The example server, built as this bench is.
-    fn guarded(file: &Path) -> Self {
-        // target/release/deps/server-…
-        let program = env::current_exe().unwrap();
-        let release = program.ancestors().nth(2).unwrap();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--release", "--all-features", "--example", "server"]);
-        build.arg("--target-dir").arg(release.parent().unwrap());
-        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-        let mut command = Command::new(release.join("examples/server"));
-        let store = format!("sqlite:{}", file.display());
-        command.env("KEYGATE_ADDR", "127.0.0.1:0").env("KEYGATE_STORE", store);
-        Self::start(&mut command)
-    }
-
-    fn unguarded() -> Self {
-        Self::start(Command::new(env::current_exe().unwrap()).arg(UNGUARDED))
-    }
-
-    /// Makes a key, and says what it is.
-    fn key(&self) -> String {
-        let body = r#"{"name":"CI deploy","expiration":"1_year","ip_allowlist":["127.0.0.0/8"]}"#;
-        let mut stream = std::net::TcpStream::connect(self.address).unwrap();
-        write!(
-            stream,
-            "POST /settings/api/keys HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (_, json) = answer.split_once("\r\n\r\n").unwrap();
-        let json: Value = serde_json::from_str(json).unwrap();
-        json["secret"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
-    }
-
-    /// Ends it as a supervisor does.
-    fn stop(mut self) {
-        let id = self.process.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Makes a key, and says what it is.
+fn key(server: &Server) -> String {
+    let body = r#"{"name":"CI deploy","expiration":"1_year","ip_allowlist":["127.0.0.0/8"]}"#;
+    let mut stream = std::net::TcpStream::connect(server.address).unwrap();
+    write!(
+        stream,
+        "POST /settings/api/keys HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        server.address,
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, json) = answer.split_once("\r\n\r\n").unwrap();
+    let json: Value = serde_json::from_str(json).unwrap();
+    json["secret"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
 /// Whose key it would be.
@@ -219,12 +168,12 @@ async fn recorded(file: &Connection, answers: u64) -> Duration {
 async fn compare() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keygate.db");
-    let (guarded, unguarded) = (Server::guarded(&path), Server::unguarded());
+    let (guarded, unguarded) = (Server::start(&mut Server::example(&path)), unguarded());
     let file = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let request: Arc<str> = format!(
         "GET /v1/whoami HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n\r\n",
         guarded.address,
-        guarded.key()
+        key(&guarded)
     )
     .into();
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -85,6 +86,15 @@ pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panick
         }
     })
     .await
+}
+
+/// The tokio runtime that this is called on, where there is one.
+pub(crate) fn current() -> Option<Arc<dyn Runtime>> {
+    #[cfg(feature = "tokio")]
+    if let Ok(runtime) = TokioRuntime::current() {
+        return Some(Arc::new(runtime));
+    }
+    None
 }
 
 #[cfg(feature = "tokio")]

@@ -17,7 +17,7 @@ use crate::manager::last_use::LastUses;
 use crate::manager::{Inner, KeyManager};
 use crate::random::{Random, RandomError, SystemRandom};
 use crate::record::Limits;
-use crate::runtime::Runtime;
+use crate::runtime::{self, Runtime};
 use crate::store::contract::KeyStore;
 
 /// Puts a [`KeyManager`] together. Only the store is required; without an audit
@@ -139,7 +139,7 @@ impl KeyManagerBuilder {
     /// [`BuildError::NoRuntime`] where no runtime is set and this is not called
     /// on a tokio runtime.
     pub fn build(self) -> Result<KeyManager, BuildError> {
-        let runtime = self.runtime.or_else(current_runtime).ok_or(BuildError::NoRuntime)?;
+        let runtime = self.runtime.or_else(runtime::current).ok_or(BuildError::NoRuntime)?;
         let audit = self.sink.map(|sink| {
             let runtime = Arc::clone(&runtime);
             Arc::new(AuditWriter::start(sink, self.countries, self.delivery, runtime))
@@ -162,17 +162,6 @@ impl KeyManagerBuilder {
             }),
         })
     }
-}
-
-#[cfg(feature = "tokio")]
-fn current_runtime() -> Option<Arc<dyn Runtime>> {
-    let runtime = crate::runtime::TokioRuntime::current().ok()?;
-    Some(Arc::new(runtime))
-}
-
-#[cfg(not(feature = "tokio"))]
-fn current_runtime() -> Option<Arc<dyn Runtime>> {
-    None
 }
 
 /// Why a manager could not be started.

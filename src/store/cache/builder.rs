@@ -9,7 +9,7 @@ use super::CachedStore;
 use super::entries::Entries;
 use super::flight::Flights;
 use super::follow::Listening;
-use crate::runtime::Runtime;
+use crate::runtime::{self, Runtime};
 use crate::store::contract::KeyStore;
 use crate::store::feed::ChangeFeed;
 
@@ -86,7 +86,8 @@ impl CachedStoreBuilder {
         let listening = match self.feed {
             None => None,
             Some(feed) => {
-                let runtime = self.runtime.or_else(current_runtime).ok_or(CacheError::NoRuntime)?;
+                let runtime =
+                    self.runtime.or_else(runtime::current).ok_or(CacheError::NoRuntime)?;
                 let listening =
                     Listening::start(feed, Arc::clone(&entries), max_staleness, runtime);
                 Some(Arc::new(listening))
@@ -94,17 +95,6 @@ impl CachedStoreBuilder {
         };
         Ok(CachedStore { store, entries, flights: Arc::new(Flights::default()), listening })
     }
-}
-
-#[cfg(feature = "tokio")]
-fn current_runtime() -> Option<Arc<dyn Runtime>> {
-    let runtime = crate::runtime::TokioRuntime::current().ok()?;
-    Some(Arc::new(runtime))
-}
-
-#[cfg(not(feature = "tokio"))]
-fn current_runtime() -> Option<Arc<dyn Runtime>> {
-    None
 }
 
 /// Why a cache could not be made.
