@@ -330,8 +330,19 @@ async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseErro
     for (number, step) in steps.iter().chain(&look).enumerate() {
         let reply = call(store, step, &names, &model).await;
         let right = model.apply(step, &names);
+        // A last use found by digest may lag behind, and is never ahead.
+        let is_found = matches!(step, Step::Find { .. });
+        let is_right = |right: &Reply| match (&reply, right) {
+            (Reply::Keys(found), Reply::Keys(keys)) if is_found && found.len() == keys.len() => {
+                found.iter().zip(keys).all(|(found, key)| {
+                    let last_used_at = found.last_used_at.min(key.last_used_at);
+                    *found == ApiKey { last_used_at, ..key.clone() }
+                })
+            }
+            (reply, right) => reply == right,
+        };
         prop_assert!(
-            right.contains(&reply),
+            right.iter().any(is_right),
             "step {number}, {step:?}:\n the store says {reply:?}\n the model    {right:?}"
         );
     }
