@@ -265,6 +265,7 @@ mod tests {
             (&["for=[2001:db8::1]"], None),
             (&["for =192.0.2.1"], None),
             (&["for=192.0.2.1 x"], None),
+            (&["for=192.0.2.1", "for=\"10.9.9.9"], None),
             (&["192.0.2.1"], None),
         ] {
             assert_eq!(forwarded(lines), client.map(ip), "{lines:?}");
