@@ -272,10 +272,16 @@ fn unknown_key() -> String {
     key.expose_secret().to_owned()
 }
 
-/// `text` as a key of the default format: with the prefix and the right checksum.
+/// `text` as a key of the default format.
 fn well_formed(text: &str) -> String {
+    let key = signed(text);
+    KeyFormat::default().digest(&key).expect("well-formed");
+    key
+}
+
+/// `text` with the prefix of the default format and the right checksum.
+fn signed(text: &str) -> String {
     const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    assert_eq!(text.len(), 42);
     let signed = format!("vsp_sk_{text}");
     let mut rest = crc32fast::hash(signed.as_bytes()) as usize;
     let mut checksum = [b'0'; 6];
@@ -283,9 +289,7 @@ fn well_formed(text: &str) -> String {
         *place = DIGITS[rest % 62];
         rest /= 62;
     }
-    let key = signed + std::str::from_utf8(&checksum).unwrap();
-    KeyFormat::default().digest(&key).expect("well-formed");
-    key
+    signed + std::str::from_utf8(&checksum).unwrap()
 }
 
 // ---------------------------------------------------------------- credentials
@@ -458,7 +462,12 @@ async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_and_unseen() {
         format!("\"{key}\""),
         format!("vsp_sk_{}", "0".repeat(48)),
         key.to_lowercase(),
+        // The checksum is right, and nothing else.
+        signed(&"0".repeat(41)),
+        signed(&"0".repeat(43)),
+        signed(&format!("{}-", "0".repeat(41))),
     ];
+    well_formed(&"0".repeat(42));
     for layer in [world.layer(), world.layer().optional()] {
         for (host, ask) in hosts(&layer) {
             let unknown = ask(bearer(&unknown_key())).await;
@@ -760,6 +769,8 @@ async fn case_13_every_spelling_gives_the_right_address_or_none() {
         (&["for=192.0.2.1, for=_hidden"], (403, None)),
         (&["for=192.0.2.1;for=192.0.2.1"], (403, None)),
         (&["for=\"192.0.2.1"], (403, None)),
+        (&["for=192.0.2.1", "for=\"10.0.0.3"], (403, None)),
+        (&["for=\"10.0.0.3", "for=192.0.2.1"], (403, None)),
     ] {
         let found = decide(&world, &rfc, "10.0.0.1", "forwarded", lines).await;
         assert_eq!(found, decision, "{lines:?}");

@@ -313,7 +313,8 @@ async fn create_stores_a_digest_and_shows_the_key_once() {
             revision: Revision::FIRST,
         }
     );
-    assert!(!format!("{issued:?} {:?} {:?}", b.keys, b.log).contains(&secret[12..]));
+    let shown = format!("{issued:?} {} {:?} {:?}", issued.secret, b.keys, b.log);
+    assert!(!shown.contains(&secret[12..]));
 
     let verified = b.keys.verify(secret, ip("10.1.2.3")).await.unwrap();
     assert_eq!(
