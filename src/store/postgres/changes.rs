@@ -53,6 +53,7 @@ const ROOM: usize = 10_000;
 /// ```no_run
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
 /// use std::time::Duration;
 /// use keygate::{CachedStore, KeyManager, PostgresStore};
 ///
