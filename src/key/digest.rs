@@ -46,6 +46,12 @@ impl KeyDigest {
         &self.0
     }
 
+    /// Enough to choose a place by.
+    pub(crate) fn first_word(&self) -> u64 {
+        let [first, ..] = self.words();
+        first
+    }
+
     fn words(&self) -> [u64; 4] {
         let mut words = [0; 4];
         for (word, bytes) in words.iter_mut().zip(self.0.chunks_exact(8)) {
@@ -74,8 +80,7 @@ impl Eq for KeyDigest {}
 
 impl Hash for KeyDigest {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let [first, ..] = self.words();
-        state.write_u64(first);
+        state.write_u64(self.first_word());
     }
 }
 

@@ -1,5 +1,7 @@
 //! Keys in memory, read without locks.
 
+mod table;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
@@ -13,6 +15,7 @@ use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
+use crate::store::memory::table::{Readers, Writer};
 use crate::store::transfer::KeyExport;
 
 /// A [`KeyStore`] in memory, for tests, and for services whose keys need not
@@ -20,15 +23,14 @@ use crate::store::transfer::KeyExport;
 ///
 /// Changes take one lock after the other; look-ups by digest take none, so
 /// that threads which verify do not slow each other.
-#[derive(Default)]
 pub struct MemoryStore {
-    /// Follows `state`, which is locked whenever this is changed.
-    by_digest: papaya::HashMap<KeyDigest, Arc<ApiKey>, BuildUniformHasher>,
+    by_digest: Readers,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
+    /// What `by_digest` reads.
+    by_digest: Writer,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     /// Of each key; apart, so that a use changes nothing that requests read.
     last_uses: HashMap<KeyId, Option<Timestamp>, BuildUniformHasher>,
@@ -38,19 +40,28 @@ struct State {
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        Self::default()
+        let (writer, readers) = table::new();
+        let state = State {
+            by_digest: writer,
+            keys: BTreeMap::new(),
+            last_uses: HashMap::default(),
+            orgs: HashMap::new(),
+        };
+        Self { by_digest: readers, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, key: Arc<ApiKey>) {
-        self.by_digest.pin().insert(key.digest, key);
-    }
-
     fn is_taken(&self, digest: &KeyDigest) -> bool {
-        self.by_digest.pin().contains_key(digest)
+        self.by_digest.find(digest).is_some()
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -93,12 +104,12 @@ impl KeyStore for MemoryStore {
         state.orgs.entry(key.org.clone()).or_default().insert(order, key.id);
         state.keys.insert(key.id, Arc::clone(&stored));
         state.last_uses.insert(key.id, key.last_used_at);
-        self.publish(stored);
+        state.by_digest.put(stored, None);
         Ok(())
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(self.by_digest.pin().get(digest).cloned())
+        Ok(self.by_digest.find(digest))
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
@@ -126,18 +137,15 @@ impl KeyStore for MemoryStore {
             ..key.clone()
         });
         state.keys.insert(key.id, Arc::clone(&changed));
-        // First the old secret goes, then the new one comes: never both.
-        if new_digest {
-            self.by_digest.pin().remove(&old_digest);
-        }
-        self.publish(changed);
+        // At once: never both secrets, and never neither.
+        state.by_digest.put(changed, Some(old_digest));
         Ok(())
     }
 
     async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
         let mut state = self.lock();
         let stored = state.get(org, id).cloned().ok_or(StoreError::NotFound)?;
-        self.by_digest.pin().remove(&stored.digest);
+        state.by_digest.remove(stored.digest);
         state.keys.remove(id);
         state.last_uses.remove(id);
         if let Some(order) = state.orgs.get_mut(org) {
