@@ -1,13 +1,16 @@
 //! The layers that keygate's is compared with, as a service would write them for itself.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
+use axum::extract::ConnectInfo;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Request, Response, StatusCode};
 use jsonwebtoken::{DecodingKey, Validation};
+use keygate::KeyManager;
 use pin_project_lite::pin_project;
 use serde::{Deserialize, Serialize};
 use tower::{Layer, Service};
@@ -58,6 +61,29 @@ impl Check for Jwt {
                 true
             }
             Err(_) => false,
+        }
+    }
+}
+
+/// `KeyManager::verify` and nothing else of this crate: for a store that answers at once.
+#[derive(Clone)]
+pub(crate) struct Verify(pub(crate) KeyManager);
+
+impl Check for Verify {
+    fn admits<B>(&self, request: &mut Request<B>) -> bool {
+        let header = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+        let Some(key) = header.and_then(|header| header.strip_prefix("Bearer ")) else {
+            return false;
+        };
+        let peer =
+            request.extensions().get().map(|ConnectInfo(peer): &ConnectInfo<SocketAddr>| peer.ip());
+        let verified = pin!(self.0.verify(key, peer)).poll(&mut Context::from_waker(Waker::noop()));
+        match verified {
+            Poll::Ready(Ok(key)) => {
+                request.extensions_mut().insert(key);
+                true
+            }
+            _ => false,
         }
     }
 }

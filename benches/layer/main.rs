@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::rows::{
-    COMPARE, KEYGATE, NO_AUTH, Row, WAITED, manager, one_thread, rows, without_audit,
+    BY_HAND, COMPARE, KEYGATE, NO_AUTH, Row, WAITED, manager, one_thread, rows, without_audit,
 };
 use crate::support::Spread;
 
@@ -82,7 +82,12 @@ fn main() {
         let ratio = Spread::of(pairs(at, KEYGATE, |refused, admitted| refused / admitted));
         println!("{}: {} of an admission (target below 1)", row.name, ratio.show(2));
     }
-    let ratios = added(KEYGATE).iter().zip(added(COMPARE)).map(|(ours, its)| ours / its).collect();
-    let ratio = Spread::of(ratios).show(2);
+    let ratio = |one: usize, other: usize| {
+        let ratios = added(one).iter().zip(added(other)).map(|(one, other)| one / other).collect();
+        Spread::of(ratios).show(2)
+    };
+    let by_hand = ratio(BY_HAND, COMPARE);
+    println!("verify by hand adds {by_hand} times what the static compare adds");
+    let ratio = ratio(KEYGATE, COMPARE);
     println!("keygate adds {ratio} times what the static compare adds (target {TARGET})");
 }

@@ -26,7 +26,7 @@ use keygate::{
 use tokio::runtime::{self, Runtime};
 use tower::Service;
 
-use crate::by_hand::{ByHand, Claims, Everybody, Jwt, Static};
+use crate::by_hand::{ByHand, Claims, Everybody, Jwt, Static, Verify};
 
 /// Takes records and forgets them: what a database takes is another bench.
 #[derive(Debug)]
@@ -116,7 +116,8 @@ fn finish<T>(future: impl Future<Output = T>) -> T {
 
 pub(crate) const NO_AUTH: usize = 0;
 pub(crate) const COMPARE: usize = 2;
-pub(crate) const KEYGATE: usize = 4;
+pub(crate) const BY_HAND: usize = 4;
+pub(crate) const KEYGATE: usize = 5;
 
 /// The refusals come last.
 pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
@@ -152,6 +153,7 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
         "here you are"
     });
     let keygate = of_key.clone().layer(ApiKeyLayer::new(keys.clone()));
+    let by_hand = of_key.clone().layer(ByHand(Verify(without_audit.clone())));
     let silent = of_key.layer(ApiKeyLayer::new(without_audit.clone()));
     let (ok, no) = (StatusCode::OK, StatusCode::UNAUTHORIZED);
     vec![
@@ -159,6 +161,7 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
         Row::new("no-op layer", plain.clone().layer(ByHand(Everybody)), key, ok),
         Row::new("static compare", plain.layer(ByHand(expected)), key, ok),
         Row::new("JWT decode", of_claims.layer(ByHand(jwt)), &token, ok),
+        Row::new("verify by hand", by_hand, unaudited.secret.expose_secret(), ok),
         Row::new("keygate", keygate.clone(), key, ok),
         Row::new("keygate, no audit", silent, unaudited.secret.expose_secret(), ok),
         Row::new("keygate: unknown", keygate.clone(), unknown.expose_secret(), no),
