@@ -15,9 +15,9 @@ use tokio::runtime::Runtime;
 
 use crate::data::Data;
 
-const ROUNDS: usize = 13;
+const ROUNDS: usize = 101;
 /// A side's turn takes about as long as this, and never less than half of it.
-const TURN: Duration = Duration::from_millis(200);
+const TURN: Duration = Duration::from_millis(50);
 const TARGET: f64 = 0.9;
 
 /// Finds keys, for any number of tasks at once.
