@@ -155,6 +155,8 @@ impl NewKey {
 /// let revoke = KeyPatch { status: Some(Status::Revoked), ..KeyPatch::default() };
 /// assert_eq!(revoke, KeyPatch::revoke());
 /// ```
+///
+/// The type is closed: nothing else can ever be edited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyPatch {
     /// The new name.
@@ -205,6 +207,8 @@ impl KeyPatch {
 /// let limits = Limits::default();
 /// assert_eq!((limits.max_keys, limits.max_ips_per_key), (20, 50));
 /// ```
+///
+/// The type is closed. Write `..Limits::default()` for what you do not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Keys per organisation; revoked and expired ones count.

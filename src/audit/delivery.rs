@@ -35,6 +35,8 @@ pub struct Delivery {
 }
 
 /// What happens to a record for which the queue of buffered delivery has no room.
+///
+/// The type is closed; there is no third way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
     /// The request waits for room before it is handled; once the deadline has

@@ -94,6 +94,8 @@ impl AuditQuery {
 
 /// Which of an organisation's records to read. A deleted key's records stay
 /// readable until they are purged.
+///
+/// The type is closed: every log has to answer each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuditScope {
     /// The requests made with one key.
@@ -105,6 +107,8 @@ pub enum AuditScope {
 }
 
 /// Where a page lies.
+///
+/// The type is closed: every log has to answer each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// The newest records.

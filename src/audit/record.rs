@@ -40,6 +40,9 @@ pub enum AuditEvent {
 }
 
 /// A request that carried a known key, allowed or not.
+///
+/// The type is closed, as [`ApiKey`](crate::ApiKey) is: a new field is a new column in
+/// every log, and so a new major version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestEvent {
     /// The HTTP method; a longer one than any known is cut off.
@@ -117,6 +120,8 @@ impl From<Denial> for Outcome {
 /// without one. Where the change then fails and is known not to have happened,
 /// a second record in phase [`ChangePhase::Abandoned`] says so, as far as the sink
 /// takes it.
+///
+/// The type is closed, as [`RequestEvent`] is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeEvent {
     /// The name of the [`Actor`](crate::Actor) who made the change.
@@ -161,6 +166,8 @@ impl ChangeAction {
 }
 
 /// Whether a change was begun, or came to nothing.
+///
+/// The type is closed; there is no third phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChangePhase {
     /// Written before the change.

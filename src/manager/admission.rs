@@ -17,6 +17,8 @@ use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::runtime::BoxFuture;
 
 /// What the audit log is to say about a request.
+///
+/// The type is closed: whoever admits requests has to fill in all of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestInfo {
     /// The HTTP method.

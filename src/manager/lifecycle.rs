@@ -22,6 +22,8 @@ const ATTEMPTS: usize = 100;
 
 /// A key with the secret that it was just given. This is the only time that
 /// anyone sees it.
+///
+/// The type is closed: both parts are all there is.
 #[derive(Debug)]
 pub struct IssuedKey {
     /// The record, as it was stored.
