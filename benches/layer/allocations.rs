@@ -22,7 +22,7 @@ use keygate::{
 };
 use tokio::runtime::Runtime;
 
-use crate::rows::{COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, without_audit};
+use crate::rows::{BY_HAND, COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, without_audit};
 
 const REQUESTS: u32 = 1_000;
 
@@ -41,8 +41,10 @@ fn main() {
         counts.push(count);
     }
     let added = |row: usize| counts[row] - counts[NO_AUTH];
-    let (ours, its) = (added(KEYGATE), added(COMPARE));
-    println!("keygate adds {ours:.2} allocations, the static compare {its:.2}");
+    let [ours, by_hand, its] = [KEYGATE, BY_HAND, COMPARE].map(added);
+    println!(
+        "keygate adds {ours:.2} allocations, verify by hand {by_hand:.2}, the static compare {its:.2}"
+    );
     println!();
     verifications(&runtime);
 }
