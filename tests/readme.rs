@@ -1,0 +1,175 @@
+//! The README's Rust: each of its blocks stands here as well, and so compiles.
+#![cfg(all(
+    feature = "settings-page",
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "cache",
+    feature = "conformance"
+))]
+#![allow(clippy::unwrap_used, clippy::print_stdout, dead_code, reason = "the README's blocks")]
+
+use std::error::Error;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::get;
+use keygate::{
+    ApiKeyLayer, CachedStore, ClientIp, KeyManager, KeyStore, MemoryStore as MyStore, Network,
+    PostgresStore, ProxyHeader, SettingsPage, SqliteStore,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+type Tried<T = ()> = Result<T, Box<dyn Error>>;
+
+#[rustfmt::skip]
+async fn in_a_service(presented: &str, client_ip: Option<IpAddr>) -> Tried<KeyManager> {
+    use std::sync::Arc;
+    use keygate::{Actor, Expiration, KeyManager, MemoryAuditLog, MemoryStore, NewKey, OrgId};
+
+    let keys = KeyManager::builder(MemoryStore::new())
+        .audit(Arc::new(MemoryAuditLog::new()))
+        .build()?;
+
+    // On behalf of somebody who is logged in:
+    let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
+    let new = NewKey::named("CI deploy")?.expires(Expiration::OneYear).allow(["10.0.0.0/8"])?;
+    let issued = keys.create(&actor, new).await?;
+    println!("shown once: {}", issued.secret.expose_secret());
+
+    // On each request:
+    match keys.verify(presented, client_ip).await {
+        Ok(key) => println!("a request of {}", key.org()),
+        Err(error) => println!("answer with status {}", error.http_status()),
+    }
+    Ok(keys)
+}
+
+#[rustfmt::skip]
+async fn as_a_layer(keys: KeyManager, listener: TcpListener) -> Tried {
+    use keygate::{Actor, ApiKeyLayer, OrgId, SettingsPage, VerifiedKey};
+
+    async fn whoami(key: VerifiedKey) -> String {
+        key.org().to_string()
+    }
+
+    async fn login(mut request: Request, next: Next) -> Response {
+        // Here you look at your session; without one, answer 401 or redirect.
+        let (org, user) = (OrgId::new("acme").unwrap(), "ada@acme.example");
+        request.extensions_mut().insert(Actor::new(org, user));
+        next.run(request).await
+    }
+
+    let app = Router::new()
+        .route("/v1/whoami", get(whoami))
+        .layer(ApiKeyLayer::new(keys.clone()))
+        // The settings page with its API, behind your own login:
+        .nest("/settings", SettingsPage::new(keys).router().layer(middleware::from_fn(login)));
+
+    // Allowlists are checked against the peer's address, so axum has to supply it:
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
+    Ok(())
+}
+
+#[rustfmt::skip]
+fn branded(keys: KeyManager) -> Tried<SettingsPage> {
+    Ok(
+    SettingsPage::new(keys)
+        .title("Acme API keys")
+        .accent("#0b6e4f")?
+        .back_link("Acme", "/")?
+        .docs_link("https://docs.acme.example/api")?
+        // What the `curl` line beside a new key calls:
+        .example_url("https://api.acme.example/v1/me")?
+        // Names and placeholders are those of src/axum/page/files/text.json:
+        .translation("de", r#"{"create.open": "API-Schlüssel anlegen"}"#)?
+    )
+}
+
+#[rustfmt::skip]
+fn behind_proxies(keys: KeyManager) -> Tried<ApiKeyLayer> {
+    Ok({
+        let proxies = ["10.0.0.0/8".parse::<Network>()?];
+        ApiKeyLayer::new(keys).client_ip(ClientIp::behind(proxies, ProxyHeader::XForwardedFor))
+    })
+}
+
+#[rustfmt::skip]
+async fn with_a_store_of_your_own() {
+    keygate::conformance::check_store(|| async { Arc::new(MyStore::new()) as Arc<dyn KeyStore> })
+        .await
+        .unwrap();
+}
+
+fn on_sqlite() -> Tried<KeyManager> {
+    let store = SqliteStore::open("keygate.db")?;
+    let keys = KeyManager::builder(store.clone()).audit(Arc::new(store)).build()?;
+    Ok(keys)
+}
+
+async fn through_a_cache(url: &str) -> Tried<KeyManager> {
+    let store = PostgresStore::connect(url).await?;
+    let cached = CachedStore::builder(store.clone(), Duration::from_secs(2))
+        .feed(store.changes())
+        .build()?;
+    let keys = KeyManager::builder(cached.clone()).audit(Arc::new(store)).build()?;
+    Ok(keys)
+}
+
+async fn moved(url: &str) -> Tried {
+    let (old, new) = (SqliteStore::open("keygate.db")?, PostgresStore::connect(url).await?);
+    let imported = keygate::import(&old, &new).await?;
+    println!("{} keys", imported.added);
+    Ok(())
+}
+
+#[test]
+fn every_block_of_the_readme_stands_here() {
+    let lines =
+        |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
+    let here = lines(include_str!("readme.rs"));
+    let blocks: Vec<_> = include_str!("../README.md")
+        .split("```rust\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("```\n"))
+        .map(|(block, _)| lines(block))
+        .collect();
+    assert!(blocks.len() >= 8, "{} blocks found", blocks.len());
+    for block in blocks {
+        assert!(here.contains(&block), "not in tests/readme.rs:\n{block}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_blocks_that_need_no_database_do_what_they_say() {
+    let keys = in_a_service("vsp_sk_typo", None).await.unwrap();
+    with_a_store_of_your_own().await;
+    behind_proxies(keys.clone()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let app = tokio::spawn(async { as_a_layer(keys, listener).await.unwrap() });
+    let ask = async |path: &str| {
+        let mut peer = TcpStream::connect(addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+        peer.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        peer.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(ask("/v1/whoami").await.starts_with("HTTP/1.1 401"));
+    assert!(ask("/settings").await.starts_with("HTTP/1.1 200"));
+    let listed = ask("/settings/api/keys").await;
+    assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("CI deploy"), "{listed}");
+    app.abort();
+}
+
+#[tokio::test]
+async fn the_page_can_be_branded_as_the_readme_says() {
+    let keys = KeyManager::builder(MyStore::new()).build().unwrap();
+    branded(keys).unwrap();
+}
