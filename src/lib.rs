@@ -24,7 +24,7 @@
 //! let issued = keys.create(&actor, new).await?;
 //! println!("copy this, it is shown once: {}", issued.secret.expose_secret());
 //!
-//! // On each request:
+//! // On each request (`admit` in its place also puts the request on record):
 //! let presented = issued.secret.expose_secret();
 //! let client_ip = Some("10.1.2.3".parse()?);
 //! match keys.verify(presented, client_ip).await {
@@ -65,7 +65,7 @@ async fn login(mut request: Request, next: Next) -> Response {
 let keys = KeyManager::builder(MemoryStore::new()).build()?;
 let app: Router = Router::new()
     .route("/v1/whoami", get(whoami))
-    .layer(ApiKeyLayer::new(keys.clone()))
+    .route_layer(ApiKeyLayer::new(keys.clone()))
     .nest("/settings/api", keygate::admin::router(keys).layer(middleware::from_fn(login)));
 // The layer checks allowlists against the peer's address:
 let service = app.into_make_service_with_connect_info::<SocketAddr>();

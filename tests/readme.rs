@@ -9,18 +9,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, dead_code, reason = "the README's blocks")]
 
 use std::error::Error;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::Request;
-use axum::middleware::{self, Next};
-use axum::response::Response;
-use axum::routing::get;
 use keygate::{
-    ApiKeyLayer, CachedStore, ClientIp, KeyManager, KeyStore, MemoryStore as MyStore, Network,
-    PostgresStore, ProxyHeader, SettingsPage, SqliteStore,
+    Actor, ApiKeyLayer, CachedStore, ClientIp, KeyManager, KeyStore, MemoryStore as MyStore,
+    Network, NewKey, OrgId, PostgresStore, ProxyHeader, SettingsPage, SqliteStore,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,7 +37,7 @@ async fn in_a_service(presented: &str, client_ip: Option<IpAddr>) -> Tried<KeyMa
     let issued = keys.create(&actor, new).await?;
     println!("shown once: {}", issued.secret.expose_secret());
 
-    // On each request:
+    // On each request (`admit` in its place also puts the request on record, as the layer does):
     match keys.verify(presented, client_ip).await {
         Ok(key) => println!("a request of {}", key.org()),
         Err(error) => println!("answer with status {}", error.http_status()),
@@ -52,6 +47,8 @@ async fn in_a_service(presented: &str, client_ip: Option<IpAddr>) -> Tried<KeyMa
 
 #[rustfmt::skip]
 async fn as_a_layer(keys: KeyManager, listener: TcpListener) -> Tried {
+    use std::net::SocketAddr;
+    use axum::{Router, extract::Request, middleware::{self, Next}, response::Response, routing::get};
     use keygate::{Actor, ApiKeyLayer, OrgId, SettingsPage, VerifiedKey};
 
     async fn whoami(key: VerifiedKey) -> String {
@@ -67,7 +64,7 @@ async fn as_a_layer(keys: KeyManager, listener: TcpListener) -> Tried {
 
     let app = Router::new()
         .route("/v1/whoami", get(whoami))
-        .layer(ApiKeyLayer::new(keys.clone()))
+        .route_layer(ApiKeyLayer::new(keys.clone()))
         // The settings page with its API, behind your own login:
         .nest("/settings", SettingsPage::new(keys).router().layer(middleware::from_fn(login)));
 
@@ -134,12 +131,12 @@ fn every_block_of_the_readme_stands_here() {
         |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
     let here = lines(include_str!("readme.rs"));
     let blocks: Vec<_> = include_str!("../README.md")
-        .split("```rust\n")
+        .split("```rust")
         .skip(1)
-        .filter_map(|rest| rest.split_once("```\n"))
+        .filter_map(|rest| rest.strip_prefix('\n')?.split_once("```\n"))
         .map(|(block, _)| lines(block))
         .collect();
-    assert!(blocks.len() >= 8, "{} blocks found", blocks.len());
+    assert_eq!(blocks.len(), 8, "each begins with ```rust alone");
     for block in blocks {
         assert!(here.contains(&block), "not in tests/readme.rs:\n{block}");
     }
@@ -148,22 +145,29 @@ fn every_block_of_the_readme_stands_here() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_blocks_that_need_no_database_do_what_they_say() {
     let keys = in_a_service("vsp_sk_typo", None).await.unwrap();
+    let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+    let issued = keys.create(&actor, NewKey::named("anywhere").unwrap()).await.unwrap();
+    let secret = issued.secret.expose_secret().to_owned();
     with_a_store_of_your_own().await;
     behind_proxies(keys.clone()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let app = tokio::spawn(async { as_a_layer(keys, listener).await.unwrap() });
-    let ask = async |path: &str| {
+    let ask = async |path: &str, header: &str| {
         let mut peer = TcpStream::connect(addr).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{header}Connection: close\r\n\r\n");
         peer.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         peer.read_to_string(&mut answer).await.unwrap();
         answer
     };
-    assert!(ask("/v1/whoami").await.starts_with("HTTP/1.1 401"));
-    assert!(ask("/settings").await.starts_with("HTTP/1.1 200"));
-    let listed = ask("/settings/api/keys").await;
+    assert!(ask("/v1/whoami", "").await.starts_with("HTTP/1.1 401"));
+    let answer = ask("/v1/whoami", &format!("Authorization: Bearer {secret}\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("acme"), "{answer}");
+    assert!(ask("/v1/nothing", "").await.starts_with("HTTP/1.1 404"));
+    assert!(ask("/settings", "").await.starts_with("HTTP/1.1 200"));
+    let listed = ask("/settings/api/keys", "").await;
     assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("CI deploy"), "{listed}");
     app.abort();
 }

@@ -92,8 +92,9 @@ async fn a_cut_network_gives_no_proof_until_it_is_whole() {
         let told = Told::by(&far);
         for cut in [Network::Silent, Network::Closed, Network::Silent] {
             told.proof().await;
+            let from = told.count();
             proxy.set(cut);
-            let (at, from) = (Instant::now(), told.count());
+            let at = Instant::now();
             let lost = told.wait(from, |news| *news == News::Missed).await;
             store
                 .insert(&crate::postgres_support::new_key(&org("acme")), OrgLimit::NONE)

@@ -1,4 +1,4 @@
-//! Keys in memory, read without locks.
+//! Keys in memory: threads that read do not wait for each other.
 
 mod table;
 
@@ -22,7 +22,8 @@ use crate::store::transfer::KeyExport;
 /// survive a restart.
 ///
 /// Changes take one lock after the other; look-ups by digest take none, so
-/// that threads which verify do not slow each other.
+/// that threads which verify do not slow each other. Only a thread's first look-up may
+/// wait for a change that takes place.
 pub struct MemoryStore {
     by_digest: Readers,
     state: Mutex<State>,
@@ -55,7 +56,7 @@ impl MemoryStore {
     }
 
     fn is_taken(&self, digest: &KeyDigest) -> bool {
-        self.by_digest.find(digest).is_some()
+        self.by_digest.has(digest)
     }
 }
 

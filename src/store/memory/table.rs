@@ -18,7 +18,11 @@ use crate::record::ApiKey;
 struct Table(HashSet<ByDigest, BuildUniformHasher>);
 
 #[derive(Clone)]
-struct ByDigest(Arc<ApiKey>);
+struct ByDigest {
+    /// Of the digest, so that a table which grows reads no record.
+    word: u64,
+    key: Arc<ApiKey>,
+}
 
 /// What takes place at once, as far as readers can tell.
 struct Change {
@@ -46,7 +50,9 @@ impl Writer {
         self.publish(Change { gone: Some(gone), present: None });
     }
 
-    /// Waits for those who read at this very moment.
+    /// Waits for those who still read what the change before this one replaced. What is
+    /// gone is freed with the next change; a thread that was busy with it frees its copy
+    /// when it needs the place.
     fn publish(&mut self, change: Change) {
         self.0.append(change);
         self.0.publish();
@@ -59,7 +65,7 @@ impl Absorb<Change> for Table {
             self.0.remove(gone);
         }
         if let Some(key) = &change.present {
-            self.0.replace(ByDigest(Arc::clone(key)));
+            self.0.replace(ByDigest { word: key.digest.first_word(), key: Arc::clone(key) });
         }
     }
 
@@ -68,7 +74,8 @@ impl Absorb<Change> for Table {
     }
 }
 
-/// Every thread reads with a handle of its own.
+/// Every thread reads with a handle of its own. To get it, the first time, it may have to
+/// wait for a change that takes place.
 pub(super) struct Readers {
     factory: ReadHandleFactory<Table>,
     threads: ThreadLocal<Reader>,
@@ -79,7 +86,12 @@ impl Readers {
         let reader = self.threads.get_or(|| Reader::new(self.factory.handle()));
         // There is no table only once the writer is gone.
         let table = reader.handle.enter()?;
-        table.0.get(digest).map(|ByDigest(key)| reader.own(key))
+        table.0.get(digest).map(|found| reader.own(found))
+    }
+
+    pub(super) fn has(&self, digest: &KeyDigest) -> bool {
+        let reader = self.threads.get_or(|| Reader::new(self.factory.handle()));
+        reader.handle.enter().is_some_and(|table| table.0.contains(digest))
     }
 }
 
@@ -90,14 +102,18 @@ struct Reader {
 
 /// So many keys at a time can be hot for a thread.
 const HOT: usize = 16;
+/// So often on end must a thread be asked for a key before a copy pays.
+const OFTEN: u32 = 8;
 
-/// A key that this thread was asked for twice on end, as far as its place remembers.
+/// A place for one of the keys that a thread is asked for time and again.
 ///
 /// Threads that count references to one and the same record slow each other, however
 /// little they do: so each has a copy of its own of the records that it is busy with.
 #[derive(Default)]
 struct Hot {
+    /// The last key of this place that had no copy here, and how often on end.
     last: u64,
+    times: u32,
     /// The record in the table, and the copy.
     copy: Option<[Arc<ApiKey>; 2]>,
 }
@@ -108,39 +124,47 @@ impl Reader {
     }
 
     /// The thread's own copy of a record in the table, or the record.
-    fn own(&self, key: &Arc<ApiKey>) -> Arc<ApiKey> {
-        let word = key.digest.first_word();
+    fn own(&self, ByDigest { word, key }: &ByDigest) -> Arc<ApiKey> {
+        // There is a place, and nobody else has it: the thread does one thing at a time.
         let Ok(mut hot) = self.hot.try_borrow_mut() else { return Arc::clone(key) };
-        let Some(hot) = hot.get_mut(word as usize % HOT) else { return Arc::clone(key) };
-        match &hot.copy {
+        let Some(hot) = hot.get_mut(*word as usize % HOT) else { return Arc::clone(key) };
+        if let Some([original, copy]) = &hot.copy
             // Any change to a key makes a new record of it.
-            Some([original, copy]) if Arc::ptr_eq(original, key) => return Arc::clone(copy),
-            _ if hot.last == word => {
-                let copy = Arc::new(ApiKey::clone(key));
-                hot.copy = Some([Arc::clone(key), Arc::clone(&copy)]);
-                return copy;
-            }
-            _ => hot.last = word,
+            && Arc::ptr_eq(original, key)
+        {
+            hot.times = 0;
+            return Arc::clone(copy);
         }
-        Arc::clone(key)
+        if hot.last != *word {
+            (hot.last, hot.times) = (*word, 0);
+        }
+        hot.times += 1;
+        if hot.times < OFTEN {
+            return Arc::clone(key);
+        }
+        let copy = Arc::new(ApiKey::clone(key));
+        hot.copy = Some([Arc::clone(key), Arc::clone(&copy)]);
+        hot.times = 0;
+        copy
     }
 }
 
 impl Borrow<KeyDigest> for ByDigest {
     fn borrow(&self) -> &KeyDigest {
-        &self.0.digest
+        &self.key.digest
     }
 }
 
 impl Hash for ByDigest {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.digest.hash(state);
+        // As the digest does.
+        state.write_u64(self.word);
     }
 }
 
 impl PartialEq for ByDigest {
     fn eq(&self, other: &Self) -> bool {
-        self.0.digest == other.0.digest
+        self.key.digest == other.key.digest
     }
 }
 
@@ -173,6 +197,13 @@ mod tests {
         })
     }
 
+    fn busy(readers: &Readers, digest: KeyDigest) -> Arc<ApiKey> {
+        for _ in 1..OFTEN {
+            readers.find(&digest).unwrap();
+        }
+        readers.find(&digest).unwrap()
+    }
+
     #[test]
     fn a_busy_thread_reads_a_copy_of_its_own_and_sees_every_change() {
         let (mut writer, readers) = new();
@@ -181,13 +212,13 @@ mod tests {
         let find = |digest| readers.find(digest);
         let first = find(&active.digest).unwrap();
         assert!(Arc::ptr_eq(&first, &active), "asked for once, it is no hot key");
-        let own = find(&active.digest).unwrap();
+        let own = busy(&readers, active.digest);
         assert!(own == active && !Arc::ptr_eq(&own, &active));
         assert!(Arc::ptr_eq(&own, &find(&active.digest).unwrap()));
 
         let revoked = Arc::new(ApiKey { status: Status::Revoked, ..ApiKey::clone(&active) });
         writer.put(Arc::clone(&revoked), Some(revoked.digest));
-        for _ in 0..3 {
+        for _ in 0..2 * OFTEN {
             assert_eq!(find(&revoked.digest), Some(Arc::clone(&revoked)));
         }
 
@@ -201,14 +232,30 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_take_turns_are_not_copied_over_and_over() {
+        let (mut writer, readers) = new();
+        let first = key();
+        let same_place = |digest: &KeyDigest| {
+            digest.first_word() % HOT as u64 == first.digest.first_word() % HOT as u64
+        };
+        let digest = (0..).map(|n| KeyDigest::of(format!("{n}"))).find(same_place).unwrap();
+        let second =
+            Arc::new(ApiKey { id: KeyId::from_bytes([2; 16]), digest, ..ApiKey::clone(&first) });
+        writer.put(Arc::clone(&first), None);
+        writer.put(Arc::clone(&second), None);
+        let own = busy(&readers, first.digest);
+        for _ in 0..2 * OFTEN {
+            assert!(Arc::ptr_eq(&second, &readers.find(&digest).unwrap()));
+            assert!(Arc::ptr_eq(&own, &readers.find(&first.digest).unwrap()));
+        }
+    }
+
+    #[test]
     fn two_threads_that_are_busy_with_one_key_share_no_count() {
         let (mut writer, readers) = new();
         let key = key();
         writer.put(Arc::clone(&key), None);
-        let busy = || {
-            readers.find(&key.digest);
-            readers.find(&key.digest).unwrap()
-        };
+        let busy = || busy(&readers, key.digest);
         let own = busy();
         let other = std::thread::scope(|scope| scope.spawn(busy).join().unwrap());
         assert!(!Arc::ptr_eq(&own, &other));
