@@ -24,6 +24,10 @@ use crate::store::transfer::KeyExport;
 /// Changes take one lock after the other; look-ups by digest take none, so
 /// that threads which verify do not slow each other. Only a thread's first look-up may
 /// wait for a change that takes place.
+///
+/// A change, for its part, waits for threads that the system has interrupted in the midst
+/// of a look-up: mostly microseconds, but tens of milliseconds where many more threads
+/// verify than there are cores. It takes effect before the call returns.
 pub struct MemoryStore {
     by_digest: Readers,
     state: Mutex<State>,

@@ -48,9 +48,9 @@ impl Writer {
         self.publish(Change { gone: Some(gone), present: None });
     }
 
-    /// Waits for those who still read what the change before this one replaced. What is
-    /// gone is freed with the next change; a thread that was busy with it frees its copy
-    /// when it needs the place.
+    /// Waits for those who still read what the change before this one replaced, also while
+    /// the system has interrupted them. What is gone is freed with the next change; a
+    /// thread that was busy with it frees its copy when it needs the place.
     fn publish(&mut self, change: Change) {
         self.0.append(change);
         self.0.publish();
