@@ -81,15 +81,18 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn find(&self, digest: &KeyDigest) -> Option<Arc<ApiKey>> {
-        let reader = self.threads.get_or(|| Reader::new(self.factory.handle()));
+        let reader = self.of_this_thread();
         // There is no table only once the writer is gone.
         let table = reader.handle.enter()?;
         table.0.get(digest).map(|ByDigest(key)| reader.own(key))
     }
 
     pub(super) fn has(&self, digest: &KeyDigest) -> bool {
-        let reader = self.threads.get_or(|| Reader::new(self.factory.handle()));
-        reader.handle.enter().is_some_and(|table| table.0.contains(digest))
+        self.of_this_thread().handle.enter().is_some_and(|table| table.0.contains(digest))
+    }
+
+    fn of_this_thread(&self) -> &Reader {
+        self.threads.get_or(|| Reader::new(self.factory.handle()))
     }
 }
 
