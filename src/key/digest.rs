@@ -97,10 +97,9 @@ impl fmt::Debug for KeyDigest {
 #[error("a key digest is 32 bytes, not all of them zero")]
 pub struct KeyDigestError;
 
-/// Hash maps keyed by uniformly random bits take them as they are.
+/// For hash maps keyed by digests or ids of keys.
 ///
-/// Only for keys that this crate made: digests and random ids. Nobody can
-/// choose those, so a map cannot be filled with collisions.
+/// Nobody can choose those that this crate makes, so a map cannot be filled with collisions.
 pub(crate) type BuildUniformHasher = BuildHasherDefault<UniformHasher>;
 
 /// See [`BuildUniformHasher`].
@@ -108,18 +107,22 @@ pub(crate) type BuildUniformHasher = BuildHasherDefault<UniformHasher>;
 pub(crate) struct UniformHasher(u64);
 
 impl Hasher for UniformHasher {
+    /// Ids: those of an import may be counted upwards or begin with the time.
     fn write(&mut self, bytes: &[u8]) {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];
             for (to, from) in word.iter_mut().zip(chunk) {
                 *to = *from;
             }
-            self.write_u64(u64::from_le_bytes(word));
+            let word = u128::from(self.0 ^ u64::from_le_bytes(word));
+            let product = word * 0x9e37_79b9_7f4a_7c15;
+            self.0 = (product ^ (product >> 64)) as u64;
         }
     }
 
+    /// Digests, which are random as they are.
     fn write_u64(&mut self, word: u64) {
-        self.0 = self.0.rotate_left(32) ^ word;
+        self.0 = word;
     }
 
     fn finish(&self) -> u64 {
@@ -129,8 +132,13 @@ impl Hasher for UniformHasher {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::id::KeyId;
 
     #[test]
     fn case_09_zero_and_empty_digests_are_refused() {
@@ -147,6 +155,25 @@ mod tests {
             let mut bytes = *digest.as_bytes();
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_ne!(KeyDigest(bytes), digest);
+        }
+    }
+
+    #[test]
+    fn ids_that_are_counted_are_spread() {
+        let places = |id: fn(u128) -> u128| {
+            let hashes = (0..10_000_u128).map(|n| {
+                BuildUniformHasher::default().hash_one(KeyId::from_bytes(id(n).to_be_bytes()))
+            });
+            // A table takes a place by the lowest bits and tells those there by the highest.
+            let [low, high] = [0, 57].map(|shift| {
+                hashes.clone().map(|hash| hash >> shift & 0x3fff).collect::<HashSet<_>>().len()
+            });
+            (low, high)
+        };
+        // Of 16,384 places, 10,000 random ids take 7,500.
+        for id in [|n| n, |n| n << 48, |n| n << 64, |n| n << 114, |n| n << 64 | n] {
+            let (low, high) = places(id);
+            assert!(low > 7_000 && high == 128, "{low} places, {high} marks");
         }
     }
 

@@ -15,27 +15,23 @@ use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
-use crate::store::memory::table::{Readers, Writer};
+use crate::store::memory::table::Table;
 use crate::store::transfer::KeyExport;
 
 /// A [`KeyStore`] in memory, for tests, and for services whose keys need not
 /// survive a restart.
 ///
 /// Changes take one lock after the other; look-ups by digest take none, so
-/// that threads which verify do not slow each other. Only a thread's first look-up may
-/// wait for a change that takes place.
-///
-/// A change, for its part, waits for threads that the system has interrupted in the midst
-/// of a look-up: mostly microseconds, but tens of milliseconds where many more threads
-/// verify than there are cores. It takes effect before the call returns.
+/// that threads which verify do not slow each other, and no change waits for them.
+#[derive(Default)]
 pub struct MemoryStore {
-    by_digest: Readers,
+    /// Follows `state`, which is locked whenever this is changed.
+    by_digest: Table,
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
-    /// What `by_digest` reads.
-    by_digest: Writer,
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
     /// Of each key; apart, so that a use changes nothing that requests read.
     last_uses: HashMap<KeyId, Option<Timestamp>, BuildUniformHasher>,
@@ -45,28 +41,11 @@ struct State {
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        let (writer, readers) = table::new();
-        let state = State {
-            by_digest: writer,
-            keys: BTreeMap::new(),
-            last_uses: HashMap::default(),
-            orgs: HashMap::new(),
-        };
-        Self { by_digest: readers, state: Mutex::new(state) }
+        Self::default()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_taken(&self, digest: &KeyDigest) -> bool {
-        self.by_digest.has(digest)
-    }
-}
-
-impl Default for MemoryStore {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -97,7 +76,7 @@ impl State {
 impl KeyStore for MemoryStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         let mut state = self.lock();
-        if state.keys.contains_key(&key.id) || self.is_taken(&key.digest) {
+        if state.keys.contains_key(&key.id) || self.by_digest.has(&key.digest) {
             return Err(StoreError::Conflict);
         }
         let of_org = state.orgs.get(&key.org).map_or(0, BTreeMap::len);
@@ -109,7 +88,7 @@ impl KeyStore for MemoryStore {
         state.orgs.entry(key.org.clone()).or_default().insert(order, key.id);
         state.keys.insert(key.id, Arc::clone(&stored));
         state.last_uses.insert(key.id, key.last_used_at);
-        state.by_digest.put(stored, None);
+        self.by_digest.put(stored);
         Ok(())
     }
 
@@ -132,7 +111,7 @@ impl KeyStore for MemoryStore {
         let mut state = self.lock();
         let stored = state.get(&key.org, &key.id).ok_or(StoreError::NotFound)?;
         let new_digest = key.digest != stored.digest;
-        if stored.revision != expected || (new_digest && self.is_taken(&key.digest)) {
+        if stored.revision != expected || (new_digest && self.by_digest.has(&key.digest)) {
             return Err(StoreError::Conflict);
         }
         let old_digest = stored.digest;
@@ -142,15 +121,14 @@ impl KeyStore for MemoryStore {
             ..key.clone()
         });
         state.keys.insert(key.id, Arc::clone(&changed));
-        // At once: never both secrets, and never neither.
-        state.by_digest.put(changed, Some(old_digest));
+        self.by_digest.replace(&old_digest, changed);
         Ok(())
     }
 
     async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
         let mut state = self.lock();
         let stored = state.get(org, id).cloned().ok_or(StoreError::NotFound)?;
-        state.by_digest.remove(stored.digest);
+        self.by_digest.remove(&stored.digest);
         state.keys.remove(id);
         state.last_uses.remove(id);
         if let Some(order) = state.orgs.get_mut(org) {
