@@ -47,9 +47,16 @@ impl Allowlist {
     pub fn parse<T: AsRef<str>>(
         entries: impl IntoIterator<Item = T>,
     ) -> Result<Self, AllowlistError> {
+        Self::read(entries, str::trim)
+    }
+
+    fn read<T: AsRef<str>>(
+        entries: impl IntoIterator<Item = T>,
+        text_of: fn(&str) -> &str,
+    ) -> Result<Self, AllowlistError> {
         let mut networks: SmallVec<[Network; INLINE]> = SmallVec::new();
         for (index, entry) in entries.into_iter().enumerate() {
-            let text = entry.as_ref().trim();
+            let text = text_of(entry.as_ref());
             let refuse = |problem| AllowlistError::new(index, text, problem);
             let network = text.parse().map_err(|problem| refuse(EntryProblem::Invalid(problem)))?;
             if networks.contains(&network) {
@@ -62,7 +69,8 @@ impl Allowlist {
 
     /// Reads a list as a store kept it, and never fails: a list that does not
     /// parse is kept as it is and allows *nobody*, so that a damaged row is
-    /// refused, shown to its owner and can be mended.
+    /// refused, shown to its owner and can be mended. White space is damage here:
+    /// `10.0.0.1 ` may have been `10.0.0.13`.
     ///
     /// ```
     /// use keygate::Allowlist;
@@ -72,8 +80,11 @@ impl Allowlist {
     /// assert!(!damaged.allows(Some("10.0.0.1".parse().unwrap())));
     /// ```
     pub fn restore<T: AsRef<str>>(entries: impl IntoIterator<Item = T>) -> Self {
-        let entries: Vec<String> = entries.into_iter().map(|e| e.as_ref().to_owned()).collect();
-        Self::parse(&entries).unwrap_or(Self(Entries::Unreadable(entries.into())))
+        let entries: Vec<T> = entries.into_iter().collect();
+        Self::read(&entries, |text| text).unwrap_or_else(|_| {
+            let as_they_are = entries.iter().map(|entry| entry.as_ref().to_owned());
+            Self(Entries::Unreadable(as_they_are.collect()))
+        })
     }
 
     /// Whether a request from this address may pass. `None` (no known address)
@@ -226,7 +237,14 @@ mod tests {
 
     #[test]
     fn case_17_a_stored_list_that_does_not_parse_allows_nobody() {
-        for damaged in [&["10.0.0.0/8", "?"][..], &[""], &["10.0.0.1", "10.0.0.1/32"]] {
+        for damaged in [
+            &["10.0.0.0/8", "?"][..],
+            &[""],
+            &["10.0.0.1", "10.0.0.1/32"],
+            &["10.0.0.0/1 "],
+            &["\n10.0.0.1"],
+            &["\u{2028}0.0.0.0/0"],
+        ] {
             let list = Allowlist::restore(damaged);
             assert!(!list.allows(ip("10.0.0.1")) && !list.allows(None));
             assert_eq!(list.entries(), damaged);

@@ -28,7 +28,11 @@ fuzz_target!(|text: &str| {
         }
     }
     match (Allowlist::parse(&texts), bad) {
-        (Ok(list), None) => taken(&list, &expected),
+        (Ok(list), None) => {
+            taken(&list, &expected);
+            let bare = texts.iter().all(|text| text.trim() == *text);
+            assert_eq!(Allowlist::restore(&texts).is_readable(), bare, "{texts:?}");
+        }
         (Err(error), Some((index, duplicate))) => {
             assert_eq!(error.index(), index, "{texts:?}");
             assert_eq!(*error.problem() == EntryProblem::Duplicate, duplicate, "{texts:?}");

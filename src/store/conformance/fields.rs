@@ -136,7 +136,7 @@ pub async fn an_unreadable_allowlist_stays_unreadable(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
-    let lists: [&[&str]; 14] = [
+    let lists: [&[&str]; 16] = [
         &[""],
         &["", ""],
         &["10.0.0.0/8", "10.0.0."],
@@ -148,6 +148,8 @@ pub async fn an_unreadable_allowlist_stays_unreadable(
         &["192.0.2.1\n192.0.2.2"],
         &["192.0.2.1\t192.0.2.2"],
         &["192.0.2.1", "192.0.2.1"],
+        &[" 192.0.2.1"],
+        &["192.0.2.0/2 "],
         &["[\"192.0.2.1\"]"],
         &["\"", "\\", "'", "{}", "null"],
         &["bürö", "  10.0.0.300  "],

@@ -114,37 +114,69 @@ pub(super) fn lines(list: &Allowlist) -> String {
     list.entries().iter().map(escaped).collect()
 }
 
-/// Reads what [`lines`] wrote.
+/// Reads what [`lines`] wrote. What is left of a damaged text is no readable list,
+/// since part of an address may be another one, and part of a range a wider one;
+/// but nothing tells a list that has lost whole entries, or a digit that has become
+/// another one.
 pub(super) fn from_lines(text: &str) -> Allowlist {
     if text.is_empty() {
         return Allowlist::default();
     }
-    let entries = text.strip_suffix('\n').unwrap_or(text).split('\n');
+    let (entries, missing) = match text.strip_suffix('\n') {
+        Some(entries) => (entries, None),
+        // No store reads a list with an empty entry.
+        None => (text, Some("")),
+    };
+    let entries = entries.split('\n').chain(missing);
     if text.contains('\\') {
-        Allowlist::restore(entries.map(unescaped))
+        Allowlist::restore(entries.map(|entry| unescaped(entry).unwrap_or(entry.to_owned())))
     } else {
         Allowlist::restore(entries)
     }
 }
 
-fn unescaped(entry: &str) -> String {
+/// `None` for a backslash that [`lines`] does not write.
+fn unescaped(entry: &str) -> Option<String> {
     let mut chars = entry.chars();
     let mut plain = String::with_capacity(entry.len());
     while let Some(c) = chars.next() {
-        match c {
-            '\\' => plain.extend(chars.next().map(|c| if c == 'n' { '\n' } else { c })),
-            c => plain.push(c),
-        }
+        plain.push(match c {
+            '\\' => match chars.next()? {
+                'n' => '\n',
+                '\\' => '\\',
+                _ => return None,
+            },
+            c => c,
+        });
     }
-    plain
+    Some(plain)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::IpAddr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     use proptest::prelude::*;
+
+    use crate::network::Network;
+
+    /// The range of so many bits, at most, in which the address is.
+    fn network(ip: IpAddr, bits: u8) -> Network {
+        let bits = u32::from(bits);
+        let range = match ip {
+            IpAddr::V4(ip) => {
+                let bits = bits.min(32);
+                let first = ip.to_bits() & u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+                format!("{}/{bits}", Ipv4Addr::from_bits(first))
+            }
+            IpAddr::V6(ip) => {
+                let first = ip.to_bits() & u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+                format!("{}/{bits}", Ipv6Addr::from_bits(first))
+            }
+        };
+        range.parse().unwrap()
+    }
 
     proptest! {
         #[test]
@@ -158,6 +190,31 @@ mod tests {
             prop_assert_eq!(stored.is_readable(), list.is_readable());
             prop_assert_eq!(stored.allows(Some(ip)), list.allows(Some(ip)));
             prop_assert_eq!(stored.is_empty(), list.is_empty());
+        }
+
+        #[test]
+        fn case_17_what_is_left_of_a_list_lets_nobody_else_in(
+            ranges in proptest::collection::vec((any::<IpAddr>(), 0_u8..=128), 1..5),
+            place: proptest::sample::Index,
+        ) {
+            let networks = ranges.iter().map(|(ip, bits)| network(*ip, *bits));
+            let list: Allowlist = networks.collect();
+            let text = lines(&list);
+            let place = 1 + place.index(text.len());
+
+            let cut = from_lines(&text[..place]);
+            prop_assert!(!cut.is_readable() || list.entries().starts_with(&cut.entries()));
+            prop_assert_eq!(&from_lines(&lines(&cut)), &cut);
+
+            let mut inserted = text.clone();
+            inserted.insert(place, '\\');
+            let (before, after) = (&text[..place - 1], &text[place..]);
+            let blanks = [" ", "\t", "\r", "\u{2028}"].map(|blank| format!("{before}{blank}{after}"));
+            for spoilt in blanks.into_iter().chain([inserted]) {
+                let spoilt = from_lines(&spoilt);
+                prop_assert!(!spoilt.is_readable());
+                prop_assert_eq!(&from_lines(&lines(&spoilt)), &spoilt);
+            }
         }
     }
 }
