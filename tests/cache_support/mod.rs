@@ -1,9 +1,10 @@
 //! What the tests of the cache are made of: a store that can be held, and a feed by hand.
 
 use std::fmt;
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -121,6 +122,7 @@ struct State {
     after: Mutex<Option<Gate>>,
     after_change: Mutex<Option<Gate>>,
     failure: Mutex<Option<Failure>>,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl fmt::Debug for Probe {
@@ -143,6 +145,7 @@ impl Probe {
             after: Mutex::default(),
             after_change: Mutex::default(),
             failure: Mutex::default(),
+            meanwhile: Mutex::default(),
         }))
     }
 
@@ -186,6 +189,11 @@ impl Probe {
     /// Look-ups fail like this, and changes that are made say so too.
     pub(crate) fn fail(&self, failure: Option<Failure>) {
         *self.0.failure.lock().unwrap() = failure;
+    }
+
+    /// The next look-up wakes its task while it is polled, and then this is done.
+    pub(crate) fn meanwhile(&self, work: impl FnOnce() + Send + 'static) {
+        *self.0.meanwhile.lock().unwrap() = Some(Box::new(work));
     }
 
     fn outcome<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -240,6 +248,16 @@ impl KeyStore for Probe {
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
         self.0.finds.fetch_add(1, SeqCst);
         let mut count = CountDrop(Some(&self.0.dropped));
+        let mut meanwhile = self.0.meanwhile.lock().unwrap().take();
+        poll_fn(|cx| match meanwhile.take() {
+            None => Poll::Ready(()),
+            Some(work) => {
+                cx.waker().wake_by_ref();
+                work();
+                Poll::Pending
+            }
+        })
+        .await;
         stop(&self.0.before).await;
         let found = self.0.inner.find_by_digest(digest).await;
         stop(&self.0.after).await;

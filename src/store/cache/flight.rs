@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
 
 use futures_util::future::{FutureExt, Shared};
 use thiserror::Error;
 
 use super::entries::{Asked, Entries, Found};
+use super::quiet::quietly;
 use crate::key::digest::KeyDigest;
 use crate::runtime::{BoxFuture, caught};
 use crate::store::contract::{KeyStore, StoreError};
@@ -29,7 +32,7 @@ struct Flight {
     number: u64,
     asked: Asked,
     passengers: usize,
-    answer: Shared<BoxFuture<'static, Answer>>,
+    call: Call,
 }
 
 impl Flights {
@@ -41,11 +44,12 @@ impl Flights {
         entries: &Arc<Entries>,
         digest: &KeyDigest,
     ) -> Result<Found, StoreError> {
-        let seat = match self.board(store, entries, digest) {
+        let mut seat = match self.board(store, entries, digest) {
             Boarding::Seat(seat) => seat,
             Boarding::Landed(found) => return Ok(found),
         };
-        let found = seat.answer.clone().await.map_err(own)?;
+        let Call { answer, everyone } = &mut seat.call;
+        let found = quietly(answer, everyone).await.map_err(own)?;
         if entries.is_too_old(seat.asked) {
             return Err(StoreError::unavailable(TooOld));
         }
@@ -68,7 +72,7 @@ impl Flights {
                 digest: *digest,
                 number: flight.number,
                 asked: flight.asked,
-                answer: flight.answer.clone(),
+                call: flight.call.clone(),
             });
         }
         // A flight may have landed since the caller looked.
@@ -85,14 +89,14 @@ impl Flights {
             number,
             asked,
         };
-        let answer = (Box::pin(question.put()) as BoxFuture<'static, Answer>).shared();
-        let flight = Flight { number, asked, passengers: 1, answer: answer.clone() };
+        let call = Call::new(question);
+        let flight = Flight { number, asked, passengers: 1, call: call.clone() };
         let replaced = state.by_digest.insert(*digest, flight);
         drop(state);
         // Outside of the lock: it may end a call of the store.
         drop(replaced);
         let flights = Arc::clone(self);
-        Boarding::Seat(Seat { flights, digest: *digest, number, asked, answer })
+        Boarding::Seat(Seat { flights, digest: *digest, number, asked, call })
     }
 
     /// Takes the flight off, where it is the one of that number and `when` says so.
@@ -126,7 +130,7 @@ struct Seat {
     digest: KeyDigest,
     number: u64,
     asked: Asked,
-    answer: Shared<BoxFuture<'static, Answer>>,
+    call: Call,
 }
 
 impl Drop for Seat {
@@ -135,6 +139,26 @@ impl Drop for Seat {
             flight.passengers -= 1;
             flight.passengers == 0
         });
+    }
+}
+
+/// The call of the store, and what wakes all who wait for its answer.
+#[derive(Clone)]
+struct Call {
+    answer: Shared<BoxFuture<'static, Answer>>,
+    everyone: Arc<OnceLock<Waker>>,
+}
+
+impl Call {
+    fn new(question: Question) -> Self {
+        let everyone = Arc::new(OnceLock::new());
+        let waker = Arc::clone(&everyone);
+        let answer: BoxFuture<'static, Answer> = Box::pin(async move {
+            // `Shared` polls what it shares with a waker of its own.
+            poll_fn(|cx| Poll::Ready(_ = waker.set(cx.waker().clone()))).await;
+            question.put().await
+        });
+        Self { answer: answer.shared(), everyone }
     }
 }
 

@@ -5,6 +5,7 @@ mod entries;
 mod flight;
 mod follow;
 mod health;
+mod quiet;
 mod validity;
 
 use std::fmt;
@@ -24,9 +25,9 @@ use crate::store::contract::{KeyStore, StoreError};
 pub use self::builder::{CacheError, CachedStoreBuilder};
 pub use self::health::{CacheHealth, CacheState};
 
-/// What `validity.rs` counts with: here the real thing.
+/// What `validity.rs` and `quiet.rs` share between threads: here the real thing.
 mod atomic {
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 }
 
 /// A [`KeyStore`] that keeps in memory what another one answered: for stores across a
