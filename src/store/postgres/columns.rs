@@ -82,7 +82,7 @@ pub(super) fn escaped(text: &str) -> Cow<'_, str> {
 
 /// Reads what [`escaped`] wrote.
 pub(super) fn plain(stored: &str) -> Cow<'_, str> {
-    if !stored.contains(ESCAPE) {
+    if stored.is_ascii() || !stored.contains(ESCAPE) {
         return Cow::Borrowed(stored);
     }
     let mut text = String::with_capacity(stored.len());

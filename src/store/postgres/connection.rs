@@ -56,8 +56,10 @@ impl Connection {
         let rows = match cell {
             None => self.client.query_typed(text, parameters).await?,
             Some(cell) => {
-                let types: Vec<Type> = parameters.iter().map(|(_, kind)| kind.clone()).collect();
-                let prepare = || self.client.prepare_typed(text, &types);
+                let prepare = async || {
+                    let types: Vec<_> = parameters.iter().map(|(_, kind)| kind.clone()).collect();
+                    self.client.prepare_typed(text, &types).await
+                };
                 let prepared = cell.get_or_try_init(prepare).await?;
                 let values: Vec<_> = parameters.iter().map(|(value, _)| *value).collect();
                 self.client.query(prepared, &values).await?
@@ -78,6 +80,11 @@ impl Connection {
 
     pub(super) fn is_live(&self) -> bool {
         !self.retired.load(Ordering::Relaxed) && !self.client.is_closed()
+    }
+
+    /// Whether a call came to its end on it.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) > 0
     }
 
     /// Closes the connection; what waits on it fails at once.

@@ -143,12 +143,16 @@ async fn keep(
         match dialer.dial().await {
             Ok((connection, end)) => {
                 let begun = Instant::now();
-                publish(Some(Arc::new(connection)));
+                let connection = Arc::new(connection);
+                publish(Some(Arc::clone(&connection)));
                 let _ = end.await;
                 publish(None);
                 // One that was lost at once is no sign of a server in health.
-                if begun.elapsed() > LONGEST_PAUSE {
+                let lasted = begun.elapsed() > LONGEST_PAUSE;
+                if lasted || connection.has_answered() {
                     pause = SHORTEST_PAUSE;
+                }
+                if lasted {
                     continue;
                 }
             }
