@@ -6,12 +6,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use keygate::conformance::{
     self, Property, TwoHandles, audit_log_properties, check_audit_log, check_export, check_store,
     export_properties, store_properties,
 };
-use keygate::{KeyStore, MemoryAuditLog, MemoryStore};
+use keygate::{
+    ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, MemoryAuditLog, MemoryStore, OrgId, OrgLimit,
+    Revision, StoreError,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memory_store_conforms() {
@@ -43,6 +48,63 @@ async fn one_log_conforms_to_two_runs_at_once_through_two_handles() {
     let (a, b) = tokio::join!(check_audit_log(handles), check_audit_log(handles));
     a.unwrap();
     b.unwrap();
+}
+
+/// A database on a busy machine: what it was sent it does after a while, whether its
+/// caller is still there or not.
+#[derive(Debug, Default)]
+struct Late(Arc<MemoryStore>);
+
+async fn late(
+    change: impl Future<Output = Result<(), StoreError>> + Send + 'static,
+) -> Result<(), StoreError> {
+    let change = async {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        change.await
+    };
+    tokio::spawn(change).await.unwrap()
+}
+
+#[async_trait]
+impl KeyStore for Late {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        let (store, key) = (Arc::clone(&self.0), key.clone());
+        late(async move { store.insert(&key, limit).await }).await
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.0.find_by_digest(digest).await
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.0.get(org, id).await
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.0.list(org).await
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        let (store, key) = (Arc::clone(&self.0), key.clone());
+        late(async move { store.replace(&key, expected).await }).await
+    }
+
+    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+        let (store, org, id) = (Arc::clone(&self.0), org.clone(), *id);
+        late(async move { store.delete(&org, &id).await }).await
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.0.record_uses(uses).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_dropped_may_take_place_after_the_next_call_was_made() {
+    use conformance::calls::*;
+    a_dropped_insert_does_no_harm(Arc::new(Late::default())).await.unwrap();
+    a_dropped_replace_does_no_harm(Arc::new(Late::default())).await.unwrap();
+    a_dropped_delete_does_no_harm(Arc::new(Late::default())).await.unwrap();
 }
 
 #[tokio::test]
