@@ -8,6 +8,10 @@ use crate::postgres_support::{
     administrator, in_schema, in_session, key, schema_of, sessions_end, unique, url,
 };
 
+/// Ends the sessions of an application.
+const KILL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                    WHERE application_name = $1";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn killed_server_sessions_are_replaced() {
@@ -32,11 +36,9 @@ async fn killed_server_sessions_are_replaced() {
             })
         });
         let readers: Vec<_> = readers.collect();
-        let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                    WHERE application_name = $1";
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(400)).await;
-            assert!(administrator.query(kill, &[&name]).await.unwrap().len() >= 2);
+            assert!(administrator.query(KILL, &[&name]).await.unwrap().len() >= 2);
         }
         let mut failed = 0;
         for reader in readers {
@@ -44,10 +46,31 @@ async fn killed_server_sessions_are_replaced() {
         }
         assert_eq!(failed, 0, "reads are tried once more");
         // The connection for transactions was killed as well.
-        administrator.query(kill, &[&name]).await.unwrap();
+        administrator.query(KILL, &[&name]).await.unwrap();
         store.insert(&key(2), OrgLimit::NONE).await.unwrap();
         let uses = [KeyUse { id: key(2).id, at: key(2).created_at }];
         store.record_uses(&uses).await.unwrap();
+    })
+    .await;
+}
+
+/// The pauses between attempts to connect begin anew with a session that was of use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn sessions_that_are_killed_over_and_over_are_replaced_as_soon_as_the_first_ones() {
+    in_schema(|options| async move {
+        let name = unique("kg");
+        let options = in_session(&schema_of(&options), &name).deadline(Duration::from_secs(1));
+        let store = options.connect().await.unwrap();
+        let administrator = administrator().await;
+        for round in 0..10 {
+            // Each of the connections has its turn.
+            for _ in 0..8 {
+                let found = store.find_by_digest(&key(1).digest).await;
+                assert!(found.is_ok(), "in round {round}: {found:?}");
+            }
+            administrator.query(KILL, &[&name]).await.unwrap();
+        }
     })
     .await;
 }

@@ -10,6 +10,7 @@ use keygate::{
     KeyDigest, KeyId, KeyName, OrgId, OrgLimit, PostgresOptions, Revision, Status, SystemRandom,
     Timestamp,
 };
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
@@ -22,11 +23,25 @@ pub(crate) fn url() -> String {
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned())
 }
 
-/// A connection that keygate knows nothing of.
+/// A connection that keygate knows nothing of. A server may be full of sessions whose
+/// clients were cut off, until it notices.
 pub(crate) async fn administrator() -> Client {
-    let (client, connection) = tokio_postgres::connect(&url(), NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
+    let begun = Instant::now();
+    loop {
+        match tokio_postgres::connect(&url(), NoTls).await {
+            Err(error)
+                if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+                    && begun.elapsed() < PATIENT =>
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            connected => {
+                let (client, connection) = connected.unwrap();
+                tokio::spawn(connection);
+                return client;
+            }
+        }
+    }
 }
 
 pub(crate) fn unique(what: &str) -> String {

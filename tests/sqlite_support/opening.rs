@@ -53,18 +53,23 @@ fn full_file() -> (TempDir, PathBuf) {
     for _ in 0..100 {
         runtime.block_on(store.insert(&key(&org("acme")), keygate::OrgLimit::NONE)).unwrap();
     }
-    drop(store);
-    settle(folder.path());
-    (folder, path)
+    closed(folder, &path, store)
 }
 
-/// The writing thread closes its connection a little after its store is dropped.
-fn settle(folder: &Path) {
+/// Closes the store, and gives a copy of its file. The file itself may stay open
+/// for a moment, and SQLite would take that descriptor again, whatever has
+/// become of the file's rights.
+fn closed(folder: TempDir, path: &Path, store: SqliteStore) -> (TempDir, PathBuf) {
+    drop(store);
     let give_up = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while fs::read_dir(folder).unwrap().count() > 1 {
+    while fs::read_dir(folder.path()).unwrap().count() > 1 {
         assert!(std::time::Instant::now() < give_up, "the store does not close its file");
         thread::yield_now();
     }
+    let other = tempfile::tempdir().unwrap();
+    let copy = other.path().join("keys.db");
+    fs::copy(path, &copy).unwrap();
+    (other, copy)
 }
 
 #[test]
@@ -159,8 +164,7 @@ async fn overwritten_pages_are_errors_and_never_wrong_answers() {
     for key in &keys {
         store.insert(key, keygate::OrgLimit::NONE).await.unwrap();
     }
-    drop(store);
-    settle(folder.path());
+    let (_folder, path) = closed(folder, &path, store);
     let mut bytes = fs::read(&path).unwrap();
     bytes[4096..].fill(0xA5);
     fs::write(&path, &bytes).unwrap();
