@@ -2,18 +2,22 @@
 //! conformance suite: `cargo run --example custom_store --features conformance`.
 //!
 //! Every change appends the whole record to the journal and syncs it before it is
-//! acknowledged. It is short rather than fast.
+//! acknowledged; opening the journal reads the records back. It is short rather than
+//! fast, and for one process.
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, StoreError};
-use serde_json::json;
+use keygate::{
+    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, KeyUse, OrgId, OrgLimit, Revision,
+    Status, StoreError, Timestamp,
+};
+use serde_json::{Value, json};
 
 #[derive(Debug)]
 struct JournalStore {
@@ -24,12 +28,35 @@ struct JournalStore {
 struct State {
     keys: BTreeMap<KeyId, ApiKey>,
     journal: File,
+    /// How much of the journal is acknowledged.
+    length: u64,
 }
 
 impl JournalStore {
-    fn create(path: &Path) -> io::Result<Self> {
-        let state = State { keys: BTreeMap::new(), journal: File::create(path)? };
-        Ok(Self { state: Mutex::new(state) })
+    /// Opens the journal, or makes it; of what it says of a key, the last line counts.
+    fn open(path: &Path) -> io::Result<Self> {
+        let mut journal = File::options().read(true).append(true).create(true).open(path)?;
+        let mut text = Vec::new();
+        journal.read_to_end(&mut text)?;
+        // A last line without its end was being written when the process was killed,
+        // and not acknowledged; `append` takes it away.
+        text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        let length = text.len() as u64;
+        let text = String::from_utf8(text).map_err(io::Error::other)?;
+        let mut keys = BTreeMap::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let damaged = || io::Error::other(format!("line {number} of the journal is damaged"));
+            let line: Value = serde_json::from_str(line).map_err(|_| damaged())?;
+            if line.get("deleted").is_some() {
+                let id = line.get("id").and_then(Value::as_str);
+                let id = id.and_then(|id| id.parse().ok());
+                keys.remove(&id.ok_or_else(damaged)?);
+            } else {
+                let key = read(&line).ok_or_else(damaged)?;
+                keys.insert(key.id, key);
+            }
+        }
+        Ok(Self { state: Mutex::new(State { keys, journal, length }) })
     }
 
     /// Every method holds the lock to its end, which makes it one atomic step.
@@ -69,10 +96,48 @@ impl State {
         Ok(())
     }
 
-    fn append(&mut self, line: &serde_json::Value) -> Result<(), StoreError> {
-        writeln!(self.journal, "{line}").map_err(StoreError::unavailable)?;
-        self.journal.sync_data().map_err(StoreError::unavailable)
+    fn append(&mut self, line: &Value) -> Result<(), StoreError> {
+        let line = format!("{line}\n");
+        let written = || {
+            // Half a line, of a write that failed, would spoil this one.
+            self.journal.set_len(self.length)?;
+            (&self.journal).write_all(line.as_bytes())?;
+            self.journal.sync_data()
+        };
+        written().map_err(StoreError::unavailable)?;
+        self.length += line.len() as u64;
+        Ok(())
     }
+}
+
+/// Reads a line of [`State::save`]; nothing of a damaged one, since a key of which an
+/// expiry is missing, say, would be good for ever.
+fn read(line: &Value) -> Option<ApiKey> {
+    let text = |field: &str| line.get(field)?.as_str();
+    let list = |field: &str| line.get(field)?.as_array();
+    let time = |field: &str| Timestamp::from_unix_micros(line.get(field)?.as_i64()?);
+    let optional_time = |field: &str| match line.get(field)? {
+        Value::Null => Some(None),
+        _ => time(field).map(Some),
+    };
+    let bytes = list("digest")?.iter().map(|byte| u8::try_from(byte.as_u64()?).ok());
+    Some(ApiKey {
+        id: text("id")?.parse().ok()?,
+        org: OrgId::new(text("org")?).ok()?,
+        name: KeyName::new(text("name")?).ok()?,
+        key_prefix: text("key_prefix")?.to_owned(),
+        digest: KeyDigest::from_slice(&bytes.collect::<Option<Vec<u8>>>()?).ok()?,
+        status: Status::parse(text("status")?)?,
+        // Entries that are no text become empty ones, with which it allows nobody.
+        allowlist: Allowlist::restore(
+            list("allowlist")?.iter().map(|entry| entry.as_str().unwrap_or_default()),
+        ),
+        created_at: time("created_at")?,
+        expires_at: optional_time("expires_at")?,
+        rotated_at: optional_time("rotated_at")?,
+        last_used_at: optional_time("last_used_at")?,
+        revision: Revision::new(line.get("revision")?.as_u64()?.try_into().ok()?),
+    })
 }
 
 #[async_trait::async_trait]
@@ -137,15 +202,16 @@ impl KeyStore for JournalStore {
 async fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::temp_dir().join(format!("keygate-custom-store-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let store = Arc::new(JournalStore::create(&folder.join("keys.jsonl"))?);
+    let path = folder.join("keys.jsonl");
+    let store = Arc::new(JournalStore::open(&path)?);
 
     // One store for all properties: each works on organisations of its own.
-    let report = keygate::conformance::check_store(|| {
-        let store = Arc::clone(&store);
-        async move { store as Arc<dyn KeyStore> }
-    })
-    .await?;
+    let report = keygate::conformance::check_store(|| async { Arc::clone(&store) }).await?;
     println!("{report}");
+
+    let read_back = JournalStore::open(&path)?;
+    assert_eq!(read_back.lock().keys, store.lock().keys);
+    println!("{} keys read back from the journal", read_back.lock().keys.len());
 
     std::fs::remove_dir_all(&folder)?;
     Ok(())

@@ -75,6 +75,9 @@ let service = app.into_make_service_with_connect_info::<SocketAddr>();
 "#
 )]
 //!
+//! Once the server has stopped, [`KeyManager::shutdown`] writes what is queued for the
+//! audit log; without it, that is lost.
+//!
 //! # With a store of your own
 //!
 //! Implement [`KeyStore`], whose documentation is a tutorial, and prove it with the
@@ -88,15 +91,10 @@ let service = app.into_make_service_with_connect_info::<SocketAddr>();
 ```
 # #[tokio::main(worker_threads = 4)]
 # async fn main() {
-use std::sync::Arc;
-use keygate::{KeyStore, MemoryStore};
+use keygate::MemoryStore;
 
 // MemoryStore stands for yours.
-let report = keygate::conformance::check_store(|| async {
-    Arc::new(MemoryStore::new()) as Arc<dyn KeyStore>
-})
-.await
-.unwrap();
+let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).await.unwrap();
 # }
 ```
 "#

@@ -11,11 +11,11 @@
 use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use keygate::{
-    Actor, ApiKeyLayer, CachedStore, ClientIp, KeyManager, KeyStore, MemoryStore as MyStore,
-    Network, NewKey, OrgId, PostgresStore, ProxyHeader, SettingsPage, SqliteStore,
+    Actor, ApiKeyLayer, CachedStore, ClientIp, KeyManager, MemoryStore as MyStore, Network, NewKey,
+    OrgId, PostgresStore, ProxyHeader, SettingsPage, SqliteStore,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,7 @@ type Tried<T = ()> = Result<T, Box<dyn Error>>;
 
 #[rustfmt::skip]
 async fn in_a_service(presented: &str, client_ip: Option<IpAddr>) -> Tried<KeyManager> {
+    // Within an async function; `presented` is what the caller sent, `client_ip` where from.
     use std::sync::Arc;
     use keygate::{Actor, Expiration, KeyManager, MemoryAuditLog, MemoryStore, NewKey, OrgId};
 
@@ -47,7 +48,7 @@ async fn in_a_service(presented: &str, client_ip: Option<IpAddr>) -> Tried<KeyMa
 
 #[rustfmt::skip]
 async fn as_a_layer(keys: KeyManager, listener: TcpListener) -> Tried {
-    use std::net::SocketAddr;
+    use std::{net::SocketAddr, time::Duration};
     use axum::{Router, extract::Request, middleware::{self, Next}, response::Response, routing::get};
     use keygate::{Actor, ApiKeyLayer, OrgId, SettingsPage, VerifiedKey};
 
@@ -62,14 +63,29 @@ async fn as_a_layer(keys: KeyManager, listener: TcpListener) -> Tried {
         next.run(request).await
     }
 
+    async fn told_to_stop() {
+        use tokio::signal::{ctrl_c, unix::{SignalKind, signal}};
+        let mut terminate = signal(SignalKind::terminate()).unwrap();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = ctrl_c() => {}
+        }
+    }
+
     let app = Router::new()
         .route("/v1/whoami", get(whoami))
         .route_layer(ApiKeyLayer::new(keys.clone()))
         // The settings page with its API, behind your own login:
-        .nest("/settings", SettingsPage::new(keys).router().layer(middleware::from_fn(login)));
+        .nest("/settings", SettingsPage::new(keys.clone()).router().layer(middleware::from_fn(login)));
 
     // Allowlists are checked against the peer's address, so axum has to supply it:
-    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(told_to_stop())
+        .await?;
+
+    // What is queued for the audit log is written now, or never:
+    let report = keys.shutdown(Duration::from_secs(5)).await;
+    println!("stopped; {report:?}");
     Ok(())
 }
 
@@ -96,11 +112,23 @@ fn behind_proxies(keys: KeyManager) -> Tried<ApiKeyLayer> {
     })
 }
 
-#[rustfmt::skip]
-async fn with_a_store_of_your_own() {
-    keygate::conformance::check_store(|| async { Arc::new(MyStore::new()) as Arc<dyn KeyStore> })
-        .await
-        .unwrap();
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn my_store_is_a_store() {
+    keygate::conformance::check_store(|| async { MyStore::new() }).await.unwrap();
+}
+
+async fn strictly_and_not_for_ever(store: SqliteStore) -> Tried<KeyManager> {
+    use keygate::{AuditLog, Delivery};
+
+    let keys = KeyManager::builder(store.clone())
+        .audit(Arc::new(store.clone()))
+        .delivery(Delivery::strict())
+        .build()?;
+
+    // Once a day:
+    let ninety_days_ago = SystemTime::now() - Duration::from_secs(90 * 24 * 60 * 60);
+    store.purge_before(ninety_days_ago.into()).await?;
+    Ok(keys)
 }
 
 fn on_sqlite() -> Tried<KeyManager> {
@@ -136,7 +164,7 @@ fn every_block_of_the_readme_stands_here() {
         .filter_map(|rest| rest.strip_prefix('\n')?.split_once("```\n"))
         .map(|(block, _)| lines(block))
         .collect();
-    assert_eq!(blocks.len(), 8, "each begins with ```rust alone");
+    assert_eq!(blocks.len(), 9, "each begins with ```rust alone");
     for block in blocks {
         assert!(here.contains(&block), "not in tests/readme.rs:\n{block}");
     }
@@ -148,7 +176,6 @@ async fn the_blocks_that_need_no_database_do_what_they_say() {
     let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
     let issued = keys.create(&actor, NewKey::named("anywhere").unwrap()).await.unwrap();
     let secret = issued.secret.expose_secret().to_owned();
-    with_a_store_of_your_own().await;
     behind_proxies(keys.clone()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();

@@ -39,7 +39,9 @@ use crate::runtime::BoxFuture;
 /// 6. **What comes back is what went in**, to the microsecond, in any script.
 ///    A stored allowlist goes through
 ///    [`Allowlist::restore`](crate::Allowlist::restore), so that a damaged one
-///    refuses everybody.
+///    refuses everybody. Keep its entries apart, one without text too: joined, a
+///    list of one damaged entry may come back as an empty list, which allows every
+///    address.
 /// 7. **A finished call is visible to every call that begins after it**, and is as
 ///    durable as the store promises. A digest that a rotation gave up, and the id and
 ///    digest of a deleted key, are free again. Last-used times are visible in `get`
@@ -53,9 +55,27 @@ use crate::runtime::BoxFuture;
 ///     [`StoreError::unavailable`]. A store across a network sets deadlines of its
 ///     own; the manager has one as a last resort.
 ///
+/// # What to keep of a record
+///
+/// Each part of an [`ApiKey`] becomes a value that any database keeps, and comes back
+/// from it; what does not is [`StoreError::corrupt`].
+///
+/// | part | kept as | read back by |
+/// |---|---|---|
+/// | `id` | [`KeyId::to_bytes`], or its text | [`KeyId::from_bytes`], or `parse` |
+/// | `key_prefix` | its text | as it is |
+/// | `org`, `name` | their `as_str` | [`OrgId::new`], [`KeyName::new`](crate::KeyName::new) |
+/// | `digest` | [`KeyDigest::as_bytes`] | [`KeyDigest::from_slice`] |
+/// | `status` | [`Status::as_str`](crate::Status::as_str) | [`Status::parse`](crate::Status::parse) |
+/// | `allowlist` | [`Allowlist::entries`](crate::Allowlist::entries) | [`Allowlist::restore`](crate::Allowlist::restore) |
+/// | times | [`Timestamp::unix_micros`](crate::Timestamp::unix_micros) | [`Timestamp::from_unix_micros`](crate::Timestamp::from_unix_micros) |
+/// | `revision` | [`Revision::get`] | [`Revision::new`] |
+///
+/// # A whole store
+///
 /// There are no default methods: a default is a bug that every store inherits.
 ///
-/// A whole store on one mutex:
+/// On one mutex:
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -138,9 +158,7 @@ use crate::runtime::BoxFuture;
     doc = r#"
 # #[tokio::main(worker_threads = 4)]
 # async fn main() {
-keygate::conformance::check_store(|| async { Arc::new(MyStore::default()) as Arc<dyn KeyStore> })
-    .await
-    .unwrap();
+keygate::conformance::check_store(|| async { MyStore::default() }).await.unwrap();
 # }
 "#
 )]

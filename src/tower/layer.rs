@@ -32,6 +32,9 @@ use crate::tower::service::ApiKeyService;
 /// request's extensions. Without it only keys without an allowlist get in. Behind
 /// proxies, set [`ApiKeyLayer::client_ip`].
 ///
+/// Once the server has stopped, call [`KeyManager::shutdown`]: what is queued for the
+/// audit log is lost otherwise.
+///
 /// ```
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

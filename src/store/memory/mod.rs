@@ -21,8 +21,10 @@ use crate::store::transfer::KeyExport;
 /// A [`KeyStore`] in memory, for tests, and for services whose keys need not
 /// survive a restart.
 ///
-/// Changes take one lock after the other; look-ups by digest take none, so
-/// that threads which verify do not slow each other, and no change waits for them.
+/// Changes are made one at a time, under a lock. Of the look-ups by digest only a
+/// thread's first takes a lock, and another one: so threads which verify do not slow each
+/// other, and no change waits for them. What was removed stays in memory for a while,
+/// found by nobody.
 #[derive(Default)]
 pub struct MemoryStore {
     /// Follows `state`, which is locked whenever this is changed.

@@ -29,8 +29,8 @@ impl Table {
 
     /// Puts a record in place of another: where the digest is the same, readers find either.
     pub(super) fn replace(&self, old: &KeyDigest, key: Arc<ApiKey>) {
-        // First the old secret goes, then the new one comes: never both. Nobody misses the
-        // new one, which is told only once it is here.
+        // First the old secret goes, then the new one comes: never both. A KeyManager tells
+        // the new one only once it is here.
         if *old != key.digest {
             self.remove(old);
         }
