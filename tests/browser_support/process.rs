@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::Request;
@@ -24,23 +25,32 @@ use crate::support::{Client, Reply};
 struct Process(Child);
 
 impl Process {
-    /// Starts it, and gives what follows `mark` in the first line that has it.
-    fn start(command: &mut Command, mark: &str) -> (Self, String) {
+    /// Starts it, and gives what follows `mark` in the first line that has it; all that it
+    /// printed if it ends without such a line.
+    fn start(command: &mut Command, mark: &str) -> Result<(Self, String), String> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = Self(child.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
         let output = process.0.stdout.take().unwrap();
         let (said, says) = mpsc::channel();
-        let mark = mark.to_owned();
         // Read to the end, so that it never waits for a reader.
         std::thread::spawn(move || {
-            let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-            if let Some(rest) = lines.find_map(|line| Some(line.split_once(&mark)?.1.to_owned())) {
-                let _ = said.send(rest);
-            }
-            lines.for_each(drop);
+            let lines = BufReader::new(output).lines().map_while(Result::ok);
+            lines.for_each(|line| said.send(line).unwrap_or_default());
         });
-        let rest = says.recv_timeout(PATIENCE);
-        (process, rest.unwrap_or_else(|e| panic!("{command:?} does not say where it is: {e}")))
+        let deadline = Instant::now() + PATIENCE;
+        let mut printed = String::new();
+        loop {
+            match says.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => match line.split_once(mark) {
+                    Some((_, rest)) => return Ok((process, rest.to_owned())),
+                    None => printed = printed + &line + "\n",
+                },
+                Err(RecvTimeoutError::Disconnected) => return Err(printed),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("{command:?} does not say where it is: {printed}")
+                }
+            }
+        }
     }
 }
 
@@ -65,7 +75,9 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(program());
         command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").current_dir(folder.path());
-        let (process, rest) = Process::start(&mut command, "settings: http://");
+        let started = Process::start(&mut command, "settings: http://");
+        let (process, rest) =
+            started.unwrap_or_else(|said| panic!("{command:?} has ended: {said}"));
         let address = rest.split('/').next().unwrap().parse().unwrap();
         Self { _process: process, address, folder }
     }
@@ -167,7 +179,13 @@ impl Driver {
     pub(super) fn start() -> Self {
         let mut command = Command::new("chromedriver");
         command.arg("--port=0");
-        let (process, rest) = Process::start(&mut command, "started successfully on port ");
+        // It takes a free port of IPv6, and ends if the same one of IPv4 is not free.
+        let (process, rest) = (0..10)
+            .find_map(|_| match Process::start(&mut command, "started successfully on port ") {
+                Err(said) if said.contains("port not available") => None,
+                started => Some(started.unwrap_or_else(|said| panic!("chromedriver: {said}"))),
+            })
+            .expect("a free port for chromedriver");
         let port = rest.trim_end_matches('.').parse().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         Self { _process: process, address, profile: tempfile::tempdir().unwrap() }
