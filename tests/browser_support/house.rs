@@ -14,7 +14,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Redirect, Response};
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Clock, CountryCode, CountryLookup, Delivery, KeyManager, OrgId,
-    ProxyHeader, SettingsPage, SqliteStore, Timestamp,
+    ProxyHeader, Random as _, SettingsPage, SqliteStore, SystemRandom, Timestamp,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -223,9 +223,15 @@ impl Drop for House {
     }
 }
 
-/// An address that nobody has; what is bound there next is the service.
+/// An address that nobody has. Its port is none of those that outgoing connections are
+/// given: while the service is down, such a connection could take it.
 fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    let addresses = std::iter::repeat_with(|| {
+        let mut number = [0; 2];
+        SystemRandom.fill(&mut number).unwrap();
+        SocketAddr::from(([127, 0, 0, 1], 20_000 + u16::from_be_bytes(number) % 12_000))
+    });
+    addresses.take(1_000).find(|it| std::net::TcpListener::bind(it).is_ok()).unwrap()
 }
 
 fn app(store: SqliteStore, clock: Shifted, way: watch::Receiver<Way>) -> Router {
