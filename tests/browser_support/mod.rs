@@ -124,16 +124,23 @@ impl Browser {
         let driver = Driver::start();
         let capabilities = json!({
             "goog:loggingPrefs": { "browser": "ALL" },
-            "goog:chromeOptions": { "args": [
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-dev-shm-usage",
-                "--disable-gpu",
-                "--no-first-run",
-                "--lang=en-US",
-                "--window-size=1100,900",
-                format!("--user-data-dir={}", driver.profile()),
-            ] },
+            "goog:chromeOptions": {
+                "args": [
+                    "--headless=new",
+                    "--no-sandbox",
+                    "--disable-dev-shm-usage",
+                    "--disable-gpu",
+                    "--no-first-run",
+                    "--lang=en-US",
+                    "--window-size=1100,900",
+                    format!("--user-data-dir={}", driver.profile()),
+                ],
+                // Its own first page would be fetched from afar, and waited for.
+                "prefs": {
+                    "session.restore_on_startup": 4,
+                    "session.startup_urls": ["about:blank"],
+                },
+            },
         });
         let Value::Object(capabilities) = capabilities else { unreachable!() };
         let mut builder = ClientBuilder::new(HttpConnector::new());
