@@ -25,8 +25,8 @@ use keygate::{
     Actor, KeyManager, ManageError, NewKey, OrgId, PostgresOpenError, PostgresOptions,
     PostgresStore, VerifyError, conformance,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::cluster_support::certificates::write_certificates;
 use crate::cluster_support::changes::{Worker, number};
@@ -211,8 +211,12 @@ async fn a_host_that_is_of_no_use_is_passed_over() {
     standby.sql("ALTER SYSTEM SET default_transaction_read_only = on");
     standby.sql("SELECT pg_reload_conf()");
     let (silent, _held) = black_hole().await;
-    for (what, first) in [("silent", silent), ("closed", free_port()), ("standby", standby.port())]
-    {
+    for (what, first) in [
+        ("silent", silent),
+        ("closed", free_port()),
+        ("standby", standby.port()),
+        ("ends each session", server_that_says(b"").await),
+    ] {
         let begun = Instant::now();
         let url = two_hosts(first, cluster.port());
         let connecting = options(&url).deadline(DEADLINE).connect();
@@ -232,6 +236,40 @@ async fn a_host_that_is_of_no_use_is_passed_over() {
     use_once(&options(&url).connect().await.unwrap()).await;
     let url = format!("postgres://postgres@{hosts}:{port},localhost:{port}/postgres");
     use_once(&options(&url).deadline(PATIENT).connect().await.unwrap()).await;
+}
+
+/// A server that ends its first session so, and from then on is that of the other port.
+async fn server_that_first_says(bytes: &'static [u8], port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let first = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 1024]).await;
+        let _ = stream.write_all(bytes).await;
+        drop(stream);
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    first
+}
+
+/// Where the other one is an old primary, it knows nothing of what was revoked since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL's server binaries"]
+async fn a_host_that_ends_a_session_in_its_making_is_asked_again() {
+    let other = Cluster::start();
+    let ended = b"E\0\0\0\x21SFATAL\0VFATAL\0C57P01\0Mended\0\0";
+    for first in [&ended[..], b""] {
+        let cluster = Cluster::start();
+        let url = two_hosts(server_that_first_says(first, cluster.port()).await, other.port());
+        use_once(&options(&url).deadline(PATIENT).connect().await.unwrap()).await;
+        let tables = "SELECT count(*) FROM information_schema.tables WHERE table_name = 'keys'";
+        assert_eq!((cluster.ask(tables).trim(), other.ask(tables).trim()), ("1", "0"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

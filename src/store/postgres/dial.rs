@@ -59,7 +59,12 @@ impl Dialer {
         let mut failed = Failed::default();
         for server in order {
             let attempt = server.attempt();
-            match self.reach(server).await {
+            let mut made = self.reach(server).await;
+            if made.as_ref().is_err_and(Fault::is_an_ended_session) {
+                // The server may be there all the same, and the next one an old primary.
+                made = self.reach(server).await;
+            }
+            match made {
                 Ok(made) => {
                     attempt.succeeded();
                     return Ok(made);

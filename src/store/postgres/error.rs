@@ -126,6 +126,12 @@ impl Fault {
         self.code().is_some_and(|code| codes.contains(code))
     }
 
+    /// Whether a session had begun, and the server ended it: this one, or all of them.
+    pub(super) fn is_an_ended_session(&self) -> bool {
+        let Self::Postgres(error) = self else { return false };
+        error.is_closed() || error.code() == Some(&SqlState::ADMIN_SHUTDOWN)
+    }
+
     /// The whole story, for the log.
     pub(super) fn with_causes(&self) -> String {
         let mut text = self.to_string();
