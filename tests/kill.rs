@@ -37,6 +37,8 @@ use tokio::runtime::Runtime;
 
 /// Each with an organisation of its own, at the same time.
 const WORKERS: u64 = 3;
+/// A busy machine is slow; a child that gives up has not been killed.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// A cycle ends by itself after so many lines at the latest.
 const MOST_LINES: u64 = 120;
 
@@ -76,8 +78,7 @@ async fn postgres(place: &Place) -> PostgresStore {
     let mut config: tokio_postgres::Config = place.url.parse().unwrap();
     config.application_name(&place.session);
     let options = PostgresOptions::new(config).schema(&place.schema).unwrap();
-    // A busy machine is slow; a child that gives up has not been killed.
-    options.deadline(Duration::from_secs(20)).connect().await.unwrap()
+    options.deadline(PATIENCE).connect().await.unwrap()
 }
 
 #[cfg(feature = "postgres")]
@@ -236,8 +237,9 @@ fn say(worker: u64, line: &str) {
 
 async fn work(place: Place, worker: u64) {
     let random = Seeded::new(number()); // audit ids begin with random bytes
-    let builder = builder(&place).await;
-    let keys = builder.delivery(Delivery::strict()).random(random.clone()).build().unwrap();
+    let builder = builder(&place).await.store_deadline(PATIENCE);
+    let delivery = Delivery::strict().deadline(PATIENCE);
+    let keys = builder.delivery(delivery).random(random.clone()).build().unwrap();
     let org = OrgId::new(format!("{}-{worker}", place.session)).unwrap();
     let actor = Actor::new(org, format!("worker {worker}"));
     loop {

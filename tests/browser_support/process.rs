@@ -35,7 +35,7 @@ impl Process {
         // Read to the end, so that it never waits for a reader.
         std::thread::spawn(move || {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
-            lines.for_each(|line| said.send(line).unwrap_or_default());
+            lines.for_each(|line| drop(said.send(line)));
         });
         let deadline = Instant::now() + PATIENCE;
         let mut printed = String::new();

@@ -118,7 +118,7 @@ async fn connections_that_went_silent_are_given_up_and_replaced() {
             server.get_user().unwrap(),
             server.get_dbname().unwrap()
         );
-        let deadline = Duration::from_millis(400);
+        let deadline = Duration::from_secs(2);
         let store = PostgresOptions::from_url(&url)
             .unwrap()
             .schema(schema_of(&options))

@@ -154,7 +154,8 @@ async fn a_listener_on_another_server_than_the_store_is_given_up() {
 #[ignore = "needs PostgreSQL and PgBouncer"]
 async fn behind_pgbouncer_there_is_no_proof_and_keys_are_still_verified() {
     let cluster = Cluster::start();
-    let direct = PostgresOptions::from_url(&cluster.url("")).unwrap().connect().await.unwrap();
+    let direct = PostgresOptions::from_url(&cluster.url("")).unwrap();
+    let direct = direct.deadline(PATIENT).connect().await.unwrap();
     for sessions in [1, 3] {
         let bouncer = PgBouncer::start(&cluster, sessions, "");
         let options = PostgresOptions::from_url(&bouncer.url("")).unwrap();

@@ -59,6 +59,7 @@ where
 {
     let schema = unique("keygate_test");
     let options = PostgresOptions::from_url(&url()).unwrap().schema(&schema).unwrap();
+    let options = options.deadline(PATIENT);
     let outcome = tokio::spawn(test(options)).await;
     let drop = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
     administrator().await.batch_execute(&drop).await.unwrap();
@@ -77,7 +78,7 @@ pub(crate) fn schema_of(options: &PostgresOptions) -> String {
 pub(crate) fn in_session(schema: &str, name: &str) -> PostgresOptions {
     let mut config: tokio_postgres::Config = url().parse().unwrap();
     config.application_name(name);
-    PostgresOptions::new(config).schema(schema).unwrap()
+    PostgresOptions::new(config).schema(schema).unwrap().deadline(PATIENT)
 }
 
 /// Returns when the server has no session of that name any more.

@@ -189,6 +189,8 @@ fn is_race(fault: &Fault) -> bool {
         SqlState::UNIQUE_VIOLATION,
         SqlState::DUPLICATE_SCHEMA,
         SqlState::DUPLICATE_TABLE,
+        // A table is a type, too.
+        SqlState::DUPLICATE_OBJECT,
         SqlState::INTERNAL_ERROR,
         SqlState::T_R_SERIALIZATION_FAILURE,
         SqlState::T_R_DEADLOCK_DETECTED,
