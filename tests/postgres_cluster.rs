@@ -32,7 +32,8 @@ use crate::cluster_support::certificates::write_certificates;
 use crate::cluster_support::changes::{Worker, number};
 use crate::cluster_support::cluster::Cluster;
 use crate::cluster_support::pgbouncer::PgBouncer;
-use crate::cluster_support::process::{PATIENCE, free_port};
+use crate::cluster_support::port::free_port;
+use crate::cluster_support::process::PATIENCE;
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Suites at once on a small machine are slower than a service may be.

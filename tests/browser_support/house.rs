@@ -14,7 +14,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Redirect, Response};
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Clock, CountryCode, CountryLookup, Delivery, KeyManager, OrgId,
-    ProxyHeader, Random as _, SettingsPage, SqliteStore, SystemRandom, Timestamp,
+    ProxyHeader, SettingsPage, SqliteStore, Timestamp,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+use crate::browser_support::port::free_port;
 use crate::browser_support::{Browser, visit_at};
 use crate::support::{Client, poll};
 
@@ -109,7 +110,7 @@ impl House {
     fn build() -> Self {
         let house = Self {
             folder: tempfile::tempdir().unwrap(),
-            address: free_address(),
+            address: SocketAddr::from(([127, 0, 0, 1], free_port())),
             clock: Shifted::default(),
             way: watch::Sender::new(Way::Open),
             running: Mutex::default(),
@@ -221,17 +222,6 @@ impl Drop for House {
             runtime.shutdown_background();
         }
     }
-}
-
-/// An address that nobody has. Its port is none of those that outgoing connections are
-/// given: while the service is down, such a connection could take it.
-fn free_address() -> SocketAddr {
-    let addresses = std::iter::repeat_with(|| {
-        let mut number = [0; 2];
-        SystemRandom.fill(&mut number).unwrap();
-        SocketAddr::from(([127, 0, 0, 1], 20_000 + u16::from_be_bytes(number) % 12_000))
-    });
-    addresses.take(1_000).find(|it| std::net::TcpListener::bind(it).is_ok()).unwrap()
 }
 
 fn app(store: SqliteStore, clock: Shifted, way: watch::Receiver<Way>) -> Router {

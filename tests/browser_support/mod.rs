@@ -34,6 +34,8 @@
 //!
 //! A topic is a file of this folder, with its `mod` line in `tests/browser.rs`.
 
+#[path = "../support/port.rs"]
+pub(crate) mod port;
 mod process;
 
 use std::fmt::Debug;

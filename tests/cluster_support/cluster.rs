@@ -5,8 +5,9 @@ use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
+use crate::cluster_support::port::free_port;
 use crate::cluster_support::process::{
-    children, command, folder, free_port, give_away, program, run, signal, spawn, wait_until, write,
+    children, command, folder, give_away, program, run, signal, spawn, wait_until, write,
 };
 
 /// Everybody is let in who comes from this machine, standbys too.

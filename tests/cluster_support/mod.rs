@@ -4,4 +4,6 @@ pub(crate) mod certificates;
 pub(crate) mod changes;
 pub(crate) mod cluster;
 pub(crate) mod pgbouncer;
+#[path = "../support/port.rs"]
+pub(crate) mod port;
 pub(crate) mod process;

@@ -7,9 +7,8 @@ use std::process::Child;
 use tempfile::TempDir;
 
 use crate::cluster_support::cluster::Cluster;
-use crate::cluster_support::process::{
-    command, folder, free_port, program, signal, spawn, wait_until, write,
-};
+use crate::cluster_support::port::free_port;
+use crate::cluster_support::process::{command, folder, program, signal, spawn, wait_until, write};
 
 /// Runs until it is dropped.
 #[derive(Debug)]

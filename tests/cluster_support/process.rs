@@ -1,15 +1,12 @@
 //! Processes of a test: as the user that PostgreSQL accepts, and ended with the test.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-
-use crate::cluster_support::changes::number;
 
 /// Longer than anything here takes on a machine that is busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -82,13 +79,6 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// A port that nothing listens on now. Not one of those that outgoing connections
-/// are given: while a server is down, such a connection could take its port.
-pub(crate) fn free_port() -> u16 {
-    let ports = std::iter::repeat_with(|| 20_000 + (number() % 12_000) as u16);
-    ports.take(1_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// Sends a signal to those that are still there.
