@@ -148,7 +148,6 @@ fn case_28_sqlite_every_history_is_explained() {
 #[cfg(feature = "postgres")]
 mod postgres {
     use super::*;
-    use crate::histories_support::workload::PATIENT;
     use crate::postgres_support::in_schema;
 
     /// Threads wait for the server most of the time.
@@ -170,7 +169,7 @@ mod postgres {
     #[ignore = "needs PostgreSQL"]
     async fn case_28_postgres_every_history_is_explained() {
         in_schema(|options| async move {
-            let store = options.deadline(PATIENT).connect().await.unwrap();
+            let store = options.connect().await.unwrap();
             assert_history("PostgreSQL", Demand::Together, store).await;
         })
         .await;
@@ -181,7 +180,7 @@ mod postgres {
     #[ignore = "needs PostgreSQL"]
     async fn case_28_postgres_every_history_of_a_cache_that_follows_is_explained() {
         in_schema(|options| async move {
-            let store = options.deadline(PATIENT).connect().await.unwrap();
+            let store = options.connect().await.unwrap();
             let feed = store.changes().heartbeat(Duration::from_millis(20));
             let cached = keygate::CachedStore::builder(store, Duration::from_secs(5))
                 .feed(feed)

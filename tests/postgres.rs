@@ -24,13 +24,13 @@ mod races;
 use keygate::conformance::{self, TwoHandles};
 use keygate::{Allowlist, ApiKey, AuditLog, AuditQuery, AuditScope, AuditSink, KeyStore, OrgLimit};
 
-use crate::postgres_support::{PATIENT, change, in_schema, key};
+use crate::postgres_support::{change, in_schema, key};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn the_store_conforms() {
     in_schema(|options| async move {
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         conformance::check_store(|| async { store.clone() }).await.unwrap();
     })
     .await;
@@ -40,8 +40,7 @@ async fn the_store_conforms() {
 #[ignore = "needs PostgreSQL"]
 async fn the_store_conforms_without_prepared_statements() {
     in_schema(|options| async move {
-        let store =
-            options.prepared(false).connections(1).deadline(PATIENT).connect().await.unwrap();
+        let store = options.prepared(false).connections(1).connect().await.unwrap();
         conformance::check_store(|| async { store.clone() }).await.unwrap();
         conformance::check_audit_log(|| async { store.clone() }).await.unwrap();
     })
@@ -52,7 +51,6 @@ async fn the_store_conforms_without_prepared_statements() {
 #[ignore = "needs PostgreSQL"]
 async fn two_stores_on_one_schema_conform_together() {
     in_schema(|options| async move {
-        let options = options.deadline(PATIENT);
         let (a, b) = (options.clone().connect().await.unwrap(), options.connect().await.unwrap());
         conformance::check_store(|| async { TwoHandles::new(a.clone(), b.clone()) }).await.unwrap();
     })
@@ -63,7 +61,7 @@ async fn two_stores_on_one_schema_conform_together() {
 #[ignore = "needs PostgreSQL"]
 async fn the_audit_log_conforms() {
     in_schema(|options| async move {
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         conformance::check_audit_log(|| async { store.clone() }).await.unwrap();
     })
     .await;

@@ -67,10 +67,7 @@ fn new() -> NewKey {
 #[ignore = "needs PostgreSQL"]
 async fn what_one_process_changes_the_other_soon_knows() {
     in_schema(|options| async move {
-        let stores = [
-            options.clone().deadline(PATIENT).connect().await.unwrap(),
-            options.deadline(PATIENT).connect().await.unwrap(),
-        ];
+        let stores = [options.clone().connect().await.unwrap(), options.connect().await.unwrap()];
         let here = Process::start(stores[0].clone(), &stores[0], Duration::from_secs(5)).await;
         let there = Process::start(stores[1].clone(), &stores[1], Duration::from_secs(5)).await;
         for round in 0..50 {
@@ -111,7 +108,7 @@ async fn what_one_process_changes_the_other_soon_knows() {
 async fn with_the_feed_cut_no_key_is_accepted_later_than_max_staleness() {
     in_schema(|options| async move {
         let max_staleness = Duration::from_millis(400);
-        let store = options.clone().deadline(PATIENT).connect().await.unwrap();
+        let store = options.clone().connect().await.unwrap();
         let proxy = Proxy::start(address(&url())).await;
         let far = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
         let far = far.schema(schema_of(&options)).unwrap().deadline(REACH).connect().await.unwrap();

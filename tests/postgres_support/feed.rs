@@ -14,10 +14,8 @@ use crate::told::{Told, changed, proves};
 #[ignore = "needs PostgreSQL"]
 async fn each_change_is_told_and_a_use_is_not() {
     in_schema(|options| async move {
-        let (store, other) = (
-            options.clone().deadline(PATIENT).connect().await.unwrap(),
-            options.deadline(PATIENT).connect().await.unwrap(),
-        );
+        let (store, other) =
+            (options.clone().connect().await.unwrap(), options.connect().await.unwrap());
         let told = Told::by(&store);
         told.proof().await;
         assert_eq!(told.all()[0], News::Missed);
@@ -63,7 +61,7 @@ async fn each_change_is_told_and_a_use_is_not() {
 async fn changes_by_hand_are_told_with_their_transaction() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         let (key, moved) = (key(1), key(2));
         store.insert(&key, OrgLimit::NONE).await.unwrap();
         let told = Told::by(&store);
@@ -118,14 +116,14 @@ async fn changes_by_hand_are_told_with_their_transaction() {
 async fn a_proof_comes_behind_every_change_that_was_finished_before() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let store = options.clone().deadline(PATIENT).connect().await.unwrap();
+        let store = options.clone().connect().await.unwrap();
         let told = Arc::new(Told::by(&store));
         told.proof().await;
         let writers: Vec<_> = (0..6)
             .map(|n| {
                 let (options, schema) = (options.clone(), schema.clone());
                 tokio::spawn(async move {
-                    let store = options.deadline(PATIENT).connect().await.unwrap();
+                    let store = options.connect().await.unwrap();
                     let db = administrator().await;
                     let mut acknowledged = Vec::new();
                     for round in 0..150 {
@@ -174,7 +172,7 @@ async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
     use keygate::ChangeFeed;
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         store.insert(&key(1), OrgLimit::NONE).await.unwrap();
         let mut feed = store.changes();
         while !matches!(feed.next().await, News::UpToDate { .. }) {}
@@ -206,7 +204,7 @@ async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
 async fn a_call_that_is_dropped_loses_nothing() {
     use keygate::ChangeFeed;
     in_schema(|options| async move {
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         let mut feed = store.changes();
         let mut next = async || loop {
             let soon = Duration::from_millis(1);

@@ -16,8 +16,7 @@ use keygate::{
 use tokio_postgres::Client;
 
 use crate::postgres_support::{
-    PATIENT, administrator, in_schema, in_session, key, new_key, org, schema_of, sessions_end,
-    unique,
+    administrator, in_schema, in_session, key, new_key, org, schema_of, sessions_end, unique,
 };
 
 const KEYS: u64 = 200_000;
@@ -207,7 +206,7 @@ where
     let db = administrator().await;
     let before = work_so_far(&db, schema).await;
     let name = unique("kg");
-    let session = in_session(schema, &name).connections(1).deadline(PATIENT);
+    let session = in_session(schema, &name).connections(1);
     let store = options(session).connect().await.unwrap();
     for _ in 0..CALLS {
         call(store.clone()).await;
@@ -364,7 +363,7 @@ async fn write_on(store: PostgresStore, key: ApiKey, stop: Arc<AtomicBool>) -> u
 async fn a_walk_through_50_000_records_misses_and_repeats_none_while_others_arrive() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         let db = administrator().await;
         fill(&db, &schema).await;
         analyze(&db, &schema).await;
@@ -415,7 +414,7 @@ async fn a_purge_removes_the_older_ones_in_batches_and_lets_others_write() {
         let schema = schema_of(&options);
         let name = unique("kg");
         // A busy machine is slow, and a purge is to end even there.
-        let store = in_session(&schema, &name).deadline(PATIENT).connect().await.unwrap();
+        let store = in_session(&schema, &name).connect().await.unwrap();
         drop(options);
         let db = administrator().await;
         fill(&db, &schema).await;

@@ -20,7 +20,7 @@ use crate::told::{HEARTBEAT, REACH, Told, changed, listeners, proves, until_list
 async fn a_killed_session_is_told_and_replaced() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         let told = Told::by(&store);
         for _ in 0..3 {
             told.proof().await;
@@ -62,7 +62,7 @@ async fn a_server_that_ends_idle_sessions_does_not_end_the_one_that_listens() {
 async fn a_dropped_feed_leaves_no_session_behind() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let store = options.deadline(PATIENT).connect().await.unwrap();
+        let store = options.connect().await.unwrap();
         let told = [Told::by(&store), Told::by(&store)];
         for told in &told {
             told.proof().await;
@@ -85,7 +85,7 @@ async fn a_dropped_feed_leaves_no_session_behind() {
 #[ignore = "needs PostgreSQL"]
 async fn a_cut_network_gives_no_proof_until_it_is_whole() {
     in_schema(|options| async move {
-        let store = options.clone().deadline(PATIENT).connect().await.unwrap();
+        let store = options.clone().connect().await.unwrap();
         let proxy = Proxy::start(address(&url())).await;
         let far = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
         let far = far.schema(schema_of(&options)).unwrap().deadline(REACH).connect().await.unwrap();

@@ -59,6 +59,7 @@ where
 {
     let schema = unique("keygate_test");
     let options = PostgresOptions::from_url(&url()).unwrap().schema(&schema).unwrap();
+    // A test for which the deadline matters sets its own.
     let options = options.deadline(PATIENT);
     let outcome = tokio::spawn(test(options)).await;
     let drop = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");

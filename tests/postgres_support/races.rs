@@ -12,7 +12,7 @@ use keygate::{KeyStore, OrgId, OrgLimit, PostgresOptions, PostgresStore, StoreEr
 use tokio::sync::Barrier;
 
 use self::peer::Peer;
-use crate::postgres_support::{LIMIT, PATIENT, in_schema, in_session, new_key, org, schema_of};
+use crate::postgres_support::{LIMIT, in_schema, in_session, new_key, org, schema_of};
 
 /// So many tasks create a key each, at once, in turn over those stores; how
 /// many got one.
@@ -44,7 +44,7 @@ pub(crate) async fn creators(stores: &[PostgresStore], org: &OrgId, count: usize
 async fn four_stores(options: &PostgresOptions) -> Vec<PostgresStore> {
     let mut stores = Vec::new();
     for _ in 0..4 {
-        let options = options.clone().connections(1).deadline(PATIENT);
+        let options = options.clone().connections(1);
         stores.push(options.connect().await.unwrap());
     }
     stores
@@ -85,7 +85,7 @@ async fn case_26_of_64_creators_at_19_keys_one_succeeds() {
 #[ignore = "needs PostgreSQL"]
 async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_rounds() {
     in_schema(|options| async move {
-        let stores = [options.clone().deadline(PATIENT).connect().await.unwrap()];
+        let stores = [options.clone().connect().await.unwrap()];
         let mut peer = peer(&schema_of(&options));
         assert_eq!(peer.says(), "ready");
         let (mut ours, mut theirs) = (0, 0);
@@ -122,7 +122,7 @@ fn child() {
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let options = in_session(&schema, "keygate-peer").deadline(PATIENT);
+    let options = in_session(&schema, "keygate-peer");
     let stores = [runtime.block_on(options.connect()).unwrap()];
     say("ready");
     for line in io::stdin().lines().map_while(Result::ok) {

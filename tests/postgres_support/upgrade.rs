@@ -5,7 +5,7 @@ use std::time::Duration;
 use keygate::{KeyStore, OrgLimit, PostgresOpenError, PostgresOptions};
 
 use crate::postgres_support::{
-    PATIENT, administrator, in_schema, key, new_key, org, schema_of, unique, url,
+    administrator, in_schema, key, new_key, org, schema_of, unique, url,
 };
 use crate::told::{Told, changed};
 
@@ -85,8 +85,7 @@ async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
                     }
                 })
             };
-            let opened: Vec<_> =
-                (0..8).map(|_| tokio::spawn(options.clone().deadline(PATIENT).connect())).collect();
+            let opened: Vec<_> = (0..8).map(|_| tokio::spawn(options.clone().connect())).collect();
             let mut stores = Vec::new();
             for store in opened {
                 stores.push(store.await.unwrap().unwrap());
