@@ -704,9 +704,10 @@ async fn an_answer_is_as_old_as_the_question() {
     let key = insert(&probe, 1).await;
     let cached = CachedStore::builder(probe.clone(), max).build().unwrap();
     let gate = probe.hold_after();
-    let asked = Instant::now();
     let slow = lookup(&cached, &key);
     gate.reached().await;
+    // The cache has looked at the clock by now, and not long ago.
+    let asked = Instant::now();
     // Revoked in another process, while the answer is on its way for half its time.
     revoke(probe.inner(), &key).await;
     tokio::time::sleep(max / 2).await;
