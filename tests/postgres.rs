@@ -20,6 +20,8 @@ mod large;
 mod opening;
 #[path = "postgres_support/races.rs"]
 mod races;
+#[path = "postgres_support/turns.rs"]
+mod turns;
 
 use keygate::conformance::{self, TwoHandles};
 use keygate::{Allowlist, ApiKey, AuditLog, AuditQuery, AuditScope, AuditSink, KeyStore, OrgLimit};

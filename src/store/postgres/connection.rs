@@ -5,23 +5,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell, OwnedMutexGuard};
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::error::Elapsed;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::store::postgres::Outcome;
+use crate::store::postgres::error::Fault;
 use crate::store::postgres::statements::{Sql, Texts};
 
 /// The values of a statement, each with its type.
 pub(super) type Parameters<'a> = [(&'a (dyn ToSql + Sync), Type)];
 
-/// May be shared: statements are sent as they come, and answered in that order.
+/// May be shared: statements are sent as they come, and answered in that order. Or
+/// its users take turns.
 pub(super) struct Connection {
     client: Client,
     texts: Arc<Texts>,
     /// One for each statement; `None` where nothing is to be prepared.
     prepared: Option<Box<[OnceCell<Statement>]>>,
+    turn: Arc<Mutex<()>>,
     driver: AbortHandle,
     retired: AtomicBool,
     answers: AtomicU64,
@@ -40,6 +44,7 @@ impl Connection {
             client,
             texts,
             prepared: prepared.then(cells),
+            turn: Arc::default(),
             driver: driver.abort_handle(),
             retired: AtomicBool::new(false),
             answers: AtomicU64::new(0),
@@ -82,9 +87,33 @@ impl Connection {
         !self.retired.load(Ordering::Relaxed) && !self.client.is_closed()
     }
 
+    /// Waits for those who came before.
+    pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// How many have it or wait for their turn.
+    pub(super) fn queue(&self) -> usize {
+        Arc::strong_count(&self.turn).saturating_sub(1)
+    }
+
     /// Whether a call came to its end on it.
     pub(super) fn has_answered(&self) -> bool {
         self.answers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Closes the connection where the answer, or its lack, says that it is of no further
+    /// use: what is behind an answer that does not come would hang as well.
+    pub(super) fn judge<T>(
+        &self,
+        answer: Result<Outcome<T>, Elapsed>,
+        deadline: Duration,
+    ) -> Outcome<T> {
+        let answer = answer.unwrap_or(Err(Fault::Late(deadline)));
+        if answer.as_ref().is_err_and(Fault::costs_the_connection) {
+            self.retire();
+        }
+        answer
     }
 
     /// Closes the connection; what waits on it fails at once.

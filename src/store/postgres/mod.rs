@@ -7,6 +7,7 @@ mod changes;
 mod columns;
 mod connection;
 mod dial;
+mod encoded;
 mod error;
 mod keys;
 mod open;
@@ -49,9 +50,10 @@ use crate::store::transfer::KeyExport;
 /// [`AuditLog`] at once. A clone is another handle to the same connections.
 ///
 /// A few connections carry the calls of everybody, one behind the other without
-/// waiting for answers. One that is lost, or does not answer within the deadline, is
-/// replaced in the background; reads, and writes that may be repeated, are tried
-/// again on another. What is [`StoreError::Unavailable`] may be tried again.
+/// waiting for answers, except where [`PostgresOptions::prepared`] is `false`. One that
+/// is lost, or does not answer within the deadline, is replaced in the background;
+/// reads, and writes that may be repeated, are tried again on another. What is
+/// [`StoreError::Unavailable`] may be tried again.
 ///
 /// The tables live in a schema of their own. Any number of processes may open it
 /// at once, the first one makes it. With a user that may not create a schema, make

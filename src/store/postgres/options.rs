@@ -37,7 +37,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct PostgresOptions {
     config: Config,
     schema: String,
-    connections: usize,
+    connections: Option<usize>,
     deadline: Duration,
     prepared: bool,
 }
@@ -87,7 +87,7 @@ impl PostgresOptions {
         Self {
             config,
             schema: "keygate".to_owned(),
-            connections: 2,
+            connections: None,
             deadline: Duration::from_secs(1),
             prepared: true,
         }
@@ -110,11 +110,12 @@ impl PostgresOptions {
         Ok(Self { schema, ..self })
     }
 
-    /// How many connections are shared by what reads, 2 at first and 1 at least. Each
-    /// carries many calls at a time, so few do. Of two more, one is for what writes and
-    /// one for what takes a transaction.
+    /// How many connections are for what reads, 1 at least. At first they are 2: each
+    /// carries many calls at a time, so few do. Without [prepared](Self::prepared)
+    /// statements they are 4, since each carries one call at a time. Of two more, one
+    /// is for what writes and one for what takes a transaction.
     pub fn connections(self, connections: usize) -> Self {
-        Self { connections: connections.max(1), ..self }
+        Self { connections: Some(connections.max(1)), ..self }
     }
 
     /// How long a call may take, 1 second at first and a day at most. It is also the
@@ -130,6 +131,11 @@ impl PostgresOptions {
     /// with version 1.21). Otherwise a statement is looked for in a session that
     /// does not have it, and calls fail as unavailable; or worse, that of another
     /// process is found there under the same name, and run in its place.
+    ///
+    /// Where it is `false`, a connection also carries one call at a time, and none is
+    /// broken off in its midst. PgBouncer before version 1.21 hands on the session of
+    /// a client that leaves with several calls under way, and whoever is next gets the
+    /// answers to them.
     ///
     /// Of the parameters at the start of a session, PgBouncer knows those that the
     /// store sends (`application_name` and `client_encoding`), but not `options`:
@@ -154,7 +160,7 @@ impl PostgresOptions {
             user: self.config.get_user().unwrap_or("the system's user").to_owned(),
             database: self.config.get_dbname().unwrap_or("the user's own").to_owned(),
             schema: self.schema,
-            connections: self.connections,
+            connections: self.connections.unwrap_or(if self.prepared { 2 } else { 4 }),
             deadline: self.deadline,
         };
         if self.config.get_ssl_mode() == SslMode::Require && !cfg!(feature = "postgres-tls") {

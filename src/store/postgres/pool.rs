@@ -4,14 +4,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{Instant as Moment, sleep, timeout, timeout_at};
 use tokio_postgres::Row;
 
 use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::dial::Dialer;
+use crate::store::postgres::encoded::Encoded;
 use crate::store::postgres::error::Fault;
 use crate::store::postgres::statements::Sql;
 
@@ -34,8 +36,11 @@ type Slots = Vec<Option<Arc<Connection>>>;
 pub(super) struct Pool {
     slots: watch::Receiver<Slots>,
     next: AtomicUsize,
+    /// Whether a connection carries many calls at a time.
+    shared: bool,
     deadline: Duration,
     last_failure: Arc<LastFailure>,
+    runtime: Handle,
     keepers: Vec<JoinHandle<()>>,
 }
 
@@ -53,7 +58,15 @@ impl Pool {
             tokio::spawn(keep(slot, dialer, publish, Arc::clone(&last_failure)))
         };
         let keepers = (0..connections).map(keep).collect();
-        Self { slots, next: AtomicUsize::new(0), deadline, last_failure, keepers }
+        Self {
+            slots,
+            next: AtomicUsize::new(0),
+            shared: dialer.prepared,
+            deadline,
+            last_failure,
+            runtime: Handle::current(),
+            keepers,
+        }
     }
 
     pub(super) async fn query(
@@ -62,28 +75,19 @@ impl Pool {
         statement: Sql,
         parameters: &Parameters<'_>,
     ) -> Outcome<Vec<Row>> {
-        let until = tokio::time::Instant::now() + self.deadline;
+        let until = Moment::now() + self.deadline;
         // All connections may have been lost at once, before any of them knows.
         let mut repeats = self.keepers.len();
         loop {
-            let Ok(connection) = timeout_at(until, self.live()).await else {
-                let reason = self.last_failure.text();
-                return Err(Fault::NoConnection { waited: self.deadline, reason });
+            let answer = match self.shared {
+                true => self.ask(statement, parameters, until).await,
+                false => self.ask_in_turn(statement, parameters, until).await,
             };
-            let connection = connection?;
-            let watch = connection.watch(self.deadline / 4);
-            let answer = timeout_at(until, connection.query(statement, parameters)).await;
-            watch.done();
             let fault = match answer {
-                Ok(Ok(rows)) => return Ok(rows),
-                Ok(Err(fault)) => fault,
-                // What is behind it in the queue would hang as well.
-                Err(_) => Fault::Late(self.deadline),
+                Ok(rows) => return Ok(rows),
+                Err(fault) => fault,
             };
             let lost = fault.costs_the_connection();
-            if lost {
-                connection.retire();
-            }
             let safe = fault.changed_nothing() || (lost && again == Again::WhenLost);
             if repeats == 0 || !safe || matches!(fault, Fault::Late(_)) {
                 return Err(fault);
@@ -92,15 +96,63 @@ impl Pool {
         }
     }
 
+    /// Behind what others have asked, without waiting for their answers.
+    async fn ask(
+        &self,
+        statement: Sql,
+        parameters: &Parameters<'_>,
+        until: Moment,
+    ) -> Outcome<Vec<Row>> {
+        let connection = self.live(until).await?;
+        let watch = connection.watch(self.deadline / 4);
+        let answer = timeout_at(until, connection.query(statement, parameters)).await;
+        watch.done();
+        connection.judge(answer, self.deadline)
+    }
+
+    /// When everybody before has been answered. A pooler may hand on the session of
+    /// a client that left in the midst of several questions, and somebody else gets
+    /// the answers: PgBouncer did before version 1.21. For the same reason the call
+    /// goes on without a caller that gave up on it.
+    async fn ask_in_turn(
+        &self,
+        statement: Sql,
+        parameters: &Parameters<'_>,
+        until: Moment,
+    ) -> Outcome<Vec<Row>> {
+        let deadline = self.deadline;
+        let (connection, turn) = loop {
+            let connection = self.live(until).await?;
+            let turn = timeout_at(until, connection.turn()).await;
+            let turn = turn.map_err(|_| Fault::Late(deadline))?;
+            if connection.is_live() {
+                break (connection, turn);
+            }
+        };
+        let parameters = Encoded::all(parameters);
+        let call = self.runtime.spawn(async move {
+            let _turn = turn;
+            let parameters = Encoded::refs(&parameters);
+            let answer = timeout(deadline, connection.query(statement, &parameters)).await;
+            connection.judge(answer, deadline)
+        });
+        let answer = timeout_at(until, call).await.map_err(|_| Fault::Late(deadline))?;
+        answer.unwrap_or(Err(Fault::Ended))
+    }
+
     /// The next connection in turn; waits where there is none.
-    async fn live(&self) -> Outcome<Arc<Connection>> {
+    async fn live(&self, until: Moment) -> Outcome<Arc<Connection>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         if let Some(connection) = pick(&self.slots.borrow(), turn) {
             return Ok(connection);
         }
         let mut slots = self.slots.clone();
         loop {
-            let found = slots.wait_for(|slots| pick(slots, turn).is_some()).await;
+            let found = timeout_at(until, slots.wait_for(|slots| pick(slots, turn).is_some()));
+            let Ok(found) = found.await else {
+                let reason = self.last_failure.text();
+                return Err(Fault::NoConnection { waited: self.deadline, reason });
+            };
             let found = found.map(|slots| pick(&slots, turn)).map_err(|_| Fault::Ended)?;
             if let Some(connection) = found {
                 return Ok(connection);
@@ -117,11 +169,13 @@ impl Drop for Pool {
     }
 }
 
-/// A live connection, at that place or else at the next one that has any.
-fn pick(slots: &Slots, turn: usize) -> Option<Arc<Connection>> {
-    let place = turn % slots.len().max(1);
-    let in_turn = slots.iter().skip(place).chain(slots.iter().take(place));
-    in_turn.flatten().find(|connection| connection.is_live()).cloned()
+/// A live connection, at that place or else at the next one that has any; where they
+/// take turns, the one that the fewest wait for.
+fn pick(slots: &Slots, place: usize) -> Option<Arc<Connection>> {
+    let place = place % slots.len().max(1);
+    let from_there = slots.iter().skip(place).chain(slots.iter().take(place));
+    let live = from_there.flatten().filter(|connection| connection.is_live());
+    live.min_by_key(|connection| connection.queue()).cloned()
 }
 
 /// Keeps one slot filled, until it is aborted.

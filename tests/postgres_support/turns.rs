@@ -1,0 +1,161 @@
+//! Without prepared statements a connection carries one call at a time, whoever gives up.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use keygate::{KeyStore, KeyUse, OrgLimit, PostgresOptions, PostgresStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+
+use crate::postgres_support::{PATIENT, in_schema, key, new_key, schema_of, url};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn without_prepared_statements_a_connection_carries_one_call_at_a_time() {
+    in_schema(|options| async move {
+        let (url, seen) = looked_into().await;
+        let options = PostgresOptions::from_url(&url).unwrap().schema(schema_of(&options)).unwrap();
+        let options = options.deadline(PATIENT);
+        let store = options.clone().connect().await.unwrap();
+        impatient_crowd(&store).await;
+        assert!(seen.too_early.swap(0, Ordering::SeqCst) > 0, "nothing that could be seen");
+        drop(store);
+
+        seen.connections.store(0, Ordering::SeqCst);
+        let store = options.prepared(false).connect().await.unwrap();
+        // 4 read, one writes, one is for transactions.
+        let begun = Instant::now();
+        while seen.connections.load(Ordering::SeqCst) < 6 {
+            assert!(begun.elapsed() < PATIENT, "{seen:?}");
+            sleep(Duration::from_millis(1)).await;
+        }
+        impatient_crowd(&store).await;
+        assert_eq!(seen.too_early.load(Ordering::SeqCst), 0);
+        assert_eq!(seen.connections.load(Ordering::SeqCst), 6, "giving up costs connections");
+    })
+    .await;
+}
+
+/// Many who look up, and write; most give up on what they have asked, at any time.
+async fn impatient_crowd(store: &PostgresStore) {
+    let one_of_them = async |store: PostgresStore, n: u64| {
+        let own = new_key(&key(1).org);
+        store.insert(&own, OrgLimit::NONE).await.unwrap();
+        let uses = [KeyUse { id: own.id, at: own.created_at }];
+        let mut given_up = 0;
+        for round in 0..60 {
+            let patience = Duration::from_micros((n * 60 + round) * 7919 % 3_000);
+            match timeout(patience, store.find_by_digest(&own.digest)).await {
+                Ok(found) => assert_eq!(found.unwrap().unwrap().id, own.id),
+                Err(_) => given_up += 1,
+            }
+            match timeout(patience, store.record_uses(&uses)).await {
+                Ok(recorded) => recorded.unwrap(),
+                Err(_) => given_up += 1,
+            }
+        }
+        let found = store.find_by_digest(&own.digest).await.unwrap().unwrap();
+        assert_eq!((found.id, found.expires_at), (own.id, None));
+        given_up
+    };
+    let tasks: Vec<_> = (0..32).map(|n| tokio::spawn(one_of_them(store.clone(), n))).collect();
+    let mut given_up = 0;
+    for task in tasks {
+        given_up += task.await.unwrap();
+    }
+    assert!(given_up > 100, "{given_up}");
+}
+
+/// What passed on the way to the server.
+#[derive(Debug, Default)]
+struct Seen {
+    connections: AtomicUsize,
+    /// Messages sent while an answer was still to come, on the same connection.
+    too_early: AtomicUsize,
+}
+
+/// A URL by way of which messages are looked at, and what was seen.
+async fn looked_into() -> (String, Arc<Seen>) {
+    let url = url();
+    let (user, rest) = url.rsplit_once('@').unwrap();
+    let (server, database) = rest.split_once('/').unwrap();
+    let server = server.to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("{user}@{}/{database}", listener.local_addr().unwrap());
+    let seen = Arc::new(Seen::default());
+    let all = Arc::clone(&seen);
+    tokio::spawn(async move {
+        loop {
+            let near = listener.accept().await.unwrap().0;
+            let far = TcpStream::connect(&server).await.unwrap();
+            let _ = (near.set_nodelay(true), far.set_nodelay(true));
+            all.connections.fetch_add(1, Ordering::SeqCst);
+            let (near_in, near_out) = near.into_split();
+            let (far_in, far_out) = far.into_split();
+            // The beginning of a session is a question, too.
+            let waiting = Arc::new(Mutex::new(1));
+            tokio::spawn(pass(near_in, far_out, questions(Arc::clone(&waiting), Arc::clone(&all))));
+            tokio::spawn(pass(far_in, near_out, answers(waiting)));
+        }
+    });
+    (url, seen)
+}
+
+/// Passes messages on, once each was looked at.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut look: impl FnMut(&mut Vec<u8>)) {
+    let mut unread = Vec::new();
+    let mut bytes = [0; 8192];
+    while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        unread.extend_from_slice(&bytes[..read]);
+        look(&mut unread);
+        if to.write_all(&bytes[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The types of the messages that have arrived whole.
+fn messages(unread: &mut Vec<u8>) -> Vec<u8> {
+    let mut types = Vec::new();
+    while unread.len() >= 5 {
+        let length = u32::from_be_bytes(unread[1..5].try_into().unwrap()) as usize + 1;
+        if unread.len() < length {
+            break;
+        }
+        types.push(unread[0]);
+        unread.drain(..length);
+    }
+    types
+}
+
+fn questions(waiting: Arc<Mutex<usize>>, seen: Arc<Seen>) -> impl FnMut(&mut Vec<u8>) {
+    let mut begun = false;
+    move |unread| {
+        if !begun {
+            // The first message has no type.
+            let length = u32::from_be_bytes(unread[..4].try_into().unwrap()) as usize;
+            unread.drain(..length);
+            begun = true;
+        }
+        for kind in messages(unread) {
+            let mut waiting = waiting.lock().unwrap();
+            // A password belongs to the beginning, and nobody answers a farewell.
+            if *waiting > 0 && !matches!(kind, b'p' | b'X') {
+                seen.too_early.fetch_add(1, Ordering::SeqCst);
+            }
+            if matches!(kind, b'S' | b'Q') {
+                *waiting += 1;
+            }
+        }
+    }
+}
+
+fn answers(waiting: Arc<Mutex<usize>>) -> impl FnMut(&mut Vec<u8>) {
+    move |unread| {
+        let ready = messages(unread).into_iter().filter(|kind| *kind == b'Z').count();
+        *waiting.lock().unwrap() -= ready;
+    }
+}
