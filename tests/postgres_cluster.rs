@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use keygate::{
-    Actor, KeyManager, KeyStore, ManageError, NewKey, OrgId, PostgresOpenError, PostgresOptions,
-    PostgresStore, VerifyError, conformance,
+    Actor, KeyManager, KeyStore, KeyUse, ManageError, NewKey, OrgId, PostgresOpenError,
+    PostgresOptions, PostgresStore, VerifyError, conformance,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -505,21 +505,31 @@ async fn crowd(bouncer: &PgBouncer, prepared: bool, deadline: Duration) -> (u32,
     (right, failed)
 }
 
-/// Many tasks on a store that does not wait for its answers, and so closes one
-/// connection after the other. Counts what was broken off.
-async fn hasty_crowd(bouncer: &PgBouncer) -> usize {
+/// Many tasks on a store that does not wait for its answers, though the server is slow
+/// with some, and so closes one connection after the other. Counts what was broken off.
+async fn hasty_crowd(cluster: &Cluster, bouncer: &PgBouncer) -> usize {
     let options = options(&bouncer.url("?connect_timeout=5")).prepared(false);
-    let store = options.deadline(Duration::from_millis(3)).connect().await.unwrap();
+    let patient = options.clone().deadline(PATIENT).connect().await.unwrap();
+    let keys = KeyManager::builder(patient).store_deadline(PATIENT).build().unwrap();
+    let actor = Actor::new(OrgId::new("hasty").unwrap(), "tester");
+    let made = keys.create(&actor, NewKey::named("CI deploy").unwrap()).await.unwrap();
+    cluster.sql(
+        "CREATE FUNCTION keygate.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF random() < 0.3 THEN PERFORM pg_sleep(0.05); END IF; RETURN NULL; END $$; \
+         CREATE TRIGGER dawdle BEFORE UPDATE ON keygate.keys FOR EACH ROW \
+         WHEN (OLD.org = 'hasty') EXECUTE FUNCTION keygate.dawdle()",
+    );
+    let store = options.deadline(Duration::from_millis(30)).connect().await.unwrap();
+    let uses = KeyUse { id: made.key.id, at: made.key.created_at };
     let until = Instant::now() + CROWDED;
-    let org = OrgId::new("acme").unwrap();
-    let hasty = |store: PostgresStore, org: OrgId| async move {
+    let hasty = |store: PostgresStore| async move {
         let mut broken_off = 0;
         while Instant::now() < until {
-            broken_off += usize::from(store.list(&org).await.is_err());
+            broken_off += usize::from(store.record_uses(&[uses]).await.is_err());
         }
         broken_off
     };
-    let tasks: Vec<_> = (0..16).map(|_| tokio::spawn(hasty(store.clone(), org.clone()))).collect();
+    let tasks: Vec<_> = (0..16).map(|_| tokio::spawn(hasty(store.clone()))).collect();
     let mut broken_off = 0;
     for task in tasks {
         broken_off += task.await.unwrap();
@@ -572,7 +582,8 @@ async fn one_of_them(
 async fn a_crowd_behind_pgbouncer_gets_its_own_answers() {
     let cluster = Cluster::start();
     let bouncer = PgBouncer::start(&cluster, 3, "");
-    let (crowd, broken_off) = tokio::join!(crowd(&bouncer, false, PATIENT), hasty_crowd(&bouncer));
+    let (crowd, broken_off) =
+        tokio::join!(crowd(&bouncer, false, PATIENT), hasty_crowd(&cluster, &bouncer));
     let (right, failed) = crowd;
     println!("without: {right} right, {} failed, {broken_off} broken off", failed.len());
     assert_eq!((right > 100, failed), (true, Vec::new()));

@@ -10,22 +10,17 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use crate::postgres_support::{PATIENT, in_schema, key, new_key, schema_of, url};
+use crate::postgres_support::{PATIENT, administrator, in_schema, key, new_key, schema_of, url};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn without_prepared_statements_a_connection_carries_one_call_at_a_time() {
     in_schema(|options| async move {
-        let (url, seen) = looked_into().await;
-        let options = PostgresOptions::from_url(&url).unwrap().schema(schema_of(&options)).unwrap();
-        let options = options.deadline(PATIENT);
-        let store = options.clone().connect().await.unwrap();
+        let (store, seen) = looked_into(&options, true).await;
         impatient_crowd(&store).await;
-        assert!(seen.too_early.swap(0, Ordering::SeqCst) > 0, "nothing that could be seen");
-        drop(store);
+        assert!(seen.too_early.load(Ordering::SeqCst) > 0, "nothing that could be seen");
 
-        seen.connections.store(0, Ordering::SeqCst);
-        let store = options.prepared(false).connect().await.unwrap();
+        let (store, seen) = looked_into(&options, false).await;
         // 4 read, one writes, one is for transactions.
         let begun = Instant::now();
         while seen.connections.load(Ordering::SeqCst) < 6 {
@@ -35,6 +30,38 @@ async fn without_prepared_statements_a_connection_carries_one_call_at_a_time() {
         impatient_crowd(&store).await;
         assert_eq!(seen.too_early.load(Ordering::SeqCst), 0);
         assert_eq!(seen.connections.load(Ordering::SeqCst), 6, "giving up costs connections");
+    })
+    .await;
+}
+
+/// The server may tell of an error some time before it is ready for more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn without_prepared_statements_errors_are_waited_out_as_well() {
+    in_schema(|options| async move {
+        let (store, seen) = looked_into(&options, false).await;
+        let own = new_key(&key(1).org);
+        store.insert(&own, OrgLimit::NONE).await.unwrap();
+        let schema = schema_of(&options);
+        let refuse = format!(
+            "CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE 'not today'; END $$; \
+             CREATE TRIGGER refuse BEFORE UPDATE ON {schema}.keys \
+             FOR EACH ROW EXECUTE FUNCTION {schema}.refuse()"
+        );
+        administrator().await.batch_execute(&refuse).await.unwrap();
+        let one_of_them = |store: PostgresStore| async move {
+            for _ in 0..50 {
+                let error = store.record_uses(&[KeyUse { id: own.id, at: own.created_at }]).await;
+                assert!(format!("{error:?}").contains("not today"), "{error:?}");
+            }
+        };
+        let tasks: Vec<_> = (0..16).map(|_| tokio::spawn(one_of_them(store.clone()))).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(seen.too_early.load(Ordering::SeqCst), 0);
+        assert!(seen.connections.load(Ordering::SeqCst) <= 6, "errors cost connections");
     })
     .await;
 }
@@ -77,8 +104,8 @@ struct Seen {
     too_early: AtomicUsize,
 }
 
-/// A URL by way of which messages are looked at, and what was seen.
-async fn looked_into() -> (String, Arc<Seen>) {
+/// A store whose messages are looked at, and what is seen of them.
+async fn looked_into(options: &PostgresOptions, prepared: bool) -> (PostgresStore, Arc<Seen>) {
     let url = url();
     let (user, rest) = url.rsplit_once('@').unwrap();
     let (server, database) = rest.split_once('/').unwrap();
@@ -101,7 +128,8 @@ async fn looked_into() -> (String, Arc<Seen>) {
             tokio::spawn(pass(far_in, near_out, answers(waiting)));
         }
     });
-    (url, seen)
+    let options = PostgresOptions::from_url(&url).unwrap().schema(schema_of(options)).unwrap();
+    (options.prepared(prepared).deadline(PATIENT).connect().await.unwrap(), seen)
 }
 
 /// Passes messages on, once each was looked at.
@@ -142,8 +170,9 @@ fn questions(waiting: Arc<Mutex<usize>>, seen: Arc<Seen>) -> impl FnMut(&mut Vec
         }
         for kind in messages(unread) {
             let mut waiting = waiting.lock().unwrap();
-            // A password belongs to the beginning, and nobody answers a farewell.
-            if *waiting > 0 && !matches!(kind, b'p' | b'X') {
+            // A password belongs to the beginning, nobody answers a farewell, and a
+            // question of no words asks whether the server is ready.
+            if *waiting > 0 && !matches!(kind, b'p' | b'X' | b'Q') {
                 seen.too_early.fetch_add(1, Ordering::SeqCst);
             }
             if matches!(kind, b'S' | b'Q') {

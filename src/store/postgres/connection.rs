@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OnceCell, OwnedMutexGuard};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
@@ -114,6 +115,14 @@ impl Connection {
             self.retire();
         }
         answer
+    }
+
+    /// Returns when the server is ready for more, after an error: that is told when it
+    /// comes, which may be before.
+    pub(super) async fn settle(&self, deadline: Duration) {
+        if !matches!(timeout(deadline, self.run("")).await, Ok(Ok(()))) {
+            self.retire();
+        }
     }
 
     /// Closes the connection; what waits on it fails at once.

@@ -132,10 +132,10 @@ impl PostgresOptions {
     /// does not have it, and calls fail as unavailable; or worse, that of another
     /// process is found there under the same name, and run in its place.
     ///
-    /// Where it is `false`, a connection also carries one call at a time, and none is
-    /// broken off in its midst. PgBouncer before version 1.21 hands on the session of
-    /// a client that leaves with several calls under way, and whoever is next gets the
-    /// answers to them.
+    /// Where it is `false`, a connection also carries one call at a time, and a call
+    /// whose caller gives up goes on, until the deadline at most. An older PgBouncer
+    /// (1.18 does it, 1.24 does not) hands on the session of a client that leaves with
+    /// several calls under way, and whoever is next gets the answers to them.
     ///
     /// Of the parameters at the start of a session, PgBouncer knows those that the
     /// store sends (`application_name` and `client_encoding`), but not `options`:

@@ -112,8 +112,8 @@ impl Pool {
 
     /// When everybody before has been answered. A pooler may hand on the session of
     /// a client that left in the midst of several questions, and somebody else gets
-    /// the answers: PgBouncer did before version 1.21. For the same reason the call
-    /// goes on without a caller that gave up on it.
+    /// the answers: PgBouncer 1.18 does. For the same reason the call goes on without
+    /// a caller that gave up on it.
     async fn ask_in_turn(
         &self,
         statement: Sql,
@@ -134,7 +134,11 @@ impl Pool {
             let _turn = turn;
             let parameters = Encoded::refs(&parameters);
             let answer = timeout(deadline, connection.query(statement, &parameters)).await;
-            connection.judge(answer, deadline)
+            let answer = connection.judge(answer, deadline);
+            if answer.is_err() {
+                connection.settle(deadline).await;
+            }
+            answer
         });
         let answer = timeout_at(until, call).await.map_err(|_| Fault::Late(deadline))?;
         answer.unwrap_or(Err(Fault::Ended))
