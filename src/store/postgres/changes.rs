@@ -103,7 +103,7 @@ impl ChangeFeed for PostgresChanges {
             let (tell, news) = mpsc::channel(1);
             let mut task = JoinSet::new();
             // On the store's runtime: the caller's may be another one.
-            task.spawn_on(listen(store.clone(), heartbeat, tell), &store.inner.runtime);
+            task.spawn_on(listen(store.clone(), heartbeat, tell), &store.inner.pool.runtime);
             Listening { news, _task: task }
         });
         match listening.news.recv().await {

@@ -88,8 +88,6 @@ struct Inner {
     alone: Alone,
     #[cfg(feature = "cache")]
     dialer: Arc<Dialer>,
-    #[cfg(feature = "cache")]
-    runtime: tokio::runtime::Handle,
     /// What changes are announced under: the schema's name.
     #[cfg(feature = "cache")]
     channel: String,
@@ -134,8 +132,6 @@ impl PostgresStore {
             alone,
             #[cfg(feature = "cache")]
             dialer,
-            #[cfg(feature = "cache")]
-            runtime: tokio::runtime::Handle::current(),
             #[cfg(feature = "cache")]
             channel: target.schema,
         };

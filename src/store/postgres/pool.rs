@@ -2,12 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant as Moment, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::Row;
 
 use crate::store::postgres::Outcome;
@@ -40,7 +40,8 @@ pub(super) struct Pool {
     shared: bool,
     deadline: Duration,
     last_failure: Arc<LastFailure>,
-    runtime: Handle,
+    /// The one that the store was opened on.
+    pub(super) runtime: Handle,
     keepers: Vec<JoinHandle<()>>,
 }
 
@@ -75,7 +76,7 @@ impl Pool {
         statement: Sql,
         parameters: &Parameters<'_>,
     ) -> Outcome<Vec<Row>> {
-        let until = Moment::now() + self.deadline;
+        let until = Instant::now() + self.deadline;
         // All connections may have been lost at once, before any of them knows.
         let mut repeats = self.keepers.len();
         loop {
@@ -101,7 +102,7 @@ impl Pool {
         &self,
         statement: Sql,
         parameters: &Parameters<'_>,
-        until: Moment,
+        until: Instant,
     ) -> Outcome<Vec<Row>> {
         let connection = self.live(until).await?;
         let watch = connection.watch(self.deadline / 4);
@@ -118,7 +119,7 @@ impl Pool {
         &self,
         statement: Sql,
         parameters: &Parameters<'_>,
-        until: Moment,
+        until: Instant,
     ) -> Outcome<Vec<Row>> {
         let deadline = self.deadline;
         let (connection, turn) = loop {
@@ -145,7 +146,7 @@ impl Pool {
     }
 
     /// The next connection in turn; waits where there is none.
-    async fn live(&self, until: Moment) -> Outcome<Arc<Connection>> {
+    async fn live(&self, until: Instant) -> Outcome<Arc<Connection>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         if let Some(connection) = pick(&self.slots.borrow(), turn) {
             return Ok(connection);
