@@ -100,6 +100,7 @@ fn batch(key: KeyId, made: &mut u64) -> Vec<AuditRecord> {
                 country: None,
                 status: Some(200),
                 outcome: Outcome::Allowed,
+                count: 1,
             }),
         }
     };

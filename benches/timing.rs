@@ -236,7 +236,7 @@ impl KeyStore for Wrong {
     async fn replace(&self, _: &ApiKey, _: Revision) -> Result<(), StoreError> {
         Err(StoreError::NotFound)
     }
-    async fn delete(&self, _: &OrgId, _: &KeyId) -> Result<(), StoreError> {
+    async fn delete(&self, _: &OrgId, _: &KeyId, _: Option<Revision>) -> Result<(), StoreError> {
         Err(StoreError::NotFound)
     }
     async fn record_uses(&self, _: &[KeyUse]) -> Result<(), StoreError> {

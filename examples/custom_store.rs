@@ -178,9 +178,17 @@ impl KeyStore for JournalStore {
         state.save(ApiKey { created_at, last_used_at, ..key.clone() })
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         let mut state = self.lock();
-        state.get(org, id).ok_or(StoreError::NotFound)?;
+        let stored = state.get(org, id).ok_or(StoreError::NotFound)?;
+        if expected.is_some_and(|expected| expected != stored.revision) {
+            return Err(StoreError::Conflict);
+        }
         state.append(&json!({ "id": id.to_string(), "deleted": true }))?;
         state.keys.remove(id);
         Ok(())

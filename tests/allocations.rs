@@ -54,8 +54,13 @@ impl KeyStore for Counted {
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
         self.inner.replace(key, expected).await
     }
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        self.inner.delete(org, id).await
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        self.inner.delete(org, id, expected).await
     }
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         self.inner.record_uses(uses).await

@@ -149,6 +149,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
         Fault::DeleteLeavesDigest,
         &["delete::a_deleted_key_is_gone", "read_races::a_deleted_key_is_dead_at_once"],
     ),
+    (Fault::DeleteIgnoresRevision, &["delete::another_revision_is_a_conflict"]),
     (
         Fault::DeleteOfUnknownIsFine,
         &[
@@ -317,6 +318,7 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
     (LogFault::UnknownAddressIsZero, &["audit::fields::addresses_are_kept"]),
     (LogFault::CountryIsForgotten, &["audit::fields::countries_are_kept"]),
     (LogFault::NoStatusIsZero, &["audit::fields::statuses_are_kept"]),
+    (LogFault::CountIsOne, &["audit::fields::counts_are_kept"]),
     (LogFault::AbortedIsAllowed, &["audit::fields::outcomes_are_kept"]),
     (LogFault::AbandonedIsBegun, &["audit::fields::actions_and_phases_are_kept"]),
     (LogFault::ActorsAreTrimmed, &["audit::fields::actors_are_kept"]),

@@ -246,7 +246,7 @@ async fn a_local_change_is_effective_before_the_call_returns() {
     cached.replace(&rotated, revoked.revision).await.unwrap();
     assert!(!find(&cached, 1).await);
     assert!(find(&cached, 2).await);
-    cached.delete(&acme(), &key.id).await.unwrap();
+    cached.delete(&acme(), &key.id, None).await.unwrap();
     assert!(!find(&cached, 2).await);
 }
 
@@ -257,7 +257,7 @@ async fn a_change_that_failed_may_have_taken_place() {
     let key = insert(&cached, 1).await;
     assert!(find(&cached, 1).await);
     probe.fail(Some(Failure::Unavailable));
-    cached.delete(&acme(), &key.id).await.unwrap_err();
+    cached.delete(&acme(), &key.id, None).await.unwrap_err();
     probe.fail(None);
     assert!(!find(&cached, 1).await);
 }
@@ -271,7 +271,7 @@ async fn a_change_that_was_dropped_may_have_taken_place() {
     let gate = probe.hold_after_change();
     let deleting = {
         let (cached, id) = (cached.clone(), key.id);
-        tokio::spawn(async move { cached.delete(&acme(), &id).await })
+        tokio::spawn(async move { cached.delete(&acme(), &id, None).await })
     };
     gate.reached().await;
     deleting.abort();
@@ -323,7 +323,7 @@ async fn keys_with_ids_in_a_row_do_not_void_each_other() {
         let asked = probe.finds() - before;
         assert!((1..20).contains(&asked), "{asked} of 200, shift {shift}");
         for number in 1..200 {
-            cached.delete(&acme(), &numbered(number).id).await.unwrap();
+            cached.delete(&acme(), &numbered(number).id, None).await.unwrap();
         }
     }
 }
@@ -356,7 +356,7 @@ async fn case_30_a_deleted_key_does_not_come_back() {
     let gate = probe.hold_after();
     let late = lookup(&cached, &key);
     gate.reached().await;
-    cached.delete(&acme(), &key.id).await.unwrap();
+    cached.delete(&acme(), &key.id, None).await.unwrap();
     probe.let_pass();
     gate.open();
     assert!(soon(late).await.unwrap().unwrap().is_some());
@@ -668,7 +668,7 @@ async fn all_callers_get_the_error_and_the_next_asks_again() {
         assert_eq!(probe.finds(), finds + 1);
         probe.fail(None);
         assert_eq!(status(&cached, &key).await, Some(Status::Active));
-        cached.delete(&acme(), &key.id).await.unwrap();
+        cached.delete(&acme(), &key.id, None).await.unwrap();
         insert(&cached, 1).await;
     }
 }

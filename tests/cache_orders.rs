@@ -76,9 +76,14 @@ impl KeyStore for Pausing {
         done
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         pause().await;
-        let done = self.0.delete(org, id).await;
+        let done = self.0.delete(org, id, expected).await;
         pause().await;
         done
     }
@@ -225,7 +230,7 @@ fn case_30_a_deleted_key_stays_deleted_and_a_new_one_is_found() {
         let change = {
             let cached = cached.clone();
             Box::pin(async move {
-                cached.delete(&acme(), &key(1).id).await.unwrap();
+                cached.delete(&acme(), &key(1).id, None).await.unwrap();
                 assert_eq!(status(&cached, &key(1)).await, None);
                 cached.insert(&key(1), OrgLimit::NONE).await.unwrap();
                 assert_eq!(status(&cached, &key(1)).await, Some(Status::Active));

@@ -89,9 +89,14 @@ impl KeyStore for Late {
         late(async move { store.replace(&key, expected).await }).await
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         let (store, org, id) = (Arc::clone(&self.0), org.clone(), *id);
-        late(async move { store.delete(&org, &id).await }).await
+        late(async move { store.delete(&org, &id, expected).await }).await
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {

@@ -297,6 +297,7 @@ async fn strict_an_answer_leaves_only_after_its_record_is_acknowledged() {
         country: None,
         status: Some(418),
         outcome: Outcome::Allowed,
+        count: 1,
     };
     assert_eq!(b.requests().await, [expected]);
 }
@@ -1137,8 +1138,13 @@ impl KeyStore for Uses {
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
         self.inner.replace(key, expected).await
     }
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        self.inner.delete(org, id).await
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        self.inner.delete(org, id, expected).await
     }
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         self.calls.lock().unwrap().push(uses.to_vec());
@@ -1401,6 +1407,7 @@ fn records() -> impl Strategy<Value = Vec<AuditRecord>> {
                     country: None,
                     status: Some(200),
                     outcome: Outcome::Allowed,
+                    count: 1,
                 })
             };
             AuditRecord {

@@ -2055,6 +2055,7 @@ async fn method_status_and_address_are_recorded_for_every_method() {
                 country: None,
                 status: Some(code),
                 outcome: Outcome::Allowed,
+                count: 1,
             }
         );
     }

@@ -224,8 +224,13 @@ impl KeyStore for Probe {
         self.offered.lock().unwrap().push(key.digest);
         self.around(Call::Replace, self.inner.replace(key, expected)).await
     }
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        self.around(Call::Delete, self.inner.delete(org, id)).await
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        self.around(Call::Delete, self.inner.delete(org, id, expected)).await
     }
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         self.around(Call::Uses, self.inner.record_uses(uses)).await
@@ -793,7 +798,7 @@ async fn a_change_that_did_not_happen_is_on_record_as_abandoned() {
         let id = b.create().await.key.id;
         let at = if action == Deleted { Call::Delete } else { Call::Replace };
         interfere(&b.store, at, move |store| async move {
-            store.inner.delete(&org("acme"), &id).await.unwrap();
+            store.inner.delete(&org("acme"), &id, None).await.unwrap();
         });
         let gone = match action {
             Updated => b.keys.update(&ada(), &id, rename("b")).await.map(drop),
@@ -810,7 +815,7 @@ async fn a_change_that_did_not_happen_is_on_record_as_abandoned() {
     interfere(&b.store, Call::Replace, move |store| async move {
         change_first_key(&store, |key| key.name = name("theirs")).await;
         interfere(&store.clone(), Call::Get, move |store| async move {
-            store.inner.delete(&org("acme"), &id).await.unwrap();
+            store.inner.delete(&org("acme"), &id, None).await.unwrap();
         });
     });
     let gone = b.keys.update(&ada(), &id, rename("mine")).await;
@@ -1018,7 +1023,7 @@ impl KeyStore for FindsTooMuch {
     async fn replace(&self, _: &ApiKey, _: Revision) -> Result<(), StoreError> {
         Ok(())
     }
-    async fn delete(&self, _: &OrgId, _: &KeyId) -> Result<(), StoreError> {
+    async fn delete(&self, _: &OrgId, _: &KeyId, _: Option<Revision>) -> Result<(), StoreError> {
         Ok(())
     }
     async fn record_uses(&self, _: &[KeyUse]) -> Result<(), StoreError> {

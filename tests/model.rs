@@ -302,7 +302,9 @@ async fn call(store: &dyn KeyStore, step: &Step, names: &Names, model: &Model) -
             let expected = model.expected(&key);
             done(store.replace(&key, expected).await)
         }
-        Step::Delete { org, id } => done(store.delete(&names.org(*org), &names.id(*id)).await),
+        Step::Delete { org, id } => {
+            done(store.delete(&names.org(*org), &names.id(*id), None).await)
+        }
         Step::RecordUses(uses) => {
             let uses = uses.iter().map(|(id, time)| KeyUse { id: names.id(*id), at: at(*time) });
             done(store.record_uses(&uses.collect::<Vec<_>>()).await)

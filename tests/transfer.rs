@@ -213,8 +213,13 @@ impl KeyStore for Full {
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
         self.0.replace(key, expected).await
     }
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        self.0.delete(org, id).await
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        self.0.delete(org, id, expected).await
     }
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         self.0.record_uses(uses).await

@@ -52,6 +52,7 @@ impl Data {
                 country: CountryCode::new("NL"),
                 status: Some(200),
                 outcome: Outcome::Allowed,
+                count: 1,
             }),
         }
     }

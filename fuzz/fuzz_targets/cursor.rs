@@ -58,6 +58,7 @@ fn of_a_record(bytes: &[u8; 24]) -> AuditCursor {
             country: None,
             status: None,
             outcome: Outcome::Allowed,
+            count: 1,
         }),
     })
 }

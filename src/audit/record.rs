@@ -58,6 +58,9 @@ pub struct RequestEvent {
     pub status: Option<u16>,
     /// How it ended.
     pub outcome: Outcome,
+    /// How many requests the record stands for: 1, or more where refusals of one key
+    /// were summed. The record then has the time, path and address of the last of them.
+    pub count: u32,
 }
 
 impl RequestEvent {

@@ -88,6 +88,7 @@ impl KeyManager {
             country: None,
             status,
             outcome,
+            count: 1,
         };
         Some(AuditRecord {
             id: self.inner.audit_ids.next(),

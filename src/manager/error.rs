@@ -40,10 +40,15 @@ pub enum ManageError {
         /// The revision that the key is at.
         current: Revision,
     },
-    /// The store or the audit log does not work now; worth a retry. A change may
-    /// have taken place all the same.
+    /// The store or the audit log does not work now; worth a retry. A change did not
+    /// take place, and does not take place later.
     #[error("key management is unavailable")]
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
+    /// The store did not confirm the change in time, and it may have taken place: read
+    /// the key before you try again. Where it has not taken place by the store's own
+    /// deadline, it does not take place later.
+    #[error("the change was not confirmed, and may have taken place")]
+    InDoubt(#[source] Box<dyn StdError + Send + Sync>),
 }
 
 impl From<StoreError> for ManageError {
@@ -51,6 +56,7 @@ impl From<StoreError> for ManageError {
         match error {
             StoreError::NotFound => Self::NotFound,
             StoreError::Conflict => Self::Conflict,
+            StoreError::InDoubt(source) => Self::InDoubt(source),
             other => Self::Unavailable(Box::new(other)),
         }
     }

@@ -306,8 +306,13 @@ mod tests {
         async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
             self.none.replace(key, expected).await
         }
-        async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-            self.none.delete(org, id).await
+        async fn delete(
+            &self,
+            org: &OrgId,
+            id: &KeyId,
+            expected: Option<Revision>,
+        ) -> Result<(), StoreError> {
+            self.none.delete(org, id, expected).await
         }
         async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
             assert!(uses.len() <= BATCH);

@@ -235,7 +235,7 @@ impl KeyManager {
     pub async fn delete(&self, actor: &Actor, id: &KeyId) -> Result<(), ManageError> {
         self.get(actor.org(), id).await?;
         self.audit(actor, *id, ChangeAction::Deleted, ChangePhase::Begun).await?;
-        match self.inner.bounded(self.inner.store.delete(actor.org(), id)).await {
+        match self.inner.bounded(self.inner.store.delete(actor.org(), id, None)).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.abandon(actor, *id, ChangeAction::Deleted, &error).await;

@@ -28,9 +28,9 @@ use crate::runtime::BoxFuture;
 ///    of 20 keys, one gets through. Counting first and inserting then is not
 ///    enough, and on a database with snapshots neither is `INSERT … SELECT …
 ///    WHERE count < 20`: lock something of the organisation's first.
-/// 3. **`replace` compares and writes in one atomic step.** It writes only where
-///    the stored revision is `expected`, so that an edit never undoes a revocation.
-///    The old digest is gone when it returns. It leaves `created_at`, `org` and
+/// 3. **`replace` compares and writes in one atomic step**, and so does `delete` where
+///    it is given a revision. They act only where the stored revision is `expected`, so
+///    that an edit never undoes a revocation. The old digest is gone when `replace` returns. It leaves `created_at`, `org` and
 ///    `last_used_at` as they are stored.
 /// 4. **Organisations do not see each other.** `get`, `list`, `replace` and
 ///    `delete` treat a key of another organisation as one that does not exist.
@@ -48,12 +48,14 @@ use crate::runtime::BoxFuture;
 ///    and `list`; `find_by_digest` may give an earlier one, since nothing is decided
 ///    by it: so a store can leave alone what every request reads.
 /// 8. **A call that is dropped happens whole or not at all**, and the store goes on
-///    answering: the manager drops calls at their deadline.
+///    answering: the manager drops calls at their deadline. A change whose time is over
+///    never takes place later: a store across a network tells its server when to give up.
 /// 9. **Calls do not block each other for good**: two batches of uses that name the
 ///    same keys in opposite order both come to their end.
 /// 10. **Errors are classified and keep their source.** What may work later is
-///     [`StoreError::unavailable`]. A store across a network sets deadlines of its
-///     own; the manager has one as a last resort.
+///     [`StoreError::unavailable`]; a change that may have taken place, since its answer
+///     was lost, is [`StoreError::in_doubt`]. A store across a network sets deadlines of
+///     its own; the manager has one as a last resort.
 ///
 /// # What to keep of a record
 ///
@@ -136,9 +138,12 @@ use crate::runtime::BoxFuture;
 ///         Ok(())
 ///     }
 ///
-///     async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+///     async fn delete(&self, org: &OrgId, id: &KeyId, expected: Option<Revision>) -> Result<(), StoreError> {
 ///         let mut keys = self.keys();
-///         keys.get(id).filter(|k| k.org == *org).ok_or(StoreError::NotFound)?;
+///         let stored = keys.get(id).filter(|k| k.org == *org).ok_or(StoreError::NotFound)?;
+///         if expected.is_some_and(|expected| expected != stored.revision) {
+///             return Err(StoreError::Conflict);
+///         }
 ///         keys.remove(id);
 ///         Ok(())
 ///     }
@@ -195,12 +200,20 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// new digest is taken; nothing is written then.
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError>;
 
-    /// Removes the organisation's key with that id.
+    /// Removes the organisation's key with that id; with `expected`, only where the
+    /// stored revision is that one.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](StoreError::NotFound) where the organisation has no such key.
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError>;
+    /// [`NotFound`](StoreError::NotFound) where the organisation has no such key,
+    /// [`Conflict`](StoreError::Conflict) where the revision is another; nothing is
+    /// removed then.
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError>;
 
     /// Moves last-used times forward, never back, and touches nothing else. A
     /// key may occur more than once; one that is gone is skipped.
@@ -239,8 +252,13 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
         (**self).replace(key, expected).await
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        (**self).delete(org, id).await
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        (**self).delete(org, id, expected).await
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
@@ -261,10 +279,14 @@ pub enum StoreError {
     /// Another change came first, or the id or digest is taken.
     #[error("the key was changed meanwhile, or its id or digest is taken")]
     Conflict,
-    /// The store does not work now and may later. Whether a change took place
-    /// is not known.
+    /// The store does not work now and may later. A change did not take place, and
+    /// does not take place later.
     #[error("the key store is unavailable")]
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
+    /// The answer to a change was lost: whether it took place is not known. Where it
+    /// has not, it does not take place later.
+    #[error("the key store did not confirm the change, which may have taken place")]
+    InDoubt(#[source] Box<dyn StdError + Send + Sync>),
     /// What is stored cannot be read as a key.
     #[error("the key store holds a record that cannot be read")]
     Corrupt(#[source] Box<dyn StdError + Send + Sync>),
@@ -274,6 +296,12 @@ impl StoreError {
     /// An error that may pass: a lost connection, a full disk, a lock, a deadline.
     pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Unavailable(source.into())
+    }
+
+    /// A change that may have taken place: the connection was lost, or the deadline
+    /// passed, before the answer came.
+    pub fn in_doubt(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::InDoubt(source.into())
     }
 
     /// A row that is no key.

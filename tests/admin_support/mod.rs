@@ -270,9 +270,14 @@ impl KeyStore for Store {
         self.inner.replace(key, expected).await
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         self.check()?;
-        self.inner.delete(org, id).await
+        self.inner.delete(org, id, expected).await
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {

@@ -151,12 +151,16 @@ impl BrokenStore {
         state: &State,
         org: &OrgId,
         id: &KeyId,
+        expected: Option<Revision>,
     ) -> Result<(), StoreError> {
         let stored = match self.fault {
             Fault::DeleteIgnoresOrg => state.keys.get(id),
             _ => self.find(state, org, id),
         };
-        stored.map(drop).ok_or(StoreError::NotFound)
+        let stored = stored.ok_or(StoreError::NotFound)?;
+        let expected = expected.filter(|_| !self.is(Fault::DeleteIgnoresRevision));
+        let is_expected = expected.is_none_or(|expected| expected == stored.revision);
+        if is_expected { Ok(()) } else { Err(StoreError::Conflict) }
     }
 
     /// A transaction on the one connection there is.

@@ -58,6 +58,7 @@ pub(crate) enum Fault {
     ReplaceTouchesAll,
     DeleteLeavesDigest,
     DeleteOfUnknownIsFine,
+    DeleteIgnoresRevision,
     DeleteLeavesLastUse,
     DeleteEmptiesOrg,
     // Uses
@@ -145,6 +146,7 @@ pub(crate) enum LogFault {
     CountryIsForgotten,
     NoStatusIsZero,
     AbortedIsAllowed,
+    CountIsOne,
     AbandonedIsBegun,
     ActorsAreTrimmed,
     Milliseconds,

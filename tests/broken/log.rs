@@ -75,6 +75,7 @@ impl BrokenLog {
             {
                 request.outcome = Outcome::Allowed;
             }
+            (AuditEvent::Request(request), LogFault::CountIsOne) => request.count = 1,
             (AuditEvent::Change(change), LogFault::AbandonedIsBegun) => {
                 change.phase = ChangePhase::Begun;
             }

@@ -254,14 +254,19 @@ impl KeyStore for BrokenStore {
         Ok(())
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         match self.fault {
             Fault::CheckThenDelete => {
-                self.check_delete(&self.lock(), org, id)?;
+                self.check_delete(&self.lock(), org, id, expected)?;
                 gap().await;
             }
             Fault::HalfDoneWhenDropped => {
-                self.check_delete(&self.lock(), org, id)?;
+                self.check_delete(&self.lock(), org, id, expected)?;
                 let hide = |hidden| self.lock().keys.get_mut(id).map(|key| key.digest = hidden);
                 let digest = self.lock().keys[id].digest;
                 hide(KeyDigest::of("gone"));
@@ -272,7 +277,7 @@ impl KeyStore for BrokenStore {
             _ => {}
         }
         let mut state = self.lock();
-        if let Err(error) = self.check_delete(&state, org, id) {
+        if let Err(error) = self.check_delete(&state, org, id, expected) {
             if self.is(Fault::EveryDeleteMakesRoom) {
                 state.take_places(org, -1);
             }

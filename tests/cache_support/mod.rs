@@ -277,8 +277,13 @@ impl KeyStore for Probe {
         self.change(self.0.inner.replace(key, expected)).await
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        self.change(self.0.inner.delete(org, id)).await
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        self.change(self.0.inner.delete(org, id, expected)).await
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {

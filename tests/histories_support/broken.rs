@@ -134,10 +134,15 @@ impl KeyStore for Spoilt {
         done
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         let stored = self.stored(org, id).await;
         self.turn().await;
-        let done = self.keys.delete(org, id).await;
+        let done = self.keys.delete(org, id, expected).await;
         match (self.fault, stored) {
             (Fault::DeletedLingers, Some(old)) if done.is_ok() => self.keep(old),
             (Fault::LateFill, Some(old)) => drop(self.kept.lock().unwrap().remove(&old.digest)),

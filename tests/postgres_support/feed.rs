@@ -35,7 +35,7 @@ async fn each_change_is_told_and_a_use_is_not() {
             })
             .await;
         assert_eq!(refused, []);
-        let deleted = told.of(async { other.delete(&key.org, &key.id).await.unwrap() }).await;
+        let deleted = told.of(async { other.delete(&key.org, &key.id, None).await.unwrap() }).await;
         assert_eq!(deleted, changed(key.id));
         // The store's own changes are told as well.
         let inserted = told.of(async { store.insert(&key, OrgLimit::NONE).await.unwrap() }).await;

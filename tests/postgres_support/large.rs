@@ -78,6 +78,7 @@ fn request(key: &ApiKey, number: u64) -> AuditRecord {
         country: None,
         status: Some(200),
         outcome: Outcome::Allowed,
+        count: 1,
     };
     record(key, number, AuditEvent::Request(request))
 }

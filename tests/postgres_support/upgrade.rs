@@ -129,7 +129,7 @@ async fn who_may_only_use_the_tables_waits_for_their_owner_and_then_announces() 
         let (told, theirs) = (Told::by(&owner), Told::by(&store));
         let new = new_key(&org("acme"));
         let news = told.of(async { store.insert(&new, OrgLimit::NONE).await.unwrap() }).await;
-        let here = theirs.of(async { store.delete(&new.org, &new.id).await.unwrap() }).await;
+        let here = theirs.of(async { store.delete(&new.org, &new.id, None).await.unwrap() }).await;
         drop((store, theirs));
         tokio::time::sleep(Duration::from_millis(50)).await;
         let drop = format!("DROP OWNED BY {role}; DROP ROLE {role}");

@@ -82,7 +82,7 @@ async fn a_damaged_column_is_corrupt_by_name_and_never_an_admission() {
         }
         assert_eq!(keys.list(&elsewhere.key.org).await.unwrap().len(), 1);
         // It can be got rid of.
-        store.delete(&key.org, &key.id).await.unwrap();
+        store.delete(&key.org, &key.id, None).await.unwrap();
         assert_eq!(keys.list(&key.org).await.unwrap().len(), 1);
     }
 }

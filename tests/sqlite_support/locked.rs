@@ -34,7 +34,7 @@ async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_go_on() {
         let (inserted, replaced, deleted, used, recorded, purged) = tokio::join!(
             store.insert(&new, LIMIT),
             store.replace(&renamed, Revision::FIRST),
-            store.delete(&present.org, &present.id),
+            store.delete(&present.org, &present.id, None),
             store.record_uses(&uses),
             store.record(&records),
             store.purge_before(at(9)),
@@ -61,7 +61,7 @@ async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_go_on() {
         assert_eq!(store.get(&present.org, &present.id).await.unwrap().as_deref(), Some(&present));
         store.insert(&new, LIMIT).await.unwrap();
         assert_eq!(store.list(&present.org).await.unwrap().len(), 2);
-        store.delete(&new.org, &new.id).await.unwrap();
+        store.delete(&new.org, &new.id, None).await.unwrap();
         assert!(store.page(&query).await.unwrap().records.is_empty());
     }
     assert_sound(&path);

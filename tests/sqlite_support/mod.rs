@@ -91,6 +91,7 @@ pub(crate) fn request(key: &ApiKey, at: Timestamp, number: u64) -> AuditRecord {
             country: None,
             status: Some(200),
             outcome: Outcome::Allowed,
+            count: 1,
         }),
     )
 }

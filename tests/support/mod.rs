@@ -155,8 +155,13 @@ impl KeyStore for SpyStore {
         self.count().replace(key, expected).await
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        self.count().delete(org, id).await
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        self.count().delete(org, id, expected).await
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {

@@ -119,8 +119,12 @@ impl From<ManageError> for Problem {
             ManageError::Unavailable(error) => {
                 let error: &(dyn StdError + 'static) = &*error;
                 tracing::error!(error, "key management is unavailable");
-                let detail =
-                    "Try again shortly. A change may have taken place all the same: look first.";
+                Self::new(Code::Unavailable, "Nothing was changed. Try again shortly.")
+            }
+            ManageError::InDoubt(error) => {
+                let error: &(dyn StdError + 'static) = &*error;
+                tracing::error!(error, "a change of a key was not confirmed");
+                let detail = "The change was not confirmed, and may have taken place. Read the key before you try again.";
                 Self::new(Code::Unavailable, detail)
             }
         }

@@ -105,6 +105,7 @@ struct RecordView<'a> {
     country: Option<&'a str>,
     status: Option<u16>,
     outcome: &'static str,
+    count: u32,
 }
 
 impl<'a> RecordView<'a> {
@@ -119,6 +120,7 @@ impl<'a> RecordView<'a> {
             country: request.country.as_ref().map(|country| country.as_str()),
             status: request.status,
             outcome: request.outcome.as_str(),
+            count: request.count,
         })
     }
 }

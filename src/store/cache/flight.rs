@@ -204,6 +204,7 @@ fn own(error: Arc<StoreError>) -> StoreError {
         StoreError::NotFound => StoreError::NotFound,
         StoreError::Conflict => StoreError::Conflict,
         StoreError::Unavailable(_) => StoreError::unavailable(SharedSource(error)),
+        StoreError::InDoubt(_) => StoreError::in_doubt(SharedSource(error)),
         StoreError::Corrupt(_) => StoreError::corrupt(SharedSource(error)),
     }
 }

@@ -135,9 +135,14 @@ impl KeyStore for CachedStore {
         self.store.replace(key, expected).await
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         let _changing = self.changing(*id);
-        self.store.delete(org, id).await
+        self.store.delete(org, id, expected).await
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {

@@ -81,7 +81,7 @@ pub async fn a_dropped_delete_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(
     for waits in 1..=MOST_WAITS {
         let org = TestOrg::new(&store)?;
         let key = org.add(org.key()).await?;
-        if cut_off(waits, store.delete(&org.id, &key.id)).await?.is_some() {
+        if cut_off(waits, store.delete(&org.id, &key.id, None)).await?.is_some() {
             break;
         }
         for stored in settled(&org, &[&[&key], &[]]).await? {

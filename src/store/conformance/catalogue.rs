@@ -95,6 +95,7 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
         }
         delete {
             a_deleted_key_is_gone,
+            another_revision_is_a_conflict,
             an_unknown_key_is_not_found,
             a_deleted_key_is_not_found,
             a_rotated_key_goes_with_all_its_digests,
@@ -222,6 +223,7 @@ pub fn audit_log_properties() -> &'static [Property<dyn SinkAndLog>] {
             countries_are_kept,
             statuses_are_kept,
             outcomes_are_kept,
+            counts_are_kept,
             actions_and_phases_are_kept,
             actors_are_kept,
             times_and_ids_are_kept,

@@ -222,5 +222,5 @@ fn delete(
     key: &ApiKey,
 ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
     let (store, key) = (Arc::clone(store), key.clone());
-    async move { store.delete(&key.org, &key.id).await }
+    async move { store.delete(&key.org, &key.id, None).await }
 }

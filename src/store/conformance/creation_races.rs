@@ -112,7 +112,7 @@ pub async fn a_churning_organisation_keeps_to_its_limit(
         let inserts: Vec<_> = keys.iter().map(|key| insert(&store, key, 4)).collect();
         let deletes = present.into_iter().map(|key| {
             let store = Arc::clone(&store);
-            async move { store.delete(&key.org, &key.id).await }
+            async move { store.delete(&key.org, &key.id, None).await }
         });
         let deletes: Vec<_> = deletes.collect();
         let (inserted, deleted) = both(together(inserts), together(deletes)).await?;

@@ -21,11 +21,29 @@ pub async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Viola
     org.has_exactly(&[]).await
 }
 
+/// With another revision than the stored one, earlier or later, it is a `Conflict` and
+/// the key stays; with the stored one the key is removed.
+pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let key = org.add(ApiKey { revision: Revision::new(5), ..org.key() }).await?;
+    let key = org.change(&key, ApiKey { revision: Revision::new(6), ..org.rotated(&key) }).await?;
+    for expected in [0, 1, 5, 7, u32::MAX] {
+        let result = store.delete(&org.id, &key.id, Some(Revision::new(expected))).await;
+        expect::conflict(&format!("delete of revision 6, expecting {expected}"), result)?;
+        org.has_exactly(&[&key]).await?;
+    }
+    let unknown = store.delete(&org.id, &org.fresh.key_id(), Some(key.revision)).await;
+    expect::not_found("delete of an unknown key at a revision", unknown)?;
+    let result = store.delete(&org.id, &key.id, Some(key.revision)).await;
+    expect::done("delete at the stored revision", result)?;
+    org.has_lost(&key).await
+}
+
 /// A key that was never there is `NotFound`.
 pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
-    let result = store.delete(&org.id, &org.fresh.key_id()).await;
+    let result = store.delete(&org.id, &org.fresh.key_id(), None).await;
     expect::not_found("delete of an unknown key", result)?;
     org.has_exactly(&[&key]).await
 }
@@ -35,7 +53,7 @@ pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), 
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.delete(&key).await?;
-    expect::not_found("a second delete", store.delete(&org.id, &key.id).await)
+    expect::not_found("a second delete", store.delete(&org.id, &key.id, None).await)
 }
 
 /// Deleting a rotated key takes all its digests along, the earlier ones

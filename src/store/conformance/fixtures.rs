@@ -83,7 +83,7 @@ impl TestOrg {
     }
 
     pub(super) async fn delete(&self, key: &ApiKey) -> Result<(), Violation> {
-        expect::done("delete of a stored key", self.store.delete(&key.org, &key.id).await)
+        expect::done("delete of a stored key", self.store.delete(&key.org, &key.id, None).await)
     }
 
     pub(super) async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), Violation> {

@@ -47,7 +47,7 @@ pub async fn replace_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Resu
 pub async fn delete_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (own, key) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
-    let result = store.delete(&ours.id, &key.id).await;
+    let result = store.delete(&ours.id, &key.id, None).await;
     expect::not_found("delete of another organisation's key", result)?;
     ours.has_exactly(&[&own]).await?;
     theirs.has_exactly(&[&key]).await
@@ -75,7 +75,7 @@ pub async fn organisations_much_alike_write_apart(
         let edit = ApiKey { org: ours.id.clone(), ..revoked(theirs) };
         let result = ours.store.replace(&edit, theirs.revision).await;
         expect::not_found(&call("replace"), result)?;
-        expect::not_found(&call("delete"), ours.store.delete(&ours.id, &theirs.id).await)
+        expect::not_found(&call("delete"), ours.store.delete(&ours.id, &theirs.id, None).await)
     })
     .await
 }

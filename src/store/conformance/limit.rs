@@ -106,9 +106,9 @@ pub async fn a_deleted_key_makes_room_for_one(store: Arc<dyn KeyStore>) -> Resul
     refuse(&org, &refused, limit).await?;
     // Deleting what is not there, or not theirs, makes no room.
     let gone = org.key();
-    expect::not_found("delete of an unknown key", store.delete(&org.id, &gone.id).await)?;
+    expect::not_found("delete of an unknown key", store.delete(&org.id, &gone.id, None).await)?;
     for key in &keys {
-        let result = store.delete(&other.id, &key.id).await;
+        let result = store.delete(&other.id, &key.id, None).await;
         expect::not_found("delete by another organisation", result)?;
     }
     refuse(&org, &refused, limit).await?;

@@ -42,7 +42,7 @@ pub async fn a_use_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<
         let key = org.add(org.key()).await?;
         let delete = {
             let (store, key) = (Arc::clone(&store), key.clone());
-            async move { store.delete(&key.org, &key.id).await }
+            async move { store.delete(&key.org, &key.id, None).await }
         };
         let uses = [KeyUse { id: key.id, at: instant(n.into()) }];
         let (recorded, deleted) = both(record(&store, uses.into()), delete).await?;

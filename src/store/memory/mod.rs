@@ -127,9 +127,17 @@ impl KeyStore for MemoryStore {
         Ok(())
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         let mut state = self.lock();
         let stored = state.get(org, id).cloned().ok_or(StoreError::NotFound)?;
+        if expected.is_some_and(|expected| expected != stored.revision) {
+            return Err(StoreError::Conflict);
+        }
         self.by_digest.remove(&stored.digest);
         state.keys.remove(id);
         state.last_uses.remove(id);

@@ -68,6 +68,7 @@ struct Requests<'a> {
     countries: Vec<Option<&'a str>>,
     statuses: Vec<Option<i32>>,
     outcomes: Vec<&'static str>,
+    counts: Vec<i64>,
 }
 
 impl<'a> Requests<'a> {
@@ -79,6 +80,7 @@ impl<'a> Requests<'a> {
         self.countries.push(request.country.as_ref().map(CountryCode::as_str));
         self.statuses.push(request.status.map(i32::from));
         self.outcomes.push(request.outcome.as_str());
+        self.counts.push(i64::from(request.count));
     }
 
     async fn write(&self, pool: &Pool) -> Outcome<()> {
@@ -96,6 +98,7 @@ impl<'a> Requests<'a> {
             (&self.countries as _, Type::TEXT_ARRAY),
             (&self.statuses as _, Type::INT4_ARRAY),
             (&self.outcomes as _, Type::TEXT_ARRAY),
+            (&self.counts as _, Type::INT8_ARRAY),
         ];
         pool.query(Again::WhenLost, Sql::RecordRequests, &parameters).await?;
         Ok(())
@@ -210,6 +213,7 @@ fn request(row: &Row) -> Outcome<AuditRecord> {
             country: columns.optional("country", |text: &str| CountryCode::new(text))?,
             status: columns.optional("status", |status: i32| u16::try_from(status).ok())?,
             outcome: columns.text("outcome", Ending::parse)?,
+            count: columns.value("count", |n: i64| u32::try_from(n).ok())?,
         }),
     )
 }

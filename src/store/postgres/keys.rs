@@ -109,23 +109,37 @@ pub(super) async fn replace(pool: &Pool, key: &ApiKey, expected: Revision) -> Ou
             ],
         )
         .await?;
-    match (flag(&rows, "done")?, flag(&rows, "present")?) {
+    changed(&rows, pool, &key.org, &key.id).await
+}
+
+pub(super) async fn delete(
+    pool: &Pool,
+    org: &OrgId,
+    id: &KeyId,
+    expected: Option<Revision>,
+) -> Outcome<()> {
+    let parameters = [
+        (&uuid(*id) as _, Type::UUID),
+        (&org.as_str() as _, Type::TEXT),
+        (&expected.map(|revision| i64::from(revision.get())) as _, Type::INT8),
+        (&true as _, Type::BOOL),
+    ];
+    let rows = pool.query(Again::Never, Sql::DeleteKey, &parameters).await?;
+    changed(&rows, pool, org, id).await
+}
+
+/// What the answer to a statement says that changes one key.
+async fn changed(rows: &[Row], pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<()> {
+    match (flag(rows, "done")?, flag(rows, "present")?) {
         (true, _) => Ok(()),
         (false, false) => Err(Fault::NotFound),
         // The answer is from before the statement waited for others that change
         // the key. One of them may have deleted it.
-        (false, true) => match get(pool, &key.org, &key.id).await? {
+        (false, true) => match get(pool, org, id).await? {
             Some(_) => Err(Fault::Conflict),
             None => Err(Fault::NotFound),
         },
     }
-}
-
-pub(super) async fn delete(pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<()> {
-    let parameters =
-        [(&uuid(*id) as _, Type::UUID), (&org.as_str() as _, Type::TEXT), (&true as _, Type::BOOL)];
-    let deleted = pool.query(Again::Never, Sql::DeleteKey, &parameters).await?;
-    if deleted.is_empty() { Err(Fault::NotFound) } else { Ok(()) }
 }
 
 pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {

@@ -162,8 +162,13 @@ impl KeyStore for PostgresStore {
         Ok(keys::replace(&self.inner.writes, key, expected).await?)
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
-        Ok(keys::delete(&self.inner.writes, org, id).await?)
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        Ok(keys::delete(&self.inner.writes, org, id, expected).await?)
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {

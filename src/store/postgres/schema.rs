@@ -11,7 +11,7 @@ use crate::store::postgres::error::Fault;
 
 /// Each takes the schema from its position to the next one. Those that have
 /// been released never change.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     // Times are microseconds since 1970. A row of `organisations` is there to be
     // locked. Texts hold U+FDD0 and a digit for the characters that they cannot.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -88,6 +88,8 @@ const MIGRATIONS: [&str; 2] = [
      ON {schema}.keys FOR EACH STATEMENT EXECUTE FUNCTION {schema}.announce_change();
      ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_change;
      ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_truncation;",
+    // How many requests a row stands for.
+    "ALTER TABLE {schema}.requests ADD COLUMN count bigint NOT NULL DEFAULT 1;",
 ];
 
 pub(super) const CURRENT: i64 = MIGRATIONS.len() as i64;

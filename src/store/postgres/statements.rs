@@ -94,7 +94,10 @@ statements! {
     // The last parameter is there so that no other statement takes the same ones.
     // Behind a pooler that mixes up the prepared statements of two processes,
     // a look-up is then an error and never a deletion. So it is with purges.
-    DeleteKey: "DELETE FROM {schema}.keys WHERE id = $1 AND org = $2 AND $3 RETURNING 1",
+    DeleteKey: "WITH deleted AS (DELETE FROM {schema}.keys WHERE id = $1 AND org = $2 \
+        AND ($3 IS NULL OR revision = $3) AND $4 RETURNING 1) \
+        SELECT EXISTS (SELECT 1 FROM deleted) AS done, \
+        EXISTS (SELECT 1 FROM {schema}.keys WHERE id = $1 AND org = $2) AS present",
     // Locked in the order of their ids: two batches that name the same keys in
     // opposite order wait for each other instead of deadlocking.
     RecordUses: "WITH locked AS (SELECT id FROM {schema}.keys WHERE id = ANY($1) ORDER BY id \
@@ -103,12 +106,12 @@ statements! {
         FROM locked JOIN unnest($1, $2) AS uses (id, at) ON uses.id = locked.id \
         WHERE keys.id = locked.id AND (keys.last_used_at IS NULL OR keys.last_used_at < uses.at)",
     RecordRequests: "INSERT INTO {schema}.requests \
-        (key, at, id, org, method, endpoint, ip, country, status, outcome) \
-        SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
+        (key, at, id, org, method, endpoint, ip, country, status, outcome, count) \
+        SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
     RecordChanges: "INSERT INTO {schema}.changes (key, at, id, org, actor, action, phase) \
         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
-    KeyRequestsBefore: page!("requests", "method, endpoint, ip, country, status, outcome", of_key!(), "<", "DESC"),
-    KeyRequestsAfter: page!("requests", "method, endpoint, ip, country, status, outcome", of_key!(), ">", "ASC"),
+    KeyRequestsBefore: page!("requests", "method, endpoint, ip, country, status, outcome, count", of_key!(), "<", "DESC"),
+    KeyRequestsAfter: page!("requests", "method, endpoint, ip, country, status, outcome, count", of_key!(), ">", "ASC"),
     KeyChangesBefore: page!("changes", "actor, action, phase", of_key!(), "<", "DESC"),
     KeyChangesAfter: page!("changes", "actor, action, phase", of_key!(), ">", "ASC"),
     OrgChangesBefore: page!("changes", "actor, action, phase", "org = $1 AND $2 IS NULL", "<", "DESC"),

@@ -20,8 +20,9 @@ const PURGE_BATCH: i64 = 1_000;
 /// Writes the batch; a record that is there already stays as it is.
 pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
     let mut request_row = db.prepare_cached(
-        "INSERT INTO requests (key, at, id, org, method, endpoint, ip, country, status, outcome) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
+        "INSERT INTO requests \
+         (key, at, id, org, method, endpoint, ip, country, status, outcome, count) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT DO NOTHING",
     )?;
     let mut change_row = db.prepare_cached(
         "INSERT INTO changes (key, at, id, org, actor, action, phase) \
@@ -42,6 +43,7 @@ pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
                 request.country.as_ref().map(CountryCode::as_str),
                 request.status,
                 request.outcome.as_str(),
+                request.count,
             ])?,
             AuditEvent::Change(change) => change_row.execute(params![
                 key,
@@ -116,6 +118,7 @@ fn request(row: &Row<'_>) -> Outcome<AuditRecord> {
             country: columns.optional_text("country", CountryCode::new)?,
             status: columns.optional_number("status")?,
             outcome: columns.text("outcome", Ending::parse)?,
+            count: columns.number("count")?,
         }),
     )
 }

@@ -99,20 +99,30 @@ pub(super) fn replace(db: &Connection, key: &ApiKey, expected: Revision) -> Outc
         key.rotated_at.map(Timestamp::unix_micros),
         key.revision.get(),
     ])?;
-    if changed == 1 {
-        return Ok(());
-    }
-    let exists = db
-        .prepare_cached("SELECT 1 FROM keys WHERE id = ?1 AND org = ?2")?
-        .exists(params![key.id.to_bytes(), key.org.as_str()])?;
-    Err(if exists { Fault::Conflict } else { Fault::NotFound })
+    if changed == 1 { Ok(()) } else { Err(conflict_or_not_found(db, &key.org, &key.id)?) }
 }
 
-pub(super) fn delete(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<()> {
-    let deleted = db
-        .prepare_cached("DELETE FROM keys WHERE id = ?1 AND org = ?2")?
-        .execute(params![id.to_bytes(), org.as_str()])?;
-    if deleted == 1 { Ok(()) } else { Err(Fault::NotFound) }
+pub(super) fn delete(
+    db: &Connection,
+    org: &OrgId,
+    id: &KeyId,
+    expected: Option<Revision>,
+) -> Outcome<()> {
+    let sql = "DELETE FROM keys WHERE id = ?1 AND org = ?2 AND (?3 IS NULL OR revision = ?3)";
+    let deleted = db.prepare_cached(sql)?.execute(params![
+        id.to_bytes(),
+        org.as_str(),
+        expected.map(Revision::get),
+    ])?;
+    if deleted == 1 { Ok(()) } else { Err(conflict_or_not_found(db, org, id)?) }
+}
+
+/// Why no row of the key was at the expected revision.
+fn conflict_or_not_found(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<Fault> {
+    let exists = db
+        .prepare_cached("SELECT 1 FROM keys WHERE id = ?1 AND org = ?2")?
+        .exists(params![id.to_bytes(), org.as_str()])?;
+    Ok(if exists { Fault::Conflict } else { Fault::NotFound })
 }
 
 pub(super) fn record_uses(db: &Connection, uses: &[KeyUse]) -> Outcome<()> {

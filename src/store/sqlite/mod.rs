@@ -111,9 +111,14 @@ impl KeyStore for SqliteStore {
         Ok(self.inner.writer.run(move |db| keys::replace(db, &key, expected)).await?)
     }
 
-    async fn delete(&self, org: &OrgId, id: &KeyId) -> Result<(), StoreError> {
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
         let (org, id) = (org.clone(), *id);
-        Ok(self.inner.writer.run(move |db| keys::delete(db, &org, &id)).await?)
+        Ok(self.inner.writer.run(move |db| keys::delete(db, &org, &id, expected)).await?)
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ const APPLICATION_ID: i64 = 0x6B67_7465;
 
 /// Each takes the schema from its position to the next one. Those that have
 /// been released never change.
-const MIGRATIONS: [&str; 1] = [
+const MIGRATIONS: [&str; 2] = [
     // Times are microseconds since 1970. Ids and digests are raw bytes. An
     // allowlist is its entries, each ended by a line feed.
     "CREATE TABLE keys (
@@ -57,6 +57,8 @@ const MIGRATIONS: [&str; 1] = [
      ) STRICT, WITHOUT ROWID;
      CREATE INDEX changes_by_org ON changes (org, at, id);
      CREATE INDEX changes_by_time ON changes (at);",
+    // How many requests a row stands for.
+    "ALTER TABLE requests ADD COLUMN count INTEGER NOT NULL DEFAULT 1;",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;

@@ -61,6 +61,11 @@ fn record() -> RefOr<Schema> {
         Outcome::IpNotAllowed,
         Outcome::Aborted,
     ];
+    let requests = Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(1_u32))
+        .maximum(Some(u32::MAX))
+        .description(Some("How many requests it stands for: refusals in a flood are summed."));
     object([
         ("timestamp", format("date-time").into()),
         ("method", string().into()),
@@ -69,6 +74,7 @@ fn record() -> RefOr<Schema> {
         ("country", country.into()),
         ("status", status.into()),
         ("outcome", string().enum_values(Some(outcomes.map(Outcome::as_str))).into()),
+        ("count", requests.into()),
     ])
     .into()
 }

@@ -81,6 +81,12 @@ pub async fn outcomes_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation
     requests_come_back(&log, outcomes.map(|outcome| RequestEvent { outcome, ..a_request() })).await
 }
 
+/// The number of requests that a record stands for is kept.
+pub async fn counts_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    let counts = [1, 2, 256_000, u32::MAX];
+    requests_come_back(&log, counts.map(|count| RequestEvent { count, ..a_request() })).await
+}
+
 /// Every action is kept in either phase.
 pub async fn actions_and_phases_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let actions = [

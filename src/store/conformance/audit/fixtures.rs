@@ -155,6 +155,7 @@ pub(super) fn a_request() -> RequestEvent {
         country: CountryCode::new("DE"),
         status: Some(200),
         outcome: Outcome::Allowed,
+        count: 1,
     }
 }
 
