@@ -143,6 +143,7 @@ mod record;
 mod runtime;
 mod store;
 mod text;
+mod throttle;
 #[cfg(feature = "tower")]
 mod tower;
 

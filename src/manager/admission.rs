@@ -128,7 +128,9 @@ impl KeyManager {
             Ok(place) => entry.reserved = place,
             Err(error) => {
                 let key = entry.record.take().map(|record| record.key);
-                tracing::warn!(?key, %error, "a request was refused");
+                if let Some(left_out) = self.inner.unrecorded.pass() {
+                    tracing::warn!(?key, %error, left_out, "a request was refused");
+                }
                 return Opening::Done(Err(error.into()));
             }
         }
@@ -148,8 +150,10 @@ impl KeyManager {
                 tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
             }
             VerifyError::Unavailable(source) => {
-                let cause = std::error::Error::source(source).map(ToString::to_string);
-                tracing::warn!(reason = %source, cause, "could not verify");
+                if let Some(left_out) = self.inner.unverified.pass() {
+                    let cause = std::error::Error::source(source).map(ToString::to_string);
+                    tracing::warn!(reason = %source, cause, left_out, "could not verify");
+                }
             }
             other => tracing::debug!(reason = %other, "refused"),
         }

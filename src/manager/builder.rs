@@ -19,6 +19,7 @@ use crate::random::{Random, RandomError, SystemRandom};
 use crate::record::Limits;
 use crate::runtime::{self, Runtime};
 use crate::store::contract::KeyStore;
+use crate::throttle::Throttle;
 
 /// Puts a [`KeyManager`] together. Only the store is required; without an audit
 /// sink, nothing is logged.
@@ -159,6 +160,8 @@ impl KeyManagerBuilder {
                 uses,
                 audit,
                 audit_log: self.log,
+                unverified: Throttle::default(),
+                unrecorded: Throttle::default(),
             }),
         })
     }

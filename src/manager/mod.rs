@@ -22,6 +22,7 @@ use crate::random::Random;
 use crate::record::Limits;
 use crate::runtime::Runtime;
 use crate::store::contract::KeyStore;
+use crate::throttle::Throttle;
 
 /// Makes, changes and verifies the keys of one service.
 ///
@@ -64,6 +65,10 @@ struct Inner {
     audit: Option<Arc<AuditWriter>>,
     audit_ids: AuditIds,
     audit_log: Option<Arc<dyn AuditLog>>,
+    /// For requests refused because the store did not answer.
+    unverified: Throttle,
+    /// For requests refused because they could not be recorded.
+    unrecorded: Throttle,
 }
 
 impl KeyManager {
