@@ -214,7 +214,7 @@ pub use crate::store::postgres::PostgresChanges;
 pub use crate::store::postgres::{PostgresOpenError, PostgresOptions, PostgresStore};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
-pub use crate::store::sqlite::{SqliteOpenError, SqliteStore};
+pub use crate::store::sqlite::{SqliteOpenError, SqliteOptions, SqliteStore};
 pub use crate::store::transfer::{ImportError, Imported, KeyExport, import};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]

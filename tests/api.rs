@@ -47,7 +47,7 @@ fn types() -> Vec<&'static str> {
         ManualClock, MaxMindCountries, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
-        SettingsPage, ShutdownReport, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
+        SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
         Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Random>, Box<dyn Runtime>,

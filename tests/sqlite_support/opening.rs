@@ -136,6 +136,11 @@ fn another_programs_database_in_use_is_refused_and_left_alone() {
     other.execute_batch("INSERT INTO notes VALUES ('still mine')").unwrap();
 }
 
+/// The beginning of a file says whether it is a database.
+fn is_damage(error: &SqliteOpenError) -> bool {
+    matches!(error, SqliteOpenError::NotKeygate { .. } | SqliteOpenError::Damaged { .. })
+}
+
 #[test]
 fn a_truncated_file_is_refused_and_left_alone() {
     let (_folder, path) = full_file();
@@ -143,7 +148,7 @@ fn a_truncated_file_is_refused_and_left_alone() {
     for length in [2, 50, 99, 100, 1000, 4095, 4096, 5000, whole.len() / 2, whole.len() - 4096] {
         fs::write(&path, &whole[..length]).unwrap();
         let error = refused(&path);
-        assert!(matches!(error, SqliteOpenError::NotKeygate { .. }), "{length}: {error:?}");
+        assert!(is_damage(&error), "{length}: {error:?}");
     }
 }
 
@@ -154,7 +159,7 @@ fn a_file_with_an_overwritten_beginning_is_refused_and_left_alone() {
     bytes[100..4096].fill(0xA5); // the schema
     fs::write(&path, &bytes).unwrap();
     let error = refused(&path);
-    assert!(matches!(error, SqliteOpenError::NotKeygate { .. }), "{error:?}");
+    assert!(is_damage(&error), "{error:?}");
 }
 
 #[tokio::test]
@@ -168,20 +173,52 @@ async fn overwritten_pages_are_errors_and_never_wrong_answers() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[4096..].fill(0xA5);
     fs::write(&path, &bytes).unwrap();
-    // The header and the schema are whole, so that opening may succeed.
-    let store = match SqliteStore::open(&path) {
-        Ok(store) => store,
-        Err(error) => {
-            assert!(matches!(error, SqliteOpenError::NotKeygate { .. }), "{error:?}");
-            return;
-        }
-    };
+    let error = refused(&path);
+    assert!(matches!(error, SqliteOpenError::Damaged { .. }), "{error:?}");
+
+    // The header and the schema are whole.
+    let store = SqliteOptions::new().check_within(Duration::ZERO).open(&path).unwrap();
+    store.record_uses(&[]).await.unwrap();
     for key in &keys {
         let found = store.find_by_digest(&key.digest).await;
-        assert!(matches!(found, Err(keygate::StoreError::Corrupt(_))), "{found:?}");
+        assert!(matches!(found, Err(StoreError::Corrupt(_))), "{found:?}");
     }
     let inserted = store.insert(&key(&org("acme")), LIMIT).await;
-    assert!(matches!(inserted, Err(keygate::StoreError::Corrupt(_))), "{inserted:?}");
+    assert!(matches!(inserted, Err(StoreError::Corrupt(_))), "{inserted:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_page_that_is_met_shows_in_health_and_good_ones_are_read_on() {
+    let (folder, path, store) = new_store();
+    let key = key(&org("acme"));
+    store.insert(&key, LIMIT).await.unwrap();
+    let records: Vec<_> = (0..2_000).map(|n| request(&key, at(n), n.cast_unsigned())).collect();
+    store.record(&records).await.unwrap();
+    let (_folder, path) = closed(folder, &path, store);
+    let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'requests'";
+    let page: u64 = raw(&path).query_row(sql, [], |row| row.get(0)).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    let start = (page as usize - 1) * 4096;
+    bytes[start..start + 4096].fill(0xA5);
+    fs::write(&path, &bytes).unwrap();
+    let error = refused(&path);
+    assert!(matches!(error, SqliteOpenError::Damaged { .. }), "{error:?}");
+
+    let store = SqliteOptions::new().check_within(Duration::ZERO).open(&path).unwrap();
+    store.record_uses(&[]).await.unwrap();
+    capture_logs();
+    for _ in 0..3 {
+        let page = store.page(&AuditQuery::new(org("acme"), AuditScope::KeyRequests(key.id))).await;
+        assert!(matches!(page, Err(AuditError::Rejected(_))), "{page:?}");
+    }
+    assert_eq!(logs().matches("is damaged").count(), 1, "{}", logs());
+    for _ in 0..3 {
+        let health = store.record_uses(&[]).await.unwrap_err();
+        assert!(chain(&health).contains("damaged pages"), "{health:?}");
+    }
+    let found = store.find_by_digest(&key.digest).await.unwrap();
+    assert_eq!(found.as_deref(), Some(&key));
+    store.delete(&key.org, &key.id, None).await.unwrap();
 }
 
 #[test]
@@ -197,16 +234,9 @@ fn a_newer_schema_is_refused_and_left_alone() {
 }
 
 #[test]
-fn wrong_urls_folders_and_missing_folders_are_refused() {
+fn wrong_urls_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let sub = folder.path().join("folder");
-    fs::create_dir(&sub).unwrap();
-    assert!(matches!(refused(&sub), SqliteOpenError::CannotOpen { .. }));
-    let missing = folder.path().join("missing").join("keys.db");
     let before = contents(folder.path());
-    let error = SqliteStore::open(&missing).unwrap_err();
-    assert!(matches!(error, SqliteOpenError::CannotOpen { .. }), "{error:?}");
-    assert!(error.to_string().contains("folder"), "{error}");
     let inside = folder.path().display();
     for url in [
         format!("postgres://localhost{inside}/keys.db"),
@@ -222,6 +252,59 @@ fn wrong_urls_folders_and_missing_folders_are_refused() {
         assert!(matches!(error, SqliteOpenError::BadUrl { .. }), "{url}: {error:?}");
     }
     assert!(contents(folder.path()) == before);
+}
+
+#[test]
+fn what_is_in_the_way_of_a_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let within = |name: &str| folder.path().join(name);
+    fs::create_dir(within("folder")).unwrap();
+    fs::write(within("file"), "text").unwrap();
+    symlink(within("nowhere.db"), within("link")).unwrap();
+    symlink(within("missing"), within("linked")).unwrap();
+    for (path, in_the_way, what) in [
+        ("folder", "folder", "is a folder, not a file"),
+        ("missing/keys.db", "missing", "does not exist"),
+        ("missing/deep/keys.db", "missing", "does not exist"),
+        ("file/keys.db", "file", "is a file, not a folder"),
+        ("file/deep/keys.db", "file", "is a file, not a folder"),
+        ("link", "link", "is a link to what does not exist"),
+        ("linked/keys.db", "linked", "is a link to what does not exist"),
+    ] {
+        let before = contents(folder.path());
+        let error = SqliteStore::open(within(path)).unwrap_err();
+        match &error {
+            SqliteOpenError::BadPath { path: file, place, reason } => {
+                assert_eq!((file, place), (&within(path), &within(in_the_way)), "{error}");
+                assert_eq!(*reason, what, "{error}");
+            }
+            error => panic!("{path}: {error:?}"),
+        }
+        assert_same(&before, &contents(folder.path()), &error);
+    }
+    let error = SqliteStore::open("/dev/null").unwrap_err();
+    assert!(error.to_string().contains("/dev/null is not a regular file"), "{error}");
+
+    fs::create_dir(within("real")).unwrap();
+    symlink(within("real"), within("to-real")).unwrap();
+    SqliteStore::open(within("to-real/keys.db")).unwrap();
+    symlink(within("real/keys.db"), within("to-file")).unwrap();
+    SqliteStore::open(within("to-file")).unwrap();
+}
+
+#[test]
+#[ignore = "needs root to become another user"]
+fn a_folder_that_may_not_be_entered_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let locked = folder.path().join("locked");
+    fs::create_dir_all(locked.join("deep")).unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&locked, Permissions::from_mode(0o700)).unwrap();
+    let said = stranger("open", &locked.join("deep/keys.db")).said;
+    let named = format!("{} is a folder that may not be entered", locked.display());
+    assert!(said.contains(&named), "{said}");
+    let said = stranger("open", &folder.path().join("keys.db")).said;
+    assert!(said.contains("check the rights on the file and its folder"), "{said}");
 }
 
 /// Not even root writes to it, until it is dropped.

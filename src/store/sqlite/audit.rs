@@ -11,11 +11,13 @@ use crate::audit::record::{
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
-use crate::store::sqlite::Outcome;
 use crate::store::sqlite::columns::Columns;
+use crate::store::sqlite::error::Outcome;
 
 /// As many rows of a table are purged in one transaction.
 const PURGE_BATCH: i64 = 1_000;
+/// As many pages are given back with them, more than they filled.
+const PURGE_PAGES: i64 = 256;
 
 /// Writes the batch; a record that is there already stays as it is.
 pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
@@ -104,6 +106,11 @@ pub(super) fn purge(db: &Connection, before: Timestamp) -> Outcome<usize> {
         );
         purged += db.prepare_cached(&sql)?.execute([before.unix_micros()])?;
     }
+    // Of no effect on a file from before there was `auto_vacuum`: its free pages are
+    // filled again.
+    let mut vacuum = db.prepare(&format!("PRAGMA incremental_vacuum({PURGE_PAGES})"))?;
+    let mut steps = vacuum.query([])?;
+    while steps.next()?.is_some() {}
     Ok(purged)
 }
 

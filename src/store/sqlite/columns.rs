@@ -5,8 +5,7 @@ use rusqlite::types::ValueRef;
 
 use crate::allowlist::Allowlist;
 use crate::clock::Timestamp;
-use crate::store::sqlite::Outcome;
-use crate::store::sqlite::error::Fault;
+use crate::store::sqlite::error::{Fault, Outcome};
 
 /// One row of a table whose rows are called `name`.
 #[derive(Clone, Copy)]

@@ -8,9 +8,8 @@ use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
-use crate::store::sqlite::Outcome;
 use crate::store::sqlite::columns::{Columns, from_lines, lines};
-use crate::store::sqlite::error::Fault;
+use crate::store::sqlite::error::{Fault, Outcome};
 
 /// A query for whole rows.
 macro_rules! select {

@@ -3,14 +3,20 @@
 mod audit;
 mod columns;
 mod error;
+mod file;
+mod integrity;
 mod keys;
 mod open;
+mod open_error;
+mod path;
 mod readers;
+mod scans;
 mod schema;
 mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -23,9 +29,10 @@ use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
-use crate::store::sqlite::error::Fault;
-pub use crate::store::sqlite::open::SqliteOpenError;
+use crate::store::sqlite::file::DatabaseFile;
+pub use crate::store::sqlite::open_error::SqliteOpenError;
 use crate::store::sqlite::readers::Readers;
+use crate::store::sqlite::scans::Scans;
 use crate::store::sqlite::writer::Writer;
 use crate::store::transfer::KeyExport;
 
@@ -62,27 +69,87 @@ pub struct SqliteStore {
 #[derive(Debug)]
 struct Inner {
     readers: Readers,
+    scans: Scans,
     writer: Writer,
 }
 
 impl SqliteStore {
     /// Opens the file, and makes it where there is none; brings an older schema
-    /// up to date. The folder must exist.
+    /// up to date. The folder must exist. [`SqliteOptions`] has all settings.
     ///
     /// A path, or a URL such as `sqlite:keygate.db` or `sqlite:///var/lib/keys.db`.
     /// A new file can be read by its owner only.
     ///
+    /// A file that is there already is checked for damage first, for two seconds at
+    /// most, which blocks the thread.
+    ///
     /// # Errors
     ///
-    /// A [`SqliteOpenError`], where the file is none of keygate's, its schema is
-    /// newer than this version, or it cannot be opened for writing. The file is
-    /// left as it was.
+    /// A [`SqliteOpenError`], where the file is none of keygate's or damaged, its schema
+    /// is newer than this version, or it cannot be opened for writing. The file is left as
+    /// it was.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, SqliteOpenError> {
-        let path = open::file_path(path.as_ref())?;
-        let connection = open::prepare(&path)?;
-        let readers = Readers::open(&path)?;
-        let writer = Writer::start(connection).map_err(|e| SqliteOpenError::thread(&path, e))?;
-        Ok(Self { inner: Arc::new(Inner { readers, writer }) })
+        SqliteOptions::new().open(path)
+    }
+}
+
+/// Settings of a [`SqliteStore`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = std::env::temp_dir().join(format!("keygate-options-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// # let path = folder.join("keygate.db");
+/// use std::time::Duration;
+/// use keygate::SqliteOptions;
+///
+/// let store = SqliteOptions::new().check_within(Duration::from_secs(30)).open(&path)?;
+/// # drop(store);
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct SqliteOptions {
+    check_within: Duration,
+}
+
+impl SqliteOptions {
+    /// The settings of [`SqliteStore::open`].
+    pub fn new() -> Self {
+        Self { check_within: Duration::from_secs(2) }
+    }
+
+    /// How long a file may be checked for damage before it is used: 2 seconds unless this
+    /// is called, and not at all with a time of zero. A second is enough for some 200 MB
+    /// that are in the system's cache. The keys come first; what was not reached is used
+    /// unchecked.
+    pub fn check_within(self, time: Duration) -> Self {
+        Self { check_within: time, ..self }
+    }
+
+    /// Opens the file, as [`SqliteStore::open`] does.
+    ///
+    /// # Errors
+    ///
+    /// A [`SqliteOpenError`], as there.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<SqliteStore, SqliteOpenError> {
+        let path = path::file_path(path.as_ref())?;
+        let cannot_open = |e| SqliteOpenError::cannot_open(&path, e);
+        let connection = open::prepare(&path, self.check_within)?;
+        let file = Arc::new(DatabaseFile::opened(&path).map_err(cannot_open)?);
+        let readers = Readers::open(&path, &file)?;
+        let (scans, threads) = Scans::start(&path, &file)?;
+        file.is_there().map_err(|fault| SqliteOpenError::cannot_open(&path, fault))?;
+        file.warn_of_readers();
+        let writer = Writer::start(connection, &file, threads).map_err(cannot_open)?;
+        Ok(SqliteStore { inner: Arc::new(Inner { readers, scans, writer }) })
+    }
+}
+
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -102,7 +169,8 @@ impl KeyStore for SqliteStore {
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        let keys = self.inner.readers.with(|db| keys::list(db, org))?;
+        let org = org.clone();
+        let keys = self.inner.scans.run(move |db| keys::list(db, &org)).await?;
         Ok(keys.into_iter().map(Arc::new).collect())
     }
 
@@ -122,6 +190,9 @@ impl KeyStore for SqliteStore {
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        if uses.is_empty() {
+            return Ok(self.inner.writer.probe().await?);
+        }
         let uses = uses.to_vec();
         Ok(self.inner.writer.run(move |db| keys::record_uses(db, &uses)).await?)
     }
@@ -134,7 +205,8 @@ impl KeyExport for SqliteStore {
         after: Option<&KeyId>,
         limit: usize,
     ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        let keys = self.inner.readers.with(|db| keys::export(db, after, limit))?;
+        let after = after.copied();
+        let keys = self.inner.scans.run(move |db| keys::export(db, after.as_ref(), limit)).await?;
         Ok(keys.into_iter().map(Arc::new).collect())
     }
 }
@@ -150,7 +222,8 @@ impl AuditSink for SqliteStore {
 #[async_trait]
 impl AuditLog for SqliteStore {
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
-        Ok(self.inner.readers.with(|db| audit::page(db, query))?)
+        let query = query.clone();
+        Ok(self.inner.scans.run(move |db| audit::page(db, &query)).await?)
     }
 
     /// In batches, between which other writes get their turn.
@@ -165,6 +238,3 @@ impl AuditLog for SqliteStore {
         }
     }
 }
-
-/// What a statement gives, or the fault that it ran into.
-type Outcome<T> = Result<T, Fault>;

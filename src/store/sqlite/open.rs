@@ -1,43 +1,31 @@
-//! Opening a database file: its path, its settings, and what may be wrong with it.
+//! Opening a database file: what it has to be, and its settings.
 
-use std::error::Error as StdError;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use thiserror::Error;
 
-use crate::store::sqlite::schema;
+use crate::store::sqlite::open_error::SqliteOpenError;
+use crate::store::sqlite::path::obstacle;
+use crate::store::sqlite::{file, integrity, schema};
 
 /// How long a write waits for another process that is writing.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a read waits in the rare moments when a reader has to. It blocks a
 /// thread of the caller's runtime.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
+/// How large the write-ahead log stays, in bytes, once its pages are in the file. SQLite
+/// begins to copy them at half of that.
+const LOG_LIMIT: u32 = 8 << 20;
 
-/// The file that a path or a `sqlite:` URL names.
-pub(super) fn file_path(path: &Path) -> Result<PathBuf, SqliteOpenError> {
-    let bad_url = |reason| SqliteOpenError::BadUrl { url: path.display().to_string(), reason };
-    let Some(text) = path.to_str() else { return Ok(path.to_owned()) };
-    let url = text.strip_prefix("sqlite:");
-    let file = url.map_or(text, |rest| rest.strip_prefix("//").unwrap_or(rest));
-    if file.is_empty() {
-        Err(bad_url("it names no file"))
-    } else if file == ":memory:" || text.starts_with("file:") {
-        Err(bad_url("it names no file; for keys in memory there is MemoryStore"))
-    } else if url.is_some() && file.contains('?') {
-        Err(bad_url("parameters are not supported; the path ends the URL"))
-    } else if url.is_none() && text.contains("://") {
-        Err(bad_url("it is not a `sqlite:` URL"))
-    } else {
-        Ok(file.into())
-    }
-}
-
-/// Opens the file for writing, checks that it is keygate's, and brings its
+/// Opens the file for writing, checks that it is keygate's and whole, and brings its
 /// schema up to date.
-pub(super) fn prepare(path: &Path) -> Result<Connection, SqliteOpenError> {
+pub(super) fn prepare(path: &Path, check_within: Duration) -> Result<Connection, SqliteOpenError> {
+    if let Some((place, reason)) = obstacle(path) {
+        return Err(SqliteOpenError::BadPath { path: path.to_owned(), place, reason });
+    }
     create_private(path).map_err(|source| SqliteOpenError::cannot_open(path, source))?;
     // SQLite takes a single byte for an empty file, and would write over it. The
     // file is not opened for that: closing it would give up the locks that other
@@ -45,15 +33,38 @@ pub(super) fn prepare(path: &Path) -> Result<Connection, SqliteOpenError> {
     if fs::metadata(path).is_ok_and(|file| file.len() == 1) {
         return Err(SqliteOpenError::NotKeygate { path: path.to_owned() });
     }
+    let log_is_left = log_is_left(path);
     let mut connection = connect(path, BUSY_TIMEOUT)?;
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
+    // A file that is refused is not mixed with a log that may be another file's.
+    let leave_log = |leave| {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave).map_err(failed)
+    };
+    if log_is_left {
+        leave_log(true)?;
+    }
+    if schema::is_new(&connection, path)? {
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL").map_err(failed)?;
+    } else {
+        integrity::check(&connection, path, check_within)?;
+    }
+    leave_log(false)?;
     schema::migrate(&mut connection, path)?;
     let mode = write_ahead(&connection).map_err(failed)?;
     if mode != "wal" {
         let reason = format!("its journal mode is {mode} and cannot be set to WAL");
         return Err(SqliteOpenError::cannot_open(path, reason));
     }
+    // The first read makes the write-ahead log.
+    let settings = format!("PRAGMA journal_size_limit = {LOG_LIMIT}; PRAGMA user_version");
+    connection.execute_batch(&settings).map_err(failed)?;
     Ok(connection)
+}
+
+/// Whether changes are in the write-ahead log that may not be in the file yet.
+fn log_is_left(path: &Path) -> bool {
+    let [log, _] = file::beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
+    fs::metadata(log).is_ok_and(|log| log.len() > 0)
 }
 
 /// Sets the journal mode, and says which it is now. SQLite does not wait here
@@ -110,119 +121,5 @@ fn create_private(path: &Path) -> io::Result<()> {
     match options.open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// Why a database file could not be opened.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SqliteOpenError {
-    /// The path or URL names no file.
-    #[error("{url}: {reason}")]
-    BadUrl {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// The file holds something else than keys, or is damaged.
-    #[error(
-        "{path} is no keygate database, or a damaged one; give another path or restore it from a backup, nothing was changed"
-    )]
-    NotKeygate {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer version of keygate has written to the file.
-    #[error("{path} has schema {found}, this version knows {supported}; use a newer keygate")]
-    TooNew {
-        /// The file.
-        path: PathBuf,
-        /// The schema of the file.
-        found: i64,
-        /// The newest schema that this version knows.
-        supported: i64,
-    },
-    /// Another process holds a lock on the file.
-    #[error("{path} is locked by another process; try again when it is done")]
-    Locked {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file cannot be written.
-    #[error("{path} cannot be written; check the rights on the file and its folder")]
-    ReadOnly {
-        /// The file.
-        path: PathBuf,
-        /// What was reported.
-        #[source]
-        source: Box<dyn StdError + Send + Sync>,
-    },
-    /// The file cannot be opened: its folder is missing, it is a folder itself.
-    #[error("{path} cannot be opened; check that its folder exists")]
-    CannotOpen {
-        /// The file.
-        path: PathBuf,
-        /// What was reported.
-        #[source]
-        source: Box<dyn StdError + Send + Sync>,
-    },
-}
-
-impl SqliteOpenError {
-    pub(super) fn from_sqlite(path: &Path, error: rusqlite::Error) -> Self {
-        let path = path.to_owned();
-        match error.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Self::NotKeygate { path },
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked { path },
-            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-                Self::ReadOnly { path, source: error.into() }
-            }
-            _ => Self::CannotOpen { path, source: error.into() },
-        }
-    }
-
-    pub(super) fn thread(path: &Path, error: io::Error) -> Self {
-        Self::cannot_open(path, error)
-    }
-
-    fn cannot_open(path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        let source = source.into();
-        let denied = source.downcast_ref::<io::Error>().is_some_and(|e| {
-            matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
-        });
-        let path = path.to_owned();
-        if denied { Self::ReadOnly { path, source } } else { Self::CannotOpen { path, source } }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_and_urls_name_files_or_are_refused() {
-        let named = |text: &str| file_path(Path::new(text)).map(|p| p.display().to_string());
-        for (text, file) in [
-            ("keygate.db", "keygate.db"),
-            ("sqlite:keygate.db", "keygate.db"),
-            ("sqlite://keygate.db", "keygate.db"),
-            ("sqlite:///var/lib/k.db", "/var/lib/k.db"),
-            ("/odd?name.db", "/odd?name.db"),
-        ] {
-            assert_eq!(named(text).unwrap(), file);
-        }
-        for text in [
-            "",
-            "sqlite:",
-            "sqlite://",
-            ":memory:",
-            "sqlite::memory:",
-            "sqlite:k.db?mode=ro",
-            "postgres://x/y",
-            "file:k.db",
-        ] {
-            assert!(matches!(named(text), Err(SqliteOpenError::BadUrl { .. })), "{text}");
-        }
     }
 }

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread;
 
 use rusqlite::Connection;
 
-use crate::store::sqlite::Outcome;
-use crate::store::sqlite::open::{self, SqliteOpenError};
+use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::file::{DatabaseFile, FileConnection};
+use crate::store::sqlite::open;
+use crate::store::sqlite::open_error::SqliteOpenError;
 
 #[derive(Debug)]
 pub(super) struct Readers {
-    connections: Box<[Mutex<Connection>]>,
+    connections: Box<[Mutex<FileConnection>]>,
+    file: Arc<DatabaseFile>,
 }
 
 /// How many threads have read so far.
@@ -26,15 +29,20 @@ thread_local! {
 
 impl Readers {
     /// As many connections as there are processors, two at least.
-    pub(super) fn open(path: &Path) -> Result<Self, SqliteOpenError> {
+    pub(super) fn open(path: &Path, file: &Arc<DatabaseFile>) -> Result<Self, SqliteOpenError> {
         let count = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16));
-        let connections: Result<Vec<_>, _> =
-            (0..count).map(|_| open::reader(path).map(Mutex::new)).collect();
-        Ok(Self { connections: connections?.into() })
+        let connection = || Ok(Mutex::new(FileConnection::new(open::reader(path)?, file)));
+        let connections: Result<Vec<_>, _> = (0..count).map(|_| connection()).collect();
+        Ok(Self { connections: connections?.into(), file: Arc::clone(file) })
     }
 
     /// Reads on the thread's own connection, or on another one that is free.
     pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Outcome<T>) -> Outcome<T> {
+        self.file.may_be_read()?;
+        self.file.watch(self.read(read))
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> Outcome<T>) -> Outcome<T> {
         let own = OWN.with(|own| own % self.connections.len().max(1));
         let (before, from) = self.connections.split_at(own);
         for connection in from.iter().chain(before) {
@@ -46,7 +54,7 @@ impl Readers {
         }
         match from.first() {
             Some(connection) => read(&connection.lock().unwrap_or_else(PoisonError::into_inner)),
-            None => Err(super::Fault::Ended),
+            None => Err(Fault::Ended),
         }
     }
 }

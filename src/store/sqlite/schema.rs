@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use crate::store::sqlite::open::SqliteOpenError;
+use crate::store::sqlite::open_error::SqliteOpenError;
 
 /// `kgte`, in the header of every file that is keygate's.
 const APPLICATION_ID: i64 = 0x6B67_7465;
@@ -63,30 +63,55 @@ const MIGRATIONS: [&str; 2] = [
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;
 
+/// Whether the file is still without a schema.
+///
+/// # Errors
+///
+/// [`NotKeygate`](SqliteOpenError::NotKeygate) and [`TooNew`](SqliteOpenError::TooNew).
+pub(super) fn is_new(connection: &Connection, path: &Path) -> Result<bool, SqliteOpenError> {
+    let failed = |e| SqliteOpenError::from_sqlite(path, e);
+    let transaction = connection.unchecked_transaction().map_err(failed)?;
+    Ok(version(&transaction, path)?.is_none())
+}
+
 /// Brings the schema up to date in one transaction; several processes may do so
 /// at once.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), SqliteOpenError> {
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
     let transaction =
         connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-    let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed);
-    let application_id = number("PRAGMA application_id")?;
-    let version = number("PRAGMA user_version")?;
-    let tables = number("SELECT count(*) FROM sqlite_schema")?;
-    let is_new = application_id == 0 && version == 0 && tables == 0;
-    if !is_new && application_id != APPLICATION_ID {
-        return Err(SqliteOpenError::NotKeygate { path: path.to_owned() });
-    }
-    if version > CURRENT {
-        let path = path.to_owned();
-        return Err(SqliteOpenError::TooNew { path, found: version, supported: CURRENT });
-    }
-    let done = usize::try_from(version).unwrap_or_default();
-    for migration in MIGRATIONS.iter().skip(done) {
+    let done = usize::try_from(version(&transaction, path)?.unwrap_or_default());
+    for migration in MIGRATIONS.iter().skip(done.unwrap_or_default()) {
         transaction.execute_batch(migration).map_err(failed)?;
     }
     let stamp =
         format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {CURRENT}");
     transaction.execute_batch(&stamp).map_err(failed)?;
     transaction.commit().map_err(failed)
+}
+
+/// The schema's version, or `None` for a new file.
+fn version(transaction: &Transaction<'_>, path: &Path) -> Result<Option<i64>, SqliteOpenError> {
+    let failed = |e| SqliteOpenError::from_sqlite(path, e);
+    let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed);
+    let application_id = number("PRAGMA application_id")?;
+    let version = number("PRAGMA user_version")?;
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
+    if application_id == 0 && version == 0 && tables == 0 {
+        return Ok(None);
+    }
+    if application_id != APPLICATION_ID {
+        return Err(SqliteOpenError::NotKeygate { path: path.to_owned() });
+    }
+    if version > CURRENT {
+        let path = path.to_owned();
+        return Err(SqliteOpenError::TooNew { path, found: version, supported: CURRENT });
+    }
+    Ok(Some(version))
+}
+
+/// Writes a page, and changes nothing.
+pub(super) fn rewrite(db: &Connection) -> rusqlite::Result<()> {
+    let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    db.execute_batch(&format!("PRAGMA user_version = {version}"))
 }

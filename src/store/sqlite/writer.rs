@@ -1,14 +1,15 @@
 //! The one thread that writes, many changes to a transaction.
 
 use std::io;
-use std::sync::mpsc;
-use std::thread;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
 
 use futures_channel::oneshot;
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
-use crate::store::sqlite::Outcome;
-use crate::store::sqlite::error::Fault;
+use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::file::{DatabaseFile, FileConnection};
+use crate::store::sqlite::schema;
 
 /// Changes beyond these wait for the next transaction.
 const GROUP: usize = 256;
@@ -18,6 +19,7 @@ const GROUP: usize = 256;
 #[derive(Debug)]
 pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
+    file: Arc<DatabaseFile>,
 }
 
 /// One change, answered after the commit.
@@ -26,8 +28,17 @@ trait Job: Send {
     fn is_abandoned(&self) -> bool;
     /// Makes the change. `false` asks for it to be rolled back.
     fn run(&mut self, connection: &Connection) -> bool;
-    /// Answers; with a reason where the transaction was not committed.
-    fn answer(self: Box<Self>, not_committed: Option<&str>);
+    /// Answers; with what went wrong where the transaction failed.
+    fn answer(self: Box<Self>, failed: Option<&Failed>);
+}
+
+/// Why a transaction failed.
+enum Failed {
+    /// It did not take place, and does not later.
+    Surely(Arc<Fault>),
+    /// Its pages are in the write-ahead log perhaps, where the next process to open the
+    /// file would find them.
+    InDoubt(Arc<Fault>),
 }
 
 struct Change<F, T> {
@@ -50,11 +61,12 @@ where
         matches!(self.outcome, Some(Ok(_)))
     }
 
-    fn answer(self: Box<Self>, not_committed: Option<&str>) {
-        let outcome = match (self.outcome, not_committed) {
+    fn answer(self: Box<Self>, failed: Option<&Failed>) {
+        let outcome = match (self.outcome, failed) {
             // A change that failed by itself has its own reason to give.
             (Some(Err(fault)), _) => Err(fault),
-            (_, Some(reason)) => Err(Fault::NotCommitted(reason.to_owned())),
+            (_, Some(Failed::Surely(fault))) => Err(Fault::NotCommitted(Arc::clone(fault))),
+            (_, Some(Failed::InDoubt(fault))) => Err(Fault::InDoubt(Arc::clone(fault))),
             (Some(Ok(done)), None) => Ok(done),
             (None, None) => Err(Fault::Ended),
         };
@@ -63,12 +75,23 @@ where
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection) -> io::Result<Self> {
+    /// The thread ends after the `readers`: only the last connection that closes, and not
+    /// two at once, copies the write-ahead log into the file.
+    pub(super) fn start(
+        connection: Connection,
+        file: &Arc<DatabaseFile>,
+        readers: Vec<JoinHandle<()>>,
+    ) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        thread::Builder::new()
-            .name("keygate-sqlite".into())
-            .spawn(move || write_all(connection, &queue))?;
-        Ok(Self { jobs })
+        let mut connection = FileConnection::new(connection, file);
+        let checked = Arc::clone(file);
+        thread::Builder::new().name("keygate-sqlite".into()).spawn(move || {
+            write_all(&mut connection, &checked, &queue);
+            for reader in readers {
+                let _ = reader.join();
+            }
+        })?;
+        Ok(Self { jobs, file: Arc::clone(file) })
     }
 
     /// Makes a change, and returns once it is on disk. Where the caller gives up
@@ -80,42 +103,92 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let job = Change { work: Some(work), outcome: None, reply };
         self.jobs.send(Box::new(job)).map_err(|_| Fault::Ended)?;
-        answer.await.unwrap_or(Err(Fault::Ended))
+        self.file.watch(answer.await.unwrap_or(Err(Fault::Ended)))
+    }
+
+    /// Whether changes can be made: writes a page, and changes nothing.
+    pub(super) async fn probe(&self) -> Outcome<()> {
+        self.file.is_whole()?;
+        self.run(|db| Ok(schema::rewrite(db)?)).await
     }
 }
 
-fn write_all(mut connection: Connection, queue: &mpsc::Receiver<Box<dyn Job>>) {
+fn write_all(
+    connection: &mut Connection,
+    file: &DatabaseFile,
+    queue: &mpsc::Receiver<Box<dyn Job>>,
+) {
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
         group.extend(queue.try_iter().take(GROUP - 1));
-        group.retain(|job| !job.is_abandoned());
-        let not_committed = write(&mut connection, &mut group).err().map(|e| e.to_string());
+        let failed = write(connection, file, &mut group).err();
         for job in group {
-            job.answer(not_committed.as_deref());
+            job.answer(failed.as_ref());
         }
     }
 }
 
 /// Makes a group of changes in one transaction. One that fails is taken back;
 /// the others stay.
-fn write(connection: &mut Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
-    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+fn write(
+    connection: &mut Connection,
+    file: &DatabaseFile,
+    group: &mut [Box<dyn Job>],
+) -> Result<(), Failed> {
+    let surely = |fault: Fault| Failed::Surely(Arc::new(fault));
+    file.is_there().map_err(surely)?;
+    let mut transaction = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(|e| surely(e.into()))?;
+    let outcome = match run_all(&mut transaction, group) {
+        Ok(true) => transaction.commit(),
+        Ok(false) => return Ok(()),
+        Err(error) => return Err(surely(error.into())),
+    };
+    let Err(error) = outcome else { return Ok(()) };
+    // Another transaction takes the place of this one in the write-ahead log.
+    if may_be_on_disk(&error) && rewritten(connection).is_err() {
+        return Err(Failed::InDoubt(Arc::new(error.into())));
+    }
+    Err(surely(error.into()))
+}
+
+/// Runs the changes; `false` where there is nothing to commit.
+fn run_all(
+    transaction: &mut Transaction<'_>,
+    group: &mut [Box<dyn Job>],
+) -> rusqlite::Result<bool> {
     // One alone is taken back with its transaction; a savepoint would copy every
     // page that a large batch changes.
     if let [job] = group {
-        return if job.run(&transaction) { transaction.commit() } else { transaction.rollback() };
+        return Ok(!job.is_abandoned() && job.run(transaction));
     }
-    for job in group {
+    // Some may have been given up while the transaction waited for another process.
+    for job in group.iter_mut().filter(|job| !job.is_abandoned()) {
         let savepoint = transaction.savepoint()?;
         if job.run(&savepoint) {
             savepoint.commit()?;
         } else if savepoint.is_autocommit() {
             // SQLite has taken the whole transaction back: a full disk, say.
             return Err(rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT),
+                ffi::Error::new(ffi::SQLITE_ABORT),
                 Some("the transaction was rolled back".into()),
             ));
         }
     }
+    Ok(true)
+}
+
+/// Whether the pages of a transaction may be on disk although its commit failed: all
+/// were written, and then it failed to sync, or to enter them in the index.
+fn may_be_on_disk(error: &rusqlite::Error) -> bool {
+    let io = [ErrorCode::SystemIoFailure, ErrorCode::OutOfMemory];
+    matches!(error.sqlite_error(), Some(error)
+        if io.contains(&error.code) && error.extended_code != ffi::SQLITE_IOERR_WRITE)
+}
+
+fn rewritten(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    schema::rewrite(&transaction)?;
     transaction.commit()
 }

@@ -1,0 +1,216 @@
+//! Whether the file on disk is still the one that is open, and whether it is whole.
+
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+use crate::store::sqlite::error::{Fault, Outcome};
+use crate::throttle::Throttle;
+
+/// How often look-ups ask which file is at the path. Asking takes a fifth of the time
+/// of a look-up.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The database file and the two that SQLite keeps beside it.
+#[derive(Debug)]
+pub(super) struct DatabaseFile {
+    parts: [Part; 3],
+    opened: Instant,
+    /// When look-ups ask again which file is at the path, in milliseconds after `opened`.
+    look_again: AtomicU64,
+    replaced: AtomicBool,
+    damaged: AtomicBool,
+    gone_lines: Throttle,
+    damage_lines: Throttle,
+}
+
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// Device and inode. The number of an open file is not given to another one.
+#[cfg(unix)]
+type Identity = (u64, u64);
+/// Elsewhere an open file can be neither removed nor replaced.
+#[cfg(not(unix))]
+type Identity = ();
+
+impl DatabaseFile {
+    /// The file at that path, which a connection has open in WAL mode.
+    pub(super) fn opened(path: &Path) -> io::Result<Self> {
+        // SQLite follows links, and keeps its files beside the file itself.
+        let [wal, shm] = beside(&fs::canonicalize(path)?);
+        let part = |path: PathBuf| {
+            let identity = identity(&fs::metadata(&path)?);
+            Ok::<_, io::Error>(Part { path, identity })
+        };
+        Ok(Self {
+            parts: [part(path.to_owned())?, part(wal)?, part(shm)?],
+            opened: Instant::now(),
+            look_again: AtomicU64::new(0),
+            replaced: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            gone_lines: Throttle::default(),
+            damage_lines: Throttle::default(),
+        })
+    }
+
+    /// Fails where one of the files is gone or is another one: what is written then is
+    /// lost with the next restart.
+    pub(super) fn is_there(&self) -> Outcome<()> {
+        let checked = self.parts.iter().try_for_each(Part::is_there);
+        self.replaced.store(matches!(checked, Err(Fault::Replaced { .. })), Ordering::Relaxed);
+        if let Err(fault) = &checked
+            && let Some(left_out) = self.gone_lines.pass()
+        {
+            tracing::error!(
+                left_out,
+                "{fault}; changes and audit records are refused; stop the service, \
+                 put the right file in its place, and start it again"
+            );
+        }
+        checked
+    }
+
+    /// Fails where another file is in the place of one of them. Who opens that file may
+    /// change keys in it, so that what is read from this one is out of date, or mixed with
+    /// the other's. Where there is none, nobody changes anything, and reading goes on.
+    pub(super) fn may_be_read(&self) -> Outcome<()> {
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let known = now < self.look_again.load(Ordering::Relaxed);
+        if known && !self.replaced.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let next = now.saturating_add(LOOK_AGAIN.as_millis() as u64);
+        self.look_again.store(next, Ordering::Relaxed);
+        match self.is_there() {
+            Err(fault @ Fault::Replaced { .. }) => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails once a damaged page has been met.
+    pub(super) fn is_whole(&self) -> Outcome<()> {
+        if self.damaged.load(Ordering::Relaxed) {
+            return Err(Fault::Damaged { path: self.path().to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Remembers where a statement has met a damaged page.
+    pub(super) fn watch<T>(&self, outcome: Outcome<T>) -> Outcome<T> {
+        if let Err(fault) = &outcome
+            && fault.is_damage()
+        {
+            self.damaged.store(true, Ordering::Relaxed);
+            if let Some(left_out) = self.damage_lines.pass() {
+                let path = self.path().display();
+                tracing::error!(
+                    left_out,
+                    "{path} is damaged: {fault}; stop the service and restore a backup"
+                );
+            }
+        }
+        outcome
+    }
+
+    /// Warns where other users of the machine may read what is stored.
+    #[cfg(unix)]
+    pub(super) fn warn_of_readers(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        for Part { path, .. } in &self.parts {
+            let mode = fs::metadata(path).map_or(0, |file| file.permissions().mode());
+            if mode & 0o066 != 0 {
+                tracing::warn!(
+                    "{} is open to other users of this machine (mode {:03o}); \
+                     it holds digests and the audit log: chmod 600",
+                    path.display(),
+                    mode & 0o777,
+                );
+            }
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn warn_of_readers(&self) {}
+
+    fn path(&self) -> &Path {
+        let [file, _, _] = &self.parts;
+        &file.path
+    }
+}
+
+impl Part {
+    fn is_there(&self) -> Outcome<()> {
+        let path = || self.path.clone();
+        match fs::metadata(&self.path) {
+            Ok(file) if identity(&file) == self.identity => Ok(()),
+            Ok(_) => Err(Fault::Replaced { path: path() }),
+            Err(source) => Err(Fault::Gone { path: path(), source }),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn identity(file: &Metadata) -> Identity {
+    use std::os::unix::fs::MetadataExt;
+    (file.dev(), file.ino())
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Metadata) -> Identity {}
+
+/// The names of the write-ahead log and of its index.
+pub(super) fn beside(path: &Path) -> [PathBuf; 2] {
+    ["-wal", "-shm"].map(|ending| {
+        let mut name = OsString::from(path);
+        name.push(ending);
+        name.into()
+    })
+}
+
+/// A connection to the file.
+#[derive(Debug)]
+pub(super) struct FileConnection {
+    connection: Connection,
+    file: Arc<DatabaseFile>,
+}
+
+impl FileConnection {
+    pub(super) fn new(connection: Connection, file: &Arc<DatabaseFile>) -> Self {
+        Self { connection, file: Arc::clone(file) }
+    }
+}
+
+impl Deref for FileConnection {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for FileConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
+
+impl Drop for FileConnection {
+    /// The last connection that closes copies the write-ahead log into the file and removes
+    /// it by its name, which may by now be that of another file's log.
+    fn drop(&mut self) {
+        let leave = self.file.is_there().is_err();
+        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave);
+    }
+}

@@ -1,0 +1,78 @@
+//! Whether a file is whole, as SQLite sees it, within a bounded time.
+
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode};
+
+use crate::store::sqlite::open_error::SqliteOpenError;
+
+/// The keys first, with their indexes: a key that one of them leaves out would be refused,
+/// or not be seen. Then the pages of the whole file.
+const CHECKS: [&str; 2] = ["PRAGMA integrity_check(keys)", "PRAGMA quick_check(1)"];
+
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Fails where the file is found to be damaged. What cannot be read within that time is not
+/// checked; none at all with a time of zero.
+pub(super) fn check(
+    connection: &Connection,
+    path: &Path,
+    within: Duration,
+) -> Result<(), SqliteOpenError> {
+    if within.is_zero() {
+        return Ok(());
+    }
+    match bounded(connection, within, || CHECKS.iter().try_for_each(|sql| sound(connection, sql))) {
+        Ok(()) => Ok(()),
+        Err(Finding::Damage(found)) => {
+            Err(SqliteOpenError::Damaged { path: path.to_owned(), found })
+        }
+        Err(Finding::Failed(error)) => match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) => {
+                let path = path.display();
+                tracing::info!("{path} is large: only a part was checked for damage in {within:?}");
+                Ok(())
+            }
+            _ => Err(SqliteOpenError::from_sqlite(path, error)),
+        },
+    }
+}
+
+enum Finding {
+    Damage(String),
+    Failed(rusqlite::Error),
+}
+
+fn sound(connection: &Connection, sql: &str) -> Result<(), Finding> {
+    let first_line = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+    match connection.query_row(sql, [], first_line) {
+        Ok(text) if text == "ok" => Ok(()),
+        Ok(text) => {
+            let found = text.lines().find(|line| !line.starts_with("***"));
+            Err(Finding::Damage(found.unwrap_or(&text).to_owned()))
+        }
+        Err(error) => Err(Finding::Failed(error)),
+    }
+}
+
+/// Does the work, and interrupts it after that time.
+fn bounded<T>(connection: &Connection, within: Duration, work: impl FnOnce() -> T) -> T {
+    let interrupt = connection.get_interrupt_handle();
+    let (done, wait) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // Again and again: only a statement that runs is interrupted.
+            let mut left = within;
+            while wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                interrupt.interrupt();
+                left = AGAIN;
+            }
+        });
+        let answer = work();
+        drop(done);
+        answer
+    })
+}
