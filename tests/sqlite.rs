@@ -10,6 +10,7 @@
 )]
 
 mod sqlite_support;
+mod support;
 
 #[path = "sqlite_support/damage.rs"]
 mod damage;
@@ -20,10 +21,23 @@ mod large;
 #[path = "sqlite_support/locked.rs"]
 mod locked;
 #[cfg(unix)]
+#[path = "sqlite_support/moved.rs"]
+mod moved;
+#[cfg(unix)]
 #[path = "sqlite_support/opening.rs"]
 mod opening;
+#[cfg(unix)]
+#[path = "sqlite_support/probe.rs"]
+mod probe;
 #[path = "sqlite_support/races.rs"]
 mod races;
+#[path = "sqlite_support/restore.rs"]
+mod restore;
+#[path = "sqlite_support/space.rs"]
+mod space;
+#[cfg(target_os = "linux")]
+#[path = "sqlite_support/sync.rs"]
+mod sync;
 
 use keygate::SqliteStore;
 use keygate::conformance::{self, TwoHandles};

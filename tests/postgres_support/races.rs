@@ -11,7 +11,7 @@ use std::sync::Arc;
 use keygate::{KeyStore, OrgId, OrgLimit, PostgresOptions, PostgresStore, StoreError};
 use tokio::sync::Barrier;
 
-use self::peer::Peer;
+use self::peer::{Peer, this_program};
 use crate::postgres_support::{LIMIT, in_schema, in_session, new_key, org, schema_of};
 
 /// So many tasks create a key each, at once, in turn over those stores; how
@@ -108,7 +108,7 @@ async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_round
 /// Another process on the same schema, which creates keys in the organisations
 /// that it is told.
 fn peer(schema: &str) -> Peer {
-    Peer::start("races::child", &[("KEYGATE_CHILD_SCHEMA", OsStr::new(schema))])
+    Peer::start(this_program(), "races::child", &[("KEYGATE_CHILD_SCHEMA", OsStr::new(schema))])
 }
 
 #[test]

@@ -74,7 +74,7 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
     let first = key(&acme);
     store.insert(&first, OrgLimit::NONE).await.unwrap();
     let mut acknowledged = vec![first.clone()];
-    let (mut batches, mut number) = (0, 0);
+    let (mut batches, mut number, mut probes) = (0, 0, 0);
     for _ in 0..3 {
         disk.fill();
         // What room is left inside the files is used up at some time.
@@ -98,6 +98,16 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
         };
         assert!(matches!(refused, AuditError::Unavailable(_)), "{refused:?}");
 
+        // What room is left for a page the probe uses up.
+        let refused = loop {
+            match store.record_uses(&[]).await {
+                Ok(()) => probes += 1,
+                Err(error) => break error,
+            }
+            assert!(probes < 1_000, "the disk is never full");
+        };
+        assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
+
         // What was acknowledged is there and nothing else; reads go on.
         assert_eq!(store.list(&acme).await.unwrap().len(), acknowledged.len());
         let found = store.find_by_digest(&first.digest).await.unwrap();
@@ -105,6 +115,7 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
         assert_eq!(requests(&store, &first).await, batches * 300);
 
         disk.make_room();
+        store.record_uses(&[]).await.unwrap();
         let new = key(&acme);
         store.insert(&new, OrgLimit::NONE).await.unwrap();
         acknowledged.push(new);

@@ -7,6 +7,7 @@ use std::error::Error;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, io};
 
 use keygate::{
@@ -17,7 +18,7 @@ use keygate::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-pub(crate) use self::peer::Peer;
+pub(crate) use self::peer::{Peer, this_program};
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
@@ -119,8 +120,13 @@ pub(crate) fn assert_sound(path: &Path) {
 
 /// Another process on the same file, with that task.
 pub(crate) fn peer(task: &str, path: &Path) -> Peer {
+    peer_by(this_program(), task, path)
+}
+
+/// The same, by a command that is or runs this program.
+pub(crate) fn peer_by(program: Command, task: &str, path: &Path) -> Peer {
     let variables = [("KEYGATE_CHILD", OsStr::new(task)), ("KEYGATE_CHILD_FILE", path.as_os_str())];
-    Peer::start("sqlite_support::child", &variables)
+    Peer::start(program, "sqlite_support::child", &variables)
 }
 
 #[test]
@@ -153,6 +159,14 @@ fn child() {
             for line in orders {
                 let created = runtime.block_on(crate::races::creators(&store, &org(&line), 32));
                 say(&created.to_string());
+            }
+        }
+        "insert" => {
+            let store = SqliteStore::open(&path).unwrap();
+            say("ready");
+            for line in orders {
+                let inserted = runtime.block_on(store.insert(&key(&org(&line)), LIMIT));
+                say(&inserted.map_or_else(|error| format!("{error:?}"), |()| "done".into()));
             }
         }
         begin => {

@@ -1,19 +1,24 @@
 //! What may be wrong with a file, and that it is left alone then.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Barrier;
-use std::thread;
+use std::time::Duration;
+use std::{fs, thread};
 
 use keygate::{
-    AuditLog, AuditQuery, AuditScope, AuditSink, KeyStore, SqliteOpenError, SqliteStore,
+    AuditError, AuditLog, AuditQuery, AuditScope, AuditSink, KeyStore, SqliteOpenError,
+    SqliteOptions, SqliteStore, StoreError,
 };
 use tempfile::TempDir;
 
-use crate::sqlite_support::{LIMIT, at, change, key, new_store, org, peer, raw};
+use crate::sqlite_support::{
+    LIMIT, at, chain, change, key, new_store, org, peer, peer_by, raw, request, this_program,
+};
+use crate::support::{capture_logs, logs};
 
 type Contents = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -196,7 +201,7 @@ async fn a_damaged_page_that_is_met_shows_in_health_and_good_ones_are_read_on() 
     store.record(&records).await.unwrap();
     let (_folder, path) = closed(folder, &path, store);
     let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'requests'";
-    let page: u64 = raw(&path).query_row(sql, [], |row| row.get(0)).unwrap();
+    let page: i64 = raw(&path).query_row(sql, [], |row| row.get(0)).unwrap();
     let mut bytes = fs::read(&path).unwrap();
     let start = (page as usize - 1) * 4096;
     bytes[start..start + 4096].fill(0xA5);
@@ -292,19 +297,31 @@ fn what_is_in_the_way_of_a_file_is_named() {
     SqliteStore::open(within("to-file")).unwrap();
 }
 
+/// What a process says of opening the file that may do no more than its rights allow.
+fn opened_within_its_rights(path: &Path) -> String {
+    let mut program = Command::new("setpriv");
+    program.args(["--bounding-set", "-dac_override,-dac_read_search"]);
+    program.arg(this_program().get_program());
+    let mut peer = peer_by(program, "open", path);
+    assert_eq!(peer.says(), "ready");
+    peer.order("go");
+    peer.says()
+}
+
 #[test]
-#[ignore = "needs root to become another user"]
+#[ignore = "needs root to give up a part of its rights"]
 fn a_folder_that_may_not_be_entered_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let locked = folder.path().join("locked");
     fs::create_dir_all(locked.join("deep")).unwrap();
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&locked, Permissions::from_mode(0o700)).unwrap();
-    let said = stranger("open", &locked.join("deep/keys.db")).said;
+    fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let named = format!("{} is a folder that may not be entered", locked.display());
+    let said = opened_within_its_rights(&locked.join("deep/keys.db"));
     assert!(said.contains(&named), "{said}");
-    let said = stranger("open", &folder.path().join("keys.db")).said;
+    fs::set_permissions(&locked, Permissions::from_mode(0o500)).unwrap();
+    let said = opened_within_its_rights(&locked.join("keys.db"));
     assert!(said.contains("check the rights on the file and its folder"), "{said}");
+    fs::set_permissions(&locked, Permissions::from_mode(0o700)).unwrap();
 }
 
 /// Not even root writes to it, until it is dropped.
@@ -362,6 +379,26 @@ async fn only_the_owner_reads_a_new_file_and_what_stands_beside_it() {
         let mode = file.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file:?}");
     }
+}
+
+#[test]
+fn files_that_other_users_may_read_are_warned_about() {
+    let (_folder, path, store) = new_store();
+    for (file, mode) in [("keys.db", 0o640), ("keys.db-wal", 0o604), ("keys.db-shm", 0o660)] {
+        capture_logs();
+        let again = SqliteStore::open(&path).unwrap();
+        assert!(!logs().contains("other users"), "{}", logs());
+        let file = path.with_file_name(file);
+        fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+        let third = SqliteStore::open(&path).unwrap();
+        let warning =
+            format!("{} is open to other users of this machine (mode {mode:03o})", file.display());
+        assert_eq!(logs().matches(&warning).count(), 1, "{}", logs());
+        assert_eq!(logs().matches("other users").count(), 1, "{}", logs());
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        drop((again, third));
+    }
+    drop(store);
 }
 
 #[tokio::test]

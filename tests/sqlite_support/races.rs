@@ -67,7 +67,7 @@ async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_round
 
 /// How many transactions the write-ahead log holds: frames that end one name
 /// the size of the database.
-fn commits(path: &Path) -> usize {
+pub(crate) fn commits(path: &Path) -> usize {
     let log = fs::read(path.with_extension("db-wal")).unwrap();
     let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
     let page = number(&log[8..12]) as usize;

@@ -5,6 +5,10 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+pub(crate) fn this_program() -> Command {
+    Command::new(env::current_exe().unwrap())
+}
+
 /// Another process, killed when dropped.
 pub(crate) struct Peer {
     process: Child,
@@ -14,8 +18,9 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Starts a process that runs the ignored test of that name.
-    pub(crate) fn start(child: &str, variables: &[(&str, &OsStr)]) -> Self {
-        let mut process = Command::new(env::current_exe().unwrap())
+    /// The command is [`this_program`], or runs it.
+    pub(crate) fn start(mut program: Command, child: &str, variables: &[(&str, &OsStr)]) -> Self {
+        let mut process = program
             .args(["--ignored", "--exact", "--nocapture", child])
             .envs(variables.iter().copied())
             .stdin(Stdio::piped())

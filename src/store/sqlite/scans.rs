@@ -70,3 +70,65 @@ fn read_all(connection: &Connection, queue: &Mutex<mpsc::Receiver<Job>>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use crate::audit::log::{AuditLog, AuditQuery, AuditScope};
+    use crate::key::digest::KeyDigest;
+    use crate::key::id::KeyId;
+    use crate::org::OrgId;
+    use crate::store::contract::KeyStore;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::transfer::KeyExport;
+
+    fn first_poll<T>(future: impl Future<Output = T>) -> Poll<T> {
+        pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn reads_that_take_long_hold_up_neither_look_ups_nor_other_tasks() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+        let (org, id) = (OrgId::new("acme").unwrap(), KeyId::from_bytes([1; 16]));
+        // Each thread has a read that takes until it is let go.
+        let mut held = Vec::new();
+        for _ in 0..THREADS {
+            let (let_go, wait) = mpsc::channel::<()>();
+            let store = store.clone();
+            let read = move |_: &Connection| {
+                let _ = wait.recv();
+                Ok(())
+            };
+            let task = tokio::spawn(async move { store.inner.scans.run(read).await });
+            held.push((let_go, task));
+        }
+        tokio::task::yield_now().await;
+
+        let query = AuditQuery::new(org.clone(), AuditScope::OrgChanges);
+        let mut page = store.page(&query);
+        let mut list = store.list(&org);
+        let mut export = store.export(None, 9);
+        assert!(first_poll(page.as_mut()).is_pending());
+        assert!(first_poll(list.as_mut()).is_pending());
+        assert!(first_poll(export.as_mut()).is_pending());
+        // Look-ups are answered in place.
+        assert!(matches!(
+            first_poll(store.find_by_digest(&KeyDigest::of("none"))),
+            Poll::Ready(Ok(None))
+        ));
+        assert!(matches!(first_poll(store.get(&org, &id)), Poll::Ready(Ok(None))));
+        assert_eq!(tokio::spawn(async { 7 }).await.unwrap(), 7);
+
+        for (let_go, task) in held {
+            drop(let_go);
+            task.await.unwrap().unwrap();
+        }
+        assert!(page.await.unwrap().records.is_empty());
+        assert!(list.await.unwrap().is_empty());
+        assert!(export.await.unwrap().is_empty());
+    }
+}

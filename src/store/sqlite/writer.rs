@@ -192,3 +192,56 @@ fn rewritten(connection: &mut Connection) -> rusqlite::Result<()> {
     schema::rewrite(&transaction)?;
     transaction.commit()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::{Context, Waker};
+
+    use crate::store::sqlite::SqliteStore;
+
+    #[tokio::test]
+    async fn case_44_a_change_given_up_after_its_transaction_began_and_before_its_turn_is_not_made()
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+        let writer = &store.inner.writer;
+        let poll = |future: &mut (dyn Future<Output = Outcome<()>> + Unpin)| {
+            assert!(
+                std::pin::Pin::new(future)
+                    .poll(&mut Context::from_waker(Waker::noop()))
+                    .is_pending()
+            );
+        };
+        let (begun, has_begun) = mpsc::channel();
+        let (let_go, wait) = mpsc::channel::<()>();
+        // While this one runs, the next three queue up for one transaction.
+        let (let_first_go, first_waits) = mpsc::channel::<()>();
+        let mut first = Box::pin(writer.run(move |_| {
+            let _ = first_waits.recv();
+            Ok(())
+        }));
+        poll(&mut first);
+        let mut second = Box::pin(writer.run(move |_| {
+            begun.send(()).unwrap();
+            let _ = wait.recv();
+            Ok(())
+        }));
+        poll(&mut second);
+        let (made, is_made) = mpsc::channel();
+        let mut given_up = Box::pin(writer.run(move |_| {
+            made.send(()).unwrap();
+            Ok(())
+        }));
+        poll(&mut given_up);
+
+        drop(let_first_go);
+        has_begun.recv().unwrap();
+        drop(given_up);
+        drop(let_go);
+        first.await.unwrap();
+        second.await.unwrap();
+        writer.run(|_| Ok(())).await.unwrap();
+        assert!(is_made.try_recv().is_err(), "it was made");
+    }
+}
