@@ -39,9 +39,9 @@ use crate::store::transfer::KeyExport;
 /// Keys and audit records in one SQLite file: [`KeyStore`], [`AuditSink`] and
 /// [`AuditLog`] at once. A clone is another handle to the same file.
 ///
-/// Reads take microseconds and happen in place, on connections of their own.
-/// Writes go through one thread, which puts what waits for it into one
-/// transaction; a call returns once its transaction is on disk (`WAL`,
+/// Look-ups take microseconds and happen in place, on connections of their own; lists and
+/// pages are read on other threads. Writes go through one thread, which puts what waits
+/// for it into one transaction; a call returns once its transaction is on disk (`WAL`,
 /// `synchronous=FULL`). Several processes may share the file on one machine; a
 /// network file system will not do.
 ///
@@ -61,6 +61,43 @@ use crate::store::transfer::KeyExport;
 /// # Ok(())
 /// # }
 /// ```
+/// # A change that is given up or fails
+///
+/// A change whose caller gives up before its turn has come is not made. One whose
+/// transaction has reached it is carried through, and takes the milliseconds that the
+/// disk needs, so that a deadline that passes meanwhile leaves open whether it was made.
+///
+/// [`StoreError::InDoubt`] is a transaction that was written and could not be synced to the
+/// disk: it may come back after a crash. Every other failure is
+/// [`StoreError::Unavailable`], and the change does not take place later.
+///
+/// # The file while it is in use
+///
+/// Before each transaction the store looks whether the file and the two beside it
+/// (`-wal`, `-shm`) are the ones that it has open. Where one is gone or is another file,
+/// changes and audit records are refused, since a restart would lose them, and
+/// `record_uses(&[])` fails, by which the health check asks whether changes can be made.
+///
+/// - Where a file is *gone*, look-ups go on: no other process makes changes that this
+///   one does not see.
+/// - Where *another file* is in its place, look-ups are refused as well, within 50 ms:
+///   another process may open that file and revoke keys in it.
+///
+/// Once the same file is in its place again, all goes on. Otherwise stop the service, put
+/// the right file there and start it; a store does not change over to another file. To
+/// restore a backup, follow the guide: copying it over a file in use undoes it silently,
+/// or damages the file.
+///
+/// A page that is found damaged makes `record_uses(&[])` fail until the next start. Good
+/// pages are read and written on.
+///
+/// # Room on the disk
+///
+/// The write-ahead log is cut off at 8 MiB once its pages are in the file.
+/// [`purge_before`](AuditLog::purge_before) gives the room of old records back to the file
+/// system, batch by batch. In a file that an older version made it is filled again instead,
+/// until `PRAGMA auto_vacuum = INCREMENTAL; VACUUM` was run on it once, with the service
+/// stopped.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
     inner: Arc<Inner>,
@@ -121,7 +158,7 @@ impl SqliteOptions {
     }
 
     /// How long a file may be checked for damage before it is used: 2 seconds unless this
-    /// is called, and not at all with a time of zero. A second is enough for some 200 MB
+    /// is called, and not at all with a time of zero. A second is enough for some 100 MB
     /// that are in the system's cache. The keys come first; what was not reached is used
     /// unchecked.
     pub fn check_within(self, time: Duration) -> Self {
