@@ -2,15 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::Metadata;
-use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, io};
-
-use rusqlite::Connection;
-use rusqlite::config::DbConfig;
 
 use crate::store::sqlite::error::{Fault, Outcome};
 use crate::throttle::Throttle;
@@ -177,40 +172,4 @@ pub(super) fn beside(path: &Path) -> [PathBuf; 2] {
         name.push(ending);
         name.into()
     })
-}
-
-/// A connection to the file.
-#[derive(Debug)]
-pub(super) struct FileConnection {
-    connection: Connection,
-    file: Arc<DatabaseFile>,
-}
-
-impl FileConnection {
-    pub(super) fn new(connection: Connection, file: &Arc<DatabaseFile>) -> Self {
-        Self { connection, file: Arc::clone(file) }
-    }
-}
-
-impl Deref for FileConnection {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        &self.connection
-    }
-}
-
-impl DerefMut for FileConnection {
-    fn deref_mut(&mut self) -> &mut Connection {
-        &mut self.connection
-    }
-}
-
-impl Drop for FileConnection {
-    /// The last connection that closes copies the write-ahead log into the file and removes
-    /// it by its name, which may by now be that of another file's log.
-    fn drop(&mut self) {
-        let leave = self.file.is_there().is_err();
-        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave);
-    }
 }

@@ -161,8 +161,9 @@ impl SqliteOptions {
     /// is called, and not at all with a time of zero. A second is enough for some 100 MB
     /// that are in the system's cache. The keys come first; what was not reached is used
     /// unchecked.
-    pub fn check_within(self, time: Duration) -> Self {
-        Self { check_within: time, ..self }
+    pub fn check_within(mut self, time: Duration) -> Self {
+        self.check_within = time;
+        self
     }
 
     /// Opens the file, as [`SqliteStore::open`] does.

@@ -8,13 +8,13 @@ use std::thread;
 use rusqlite::Connection;
 
 use crate::store::sqlite::error::{Fault, Outcome};
-use crate::store::sqlite::file::{DatabaseFile, FileConnection};
+use crate::store::sqlite::file::DatabaseFile;
 use crate::store::sqlite::open;
 use crate::store::sqlite::open_error::SqliteOpenError;
 
 #[derive(Debug)]
 pub(super) struct Readers {
-    connections: Box<[Mutex<FileConnection>]>,
+    connections: Box<[Mutex<Connection>]>,
     file: Arc<DatabaseFile>,
 }
 
@@ -31,8 +31,8 @@ impl Readers {
     /// As many connections as there are processors, two at least.
     pub(super) fn open(path: &Path, file: &Arc<DatabaseFile>) -> Result<Self, SqliteOpenError> {
         let count = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16));
-        let connection = || Ok(Mutex::new(FileConnection::new(open::reader(path)?, file)));
-        let connections: Result<Vec<_>, _> = (0..count).map(|_| connection()).collect();
+        let connections: Result<Vec<_>, _> =
+            (0..count).map(|_| open::reader(path).map(Mutex::new)).collect();
         Ok(Self { connections: connections?.into(), file: Arc::clone(file) })
     }
 

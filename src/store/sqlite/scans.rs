@@ -8,7 +8,7 @@ use futures_channel::oneshot;
 use rusqlite::Connection;
 
 use crate::store::sqlite::error::{Fault, Outcome};
-use crate::store::sqlite::file::{DatabaseFile, FileConnection};
+use crate::store::sqlite::file::DatabaseFile;
 use crate::store::sqlite::open;
 use crate::store::sqlite::open_error::SqliteOpenError;
 
@@ -32,7 +32,7 @@ impl Scans {
         let (jobs, queue) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
         let thread = || {
-            let connection = FileConnection::new(open::reader(path)?, file);
+            let connection = open::reader(path)?;
             let queue = Arc::clone(&queue);
             thread::Builder::new()
                 .name("keygate-sqlite-read".into())

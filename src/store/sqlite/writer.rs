@@ -8,7 +8,7 @@ use futures_channel::oneshot;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
 use crate::store::sqlite::error::{Fault, Outcome};
-use crate::store::sqlite::file::{DatabaseFile, FileConnection};
+use crate::store::sqlite::file::DatabaseFile;
 use crate::store::sqlite::schema;
 
 /// Changes beyond these wait for the next transaction.
@@ -78,12 +78,11 @@ impl Writer {
     /// The thread ends after the `readers`: only the last connection that closes, and not
     /// two at once, copies the write-ahead log into the file.
     pub(super) fn start(
-        connection: Connection,
+        mut connection: Connection,
         file: &Arc<DatabaseFile>,
         readers: Vec<JoinHandle<()>>,
     ) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        let mut connection = FileConnection::new(connection, file);
         let checked = Arc::clone(file);
         thread::Builder::new().name("keygate-sqlite".into()).spawn(move || {
             write_all(&mut connection, &checked, &queue);
