@@ -27,7 +27,7 @@ async fn fill(store: &SqliteStore, count: i64) {
 async fn the_write_ahead_log_is_cut_off_after_a_flood() {
     let (_folder, path, store) = new_store();
     let log = path.with_extension("db-wal");
-    // What somebody reads stays in the log, and all that comes after it.
+    // While a reader is in the log, all that is written stays there.
     let mut reader = raw(&path);
     let reading = reader.transaction().unwrap();
     reading.query_row("SELECT count(*) FROM keys", [], |row| row.get::<_, i64>(0)).unwrap();

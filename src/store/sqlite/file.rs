@@ -77,9 +77,10 @@ impl DatabaseFile {
         checked
     }
 
-    /// Fails where another file is in the place of one of them. Who opens that file may
-    /// change keys in it, so that what is read from this one is out of date, or mixed with
-    /// the other's. Where there is none, nobody changes anything, and reading goes on.
+    /// Fails where another file is in the place of one of them. Another process may open
+    /// that file and change keys in it, so that what is read from this one is out of date,
+    /// or mixed with the other's. Where there is none, no process changes anything, and
+    /// reading goes on.
     pub(super) fn may_be_read(&self) -> Outcome<()> {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         let known = now < self.look_again.load(Ordering::Relaxed);

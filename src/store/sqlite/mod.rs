@@ -83,7 +83,7 @@ use crate::store::transfer::KeyExport;
 /// - Where *another file* is in its place, look-ups are refused as well, within 50 ms:
 ///   another process may open that file and revoke keys in it.
 ///
-/// Once the same file is in its place again, all goes on. Otherwise stop the service, put
+/// Once the same file is in its place again, the store takes changes again. Otherwise stop the service, put
 /// the right file there and start it; a store does not change over to another file. To
 /// restore a backup, follow the guide: copying it over a file in use undoes it silently,
 /// or damages the file.
