@@ -1,7 +1,8 @@
 //! How audit records reach their sink: strictly or buffered, and what was lost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -113,11 +114,24 @@ pub struct AuditStats {
     pub queued: u64,
 }
 
+/// Whether audit records are being written, for the health report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AuditHealth {
+    /// Records in the queue or in the sink's hands.
+    pub(crate) queued: usize,
+    /// The number of records at which requests have to wait.
+    pub(crate) capacity: usize,
+    /// Since when every call of the sink has failed; `None` where the last one
+    /// succeeded, or there was none yet.
+    pub(crate) failing: Option<Instant>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     written: AtomicU64,
     shed: AtomicU64,
     failed: AtomicU64,
+    failing: Mutex<Option<Instant>>,
 }
 
 impl Counters {
@@ -140,6 +154,17 @@ impl Counters {
             let source = error.source().map(ToString::to_string).unwrap_or_default();
             tracing::error!(records, %error, source, "audit records were not written");
         }
+    }
+
+    /// Notes whether a call of the sink succeeded.
+    pub(crate) fn called(&self, works: bool) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        *failing = if works { None } else { failing.or_else(|| Some(Instant::now())) };
+    }
+
+    /// Since when every call of the sink has failed.
+    pub(crate) fn failing(&self) -> Option<Instant> {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn stats(&self, queued: usize) -> AuditStats {

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::audit::country::CountryLookup;
-use crate::audit::delivery::{AuditStats, Counters, Delivery, DeliveryError};
+use crate::audit::delivery::{AuditHealth, AuditStats, Counters, Delivery, DeliveryError};
 use crate::audit::queue::{Ack, Place, Queue, Wake};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::audit::sink::{AuditError, AuditSink};
@@ -137,6 +137,15 @@ impl AuditWriter {
 
     pub(crate) fn stats(&self) -> AuditStats {
         self.counters.stats(self.queue.len())
+    }
+
+    #[allow(dead_code, reason = "the health report of the manager is to be built on it")]
+    pub(crate) fn health(&self) -> AuditHealth {
+        AuditHealth {
+            queued: self.queue.len(),
+            capacity: self.delivery.capacity,
+            failing: self.counters.failing(),
+        }
     }
 
     /// Lets no more records in and returns once the rest is written, or given up
@@ -282,7 +291,11 @@ impl Task {
             Poll::Pending => over.as_mut().poll(cx).map(|()| None),
             Poll::Ready(done) => Poll::Ready(Some(done)),
         });
-        match within(&*self.runtime, self.delivery.deadline, call).await {
+        let called = within(&*self.runtime, self.delivery.deadline, call).await;
+        // A sink that rejects a record works.
+        let works = matches!(called, Ok(Some(Ok(Ok(()) | Err(AuditError::Rejected(_))))));
+        self.counters.called(works);
+        match called {
             Ok(Some(Ok(result))) => result,
             Ok(Some(Err(Panicked))) => Err(AuditError::rejected("the sink panicked")),
             Ok(None) => Err(AuditError::unavailable("the time to write in is over")),
@@ -426,6 +439,24 @@ mod tests {
             assert_eq!(writer.stats().queued, 0);
         }
         assert_eq!(writer.stats().written, 2);
+    }
+
+    #[test]
+    fn health_says_since_when_the_sink_fails_and_that_it_works_again() {
+        let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
+        *sink.failures.lock().unwrap() = 2;
+        let (writer, mut task) = writer(Delivery::buffered().capacity(7), sink, time);
+        let health = |queued, failing| AuditHealth { queued, capacity: 7, failing };
+        writer.enqueue(Reserved::None, record(1));
+        assert_eq!(writer.health(), health(1, None), "nothing is known yet");
+        task.take();
+        assert!(poll(pin!(task.write())));
+        let failing = writer.health().failing;
+        assert!(failing.is_some());
+        assert!(poll(pin!(task.write())));
+        assert_eq!(writer.health(), health(1, failing), "since the first failure");
+        assert!(poll(pin!(task.write())));
+        assert_eq!(writer.health(), health(0, None));
     }
 
     #[test]
