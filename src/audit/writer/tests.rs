@@ -1,6 +1,7 @@
 //! Tests of the writer.
 
 use super::*;
+use crate::audit::delivery::WhenFull;
 use crate::audit::memory::MemoryAuditLog;
 use crate::audit::record::{
     AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
@@ -29,11 +30,13 @@ impl Runtime for NoTime {
     }
 }
 
-/// Fails so many times, and then writes.
+/// Fails so many times, rejects what it is given so many times, and then writes.
 #[derive(Debug, Default)]
 struct Flaky {
     failures: Mutex<usize>,
+    rejections: Mutex<usize>,
     log: MemoryAuditLog,
+    written: Mutex<u64>,
 }
 
 #[async_trait::async_trait]
@@ -45,7 +48,13 @@ impl AuditSink for Flaky {
                 *failures -= 1;
                 return Err(AuditError::unavailable("not yet"));
             }
+            let mut rejections = self.rejections.lock().unwrap();
+            if *rejections > 0 {
+                *rejections -= 1;
+                return Err(AuditError::rejected("too long"));
+            }
         }
+        *self.written.lock().unwrap() += count(batch);
         self.log.record(batch).await
     }
 }
@@ -64,17 +73,34 @@ fn record(number: u128) -> AuditRecord {
     }
 }
 
-fn refused(count: u32) -> AuditRecord {
+fn refusal(at: Timestamp) -> Refusal {
+    Refusal {
+        at,
+        org: OrgId::new("acme").unwrap(),
+        key: KeyId::from_bytes([0; 16]),
+        outcome: Outcome::Revoked,
+        status: 401,
+        method: "GET".into(),
+        path: "/".into(),
+        ip: None,
+    }
+}
+
+fn accounted(stats: AuditStats) -> u64 {
+    stats.written + stats.shed + stats.failed + stats.queued + stats.summed
+}
+
+fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
     let event = RequestEvent {
         method: "GET".into(),
         endpoint: "/".into(),
         ip: None,
         country: None,
-        status: Some(401),
-        outcome: Outcome::Revoked,
+        status: None,
+        outcome,
         count,
     };
-    AuditRecord { event: AuditEvent::Request(event), ..record(0) }
+    AuditRecord { event: AuditEvent::Request(event), ..record(number) }
 }
 
 fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
@@ -83,7 +109,8 @@ fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
 
 /// A writer whose task the test polls by itself.
 fn writer(delivery: Delivery, sink: Arc<Flaky>, time: Arc<NoTime>) -> (AuditWriter, Task) {
-    let queue = Arc::new(Queue::new(&delivery, Box::new(|sum| refused(sum.count))));
+    let queue =
+        Arc::new(Queue::new(&delivery, Box::new(|sum| request(0, sum.last.outcome, sum.count))));
     let counters = Arc::new(Counters::default());
     let task = Task {
         queue: Arc::clone(&queue),
@@ -179,5 +206,63 @@ proptest! {
             let told = acknowledged.try_recv();
             prop_assert_eq!(told, Ok(Some(Err(DeliveryError::Failed))));
         }
+    }
+
+    /// In any order of refusals, requests, changes, failures of the sink, windows and the
+    /// end: what was made is written, shed, given up, queued or in a sum, and once.
+    #[test]
+    fn nothing_goes_uncounted(
+        strict: bool,
+        sheds: bool,
+        capacity in 1usize..9,
+        alone in 0u32..4,
+        steps in proptest::collection::vec((0u8..9, 0u8..3), 0..100),
+        patient: bool,
+    ) {
+        let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
+        let delivery = if strict { Delivery::strict() } else { Delivery::buffered() };
+        let when_full = if sheds { WhenFull::Shed } else { WhenFull::Wait };
+        let delivery = delivery.when_full(when_full).capacity(capacity).batch(3);
+        let delivery = delivery.sum_refusals(alone, Duration::from_secs(10));
+        let (writer, task) = writer(delivery, sink.clone(), time);
+        let mut task = Box::pin(task.run());
+        let (mut made, mut now, mut places) = (0, Timestamp::MIN, Vec::new());
+        for (number, (step, which)) in (0..).zip(steps) {
+            let request = request(number, Outcome::Aborted, 1);
+            match step {
+                0..=2 => {
+                    let key = KeyId::from_bytes([which; 16]);
+                    // Whether somebody goes on waiting for it or not.
+                    let _ = writer.refuse(Refusal { key, ..refusal(now) }).unwrap();
+                    made += 1;
+                }
+                3 => places.extend(writer.reserve_now().and_then(Result::ok)),
+                4 => if let Some(place) = places.pop() {
+                    writer.enqueue(place, request);
+                    made += 1;
+                },
+                5 => {
+                    writer.enqueue(Reserved::None, record(number));
+                    made += 1;
+                }
+                6 => *sink.failures.lock().unwrap() += usize::from(which),
+                7 => *sink.rejections.lock().unwrap() += usize::from(which),
+                _ if which == 0 => now = now.saturating_add(Duration::from_secs(10)),
+                _ => prop_assert!(!poll(task.as_mut())),
+            }
+            prop_assert_eq!(accounted(writer.stats()), made);
+        }
+        let end = Duration::from_secs(if patient { 3_600 } else { 0 });
+        writer.queue.close(Instant::now() + end);
+        prop_assert!(writer.refuse(refusal(now)).is_err());
+        let open = places.len() as u64;
+        places.into_iter().for_each(|place| {
+            writer.enqueue(place, request(0, Outcome::Aborted, 1));
+        });
+        prop_assert!(poll(task.as_mut()), "it ends");
+        drop(task);
+        let stats = writer.stats();
+        prop_assert_eq!((stats.queued, stats.summed, accounted(stats)), (0, 0, made + open));
+        prop_assert_eq!(stats.written, *sink.written.lock().unwrap());
     }
 }
