@@ -5,7 +5,6 @@
 //! requests and refusals have room of their own, so that none of them takes that of
 //! another.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,17 +13,16 @@ use event_listener::Event;
 use futures_channel::oneshot;
 
 use crate::audit::delivery::{Delivery, DeliveryError};
-use crate::audit::record::{AuditEvent, AuditRecord};
+use crate::audit::queue::lanes::Lanes;
+pub(crate) use crate::audit::queue::lanes::{Ack, Kind};
+use crate::audit::record::AuditRecord;
 use crate::audit::sums::{Added, Refusal, Sum, Sums};
 use crate::runtime::{Runtime, within};
 
-/// Tells whoever waits for a record what became of it.
-pub(crate) type Ack = oneshot::Sender<Result<(), DeliveryError>>;
+mod lanes;
 
 /// Makes out the record of a sum of refusals.
 pub(crate) type Draft = Box<dyn Fn(Sum) -> AuditRecord + Send + Sync>;
-
-type Item = (AuditRecord, Option<Ack>);
 
 /// How many keys and outcomes may have a sum at the same time.
 const MOST_SUMS: usize = 4_096;
@@ -42,92 +40,11 @@ pub(crate) struct Queue {
 }
 
 struct State {
-    changes: VecDeque<Item>,
-    /// Those of admitted requests and of refusals.
-    requests: VecDeque<Item>,
-    for_changes: Room,
-    for_requests: Room,
-    for_refusals: Room,
-    /// How many requests and changes the queued records stand for.
-    count: u64,
-    /// How many of the items somebody waits for.
-    awaited: usize,
-    reserved: usize,
+    lanes: Lanes<Place>,
     /// Once closed, the writer may go on until then.
     closed: Option<Instant>,
     ended: bool,
     settled: bool,
-}
-
-/// The room for records of one kind, queued or in the writer's hands.
-struct Room {
-    capacity: usize,
-    occupied: usize,
-    /// Who waits for a place, in that order.
-    waiting: VecDeque<oneshot::Sender<Place>>,
-}
-
-/// Whose room a record takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Change,
-    Request,
-    Refusal,
-}
-
-impl Kind {
-    fn of(record: &AuditRecord) -> Self {
-        match &record.event {
-            AuditEvent::Change(_) => Self::Change,
-            AuditEvent::Request(request) if request.outcome.is_refusal() => Self::Refusal,
-            AuditEvent::Request(_) => Self::Request,
-        }
-    }
-}
-
-impl Room {
-    fn of(capacity: usize) -> Self {
-        Self { capacity, occupied: 0, waiting: VecDeque::new() }
-    }
-
-    fn is_full(&self) -> bool {
-        self.occupied >= self.capacity
-    }
-
-    fn vacate(&mut self) {
-        self.occupied = self.occupied.saturating_sub(1);
-    }
-}
-
-impl State {
-    fn len(&self) -> usize {
-        self.changes.len() + self.requests.len()
-    }
-
-    fn room(&mut self, kind: Kind) -> &mut Room {
-        match kind {
-            Kind::Change => &mut self.for_changes,
-            Kind::Request => &mut self.for_requests,
-            Kind::Refusal => &mut self.for_refusals,
-        }
-    }
-
-    /// Requests under way take no room: there are as many as the host lets in, and one
-    /// that never ends must not keep others waiting. The record of a refusal follows at
-    /// once, and takes it beforehand.
-    fn reserve(&mut self, kind: Kind) {
-        self.reserved += 1;
-        if kind == Kind::Refusal {
-            self.for_refusals.occupied += 1;
-        }
-    }
-
-    fn give_back(&mut self, kind: Kind) {
-        self.reserved = self.reserved.saturating_sub(1);
-        if kind == Kind::Refusal {
-            self.for_refusals.vacate();
-        }
-    }
 }
 
 /// While the sink fails, it is tried again no sooner than this, even if
@@ -156,14 +73,7 @@ impl Queue {
                 MOST_SUMS,
             )),
             state: Mutex::new(State {
-                changes: VecDeque::new(),
-                requests: VecDeque::new(),
-                for_changes: Room::of(capacity),
-                for_requests: Room::of(capacity),
-                for_refusals: Room::of(capacity.div_ceil(4)),
-                count: 0,
-                awaited: 0,
-                reserved: 0,
+                lanes: Lanes::of(capacity),
                 closed: None,
                 ended: false,
                 settled: false,
@@ -183,15 +93,10 @@ impl Queue {
         if state.closed.is_some() {
             return Err(DeliveryError::Closed);
         }
-        let room = state.room(kind);
-        // Who came first is served first.
-        while room.waiting.front().is_some_and(oneshot::Sender::is_canceled) {
-            room.waiting.pop_front();
-        }
-        if !room.waiting.is_empty() || room.is_full() {
+        if !state.lanes.room(kind).is_free() {
             return Err(DeliveryError::Full);
         }
-        state.reserve(kind);
+        state.lanes.reserve(kind);
         Ok(Place { queue: Some(Arc::clone(self)), kind })
     }
 
@@ -209,7 +114,7 @@ impl Queue {
                 done => return done,
             }
             let (waiter, place) = oneshot::channel();
-            state.room(kind).waiting.push_back(waiter);
+            state.lanes.room(kind).waiting.push_back(waiter);
             place
         };
         // What is queued makes room once it is written.
@@ -225,12 +130,12 @@ impl Queue {
     fn grant(self: &Arc<Self>, kind: Kind) {
         loop {
             let mut state = self.lock();
-            let room = state.room(kind);
+            let room = state.lanes.room(kind);
             if room.is_full() {
                 return;
             }
             let Some(waiter) = room.waiting.pop_front() else { return };
-            state.reserve(kind);
+            state.lanes.reserve(kind);
             drop(state);
             // Unwanted, it is dropped, and so free again.
             let _ = waiter.send(Place { queue: Some(Arc::clone(self)), kind });
@@ -268,8 +173,8 @@ impl Queue {
             let mut state = self.lock();
             let least = if state.closed.is_some() { usize::MAX } else { oldest.into() };
             sums.end_old(Instant::now(), least, || {
-                (!state.for_refusals.is_full()).then(|| {
-                    state.reserve(Kind::Refusal);
+                (!state.lanes.room(Kind::Refusal).is_full()).then(|| {
+                    state.lanes.reserve(Kind::Refusal);
                     Place { queue: Some(Arc::clone(self)), kind: Kind::Refusal }
                 })
             })
@@ -290,7 +195,7 @@ impl Queue {
         let mut state = self.lock();
         if state.closed.is_some() {
             Err(DeliveryError::Closed)
-        } else if state.room(Kind::of(&record)).is_full() {
+        } else if state.lanes.room(Kind::of(&record)).is_full() {
             Err(DeliveryError::Full)
         } else {
             self.enqueue(state, record, None);
@@ -322,15 +227,14 @@ impl Queue {
 
     /// How many records are queued or being written.
     pub(crate) fn len(&self) -> usize {
-        let state = self.lock();
-        state.for_changes.occupied + state.for_requests.occupied + state.for_refusals.occupied
+        self.lock().lanes.occupied()
     }
 
     /// How many requests and changes are queued or being written, and how many refusals
     /// are in open sums.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let sums = self.lock_sums();
-        (self.lock().count, sums.summed())
+        (self.lock().lanes.count(), sums.summed())
     }
 
     /// Lets nothing more in; the writer has until `deadline` to write the rest.
@@ -340,8 +244,8 @@ impl Queue {
             let mut state = self.lock();
             sums.closed = true;
             state.closed.get_or_insert(deadline);
-            let State { for_changes, for_requests, .. } = &mut *state;
-            (std::mem::take(&mut for_changes.waiting), std::mem::take(&mut for_requests.waiting))
+            let mut take = |kind| std::mem::take(&mut state.lanes.room(kind).waiting);
+            [Kind::Change, Kind::Request].map(&mut take)
         };
         self.closing.notify(usize::MAX);
         self.work.notify(usize::MAX);
@@ -387,44 +291,36 @@ impl Queue {
         retry: Option<Duration>,
     ) -> Result<(Option<Duration>, Option<Duration>), Wake> {
         let sums = self.lock_sums();
-        let state = self.lock();
+        let mut state = self.lock();
         let left = state.closed.map(|at| at.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
             return Err(Wake::GiveUp);
         }
-        let mut waiting = state.for_changes.waiting.iter().chain(&state.for_requests.waiting);
-        let wanted = waiting.any(|waiter| !waiter.is_canceled());
-        let pressing = state.awaited > 0 || wanted || left.is_some();
+        let pressing = state.lanes.is_pressing() || left.is_some();
+        let queued = state.lanes.len();
         let pause = match retry {
             Some(_) if pressing => Some(SHORTEST_RETRY),
             Some(pause) => Some(pause),
-            None if pressing && state.len() > 0 => return Err(Wake::Work),
-            None if state.len() >= self.batch => return Err(Wake::Work),
-            None if state.len() > 0 => Some(linger),
-            None if left.is_some() && state.reserved == 0 && sums.summed() == 0 => {
+            None if pressing && queued > 0 => return Err(Wake::Work),
+            None if queued >= self.batch => return Err(Wake::Work),
+            None if queued > 0 => Some(linger),
+            None if left.is_some() && !state.lanes.is_reserved() && sums.summed() == 0 => {
                 return Err(Wake::Finished);
             }
             None => left,
         };
         // Without room, a sum goes on until what is queued has been written.
-        let window =
-            if state.for_refusals.is_full() { None } else { sums.time_left(Instant::now()) };
+        let window = if state.lanes.room(Kind::Refusal).is_full() {
+            None
+        } else {
+            sums.time_left(Instant::now())
+        };
         Ok((pause.map(|pause| pause.min(left.unwrap_or(pause))), window))
     }
 
-    /// Moves up to `max` records over to the writer: changes first, though no more than
-    /// half of them where requests wait too, and the oldest of each.
-    pub(crate) fn take(&self, max: usize, mut each: impl FnMut(AuditRecord, Option<Ack>)) {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let half = max.div_ceil(2).max(max.saturating_sub(state.requests.len()));
-        let changes = state.changes.len().min(half);
-        let requests = state.requests.len().min(max.saturating_sub(changes));
-        for (record, ack) in state.changes.drain(..changes).chain(state.requests.drain(..requests))
-        {
-            state.awaited = state.awaited.saturating_sub(usize::from(ack.is_some()));
-            each(record, ack);
-        }
+    /// Moves up to `max` records over to the writer.
+    pub(crate) fn take(&self, max: usize, each: impl FnMut(AuditRecord, Option<Ack>)) {
+        self.lock().lanes.take(max, each);
     }
 
     /// From here on nobody takes records.
@@ -455,24 +351,14 @@ impl Queue {
         records: impl IntoIterator<Item = &'a AuditRecord>,
     ) {
         let mut state = self.lock();
-        for record in records {
-            state.count = state.count.saturating_sub(record.count());
-            state.room(Kind::of(record)).vacate();
-        }
+        records.into_iter().for_each(|record| state.lanes.release(record));
         drop(state);
         self.grant(Kind::Change);
         self.grant(Kind::Request);
     }
 
     fn enqueue(&self, mut state: MutexGuard<'_, State>, record: AuditRecord, ack: Option<Ack>) {
-        let kind = Kind::of(&record);
-        state.count += record.count();
-        state.room(kind).occupied += 1;
-        state.awaited += usize::from(ack.is_some());
-        let len = state.len();
-        let wake = len == 0 || (ack.is_some() && state.awaited == 1) || len + 1 == self.batch;
-        let items = if kind == Kind::Change { &mut state.changes } else { &mut state.requests };
-        items.push_back((record, ack));
+        let wake = state.lanes.push(record, ack, self.batch);
         drop(state);
         if wake {
             self.work.notify(1);
@@ -520,7 +406,7 @@ impl Place {
     fn fill_with(&mut self, record: AuditRecord, ack: Option<Ack>) -> Result<(), DeliveryError> {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();
-            state.give_back(self.kind);
+            state.lanes.give_back(self.kind);
             if state.ended {
                 return Err(DeliveryError::Closed);
             }
@@ -534,7 +420,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();
-            state.give_back(self.kind);
+            state.lanes.give_back(self.kind);
             let closed = state.closed.is_some();
             drop(state);
             if closed {

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::audit::record::{
-    AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
+    AuditEvent, AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::runtime::BoxFuture;
 use proptest::prelude::*;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
