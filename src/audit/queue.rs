@@ -147,11 +147,12 @@ impl Queue {
         self: &Arc<Self>,
         refusal: Refusal,
     ) -> Result<Added<Place>, DeliveryError> {
+        let now = Instant::now();
         let mut sums = self.lock_sums();
         if sums.closed {
             return Err(DeliveryError::Closed);
         }
-        let added = sums.add(refusal, Instant::now(), || self.try_reserve(Kind::Refusal).ok());
+        let added = sums.add(refusal, now, || self.try_reserve(Kind::Refusal).ok());
         drop(sums);
         if added.opened {
             // It is to end the window.
