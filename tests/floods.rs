@@ -86,7 +86,7 @@ impl<L: AuditSink + AuditLog> World<L> {
                 admitted.unwrap().finish(200).await.unwrap();
                 made.0 += 1;
             }
-            let name = KeyName::new(&format!("name {}", made.1)).unwrap();
+            let name = KeyName::new(format!("name {}", made.1)).unwrap();
             self.keys.update(&key.actor, &key.id, KeyPatch::rename(name)).await.unwrap();
             made.1 += 1;
         }
