@@ -32,9 +32,9 @@ use crate::throttle::Throttle;
 /// refusal, and the sum is queued when they are over, or at shutdown. While there is no room in
 /// the queue the sum goes on.
 ///
-/// A sum is kept for at most 4,096 keys and outcomes at a time. For another one the oldest
-/// is queued early; where the queue has no room for that either, the refusal is counted in
-/// [`AuditStats::shed`].
+/// Refusals are counted for at most 4,096 keys and outcomes at a time, in at most 10 kB
+/// each. For another one the oldest sum is queued early; where the queue has no room for
+/// that either, the refusal is counted in [`AuditStats::shed`].
 ///
 /// ```
 /// use std::time::Duration;

@@ -19,6 +19,7 @@ use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::runtime::BoxFuture;
+use crate::text::truncate;
 
 /// What the audit log is to say about a request.
 ///
@@ -159,8 +160,11 @@ impl KeyManager {
                         key: key.id,
                         outcome: (*denial).into(),
                         status: error.http_status(),
-                        method: request.method,
-                        path: request.path,
+                        method: match request.method {
+                            Cow::Owned(unknown) => kept(unknown).into(),
+                            known => known,
+                        },
+                        path: kept(request.path.into_string()).into_boxed_str(),
                         ip: request.ip,
                     };
                     match audit.refuse(refusal) {
@@ -185,6 +189,14 @@ impl KeyManager {
         }
         Opening::Done(Err(error.into()))
     }
+}
+
+/// A path or method without what does not come to matter for its record, since a sum
+/// keeps it as it came.
+fn kept(mut text: String) -> String {
+    const LONGEST: usize = 8_192;
+    truncate(&mut text, LONGEST);
+    text
 }
 
 /// What makes out the records of refusals.
