@@ -198,3 +198,49 @@ fn case_05_a_malformed_key_costs_no_look_up_and_no_allocation() {
         assert_eq!(b.measure(name, credential, None, false), (0, 0), "{name}");
     }
 }
+
+#[derive(Debug)]
+struct NoSink;
+
+#[async_trait]
+impl AuditSink for NoSink {
+    async fn record(&self, _: &[AuditRecord]) -> Result<(), AuditError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn case_48_a_refusal_that_is_summed_costs_less_than_one_with_a_record_of_its_own() {
+    let cost = |alone| {
+        let b = Bench::new();
+        let revoked = b.create(NewKey::named("revoked").unwrap());
+        now(b.keys.update(&b.actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
+        let store = MemoryStore::new();
+        now(store.insert(
+            &now(b.keys.get(b.actor.org(), &revoked.key.id)).unwrap(),
+            OrgLimit::at_most(1),
+        ))
+        .unwrap();
+        let keys = KeyManager::builder(store)
+            .runtime(TokioRuntime::new(b.runtime.handle().clone()))
+            .audit_sink(NoSink)
+            .delivery(Delivery::buffered().sum_refusals(alone, Duration::from_secs(3_600)))
+            .build()
+            .unwrap();
+        let refuse = || {
+            for _ in 0..ROUNDS {
+                let path = "/v1/organisations/acme/orders/".repeat(30).into();
+                let request = RequestInfo { method: "GET".into(), path, ip: None };
+                assert!(now(keys.admit(revoked.secret.expose_secret(), request)).is_err());
+            }
+        };
+        refuse();
+        let AllocationInfo { count_total, bytes_total, .. } = measure(refuse);
+        println!("{alone} alone: {count_total} allocations of {bytes_total} bytes");
+        (count_total, bytes_total)
+    };
+    let (summed, alone) = (cost(0), cost(u32::MAX));
+    // The path that it came with, and the future of the store.
+    assert!(summed.0 <= 2 * ROUNDS, "{summed:?}");
+    assert!(summed.0 < alone.0 && summed.1 < alone.1, "{summed:?}, {alone:?}");
+}

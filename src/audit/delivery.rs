@@ -1,12 +1,17 @@
 //! How audit records reach their sink: strictly or buffered, and what was lost.
 
+use std::error::Error as StdError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::audit::sink::AuditError;
+use crate::throttle::Throttle;
+
 /// How audit records of requests reach the sink. Records of *changes* are
-/// always strict.
+/// always strict, and are written before those of requests that wait.
 ///
 /// | | strict | buffered |
 /// |---|---|---|
@@ -14,6 +19,22 @@ use thiserror::Error;
 /// | a sink that fails or hangs | 503 within the deadline | retried with pauses |
 /// | a full queue | 503 | wait for room up to the deadline, then 503; or shed |
 /// | `kill -9` | loses no record of an answer that left | loses what was queued |
+/// | refusals of one key beyond 20 in 10 seconds | summed, and not waited for | summed |
+/// | a refusal for which the queue has no room | summed, and not waited for | summed |
+///
+/// # Sums of refusals
+///
+/// A key that is refused all the time, because it is revoked, expired or used from an
+/// address that is not allowed, does not fill the log. Of each key and outcome, the first 20
+/// refusals in 10 seconds have records of their own, and the rest share one, which has
+/// their [`count`](crate::RequestEvent::count) and the time, path and address of the last.
+/// [`Delivery::sum_refusals`] sets other figures. The 10 seconds begin with the first
+/// refusal, and the sum is queued when they are over, or at shutdown. While there is no room in
+/// the queue the sum goes on.
+///
+/// Refusals are counted for at most 4,096 keys and outcomes at a time, in at most 10 kB
+/// each. For another one the oldest sum is queued early; where the queue has no room for
+/// that either, the refusal is counted in [`AuditStats::shed`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -32,6 +53,8 @@ pub struct Delivery {
     pub(crate) batch: usize,
     pub(crate) linger: Duration,
     pub(crate) deadline: Duration,
+    pub(crate) refusals_alone: u32,
+    pub(crate) refusal_window: Duration,
 }
 
 /// What happens to a record for which the queue of buffered delivery has no room.
@@ -62,6 +85,8 @@ impl Delivery {
             batch: 1_000,
             linger: Duration::from_millis(100),
             deadline: Duration::from_secs(2),
+            refusals_alone: 20,
+            refusal_window: Duration::from_secs(10),
         }
     }
 
@@ -70,9 +95,10 @@ impl Delivery {
         Self { when_full, ..self }
     }
 
-    /// Sets how many records may be queued or in the sink's hands before there is
-    /// no room for more; at least 1. Requests under way at that moment may add
-    /// theirs on top.
+    /// Sets how many records of admitted requests may be queued or in the sink's hands
+    /// before there is no room for more; at least 1. Requests under way at that moment
+    /// may add theirs on top. Changes have as much room of their own, and refusals a
+    /// quarter of it.
     pub fn capacity(self, records: usize) -> Self {
         Self { capacity: records.max(1), ..self }
     }
@@ -93,12 +119,22 @@ impl Delivery {
         Self { deadline: time, ..self }
     }
 
+    /// Sets how many refusals of one key and outcome have records of their own in that
+    /// time, before the rest are summed; 20 in 10 seconds otherwise. With no time at all,
+    /// only what finds no room in the queue is summed.
+    pub fn sum_refusals(self, beyond: u32, within: Duration) -> Self {
+        Self { refusals_alone: beyond, refusal_window: within, ..self }
+    }
+
     pub(crate) fn sheds(&self) -> bool {
         !self.strict && self.when_full == WhenFull::Shed
     }
 }
 
 /// What became of the audit records since the manager was built.
+///
+/// The figures are requests and changes, not rows of the log: a record that sums up 80
+/// refusals counts as 80. Together they are all that there was to record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditStats {
@@ -107,10 +143,25 @@ pub struct AuditStats {
     /// Dropped because the queue was full.
     pub shed: u64,
     /// Given up: rejected by the sink, left over at shutdown, or, where somebody
-    /// waits for it, failed or not begun in time. Each is in the log, too.
+    /// waits for it, failed or not begun in time. The log of the service says so, too.
     pub failed: u64,
     /// Waiting to be written, or in the sink's hands.
     pub queued: u64,
+    /// Refusals in sums that are still open, and so not queued yet.
+    pub summed: u64,
+}
+
+/// Whether audit records are being written, for the health report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AuditHealth {
+    /// Records in the queue or in the sink's hands, those of changes and refusals
+    /// included.
+    pub(crate) queued: usize,
+    /// The number of records of admitted requests at which others have to wait.
+    pub(crate) capacity: usize,
+    /// Since when every call of the sink has failed; `None` where the last one
+    /// succeeded, or there was none yet.
+    pub(crate) failing: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -118,38 +169,83 @@ pub(crate) struct Counters {
     written: AtomicU64,
     shed: AtomicU64,
     failed: AtomicU64,
+    failing: Mutex<Option<Instant>>,
+    shedding: Throttle,
+    failures: Throttle,
+    retries: Throttle,
 }
 
 impl Counters {
-    pub(crate) fn written(&self, records: usize) {
-        self.written.fetch_add(records as u64, Ordering::Relaxed);
+    pub(crate) fn written(&self, count: u64) {
+        self.written.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Counts one shed record and says so in the log, at powers of two: a
-    /// flood of records must not become a flood of log lines.
+    /// Counts one shed record.
     pub(crate) fn shed(&self) {
         let shed = self.shed.fetch_add(1, Ordering::Relaxed) + 1;
-        if shed.is_power_of_two() {
-            tracing::warn!(shed, "the audit queue is full: records are being shed");
+        if let Some(left_out) = self.shedding.pass() {
+            tracing::warn!(shed, left_out, "the audit queue is full: records are being shed");
         }
     }
 
-    pub(crate) fn failed(&self, records: usize, error: &dyn std::error::Error) {
+    /// Counts what is given up.
+    pub(crate) fn failed(&self, records: u64, error: &dyn StdError) {
         if records > 0 {
-            self.failed.fetch_add(records as u64, Ordering::Relaxed);
-            let source = error.source().map(ToString::to_string).unwrap_or_default();
-            tracing::error!(records, %error, source, "audit records were not written");
+            self.failed.fetch_add(records, Ordering::Relaxed);
+            if let Some(left_out) = self.failures.pass() {
+                let source = source(error);
+                tracing::error!(
+                    records,
+                    %error,
+                    source,
+                    left_out,
+                    "audit records were not written"
+                );
+            }
         }
     }
 
-    pub(crate) fn stats(&self, queued: usize) -> AuditStats {
+    /// Counts what is left when the writer ends, which is always said.
+    pub(crate) fn left_over(&self, records: u64) {
+        if records > 0 {
+            let failed = self.failed.fetch_add(records, Ordering::Relaxed) + records;
+            let error = DeliveryError::Closed;
+            tracing::error!(records, failed, %error, "audit records were not written");
+        }
+    }
+
+    /// Says that a batch is to be tried again.
+    pub(crate) fn retried(&self, records: usize, error: &AuditError) {
+        if let Some(left_out) = self.retries.pass() {
+            let source = source(error);
+            tracing::warn!(records, %error, source, left_out, "audit records will be retried");
+        }
+    }
+
+    /// Notes whether a call of the sink succeeded.
+    pub(crate) fn called(&self, works: bool) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        *failing = if works { None } else { failing.or_else(|| Some(Instant::now())) };
+    }
+
+    /// Since when every call of the sink has failed.
+    pub(crate) fn failing(&self) -> Option<Instant> {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stats(&self, queued: u64, summed: u64) -> AuditStats {
         AuditStats {
             written: self.written.load(Ordering::Relaxed),
             shed: self.shed.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
-            queued: queued as u64,
+            queued,
+            summed,
         }
     }
+}
+
+fn source(error: &dyn StdError) -> String {
+    error.source().map(ToString::to_string).unwrap_or_default()
 }
 
 /// A record could not be delivered as its mode promises.

@@ -1,9 +1,10 @@
 //! The bounded queue between requests and the audit writer.
 //!
 //! Room is reserved before a request is handled, so that afterwards its record
-//! can always be queued, even from a `Drop`, where nothing can wait.
+//! can always be queued, even from a `Drop`, where nothing can wait. Changes, admitted
+//! requests and refusals have room of their own, so that none of them takes that of
+//! another.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,44 +12,39 @@ use std::time::{Duration, Instant};
 use event_listener::Event;
 use futures_channel::oneshot;
 
-use crate::audit::delivery::DeliveryError;
+use crate::audit::delivery::{Delivery, DeliveryError};
+use crate::audit::queue::lanes::Lanes;
+pub(crate) use crate::audit::queue::lanes::{Ack, Kind};
 use crate::audit::record::AuditRecord;
+use crate::audit::sums::{Added, Refusal, Sum, Sums};
 use crate::runtime::{Runtime, within};
 
-/// Tells whoever waits for a record what became of it.
-pub(crate) type Ack = oneshot::Sender<Result<(), DeliveryError>>;
+mod lanes;
+
+/// Makes out the record of a sum of refusals.
+pub(crate) type Draft = Box<dyn Fn(Sum) -> AuditRecord + Send + Sync>;
+
+/// How many keys and outcomes may have a sum at the same time.
+const MOST_SUMS: usize = 4_096;
 
 pub(crate) struct Queue {
-    capacity: usize,
     /// From here on the writer need not wait for more records.
     batch: usize,
+    draft: Draft,
+    /// Locked before `state`, where both are.
+    sums: Mutex<Sums>,
     state: Mutex<State>,
     work: Event,
     closing: Event,
     end: Event,
 }
 
-#[derive(Default)]
 struct State {
-    items: VecDeque<(AuditRecord, Option<Ack>)>,
-    /// How many of the items somebody waits for.
-    awaited: usize,
-    reserved: usize,
-    /// Who waits for a place, in that order.
-    waiting: VecDeque<oneshot::Sender<Place>>,
-    taken: usize,
+    lanes: Lanes<Place>,
     /// Once closed, the writer may go on until then.
     closed: Option<Instant>,
     ended: bool,
     settled: bool,
-}
-
-impl State {
-    /// Requests under way take no room: there are as many as the host lets in,
-    /// and one that never ends must not keep others, or a revocation, waiting.
-    fn occupied(&self) -> usize {
-        self.items.len() + self.taken
-    }
 }
 
 /// While the sink fails, it is tried again no sooner than this, even if
@@ -66,11 +62,22 @@ pub(crate) enum Wake {
 }
 
 impl Queue {
-    pub(crate) fn new(capacity: usize, batch: usize) -> Self {
+    pub(crate) fn new(delivery: &Delivery, draft: Draft) -> Self {
+        let capacity = delivery.capacity;
         Self {
-            capacity,
-            batch: batch.min(capacity),
-            state: Mutex::default(),
+            batch: delivery.batch.min(capacity),
+            draft,
+            sums: Mutex::new(Sums::new(
+                delivery.refusals_alone,
+                delivery.refusal_window,
+                MOST_SUMS,
+            )),
+            state: Mutex::new(State {
+                lanes: Lanes::of(capacity),
+                closed: None,
+                ended: false,
+                settled: false,
+            }),
             work: Event::new(),
             closing: Event::new(),
             end: Event::new(),
@@ -78,39 +85,36 @@ impl Queue {
     }
 
     /// Takes a place in the queue, if there is one for which nobody waits.
-    pub(crate) fn try_reserve(self: &Arc<Self>) -> Result<Place, DeliveryError> {
-        self.place(&mut self.lock())
+    pub(crate) fn try_reserve(self: &Arc<Self>, kind: Kind) -> Result<Place, DeliveryError> {
+        self.place(&mut self.lock(), kind)
     }
 
-    fn place(self: &Arc<Self>, state: &mut State) -> Result<Place, DeliveryError> {
+    fn place(self: &Arc<Self>, state: &mut State, kind: Kind) -> Result<Place, DeliveryError> {
         if state.closed.is_some() {
             return Err(DeliveryError::Closed);
         }
-        // Who came first is served first.
-        while state.waiting.front().is_some_and(oneshot::Sender::is_canceled) {
-            state.waiting.pop_front();
-        }
-        if !state.waiting.is_empty() || state.occupied() >= self.capacity {
+        if !state.lanes.room(kind).is_free() {
             return Err(DeliveryError::Full);
         }
-        state.reserved += 1;
-        Ok(Place { queue: Some(Arc::clone(self)) })
+        state.lanes.reserve(kind);
+        Ok(Place { queue: Some(Arc::clone(self)), kind })
     }
 
     /// Takes a place in the queue, waiting for one up to the deadline.
     pub(crate) async fn reserve(
         self: &Arc<Self>,
+        kind: Kind,
         runtime: &dyn Runtime,
         deadline: Duration,
     ) -> Result<Place, DeliveryError> {
         let place = {
             let mut state = self.lock();
-            match self.place(&mut state) {
+            match self.place(&mut state, kind) {
                 Err(DeliveryError::Full) => {}
                 done => return done,
             }
             let (waiter, place) = oneshot::channel();
-            state.waiting.push_back(waiter);
+            state.lanes.room(kind).waiting.push_back(waiter);
             place
         };
         // What is queued makes room once it is written.
@@ -123,26 +127,76 @@ impl Queue {
     }
 
     /// Lets in who waits, if there is room.
-    fn grant(self: &Arc<Self>) {
+    fn grant(self: &Arc<Self>, kind: Kind) {
         loop {
             let mut state = self.lock();
-            if state.occupied() >= self.capacity {
+            let room = state.lanes.room(kind);
+            if room.is_full() {
                 return;
             }
-            let Some(waiter) = state.waiting.pop_front() else { return };
-            state.reserved += 1;
+            let Some(waiter) = room.waiting.pop_front() else { return };
+            state.lanes.reserve(kind);
             drop(state);
             // Unwanted, it is dropped, and so free again.
-            let _ = waiter.send(Place { queue: Some(Arc::clone(self)) });
+            let _ = waiter.send(Place { queue: Some(Arc::clone(self)), kind });
         }
+    }
+
+    /// Counts a refusal, and says what is to be queued of it.
+    pub(crate) fn refuse(
+        self: &Arc<Self>,
+        refusal: Refusal,
+    ) -> Result<Added<Place>, DeliveryError> {
+        let now = Instant::now();
+        let mut sums = self.lock_sums();
+        if sums.closed {
+            return Err(DeliveryError::Closed);
+        }
+        let added = sums.add(refusal, now, || self.try_reserve(Kind::Refusal).ok());
+        drop(sums);
+        if added.opened {
+            // It is to end the window.
+            self.work.notify(1);
+        }
+        Ok(added)
+    }
+
+    /// The record of a sum.
+    pub(crate) fn draft(&self, sum: Sum) -> AuditRecord {
+        (self.draft)(sum)
+    }
+
+    /// Queues the sums of windows that are over, as far as there is room for refusals: of
+    /// the oldest, if its time is known to have passed, and of all once the queue is closed.
+    fn end_windows(self: &Arc<Self>, oldest: bool) {
+        let ended = {
+            let mut sums = self.lock_sums();
+            let mut state = self.lock();
+            let least = if state.closed.is_some() { usize::MAX } else { oldest.into() };
+            sums.end_old(Instant::now(), least, || {
+                (!state.lanes.room(Kind::Refusal).is_full()).then(|| {
+                    state.lanes.reserve(Kind::Refusal);
+                    Place { queue: Some(Arc::clone(self)), kind: Kind::Refusal }
+                })
+            })
+        };
+        for (place, sum) in ended {
+            // The writer, which does this, has not ended.
+            let _ = place.fill(self.draft(sum));
+        }
+    }
+
+    /// Gives up the sums that are left. Says how many refusals they were of.
+    pub(crate) fn give_up_sums(&self) -> u64 {
+        self.lock_sums().give_up()
     }
 
     /// Queues a record without a place reserved for it.
     pub(crate) fn push(&self, record: AuditRecord) -> Result<(), DeliveryError> {
-        let state = self.lock();
+        let mut state = self.lock();
         if state.closed.is_some() {
             Err(DeliveryError::Closed)
-        } else if state.occupied() >= self.capacity {
+        } else if state.lanes.room(Kind::of(&record)).is_full() {
             Err(DeliveryError::Full)
         } else {
             self.enqueue(state, record, None);
@@ -174,16 +228,28 @@ impl Queue {
 
     /// How many records are queued or being written.
     pub(crate) fn len(&self) -> usize {
-        let state = self.lock();
-        state.items.len() + state.taken
+        self.lock().lanes.occupied()
+    }
+
+    /// How many requests and changes are queued or being written, and how many refusals
+    /// are in open sums.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let sums = self.lock_sums();
+        (self.lock().lanes.count(), sums.summed())
     }
 
     /// Lets nothing more in; the writer has until `deadline` to write the rest.
     pub(crate) fn close(&self, deadline: Instant) {
-        self.lock().closed.get_or_insert(deadline);
+        let waiting = {
+            let mut sums = self.lock_sums();
+            let mut state = self.lock();
+            sums.closed = true;
+            state.closed.get_or_insert(deadline);
+            let mut take = |kind| std::mem::take(&mut state.lanes.room(kind).waiting);
+            [Kind::Change, Kind::Request].map(&mut take)
+        };
         self.closing.notify(usize::MAX);
         self.work.notify(usize::MAX);
-        let waiting = std::mem::take(&mut self.lock().waiting);
         drop(waiting);
     }
 
@@ -191,62 +257,71 @@ impl Queue {
     /// it or a batch is full, otherwise after `linger`, so that batches grow.
     /// With `retry`, after that time, or sooner if somebody waits.
     pub(crate) async fn wake(
-        &self,
+        self: &Arc<Self>,
         runtime: &dyn Runtime,
         linger: Duration,
         retry: Option<Duration>,
     ) -> Wake {
-        let mut rested = false;
+        let (mut rested, mut window_over) = (false, false);
         loop {
             let listener = self.work.listen();
-            let pause = match self.prospect(linger, retry) {
+            self.end_windows(window_over);
+            let (pause, window) = match self.prospect(linger, retry) {
                 Err(wake) => return wake,
-                Ok(Some(_)) if rested => return Wake::Work,
-                Ok(pause) => pause,
+                Ok((Some(_), _)) if rested => return Wake::Work,
+                Ok(pauses) => pauses,
             };
-            match pause {
-                Some(pause) => rested = within(runtime, pause, listener).await.is_err(),
-                None => listener.await,
+            let first = pause.into_iter().chain(window).min();
+            match first {
+                Some(first) => rested = within(runtime, first, listener).await.is_err(),
+                None => {
+                    listener.await;
+                    rested = false;
+                }
             }
+            window_over = rested && window == first;
         }
     }
 
     /// What there is to do now; otherwise how long to wait for more records
-    /// before it is to be done, `None` for as long as it takes.
+    /// before it is to be done, `None` for as long as it takes, and how long until a
+    /// window is to be ended.
     fn prospect(
         &self,
         linger: Duration,
         retry: Option<Duration>,
-    ) -> Result<Option<Duration>, Wake> {
-        let state = self.lock();
+    ) -> Result<(Option<Duration>, Option<Duration>), Wake> {
+        let sums = self.lock_sums();
+        let mut state = self.lock();
         let left = state.closed.map(|at| at.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
             return Err(Wake::GiveUp);
         }
-        let wanted = state.waiting.iter().any(|waiter| !waiter.is_canceled());
-        let pressing = state.awaited > 0 || wanted || left.is_some();
+        let pressing = state.lanes.is_pressing() || left.is_some();
+        let queued = state.lanes.len();
         let pause = match retry {
             Some(_) if pressing => Some(SHORTEST_RETRY),
             Some(pause) => Some(pause),
-            None if pressing && !state.items.is_empty() => return Err(Wake::Work),
-            None if state.items.len() >= self.batch => return Err(Wake::Work),
-            None if !state.items.is_empty() => Some(linger),
-            None if left.is_some() && state.reserved == 0 => return Err(Wake::Finished),
+            None if pressing && queued > 0 => return Err(Wake::Work),
+            None if queued >= self.batch => return Err(Wake::Work),
+            None if queued > 0 => Some(linger),
+            None if left.is_some() && !state.lanes.is_reserved() && sums.summed() == 0 => {
+                return Err(Wake::Finished);
+            }
             None => left,
         };
-        Ok(pause.map(|pause| pause.min(left.unwrap_or(pause))))
+        // Without room, a sum goes on until what is queued has been written.
+        let window = if state.lanes.room(Kind::Refusal).is_full() {
+            None
+        } else {
+            sums.time_left(Instant::now())
+        };
+        Ok((pause.map(|pause| pause.min(left.unwrap_or(pause))), window))
     }
 
-    /// Moves up to `max` of the oldest records over to the writer.
-    pub(crate) fn take(&self, max: usize, mut each: impl FnMut(AuditRecord, Option<Ack>)) {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let count = state.items.len().min(max);
-        state.taken += count;
-        for (record, ack) in state.items.drain(..count) {
-            state.awaited = state.awaited.saturating_sub(usize::from(ack.is_some()));
-            each(record, ack);
-        }
+    /// Moves up to `max` records over to the writer.
+    pub(crate) fn take(&self, max: usize, each: impl FnMut(AuditRecord, Option<Ack>)) {
+        self.lock().lanes.take(max, each);
     }
 
     /// From here on nobody takes records.
@@ -271,24 +346,28 @@ impl Queue {
         }
     }
 
-    /// Says that the writer is done with so many records, one way or the other.
-    pub(crate) fn release(self: &Arc<Self>, records: usize) {
+    /// Says that the writer is done with these records, one way or the other.
+    pub(crate) fn release<'a>(
+        self: &Arc<Self>,
+        records: impl IntoIterator<Item = &'a AuditRecord>,
+    ) {
         let mut state = self.lock();
-        state.taken = state.taken.saturating_sub(records);
+        records.into_iter().for_each(|record| state.lanes.release(record));
         drop(state);
-        self.grant();
+        self.grant(Kind::Change);
+        self.grant(Kind::Request);
     }
 
     fn enqueue(&self, mut state: MutexGuard<'_, State>, record: AuditRecord, ack: Option<Ack>) {
-        state.awaited += usize::from(ack.is_some());
-        let wake = state.items.is_empty()
-            || (ack.is_some() && state.awaited == 1)
-            || state.items.len() + 1 == self.batch;
-        state.items.push_back((record, ack));
+        let wake = state.lanes.push(record, ack, self.batch);
         drop(state);
         if wake {
             self.work.notify(1);
         }
+    }
+
+    fn lock_sums(&self) -> MutexGuard<'_, Sums> {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -307,6 +386,7 @@ impl fmt::Debug for Queue {
 #[derive(Debug)]
 pub(crate) struct Place {
     queue: Option<Arc<Queue>>,
+    kind: Kind,
 }
 
 impl Place {
@@ -319,17 +399,15 @@ impl Place {
     pub(crate) fn fill_acknowledged(
         mut self,
         record: AuditRecord,
-    ) -> oneshot::Receiver<Result<(), DeliveryError>> {
+    ) -> Result<oneshot::Receiver<Result<(), DeliveryError>>, DeliveryError> {
         let (ack, acknowledged) = oneshot::channel();
-        // Too late, the receiver hears that the sender is gone.
-        let _ = self.fill_with(record, Some(ack));
-        acknowledged
+        self.fill_with(record, Some(ack)).map(|()| acknowledged)
     }
 
     fn fill_with(&mut self, record: AuditRecord, ack: Option<Ack>) -> Result<(), DeliveryError> {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();
-            state.reserved = state.reserved.saturating_sub(1);
+            state.lanes.give_back(self.kind);
             if state.ended {
                 return Err(DeliveryError::Closed);
             }
@@ -343,7 +421,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();
-            state.reserved = state.reserved.saturating_sub(1);
+            state.lanes.give_back(self.kind);
             let closed = state.closed.is_some();
             drop(state);
             if closed {
@@ -354,286 +432,4 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::audit::record::{AuditEvent, AuditId, ChangeAction, ChangeEvent, ChangePhase};
-    use crate::clock::Timestamp;
-    use crate::key::id::KeyId;
-    use crate::org::OrgId;
-    use crate::runtime::BoxFuture;
-    use proptest::prelude::*;
-    use std::future::Future;
-    use std::pin::{Pin, pin};
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::task::{Context, Poll, Wake as Waking};
-
-    const LINGER: Duration = Duration::from_millis(7);
-
-    /// Time that passes when the test says so.
-    #[derive(Debug, Default)]
-    struct TestTime(Mutex<Vec<(Duration, oneshot::Sender<()>)>>);
-
-    impl TestTime {
-        /// Lets the latest sleep end, and says how long it was to be.
-        fn pass(&self) -> Duration {
-            let (time, end) = self.0.lock().unwrap().pop().unwrap();
-            end.send(()).unwrap();
-            time
-        }
-    }
-
-    impl Runtime for TestTime {
-        fn spawn(&self, _: BoxFuture<'static, ()>) {}
-
-        fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-            let (end, ended) = oneshot::channel();
-            self.0.lock().unwrap().push((time, end));
-            Box::pin(async {
-                let _ = ended.await;
-            })
-        }
-    }
-
-    #[derive(Default)]
-    struct Flag(AtomicBool);
-
-    impl Waking for Flag {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    impl Flag {
-        fn poll<T>(self: &Arc<Self>, work: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
-            self.0.store(false, Ordering::SeqCst);
-            work.poll(&mut Context::from_waker(&Arc::clone(self).into()))
-        }
-
-        fn is_woken(&self) -> bool {
-            self.0.load(Ordering::SeqCst)
-        }
-    }
-
-    fn record(number: u128) -> AuditRecord {
-        AuditRecord {
-            id: AuditId::from_bytes(number.to_be_bytes()),
-            at: Timestamp::MIN,
-            org: OrgId::new("acme").unwrap(),
-            key: KeyId::from_bytes([0; 16]),
-            event: AuditEvent::Change(ChangeEvent {
-                actor: "ada".into(),
-                action: ChangeAction::Created,
-                phase: ChangePhase::Begun,
-            }),
-        }
-    }
-
-    fn queue(capacity: usize, batch: usize) -> Arc<Queue> {
-        Arc::new(Queue::new(capacity, batch))
-    }
-
-    fn taken(queue: &Queue, max: usize) -> Vec<u128> {
-        let mut ids = Vec::new();
-        queue.take(max, |record, _| ids.push(u128::from_be_bytes(record.id.to_bytes())));
-        ids
-    }
-
-    #[test]
-    fn the_writer_wakes_at_once_for_whom_somebody_waits_and_lingers_otherwise() {
-        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
-        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-        assert!(flag.poll(wake.as_mut()).is_pending());
-        queue.push(record(1)).unwrap();
-        assert!(flag.is_woken());
-        assert!(flag.poll(wake.as_mut()).is_pending(), "more may come");
-        queue.push(record(2)).unwrap();
-        assert!(!flag.is_woken(), "it knows of work already");
-        assert_eq!(time.pass(), LINGER);
-        assert!(flag.is_woken());
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
-
-        // One more makes a full batch.
-        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-        assert!(flag.poll(wake.as_mut()).is_pending());
-        queue.push(record(3)).unwrap();
-        assert!(flag.is_woken());
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
-        assert_eq!(taken(&queue, 3), [1, 2, 3]);
-
-        // And one that somebody waits for is enough.
-        queue.push(record(4)).unwrap();
-        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-        assert!(flag.poll(wake.as_mut()).is_pending());
-        let _acknowledged = queue.try_reserve().unwrap().fill_acknowledged(record(5));
-        assert!(flag.is_woken());
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
-    }
-
-    #[test]
-    fn a_retry_waits_for_its_pause_and_for_the_shortest_if_somebody_waits() {
-        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
-        let pause = Duration::from_secs(2);
-        let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
-        assert!(flag.poll(wake.as_mut()).is_pending(), "though nothing is queued");
-        for number in 0..5 {
-            queue.push(record(number)).unwrap();
-            assert!(flag.poll(wake.as_mut()).is_pending(), "a full batch hurries no retry");
-        }
-        assert_eq!(time.pass(), pause);
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
-
-        let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
-        assert!(flag.poll(wake.as_mut()).is_pending());
-        let _acknowledged = queue.try_reserve().unwrap().fill_acknowledged(record(5));
-        assert!(flag.is_woken());
-        assert!(flag.poll(wake.as_mut()).is_pending());
-        assert_eq!(time.pass(), SHORTEST_RETRY);
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
-    }
-
-    #[test]
-    fn a_closed_queue_is_finished_once_nothing_is_left_and_nothing_can_come() {
-        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
-        let place = queue.try_reserve().unwrap();
-        let other = queue.try_reserve().unwrap();
-        queue.push(record(1)).unwrap();
-        queue.close(Instant::now() + Duration::from_secs(3_600));
-        assert_eq!(queue.try_reserve().unwrap_err(), DeliveryError::Closed);
-        assert_eq!(queue.push(record(9)), Err(DeliveryError::Closed));
-
-        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work), "it does not linger");
-        assert_eq!(taken(&queue, 3), [1]);
-        queue.release(1);
-        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-        assert!(flag.poll(wake.as_mut()).is_pending(), "two places are out");
-        place.fill(record(2)).unwrap();
-        assert!(flag.is_woken());
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
-        taken(&queue, 3);
-        let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-        assert!(flag.poll(wake.as_mut()).is_pending(), "one place is out");
-        drop(other);
-        assert!(flag.is_woken());
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Finished));
-    }
-
-    #[test]
-    fn a_closed_queue_gives_up_at_its_deadline_and_the_first_deadline_counts() {
-        let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
-        queue.push(record(1)).unwrap();
-        queue.close(Instant::now());
-        queue.close(Instant::now() + Duration::from_secs(3_600));
-        for retry in [None, Some(Duration::from_secs(1))] {
-            let mut wake = pin!(queue.wake(&time, LINGER, retry));
-            assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::GiveUp));
-        }
-    }
-
-    #[test]
-    fn who_waits_is_let_in_once_there_is_room_and_is_never_forgotten() {
-        let (queue, time) = (queue(2, 2), TestTime::default());
-        queue.push(record(1)).unwrap();
-        queue.push(record(2)).unwrap();
-        let flags: [Arc<Flag>; 3] = std::array::from_fn(|_| Arc::default());
-        let mut waiting: Vec<_> = flags
-            .iter()
-            .map(|flag| {
-                let mut waits = Box::pin(queue.reserve(&time, LINGER));
-                assert!(flag.poll(waits.as_mut()).is_pending());
-                Some(waits)
-            })
-            .collect();
-        // One gives up, and nobody is let in for it.
-        waiting[0] = None;
-        assert_eq!(taken(&queue, 2), [1, 2]);
-        assert!(!flags.iter().any(|flag| flag.is_woken()), "the writer is not done with them");
-        queue.release(1);
-        for at in [1, 2] {
-            assert!(flags[at].is_woken());
-            assert!(flags[at].poll(waiting[at].as_mut().unwrap().as_mut()).is_ready());
-        }
-    }
-
-    #[test]
-    fn who_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_is_closed() {
-        let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
-        queue.push(record(1)).unwrap();
-        let refused = |result: Poll<Result<Place, DeliveryError>>| result.map(Result::unwrap_err);
-        let mut waits = pin!(queue.reserve(&time, LINGER));
-        assert!(flag.poll(waits.as_mut()).is_pending());
-        assert_eq!(time.pass(), LINGER);
-        assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Full));
-
-        let mut waits = pin!(queue.reserve(&time, LINGER));
-        assert!(flag.poll(waits.as_mut()).is_pending());
-        queue.close(Instant::now());
-        assert!(flag.is_woken());
-        assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Closed));
-    }
-
-    #[test]
-    fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
-        let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
-        queue.push(record(1)).unwrap();
-        taken(&queue, 1);
-        {
-            let mut waits = pin!(queue.reserve(&time, LINGER));
-            assert!(flag.poll(waits.as_mut()).is_pending());
-        }
-        // The sink is down; nobody is there any more to try it sooner for.
-        let pause = Duration::from_secs(2);
-        let mut wake = pin!(queue.wake(&time, LINGER, Some(pause)));
-        assert!(flag.poll(wake.as_mut()).is_pending());
-        assert_eq!(time.pass(), pause);
-    }
-
-    proptest! {
-        /// Against a model: the records in their order, and room for so many. A
-        /// place once given out is good for one record, whatever came meanwhile.
-        #[test]
-        fn nobody_is_let_into_a_full_queue_and_nothing_is_lost(
-            capacity in 1usize..6,
-            steps in proptest::collection::vec((0u8..6, 0usize..4), 0..60),
-        ) {
-            let queue = queue(capacity, 2);
-            let (mut places, mut queued, mut in_hand) = (Vec::new(), VecDeque::new(), 0);
-            for (number, (step, count)) in (0..).zip(steps) {
-                let full = queued.len() + in_hand >= capacity;
-                match step {
-                    0 => match queue.try_reserve() {
-                        Ok(place) => {
-                            prop_assert!(!full);
-                            places.push(place);
-                        }
-                        Err(error) => prop_assert_eq!((error, full), (DeliveryError::Full, true)),
-                    },
-                    1 => match queue.push(record(number)) {
-                        Ok(()) => {
-                            prop_assert!(!full);
-                            queued.push_back(number);
-                        }
-                        Err(error) => prop_assert_eq!((error, full), (DeliveryError::Full, true)),
-                    },
-                    2 => {
-                        if let Some(place) = places.pop() {
-                            place.fill(record(number)).unwrap();
-                            queued.push_back(number);
-                        }
-                    }
-                    3 => drop(places.pop()),
-                    4 => {
-                        let expected: Vec<_> = queued.drain(..count.min(queued.len())).collect();
-                        in_hand += expected.len();
-                        prop_assert_eq!(taken(&queue, count), expected);
-                    }
-                    _ => {
-                        queue.release(count.min(in_hand));
-                        in_hand -= count.min(in_hand);
-                    }
-                }
-                prop_assert_eq!(queue.len(), queued.len() + in_hand);
-            }
-        }
-    }
-}
+mod tests;

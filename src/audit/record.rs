@@ -29,6 +29,16 @@ pub struct AuditRecord {
     pub event: AuditEvent,
 }
 
+impl AuditRecord {
+    /// How many requests or changes the record stands for.
+    pub(crate) fn count(&self) -> u64 {
+        match &self.event {
+            AuditEvent::Request(request) => request.count.into(),
+            AuditEvent::Change(_) => 1,
+        }
+    }
+}
+
 /// What an [`AuditRecord`] is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -99,6 +109,11 @@ impl Outcome {
             Self::IpNotAllowed => "ip_not_allowed",
             Self::Aborted => "aborted",
         }
+    }
+
+    /// Whether the request was refused for what is known of its key.
+    pub(crate) const fn is_refusal(self) -> bool {
+        matches!(self, Self::Revoked | Self::Expired | Self::IpNotAllowed)
     }
 
     /// Reads what [`Outcome::as_str`] writes.

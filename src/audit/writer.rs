@@ -9,11 +9,12 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::audit::country::CountryLookup;
-use crate::audit::delivery::{AuditStats, Counters, Delivery, DeliveryError};
-use crate::audit::queue::{Ack, Place, Queue, Wake};
+use crate::audit::delivery::{AuditHealth, AuditStats, Counters, Delivery, DeliveryError};
+use crate::audit::queue::{Ack, Draft, Kind, Place, Queue, Wake};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::audit::sink::{AuditError, AuditSink};
-use crate::runtime::{Elapsed, Panicked, Runtime, caught, within};
+use crate::audit::sums::Refusal;
+use crate::runtime::{BoxFuture, Elapsed, Panicked, Runtime, caught, within};
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
@@ -43,8 +44,9 @@ impl AuditWriter {
         countries: Option<Arc<dyn CountryLookup>>,
         delivery: Delivery,
         runtime: Arc<dyn Runtime>,
+        draft: Draft,
     ) -> Self {
-        let queue = Arc::new(Queue::new(delivery.capacity, delivery.batch));
+        let queue = Arc::new(Queue::new(&delivery, draft));
         let counters = Arc::new(Counters::default());
         let task = Task {
             queue: Arc::clone(&queue),
@@ -73,7 +75,7 @@ impl AuditWriter {
             let closed = self.queue.is_closed();
             return Some(if closed { Err(DeliveryError::Closed) } else { Ok(Reserved::None) });
         }
-        match self.queue.try_reserve() {
+        match self.queue.try_reserve(Kind::Request) {
             Err(DeliveryError::Full) if !self.delivery.strict => None,
             place => Some(place.map(Reserved::Place)),
         }
@@ -84,7 +86,8 @@ impl AuditWriter {
         match self.reserve_now() {
             Some(reserved) => reserved,
             None => {
-                let place = self.queue.reserve(&*self.runtime, self.delivery.deadline).await;
+                let deadline = self.delivery.deadline;
+                let place = self.queue.reserve(Kind::Request, &*self.runtime, deadline).await;
                 place.map(Reserved::Place)
             }
         }
@@ -98,7 +101,7 @@ impl AuditWriter {
     ) -> Result<(), DeliveryError> {
         match reserved {
             Reserved::Place(place) if self.delivery.strict => {
-                self.acknowledged(place, record).await
+                self.acknowledged(place, record)?.await
             }
             other => {
                 self.enqueue(other, record);
@@ -107,8 +110,31 @@ impl AuditWriter {
         }
     }
 
+    /// Records a refusal, by itself or in a sum; what there is to wait for, in strict
+    /// delivery.
+    pub(crate) fn refuse(
+        &self,
+        refusal: Refusal,
+    ) -> Result<Option<BoxFuture<'static, Result<(), DeliveryError>>>, DeliveryError> {
+        let added = self.queue.refuse(refusal)?;
+        if added.shed {
+            self.counters.shed();
+        }
+        if let Some((place, sum)) = added.ended {
+            self.enqueue(Reserved::Place(place), self.queue.draft(sum));
+        }
+        let Some((place, refusal)) = added.own else { return Ok(None) };
+        let record = self.queue.draft(refusal);
+        if self.delivery.strict {
+            return Ok(Some(Box::pin(self.acknowledged(place, record)?)));
+        }
+        self.enqueue(Reserved::Place(place), record);
+        Ok(None)
+    }
+
     /// Queues a record where nothing can wait for it.
     pub(crate) fn enqueue(&self, reserved: Reserved, record: AuditRecord) {
+        let count = record.count();
         let queued = match reserved {
             Reserved::Place(place) => place.fill(record),
             Reserved::None => self.queue.push(record),
@@ -116,27 +142,49 @@ impl AuditWriter {
         match queued {
             Ok(()) => {}
             Err(DeliveryError::Full) if self.delivery.sheds() => self.counters.shed(),
-            Err(error) => self.counters.failed(1, &error),
+            Err(error) => self.counters.failed(count, &error),
         }
     }
 
     /// Returns once the record is durable, whatever the mode.
     pub(crate) async fn write(&self, record: AuditRecord) -> Result<(), DeliveryError> {
-        let place = self.queue.reserve(&*self.runtime, self.delivery.deadline).await?;
-        self.acknowledged(place, record).await
+        let deadline = self.delivery.deadline;
+        let place = self.queue.reserve(Kind::Change, &*self.runtime, deadline).await?;
+        self.acknowledged(place, record)?.await
     }
 
-    async fn acknowledged(&self, place: Place, record: AuditRecord) -> Result<(), DeliveryError> {
-        let acknowledged = place.fill_acknowledged(record);
-        match within(&*self.runtime, self.delivery.deadline, acknowledged).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(DeliveryError::Closed),
-            Err(_) => Err(DeliveryError::TimedOut),
-        }
+    /// Queues the record, and completes once it is durable.
+    fn acknowledged(
+        &self,
+        place: Place,
+        record: AuditRecord,
+    ) -> Result<impl Future<Output = Result<(), DeliveryError>> + Send + use<>, DeliveryError> {
+        let count = record.count();
+        let acknowledged = place
+            .fill_acknowledged(record)
+            .inspect_err(|error| self.counters.failed(count, error))?;
+        let (runtime, deadline) = (Arc::clone(&self.runtime), self.delivery.deadline);
+        Ok(async move {
+            match within(&*runtime, deadline, acknowledged).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(DeliveryError::Closed),
+                Err(_) => Err(DeliveryError::TimedOut),
+            }
+        })
     }
 
     pub(crate) fn stats(&self) -> AuditStats {
-        self.counters.stats(self.queue.len())
+        let (queued, summed) = self.queue.counts();
+        self.counters.stats(queued, summed)
+    }
+
+    #[allow(dead_code, reason = "the health report of the manager is to be built on it")]
+    pub(crate) fn health(&self) -> AuditHealth {
+        AuditHealth {
+            queued: self.queue.len(),
+            capacity: self.delivery.capacity,
+            failing: self.counters.failing(),
+        }
     }
 
     /// Lets no more records in and returns once the rest is written, or given up
@@ -187,7 +235,9 @@ impl Task {
                 break;
             }
             self.take();
-            self.write().await;
+            if !self.batch.records.is_empty() {
+                self.write().await;
+            }
             retry = match retry {
                 _ if self.batch.records.is_empty() => None,
                 None => Some(FIRST_RETRY),
@@ -207,9 +257,9 @@ impl Task {
             matches!(record.event, AuditEvent::Change(_))
                 && ack.as_ref().is_some_and(Ack::is_canceled)
         };
-        let late = taken.extract_if(.., given_up).count();
-        counters.failed(late, &DeliveryError::TimedOut);
-        queue.release(late);
+        let late: Vec<_> = taken.extract_if(.., given_up).map(|(record, _)| record).collect();
+        counters.failed(count(&late), &DeliveryError::TimedOut);
+        queue.release(&late);
         // Not under the queue's lock, and whatever it does.
         for (mut record, ack) in taken {
             if let (Some(countries), AuditEvent::Request(request)) = (&countries, &mut record.event)
@@ -228,26 +278,26 @@ impl Task {
     async fn write(&mut self) {
         match self.attempt(&self.batch.records).await {
             Ok(()) => {
-                self.done(self.batch.records.len());
+                self.counters.written(count(&self.batch.records));
+                self.queue.release(&self.batch.records);
                 for (_, ack) in self.batch.acks.drain(..) {
                     let _ = ack.send(Ok(()));
                 }
                 self.batch.records.clear();
             }
             Err(error @ AuditError::Rejected(_)) if self.batch.records.len() == 1 => {
-                self.counters.failed(1, &error);
-                self.queue.release(1);
+                self.counters.failed(count(&self.batch.records), &error);
+                self.queue.release(&self.batch.records);
                 self.batch.fail_acknowledged();
                 self.batch.records.clear();
             }
             Err(AuditError::Rejected(_)) => self.write_one_by_one().await,
             Err(error) => {
                 let failed = self.batch.fail_acknowledged();
-                self.counters.failed(failed, &error);
-                self.queue.release(failed);
+                self.counters.failed(count(&failed), &error);
+                self.queue.release(&failed);
                 if !self.batch.records.is_empty() {
-                    let records = self.batch.records.len();
-                    tracing::warn!(records, %error, "audit records will be retried");
+                    self.counters.retried(self.batch.records.len(), &error);
                 }
             }
         }
@@ -282,31 +332,34 @@ impl Task {
             Poll::Pending => over.as_mut().poll(cx).map(|()| None),
             Poll::Ready(done) => Poll::Ready(Some(done)),
         });
-        match within(&*self.runtime, self.delivery.deadline, call).await {
+        let called = within(&*self.runtime, self.delivery.deadline, call).await;
+        // A sink that rejects a record works.
+        let works = matches!(called, Ok(Some(Ok(Ok(()) | Err(AuditError::Rejected(_))))));
+        self.counters.called(works);
+        match called {
             Ok(Some(Ok(result))) => result,
             Ok(Some(Err(Panicked))) => Err(AuditError::rejected("the sink panicked")),
             Ok(None) => Err(AuditError::unavailable("the time to write in is over")),
             Err(Elapsed) => Err(AuditError::unavailable("the sink exceeded its deadline")),
         }
     }
-
-    fn done(&self, records: usize) {
-        self.counters.written(records);
-        self.queue.release(records);
-    }
 }
 
 impl Batch {
-    /// Takes out the records that somebody waits for, and tells them. Says how
-    /// many there were.
-    fn fail_acknowledged(&mut self) -> usize {
-        let failed = self.acks.len();
+    /// Takes out the records that somebody waits for, and tells them.
+    fn fail_acknowledged(&mut self) -> Vec<AuditRecord> {
+        let mut failed = Vec::with_capacity(self.acks.len());
         for (position, ack) in self.acks.drain(..).rev() {
-            self.records.remove(position);
+            failed.push(self.records.remove(position));
             let _ = ack.send(Err(DeliveryError::Failed));
         }
         failed
     }
+}
+
+/// How many requests and changes the records stand for.
+fn count(records: &[AuditRecord]) -> u64 {
+    records.iter().map(AuditRecord::count).sum()
 }
 
 impl Drop for Task {
@@ -315,162 +368,15 @@ impl Drop for Task {
         self.queue.close(Instant::now());
         // Whoever fills a place from now on counts for himself.
         self.queue.end();
-        let mut unwritten = self.batch.records.len() + self.rest.len() + self.retry.len();
-        self.queue.take(usize::MAX, |_, _| unwritten += 1);
-        self.counters.failed(unwritten, &DeliveryError::Closed);
-        self.queue.release(unwritten);
+        let mut unwritten = std::mem::take(&mut self.batch.records);
+        unwritten.append(&mut self.retry);
+        unwritten.extend(self.rest.drain(..).map(|(record, _)| record));
+        self.queue.take(usize::MAX, |record, _| unwritten.push(record));
+        self.counters.left_over(count(&unwritten) + self.queue.give_up_sums());
+        self.queue.release(&unwritten);
         self.queue.say_ended();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::audit::memory::MemoryAuditLog;
-    use crate::audit::record::{AuditId, ChangeAction, ChangeEvent, ChangePhase};
-    use crate::clock::Timestamp;
-    use crate::key::id::KeyId;
-    use crate::org::OrgId;
-    use crate::runtime::BoxFuture;
-    use futures_channel::oneshot;
-    use proptest::prelude::*;
-    use std::future::{Future, ready};
-    use std::pin::Pin;
-    use std::sync::Mutex;
-    use std::task::{Context, Waker};
-
-    /// Every sleep is over at once, and remembered.
-    #[derive(Debug, Default)]
-    struct NoTime(Mutex<Vec<Duration>>);
-
-    impl Runtime for NoTime {
-        fn spawn(&self, _: BoxFuture<'static, ()>) {}
-
-        fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-            self.0.lock().unwrap().push(time);
-            Box::pin(ready(()))
-        }
-    }
-
-    /// Fails so many times, and then writes.
-    #[derive(Debug, Default)]
-    struct Flaky {
-        failures: Mutex<usize>,
-        log: MemoryAuditLog,
-    }
-
-    #[async_trait::async_trait]
-    impl AuditSink for Flaky {
-        async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-            {
-                let mut failures = self.failures.lock().unwrap();
-                if *failures > 0 {
-                    *failures -= 1;
-                    return Err(AuditError::unavailable("not yet"));
-                }
-            }
-            self.log.record(batch).await
-        }
-    }
-
-    fn record(number: u128) -> AuditRecord {
-        AuditRecord {
-            id: AuditId::from_bytes(number.to_be_bytes()),
-            at: Timestamp::MIN,
-            org: OrgId::new("acme").unwrap(),
-            key: KeyId::from_bytes([0; 16]),
-            event: AuditEvent::Change(ChangeEvent {
-                actor: "ada".into(),
-                action: ChangeAction::Created,
-                phase: ChangePhase::Begun,
-            }),
-        }
-    }
-
-    fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
-        work.poll(&mut Context::from_waker(Waker::noop())).is_ready()
-    }
-
-    /// A writer whose task the test polls by itself.
-    fn writer(delivery: Delivery, sink: Arc<Flaky>, time: Arc<NoTime>) -> (AuditWriter, Task) {
-        let queue = Arc::new(Queue::new(delivery.capacity, delivery.batch));
-        let counters = Arc::new(Counters::default());
-        let task = Task {
-            queue: Arc::clone(&queue),
-            counters: Arc::clone(&counters),
-            delivery: delivery.clone(),
-            runtime: time.clone(),
-            sink,
-            countries: None,
-            batch: Batch::default(),
-            rest: VecDeque::new(),
-            retry: Vec::new(),
-        };
-        (AuditWriter { queue, counters, delivery, runtime: time }, task)
-    }
-
-    #[test]
-    fn the_pauses_between_retries_double_up_to_the_longest_and_begin_anew_after_a_success() {
-        let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
-        let delivery = Delivery::buffered();
-        let linger = delivery.linger;
-        let (writer, task) = writer(delivery, sink.clone(), time.clone());
-        let mut task = Box::pin(task.run());
-        for _ in 0..2 {
-            *sink.failures.lock().unwrap() = 8;
-            writer.enqueue(Reserved::None, record(1));
-            assert!(!poll(task.as_mut()));
-            let pauses = [50, 100, 200, 400, 800, 1_600, 2_000, 2_000].map(Duration::from_millis);
-            let slept = std::mem::take(&mut *time.0.lock().unwrap());
-            assert_eq!(slept, [&[linger], &pauses[..]].concat());
-            assert_eq!(writer.stats().queued, 0);
-        }
-        assert_eq!(writer.stats().written, 2);
-    }
-
-    #[test]
-    fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
-        let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
-        let (writer, mut task) = writer(Delivery::buffered().batch(2), sink, time);
-        let mut acknowledged = Vec::new();
-        for number in 0..5 {
-            let place = writer.queue.try_reserve().unwrap();
-            acknowledged.push(place.fill_acknowledged(record(number)));
-        }
-        task.take();
-        assert_eq!((task.batch.records.len(), writer.stats().queued), (2, 5));
-        drop(task);
-        let stats = writer.stats();
-        assert_eq!((stats.failed, stats.queued, stats.written), (5, 0, 0));
-        for mut acknowledged in acknowledged {
-            assert!(acknowledged.try_recv().is_err(), "canceled: nobody waits for ever");
-        }
-        assert_eq!(writer.queue.try_reserve().unwrap_err(), DeliveryError::Closed);
-        writer.enqueue(Reserved::None, record(9));
-        assert_eq!(writer.stats().failed, 6);
-    }
-
-    proptest! {
-        #[test]
-        fn exactly_the_awaited_records_of_a_failed_batch_are_given_up(awaited: Vec<bool>) {
-            let mut batch = Batch::default();
-            let mut receivers = Vec::new();
-            for (at, awaited) in awaited.iter().enumerate() {
-                batch.records.push(record(at as u128));
-                if *awaited {
-                    let (ack, acknowledged) = oneshot::channel();
-                    batch.acks.push((at, ack));
-                    receivers.push(acknowledged);
-                }
-            }
-            prop_assert_eq!(batch.fail_acknowledged(), receivers.len());
-            let kept: Vec<_> = (0..).zip(&awaited).filter(|(_, a)| !**a).map(|(n, _)| record(n)).collect();
-            prop_assert_eq!(&batch.records, &kept);
-            prop_assert!(batch.acks.is_empty());
-            for mut acknowledged in receivers {
-                let told = acknowledged.try_recv();
-                prop_assert_eq!(told, Ok(Some(Err(DeliveryError::Failed))));
-            }
-        }
-    }
-}
+mod tests;

@@ -8,13 +8,18 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::audit::delivery::DeliveryError;
-use crate::audit::record::{AuditEvent, AuditRecord, Outcome, RequestEvent};
+use crate::audit::queue::Draft;
+use crate::audit::record::{AuditEvent, AuditIds, AuditRecord, Outcome, RequestEvent};
+use crate::audit::sums::{Refusal, Sum};
 use crate::audit::writer::{AuditWriter, Reserved};
 use crate::clock::Timestamp;
+use crate::key::format::KeyFormat;
+use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::runtime::BoxFuture;
+use crate::text::truncate;
 
 /// What the audit log is to say about a request.
 ///
@@ -30,9 +35,10 @@ pub struct RequestInfo {
 }
 
 impl KeyManager {
-    /// Admits a request, or refuses it; either way, a request with a known key
-    /// leaves one audit record, unless it is refused because there is no room for
-    /// one. The tower layer is built on this, and so can be the middleware of another
+    /// Admits a request, or refuses it. Either way, a request with a known key is in the
+    /// audit log: in a record of its own, or in one that sums up many refusals (see
+    /// [`Delivery`](crate::Delivery)). The only exception is a request that is refused
+    /// because there is no room for its record. The tower layer is built on this, and so can be the middleware of another
     /// framework.
     ///
     /// ```
@@ -70,84 +76,108 @@ impl KeyManager {
         }
     }
 
-    /// Makes out the audit record of a request that has been checked; `None`
-    /// where there is none to be made.
-    fn draft(&self, checked: &Checked, request: RequestInfo) -> Option<AuditRecord> {
-        self.inner.audit.as_ref()?;
-        let (key, at, status, outcome) = match checked {
-            Ok((key, now)) => (key.record(), *now, None, Outcome::Aborted),
-            Err(error @ VerifyError::Denied { denial, key }) => {
-                (&**key, self.now(), Some(error.http_status()), (*denial).into())
-            }
-            Err(_) => return None,
+    /// Turns a check into an admission, or records a refusal.
+    pub(crate) fn open(&self, checked: Checked, request: RequestInfo) -> Opening {
+        match checked {
+            Ok((key, at)) => self.let_in(key, at, request),
+            Err(error) => self.refuse(error, request),
+        }
+    }
+
+    fn let_in(&self, key: VerifiedKey, at: Timestamp, request: RequestInfo) -> Opening {
+        let Some(audit) = &self.inner.audit else {
+            return self.admitted(key, at, None);
         };
         let event = RequestEvent {
             method: method(request.method, self.format()),
             endpoint: endpoint(request.path, self.format()),
             ip: request.ip,
             country: None,
-            status,
-            outcome,
+            status: None,
+            outcome: Outcome::Aborted,
             count: 1,
         };
-        Some(AuditRecord {
+        let record = AuditRecord {
             id: self.inner.audit_ids.next(),
             at,
-            org: key.org.clone(),
-            key: key.id,
+            org: key.org().clone(),
+            key: key.id(),
             event: AuditEvent::Request(event),
-        })
-    }
-
-    /// Turns a check into an admission, or delivers the record of a refusal.
-    pub(crate) fn open(&self, checked: Checked, request: RequestInfo) -> Opening {
-        let (Some(audit), Some(record)) = (&self.inner.audit, self.draft(&checked, request)) else {
-            return self.decide(checked, None);
         };
         let entry =
             Entry { audit: Arc::clone(audit), reserved: Reserved::None, record: Some(record) };
         if let Some(reserved) = audit.reserve_now() {
-            return self.enter(checked, entry, reserved);
+            return self.enter(key, at, entry, reserved);
         }
         let keys = self.clone();
         Opening::Waiting(Box::pin(async move {
             // Whoever gives up meanwhile leaves the record all the same, if there is
             // room by then.
             let reserved = entry.audit.reserve().await;
-            keys.enter(checked, entry, reserved).settled().await
+            keys.enter(key, at, entry, reserved).settled().await
         }))
     }
 
     fn enter(
         &self,
-        checked: Checked,
+        key: VerifiedKey,
+        at: Timestamp,
         mut entry: Entry,
         reserved: Result<Reserved, DeliveryError>,
     ) -> Opening {
         match reserved {
-            Ok(place) => entry.reserved = place,
+            Ok(place) => {
+                entry.reserved = place;
+                self.admitted(key, at, Some(entry))
+            }
             Err(error) => {
-                let key = entry.record.take().map(|record| record.key);
-                if let Some(left_out) = self.inner.unrecorded.pass() {
-                    tracing::warn!(?key, %error, left_out, "a request was refused");
-                }
-                return Opening::Done(Err(error.into()));
+                entry.record = None;
+                self.not_recorded(key.id(), error)
             }
         }
-        self.decide(checked, Some(entry))
     }
 
-    fn decide(&self, checked: Checked, entry: Option<Entry>) -> Opening {
-        let error = match checked {
-            Ok((key, now)) => {
-                self.inner.uses.record(key.id(), now);
-                return Opening::Done(Ok(Admission { key, entry }));
-            }
-            Err(error) => error,
-        };
+    fn admitted(&self, key: VerifiedKey, at: Timestamp, entry: Option<Entry>) -> Opening {
+        self.inner.uses.record(key.id(), at);
+        Opening::Done(Ok(Admission { key, entry }))
+    }
+
+    fn not_recorded(&self, key: KeyId, error: DeliveryError) -> Opening {
+        if let Some(left_out) = self.inner.unrecorded.pass() {
+            tracing::warn!(%key, %error, left_out, "a request was refused");
+        }
+        Opening::Done(Err(error.into()))
+    }
+
+    fn refuse(&self, error: VerifyError, request: RequestInfo) -> Opening {
         match &error {
             VerifyError::Denied { denial, key } => {
                 tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
+                if let Some(audit) = &self.inner.audit {
+                    let refusal = Refusal {
+                        at: self.now(),
+                        org: key.org.clone(),
+                        key: key.id,
+                        outcome: (*denial).into(),
+                        status: error.http_status(),
+                        method: match request.method {
+                            Cow::Owned(unknown) => kept(unknown).into(),
+                            known => known,
+                        },
+                        path: kept(request.path.into_string()).into_boxed_str(),
+                        ip: request.ip,
+                    };
+                    match audit.refuse(refusal) {
+                        Ok(None) => {}
+                        Ok(Some(recorded)) => {
+                            return Opening::Waiting(Box::pin(async move {
+                                recorded.await?;
+                                Err(error.into())
+                            }));
+                        }
+                        Err(not_recorded) => return self.not_recorded(key.id, not_recorded),
+                    }
+                }
             }
             VerifyError::Unavailable(source) => {
                 if let Some(left_out) = self.inner.unverified.pass() {
@@ -157,14 +187,38 @@ impl KeyManager {
             }
             other => tracing::debug!(reason = %other, "refused"),
         }
-        match entry.and_then(Entry::close) {
-            None => Opening::Done(Err(error.into())),
-            Some(recorded) => Opening::Waiting(Box::pin(async move {
-                recorded.await?;
-                Err(error.into())
-            })),
-        }
+        Opening::Done(Err(error.into()))
     }
+}
+
+/// A path or method without what does not come to matter for its record, since a sum
+/// keeps it as it came.
+fn kept(mut text: String) -> String {
+    const LONGEST: usize = 8_192;
+    truncate(&mut text, LONGEST);
+    text
+}
+
+/// What makes out the records of refusals.
+pub(super) fn refusal_records(format: KeyFormat, ids: Arc<AuditIds>) -> Draft {
+    Box::new(move |Sum { last, count }| {
+        let event = RequestEvent {
+            method: method(last.method, &format),
+            endpoint: endpoint(last.path, &format),
+            ip: last.ip,
+            country: None,
+            status: Some(last.status),
+            outcome: last.outcome,
+            count,
+        };
+        AuditRecord {
+            id: ids.next(),
+            at: last.at,
+            org: last.org,
+            key: last.key,
+            event: AuditEvent::Request(event),
+        }
+    })
 }
 
 /// A key that passed, and when, or why none did.
@@ -174,7 +228,7 @@ pub(crate) type Checked = Result<(VerifiedKey, Timestamp), VerifyError>;
 pub(crate) enum Opening {
     Done(Result<Admission, AdmitError>),
     /// The store is asked, there is no room in the audit queue yet, or a refusal is
-    /// being recorded.
+    /// being recorded in strict delivery.
     Waiting(BoxFuture<'static, Result<Admission, AdmitError>>),
 }
 

@@ -13,6 +13,7 @@ use crate::audit::sink::AuditSink;
 use crate::audit::writer::AuditWriter;
 use crate::clock::{Clock, SystemClock};
 use crate::key::format::KeyFormat;
+use crate::manager::admission::refusal_records;
 use crate::manager::last_use::LastUses;
 use crate::manager::{Inner, KeyManager};
 use crate::random::{Random, RandomError, SystemRandom};
@@ -141,9 +142,11 @@ impl KeyManagerBuilder {
     /// on a tokio runtime.
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(runtime::current).ok_or(BuildError::NoRuntime)?;
+        let audit_ids = Arc::new(AuditIds::new(&*self.random).map_err(BuildError::Random)?);
         let audit = self.sink.map(|sink| {
             let runtime = Arc::clone(&runtime);
-            Arc::new(AuditWriter::start(sink, self.countries, self.delivery, runtime))
+            let refusals = refusal_records(self.format.clone(), Arc::clone(&audit_ids));
+            Arc::new(AuditWriter::start(sink, self.countries, self.delivery, runtime, refusals))
         });
         let uses =
             LastUses::start(Arc::clone(&self.store), self.store_deadline, Arc::clone(&runtime));
@@ -154,7 +157,7 @@ impl KeyManagerBuilder {
                 format: self.format,
                 limits: self.limits,
                 clock: self.clock,
-                audit_ids: AuditIds::new(&*self.random).map_err(BuildError::Random)?,
+                audit_ids,
                 random: self.random,
                 runtime,
                 uses,

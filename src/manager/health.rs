@@ -55,7 +55,9 @@ impl KeyManager {
         let unwritten_uses = self.inner.uses.ended(left.max(GRACE)).await;
         let stats = self.audit_stats();
         ShutdownReport {
-            unwritten_records: stats.failed.saturating_sub(failed_before) + stats.queued,
+            unwritten_records: stats.failed.saturating_sub(failed_before)
+                + stats.queued
+                + stats.summed,
             unwritten_uses,
         }
     }
@@ -66,7 +68,7 @@ impl KeyManager {
 #[must_use = "a loss should be reported"]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Audit records that are lost.
+    /// Requests and changes whose audit records are lost.
     pub unwritten_records: u64,
     /// Keys whose last-used time is older than their last use.
     pub unwritten_uses: u64,

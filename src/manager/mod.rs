@@ -63,7 +63,7 @@ struct Inner {
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
     audit: Option<Arc<AuditWriter>>,
-    audit_ids: AuditIds,
+    audit_ids: Arc<AuditIds>,
     audit_log: Option<Arc<dyn AuditLog>>,
     /// For requests refused because the store did not answer.
     unverified: Throttle,

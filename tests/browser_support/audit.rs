@@ -129,6 +129,8 @@ async fn a_record_says_what_the_request_was_and_how_it_ended() {
         let aborted = "UPDATE requests SET outcome = 'aborted', status = NULL, ip = NULL, country = NULL \
              WHERE endpoint = '/v1/moved'";
         database.execute(aborted, []).unwrap();
+        let sum = "UPDATE requests SET count = 1234 WHERE endpoint = '/v1/revoked'";
+        assert_eq!(database.execute(sum, []).unwrap(), 1);
         let instant = "UPDATE requests SET at = ?1 WHERE endpoint = '/v1/fine'";
         // 14 March 2026, 15:09:26.535 UTC
         database.execute(instant, [1_773_500_966_535_000_i64]).unwrap();
@@ -149,7 +151,7 @@ async fn a_record_says_what_the_request_was_and_how_it_ended() {
             ("/v1/missing", "DELETE", "2001:db8::5", "404", &red),
             ("/v1/broken", "POST", GERMAN, "500", &red),
             ("/v1/elsewhere", "GET", AMERICAN, "403 IP not allowed", &red),
-            ("/v1/revoked", "GET", GERMAN, "401 key revoked", &red),
+            ("/v1/revoked", "GET", GERMAN, "401 key revoked × 1,234", &red),
             ("/v1/expired", "GET", GERMAN, "401 key expired", &red),
         ] {
             assert_eq!(look(browser, endpoint, "Method", TEXT).await, method, "{endpoint}");

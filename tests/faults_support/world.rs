@@ -36,12 +36,13 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Keys and audit log behind one proxy; strict delivery.
+    /// Keys and audit log behind one proxy; strict delivery, with a record of its own for
+    /// each refusal.
     pub(crate) async fn new(options: &PostgresOptions) -> Self {
         Self::with(options, |near, _, builder| {
             builder(near.clone())
                 .audit(Arc::new(near))
-                .delivery(Delivery::strict().deadline(DEADLINE))
+                .delivery(Delivery::strict().deadline(DEADLINE).sum_refusals(u32::MAX, DEADLINE))
         })
         .await
     }

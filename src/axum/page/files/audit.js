@@ -13,13 +13,15 @@ function country(code) {
   return h("span", { role: "img", "aria-label": name, title: name, class: "flag" }, flag);
 }
 
-function status({ status, outcome }) {
+function status({ status, outcome, count }) {
+  const times = count.toLocaleString(document.documentElement.lang);
   const good = outcome === "allowed" && status !== null && status < 400;
   return h(
     "span",
     { class: good ? "badge good" : "badge bad" },
     status ?? "–",
     outcome === "allowed" ? null : ` ${text(`outcome.${outcome}`)}`,
+    count > 1 ? ` ${text("audit.times", { times })}` : null,
   );
 }
 

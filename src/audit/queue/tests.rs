@@ -1,0 +1,458 @@
+//! Tests of the queue.
+
+use super::*;
+use crate::audit::record::{
+    AuditEvent, AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
+};
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::runtime::BoxFuture;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake as Waking};
+
+const LINGER: Duration = Duration::from_millis(7);
+
+/// Time that passes when the test says so.
+#[derive(Debug, Default)]
+struct TestTime(Mutex<Vec<(Duration, oneshot::Sender<()>)>>);
+
+impl TestTime {
+    /// Lets the latest sleep end, and says how long it was to be.
+    fn pass(&self) -> Duration {
+        let (time, end) = self.0.lock().unwrap().pop().unwrap();
+        end.send(()).unwrap();
+        time
+    }
+}
+
+impl Runtime for TestTime {
+    fn spawn(&self, _: BoxFuture<'static, ()>) {}
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        let (end, ended) = oneshot::channel();
+        self.0.lock().unwrap().push((time, end));
+        Box::pin(async {
+            let _ = ended.await;
+        })
+    }
+}
+
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Waking for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Flag {
+    fn poll<T>(self: &Arc<Self>, work: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        self.0.store(false, Ordering::SeqCst);
+        work.poll(&mut Context::from_waker(&Arc::clone(self).into()))
+    }
+
+    fn is_woken(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+fn record_of(number: u128, event: AuditEvent) -> AuditRecord {
+    AuditRecord {
+        id: AuditId::from_bytes(number.to_be_bytes()),
+        at: Timestamp::MIN,
+        org: OrgId::new("acme").unwrap(),
+        key: KeyId::from_bytes([0; 16]),
+        event,
+    }
+}
+
+fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
+    let event = RequestEvent {
+        method: "GET".into(),
+        endpoint: "/".into(),
+        ip: None,
+        country: None,
+        status: None,
+        outcome,
+        count,
+    };
+    record_of(number, AuditEvent::Request(event))
+}
+
+fn record(number: u128) -> AuditRecord {
+    request(number, Outcome::Allowed, 1)
+}
+
+fn change(number: u128) -> AuditRecord {
+    let event = ChangeEvent {
+        actor: "ada".into(),
+        action: ChangeAction::Created,
+        phase: ChangePhase::Begun,
+    };
+    record_of(number, AuditEvent::Change(event))
+}
+
+fn refused(count: u32) -> AuditRecord {
+    request(0, Outcome::Revoked, count)
+}
+
+fn kind_of(kind: u8, number: u128) -> AuditRecord {
+    match kind {
+        0 => change(number),
+        1 => record(number),
+        _ => request(number, Outcome::Revoked, 1),
+    }
+}
+
+fn refusal() -> Refusal {
+    Refusal {
+        at: Timestamp::MIN,
+        org: OrgId::new("acme").unwrap(),
+        key: KeyId::from_bytes([0; 16]),
+        outcome: Outcome::Revoked,
+        status: 401,
+        method: "GET".into(),
+        path: "/".into(),
+        ip: None,
+    }
+}
+
+fn queue_of(delivery: Delivery) -> Arc<Queue> {
+    let draft = |sum: Sum| request(100, sum.last.outcome, sum.count);
+    Arc::new(Queue::new(&delivery, Box::new(draft)))
+}
+
+fn queue(capacity: usize, batch: usize) -> Arc<Queue> {
+    queue_of(Delivery::buffered().capacity(capacity).batch(batch))
+}
+
+fn taken(queue: &Queue, max: usize) -> Vec<u128> {
+    let mut ids = Vec::new();
+    queue.take(max, |record, _| ids.push(u128::from_be_bytes(record.id.to_bytes())));
+    ids
+}
+
+#[test]
+fn the_writer_wakes_at_once_for_whom_somebody_waits_and_lingers_otherwise() {
+    let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    queue.push(record(1)).unwrap();
+    assert!(flag.is_woken());
+    assert!(flag.poll(wake.as_mut()).is_pending(), "more may come");
+    queue.push(record(2)).unwrap();
+    assert!(!flag.is_woken(), "it knows of work already");
+    assert_eq!(time.pass(), LINGER);
+    assert!(flag.is_woken());
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+
+    // One more makes a full batch.
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    queue.push(record(3)).unwrap();
+    assert!(flag.is_woken());
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    assert_eq!(taken(&queue, 3), [1, 2, 3]);
+
+    // And one that somebody waits for is enough.
+    queue.push(record(4)).unwrap();
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    let _acknowledged =
+        queue.try_reserve(Kind::Request).unwrap().fill_acknowledged(record(5)).unwrap();
+    assert!(flag.is_woken());
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+}
+
+#[test]
+fn a_retry_waits_for_its_pause_and_for_the_shortest_if_somebody_waits() {
+    let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+    let pause = Duration::from_secs(2);
+    let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
+    assert!(flag.poll(wake.as_mut()).is_pending(), "though nothing is queued");
+    for number in 0..5 {
+        queue.push(record(number)).unwrap();
+        assert!(flag.poll(wake.as_mut()).is_pending(), "a full batch hurries no retry");
+    }
+    assert_eq!(time.pass(), pause);
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+
+    let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    let _acknowledged =
+        queue.try_reserve(Kind::Request).unwrap().fill_acknowledged(record(5)).unwrap();
+    assert!(flag.is_woken());
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    assert_eq!(time.pass(), SHORTEST_RETRY);
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+}
+
+#[test]
+fn a_closed_queue_is_finished_once_nothing_is_left_and_nothing_can_come() {
+    let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+    let place = queue.try_reserve(Kind::Request).unwrap();
+    let other = queue.try_reserve(Kind::Request).unwrap();
+    queue.push(record(1)).unwrap();
+    queue.close(Instant::now() + Duration::from_secs(3_600));
+    assert_eq!(queue.try_reserve(Kind::Request).unwrap_err(), DeliveryError::Closed);
+    assert_eq!(queue.push(record(9)), Err(DeliveryError::Closed));
+
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work), "it does not linger");
+    assert_eq!(taken(&queue, 3), [1]);
+    queue.release(&[record(0)]);
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert!(flag.poll(wake.as_mut()).is_pending(), "two places are out");
+    place.fill(record(2)).unwrap();
+    assert!(flag.is_woken());
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    taken(&queue, 3);
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert!(flag.poll(wake.as_mut()).is_pending(), "one place is out");
+    drop(other);
+    assert!(flag.is_woken());
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Finished));
+}
+
+#[test]
+fn a_closed_queue_gives_up_at_its_deadline_and_the_first_deadline_counts() {
+    let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
+    queue.push(record(1)).unwrap();
+    queue.close(Instant::now());
+    queue.close(Instant::now() + Duration::from_secs(3_600));
+    for retry in [None, Some(Duration::from_secs(1))] {
+        let mut wake = pin!(queue.wake(&time, LINGER, retry));
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::GiveUp));
+    }
+}
+
+#[test]
+fn who_waits_is_let_in_once_there_is_room_and_is_never_forgotten() {
+    let (queue, time) = (queue(2, 2), TestTime::default());
+    queue.push(record(1)).unwrap();
+    queue.push(record(2)).unwrap();
+    let flags: [Arc<Flag>; 3] = std::array::from_fn(|_| Arc::default());
+    let mut waiting: Vec<_> = flags
+        .iter()
+        .map(|flag| {
+            let mut waits = Box::pin(queue.reserve(Kind::Request, &time, LINGER));
+            assert!(flag.poll(waits.as_mut()).is_pending());
+            Some(waits)
+        })
+        .collect();
+    // One gives up, and nobody is let in for it.
+    waiting[0] = None;
+    assert_eq!(taken(&queue, 2), [1, 2]);
+    assert!(!flags.iter().any(|flag| flag.is_woken()), "the writer is not done with them");
+    queue.release(&[record(0)]);
+    for at in [1, 2] {
+        assert!(flags[at].is_woken());
+        assert!(flags[at].poll(waiting[at].as_mut().unwrap().as_mut()).is_ready());
+    }
+}
+
+#[test]
+fn who_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_is_closed() {
+    let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
+    queue.push(record(1)).unwrap();
+    let refused = |result: Poll<Result<Place, DeliveryError>>| result.map(Result::unwrap_err);
+    let mut waits = pin!(queue.reserve(Kind::Request, &time, LINGER));
+    assert!(flag.poll(waits.as_mut()).is_pending());
+    assert_eq!(time.pass(), LINGER);
+    assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Full));
+
+    let mut waits = pin!(queue.reserve(Kind::Request, &time, LINGER));
+    assert!(flag.poll(waits.as_mut()).is_pending());
+    queue.close(Instant::now());
+    assert!(flag.is_woken());
+    assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Closed));
+}
+
+#[test]
+fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
+    let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
+    queue.push(record(1)).unwrap();
+    taken(&queue, 1);
+    {
+        let mut waits = pin!(queue.reserve(Kind::Request, &time, LINGER));
+        assert!(flag.poll(waits.as_mut()).is_pending());
+    }
+    // The sink is down; nobody is there any more to try it sooner for.
+    let pause = Duration::from_secs(2);
+    let mut wake = pin!(queue.wake(&time, LINGER, Some(pause)));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    assert_eq!(time.pass(), pause);
+}
+
+proptest! {
+    /// Against a model: the records of each kind in their order, and room for so many. A
+    /// place once given out is good for one record, whatever came meanwhile.
+    #[test]
+    fn nobody_is_let_into_a_full_queue_and_nothing_is_lost(
+        capacity in 1usize..6,
+        steps in proptest::collection::vec((0u8..6, 0u8..3, 0usize..5), 0..80),
+    ) {
+        let queue = queue(capacity, 2);
+        let rooms = [capacity, capacity, capacity.div_ceil(4)];
+        let mut occupied = [0; 3];
+        let mut places: [Vec<Place>; 3] = Default::default();
+        let (mut changes, mut requests) = (VecDeque::new(), VecDeque::new());
+        let mut in_hand: Vec<(u8, AuditRecord)> = Vec::new();
+        for (number, (step, kind, count)) in (0..).zip(steps) {
+            let (at, new) = (usize::from(kind), kind_of(kind, number));
+            let under_way = if kind == 2 { places[at].len() } else { 0 };
+            let full = occupied[at] + under_way >= rooms[at];
+            let mut queued = || {
+                occupied[at] += 1;
+                if kind == 0 { changes.push_back((kind, number)) } else { requests.push_back((kind, number)) }
+            };
+            match step {
+                0 => match queue.try_reserve(Kind::of(&new)) {
+                    Ok(place) => {
+                        prop_assert!(!full);
+                        places[at].push(place);
+                    }
+                    Err(error) => prop_assert_eq!((error, full), (DeliveryError::Full, true)),
+                },
+                1 => match queue.push(new) {
+                    Ok(()) => {
+                        prop_assert!(!full);
+                        queued();
+                    }
+                    Err(error) => prop_assert_eq!((error, full), (DeliveryError::Full, true)),
+                },
+                2 => {
+                    if let Some(place) = places[at].pop() {
+                        place.fill(new).unwrap();
+                        queued();
+                    }
+                }
+                3 => drop(places[at].pop()),
+                4 => {
+                    // Changes first, and half of it for requests, where there are as many.
+                    let first = changes.len().min(count - (count / 2).min(requests.len()));
+                    let then = requests.len().min(count - first);
+                    let expected: Vec<_> =
+                        changes.drain(..first).chain(requests.drain(..then)).collect();
+                    let numbers: Vec<_> = expected.iter().map(|(_, number)| *number).collect();
+                    prop_assert_eq!(taken(&queue, count), numbers);
+                    in_hand.extend(expected.into_iter().map(|(kind, n)| (kind, kind_of(kind, n))));
+                }
+                _ => {
+                    let done: Vec<_> = in_hand.drain(..count.min(in_hand.len())).collect();
+                    done.iter().for_each(|(kind, _)| occupied[usize::from(*kind)] -= 1);
+                    queue.release(done.iter().map(|(_, record)| record));
+                }
+            }
+            let len = changes.len() + requests.len() + in_hand.len();
+            prop_assert_eq!(queue.counts(), (len as u64, 0));
+            prop_assert_eq!(queue.len(), len + places[2].len());
+        }
+    }
+}
+
+#[test]
+fn changes_and_refusals_take_no_room_of_requests_and_requests_none_of_theirs() {
+    let queue = queue(4, 4);
+    for kind in [Kind::Change, Kind::Request, Kind::Refusal] {
+        let room = if kind == Kind::Refusal { 1 } else { 4 };
+        for number in 0..room {
+            queue.push(kind_of(kind as u8, number)).unwrap();
+        }
+        assert_eq!(queue.push(kind_of(kind as u8, 9)), Err(DeliveryError::Full), "{kind:?}");
+    }
+}
+
+#[test]
+fn changes_are_taken_first_and_leave_half_of_a_batch_to_requests() {
+    let queue = queue(10, 4);
+    for number in 0..10 {
+        queue.push(record(number)).unwrap();
+    }
+    queue.push(change(100)).unwrap();
+    assert_eq!(taken(&queue, 4), [100, 0, 1, 2]);
+    for number in 101..106 {
+        queue.push(change(number)).unwrap();
+    }
+    assert_eq!(taken(&queue, 4), [101, 102, 3, 4]);
+    assert_eq!(taken(&queue, 1), [103]);
+    assert_eq!(taken(&queue, 4), [104, 105, 5, 6]);
+}
+
+#[test]
+fn the_writer_ends_a_window_when_its_time_is_over_without_another_request() {
+    let delivery = Delivery::buffered().sum_refusals(1, Duration::from_secs(3_600));
+    let (queue, time, flag) = (queue_of(delivery), TestTime::default(), Arc::new(Flag::default()));
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    let (place, own) = queue.refuse(refusal()).unwrap().own.unwrap();
+    place.fill(queue.draft(own)).unwrap();
+    for _ in 0..5 {
+        assert!(queue.refuse(refusal()).unwrap().own.is_none());
+    }
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    assert_eq!(time.pass(), LINGER);
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    assert_eq!((taken(&queue, 9).len(), queue.counts()), (1, (1, 5)));
+    queue.release(&[refused(1)]);
+
+    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    let window = time.pass();
+    assert!(window > Duration::from_secs(3_500), "{window:?}");
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    assert_eq!(queue.counts(), (5, 0));
+    let mut counts = Vec::new();
+    queue.take(9, |record, _| counts.push(record.count()));
+    assert_eq!(counts, [5]);
+}
+
+#[test]
+fn a_closed_queue_is_not_finished_before_its_sums_are_written() {
+    let delivery = Delivery::buffered().capacity(4).sum_refusals(0, Duration::from_secs(3_600));
+    let (queue, time, flag) = (queue_of(delivery), TestTime::default(), Arc::new(Flag::default()));
+    for outcome in [Outcome::Revoked, Outcome::Expired] {
+        for _ in 0..3 {
+            queue.refuse(Refusal { outcome, ..refusal() }).unwrap();
+        }
+    }
+    queue.close(Instant::now() + Duration::from_secs(3_600));
+    assert_eq!(queue.refuse(refusal()).err(), Some(DeliveryError::Closed));
+    // There is room for one refusal at a time.
+    for left in [3, 0] {
+        let mut wake = pin!(queue.wake(&time, LINGER, None));
+        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+        assert_eq!((taken(&queue, 9).len(), queue.counts()), (1, (3, left)));
+        queue.release(&[refused(3)]);
+    }
+    let mut wake = pin!(queue.wake(&time, LINGER, None));
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Finished));
+}
+
+#[test]
+fn without_room_for_a_sum_the_writer_neither_loses_it_nor_spins() {
+    let delivery = Delivery::buffered().capacity(1).sum_refusals(1, Duration::ZERO);
+    let (queue, time, flag) = (queue_of(delivery), TestTime::default(), Arc::new(Flag::default()));
+    queue.push(refused(1)).unwrap();
+    taken(&queue, 1);
+    for _ in 0..3 {
+        assert!(queue.refuse(refusal()).unwrap().own.is_none(), "there is no room");
+    }
+    // The sink is down.
+    let pause = Duration::from_secs(2);
+    let mut wake = pin!(queue.wake(&time, LINGER, Some(pause)));
+    assert!(flag.poll(wake.as_mut()).is_pending());
+    assert_eq!((time.pass(), queue.counts()), (pause, (1, 3)));
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    // And now it works.
+    queue.release(&[refused(1)]);
+    let mut wake = pin!(queue.wake(&time, LINGER, None));
+    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    assert_eq!(queue.counts(), (3, 0));
+}

@@ -1,0 +1,268 @@
+//! Tests of the writer.
+
+use super::*;
+use crate::audit::delivery::WhenFull;
+use crate::audit::memory::MemoryAuditLog;
+use crate::audit::record::{
+    AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
+};
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::runtime::BoxFuture;
+use futures_channel::oneshot;
+use proptest::prelude::*;
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::{Context, Waker};
+
+/// Every sleep is over at once, and remembered.
+#[derive(Debug, Default)]
+struct NoTime(Mutex<Vec<Duration>>);
+
+impl Runtime for NoTime {
+    fn spawn(&self, _: BoxFuture<'static, ()>) {}
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        self.0.lock().unwrap().push(time);
+        Box::pin(ready(()))
+    }
+}
+
+/// Fails so many times, rejects what it is given so many times, and then writes.
+#[derive(Debug, Default)]
+struct Flaky {
+    failures: Mutex<usize>,
+    rejections: Mutex<usize>,
+    log: MemoryAuditLog,
+    written: Mutex<u64>,
+}
+
+#[async_trait::async_trait]
+impl AuditSink for Flaky {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        {
+            let mut failures = self.failures.lock().unwrap();
+            if *failures > 0 {
+                *failures -= 1;
+                return Err(AuditError::unavailable("not yet"));
+            }
+            let mut rejections = self.rejections.lock().unwrap();
+            if *rejections > 0 {
+                *rejections -= 1;
+                return Err(AuditError::rejected("too long"));
+            }
+        }
+        *self.written.lock().unwrap() += count(batch);
+        self.log.record(batch).await
+    }
+}
+
+fn record(number: u128) -> AuditRecord {
+    AuditRecord {
+        id: AuditId::from_bytes(number.to_be_bytes()),
+        at: Timestamp::MIN,
+        org: OrgId::new("acme").unwrap(),
+        key: KeyId::from_bytes([0; 16]),
+        event: AuditEvent::Change(ChangeEvent {
+            actor: "ada".into(),
+            action: ChangeAction::Created,
+            phase: ChangePhase::Begun,
+        }),
+    }
+}
+
+fn refusal(at: Timestamp) -> Refusal {
+    Refusal {
+        at,
+        org: OrgId::new("acme").unwrap(),
+        key: KeyId::from_bytes([0; 16]),
+        outcome: Outcome::Revoked,
+        status: 401,
+        method: "GET".into(),
+        path: "/".into(),
+        ip: None,
+    }
+}
+
+fn accounted(stats: AuditStats) -> u64 {
+    stats.written + stats.shed + stats.failed + stats.queued + stats.summed
+}
+
+fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
+    let event = RequestEvent {
+        method: "GET".into(),
+        endpoint: "/".into(),
+        ip: None,
+        country: None,
+        status: None,
+        outcome,
+        count,
+    };
+    AuditRecord { event: AuditEvent::Request(event), ..record(number) }
+}
+
+fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
+    work.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+}
+
+/// A writer whose task the test polls by itself.
+fn writer(delivery: Delivery, sink: Arc<Flaky>, time: Arc<NoTime>) -> (AuditWriter, Task) {
+    let queue =
+        Arc::new(Queue::new(&delivery, Box::new(|sum| request(0, sum.last.outcome, sum.count))));
+    let counters = Arc::new(Counters::default());
+    let task = Task {
+        queue: Arc::clone(&queue),
+        counters: Arc::clone(&counters),
+        delivery: delivery.clone(),
+        runtime: time.clone(),
+        sink,
+        countries: None,
+        batch: Batch::default(),
+        rest: VecDeque::new(),
+        retry: Vec::new(),
+    };
+    (AuditWriter { queue, counters, delivery, runtime: time }, task)
+}
+
+#[test]
+fn the_pauses_between_retries_double_up_to_the_longest_and_begin_anew_after_a_success() {
+    let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
+    let delivery = Delivery::buffered();
+    let linger = delivery.linger;
+    let (writer, task) = writer(delivery, sink.clone(), time.clone());
+    let mut task = Box::pin(task.run());
+    for _ in 0..2 {
+        *sink.failures.lock().unwrap() = 8;
+        writer.enqueue(Reserved::None, record(1));
+        assert!(!poll(task.as_mut()));
+        let pauses = [50, 100, 200, 400, 800, 1_600, 2_000, 2_000].map(Duration::from_millis);
+        let slept = std::mem::take(&mut *time.0.lock().unwrap());
+        assert_eq!(slept, [&[linger], &pauses[..]].concat());
+        assert_eq!(writer.stats().queued, 0);
+    }
+    assert_eq!(writer.stats().written, 2);
+}
+
+#[test]
+fn health_says_since_when_the_sink_fails_and_that_it_works_again() {
+    let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
+    *sink.failures.lock().unwrap() = 2;
+    let (writer, mut task) = writer(Delivery::buffered().capacity(7), sink, time);
+    let health = |queued, failing| AuditHealth { queued, capacity: 7, failing };
+    writer.enqueue(Reserved::None, record(1));
+    assert_eq!(writer.health(), health(1, None), "nothing is known yet");
+    task.take();
+    assert!(poll(pin!(task.write())));
+    let failing = writer.health().failing;
+    assert!(failing.is_some());
+    assert!(poll(pin!(task.write())));
+    assert_eq!(writer.health(), health(1, failing), "since the first failure");
+    assert!(poll(pin!(task.write())));
+    assert_eq!(writer.health(), health(0, None));
+}
+
+#[test]
+fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
+    let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
+    let (writer, mut task) = writer(Delivery::buffered().batch(2), sink, time);
+    let mut acknowledged = Vec::new();
+    for number in 0..5 {
+        let place = writer.queue.try_reserve(Kind::Change).unwrap();
+        acknowledged.push(place.fill_acknowledged(record(number)).unwrap());
+    }
+    task.take();
+    assert_eq!((task.batch.records.len(), writer.stats().queued), (2, 5));
+    drop(task);
+    let stats = writer.stats();
+    assert_eq!((stats.failed, stats.queued, stats.written), (5, 0, 0));
+    for mut acknowledged in acknowledged {
+        assert!(acknowledged.try_recv().is_err(), "canceled: nobody waits for ever");
+    }
+    assert_eq!(writer.queue.try_reserve(Kind::Change).unwrap_err(), DeliveryError::Closed);
+    writer.enqueue(Reserved::None, record(9));
+    assert_eq!(writer.stats().failed, 6);
+}
+
+proptest! {
+    #[test]
+    fn exactly_the_awaited_records_of_a_failed_batch_are_given_up(awaited: Vec<bool>) {
+        let mut batch = Batch::default();
+        let mut receivers = Vec::new();
+        for (at, awaited) in awaited.iter().enumerate() {
+            batch.records.push(record(at as u128));
+            if *awaited {
+                let (ack, acknowledged) = oneshot::channel();
+                batch.acks.push((at, ack));
+                receivers.push(acknowledged);
+            }
+        }
+        prop_assert_eq!(batch.fail_acknowledged().len(), receivers.len());
+        let kept: Vec<_> = (0..).zip(&awaited).filter(|(_, a)| !**a).map(|(n, _)| record(n)).collect();
+        prop_assert_eq!(&batch.records, &kept);
+        prop_assert!(batch.acks.is_empty());
+        for mut acknowledged in receivers {
+            let told = acknowledged.try_recv();
+            prop_assert_eq!(told, Ok(Some(Err(DeliveryError::Failed))));
+        }
+    }
+
+    /// In any order of refusals, requests, changes, failures of the sink, windows and the
+    /// end: what was made is written, shed, given up, queued or in a sum, and once.
+    #[test]
+    fn nothing_goes_uncounted(
+        strict: bool,
+        sheds: bool,
+        capacity in 1usize..9,
+        alone in 0u32..4,
+        steps in proptest::collection::vec((0u8..9, 0u8..3), 0..100),
+        patient: bool,
+    ) {
+        let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
+        let delivery = if strict { Delivery::strict() } else { Delivery::buffered() };
+        let when_full = if sheds { WhenFull::Shed } else { WhenFull::Wait };
+        let delivery = delivery.when_full(when_full).capacity(capacity).batch(3);
+        let delivery = delivery.sum_refusals(alone, Duration::from_secs(10));
+        let (writer, task) = writer(delivery, sink.clone(), time);
+        let mut task = Box::pin(task.run());
+        let (mut made, mut now, mut places) = (0, Timestamp::MIN, Vec::new());
+        for (number, (step, which)) in (0..).zip(steps) {
+            let request = request(number, Outcome::Aborted, 1);
+            match step {
+                0..=2 => {
+                    let key = KeyId::from_bytes([which; 16]);
+                    // Whether somebody goes on waiting for it or not.
+                    let _ = writer.refuse(Refusal { key, ..refusal(now) }).unwrap();
+                    made += 1;
+                }
+                3 => places.extend(writer.reserve_now().and_then(Result::ok)),
+                4 => if let Some(place) = places.pop() {
+                    writer.enqueue(place, request);
+                    made += 1;
+                },
+                5 => {
+                    writer.enqueue(Reserved::None, record(number));
+                    made += 1;
+                }
+                6 => *sink.failures.lock().unwrap() += usize::from(which),
+                7 => *sink.rejections.lock().unwrap() += usize::from(which),
+                _ if which == 0 => now = now.saturating_add(Duration::from_secs(10)),
+                _ => prop_assert!(!poll(task.as_mut())),
+            }
+            prop_assert_eq!(accounted(writer.stats()), made);
+        }
+        let end = Duration::from_secs(if patient { 3_600 } else { 0 });
+        writer.queue.close(Instant::now() + end);
+        prop_assert!(writer.refuse(refusal(now)).is_err());
+        let open = places.len() as u64;
+        places.into_iter().for_each(|place| {
+            writer.enqueue(place, request(0, Outcome::Aborted, 1));
+        });
+        prop_assert!(poll(task.as_mut()), "it ends");
+        drop(task);
+        let stats = writer.stats();
+        prop_assert_eq!((stats.queued, stats.summed, accounted(stats)), (0, 0, made + open));
+        prop_assert_eq!(stats.written, *sink.written.lock().unwrap());
+    }
+}

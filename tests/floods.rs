@@ -1,0 +1,292 @@
+//! A flood of refusals: what of it is stored, that all of it is counted, and that it holds up nobody.
+#![cfg(feature = "tokio")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use keygate::*;
+use tokio::task::JoinSet;
+
+use crate::support::{Hands, PATIENCE, Sink, SpySink, eventually};
+
+const START: &str = "2026-01-31T12:00:00Z";
+/// So long that only the clock of the test ends a window.
+const WINDOW: Duration = Duration::from_secs(3_600);
+const FLOODERS: u32 = 8;
+
+struct World<L> {
+    log: Arc<L>,
+    clock: Hands,
+    keys: KeyManager,
+}
+
+/// A key, its owner, and its text.
+struct Key {
+    actor: Actor,
+    id: KeyId,
+    secret: String,
+}
+
+impl<L: AuditSink + AuditLog> World<L> {
+    fn on(log: L, delivery: Delivery) -> Self {
+        let (log, clock) = (Arc::new(log), Hands::at(START));
+        let builder = KeyManager::builder(MemoryStore::new()).audit(Arc::clone(&log));
+        let keys = builder.clock(clock.clone()).delivery(delivery).build().unwrap();
+        Self { log, clock, keys }
+    }
+
+    async fn key(&self, org: &str) -> Key {
+        let actor = Actor::new(OrgId::new(org).unwrap(), "ada");
+        let issued = self.keys.create(&actor, NewKey::named("CI").unwrap()).await.unwrap();
+        Key { actor, id: issued.key.id, secret: issued.secret.expose_secret().to_owned() }
+    }
+
+    async fn revoked_key(&self, org: &str) -> Key {
+        let key = self.key(org).await;
+        self.keys.update(&key.actor, &key.id, KeyPatch::revoke()).await.unwrap();
+        key
+    }
+
+    /// Refused requests at full speed, from several clients.
+    async fn flood(&self, key: &Key, each: u32) {
+        let mut clients = JoinSet::new();
+        for client in 0..FLOODERS {
+            let (keys, secret) = (self.keys.clone(), key.secret.clone());
+            clients.spawn(async move {
+                let path = format!("/v1/{client}/{}", "x".repeat(2_000));
+                for _ in 0..each {
+                    let refused = keys.admit(&secret, get(&path)).await.unwrap_err();
+                    assert_eq!(refused.http_status(), 401, "{refused:?}");
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+    }
+
+    /// Requests and changes of a neighbour, until it is told to stop; how many of each.
+    async fn neighbour(&self, stop: &AtomicBool) -> (usize, usize) {
+        let key = self.key("neighbour").await;
+        let mut made = (0, 0);
+        while !stop.load(Ordering::SeqCst) || made.1 < 3 {
+            for _ in 0..3 {
+                let admitted = self.keys.admit(&key.secret, get("/v1/work")).await;
+                admitted.unwrap().finish(200).await.unwrap();
+                made.0 += 1;
+            }
+            let name = KeyName::new(format!("name {}", made.1)).unwrap();
+            self.keys.update(&key.actor, &key.id, KeyPatch::rename(name)).await.unwrap();
+            made.1 += 1;
+        }
+        assert_eq!(self.records(&key).await.len(), made.0);
+        made
+    }
+
+    /// The requests on record for a key, oldest first, after what is queued by now.
+    async fn records(&self, key: &Key) -> Vec<RequestEvent> {
+        eventually("the queue is empty", PATIENCE, async || {
+            (self.keys.audit_stats().queued == 0).then_some(())
+        })
+        .await;
+        let query = AuditQuery::new(key.actor.org().clone(), AuditScope::KeyRequests(key.id));
+        let mut position = Position::Newest;
+        let mut events = Vec::new();
+        loop {
+            let page = self.log.page(&query.clone().at(position).limit(200)).await.unwrap();
+            for record in page.records {
+                let AuditEvent::Request(request) = record.event else { panic!("{record:?}") };
+                events.push(request);
+            }
+            match page.older {
+                Some(older) => position = Position::Before(older),
+                None => break,
+            }
+        }
+        events.reverse();
+        events
+    }
+}
+
+fn get(path: &str) -> RequestInfo {
+    RequestInfo { method: "GET".into(), path: path.into(), ip: "192.0.2.1".parse().ok() }
+}
+
+fn requests(events: &[RequestEvent]) -> u64 {
+    events.iter().map(|event| u64::from(event.count)).sum()
+}
+
+fn accounted(stats: AuditStats) -> u64 {
+    stats.written + stats.shed + stats.failed + stats.queued + stats.summed
+}
+
+/// So little room that a flood would fill it at once.
+fn small(delivery: Delivery) -> Delivery {
+    delivery.capacity(80).batch(20).sum_refusals(20, WINDOW)
+}
+
+async fn assert_good_neighbours(delivery: Delivery, sink: Sink) {
+    let world = World::on(SpySink::default(), small(delivery));
+    let key = world.revoked_key("flooder").await;
+    world.log.sink(sink);
+    let before = accounted(world.keys.audit_stats());
+    let stop = AtomicBool::new(false);
+    let flood = async {
+        for _ in 0..3 {
+            world.flood(&key, 500).await;
+            world.clock.set(world.keys.now().saturating_add(WINDOW));
+        }
+        stop.store(true, Ordering::SeqCst);
+    };
+    let ((), (worked, changed)) = tokio::join!(flood, world.neighbour(&stop));
+    let flooded = u64::from(3 * 500 * FLOODERS);
+    let made = before + flooded + (worked + changed + 1) as u64;
+    assert_eq!(accounted(world.keys.audit_stats()), made, "{:?}", world.keys.audit_stats());
+
+    assert!(world.keys.shutdown(PATIENCE).await.is_complete());
+    let stats = world.keys.audit_stats();
+    assert_eq!((stats.written, stats.shed, stats.failed, stats.summed), (made, 0, 0, 0));
+    let records = world.records(&key).await;
+    assert_eq!(requests(&records), flooded);
+    assert!(records.len() <= 3 * 21, "{} records of 3 windows", records.len());
+    assert!(records.iter().all(|event| event.outcome == Outcome::Revoked
+        && event.status == Some(401)
+        && event.endpoint.starts_with("/v1/")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_48_buffered_with_a_fast_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+    assert_good_neighbours(Delivery::buffered(), Sink::Works).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_48_buffered_with_a_slow_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+    assert_good_neighbours(Delivery::buffered(), Sink::Slow(Duration::from_millis(150))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_48_strict_with_a_fast_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+    assert_good_neighbours(Delivery::strict(), Sink::Works).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_48_strict_with_a_slow_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+    assert_good_neighbours(Delivery::strict(), Sink::Slow(Duration::from_millis(150))).await;
+}
+
+#[tokio::test]
+async fn case_48_a_sum_is_written_when_its_window_is_over_and_shows_the_last_refusal() {
+    let delivery = Delivery::buffered().sum_refusals(2, Duration::from_millis(100));
+    let world = World::on(SpySink::default(), delivery);
+    let key = world.revoked_key("flooder").await;
+    for at in 0..50 {
+        let request = RequestInfo { ip: format!("192.0.2.{at}").parse().ok(), ..get("/v1/last") };
+        world.keys.admit(&key.secret, request).await.unwrap_err();
+    }
+    let last = world.keys.now();
+    // Nobody asks for anything any more.
+    eventually("all are on record", PATIENCE, async || {
+        (requests(&world.records(&key).await) == 50).then_some(())
+    })
+    .await;
+    let records = world.records(&key).await;
+    let sum = records.iter().max_by_key(|event| event.count).unwrap();
+    assert!(sum.count > 1 && *sum.endpoint == *"/v1/last");
+    assert!(records.iter().any(|event| event.ip == "192.0.2.49".parse().ok()));
+    let query = AuditQuery::new(key.actor.org().clone(), AuditScope::KeyRequests(key.id));
+    let page = world.log.page(&query.limit(200)).await.unwrap();
+    assert!(page.records.iter().all(|record| record.at == last));
+    assert_eq!(world.keys.audit_stats().summed, 0);
+}
+
+#[tokio::test]
+async fn case_48_strict_the_first_refusals_are_durable_before_the_answer_and_sums_are_not_waited_for()
+ {
+    let world = World::on(SpySink::default(), Delivery::strict().sum_refusals(2, WINDOW));
+    let key = world.revoked_key("flooder").await;
+    for made in 1..=2 {
+        world.keys.admit(&key.secret, get("/v1/first")).await.unwrap_err();
+        assert_eq!(world.log.len(), 2 + made, "in the log when the answer is there");
+    }
+    world.log.sink(Sink::Hangs);
+    let batches = world.log.batches();
+    for _ in 0..100 {
+        let refused = world.keys.admit(&key.secret, get("/v1/more")).await.unwrap_err();
+        assert!(matches!(refused, AdmitError::Refused(_)), "{refused:?}");
+    }
+    assert_eq!((world.log.batches(), world.keys.audit_stats().summed), (batches, 100));
+}
+
+#[tokio::test]
+async fn case_48_refusals_take_no_room_of_requests_and_are_summed_where_they_have_none() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let delivery = delivery.capacity(8).deadline(Duration::from_millis(200));
+        let world = World::on(SpySink::default(), delivery.clone());
+        let good = world.key("neighbour").await;
+        let mut revoked = Vec::new();
+        for org in 0..30 {
+            revoked.push(world.revoked_key(&format!("flooder {org}")).await);
+        }
+        world.log.sink(Sink::Hangs);
+        let refuse = |key: &Key| {
+            let (keys, secret) = (world.keys.clone(), key.secret.clone());
+            tokio::spawn(async move { keys.admit(&secret, get("/")).await.map(drop) })
+        };
+        let refused: Vec<_> = revoked.iter().map(refuse).collect();
+        eventually("two are queued, the others summed", PATIENCE, async || {
+            let stats = world.keys.audit_stats();
+            (stats.queued == 2 && stats.summed == 28).then_some(())
+        })
+        .await;
+        // A request finds all its room.
+        let mut admitted = Vec::new();
+        for _ in 0..8 {
+            let admission =
+                tokio::time::timeout(PATIENCE, world.keys.admit(&good.secret, get("/")));
+            let admission = admission.await.unwrap();
+            admitted.push(admission.unwrap_or_else(|error| panic!("{delivery:?}: {error:?}")));
+        }
+        drop(admitted);
+        world.log.sink(Sink::Works);
+        for refused in refused {
+            let _ = refused.await.unwrap().unwrap_err();
+        }
+        assert!(world.keys.shutdown(PATIENCE).await.is_complete());
+        let stats = world.keys.audit_stats();
+        let made = 31 + 30 + 30 + 8;
+        assert_eq!((stats.written + stats.failed, stats.shed), (made, 0), "{delivery:?} {stats:?}");
+    }
+}
+
+#[cfg(feature = "sqlite")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_48_a_flood_adds_little_to_a_sqlite_file() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+        let world = World::on(store, delivery.sum_refusals(20, WINDOW));
+        let key = world.revoked_key("flooder").await;
+        let size = || -> u64 {
+            let files = std::fs::read_dir(folder.path()).unwrap();
+            files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+        };
+        let before = size();
+        // One by one, these would be 20 MB.
+        world.flood(&key, 1_250).await;
+        assert!(world.keys.shutdown(PATIENCE).await.is_complete());
+        let added = size() - before;
+        assert!(added < 2_000_000, "{added} bytes for 21 records");
+        assert_eq!(requests(&world.records(&key).await), 10_000);
+    }
+}
