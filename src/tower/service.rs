@@ -16,6 +16,7 @@ use crate::http::refusal::Refusal;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::admission::{Checked, Opening, RequestInfo};
+use crate::manager::endpoint::seen;
 use crate::tower::body::ResponseBody;
 use crate::tower::future::{ResponseFuture, State};
 #[cfg(feature = "axum")]
@@ -121,7 +122,8 @@ async fn check(keys: KeyManager, digest: KeyDigest, ip: Option<IpAddr>) -> Check
 }
 
 fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
-    RequestInfo { method: method_name(request.method()), path: path(request).into(), ip }
+    let path = seen(path(request)).into();
+    RequestInfo { method: method_name(request.method()), path, ip }
 }
 
 impl Config {
@@ -170,6 +172,6 @@ fn method_name(method: &Method) -> Cow<'static, str> {
         Method::DELETE => "DELETE".into(),
         Method::HEAD => "HEAD".into(),
         Method::OPTIONS => "OPTIONS".into(),
-        _ => method.as_str().to_owned().into(),
+        _ => seen(method.as_str()).to_owned().into(),
     }
 }
