@@ -423,14 +423,20 @@ async fn case_05_what_is_no_key_is_refused_unseen() {
     let huge = [b"Bearer ", &[b'a'; 65_536][..]].concat();
     let huge_with_commas = [b"Bearer ", &[b','; 65_536][..]].concat();
     let long = [b"Bearer ", &[b'a'; 257][..]].concat();
+    let tab = format!("Bearer\t{}", unknown_key());
     for (host, ask) in hosts(&world.layer()) {
         for line in [&b""[..], b" ", b"Bearer", b"Bearer ", b"Bearer    ", b"bearer\t"] {
             let answer = ask(request("/", &[line])).await;
             assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{host} {line:?}");
         }
-        for line in
-            [&huge[..], &huge_with_commas, &long, b"Bearer \xff\xfe\x80", "Bearer clé".as_bytes()]
-        {
+        for line in [
+            &huge[..],
+            &huge_with_commas,
+            &long,
+            b"Bearer \xff\xfe\x80",
+            "Bearer clé".as_bytes(),
+            tab.as_bytes(),
+        ] {
             assert_invalid_token(&ask(request("/", &[line])).await, host);
         }
     }
@@ -770,7 +776,7 @@ async fn case_13_every_spelling_gives_the_right_address_or_none() {
         (&["for=192.0.2.1;for=192.0.2.1"], (403, None)),
         (&["for=\"192.0.2.1"], (403, None)),
         (&["for=192.0.2.1", "for=\"10.0.0.3"], (403, None)),
-        (&["for=\"10.0.0.3", "for=192.0.2.1"], (403, None)),
+        (&["for=\"10.0.0.3", "for=192.0.2.1"], known(200, "192.0.2.1")),
     ] {
         let found = decide(&world, &rfc, "10.0.0.1", "forwarded", lines).await;
         assert_eq!(found, decision, "{lines:?}");

@@ -499,6 +499,43 @@ fn case_11_13_14_behind_a_trusted_proxy_its_header_decides() {
 }
 
 #[test]
+fn case_52_the_header_that_proxies_write_can_be_chosen() {
+    type Row<'a> = (&'a [&'a str], u16, Value);
+    let found = |header: &str, rows: &[Row<'_>]| {
+        let proxies = ("KEYGATE_TRUSTED_PROXIES", "127.0.0.1");
+        let server = Server::start(&[proxies, ("KEYGATE_PROXY_HEADER", header), AUDIT_STRICT]);
+        let new = json!({ "name": "k", "expiration": "never", "ip_allowlist": ["203.0.113.0/24"] });
+        let key = Key::create(&server, &new);
+        for (headers, status, ip) in rows {
+            let reply = key.ask(&server, "GET", "/v1/whoami", headers);
+            assert_eq!(reply.status, *status, "{headers:?}");
+            assert_eq!(key.records(&server)[0]["ip"], *ip, "{headers:?}");
+        }
+    };
+    let client = || json!("203.0.113.9");
+    found(
+        "Forwarded",
+        &[
+            (&["Forwarded: for=\"6.6.6.6", "Forwarded: for=203.0.113.9"], 200, client()),
+            (&["Forwarded: for=\"6.6.6.6, for=203.0.113.9"], 200, client()),
+            (&["Forwarded: \u{e9}\"", "Forwarded: x", "Forwarded: for=203.0.113.9"], 200, client()),
+            (&["Forwarded: for=203.0.113.9", "Forwarded: for=\""], 403, Value::Null),
+            (&["X-Forwarded-For: 203.0.113.9"], 403, Value::Null),
+        ],
+    );
+    found(
+        "CF-Connecting-IP",
+        &[
+            (&["cf-connecting-ip: 203.0.113.9", "X-Forwarded-For: 6.6.6.6"], 200, client()),
+            (&["CF-Connecting-IP: 203.0.113.9", "CF-Connecting-IP: 203.0.113.9"], 403, Value::Null),
+            (&["CF-Connecting-IP: 203.0.113.9, 203.0.113.9"], 403, Value::Null),
+            (&["X-Forwarded-For: 203.0.113.9"], 403, Value::Null),
+            (&[], 403, Value::Null),
+        ],
+    );
+}
+
+#[test]
 fn case_20_an_empty_organisation_is_nobody() {
     let server = Server::start(&[]);
     let key = Key::named(&server, "key");
@@ -852,6 +889,7 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_STORE", &["mysql://localhost/x", "memory", "keygate.db", ":"]),
         ("KEYGATE_AUDIT", &["lax", "Strict", "strict "]),
         ("KEYGATE_TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0.1/8", "localhost", "127.0.0.1;::1"]),
+        ("KEYGATE_PROXY_HEADER", &["X Real IP", "x-real-ip:", "\u{e9}"]),
         ("KEYGATE_GEOIP", &["/nonexistent/countries.mmdb"]),
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
     ] {
@@ -876,6 +914,7 @@ fn a_setting_that_is_no_text_is_not_taken_for_none() {
         "KEYGATE_STORE",
         "KEYGATE_AUDIT",
         "KEYGATE_TRUSTED_PROXIES",
+        "KEYGATE_PROXY_HEADER",
         "KEYGATE_GEOIP",
         "KEYGATE_KEY_PREFIX",
     ] {
