@@ -27,7 +27,7 @@ use axum::{Json, Router};
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
     MaxMindCountries, MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader,
-    SettingsPage, SqliteStore, VerifiedKey,
+    SettingsPage, SqliteStore, VerifiedKey, close_if_unread,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -64,7 +64,8 @@ async fn main() -> Result<(), Failure> {
         .route("/healthz", get(healthz))
         .with_state(keys.clone())
         .nest("/v1", api)
-        .nest("/settings", settings.layer(middleware::from_fn(demo_login)));
+        .nest("/settings", settings.layer(middleware::from_fn(demo_login)))
+        .layer(middleware::from_fn(close_if_unread));
 
     let address = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
     let listener =

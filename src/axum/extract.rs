@@ -9,6 +9,7 @@ use ::http::header::CONTENT_TYPE;
 use ::http::request::Parts;
 
 use crate::http::refusal::{Refusal, Refusals};
+use crate::http::unread::{close, has_body};
 use crate::manager::verify::VerifiedKey;
 use crate::tower::layer::Anonymous;
 
@@ -51,12 +52,13 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for VerifiedKey {
 /// The refusal of a request that optional authentication let through; an error
 /// where no layer has seen the request.
 fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
+    let has_body = has_body(parts.version, &parts.headers);
     if let Some(Anonymous(refusals)) = parts.extensions.get() {
-        return Ok(KeyRejection(Some(refusals.clone())));
+        return Ok(KeyRejection { refusals: Some(refusals.clone()), has_body });
     }
     // The route as it was declared: a path could hold a key.
     let route = parts.extensions.get().map_or("(fallback)", MatchedPath::as_str);
-    let rejection = KeyRejection(None);
+    let rejection = KeyRejection { refusals: None, has_body };
     tracing::error!(route, "{rejection}");
     Err(rejection)
 }
@@ -66,18 +68,21 @@ fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
 /// authentication let the request through and the handler insists on a key,
 /// which is answered with 401.
 #[derive(Clone, Debug)]
-pub struct KeyRejection(Option<Refusals>);
+pub struct KeyRejection {
+    refusals: Option<Refusals>,
+    has_body: bool,
+}
 
 impl KeyRejection {
     /// Whether the route is not behind an [`ApiKeyLayer`](crate::ApiKeyLayer).
     pub fn is_missing_layer(&self) -> bool {
-        self.0.is_none()
+        self.refusals.is_none()
     }
 }
 
 impl fmt::Display for KeyRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+        f.write_str(match self.refusals {
             None => "no VerifiedKey in the request: is `ApiKeyLayer` installed on this route?",
             Some(_) => "the request carries no API key",
         })
@@ -88,11 +93,19 @@ impl std::error::Error for KeyRejection {}
 
 impl IntoResponse for KeyRejection {
     fn into_response(self) -> Response {
-        if let Some(refusals) = self.0 {
-            return refusals.response(Refusal::NoCredentials).map(Into::into);
+        let mut response = match self.refusals {
+            Some(refusals) => refusals.response(Refusal::NoCredentials).map(Into::into),
+            None => missing_layer(),
+        };
+        if self.has_body {
+            close(&mut response);
         }
-        let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
-        let problem = [(CONTENT_TYPE, "application/problem+json")];
-        (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response()
+        response
     }
+}
+
+fn missing_layer() -> Response {
+    let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
+    let problem = [(CONTENT_TYPE, "application/problem+json")];
+    (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response()
 }

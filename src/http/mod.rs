@@ -3,3 +3,4 @@
 pub(crate) mod bearer;
 pub(crate) mod client_ip;
 pub(crate) mod refusal;
+pub(crate) mod unread;

@@ -12,6 +12,7 @@ use tower_service::Service;
 
 use crate::audit::delivery::DeliveryError;
 use crate::http::refusal::Refusal;
+use crate::http::unread::close;
 use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::BoxFuture;
 use crate::tower::body::ResponseBody;
@@ -22,6 +23,7 @@ pin_project! {
     /// done, it leaves an audit record marked as aborted.
     pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
         pub(super) config: Arc<Config>,
+        pub(super) has_body: bool,
         #[pin]
         pub(super) state: State<S, S::Future, Request<ReqBody>, ResBody>,
     }
@@ -85,7 +87,10 @@ where
                     State::Refused { refusal: Refusal::Unavailable }
                 }
                 StateProjection::Refused { refusal } => {
-                    let refused = this.config.refusals.response(*refusal);
+                    let mut refused = this.config.refusals.response(*refusal);
+                    if *this.has_body {
+                        close(&mut refused);
+                    }
                     return Poll::Ready(Ok(refused.map(ResponseBody::refusal)));
                 }
             };

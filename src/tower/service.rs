@@ -13,6 +13,7 @@ use tower_service::Service;
 
 use crate::http::bearer::{Presented, presented};
 use crate::http::refusal::Refusal;
+use crate::http::unread::has_body;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::admission::{Checked, Opening, RequestInfo};
@@ -53,6 +54,7 @@ where
         let config = Arc::clone(&self.config);
         let ip = config.client_ip.resolve(peer(&request), request.headers());
         let claim = config.claim(&request);
+        let has_body = has_body(request.version(), request.headers());
         if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
             // So that nobody further in prints the key by printing the headers.
             credential.set_sensitive(true);
@@ -69,7 +71,7 @@ where
                 self.refuse(refusal)
             }
         };
-        ResponseFuture { config, state }
+        ResponseFuture { config, has_body, state }
     }
 }
 
