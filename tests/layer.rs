@@ -46,7 +46,11 @@ use support::{
     logs,
 };
 use tokio::sync::Notify;
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_http::classify::{ServerErrorsAsFailures, SharedClassifier};
+use tower_http::cors::CorsLayer;
+use tower_http::timeout::TimeoutLayer;
+use tower_http::trace::TraceLayer;
 
 const START: &str = "2026-01-31T12:00:00Z";
 const PEER: &str = "192.0.2.7";
@@ -1816,6 +1820,51 @@ async fn optional_lets_the_anonymous_through_and_nobody_with_a_bad_key() {
 }
 
 #[tokio::test]
+async fn keys_and_the_tokens_of_another_issuer_share_a_route() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let before = world.store.calls();
+    let jwt = format!("eyJhbGciOiJIUzI1NiJ9.{}.c2ln", "a".repeat(2_000));
+    let both = world.layer().optional().ignore_foreign_tokens();
+    for (host, ask) in hosts(&both) {
+        for foreign in [&*jwt, "eyJ", "vsp_pk_1", &key["vsp_sk_".len()..]] {
+            let answer = ask(bearer(foreign)).await;
+            assert_eq!(
+                (answer.status, answer.text()),
+                (StatusCode::OK, "nobody"),
+                "{host} {foreign}"
+            );
+        }
+        // What begins as a key of this service is one, or is refused.
+        for bad in ["vsp_sk_", "vsp_sk_x", &format!("{key}0"), &format!("vsp_sk_{jwt}")] {
+            assert_invalid_token(&ask(bearer(bad)).await, host);
+        }
+        for two in [format!("{jwt}, Bearer {key}"), format!("{jwt} {key}"), format!("{key},{jwt}")]
+        {
+            assert_eq!(ask(bearer(&two)).await.status.is_client_error(), true, "{host}");
+        }
+        let lines = [format!("Bearer {jwt}"), format!("Bearer {key}")];
+        let answer = ask(request("/", &lines.each_ref().map(|line| line.as_bytes()))).await;
+        assert_invalid_request(&answer, host);
+    }
+    assert_eq!(world.store.calls(), before, "never looked up");
+    for (host, ask) in hosts(&both) {
+        assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
+    }
+    // Where a key is needed, such a token is none.
+    for (host, ask) in hosts(&world.layer().ignore_foreign_tokens()) {
+        let answer = ask(bearer(&jwt)).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{host}");
+        assert_eq!(answer.challenge(), Some("Bearer realm=\"api\""), "{host}");
+        assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
+    }
+    // And unless they are ignored, they are bad keys.
+    for (host, ask) in hosts(&world.layer().optional()) {
+        assert_invalid_token(&ask(bearer(&jwt)).await, host);
+    }
+}
+
+#[tokio::test]
 async fn a_handler_that_insists_on_a_key_refuses_the_anonymous_like_the_layer() {
     let world = World::new();
     let insist = async |key: VerifiedKey| key.name().to_string();
@@ -2002,6 +2051,102 @@ async fn what_is_reserved_is_kept_while_the_store_is_asked_and_given_back_with_t
     let under_way = service.ready().await.unwrap().call(request());
     gate.opened.notify_one();
     assert_eq!(under_way.await.unwrap().status(), StatusCode::OK);
+}
+
+/// The stack's answers to a browser's preflight and to a request without a key.
+async fn stacked<S, B>(order: &str, service: S)
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone,
+    S::Error: std::fmt::Debug,
+    B: HttpBody<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let origin = |request| with_header(request, "origin", "https://app.example");
+    let mut preflight =
+        with_header(origin(request("/", &[])), "access-control-request-method", "GET");
+    *preflight.method_mut() = Method::OPTIONS;
+    let ask = async |request: Request<()>| {
+        let request = request.map(|()| Full::<Bytes>::default());
+        Answer::read(service.clone().oneshot(request).await.unwrap()).await
+    };
+    let answer = ask(origin(request("/", &[]))).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{order}");
+    let cors_is_outside = order.find("cors") < order.find("key");
+    let header = "access-control-allow-origin";
+    assert_eq!(answer.headers.contains_key(header), cors_is_outside, "{order}");
+    let answer = ask(preflight).await;
+    assert_eq!(answer.status == StatusCode::OK, cors_is_outside, "{order}");
+}
+
+fn key(world: &World) -> ApiKeyLayer {
+    world.layer()
+}
+
+fn cors(_: &World) -> CorsLayer {
+    CorsLayer::new().allow_origin(tower_http::cors::Any)
+}
+
+fn timeout(_: &World) -> TimeoutLayer {
+    TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, PATIENCE)
+}
+
+fn trace(_: &World) -> TraceLayer<SharedClassifier<ServerErrorsAsFailures>> {
+    TraceLayer::new_for_http()
+}
+
+/// A test of all these orders, from the outside in.
+macro_rules! orders {
+    ($($($layer:ident)+;)+) => {
+        #[tokio::test]
+        async fn the_layer_goes_together_with_those_of_tower_http_in_any_order() {
+            let world = World::new();
+            $(
+                let builder = ServiceBuilder::new();
+                $(let builder = builder.layer($layer(&world));)+
+                let service = builder.service(service_fn(async |_: Request<_>| {
+                    Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+                }));
+                stacked(stringify!($($layer)+), service).await;
+            )+
+        }
+    };
+}
+
+// `CorsLayer` and `TimeoutLayer` do not go directly around `TraceLayer`, whose body has no
+// default.
+orders! {
+        key trace cors timeout;
+        key trace timeout cors;
+        cors key trace timeout;
+        cors timeout key trace;
+        timeout key trace cors;
+        timeout cors key trace;
+        trace key cors timeout;
+        trace key timeout cors;
+        trace cors key timeout;
+        trace cors timeout key;
+        trace timeout key cors;
+        trace timeout cors key;
+}
+
+#[tokio::test]
+async fn the_key_of_an_admitted_request_is_in_the_extensions_of_its_answer() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    let service = world.layer().optional().layer(service_fn(greet_in_tower));
+    let ask = async |request: Request<()>| {
+        let answer = service.clone().oneshot(request.map(|()| Unshared::of(""))).await.unwrap();
+        answer.extensions().get::<VerifiedKey>().map(VerifiedKey::id)
+    };
+    assert_eq!(ask(bearer(&key)).await, Some(record.id));
+    for refused in [request("/", &[]), bearer("x"), bearer(&unknown_key()), bearer(&revoked_key)] {
+        assert_eq!(ask(refused).await, None);
+    }
+    // One that could not be recorded was not let in.
+    world.sink.sink(Sink::Rejects);
+    assert_eq!(ask(bearer(&key)).await, None);
 }
 
 #[test]

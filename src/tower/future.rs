@@ -67,9 +67,13 @@ where
                     }
                 }
                 StateProjection::Serving { response, admission } => {
-                    let response = ready!(response.poll(cx))?;
+                    let mut response = ready!(response.poll(cx))?;
                     let status = response.status().as_u16();
-                    match admission.take().and_then(|admission| admission.close(status)) {
+                    let recorded = admission.take().and_then(|admission| {
+                        response.extensions_mut().insert(admission.key().clone());
+                        admission.close(status)
+                    });
+                    match recorded {
                         None => return Poll::Ready(Ok(response.map(ResponseBody::service))),
                         Some(recorded) => State::Recording { recorded, response: Some(response) },
                     }

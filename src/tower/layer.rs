@@ -11,7 +11,8 @@ use crate::manager::KeyManager;
 use crate::tower::service::ApiKeyService;
 
 /// Lets a request through to the service only with a good key, and puts the
-/// [`VerifiedKey`](crate::VerifiedKey) into its extensions.
+/// [`VerifiedKey`](crate::VerifiedKey) into its extensions, and into those of the
+/// answer, for an access log further out.
 ///
 /// It works on any `http` request and response, under axum, hyper or tonic, and
 /// answers what it refuses itself:
@@ -67,6 +68,7 @@ pub(super) struct Config {
     pub(super) client_ip: ClientIp,
     pub(super) refusals: Refusals,
     pub(super) optional: bool,
+    pub(super) ignores_foreign: bool,
 }
 
 impl ApiKeyLayer {
@@ -77,6 +79,7 @@ impl ApiKeyLayer {
             client_ip: ClientIp::peer(),
             refusals: Refusals::new("api"),
             optional: false,
+            ignores_foreign: false,
         };
         Self { config: Arc::new(config) }
     }
@@ -85,6 +88,29 @@ impl ApiKeyLayer {
     /// `VerifiedKey`. A request that presents a bad key is still refused.
     pub fn optional(self) -> Self {
         self.with(|config| config.optional = true)
+    }
+
+    /// Takes a bearer token that does not begin with the prefix of this service's keys
+    /// for no credential of this service, whatever its length. Together with
+    /// [`ApiKeyLayer::optional`], keys and the tokens of another issuer, such as JWTs,
+    /// share a route:
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// // What lets in JWTs comes behind it, and refuses requests with neither.
+    /// let layer = ApiKeyLayer::new(keys).optional().ignore_foreign_tokens();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// What begins with the prefix and is no good key is still refused, and so are two
+    /// credentials in one request, of whatever kind.
+    pub fn ignore_foreign_tokens(self) -> Self {
+        self.with(|config| config.ignores_foreign = true)
     }
 
     /// Sets how the client's address is found; the peer's address otherwise.

@@ -130,7 +130,8 @@ fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
 
 impl Config {
     fn claim<B>(&self, request: &Request<B>) -> Claim {
-        match presented(request.headers()) {
+        let foreign_to = self.ignores_foreign.then(|| self.keys.format());
+        match presented(request.headers(), foreign_to) {
             Presented::Bearer(credential) => match self.keys.digest(credential) {
                 Ok(digest) => Claim::Key(digest),
                 Err(_) => Claim::Refused(Refusal::InvalidToken),
