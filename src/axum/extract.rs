@@ -8,8 +8,8 @@ use ::http::StatusCode;
 use ::http::header::CONTENT_TYPE;
 use ::http::request::Parts;
 
-use crate::http::refusal::{Refusal, Refusals};
-use crate::http::unread::{close, has_body};
+use crate::http::refusal::{Asked, Refusal, Refusals};
+use crate::http::unread::close;
 use crate::manager::verify::VerifiedKey;
 use crate::tower::layer::Anonymous;
 
@@ -52,13 +52,13 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for VerifiedKey {
 /// The refusal of a request that optional authentication let through; an error
 /// where no layer has seen the request.
 fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
-    let has_body = has_body(parts.version, &parts.headers);
+    let asked = Asked::with(parts.version, &parts.headers);
     if let Some(Anonymous(refusals)) = parts.extensions.get() {
-        return Ok(KeyRejection { refusals: Some(refusals.clone()), has_body });
+        return Ok(KeyRejection { refusals: Some(refusals.clone()), asked });
     }
     // The route as it was declared: a path could hold a key.
     let route = parts.extensions.get().map_or("(fallback)", MatchedPath::as_str);
-    let rejection = KeyRejection { refusals: None, has_body };
+    let rejection = KeyRejection { refusals: None, asked };
     tracing::error!(route, "{rejection}");
     Err(rejection)
 }
@@ -70,7 +70,7 @@ fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
 #[derive(Clone, Debug)]
 pub struct KeyRejection {
     refusals: Option<Refusals>,
-    has_body: bool,
+    asked: Asked,
 }
 
 impl KeyRejection {
@@ -93,19 +93,17 @@ impl std::error::Error for KeyRejection {}
 
 impl IntoResponse for KeyRejection {
     fn into_response(self) -> Response {
-        let mut response = match self.refusals {
-            Some(refusals) => refusals.response(Refusal::NoCredentials).map(Into::into),
-            None => missing_layer(),
-        };
-        if self.has_body {
-            close(&mut response);
-        }
-        response
+        let Some(refusals) = self.refusals else { return missing_layer(self.asked) };
+        refusals.response(Refusal::NoCredentials, self.asked).map(Into::into)
     }
 }
 
-fn missing_layer() -> Response {
+fn missing_layer(asked: Asked) -> Response {
     let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
     let problem = [(CONTENT_TYPE, "application/problem+json")];
-    (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response()
+    let mut response = (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response();
+    if asked.has_body {
+        close(&mut response);
+    }
+    response
 }

@@ -11,8 +11,8 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::audit::delivery::DeliveryError;
-use crate::http::refusal::Refusal;
-use crate::http::unread::close;
+use crate::http::grpc;
+use crate::http::refusal::{Asked, Refusal};
 use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::BoxFuture;
 use crate::tower::body::ResponseBody;
@@ -23,7 +23,7 @@ pin_project! {
     /// done, it leaves an audit record marked as aborted.
     pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
         pub(super) config: Arc<Config>,
-        pub(super) has_body: bool,
+        pub(super) asked: Asked,
         #[pin]
         pub(super) state: State<S, S::Future, Request<ReqBody>, ResBody>,
     }
@@ -68,7 +68,7 @@ where
                 }
                 StateProjection::Serving { response, admission } => {
                     let mut response = ready!(response.poll(cx))?;
-                    let status = response.status().as_u16();
+                    let status = grpc::http_status(&response);
                     let recorded = admission.take().and_then(|admission| {
                         response.extensions_mut().insert(admission.key().clone());
                         admission.close(status)
@@ -91,10 +91,7 @@ where
                     State::Refused { refusal: Refusal::Unavailable }
                 }
                 StateProjection::Refused { refusal } => {
-                    let mut refused = this.config.refusals.response(*refusal);
-                    if *this.has_body {
-                        close(&mut refused);
-                    }
+                    let refused = this.config.refusals.response(*refusal, *this.asked);
                     return Poll::Ready(Ok(refused.map(ResponseBody::refusal)));
                 }
             };

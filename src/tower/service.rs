@@ -12,8 +12,7 @@ use ::http::{Method, Request, Response};
 use tower_service::Service;
 
 use crate::http::bearer::{Presented, presented};
-use crate::http::refusal::Refusal;
-use crate::http::unread::has_body;
+use crate::http::refusal::{Asked, Refusal};
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::admission::{Checked, Opening, RequestInfo};
@@ -52,9 +51,9 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let config = Arc::clone(&self.config);
-        let ip = config.client_ip.resolve(peer(&request), request.headers());
+        let ip = config.client_ip.resolve(config.peer(&request), request.headers());
         let claim = config.claim(&request);
-        let has_body = has_body(request.version(), request.headers());
+        let asked = Asked::with(request.version(), request.headers());
         if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
             // So that nobody further in prints the key by printing the headers.
             credential.set_sensitive(true);
@@ -71,7 +70,7 @@ where
                 self.refuse(refusal)
             }
         };
-        ResponseFuture { config, has_body, state }
+        ResponseFuture { config, asked, state }
     }
 }
 
@@ -142,17 +141,20 @@ impl Config {
             Presented::Ambiguous => Claim::Refused(Refusal::InvalidRequest),
         }
     }
-}
 
-fn peer<B>(request: &Request<B>) -> Option<IpAddr> {
-    let extensions = request.extensions();
-    #[cfg(feature = "axum")]
-    if let Some(::axum::extract::ConnectInfo(peer)) =
-        extensions.get::<::axum::extract::ConnectInfo<std::net::SocketAddr>>()
-    {
-        return Some(peer.ip());
+    fn peer<B>(&self, request: &Request<B>) -> Option<IpAddr> {
+        let extensions = request.extensions();
+        if let Some(peer) = self.peer_from.and_then(|find| find(extensions)) {
+            return Some(peer.ip());
+        }
+        #[cfg(feature = "axum")]
+        if let Some(::axum::extract::ConnectInfo(peer)) =
+            extensions.get::<::axum::extract::ConnectInfo<std::net::SocketAddr>>()
+        {
+            return Some(peer.ip());
+        }
+        extensions.get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip())
     }
-    extensions.get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip())
 }
 
 /// The path as the client sent it; axum takes the mount point off the URI.
