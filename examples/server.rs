@@ -7,6 +7,7 @@
 //! | `KEYGATE_STORE` | `sqlite:keygate.db` | or `memory:`, or `postgres://…` |
 //! | `KEYGATE_AUDIT` | `buffered` | or `strict` |
 //! | `KEYGATE_TRUSTED_PROXIES` | none | comma-separated addresses and CIDR ranges |
+//! | `KEYGATE_PROXY_HEADER` | `x-forwarded-for` | or `forwarded`, or a header with one address |
 //! | `KEYGATE_GEOIP` | none | a MaxMind DB file (`.mmdb`), for countries in the audit log |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
 #![allow(clippy::print_stdout, reason = "an example prints")]
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderName, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get};
@@ -26,7 +27,7 @@ use axum::{Json, Router};
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
     MaxMindCountries, MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader,
-    SettingsPage, SqliteStore, VerifiedKey,
+    SettingsPage, SqliteStore, VerifiedKey, close_if_unread,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -49,7 +50,7 @@ async fn main() -> Result<(), Failure> {
         .with_writer(std::io::stderr)
         .init();
     let keys = key_manager().await?;
-    let client_ip = ClientIp::behind(trusted_proxies()?, ProxyHeader::XForwardedFor);
+    let client_ip = ClientIp::behind(trusted_proxies()?, proxy_header()?);
 
     let api = Router::new()
         .route("/whoami", get(whoami))
@@ -63,7 +64,8 @@ async fn main() -> Result<(), Failure> {
         .route("/healthz", get(healthz))
         .with_state(keys.clone())
         .nest("/v1", api)
-        .nest("/settings", settings.layer(middleware::from_fn(demo_login)));
+        .nest("/settings", settings.layer(middleware::from_fn(demo_login)))
+        .layer(middleware::from_fn(close_if_unread));
 
     let address = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
     let listener =
@@ -147,6 +149,13 @@ fn trusted_proxies() -> Result<Vec<Network>, Failure> {
         entry.parse().map_err(|e| format!("KEYGATE_TRUSTED_PROXIES: {entry}: {e}").into())
     };
     entries.map(parse).collect()
+}
+
+fn proxy_header() -> Result<ProxyHeader, Failure> {
+    let name = variable("KEYGATE_PROXY_HEADER", "x-forwarded-for")?;
+    let name =
+        name.parse::<HeaderName>().map_err(|e| format!("KEYGATE_PROXY_HEADER={name}: {e}"))?;
+    Ok(name.into())
 }
 
 fn variable(name: &str, default: &str) -> Result<String, Failure> {

@@ -170,6 +170,9 @@ pub use crate::axum::extract::KeyRejection;
 #[cfg(feature = "settings-page")]
 #[cfg_attr(docsrs, doc(cfg(feature = "settings-page")))]
 pub use crate::axum::page::{SettingsPage, SettingsPageError};
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use crate::axum::unread::close_if_unread;
 pub use crate::clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use crate::key::digest::{KeyDigest, KeyDigestError};
 pub use crate::key::expiration::{Expiration, ExpirationError};

@@ -1,35 +1,43 @@
 //! Texts cut off between characters, and percent-encoded ones decoded.
 
+/// The text up to that many bytes, and less where a character would be cut in two.
+pub(crate) fn cut(text: &str, max: usize) -> &str {
+    if text.len() <= max {
+        return text;
+    }
+    (0..=max).rev().find_map(|end| text.get(..end)).unwrap_or_default()
+}
+
 /// Shortens the text to at most `max` bytes.
 pub(crate) fn truncate(text: &mut String, max: usize) {
-    if text.len() > max {
-        let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
-        text.truncate(end);
-    }
+    text.truncate(cut(text, max).len());
 }
 
 /// Decodes `%41` to `A`; what is no escape stays as it is.
+#[cfg(feature = "admin")]
 pub(crate) fn percent_decoded(text: &[u8]) -> Vec<u8> {
+    let mut decoded = text.to_vec();
+    let len = percent_decode(&mut decoded);
+    decoded.truncate(len);
+    decoded
+}
+
+/// Decodes in place; the length of what is decoded.
+pub(crate) fn percent_decode(text: &mut [u8]) -> usize {
     let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, after)) = rest.split_first() {
-        let escaped = match (first, after) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
+    let (mut from, mut to) = (0, 0);
+    while let Some(first) = text.get(from).copied() {
+        let escaped = match text.get(from + 1..from + 3) {
+            Some([high, low]) if first == b'%' => hex(*high).zip(hex(*low)),
             _ => None,
         };
-        match escaped {
-            Some((high, low)) => {
-                decoded.push(high << 4 | low);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                decoded.push(*first);
-                rest = after;
-            }
+        let (byte, taken) = escaped.map_or((first, 1), |(high, low)| (high << 4 | low, 3));
+        if let Some(place) = text.get_mut(to) {
+            *place = byte;
         }
+        (from, to) = (from + taken, to + 1);
     }
-    decoded
+    to
 }
 
 #[cfg(test)]
@@ -40,6 +48,23 @@ mod tests {
             let mut text = String::from("aé");
             super::truncate(&mut text, max);
             assert_eq!(text, kept);
+        }
+    }
+
+    #[test]
+    fn escapes_are_decoded_once_and_what_is_none_stays() {
+        for (text, decoded) in [
+            ("", ""),
+            ("a%41%6a%6Az", "aAjjz"),
+            ("%2541", "%41"),
+            ("%", "%"),
+            ("%4", "%4"),
+            ("%4%41", "%4A"),
+            ("%+1%zz%41", "%+1%zzA"),
+        ] {
+            let mut bytes = text.as_bytes().to_vec();
+            let len = super::percent_decode(&mut bytes);
+            assert_eq!(&bytes[..len], decoded.as_bytes(), "{text}");
         }
     }
 }

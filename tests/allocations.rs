@@ -244,3 +244,56 @@ fn case_48_a_refusal_that_is_summed_costs_less_than_one_with_a_record_of_its_own
     assert!(summed.0 <= 2 * ROUNDS, "{summed:?}");
     assert!(summed.0 < alone.0 && summed.1 < alone.1, "{summed:?}, {alone:?}");
 }
+
+#[cfg(feature = "tower")]
+#[test]
+fn case_47_a_long_path_or_method_is_not_copied_whole() {
+    use http::{Method, Request, Response, StatusCode, header::AUTHORIZATION};
+    use tower::{Layer, ServiceExt, service_fn};
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let tokio = TokioRuntime::new(runtime.handle().clone());
+    let builder = KeyManager::builder(MemoryStore::new()).audit(Arc::new(MemoryAuditLog::new()));
+    let keys = builder.delivery(Delivery::buffered()).runtime(tokio).build().unwrap();
+    let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+    let create =
+        |name| runtime.block_on(keys.create(&actor, NewKey::named(name).unwrap())).unwrap();
+    let (good, revoked) = (create("good"), create("revoked"));
+    runtime.block_on(keys.update(&actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
+
+    let service = ApiKeyLayer::new(keys.clone()).layer(service_fn(async |_: Request<()>| {
+        Ok::<_, std::convert::Infallible>(Response::new(String::new()))
+    }));
+    let cost = |key: &IssuedKey, method: &str, path: &str, expected: StatusCode| {
+        let request = || {
+            let mut request = Request::builder().uri(path).body(()).unwrap();
+            *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
+            let credential = format!("Bearer {}", key.secret.expose_secret());
+            request.headers_mut().insert(AUTHORIZATION, credential.try_into().unwrap());
+            request
+        };
+        let ask = |request| {
+            let answer = now(service.clone().oneshot(request)).unwrap();
+            assert_eq!(answer.status(), expected);
+        };
+        ask(request());
+        let request = request();
+        measure(|| ask(request))
+    };
+    for (key, expected) in [(&good, StatusCode::OK), (&revoked, StatusCode::UNAUTHORIZED)] {
+        let usual = cost(key, "GET", "/v1/things/that/have/a/path", expected);
+        for text in ["a", "0", ".", "/", "%252561", "vsp_sk_"] {
+            let long = text.repeat(60_000 / text.len());
+            let path = cost(key, "GET", &format!("/{long}"), expected);
+            let method = text != "/";
+            let method = method.then(|| cost(key, &long, "/", expected));
+            for info in [Some(path), method].into_iter().flatten() {
+                let more = info.bytes_total.saturating_sub(usual.bytes_total);
+                assert!(more < 10_000, "{text}: {more} bytes more");
+                let more = info.count_total.saturating_sub(usual.count_total);
+                assert!(more <= 2, "{text}: {more} allocations more");
+            }
+        }
+    }
+    assert!(runtime.block_on(keys.shutdown(Duration::from_secs(5))).is_complete());
+}

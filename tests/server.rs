@@ -334,6 +334,77 @@ fn a_refusal_leaves_the_connection_usable() {
     }
 }
 
+#[test]
+fn an_answer_before_the_body_is_read_lets_no_later_request_fail() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    let good = key.authorization();
+    let bad = "Authorization: Bearer x";
+    let json = "Content-Type: application/json";
+    let show = key.path();
+    for (method, target, headers, status) in [
+        ("POST", "/v1/whoami", &[][..], 401),
+        ("POST", "/v1/whoami", &[bad], 401),
+        ("POST", "/v1/whoami", &["Authorization: Bearer a b"], 400),
+        ("PUT", "/v1/unknown", &[bad], 401),
+        ("PUT", "/v1/unknown", &[&good], 404),
+        ("DELETE", "/v1/whoami", &[&good], 405),
+        ("POST", "/v1/status/200", &[&good], 200),
+        ("GET", "/v1/slow/0", &[&good], 200),
+        ("POST", "/healthz", &[], 405),
+        ("POST", "/nothing", &[], 404),
+        ("POST", "/settings", &[json], 405),
+        ("POST", "/settings/nothing", &[json], 404),
+        ("POST", KEYS, &["X-Demo-Org:"], 401),
+        ("POST", KEYS, &[json, "Sec-Fetch-Site: cross-site"], 403),
+        ("POST", KEYS, &["Content-Type: text/plain"], 415),
+        ("POST", &format!("{KEYS}?x=1"), &[json], 422),
+        ("PUT", KEYS, &[json], 405),
+        ("GET", KEYS, &[json], 200),
+        ("POST", "/settings/api/nothing", &[json], 404),
+        ("PATCH", &format!("{KEYS}/nothing"), &[json], 404),
+        ("DELETE", &format!("{show}?confirm_name=other"), &["Content-Type: text/plain"], 415),
+        ("DELETE", &format!("{show}?confirm_name=other"), &[json], 422),
+    ] {
+        let case = format!("{method} {target} {headers:?}");
+        for body in [&b"0123456789"[..], &[b'x'; 60_000]] {
+            let mut client = server.client();
+            for _ in 0..3 {
+                let reply =
+                    client.ask_with_late_body(server.address, method, target, headers, body);
+                assert_eq!(reply.status, status, "{case}");
+                let next = client.ask("GET", "/healthz", &[]);
+                assert_eq!(next.status, 200, "{case}");
+            }
+        }
+    }
+    // What is declared too long is refused unread.
+    let long = [b' '; 100_000];
+    let mut client = server.client();
+    let reply = client.ask_with_late_body(server.address, "POST", KEYS, &[json], &long);
+    assert_eq!(reply.status, 413);
+    assert_eq!(client.ask("GET", "/healthz", &[]).status, 200);
+}
+
+#[test]
+fn a_body_that_was_read_or_is_none_leaves_the_connection_open() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    let mut client = server.client();
+    for (body, status) in [
+        (json!({ "name": "another", "expiration": "never" }), 201),
+        (json!({ "name": "", "expiration": "never" }), 422),
+        (json!({ "name": "x".repeat(60_000), "expiration": "never" }), 422),
+    ] {
+        let reply = client.ask_json("POST", KEYS, &[], body);
+        assert_eq!((reply.status, reply.closes()), (status, false), "{}", reply.text());
+    }
+    for headers in [&["Content-Length: 0"][..], &[], &["Content-Length: 0", &key.authorization()]] {
+        let reply = client.ask("POST", "/v1/whoami", headers);
+        assert!(!reply.closes(), "{headers:?}");
+    }
+}
+
 // ------------------------------------------------------------------ credentials
 
 #[test]
@@ -496,6 +567,43 @@ fn case_11_13_14_behind_a_trusted_proxy_its_header_decides() {
         let record = key.records(&server)[0].clone();
         assert_eq!((&record["ip"], &record["status"]), (&ip, &json!(status)), "{headers:?}");
     }
+}
+
+#[test]
+fn case_52_the_header_that_proxies_write_can_be_chosen() {
+    type Row<'a> = (&'a [&'a str], u16, Value);
+    let found = |header: &str, rows: &[Row<'_>]| {
+        let proxies = ("KEYGATE_TRUSTED_PROXIES", "127.0.0.1");
+        let server = Server::start(&[proxies, ("KEYGATE_PROXY_HEADER", header), AUDIT_STRICT]);
+        let new = json!({ "name": "k", "expiration": "never", "ip_allowlist": ["203.0.113.0/24"] });
+        let key = Key::create(&server, &new);
+        for (headers, status, ip) in rows {
+            let reply = key.ask(&server, "GET", "/v1/whoami", headers);
+            assert_eq!(reply.status, *status, "{headers:?}");
+            assert_eq!(key.records(&server)[0]["ip"], *ip, "{headers:?}");
+        }
+    };
+    let client = || json!("203.0.113.9");
+    found(
+        "Forwarded",
+        &[
+            (&["Forwarded: for=\"6.6.6.6", "Forwarded: for=203.0.113.9"], 200, client()),
+            (&["Forwarded: for=\"6.6.6.6, for=203.0.113.9"], 200, client()),
+            (&["Forwarded: \u{e9}\"", "Forwarded: x", "Forwarded: for=203.0.113.9"], 200, client()),
+            (&["Forwarded: for=203.0.113.9", "Forwarded: for=\""], 403, Value::Null),
+            (&["X-Forwarded-For: 203.0.113.9"], 403, Value::Null),
+        ],
+    );
+    found(
+        "CF-Connecting-IP",
+        &[
+            (&["cf-connecting-ip: 203.0.113.9", "X-Forwarded-For: 6.6.6.6"], 200, client()),
+            (&["CF-Connecting-IP: 203.0.113.9", "CF-Connecting-IP: 203.0.113.9"], 403, Value::Null),
+            (&["CF-Connecting-IP: 203.0.113.9, 203.0.113.9"], 403, Value::Null),
+            (&["X-Forwarded-For: 203.0.113.9"], 403, Value::Null),
+            (&[], 403, Value::Null),
+        ],
+    );
 }
 
 #[test]
@@ -852,6 +960,7 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_STORE", &["mysql://localhost/x", "memory", "keygate.db", ":"]),
         ("KEYGATE_AUDIT", &["lax", "Strict", "strict "]),
         ("KEYGATE_TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0.1/8", "localhost", "127.0.0.1;::1"]),
+        ("KEYGATE_PROXY_HEADER", &["X Real IP", "x-real-ip:", "\u{e9}"]),
         ("KEYGATE_GEOIP", &["/nonexistent/countries.mmdb"]),
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
     ] {
@@ -876,6 +985,7 @@ fn a_setting_that_is_no_text_is_not_taken_for_none() {
         "KEYGATE_STORE",
         "KEYGATE_AUDIT",
         "KEYGATE_TRUSTED_PROXIES",
+        "KEYGATE_PROXY_HEADER",
         "KEYGATE_GEOIP",
         "KEYGATE_KEY_PREFIX",
     ] {

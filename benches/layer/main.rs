@@ -69,10 +69,10 @@ fn main() {
     let added = |row| pairs(row, NO_AUTH, |row, no_auth| row - no_auth);
 
     println!("nanoseconds a request: median (middle half) of {ROUNDS} rounds");
-    println!("{:<20}{:<26}added to no auth", "", "whole");
+    println!("{:<25}{:<26}added to no auth", "", "whole");
     for (at, row) in rows.iter().enumerate() {
         let whole = Spread::of(times[at].clone()).show(0);
-        println!("{:<20}{whole:<26}{}", row.name, Spread::of(added(at)).show(0));
+        println!("{:<25}{whole:<26}{}", row.name, Spread::of(added(at)).show(0));
     }
     let report = runtime.block_on(keys.shutdown(Duration::from_secs(10)));
     assert!(report.is_complete(), "{report:?}");

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::handler::Handler;
 use axum::http::header::{AUTHORIZATION, HOST};
-use axum::http::{HeaderValue, Request, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, Request, StatusCode, Uri};
 use axum::routing::get;
 use axum::{Extension, Router};
 use http_body_util::BodyExt;
@@ -60,6 +60,7 @@ pub(crate) fn without_audit(runtime: &Runtime) -> KeyManager {
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     router: Router,
+    method: Method,
     uri: Uri,
     host: HeaderValue,
     authorization: HeaderValue,
@@ -72,6 +73,7 @@ impl Row {
             name,
             // As `axum::serve` does, so that layers are not applied at each request.
             router: router.with_state(()),
+            method: Method::GET,
             uri: Uri::from_static("/v1/things"),
             host: HeaderValue::from_static("api.example.com"),
             authorization: HeaderValue::try_from(format!("Bearer {credential}")).unwrap(),
@@ -79,9 +81,22 @@ impl Row {
         }
     }
 
+    /// The row with another path.
+    fn at(mut self, path: &str) -> Self {
+        self.uri = path.parse().unwrap();
+        self
+    }
+
+    /// The row with another method.
+    fn with(mut self, method: &str) -> Self {
+        self.method = method.parse().unwrap();
+        self
+    }
+
     /// One request as a server makes it, answered and read to its end.
     pub(crate) fn ask(&mut self) {
         let mut request = Request::new(Body::empty());
+        *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         request.headers_mut().insert(HOST, self.host.clone());
         request.headers_mut().insert(AUTHORIZATION, self.authorization.clone());
@@ -130,7 +145,8 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
     let (key, revoked) = (create(keys), create(keys));
     let unaudited = create(without_audit);
     finish(keys.update(&actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
-    let key = key.secret.expose_secret();
+    let (key, revoked) = (key.secret.expose_secret(), revoked.secret.expose_secret());
+    let long = |text: &str| format!("/{}", text.repeat(60_000 / text.len()));
     let unknown = KeyFormat::default().generate(&SystemRandom).unwrap();
     let last = if key.ends_with('a') { 'b' } else { 'a' };
     let malformed = format!("{}{last}", &key[..key.len() - 1]);
@@ -166,7 +182,12 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
         Row::new("keygate, no audit", silent, unaudited.secret.expose_secret(), ok),
         Row::new("keygate: unknown", keygate.clone(), unknown.expose_secret(), no),
         Row::new("keygate: malformed", keygate.clone(), &malformed, no),
-        Row::new("keygate: revoked", keygate, revoked.secret.expose_secret(), no),
+        Row::new("keygate: revoked", keygate.clone(), revoked, no),
+        Row::new("revoked, 60 kB letters", keygate.clone(), revoked, no).at(&long("a")),
+        Row::new("revoked, 60 kB digits", keygate.clone(), revoked, no).at(&long("0")),
+        Row::new("revoked, 60 kB escaped", keygate.clone(), revoked, no).at(&long("%252530")),
+        Row::new("revoked, 60 kB prefixes", keygate.clone(), revoked, no).at(&long("vsp_sk_")),
+        Row::new("revoked, 60 kB method", keygate, revoked, no).with(&long("a")[1..]),
     ]
 }
 

@@ -143,8 +143,9 @@ fn expected(lines: &[&[u8]]) -> Answer {
         let among_others = line.split(',').skip(1).any(|item| is_bearer(item.trim_matches(blank)));
         return if among_others { Answer::Ambiguous } else { Answer::NoCredentials };
     }
-    match line["bearer".len()..].trim_matches(blank) {
+    match line["bearer".len()..].trim_start_matches(' ') {
         "" => Answer::Invalid,
+        tab if tab.starts_with('\t') => Answer::Invalid,
         // Of a byte each.
         long if long.chars().count() > 256 => Answer::Invalid,
         list if list.contains([' ', '\t', ',']) => Answer::Ambiguous,

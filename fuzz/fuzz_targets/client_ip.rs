@@ -3,7 +3,8 @@
 //!
 //! The first byte says which header the proxies write. The answer is the right-most
 //! hop that is no proxy, as a naive second reading finds it: never a proxy's address,
-//! never changed by what stands further left, nor by the other header.
+//! never changed by what stands further left, nor by another header. A header with a
+//! single address has one line with one.
 #![no_main]
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -16,17 +17,17 @@ use libfuzzer_sys::fuzz_target;
 const XFF: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
-static RESOLVERS: LazyLock<[(ClientIp, HeaderName); 2]> = LazyLock::new(|| {
+const SINGLE: HeaderName = HeaderName::from_static("cf-connecting-ip");
+
+static RESOLVERS: LazyLock<[(ClientIp, HeaderName); 3]> = LazyLock::new(|| {
     let proxies: [Network; 2] = ["10.0.0.0/8", "2001:db8:aaaa::/48"].map(|n| n.parse().unwrap());
-    [
-        (ClientIp::behind(proxies, ProxyHeader::XForwardedFor), XFF),
-        (ClientIp::behind(proxies, ProxyHeader::Forwarded), FORWARDED),
-    ]
+    [XFF, FORWARDED, SINGLE]
+        .map(|name| (ClientIp::behind(proxies, ProxyHeader::from(name.clone())), name))
 });
 
 fuzz_target!(|input: &[u8]| {
     let Some((which, text)) = input.split_first() else { return };
-    let (resolver, name) = &RESOLVERS[usize::from(which % 2)];
+    let (resolver, name) = &RESOLVERS[usize::from(which % 3)];
     let lines: Vec<&[u8]> = text.split(|b| *b == b'\n').collect();
     let values = lines.iter().map(|line| HeaderValue::from_bytes(line).ok());
     let Some(values) = values.collect::<Option<Vec<_>>>() else { return };
@@ -34,9 +35,13 @@ fuzz_target!(|input: &[u8]| {
 
     let proxy: Option<IpAddr> = Some("10.0.0.1".parse().unwrap());
     let found = resolver.resolve(proxy, &headers);
-    let expected = if *name == XFF { by_x_forwarded_for(&lines) } else { by_forwarded(&lines) };
+    let expected = match name.as_str() {
+        "x-forwarded-for" => by_x_forwarded_for(&lines),
+        "forwarded" => by_forwarded(&lines),
+        _ => by_single_address(&lines),
+    };
     assert_eq!(found, expected, "{headers:?}");
-    assert!(!found.is_some_and(is_proxy));
+    assert!(*name == SINGLE || !found.is_some_and(is_proxy));
 
     // Who is no proxy is the client, whatever it says.
     let peer: Option<IpAddr> = Some("::ffff:192.0.2.99".parse().unwrap());
@@ -44,22 +49,24 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(resolver.resolve(None, &headers), None);
     assert_eq!(ClientIp::peer().resolve(proxy, &headers), proxy);
 
-    // The other header counts for nothing.
-    let other = if *name == XFF { FORWARDED } else { XFF };
-    headers.insert(other.clone(), HeaderValue::from_static("for=6.6.6.6"));
-    assert_eq!(resolver.resolve(proxy, &headers), found);
-    headers.insert(other, HeaderValue::from_static("6.6.6.6"));
-    assert_eq!(resolver.resolve(proxy, &headers), found);
+    // Other headers count for nothing.
+    for other in [XFF, FORWARDED, SINGLE].into_iter().filter(|other| other != name) {
+        headers.insert(other.clone(), HeaderValue::from_static("for=6.6.6.6"));
+        assert_eq!(resolver.resolve(proxy, &headers), found);
+        headers.insert(other, HeaderValue::from_static("6.6.6.6"));
+        assert_eq!(resolver.resolve(proxy, &headers), found);
+    }
 
-    // Nor does what a client puts further left, once somebody is found.
-    if found.is_some() {
-        let forged = if *name == XFF { "6.6.6.6" } else { "for=6.6.6.6" };
-        let mut longer = HeaderMap::new();
-        longer.append(name, HeaderValue::from_static(forged));
-        for line in headers.get_all(name) {
-            longer.append(name, line.clone());
+    // Nor does what a client puts further left, well-formed or not, once an address is found.
+    if found.is_some() && *name != SINGLE {
+        for forged in ["6.6.6.6", "for=6.6.6.6", "for=\"", "\\"] {
+            let mut longer = HeaderMap::new();
+            longer.append(name, HeaderValue::from_static(forged));
+            for line in headers.get_all(name) {
+                longer.append(name, line.clone());
+            }
+            assert_eq!(resolver.resolve(proxy, &longer), found);
         }
-        assert_eq!(resolver.resolve(proxy, &longer), found);
     }
 });
 
@@ -82,34 +89,57 @@ fn by_x_forwarded_for(lines: &[&[u8]]) -> Option<IpAddr> {
     last(items.into_iter())
 }
 
+fn by_single_address(lines: &[&[u8]]) -> Option<IpAddr> {
+    let [line] = lines else { return None };
+    hop(std::str::from_utf8(line.trim_ascii()).ok()?)
+}
+
+/// From the right, each time the shortest text behind a comma that is an element.
 fn by_forwarded(lines: &[&[u8]]) -> Option<IpAddr> {
-    let mut hops = Vec::new();
-    for line in lines {
-        let line = std::str::from_utf8(line).ok().filter(|line| line.is_ascii())?;
-        for element in outside_quotes(line, ',')? {
-            let mut clients = Vec::new();
-            let mut pairs = 0;
-            for pair in outside_quotes(&element, ';')? {
-                let pair = pair.trim();
-                if pair.is_empty() {
-                    continue;
+    for line in lines.iter().rev() {
+        let mut rest = Some(String::from_utf8_lossy(line).into_owned());
+        while let Some(line) = rest.take() {
+            let commas = line.match_indices(',').map(|(at, _)| at).rev();
+            let starts = commas.map(|at| (Some(at), at + 1)).chain([(None, 0)]);
+            let mut elements =
+                starts.filter_map(|(end, start)| Some((end, element(&line[start..])?)));
+            let (end, client) = elements.next()?;
+            rest = end.map(|end| line[..end].to_owned());
+            match client {
+                None => {}
+                Some(client) => {
+                    let ip = hop(&client)?;
+                    if !is_proxy(ip) {
+                        return Some(ip);
+                    }
                 }
-                let (name, value) = pair.split_once('=').filter(|(name, _)| is_token(name))?;
-                let value = if is_token(value) { value.to_owned() } else { unquoted(value)? };
-                pairs += 1;
-                if name.eq_ignore_ascii_case("for") {
-                    clients.push(value);
-                }
-            }
-            match clients.as_slice() {
-                [] if pairs == 0 => {}
-                [] => hops.push(None),
-                [client] => hops.push(hop(client)),
-                _ => return None,
             }
         }
     }
-    last(hops.into_iter())
+    None
+}
+
+/// The one `for` of an element; `Some(None)` for an empty one.
+fn element(text: &str) -> Option<Option<String>> {
+    let mut clients = Vec::new();
+    let mut pairs = 0;
+    for pair in outside_quotes(text, ';')? {
+        let pair = pair.trim_matches([' ', '\t']);
+        if pair.is_empty() {
+            continue;
+        }
+        let (name, value) = pair.split_once('=').filter(|(name, _)| is_token(name))?;
+        let value = if is_token(value) { value.to_owned() } else { unquoted(value)? };
+        pairs += 1;
+        if name.eq_ignore_ascii_case("for") {
+            clients.push(value);
+        }
+    }
+    match clients.as_slice() {
+        [] if pairs == 0 => Some(None),
+        [client] => Some(Some(client.clone())),
+        _ => None,
+    }
 }
 
 /// The parts between separators that stand in no quotes; `None` for quotes left open.

@@ -8,7 +8,8 @@ use ::http::StatusCode;
 use ::http::header::CONTENT_TYPE;
 use ::http::request::Parts;
 
-use crate::http::refusal::{Refusal, Refusals};
+use crate::http::refusal::{Asked, Refusal, Refusals};
+use crate::http::unread::close;
 use crate::manager::verify::VerifiedKey;
 use crate::tower::layer::Anonymous;
 
@@ -51,12 +52,13 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for VerifiedKey {
 /// The refusal of a request that optional authentication let through; an error
 /// where no layer has seen the request.
 fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
+    let asked = Asked::with(parts.version, &parts.headers);
     if let Some(Anonymous(refusals)) = parts.extensions.get() {
-        return Ok(KeyRejection(Some(refusals.clone())));
+        return Ok(KeyRejection { refusals: Some(refusals.clone()), asked });
     }
     // The route as it was declared: a path could hold a key.
     let route = parts.extensions.get().map_or("(fallback)", MatchedPath::as_str);
-    let rejection = KeyRejection(None);
+    let rejection = KeyRejection { refusals: None, asked };
     tracing::error!(route, "{rejection}");
     Err(rejection)
 }
@@ -66,18 +68,21 @@ fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
 /// authentication let the request through and the handler insists on a key,
 /// which is answered with 401.
 #[derive(Clone, Debug)]
-pub struct KeyRejection(Option<Refusals>);
+pub struct KeyRejection {
+    refusals: Option<Refusals>,
+    asked: Asked,
+}
 
 impl KeyRejection {
     /// Whether the route is not behind an [`ApiKeyLayer`](crate::ApiKeyLayer).
     pub fn is_missing_layer(&self) -> bool {
-        self.0.is_none()
+        self.refusals.is_none()
     }
 }
 
 impl fmt::Display for KeyRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+        f.write_str(match self.refusals {
             None => "no VerifiedKey in the request: is `ApiKeyLayer` installed on this route?",
             Some(_) => "the request carries no API key",
         })
@@ -88,11 +93,17 @@ impl std::error::Error for KeyRejection {}
 
 impl IntoResponse for KeyRejection {
     fn into_response(self) -> Response {
-        if let Some(refusals) = self.0 {
-            return refusals.response(Refusal::NoCredentials).map(Into::into);
-        }
-        let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
-        let problem = [(CONTENT_TYPE, "application/problem+json")];
-        (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response()
+        let Some(refusals) = self.refusals else { return missing_layer(self.asked) };
+        refusals.response(Refusal::NoCredentials, self.asked).map(Into::into)
     }
+}
+
+fn missing_layer(asked: Asked) -> Response {
+    let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
+    let problem = [(CONTENT_TYPE, "application/problem+json")];
+    let mut response = (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response();
+    if asked.has_body {
+        close(&mut response);
+    }
+    response
 }

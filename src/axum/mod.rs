@@ -5,3 +5,4 @@ pub mod admin;
 pub(crate) mod extract;
 #[cfg(feature = "settings-page")]
 pub(crate) mod page;
+pub(crate) mod unread;

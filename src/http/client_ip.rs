@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ::http::HeaderMap;
+use ::http::{HeaderMap, HeaderName};
 
 use crate::network::{Network, parse_hop};
 
@@ -10,9 +10,10 @@ use crate::network::{Network, parse_hop};
 ///
 /// By default it is the address of the peer, and every forwarding header is
 /// ignored: anybody can write one. Behind proxies, name them and the one header
-/// that they write. The addresses in it, of all its lines, are then walked from
-/// the right, past those of trusted proxies; the first other one is the client's.
-/// What stands further left is the client's own claim.
+/// that they write ([`ProxyHeader`]). The addresses in a list, of all its lines, are
+/// then walked from the right, past those of trusted proxies; the first other one is
+/// the client's. What stands further left is the client's own claim, well-formed or
+/// not, and is not looked at.
 ///
 /// Where an address on that walk does not parse, or all of them are proxies, the
 /// client's address is not known, and keys with an allowlist are refused.
@@ -36,9 +37,9 @@ pub struct ClientIp {
     header: ProxyHeader,
 }
 
-/// The header in which trusted proxies write the addresses that they serve. The
-/// other one is ignored: proxies pass on what they do not write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The header in which trusted proxies write the addresses that they serve. All
+/// others are ignored: proxies pass on what they do not write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProxyHeader {
     /// `X-Forwarded-For: client, proxy, proxy`
@@ -46,6 +47,23 @@ pub enum ProxyHeader {
     XForwardedFor,
     /// `Forwarded: for=client, for=proxy` (RFC 7239)
     Forwarded,
+    /// A header of that name with the client's address and nothing else, such as
+    /// `CF-Connecting-IP` or `X-Real-IP`. With two lines or two addresses, the
+    /// client's address is not known.
+    ///
+    /// The proxy must replace the header that a client sends.
+    SingleAddress(HeaderName),
+}
+
+/// The two lists by their names; any other header has a single address.
+impl From<HeaderName> for ProxyHeader {
+    fn from(name: HeaderName) -> Self {
+        match name.as_str() {
+            "x-forwarded-for" => Self::XForwardedFor,
+            "forwarded" => Self::Forwarded,
+            _ => Self::SingleAddress(name),
+        }
+    }
 }
 
 impl ClientIp {
@@ -66,9 +84,10 @@ impl ClientIp {
         if !self.trusts(peer) {
             return Some(peer);
         }
-        match self.header {
+        match &self.header {
             ProxyHeader::XForwardedFor => self.client_in_x_forwarded_for(headers),
             ProxyHeader::Forwarded => self.client_in_forwarded(headers),
+            ProxyHeader::SingleAddress(name) => single_address(headers, name),
         }
     }
 
@@ -93,49 +112,62 @@ impl ClientIp {
     }
 
     fn client_in_forwarded(&self, headers: &HeaderMap) -> Option<IpAddr> {
-        let mut hops = Vec::new();
-        for line in headers.get_all("forwarded") {
-            // A line that is not in order says nothing, wherever its fault lies:
-            // a quotation mark left open could hide what follows.
-            hops.extend(forwarded_hops(line.to_str().ok()?)?);
-        }
-        for hop in hops.into_iter().rev() {
-            let ip = parse_hop(&hop?)?;
-            if !self.trusts(ip) {
-                return Some(ip);
+        for line in headers.get_all("forwarded").iter().rev() {
+            let mut rest = Some(line.as_bytes());
+            while let Some(line) = rest {
+                let element;
+                (rest, element) = last_element(line);
+                // Empty elements, and in those empty pairs, are none.
+                if element.iter().all(|b| matches!(b, b' ' | b'\t' | b';')) {
+                    continue;
+                }
+                let ip = parse_hop(&forwarded_for(&String::from_utf8_lossy(element))?)?;
+                if !self.trusts(ip) {
+                    return Some(ip);
+                }
             }
         }
         None
     }
 }
 
-/// The `for` of each element of a `Forwarded` line (RFC 7239 § 4), `None` for an
-/// element without one. `None` altogether for a line out of order.
-fn forwarded_hops(line: &str) -> Option<Vec<Option<String>>> {
-    let mut hops = Vec::new();
-    let mut rest = line;
-    loop {
-        let (hop, has_pairs);
-        (hop, has_pairs, rest) = forwarded_element(rest)?;
-        if has_pairs {
-            hops.push(hop);
-        }
-        match rest.strip_prefix(',') {
-            Some(next) => rest = next,
-            None => return rest.is_empty().then_some(hops),
-        }
-    }
+fn single_address(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
+    let mut lines = headers.get_all(name).iter();
+    let line = lines.next().filter(|_| lines.next().is_none())?;
+    parse_hop(line.to_str().ok()?.trim_ascii())
 }
 
-/// One element up to its comma: its `for`, whether it has any pair, the rest.
-fn forwarded_element(mut rest: &str) -> Option<(Option<String>, bool, &str)> {
-    let (mut hop, mut has_pairs) = (None, false);
+/// Splits the last element off a `Forwarded` line; with it, what is before its comma,
+/// if it has one.
+///
+/// Read from the right, the elements of the proxies come first, and are well-formed:
+/// a quoted string begins with a quotation mark behind `=`, and those within it have a
+/// backslash before them. A quotation mark that a client left open is further left.
+fn last_element(line: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    let mut quoted = false;
+    for (at, byte) in line.iter().enumerate().rev() {
+        let (before, from) = line.split_at(at);
+        match byte {
+            b',' if !quoted => return (Some(before), from.get(1..).unwrap_or_default()),
+            b'"' => {
+                let escapes = before.iter().rev().take_while(|b| **b == b'\\').count();
+                quoted = !quoted || escapes % 2 == 1;
+            }
+            _ => {}
+        }
+    }
+    (None, line)
+}
+
+/// The `for` of an element (RFC 7239 § 4); `None` where it has not exactly one, or is
+/// not in order.
+fn forwarded_for(element: &str) -> Option<String> {
+    let (mut hop, mut rest) = (None, element);
     loop {
         rest = rest.trim_ascii_start();
-        if !rest.starts_with([',', ';']) && !rest.is_empty() {
+        if !rest.starts_with(';') && !rest.is_empty() {
             let (name, after) = token(rest)?;
             let (value, after) = value(after.strip_prefix('=')?)?;
-            has_pairs = true;
             if name.eq_ignore_ascii_case("for") && hop.replace(value).is_some() {
                 return None;
             }
@@ -143,9 +175,7 @@ fn forwarded_element(mut rest: &str) -> Option<(Option<String>, bool, &str)> {
         }
         match rest.strip_prefix(';') {
             Some(next) => rest = next,
-            None if rest.is_empty() || rest.starts_with(',') => {
-                return Some((hop, has_pairs, rest));
-            }
+            None if rest.is_empty() => return hop,
             None => return None,
         }
     }
@@ -261,7 +291,6 @@ mod tests {
             (&["for=192.0.2.1, for=unknown"], None),
             (&["for=192.0.2.1, for=_obf"], None),
             (&["for=6.6.6.6;for=192.0.2.1"], None),
-            (&["for=\"6.6.6.6, for=192.0.2.1"], None),
             (&["for=[2001:db8::1]"], None),
             (&["for =192.0.2.1"], None),
             (&["for=192.0.2.1 x"], None),
@@ -269,6 +298,96 @@ mod tests {
             (&["192.0.2.1"], None),
         ] {
             assert_eq!(forwarded(lines), client.map(ip), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn case_52_what_the_client_wrote_in_forwarded_neither_hides_nor_forges_the_proxys_element() {
+        let claims = [
+            "for=\"6.6.6.6",
+            "for=6.6.6.6;host=\"",
+            "\"",
+            "\\",
+            "\"\\",
+            "for=\"6.6.6.6\\\"",
+            "for=6.6.6.6, \"",
+            "for",
+            "=;=,;",
+            "for=6.6.6.6;for=6.6.6.6",
+            "for=\u{e9}",
+            "\u{e9}\"",
+            "",
+        ];
+        let elements = [
+            "for=192.0.2.1",
+            "for=\"192.0.2.1:443\";proto=https",
+            "host=\"a, for=6.6.6.6\";for=192.0.2.1",
+            "for=192.0.2.1;host=\"\\\", for=6.6.6.6;x=\\\"\"",
+            "for=192.0.2.1;host=\"\\\\\"",
+            "for=192.0.2.1;host=\"\\\\\\\", for=6.6.6.6\"",
+            "for=192.0.2.1;host=\"\u{e9}, for=6.6.6.6\"",
+        ];
+        for element in elements {
+            assert_eq!(forwarded(&[element]), Some(ip("192.0.2.1")), "{element}");
+            for claim in claims {
+                let joined = format!("{claim}, {element}");
+                let twice = format!("{joined}, for=10.0.0.2");
+                for lines in [
+                    &[claim, element][..],
+                    &[claim, claim, element],
+                    &[&joined],
+                    &[claim, &joined],
+                    &[&twice],
+                    &[&joined, "for=10.0.0.2"],
+                ] {
+                    assert_eq!(forwarded(lines), Some(ip("192.0.2.1")), "{lines:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn case_52_a_header_with_one_address_has_exactly_one() {
+        let single = |lines: &[&str]| {
+            let header = ProxyHeader::from(HeaderName::from_static("cf-connecting-ip"));
+            let headers = headers("cf-connecting-ip", lines);
+            behind(header).resolve(Some(ip("10.0.0.1")), &headers)
+        };
+        for (lines, client) in [
+            (&["192.0.2.1"][..], Some("192.0.2.1")),
+            (&[" 2001:db8::1 "], Some("2001:db8::1")),
+            (&["::ffff:192.0.2.1"], Some("192.0.2.1")),
+            (&["192.0.2.1:4711"], Some("192.0.2.1")),
+            // It is not a list of proxies: whom it names is the client.
+            (&["10.0.0.9"], Some("10.0.0.9")),
+            (&[], None),
+            (&[""], None),
+            (&["192.0.2.1", "192.0.2.1"], None),
+            (&["192.0.2.1", ""], None),
+            (&["192.0.2.1, 192.0.2.1"], None),
+            (&["192.0.2.1 192.0.2.1"], None),
+            (&["192.0.2.1,"], None),
+            (&["unknown"], None),
+            (&["\u{e9}"], None),
+        ] {
+            assert_eq!(single(lines), client.map(ip), "{lines:?}");
+        }
+        let other = headers("x-real-ip", &["192.0.2.1"]);
+        let header = ProxyHeader::from(HeaderName::from_static("cf-connecting-ip"));
+        assert_eq!(behind(header.clone()).resolve(Some(ip("10.0.0.1")), &other), None);
+        let peer = Some(ip("203.0.113.5"));
+        let claimed = headers("cf-connecting-ip", &["192.0.2.1"]);
+        assert_eq!(behind(header).resolve(peer, &claimed), peer);
+    }
+
+    #[test]
+    fn a_name_says_which_kind_of_header_it_is() {
+        for (name, header) in [
+            ("X-Forwarded-For", ProxyHeader::XForwardedFor),
+            ("FORWARDED", ProxyHeader::Forwarded),
+            ("X-Real-IP", ProxyHeader::SingleAddress(HeaderName::from_static("x-real-ip"))),
+        ] {
+            assert_eq!(ProxyHeader::from(name.parse::<HeaderName>().unwrap()), header);
         }
     }
 
@@ -285,7 +404,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_rightmost_untrusted_hop_is_found(
-            forged in "[ -~&&[^\"]]{0,40}",
+            forged in "[ -~]{0,40}|[,;=\"\\\\ ]{0,20}",
             client: IpAddr,
             port in proptest::option::of(any::<u16>()),
             proxies in proptest::collection::vec(0u8..=255, 0..5),
@@ -304,7 +423,7 @@ mod tests {
             let found = xff(&[&format!("{forged}, {hop}{tail}")]);
             prop_assert_eq!(found, Some(client.to_canonical()));
             let tail: String = proxies.iter().map(|n| format!(", for=10.0.0.{n}")).collect();
-            let found = forwarded(&["for=6.6.6.6", &format!("{quoted}{tail}")]);
+            let found = forwarded(&[&forged, &format!("{forged}, {quoted}{tail}")]);
             prop_assert_eq!(found, Some(client.to_canonical()));
         }
 

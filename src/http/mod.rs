@@ -2,4 +2,6 @@
 
 pub(crate) mod bearer;
 pub(crate) mod client_ip;
+pub(crate) mod grpc;
 pub(crate) mod refusal;
+pub(crate) mod unread;

@@ -3,9 +3,25 @@
 //! An answer says no more than its status: whether a key is malformed, unknown,
 //! revoked or expired looks the same, byte for byte.
 
-use ::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use ::http::{Response, StatusCode};
+use ::http::header::{
+    CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use ::http::{Response, StatusCode, Version};
 use bytes::Bytes;
+
+use crate::http::grpc::{self, is_grpc};
+use crate::http::unread::{close, has_body};
+
+/// A problem as JSON, and its detail.
+macro_rules! problem {
+    ($status:literal $title:literal $($code:literal)?; $detail:literal) => {(
+        concat!(
+            r#"{"type":"about:blank","title":""#, $title, r#"","status":"#, $status,
+            $(r#","code":""#, $code, r#"""#,)? r#","detail":""#, $detail, r#""}"#
+        ),
+        $detail,
+    )};
+}
 
 /// Why a request is refused, as far as its sender is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,24 +63,43 @@ impl Refusal {
         }
     }
 
-    fn body(self) -> &'static str {
+    /// Its body, and the sentence in it that is meant for people.
+    fn text(self) -> (&'static str, &'static str) {
         match self {
-            Self::NoCredentials => {
-                r#"{"type":"about:blank","title":"Unauthorized","status":401,"detail":"This resource needs an API key: send it as `Authorization: Bearer <key>`."}"#
-            }
-            Self::InvalidRequest => {
-                r#"{"type":"about:blank","title":"Bad Request","status":400,"code":"invalid_request","detail":"Send exactly one credential, in one Authorization header."}"#
-            }
-            Self::InvalidToken => {
-                r#"{"type":"about:blank","title":"Unauthorized","status":401,"code":"invalid_token","detail":"The API key is not valid. It may be mistyped, revoked, expired or deleted."}"#
-            }
-            Self::NotAllowed => {
-                r#"{"type":"about:blank","title":"Forbidden","status":403,"code":"forbidden","detail":"The request is not allowed."}"#
-            }
-            Self::Unavailable => {
-                r#"{"type":"about:blank","title":"Service Unavailable","status":503,"code":"unavailable","detail":"The API key could not be checked. Try again shortly."}"#
-            }
+            Self::NoCredentials => problem! {
+                401 "Unauthorized";
+                "This resource needs an API key: send it as `Authorization: Bearer <key>`."
+            },
+            Self::InvalidRequest => problem! {
+                400 "Bad Request" "invalid_request";
+                "Send exactly one credential, in one Authorization header."
+            },
+            Self::InvalidToken => problem! {
+                401 "Unauthorized" "invalid_token";
+                "The API key is not valid. It may be mistyped, revoked, expired or deleted."
+            },
+            Self::NotAllowed => problem! {
+                403 "Forbidden" "forbidden";
+                "The request is not allowed."
+            },
+            Self::Unavailable => problem! {
+                503 "Service Unavailable" "unavailable";
+                "The API key could not be checked. Try again shortly."
+            },
         }
+    }
+}
+
+/// What of a request decides how its refusal is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) has_body: bool,
+    is_grpc: bool,
+}
+
+impl Asked {
+    pub(crate) fn with(version: Version, headers: &HeaderMap) -> Self {
+        Self { has_body: has_body(version, headers), is_grpc: is_grpc(headers) }
     }
 }
 
@@ -93,8 +128,22 @@ impl Refusals {
         }
     }
 
-    pub(crate) fn response(&self, refusal: Refusal) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::from_static(refusal.body().as_bytes()));
+    /// The answer to a request whose body has not been read.
+    pub(crate) fn response(&self, refusal: Refusal, asked: Asked) -> Response<Bytes> {
+        let (body, detail) = refusal.text();
+        let mut response = if asked.is_grpc {
+            grpc::refusal(refusal.status(), detail)
+        } else {
+            self.problem(refusal, body)
+        };
+        if asked.has_body {
+            close(&mut response);
+        }
+        response
+    }
+
+    fn problem(&self, refusal: Refusal, body: &'static str) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::from_static(body.as_bytes()));
         *response.status_mut() = refusal.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -120,9 +169,11 @@ impl Refusals {
 mod tests {
     use super::*;
 
+    const ASKED: Asked = Asked { has_body: false, is_grpc: false };
+
     #[test]
     fn a_realm_cannot_break_out_of_its_quotes() {
-        let response = Refusals::new("a\"b\\c\r\nd é").response(Refusal::NoCredentials);
+        let response = Refusals::new("a\"b\\c\r\nd é").response(Refusal::NoCredentials, ASKED);
         assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer realm=\"a_b_c__d _\"");
     }
 
@@ -131,7 +182,7 @@ mod tests {
     fn bodies_are_json_and_say_the_status_of_the_answer() {
         use Refusal::*;
         for refusal in [NoCredentials, InvalidRequest, InvalidToken, NotAllowed, Unavailable] {
-            let response = Refusals::new("api").response(refusal);
+            let response = Refusals::new("api").response(refusal, ASKED);
             let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(body["status"], response.status().as_u16());
         }

@@ -32,9 +32,12 @@ const VALUES: [u8; 256] = {
     }
     values
 };
-const SECRET_LEN: usize = 42;
-const CHECKSUM_LEN: usize = 6;
-const DIGITS_LEN: usize = SECRET_LEN + CHECKSUM_LEN;
+pub(super) const SECRET_LEN: usize = 42;
+pub(super) const CHECKSUM_LEN: usize = 6;
+pub(super) const DIGITS_LEN: usize = SECRET_LEN + CHECKSUM_LEN;
+const LONGEST_PREFIX: usize = 24;
+/// The length of a key of any format, in bytes, at most.
+pub(crate) const LONGEST_KEY: usize = LONGEST_PREFIX + DIGITS_LEN;
 
 /// A credential longer than this, in bytes, is refused before it is looked at.
 pub const MAX_CREDENTIAL_LEN: usize = 256;
@@ -63,7 +66,7 @@ impl KeyFormat {
     /// letter and the last `_`.
     pub fn new(prefix: &str) -> Result<Self, PrefixError> {
         let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        let valid = (2..=24).contains(&prefix.len())
+        let valid = (2..=LONGEST_PREFIX).contains(&prefix.len())
             && prefix.bytes().all(known)
             && prefix.starts_with(|c: char| c.is_ascii_lowercase())
             && prefix.ends_with('_');
@@ -110,25 +113,6 @@ impl KeyFormat {
         key.expose_secret().chars().take(len).collect()
     }
 
-    /// Whether a text holds what is, or was meant to be, a key of this format:
-    /// the prefix with a good part of a secret, or a whole secret with its
-    /// checksum but without the prefix.
-    pub(crate) fn occurs_in(&self, text: &[u8]) -> bool {
-        /// Fewer letters and digits behind a prefix are a word.
-        const GOOD_PART: usize = 24;
-        let prefix = self.prefix.as_bytes();
-        let alphanumeric =
-            |text: &[u8]| text.iter().take_while(|b| b.is_ascii_alphanumeric()).count();
-        (0..text.len()).filter_map(|start| text.get(start..)).any(|rest| {
-            let behind_prefix = rest.strip_prefix(prefix);
-            if behind_prefix.is_some_and(|rest| alphanumeric(rest) >= GOOD_PART) {
-                return true;
-            }
-            let bare = rest.get(..DIGITS_LEN);
-            bare.is_some_and(|secret| self.matches(&[prefix, secret].concat()))
-        })
-    }
-
     fn matches(&self, credential: &[u8]) -> bool {
         let digits = credential.strip_prefix(self.prefix.as_bytes());
         let Some(Ok(digits)) = digits.map(<&[u8; DIGITS_LEN]>::try_from) else {
@@ -173,7 +157,7 @@ fn checksum(signed: &[u8]) -> [u8; CHECKSUM_LEN] {
 }
 
 /// The number that base-62 digits stand for.
-fn number(digits: &[u8]) -> u64 {
+pub(super) fn number(digits: &[u8]) -> u64 {
     let value = |digit: u8| VALUES.get(usize::from(digit)).copied().unwrap_or_default();
     digits.iter().fold(0, |number, digit| number * 62 + u64::from(value(*digit)))
 }

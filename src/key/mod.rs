@@ -5,4 +5,5 @@ pub(crate) mod expiration;
 pub(crate) mod format;
 pub(crate) mod id;
 pub(crate) mod name;
+pub(crate) mod scan;
 pub(crate) mod secret;

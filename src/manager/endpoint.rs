@@ -1,69 +1,101 @@
-//! The path of a request as the audit log shows it: visible, bounded, without keys.
+//! The path and method of a request as the audit log shows them: visible, bounded, without keys.
 
 use std::borrow::Cow;
 
 use crate::audit::record::RequestEvent;
-use crate::key::format::KeyFormat;
-use crate::text::{percent_decoded, truncate};
+use crate::key::format::{KeyFormat, LONGEST_KEY};
+use crate::text::{cut, percent_decode, truncate};
 
 /// A shorter text has no room for a prefix and a good part of a secret.
 const SHORTEST_LEAK: usize = 24;
+const SHOWN: usize = RequestEvent::MAX_ENDPOINT_LEN;
+/// How much of a path is looked at, which leaves room for the longest key behind what
+/// is shown, with each of its bytes escaped three times over: a key that the cut goes
+/// through is seen whole.
+const SEEN: usize = SHOWN + LONGEST_KEY * 3 * 3 * 3;
+const LONGEST_METHOD: usize = 32;
 const REDACTED: &str = "[REDACTED]";
 const CUT: &str = "…";
+
+/// As much of a path or method as comes to matter for the audit log.
+#[cfg(feature = "tower")]
+pub(crate) fn seen(text: &str) -> &str {
+    cut(text, SEEN)
+}
 
 /// Shows a path. A segment that holds what looks like a key of this service is
 /// blotted out; bytes that are no visible ASCII are percent-encoded, as
 /// RFC 3986 wants them; what is too long is cut off.
 pub(super) fn endpoint(path: Box<str>, format: &KeyFormat) -> Box<str> {
-    let plain = path.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
+    let path_seen = cut(&path, SEEN);
+    let plain = path_seen.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
     if plain && path.len() < SHORTEST_LEAK {
         return path;
     }
-    let mut shown = String::with_capacity(path.len());
-    for (position, segment) in path.split('/').enumerate() {
-        if position > 0 {
+    let mut shown = String::with_capacity(path_seen.len().min(SHOWN));
+    let mut start = 0;
+    for segment in path_seen.split('/') {
+        if start > SHOWN || shown.len() > SHOWN {
+            break;
+        }
+        if start > 0 {
             shown.push('/');
         }
         if holds_key(segment, format) {
             shown.push_str(REDACTED);
         } else {
-            push_visible(&mut shown, segment);
+            push_visible(&mut shown, cut(segment, SHOWN - start));
         }
-        if shown.len() > RequestEvent::MAX_ENDPOINT_LEN {
-            truncate(&mut shown, RequestEvent::MAX_ENDPOINT_LEN - CUT.len());
-            shown.push_str(CUT);
-            break;
-        }
+        start += segment.len() + 1;
+    }
+    if path.len() > SHOWN || shown.len() > SHOWN {
+        truncate(&mut shown, SHOWN - CUT.len());
+        shown.push_str(CUT);
     }
     shown.into_boxed_str()
 }
 
 /// Shows a method: bounded, and without a key that was sent in its place.
 pub(super) fn method(method: Cow<'static, str>, format: &KeyFormat) -> Cow<'static, str> {
-    const LONGEST: usize = 32;
     match method {
         Cow::Borrowed(_) => method,
-        Cow::Owned(unknown) if holds_key(&unknown, format) => REDACTED.into(),
+        Cow::Owned(unknown) if holds_key(cut(&unknown, SEEN), format) => REDACTED.into(),
         Cow::Owned(mut unknown) => {
-            truncate(&mut unknown, LONGEST);
+            truncate(&mut unknown, LONGEST_METHOD);
             unknown.into()
         }
     }
 }
 
+/// Whether a text of at most `SEEN` bytes holds a key.
 fn holds_key(text: &str, format: &KeyFormat) -> bool {
     if text.len() < SHORTEST_LEAK {
         return false;
     }
+    if format.occurs_in(text.as_bytes()) {
+        return true;
+    }
+    if !text.contains('%') {
+        return false;
+    }
     // Encoded more than once, it is still a key to whoever reads the log.
-    let mut decoded = text.as_bytes().to_vec();
+    let mut copy = [0; SEEN];
+    let mut decoded = copy.as_mut_slice();
+    for (place, byte) in decoded.iter_mut().zip(text.bytes()) {
+        *place = byte;
+    }
+    let mut len = text.len();
     for _ in 0..3 {
-        if format.occurs_in(&decoded) {
+        decoded = decoded.get_mut(..len).unwrap_or_default();
+        len = percent_decode(decoded);
+        if len == decoded.len() {
+            return false;
+        }
+        if format.occurs_in(decoded.get(..len).unwrap_or_default()) {
             return true;
         }
-        decoded = percent_decoded(&decoded);
     }
-    format.occurs_in(&decoded)
+    false
 }
 
 fn push_visible(shown: &mut String, text: &str) {
@@ -79,6 +111,8 @@ fn push_visible(shown: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::scan::steps;
+    use crate::random::SystemRandom;
     use proptest::prelude::*;
 
     fn shown(path: &str) -> String {
@@ -110,7 +144,7 @@ mod tests {
     #[test]
     fn case_39_a_secret_without_its_prefix_and_a_key_as_a_method_are_blotted_out() {
         let format = KeyFormat::default();
-        let key = format.generate(&crate::random::SystemRandom).unwrap();
+        let key = format.generate(&SystemRandom).unwrap();
         let secret = &key.expose_secret()[7..];
         assert_eq!(shown(&format!("/v1/{secret}")), "/v1/[REDACTED]");
         let sent = Cow::Owned(key.expose_secret().to_owned());
@@ -133,7 +167,84 @@ mod tests {
         }
     }
 
+    /// `text` with each byte of it escaped, so many times over.
+    fn escaped(text: &str, times: usize) -> String {
+        (0..times)
+            .fold(text.to_owned(), |text, _| text.bytes().map(|b| format!("%{b:02x}")).collect())
+    }
+
+    #[test]
+    fn case_47_the_work_for_a_path_or_method_does_not_grow_with_it() {
+        let format = KeyFormat::default();
+        let hostile = [
+            "a".to_owned(),
+            "0".to_owned(),
+            ".".to_owned(),
+            "%".to_owned(),
+            "/".to_owned(),
+            "%252561".to_owned(),
+            escaped("a", 3),
+            "vsp_sk_".to_owned(),
+            format!("vsp_sk_{}", "a".repeat(23)),
+            escaped("vsp_sk_", 3),
+            format!("/{}", "0".repeat(47)),
+            format!("/{}%2530", "0".repeat(47)),
+        ];
+        for text in hostile {
+            let long = text.repeat(60_000 / text.len());
+            let (shown, steps) = steps::of(|| endpoint(long.as_str().into(), &format));
+            assert!(shown.len() <= SHOWN);
+            // Once as it is, and once for each of three times that it is decoded.
+            assert!(steps <= SEEN * 4, "{text}: {steps}");
+            let (method, steps) = steps::of(|| method(long.clone().into(), &format));
+            assert!(method.len() <= LONGEST_METHOD);
+            assert!(steps <= SEEN * 4, "{text}: {steps}");
+        }
+        // A single escape has all of it scanned a second time, and no third.
+        let once = format!("/{}%30", "0".repeat(60_000));
+        let once = [&once[once.len() - SEEN + 9..], &once[..9]].concat();
+        let (_, steps) = steps::of(|| endpoint(once.into(), &format));
+        assert!(steps <= SEEN * 2, "{steps}");
+    }
+
+    #[test]
+    fn case_47_what_is_behind_the_part_that_is_seen_changes_nothing() {
+        for text in ["a", "é", "/", "%2561", "/vsp_sk_"] {
+            let long = text.repeat(60_000 / text.len());
+            assert_eq!(shown(&long), shown(cut(&long, SEEN)), "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn case_47_no_part_of_a_key_at_the_cut_is_shown(
+            prefix in "[a-z][a-z0-9_]{0,22}_",
+            start in SHOWN - 2_000..SHOWN + 10,
+            times in 0usize..=3,
+            bare: bool,
+            glued: bool,
+        ) {
+            let format = KeyFormat::new(&prefix).unwrap();
+            let key = format.generate(&SystemRandom).unwrap();
+            let key = key.expose_secret();
+            let hidden = escaped(if bare { &key[prefix.len()..] } else { key }, times);
+            let before = format!("/{}{}", "-".repeat(start - 2), if glued { '-' } else { '/' });
+            let path = format!("{before}{hidden}{}", "-".repeat(60_000));
+            let shown = endpoint(path.into(), &format);
+            prop_assert!(shown.len() <= SHOWN);
+            let part = &hidden[..hidden.len().min(4)];
+            prop_assert!(!shown.trim_start_matches(['/', '-']).starts_with(part), "{}", &shown[start - 2..]);
+        }
+
+        #[test]
+        fn a_path_that_is_just_not_too_long_is_shown_whole(
+            short in "(/[!-.0-~&&[^%]]{0,20}){0,9}", missing in 0usize..5, end in "[/a]{0,3}",
+        ) {
+            let fill = SHOWN.saturating_sub(short.len() + missing + end.len());
+            let path = format!("{short}/{}{end}", "-".repeat(fill.saturating_sub(1)));
+            prop_assert_eq!(shown(&path), path);
+        }
+
         #[test]
         fn a_short_visible_path_without_a_key_is_shown_as_it_is(path in "(/[!-.0-~]{0,20}){1,20}") {
             prop_assert_eq!(shown(&path), path);

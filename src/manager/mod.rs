@@ -2,7 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod builder;
-mod endpoint;
+pub(crate) mod endpoint;
 pub(crate) mod error;
 pub(crate) mod health;
 mod last_use;

@@ -31,7 +31,16 @@ impl<B> ResponseBody<B> {
     }
 
     pub(crate) fn refusal(body: Bytes) -> Self {
-        Self { kind: Kind::Refusal { body: Some(body) } }
+        // Without a body, the headers are the end of the answer.
+        Self { kind: Kind::Refusal { body: Some(body).filter(|body| !body.is_empty()) } }
+    }
+}
+
+/// No body, whatever that of the service is: for layers further out that answer by
+/// themselves.
+impl<B> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::refusal(Bytes::new())
     }
 }
 

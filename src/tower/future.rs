@@ -11,7 +11,8 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::audit::delivery::DeliveryError;
-use crate::http::refusal::Refusal;
+use crate::http::grpc;
+use crate::http::refusal::{Asked, Refusal};
 use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::BoxFuture;
 use crate::tower::body::ResponseBody;
@@ -22,6 +23,7 @@ pin_project! {
     /// done, it leaves an audit record marked as aborted.
     pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
         pub(super) config: Arc<Config>,
+        pub(super) asked: Asked,
         #[pin]
         pub(super) state: State<S, S::Future, Request<ReqBody>, ResBody>,
     }
@@ -65,9 +67,13 @@ where
                     }
                 }
                 StateProjection::Serving { response, admission } => {
-                    let response = ready!(response.poll(cx))?;
-                    let status = response.status().as_u16();
-                    match admission.take().and_then(|admission| admission.close(status)) {
+                    let mut response = ready!(response.poll(cx))?;
+                    let status = grpc::http_status(&response);
+                    let recorded = admission.take().and_then(|admission| {
+                        response.extensions_mut().insert(admission.key().clone());
+                        admission.close(status)
+                    });
+                    match recorded {
                         None => return Poll::Ready(Ok(response.map(ResponseBody::service))),
                         Some(recorded) => State::Recording { recorded, response: Some(response) },
                     }
@@ -85,7 +91,7 @@ where
                     State::Refused { refusal: Refusal::Unavailable }
                 }
                 StateProjection::Refused { refusal } => {
-                    let refused = this.config.refusals.response(*refusal);
+                    let refused = this.config.refusals.response(*refusal, *this.asked);
                     return Poll::Ready(Ok(refused.map(ResponseBody::refusal)));
                 }
             };

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ::http::Extensions;
 use tower_layer::Layer;
 
 use crate::http::client_ip::ClientIp;
@@ -11,7 +12,8 @@ use crate::manager::KeyManager;
 use crate::tower::service::ApiKeyService;
 
 /// Lets a request through to the service only with a good key, and puts the
-/// [`VerifiedKey`](crate::VerifiedKey) into its extensions.
+/// [`VerifiedKey`](crate::VerifiedKey) into its extensions, and into those of the
+/// answer, for an access log further out.
 ///
 /// It works on any `http` request and response, under axum, hyper or tonic, and
 /// answers what it refuses itself:
@@ -27,10 +29,17 @@ use crate::tower::service::ApiKeyService;
 /// Give a nested axum router that it guards a `fallback` of its own: axum answers
 /// the paths that it has no route for past the layer otherwise.
 ///
+/// A gRPC call (`Content-Type: application/grpc…`) is refused as one: with `grpc-status`
+/// `UNAUTHENTICATED` for 400 and 401, `PERMISSION_DENIED` for 403 and `UNAVAILABLE` for
+/// 503. The audit log shows the HTTP status. Of an admitted call that fails, it shows
+/// the status that stands for its `grpc-status`, if that is in the headers of the answer,
+/// and 200 if it comes behind messages.
+///
 /// The client's address is that of the peer, which the server has to supply: as
-/// axum's `ConnectInfo<SocketAddr>` (feature `axum`), or as [`PeerAddr`] in the
-/// request's extensions. Without it only keys without an allowlist get in. Behind
-/// proxies, set [`ApiKeyLayer::client_ip`].
+/// axum's `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`] in the
+/// request's extensions, or in a type of its own, see [`ApiKeyLayer::peer_from`].
+/// Without it only keys without an allowlist get in. Behind proxies, set
+/// [`ApiKeyLayer::client_ip`].
 ///
 /// Once the server has stopped, call [`KeyManager::shutdown`]: what is queued for the
 /// audit log is lost otherwise.
@@ -64,9 +73,11 @@ pub struct ApiKeyLayer {
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     pub(super) keys: KeyManager,
+    pub(super) peer_from: Option<fn(&Extensions) -> Option<SocketAddr>>,
     pub(super) client_ip: ClientIp,
     pub(super) refusals: Refusals,
     pub(super) optional: bool,
+    pub(super) ignores_foreign: bool,
 }
 
 impl ApiKeyLayer {
@@ -74,9 +85,11 @@ impl ApiKeyLayer {
     pub fn new(keys: KeyManager) -> Self {
         let config = Config {
             keys,
+            peer_from: None,
             client_ip: ClientIp::peer(),
             refusals: Refusals::new("api"),
             optional: false,
+            ignores_foreign: false,
         };
         Self { config: Arc::new(config) }
     }
@@ -85,6 +98,51 @@ impl ApiKeyLayer {
     /// `VerifiedKey`. A request that presents a bad key is still refused.
     pub fn optional(self) -> Self {
         self.with(|config| config.optional = true)
+    }
+
+    /// Takes a bearer token that does not begin with the prefix of this service's keys
+    /// for no credential of this service, whatever its length. Together with
+    /// [`ApiKeyLayer::optional`], keys and the tokens of another issuer, such as JWTs,
+    /// share a route:
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// // What lets in JWTs comes behind it, and refuses requests with neither.
+    /// let layer = ApiKeyLayer::new(keys).optional().ignore_foreign_tokens();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// What begins with the prefix and is no good key is still refused, and so are two
+    /// credentials in one request, of whatever kind.
+    pub fn ignore_foreign_tokens(self) -> Self {
+        self.with(|config| config.ignores_foreign = true)
+    }
+
+    /// Finds the peer in what the server puts into the extensions of a request, before
+    /// the layer looks for the peer itself. For tonic, in one line:
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
+    /// use tonic::transport::server::TcpConnectInfo;
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// let layer = ApiKeyLayer::new(keys)
+    ///     .peer_from(|extensions| extensions.get::<TcpConnectInfo>()?.remote_addr());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// With TLS, tonic's type is `TlsConnectInfo<TcpConnectInfo>`, and the expression
+    /// `extensions.get::<…>()?.get_ref().remote_addr()`.
+    pub fn peer_from(self, find: fn(&Extensions) -> Option<SocketAddr>) -> Self {
+        self.with(|config| config.peer_from = Some(find))
     }
 
     /// Sets how the client's address is found; the peer's address otherwise.

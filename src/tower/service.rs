@@ -12,10 +12,11 @@ use ::http::{Method, Request, Response};
 use tower_service::Service;
 
 use crate::http::bearer::{Presented, presented};
-use crate::http::refusal::Refusal;
+use crate::http::refusal::{Asked, Refusal};
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::admission::{Checked, Opening, RequestInfo};
+use crate::manager::endpoint::seen;
 use crate::tower::body::ResponseBody;
 use crate::tower::future::{ResponseFuture, State};
 #[cfg(feature = "axum")]
@@ -50,8 +51,9 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let config = Arc::clone(&self.config);
-        let ip = config.client_ip.resolve(peer(&request), request.headers());
+        let ip = config.client_ip.resolve(config.peer(&request), request.headers());
         let claim = config.claim(&request);
+        let asked = Asked::with(request.version(), request.headers());
         if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
             // So that nobody further in prints the key by printing the headers.
             credential.set_sensitive(true);
@@ -68,7 +70,7 @@ where
                 self.refuse(refusal)
             }
         };
-        ResponseFuture { config, state }
+        ResponseFuture { config, asked, state }
     }
 }
 
@@ -121,12 +123,14 @@ async fn check(keys: KeyManager, digest: KeyDigest, ip: Option<IpAddr>) -> Check
 }
 
 fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
-    RequestInfo { method: method_name(request.method()), path: path(request).into(), ip }
+    let path = seen(path(request)).into();
+    RequestInfo { method: method_name(request.method()), path, ip }
 }
 
 impl Config {
     fn claim<B>(&self, request: &Request<B>) -> Claim {
-        match presented(request.headers()) {
+        let foreign_to = self.ignores_foreign.then(|| self.keys.format());
+        match presented(request.headers(), foreign_to) {
             Presented::Bearer(credential) => match self.keys.digest(credential) {
                 Ok(digest) => Claim::Key(digest),
                 Err(_) => Claim::Refused(Refusal::InvalidToken),
@@ -137,17 +141,20 @@ impl Config {
             Presented::Ambiguous => Claim::Refused(Refusal::InvalidRequest),
         }
     }
-}
 
-fn peer<B>(request: &Request<B>) -> Option<IpAddr> {
-    let extensions = request.extensions();
-    #[cfg(feature = "axum")]
-    if let Some(::axum::extract::ConnectInfo(peer)) =
-        extensions.get::<::axum::extract::ConnectInfo<std::net::SocketAddr>>()
-    {
-        return Some(peer.ip());
+    fn peer<B>(&self, request: &Request<B>) -> Option<IpAddr> {
+        let extensions = request.extensions();
+        if let Some(peer) = self.peer_from.and_then(|find| find(extensions)) {
+            return Some(peer.ip());
+        }
+        #[cfg(feature = "axum")]
+        if let Some(::axum::extract::ConnectInfo(peer)) =
+            extensions.get::<::axum::extract::ConnectInfo<std::net::SocketAddr>>()
+        {
+            return Some(peer.ip());
+        }
+        extensions.get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip())
     }
-    extensions.get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip())
 }
 
 /// The path as the client sent it; axum takes the mount point off the URI.
@@ -170,6 +177,6 @@ fn method_name(method: &Method) -> Cow<'static, str> {
         Method::DELETE => "DELETE".into(),
         Method::HEAD => "HEAD".into(),
         Method::OPTIONS => "OPTIONS".into(),
-        _ => method.as_str().to_owned().into(),
+        _ => seen(method.as_str()).to_owned().into(),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use axum::http::Method;
-use axum::http::header::{HOST, ORIGIN};
+use axum::http::header::{CONNECTION, HOST, ORIGIN};
+use axum::http::{Method, Version};
 use keygate::admin::ROUTES;
 use serde_json::json;
 
@@ -209,4 +209,48 @@ async fn case_25_http_2_names_the_host_in_the_uri() {
     let request = with_header(request, HOST, "example.com");
     let reply = api.send(with_header(request, ORIGIN, "https://evil.example")).await;
     assert_eq!(reply.status, 403, "the host that is named in a header counts first");
+}
+
+#[tokio::test]
+async fn an_answer_before_the_body_is_read_closes_the_connection_of_http_1() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let asked = |method: Method, uri: &str, version| {
+        let mut request = with_json(request(method, uri), json!({ "name": "renamed" }));
+        *request.version_mut() = version;
+        request
+    };
+    let of_http_1 = [Version::HTTP_10, Version::HTTP_11];
+    for (method, template) in ROUTES {
+        let uri = self::path(template, NO_KEY);
+        for version in of_http_1 {
+            let reply = send(&api.router, asked(method.clone(), &uri, version)).await;
+            assert_eq!(
+                (reply.status.as_u16(), reply.header("connection")),
+                (401, "close"),
+                "{uri}"
+            );
+        }
+        let reply = send(&api.router, asked(method.clone(), &uri, Version::HTTP_2)).await;
+        assert_eq!(reply.headers.get(CONNECTION), None, "{uri}");
+        let reply = send(&api.router, request(method.clone(), &uri)).await;
+        assert_eq!(reply.headers.get(CONNECTION), None, "{uri}: no body");
+    }
+    // Whether it is refused or not: what counts is whether the body was read.
+    for (method, uri, status, connection) in [
+        (Method::GET, "/keys", 200, "close"),
+        (Method::PUT, "/keys", 405, "close"),
+        (Method::POST, "/nothing", 404, "close"),
+        (Method::POST, "/keys?x=1", 422, "close"),
+        (Method::POST, "/keys", 422, ""),
+        (Method::PATCH, &path, 200, ""),
+        (Method::DELETE, &format!("{path}?confirm_name=renamed"), 204, "close"),
+    ] {
+        let reply = api.send(asked(method.clone(), uri, Version::HTTP_11)).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.header("connection")),
+            (status, connection),
+            "{method} {uri}"
+        );
+    }
 }

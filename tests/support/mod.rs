@@ -341,6 +341,28 @@ impl Client {
         self.try_reply(false).unwrap()
     }
 
+    /// Sends the head of a request, and its body only once the answer is there: as far as
+    /// the server can tell, it is late. Then the connection is used again if the answer
+    /// did not say that it is closed, as a client with a pool of connections does.
+    pub(crate) fn ask_with_late_body(
+        &mut self,
+        to: SocketAddr,
+        method: &str,
+        target: &str,
+        headers: &[&str],
+        body: &[u8],
+    ) -> Reply {
+        let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+        let length = body.len();
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: keygate.test\r\n{lines}Content-Length: {length}\r\n\r\n"));
+        let reply = self.try_reply(method == "HEAD").unwrap();
+        self.send(body);
+        if reply.closes() {
+            *self = Self::connect(to);
+        }
+        reply
+    }
+
     pub(crate) fn reply(&mut self) -> Reply {
         self.try_reply(false).unwrap()
     }
@@ -388,6 +410,11 @@ impl Reply {
             let (found, value) = line.split_once(':')?;
             found.eq_ignore_ascii_case(name).then(|| value.trim())
         })
+    }
+
+    /// Whether it says that no other request is taken on its connection.
+    pub(crate) fn closes(&self) -> bool {
+        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
     /// All that is the same in every answer that must not be told from another.

@@ -21,6 +21,7 @@ use utoipa::openapi::path::Operation;
 
 use crate::axum::admin::input::InQuery;
 use crate::axum::admin::openapi::operations;
+use crate::axum::unread::close_if_unread;
 use crate::manager::KeyManager;
 use crate::record::Limits;
 
@@ -97,6 +98,7 @@ pub fn router(keys: KeyManager) -> Router {
         .fallback(handlers::unknown_path)
         .layer(DefaultBodyLimit::max(input::MAX_BODY))
         .layer(middleware::from_fn(guard::guard))
+        .layer(middleware::from_fn(close_if_unread))
         .with_state(keys)
 }
 

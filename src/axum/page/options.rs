@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use ::axum::Router;
+use ::axum::{Router, middleware};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::axum::admin;
 use crate::axum::page::files::{self, Files};
+use crate::axum::unread::close_if_unread;
 use crate::manager::KeyManager;
 
 /// The settings page, with the management API that it uses: a router to mount at
@@ -190,7 +191,8 @@ impl SettingsPage {
     /// The page at `/`, its files under `/assets`, the management API under `/api`.
     pub fn router(self) -> Router {
         let files = Files::new(&self);
-        files::router(files).nest("/api", admin::router(self.keys))
+        let router = files::router(files).nest("/api", admin::router(self.keys));
+        router.layer(middleware::from_fn(close_if_unread))
     }
 }
 

@@ -1,0 +1,160 @@
+//! The layer on a tonic server, over a socket, as tonic's client sees it.
+#![cfg(all(feature = "tokio", feature = "tower"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use keygate::{
+    Actor, ApiKeyLayer, AuditEvent, AuditLog, AuditQuery, AuditScope, Delivery, IssuedKey,
+    KeyFormat, KeyManager, KeyPatch, NewKey, OrgId, Outcome, SystemRandom,
+};
+use support::{Find, SpySink, SpyStore};
+use tokio::task::JoinHandle;
+use tonic::metadata::MetadataMap;
+use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+/// gRPC's own health check behind the layer, and a client of it.
+struct World {
+    store: Arc<SpyStore>,
+    sink: Arc<SpySink>,
+    keys: KeyManager,
+    actor: Actor,
+    channel: Channel,
+    server: JoinHandle<()>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl World {
+    async fn new(layer: impl FnOnce(ApiKeyLayer) -> ApiKeyLayer) -> Self {
+        let (store, sink) = (Arc::new(SpyStore::default()), Arc::new(SpySink::default()));
+        let builder = KeyManager::builder(Arc::clone(&store)).audit(Arc::clone(&sink));
+        let keys = builder.delivery(Delivery::strict()).build().unwrap();
+        let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+
+        let layer = layer(ApiKeyLayer::new(keys.clone()));
+        let (_, health) = tonic_health::server::health_reporter();
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}", incoming.local_addr().unwrap());
+        let server = Server::builder().layer(layer).add_service(health);
+        let server = tokio::spawn(async { server.serve_with_incoming(incoming).await.unwrap() });
+        let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+        Self { store, sink, keys, actor, channel, server }
+    }
+
+    async fn key(&self, allowlist: &[&str]) -> IssuedKey {
+        let new = NewKey::named("key").unwrap().allow(allowlist).unwrap();
+        self.keys.create(&self.actor, new).await.unwrap()
+    }
+
+    /// Calls a method with that credential.
+    async fn call(&self, credential: Option<&str>, service: &str) -> Result<(), Status> {
+        let mut request = Request::new(HealthCheckRequest { service: service.to_owned() });
+        if let Some(credential) = credential {
+            request.metadata_mut().insert("authorization", credential.parse().unwrap());
+        }
+        HealthClient::new(self.channel.clone()).check(request).await.map(drop)
+    }
+
+    async fn call_with(&self, key: &IssuedKey) -> Result<(), Status> {
+        self.call(Some(&format!("Bearer {}", key.secret.expose_secret())), "").await
+    }
+
+    /// Status, outcome and address of the last request that was recorded for a key.
+    async fn recorded(&self, key: &IssuedKey) -> (Option<u16>, Outcome, Option<IpAddr>) {
+        let scope = AuditScope::KeyRequests(key.key.id);
+        let query = AuditQuery::new(self.actor.org().clone(), scope).limit(1);
+        let record = self.sink.page(&query).await.unwrap().records.pop().expect("a record");
+        let AuditEvent::Request(request) = record.event else { panic!("{record:?}") };
+        assert_eq!(&*request.endpoint, "/grpc.health.v1.Health/Check");
+        (request.status, request.outcome, request.ip)
+    }
+}
+
+/// tonic's own type for the peer.
+fn with_peer(layer: ApiKeyLayer) -> ApiKeyLayer {
+    layer.peer_from(|extensions| extensions.get::<TcpConnectInfo>()?.remote_addr())
+}
+
+fn assert_refused(answer: Result<(), Status>, code: Code, message: &str) {
+    let status = answer.expect_err("a refusal");
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(message), "{status:?}");
+    // Nothing but what says so.
+    let mut metadata = status.metadata().clone();
+    for usual in ["content-type", "date"] {
+        metadata.remove(usual);
+    }
+    assert_eq!(metadata.into_headers(), MetadataMap::new().into_headers());
+}
+
+#[tokio::test]
+async fn case_53_a_client_sees_why_it_is_refused() {
+    let world = World::new(with_peer).await;
+    let good = world.key(&[]).await;
+    assert_refused(world.call(None, "").await, Code::Unauthenticated, "needs an API key");
+    let unknown = KeyFormat::default().generate(&SystemRandom).unwrap();
+    let unknown = format!("Bearer {}", unknown.expose_secret());
+    for bad in ["Bearer x", "Bearer vsp_sk_x", &unknown] {
+        assert_refused(world.call(Some(bad), "").await, Code::Unauthenticated, "is not valid");
+    }
+    let two = world.call(Some("Bearer a b"), "").await;
+    assert_refused(two, Code::Unauthenticated, "exactly one");
+
+    world.call_with(&good).await.unwrap();
+    let peer = Some("127.0.0.1".parse().unwrap());
+    assert_eq!(world.recorded(&good).await, (Some(200), Outcome::Allowed, peer));
+    world.store.find(Find::Fails);
+    assert_refused(world.call_with(&good).await, Code::Unavailable, "could not be checked");
+    world.store.find(Find::Honest);
+
+    world.keys.update(&world.actor, &good.key.id, KeyPatch::revoke()).await.unwrap();
+    assert_refused(world.call_with(&good).await, Code::Unauthenticated, "is not valid");
+    assert_eq!(world.recorded(&good).await, (Some(401), Outcome::Revoked, peer));
+}
+
+#[tokio::test]
+async fn case_53_a_key_with_an_allowlist_works_under_tonic() {
+    let world = World::new(with_peer).await;
+    let (here, elsewhere) = (world.key(&["127.0.0.1"]).await, world.key(&["203.0.113.0/24"]).await);
+    let peer = Some("127.0.0.1".parse().unwrap());
+    for _ in 0..2 {
+        world.call_with(&here).await.unwrap();
+        assert_eq!(world.recorded(&here).await, (Some(200), Outcome::Allowed, peer));
+        assert_refused(world.call_with(&elsewhere).await, Code::PermissionDenied, "not allowed");
+        assert_eq!(world.recorded(&elsewhere).await, (Some(403), Outcome::IpNotAllowed, peer));
+    }
+    // A server whose peer the layer cannot find has no known address.
+    let unknown = World::new(|layer| layer).await;
+    let here = unknown.key(&["127.0.0.1"]).await;
+    assert_refused(unknown.call_with(&here).await, Code::PermissionDenied, "not allowed");
+    assert_eq!(unknown.recorded(&here).await, (Some(403), Outcome::IpNotAllowed, None));
+}
+
+#[tokio::test]
+async fn case_53_a_call_that_fails_is_recorded_with_what_its_status_stands_for() {
+    let world = World::new(with_peer).await;
+    let key = world.key(&[]).await;
+    let credential = format!("Bearer {}", key.secret.expose_secret());
+    let answer = world.call(Some(&credential), "no.such.Service").await;
+    assert_eq!(answer.unwrap_err().code(), Code::NotFound);
+    let (status, outcome, _) = world.recorded(&key).await;
+    assert_eq!((status, outcome), (Some(404), Outcome::Allowed));
+}
