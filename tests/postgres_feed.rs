@@ -21,6 +21,8 @@ mod postgres_support;
 mod caches;
 #[path = "postgres_support/feed.rs"]
 mod feed;
+#[path = "postgres_support/floods.rs"]
+mod floods;
 #[path = "postgres_support/lost.rs"]
 mod lost;
 #[path = "postgres_support/proxy.rs"]
