@@ -131,6 +131,7 @@ mod audit;
 #[cfg(feature = "axum")]
 mod axum;
 mod clock;
+pub mod guide;
 #[cfg(feature = "tower")]
 mod http;
 mod key;

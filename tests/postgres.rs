@@ -18,6 +18,8 @@ mod connections;
 mod large;
 #[path = "postgres_support/opening.rs"]
 mod opening;
+#[path = "postgres_support/purging.rs"]
+mod purging;
 #[path = "postgres_support/races.rs"]
 mod races;
 #[path = "postgres_support/turns.rs"]

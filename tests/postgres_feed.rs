@@ -21,10 +21,14 @@ mod postgres_support;
 mod caches;
 #[path = "postgres_support/feed.rs"]
 mod feed;
+#[path = "postgres_support/floods.rs"]
+mod floods;
 #[path = "postgres_support/lost.rs"]
 mod lost;
 #[path = "postgres_support/proxy.rs"]
 mod proxy;
+#[path = "postgres_support/restoring.rs"]
+mod restoring;
 #[path = "postgres_support/told.rs"]
 mod told;
 #[path = "postgres_support/upgrade.rs"]

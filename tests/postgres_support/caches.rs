@@ -1,6 +1,8 @@
 //! Two caches over one database, as in two processes: what one of them revokes, the
 //! other refuses.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use keygate::{
@@ -8,20 +10,25 @@ use keygate::{
     PostgresStore, VerifyError,
 };
 
-use crate::postgres_support::{PATIENT, in_schema, org, schema_of, url};
+use crate::floods::flood;
+use crate::postgres_support::{PATIENT, administrator, in_schema, org, schema_of, url};
 use crate::proxy::{Network, Proxy, address};
-use crate::told::{HEARTBEAT, REACH};
+use crate::told::{HEARTBEAT, REACH, channel};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process: its store, its cache, and what it hears of changes over `feed`.
-struct Process {
+pub(crate) struct Process {
     cached: CachedStore,
-    keys: KeyManager,
+    pub(crate) keys: KeyManager,
 }
 
 impl Process {
-    async fn start(store: PostgresStore, feed: &PostgresStore, max_staleness: Duration) -> Self {
+    pub(crate) async fn start(
+        store: PostgresStore,
+        feed: &PostgresStore,
+        max_staleness: Duration,
+    ) -> Self {
         let feed = feed.changes().heartbeat(HEARTBEAT);
         let cached = CachedStore::builder(store, max_staleness).feed(feed).build().unwrap();
         let keys = KeyManager::builder(cached.clone()).store_deadline(PATIENT).build().unwrap();
@@ -38,15 +45,17 @@ impl Process {
         }
     }
 
-    /// Verifies until the key is refused as revoked; when the last accepted call began.
-    async fn last_acceptance(&self, secret: &str) -> Instant {
+    /// Verifies until the key is revoked or gone; when the last accepted call began.
+    pub(crate) async fn last_acceptance(&self, secret: &str) -> Instant {
         let begun = Instant::now();
         let mut last = begun;
         loop {
             let now = Instant::now();
             match self.keys.verify(secret, None).await {
                 Ok(_) => last = now,
-                Err(VerifyError::Denied { denial: Denial::Revoked, .. }) => return last,
+                Err(VerifyError::Denied { denial: Denial::Revoked, .. } | VerifyError::Unknown) => {
+                    return last;
+                }
                 Err(other) => panic!("{other:?}"),
             }
             assert!(begun.elapsed() < PATIENCE, "it is still accepted");
@@ -55,11 +64,11 @@ impl Process {
     }
 }
 
-fn actor() -> Actor {
+pub(crate) fn actor() -> Actor {
     Actor::new(org("acme"), "tester")
 }
 
-fn new() -> NewKey {
+pub(crate) fn new() -> NewKey {
     NewKey::named("CI deploy").unwrap()
 }
 
@@ -132,6 +141,45 @@ async fn with_the_feed_cut_no_key_is_accepted_later_than_max_staleness() {
             proxy.set(Network::Whole);
         }
         there.until(CacheState::Following).await;
+    })
+    .await;
+}
+
+/// An announcement about one key, or about all, takes effect in the midst of the flood.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_51_in_a_flood_no_key_is_accepted_later_than_max_staleness() {
+    in_schema(|options| async move {
+        let (schema, max_staleness) = (schema_of(&options), Duration::from_secs(2));
+        let store = options.connect().await.unwrap();
+        let there = Process::start(store.clone(), &store, max_staleness).await;
+        let others = KeyManager::builder(store).store_deadline(PATIENT).build().unwrap();
+        let (stop, db) = (Arc::default(), administrator().await);
+        let flooding = flood(channel(&schema).await, &stop);
+        for round in 0..10 {
+            let issued = others.create(&actor(), new()).await.unwrap();
+            let (id, secret) = (issued.key.id, issued.secret.expose_secret());
+            there.keys.verify(secret, None).await.unwrap();
+            if round % 2 == 0 {
+                others.update(&actor(), &id, KeyPatch::revoke()).await.unwrap();
+            } else {
+                let unannounced = format!(
+                    "BEGIN; ALTER TABLE {schema}.keys DISABLE TRIGGER USER; \
+                     UPDATE {schema}.keys SET status = 'revoked'; \
+                     ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_change; \
+                     ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_truncation; \
+                     SELECT pg_notify(channel || ' ' || tableoid, '*') \
+                     FROM {schema}.schema_version; COMMIT"
+                );
+                db.batch_execute(&unannounced).await.unwrap();
+            }
+            let acknowledged = Instant::now();
+            let last = there.last_acceptance(secret).await;
+            let late = last.saturating_duration_since(acknowledged);
+            assert!(late <= max_staleness, "accepted {late:?} later");
+        }
+        stop.store(true, Ordering::SeqCst);
+        assert!(flooding.await.unwrap() > 200, "no flood");
     })
     .await;
 }

@@ -150,23 +150,23 @@ async fn analyze(db: &Client, schema: &str) {
     db.batch_execute(&format!("ANALYZE {}", tables.join(", "))).await.unwrap();
 }
 
-async fn count(db: &Client, sql: &str) -> u64 {
+pub(crate) async fn count(db: &Client, sql: &str) -> u64 {
     db.query_one(sql, &[]).await.unwrap().get::<_, i64>(0).cast_unsigned()
 }
 
 /// What the server had to read in the schema's tables.
 #[derive(Clone, Copy, Debug, Default)]
-struct Work {
+pub(crate) struct Work {
     /// Rows by reading whole tables.
-    scanned: u64,
+    pub(crate) scanned: u64,
     /// Entries of indexes.
-    entries: u64,
+    pub(crate) entries: u64,
     /// Rows that indexes led to.
-    fetched: u64,
+    pub(crate) fetched: u64,
 }
 
 /// All of it so far, but for the version that each store reads when it opens.
-async fn work_so_far(db: &Client, schema: &str) -> Work {
+pub(crate) async fn work_so_far(db: &Client, schema: &str) -> Work {
     // What this session itself has read is counted as well.
     db.batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
     let sum = async |column: &str, view: &str| {
@@ -184,7 +184,7 @@ async fn work_so_far(db: &Client, schema: &str) -> Work {
 }
 
 impl Work {
-    fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             scanned: self.scanned - before.scanned,
             entries: self.entries - before.entries,

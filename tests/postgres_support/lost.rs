@@ -128,6 +128,9 @@ async fn a_listener_on_another_server_than_the_store_is_given_up() {
             cluster.sql(&format!("CREATE DATABASE {database}"));
         }
         let (schema, name) = (schema_of(&options), unique("kg"));
+        let there = format!("postgres://postgres@127.0.0.1:{}/{database}", cluster.port());
+        let there = PostgresOptions::from_url(&there).unwrap().schema(&schema).unwrap();
+        drop(there.deadline(PATIENT).connect().await.unwrap());
         let proxy = Proxy::start(address(&url())).await;
         let store = format!("{}?application_name={name}", proxy.url(&url()));
         let store = PostgresOptions::from_url(&store).unwrap().schema(&schema).unwrap();

@@ -1,10 +1,11 @@
 //! Opening: what is wrong is said, and many may open at once.
 
+use std::error::Error as _;
 use std::time::{Duration, Instant};
 
 use keygate::{KeyStore, OrgLimit, PostgresOpenError, PostgresOptions, PostgresStore, StoreError};
 
-use crate::postgres_support::{administrator, in_schema, key, schema_of, unique, url};
+use crate::postgres_support::{PATIENT, administrator, in_schema, key, schema_of, unique, url};
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
@@ -92,6 +93,82 @@ async fn missing_rights_are_said_and_enough_rights_are_enough() {
         assert!(matches!(limit, Err(StoreError::LimitReached)));
     })
     .await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn case_55_a_schema_that_another_role_prepared_lacks_what_the_error_names() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let (role, administrator) = (unique("keygate_role"), administrator().await);
+        let (_, rest) = url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        let limited = PostgresOptions::from_url(&format!("postgres://{role}@{rest}")).unwrap();
+        let limited = limited.schema(&schema).unwrap().deadline(PATIENT);
+        let run = async |sql: &str| {
+            let sql = sql.replace("{schema}", &schema).replace("{role}", &role);
+            administrator.batch_execute(&sql).await.unwrap();
+        };
+        run("CREATE ROLE {role} LOGIN; CREATE SCHEMA {schema}; \
+             GRANT USAGE ON SCHEMA {schema} TO {role}")
+        .await;
+        let empty = limited.clone().connect().await;
+        // Made by another role, and brought up to date.
+        drop(options.connect().await.unwrap());
+        run("GRANT SELECT ON {schema}.schema_version TO {role}").await;
+        let nothing = limited.clone().connect().await;
+        run("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; \
+             REVOKE DELETE ON {schema}.keys FROM {role}")
+        .await;
+        let no_deletions = limited.clone().connect().await;
+        run("GRANT DELETE ON {schema}.keys TO {role}; \
+             REVOKE UPDATE, DELETE ON {schema}.requests, {schema}.changes FROM {role}")
+        .await;
+        let append_only = limited.connect().await;
+        let keeps = append_only.as_ref().map(drop);
+        let appended = format!("{keeps:?}");
+        drop(append_only);
+        run("DROP OWNED BY {role}; DROP ROLE {role}").await;
+        for (opened, missing) in [
+            (empty, "permission denied for schema"),
+            (nothing, "DELETE on keys"),
+            (no_deletions, "DELETE on keys"),
+        ] {
+            let error = opened.unwrap_err();
+            assert!(matches!(error, PostgresOpenError::NoRights { .. }), "{error:?}");
+            let cause = format!("{:?}", error.source().unwrap());
+            assert!(cause.contains(missing), "{cause}");
+        }
+        assert_eq!(appended, "Ok(())");
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn case_55_a_database_that_is_not_utf8_is_refused_and_left_alone() {
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let (database, administrator) = (unique("keygate_test"), administrator().await);
+        let create = format!(
+            "CREATE DATABASE {database} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' \
+             TEMPLATE template0"
+        );
+        administrator.batch_execute(&create).await.unwrap();
+        let mut config: tokio_postgres::Config = url().parse().unwrap();
+        config.dbname(&database);
+        let opened = PostgresOptions::new(config.clone()).deadline(PATIENT).connect().await;
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let schemas = "SELECT 1 FROM pg_namespace WHERE nspname = 'keygate'";
+        let schemas = client.query(schemas, &[]).await.unwrap();
+        drop(client);
+        let drop = format!("DROP DATABASE {database} WITH (FORCE)");
+        administrator.batch_execute(&drop).await.unwrap();
+        let error = opened.unwrap_err();
+        let named = matches!(&error, PostgresOpenError::NotUtf8 { database: d, encoding: e }
+            if *d == database && e == encoding);
+        assert!(named, "{error:?}");
+        assert!(schemas.is_empty());
+    }
 }
 
 #[tokio::test]

@@ -91,10 +91,16 @@ pub(crate) fn changed(id: KeyId) -> Vec<News> {
     vec![News::Changed(id)]
 }
 
+/// Where changes are announced.
+pub(crate) async fn channel(schema: &str) -> String {
+    let sql = format!("SELECT channel || ' ' || tableoid FROM {schema}.schema_version");
+    administrator().await.query_one(&sql, &[]).await.unwrap().get(0)
+}
+
 /// Sessions that listen to the schema's channel.
 pub(crate) async fn listeners(schema: &str) -> Vec<i32> {
     let sql = "SELECT pid FROM pg_stat_activity WHERE starts_with(query, $1)";
-    let begins = format!("LISTEN \"{schema}\"");
+    let begins = format!("LISTEN \"{}\"", channel(schema).await);
     let rows = administrator().await.query(sql, &[&begins]).await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
 }

@@ -1,11 +1,14 @@
-//! A schema of version 1, brought up to date while it is in use.
+//! A schema of an earlier version, brought up to date while it is in use.
 
-use std::time::Duration;
+use std::future::poll_fn;
+use std::time::{Duration, Instant};
 
 use keygate::{KeyStore, OrgLimit, PostgresOpenError, PostgresOptions};
+use tokio::time::timeout;
+use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::postgres_support::{
-    administrator, in_schema, key, new_key, org, schema_of, unique, url,
+    PATIENT, administrator, in_schema, in_session, key, new_key, org, schema_of, unique, url,
 };
 use crate::told::{Told, changed};
 
@@ -64,11 +67,45 @@ const VERSION_1: &str = "
         NULL, NULL, NULL, 1);
     RESET search_path;";
 
+/// What version 3 has in addition.
+const VERSION_3: &str = "
+    CREATE FUNCTION {schema}.announce_change() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_notify(TG_TABLE_SCHEMA, (coalesce(NEW, OLD)).id::text); RETURN NULL; END';
+    CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF
+        id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at,
+        rotated_at, revision
+    ON {schema}.keys FOR EACH ROW EXECUTE FUNCTION {schema}.announce_change();
+    ALTER TABLE {schema}.requests ADD COLUMN count bigint NOT NULL DEFAULT 1;
+    UPDATE {schema}.schema_version SET version = 3;";
+
+async fn version(db: &Client, schema: &str) -> i64 {
+    let version = format!("SELECT version FROM {schema}.schema_version");
+    db.query_one(&version, &[]).await.unwrap().get(0)
+}
+
+/// Returns when a session of that name waits for a lock.
+async fn until_it_waits(db: &Client, name: &str) {
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1 \
+                 AND wait_event_type = 'Lock'";
+    let begun = Instant::now();
+    while db.query(waits, &[&name]).await.unwrap().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it does not wait");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
+    let (send, newest) = tokio::sync::oneshot::channel();
+    in_schema(|options| async move {
+        drop(options.clone().connect().await.unwrap());
+        send.send(version(&administrator().await, &schema_of(&options)).await).unwrap();
+    })
+    .await;
+    let newest = newest.await.unwrap();
     for _ in 0..3 {
-        in_schema(|options| async move {
+        in_schema(move |options| async move {
             let schema = schema_of(&options);
             let db = administrator().await;
             db.batch_execute(&VERSION_1.replace("{schema}", &schema)).await.unwrap();
@@ -91,9 +128,7 @@ async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
                 stores.push(store.await.unwrap().unwrap());
             }
             writer.await.unwrap();
-            let version = format!("SELECT version FROM {schema}.schema_version");
-            let version: i64 = db.query_one(&version, &[]).await.unwrap().get(0);
-            assert_eq!(version, 2);
+            assert_eq!(version(&db, &schema).await, newest);
             let found = stores[0].find_by_digest(&key(1).digest).await.unwrap().unwrap();
             assert_eq!(*found, key(1));
             let told = Told::by(&stores[1]);
@@ -137,6 +172,92 @@ async fn who_may_only_use_the_tables_waits_for_their_owner_and_then_announces() 
         assert!(matches!(too_early, PostgresOpenError::NoRights { .. }), "{too_early:?}");
         assert_eq!(news, changed(new.id));
         assert_eq!(here, changed(new.id));
+    })
+    .await;
+}
+
+/// Its transaction has announced a change where only processes of the earlier version
+/// listen, and ends when a newer one relies on its own channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn what_was_changed_before_an_upgrade_is_finished_before_it() {
+    in_schema(|options| async move {
+        let (schema, db) = (schema_of(&options), administrator().await);
+        let sql = format!("{VERSION_1}{VERSION_3}").replace("{schema}", &schema);
+        db.batch_execute(&sql).await.unwrap();
+        let change = format!("BEGIN; UPDATE {schema}.keys SET status = 'revoked'");
+        db.batch_execute(&change).await.unwrap();
+        let name = unique("kg");
+        let opening = tokio::spawn(in_session(&schema, &name).connect());
+        let watcher = administrator().await;
+        until_it_waits(&watcher, &name).await;
+        assert_eq!(version(&watcher, &schema).await, 3);
+        db.batch_execute("COMMIT").await.unwrap();
+        opening.await.unwrap().unwrap();
+        assert!(version(&watcher, &schema).await > 3);
+    })
+    .await;
+}
+
+/// Processes of version 3 and earlier listen on the channel that is named as the
+/// schema, and may still run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn a_process_of_an_earlier_version_still_hears_of_changes() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let store = options.connect().await.unwrap();
+        let (earlier, mut wire) = tokio_postgres::connect(&url(), NoTls).await.unwrap();
+        let (hear, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|cx| wire.poll_message(cx)).await {
+                if let AsyncMessage::Notification(notification) = message {
+                    hear.send(notification.payload().to_owned()).unwrap();
+                }
+            }
+        });
+        earlier.batch_execute(&format!("LISTEN {schema}")).await.unwrap();
+        store.insert(&key(1), OrgLimit::NONE).await.unwrap();
+        let mut next = async || timeout(PATIENT, heard.recv()).await.unwrap().unwrap();
+        assert_eq!(next().await, key(1).id.to_string());
+        let truncate = format!("TRUNCATE {schema}.keys");
+        administrator().await.batch_execute(&truncate).await.unwrap();
+        assert_eq!(next().await, "*");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_55_a_migration_beside_a_long_transaction_blocks_no_other_session_and_gives_up() {
+    in_schema(|options| async move {
+        let (schema, db) = (schema_of(&options), administrator().await);
+        db.batch_execute(&VERSION_1.replace("{schema}", &schema)).await.unwrap();
+        let long = administrator().await;
+        let read = format!("SELECT count(*) FROM {schema}.requests");
+        long.batch_execute(&format!("BEGIN; {read}")).await.unwrap();
+        let (name, other) = (unique("kg"), unique("kg"));
+        let opening = tokio::spawn(in_session(&schema, &name).connect());
+        until_it_waits(&db, &name).await;
+        // What the migration waits for, others read and write meanwhile.
+        db.batch_execute("SET statement_timeout = '2s'").await.unwrap();
+        let write = format!("{read}; UPDATE {schema}.keys SET last_used_at = NULL");
+        let mut uses = 0;
+        while !opening.is_finished() {
+            db.batch_execute(&write).await.unwrap();
+            uses += 1;
+        }
+        assert!(uses > 10, "{uses}");
+        let error = opening.await.unwrap().unwrap_err();
+        assert!(matches!(error, PostgresOpenError::InUse { .. }), "{error:?}");
+        assert!(error.to_string().contains(&schema), "{error}");
+        assert_eq!(version(&db, &schema).await, 1);
+
+        let opening = tokio::spawn(in_session(&schema, &other).connect());
+        until_it_waits(&db, &other).await;
+        long.batch_execute("COMMIT").await.unwrap();
+        let store = opening.await.unwrap().unwrap();
+        assert_eq!(*store.get(&key(1).org, &key(1).id).await.unwrap().unwrap(), key(1));
     })
     .await;
 }

@@ -12,6 +12,7 @@ use event_listener::Event;
 use super::entries::Entries;
 use crate::runtime::{Panicked, Runtime, caught, within};
 use crate::store::feed::{ChangeFeed, News};
+use crate::throttle::Throttle;
 
 /// Ends the task when it is dropped.
 #[derive(Debug, Default)]
@@ -57,6 +58,7 @@ struct Follower {
 impl Follower {
     async fn run(mut self) {
         let mut following = false;
+        let (lost, found) = (Throttle::default(), Throttle::default());
         loop {
             // Entries are not served after their time whether or not this task runs;
             // here they are dropped, and the log told.
@@ -76,9 +78,14 @@ impl Follower {
             let bypassed = self.entries.is_bypassed();
             if following && bypassed {
                 self.entries.drop_all();
-                tracing::warn!("no word of changes: the cache of keys is bypassed");
-            } else if !following && !bypassed {
-                tracing::info!("the cache of keys follows the changes");
+                if let Some(left_out) = lost.pass() {
+                    tracing::warn!(left_out, "no word of changes: the cache of keys is bypassed");
+                }
+            } else if !following
+                && !bypassed
+                && let Some(left_out) = found.pass()
+            {
+                tracing::info!(left_out, "the cache of keys follows the changes");
             }
             following = !bypassed;
         }

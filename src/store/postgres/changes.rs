@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::{pending, poll_fn};
+use std::mem::take;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,7 +10,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Notification};
+use tokio_postgres::{AsyncMessage, Client, Notification};
 
 use crate::key::id::KeyId;
 use crate::random::SystemRandom;
@@ -37,10 +38,20 @@ const ROOM: usize = 10_000;
 /// takes a database that keeps what it has acknowledged: a failover that loses
 /// commits loses revocations with them.
 ///
-/// Triggers announce each change, in the transaction that makes it, by `NOTIFY` on the
-/// channel that is named as the schema. So a change made by hand is announced as well.
-/// A restored backup is not, nor what is done while triggers are disabled: say
-/// `NOTIFY keygate, '*'` afterwards, and every cache begins anew.
+/// Triggers announce each change, in the transaction that makes it, by `NOTIFY`. So a
+/// change made by hand is announced as well. The channel has a random name, which is
+/// in the table `schema_version`: a role that changes keys has to be able to read
+/// it, and no other role can guess it. What is done while triggers are disabled is not
+/// announced. Afterwards, this statement makes every cache begin anew:
+///
+/// ```sql
+/// SELECT pg_notify(channel || ' ' || tableoid, '*') FROM keygate.schema_version;
+/// ```
+///
+/// It is not needed where a restored backup has replaced the tables
+/// ([how to restore one](crate::guide::restore)): no heartbeat comes back then, and the
+/// cache begins anew. However often it is said, a cache begins anew once in each
+/// heartbeat at most.
 ///
 /// One connection only listens. A heartbeat is sent over those of the store; heard
 /// on that one, behind all changes that were finished earlier, it proves that none
@@ -117,7 +128,6 @@ impl ChangeFeed for PostgresChanges {
 impl fmt::Debug for PostgresChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresChanges")
-            .field("channel", &self.store.inner.channel)
             .field("heartbeat", &self.heartbeat)
             .finish_non_exhaustive()
     }
@@ -183,7 +193,9 @@ impl End {
             Self::Refused(fault) => fault.with_causes(),
             Self::Closed => "the connection is closed".to_owned(),
             Self::Silent => {
-                "no heartbeat comes back; is a pooler in between, or the network gone?".to_owned()
+                "no heartbeat comes back; is a pooler in between, or the network gone, or were the \
+                 tables replaced?"
+                    .to_owned()
             }
             Self::Unwanted => String::new(),
         }
@@ -219,33 +231,46 @@ impl Listener {
         };
         let (hear, mut heard) = mpsc::channel(ROOM);
         tasks.spawn(forward(wire, hear));
-        // Nothing is ever asked here, and still the session is in use. Servers before
-        // version 14 do not have the setting.
-        let sql = format!(
-            "LISTEN \"{}\"; LISTEN \"{}\"; SELECT set_config(name, '0', false) \
-             FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'",
-            self.store.inner.channel, self.own_channel
-        );
-        match timeout(self.patience, client.batch_execute(&sql)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return End::Refused(error.into()),
+        let channel = match timeout(self.patience, self.begin(&client)).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(fault)) => return End::Refused(fault),
             Err(_) => return End::Refused(Fault::Late(self.patience)),
-        }
+        };
         if !self.tell(News::Missed).await {
             return End::Unwanted;
         }
-        let end = self.tell_all(&mut heard, &mut tasks).await;
+        let end = self.tell_all(&channel, &mut heard, &mut tasks).await;
         // At once: nothing more can be heard, and nobody should wait for us.
         drop((client, tasks));
         if self.tell(News::Missed).await { end } else { End::Unwanted }
     }
 
+    /// Listens to the channel on which changes are announced, and gives its name. Once
+    /// there is another one, no heartbeat comes back.
+    async fn begin(&self, client: &Client) -> Outcome<String> {
+        let read = self.store.inner.dialer.texts.of(Sql::Channel);
+        let rows = client.query_typed(read, &[]).await?;
+        let unreadable = Fault::Unreadable { row: "schema_version", column: "channel" };
+        let channel: String = rows.first().ok_or(unreadable)?.try_get(0)?;
+        // Nothing more is ever asked here, and still the session is in use. Servers
+        // before version 14 do not have the setting.
+        let sql = format!(
+            "LISTEN \"{channel}\"; LISTEN \"{}\"; SELECT set_config(name, '0', false) \
+             FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'",
+            self.own_channel
+        );
+        client.batch_execute(&sql).await?;
+        Ok(channel)
+    }
+
     async fn tell_all(
         &mut self,
+        channel: &str,
         heard: &mut Receiver<Notification>,
         tasks: &mut JoinSet<()>,
     ) -> End {
         let mut sent: Option<Sent> = None;
+        let mut all_changed = false;
         let mut due = Instant::now();
         loop {
             let until = match &sent {
@@ -260,6 +285,7 @@ impl Listener {
                         self.store.clone(),
                         self.own_channel.clone(),
                         self.heartbeats,
+                        channel.to_owned(),
                     ));
                     at + self.patience
                 }
@@ -275,12 +301,19 @@ impl Listener {
                         continue;
                     };
                     self.proofs += 1;
+                    if take(&mut all_changed) && !self.tell(News::Missed).await {
+                        return End::Unwanted;
+                    }
                     News::UpToDate { as_of: sent.at.into_std() }
                 }
                 Ok(Some(notification)) => match notification.payload().parse() {
                     Ok(id) => News::Changed(id),
-                    // All keys have changed, or somebody says what we do not know.
-                    Err(_) => News::Missed,
+                    // All keys have changed, or a later version says what this one does not
+                    // know. It is told with the next proof, so that a flood costs no more.
+                    Err(_) => {
+                        all_changed = true;
+                        continue;
+                    }
                 },
             };
             if !self.tell(news).await {
@@ -309,9 +342,10 @@ async fn forward(mut wire: Wire, hear: Sender<Notification>) {
 /// Never over the connection that listens. A pooler in between would lend it a server
 /// session for that statement: the heartbeat would come back, and what is announced
 /// in between would be lost.
-async fn send(store: PostgresStore, channel: String, number: u64) {
+async fn send(store: PostgresStore, own_channel: String, number: u64, channel: String) {
     let number = number.to_string();
-    let parameters = [(&channel as _, Type::TEXT), (&number as _, Type::TEXT)];
+    let parameters =
+        [(&own_channel as _, Type::TEXT), (&number as _, Type::TEXT), (&channel as _, Type::TEXT)];
     // One that is not sent is not heard either.
     let _: Outcome<_> = store.inner.pool.query(Again::WhenLost, Sql::Notify, &parameters).await;
 }

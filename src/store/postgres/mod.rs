@@ -88,9 +88,6 @@ struct Inner {
     alone: Alone,
     #[cfg(feature = "cache")]
     dialer: Arc<Dialer>,
-    /// What changes are announced under: the schema's name.
-    #[cfg(feature = "cache")]
-    channel: String,
 }
 
 impl PostgresStore {
@@ -119,9 +116,9 @@ impl PostgresStore {
         let (dialer, target) = options.parts()?;
         let failed = |fault| PostgresOpenError::from_fault(&target, fault);
         let (connection, _) = dialer.dial().await.map_err(failed)?;
-        let migrated = timeout(schema::TIMEOUT, schema::migrate(&connection, &target.schema)).await;
-        let migrated = migrated.unwrap_or(Err(Fault::Late(schema::TIMEOUT).into()));
-        migrated.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
+        let opened = timeout(schema::TIMEOUT, schema::open(&connection, &target.schema)).await;
+        let opened = opened.unwrap_or(Err(Fault::Late(schema::TIMEOUT).into()));
+        opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
         let dialer = Arc::new(dialer);
         let pool = Pool::start(&dialer, target.connections, target.deadline);
         let writes = Pool::start(&dialer, 1, target.deadline);
@@ -132,8 +129,6 @@ impl PostgresStore {
             alone,
             #[cfg(feature = "cache")]
             dialer,
-            #[cfg(feature = "cache")]
-            channel: target.schema,
         };
         Ok(Self { inner: Arc::new(inner) })
     }

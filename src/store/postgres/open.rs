@@ -133,6 +133,29 @@ pub enum PostgresOpenError {
         /// The schema.
         schema: String,
     },
+    /// The database cannot hold every character of a name.
+    #[error(
+        "database {database} has the encoding {encoding}; create one with ENCODING 'UTF8' and \
+         TEMPLATE template0, and name it in the URL"
+    )]
+    NotUtf8 {
+        /// The database.
+        database: String,
+        /// Its encoding.
+        encoding: String,
+    },
+    /// The tables have to be brought up to date, and are in use all the time.
+    #[error(
+        "the tables of schema {schema} could not be brought up to date within {waited:?}: another \
+         transaction or a vacuum uses them (see pg_locks); end it and try again, nothing was \
+         changed"
+    )]
+    InUse {
+        /// The schema.
+        schema: String,
+        /// How long it was tried.
+        waited: Duration,
+    },
     /// Something else went wrong.
     #[error("{servers} cannot be used for keys")]
     Failed {
@@ -152,6 +175,14 @@ impl PostgresOpenError {
                 Self::TooNew { schema, found, supported: schema::CURRENT }
             }
             SchemaFault::NotKeygate => Self::NotKeygate { schema },
+            SchemaFault::NotUtf8 { encoding } => {
+                Self::NotUtf8 { database: target.database.clone(), encoding }
+            }
+            SchemaFault::NoRights { missing } => {
+                let (user, database) = (target.user.clone(), target.database.clone());
+                Self::NoRights { user, database, schema, source: missing.into() }
+            }
+            SchemaFault::InUse => Self::InUse { schema, waited: schema::LOCK_PATIENCE },
             SchemaFault::Failed(fault) => Self::from_fault(target, fault),
         }
     }

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use crate::store::postgres::Outcome;
-use crate::store::postgres::connection::Connection;
+use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::error::Fault;
 
 /// Each takes the schema from its position to the next one. Those that have
 /// been released never change.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     // Times are microseconds since 1970. A row of `organisations` is there to be
     // locked. Texts hold U+FDD0 and a digit for the characters that they cannot.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -90,6 +91,38 @@ const MIGRATIONS: [&str; 3] = [
      ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_truncation;",
     // How many requests a row stands for.
     "ALTER TABLE {schema}.requests ADD COLUMN count bigint NOT NULL DEFAULT 1;",
+    // Changes are announced on a channel that another role cannot guess: its name is
+    // in `schema_version`, and not in the function, whose text every role may read. The
+    // schema's name is not in the text either, so that a schema can be renamed. The
+    // table's oid is part of the channel: a restored table has a channel of its own.
+    // Processes of earlier versions listen on the channel that is named as the schema.
+    // The lock waits for transactions that have announced a change only there.
+    "LOCK TABLE {schema}.keys IN SHARE ROW EXCLUSIVE MODE;
+     ALTER TABLE {schema}.schema_version
+         ADD COLUMN channel uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid();
+     CREATE OR REPLACE FUNCTION {schema}.announce_change() RETURNS trigger
+     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+     DECLARE
+         secret text;
+         name   text;
+     BEGIN
+         EXECUTE format(
+             'SELECT channel || '' '' || tableoid FROM %I.schema_version', TG_TABLE_SCHEMA
+         ) INTO STRICT secret;
+         FOREACH name IN ARRAY ARRAY[secret, TG_TABLE_SCHEMA] LOOP
+             IF TG_OP = 'TRUNCATE' THEN
+                 PERFORM pg_notify(name, '*');
+             END IF;
+             IF TG_OP IN ('UPDATE', 'DELETE') THEN
+                 PERFORM pg_notify(name, OLD.id::text);
+             END IF;
+             IF TG_OP IN ('INSERT', 'UPDATE') THEN
+                 PERFORM pg_notify(name, NEW.id::text);
+             END IF;
+         END LOOP;
+         RETURN NULL;
+     END
+     $body$;",
 ];
 
 pub(super) const CURRENT: i64 = MIGRATIONS.len() as i64;
@@ -99,12 +132,22 @@ const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long all of it may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
+/// For so long an attempt waits for a table that is in use. Queries that need the
+/// table meanwhile wait behind it, and their deadline is a second.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+/// Until the next attempt, so that those queries get their turn.
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
+/// For so long it is tried to lock the tables.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the schema is of no use.
 #[derive(Debug)]
 pub(super) enum SchemaFault {
     TooNew { found: i64 },
     NotKeygate,
+    NotUtf8 { encoding: String },
+    NoRights { missing: String },
+    InUse,
     Failed(Fault),
 }
 
@@ -116,7 +159,40 @@ impl From<Fault> for SchemaFault {
 
 /// Brings the schema up to date; several processes may do so at once. One that
 /// is up to date is only looked at, which takes no right to change it.
-pub(super) async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+pub(super) async fn open(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+    check_encoding(db).await?;
+    migrate(db, schema).await?;
+    check_rights(db, schema).await
+}
+
+/// Names are in any script, and other encodings lack characters.
+async fn check_encoding(db: &Connection) -> Result<(), SchemaFault> {
+    let sql = "SELECT pg_catalog.current_setting('server_encoding')";
+    match text(db, sql, &[]).await? {
+        Some(encoding) if encoding != "UTF8" => Err(SchemaFault::NotUtf8 { encoding }),
+        _ => Ok(()),
+    }
+}
+
+/// What every store needs. To purge audit records takes more, and may be denied.
+async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+    let sql = "SELECT string_agg(needed || ' on ' || relname, ', ') FROM (VALUES \
+         ('organisations', ARRAY['SELECT', 'INSERT', 'UPDATE']), \
+         ('keys', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']), \
+         ('requests', ARRAY['SELECT', 'INSERT']), \
+         ('changes', ARRAY['SELECT', 'INSERT']) \
+         ) AS tables (name, rights), unnest(rights) AS needed, pg_catalog.pg_class \
+         JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace \
+         WHERE nspname = $1 AND relname = tables.name \
+         AND NOT pg_catalog.has_table_privilege(pg_class.oid, needed)";
+    match text(db, sql, &[(&schema as _, Type::TEXT)]).await? {
+        Some(missing) => Err(SchemaFault::NoRights { missing }),
+        None => Ok(()),
+    }
+}
+
+async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+    let begun = Instant::now();
     let mut attempt = 1;
     loop {
         let fault = match migrate_once(db, schema).await {
@@ -127,6 +203,13 @@ pub(super) async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaF
             return Err(fault.into());
         }
         db.run("ROLLBACK").await?;
+        if fault.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            if begun.elapsed() >= LOCK_PATIENCE {
+                return Err(SchemaFault::InUse);
+            }
+            sleep(LOCK_PAUSE).await;
+            continue;
+        }
         if !is_race(&fault) || attempt == ATTEMPTS {
             // Nobody else is at it any more, and still a table is in the way.
             let others = [SqlState::DUPLICATE_TABLE, SqlState::UNDEFINED_COLUMN];
@@ -156,8 +239,14 @@ async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> 
         }
     }
     db.run(&format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; \
-         CREATE TABLE IF NOT EXISTS {quoted}.schema_version \
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}; \
+         SET LOCAL statement_timeout = {}",
+        LOCK_TIMEOUT.as_millis(),
+        TIMEOUT.as_millis()
+    ))
+    .await?;
+    db.run(&format!(
+        "CREATE TABLE IF NOT EXISTS {quoted}.schema_version \
          (one boolean PRIMARY KEY DEFAULT true CHECK (one), version bigint NOT NULL); \
          INSERT INTO {quoted}.schema_version (version) VALUES (0) ON CONFLICT DO NOTHING"
     ))
@@ -176,13 +265,18 @@ async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> 
 }
 
 async fn exists(db: &Connection, sql: &str, schema: &str) -> Outcome<bool> {
-    let parameters = [(&schema as _, tokio_postgres::types::Type::TEXT)];
+    let parameters = [(&schema as _, Type::TEXT)];
     Ok(!db.client().query_typed(sql, &parameters).await?.is_empty())
 }
 
 async fn version(db: &Connection, sql: &str) -> Outcome<Option<i64>> {
     let rows = db.client().query_typed(sql, &[]).await?;
     Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
+}
+
+async fn text(db: &Connection, sql: &str, parameters: &Parameters<'_>) -> Outcome<Option<String>> {
+    let rows = db.client().query_typed(sql, parameters).await?;
+    Ok(rows.first().map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
 /// What a process may run into while another one makes the same tables.

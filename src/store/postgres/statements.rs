@@ -119,7 +119,11 @@ statements! {
     PurgeRequests: purge!("requests"),
     PurgeChanges: purge!("changes"),
     #[cfg(feature = "cache")]
-    Notify: "SELECT pg_catalog.pg_notify($1, $2)",
+    Channel: "SELECT channel || ' ' || tableoid FROM {schema}.schema_version",
+    // Nothing is sent once changes are announced on another channel than $3.
+    #[cfg(feature = "cache")]
+    Notify: "SELECT pg_catalog.pg_notify($1, $2) FROM {schema}.schema_version \
+        WHERE channel || ' ' || tableoid = $3",
 }
 
 impl Sql {

@@ -1,0 +1,4 @@
+//! Guides, step by step.
+
+#[doc = include_str!("restore.md")]
+pub mod restore {}
