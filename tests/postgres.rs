@@ -16,8 +16,12 @@ mod postgres_support;
 mod connections;
 #[path = "postgres_support/large.rs"]
 mod large;
+#[path = "postgres_support/locked.rs"]
+mod locked;
 #[path = "postgres_support/opening.rs"]
 mod opening;
+#[path = "postgres_support/proxy.rs"]
+mod proxy;
 #[path = "postgres_support/purging.rs"]
 mod purging;
 #[path = "postgres_support/races.rs"]

@@ -20,7 +20,7 @@ use crate::store::postgres::Outcome;
 use crate::store::postgres::columns::{Columns, escaped, plain};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::keys::uuid;
-use crate::store::postgres::pool::{Again, Pool};
+use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 
 /// Writes the batch; a record that is there already stays as it is, so that the
@@ -100,7 +100,7 @@ impl<'a> Requests<'a> {
             (&self.outcomes as _, Type::TEXT_ARRAY),
             (&self.counts as _, Type::INT8_ARRAY),
         ];
-        pool.query(Again::WhenLost, Sql::RecordRequests, &parameters).await?;
+        pool.query(Sql::RecordRequests, &parameters).await?;
         Ok(())
     }
 }
@@ -134,7 +134,7 @@ impl<'a> Changes<'a> {
             (&self.actions as _, Type::TEXT_ARRAY),
             (&self.phases as _, Type::TEXT_ARRAY),
         ];
-        pool.query(Again::WhenLost, Sql::RecordChanges, &parameters).await?;
+        pool.query(Sql::RecordChanges, &parameters).await?;
         Ok(())
     }
 }
@@ -163,7 +163,7 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> 
         (&id as _, Type::UUID),
         (&limit as _, Type::INT8),
     ];
-    let rows = pool.query(Again::WhenLost, statement, &parameters).await?;
+    let rows = pool.query(statement, &parameters).await?;
     let read = match query.scope {
         AuditScope::KeyRequests(_) => request,
         AuditScope::KeyChanges(_) | AuditScope::OrgChanges => change,

@@ -17,7 +17,6 @@ use crate::random::SystemRandom;
 use crate::store::feed::{ChangeFeed, News};
 use crate::store::postgres::dial::Wire;
 use crate::store::postgres::error::Fault;
-use crate::store::postgres::pool::Again;
 use crate::store::postgres::statements::Sql;
 use crate::store::postgres::{Outcome, PostgresStore};
 
@@ -114,7 +113,7 @@ impl ChangeFeed for PostgresChanges {
             let (tell, news) = mpsc::channel(1);
             let mut task = JoinSet::new();
             // On the store's runtime: the caller's may be another one.
-            task.spawn_on(listen(store.clone(), heartbeat, tell), &store.inner.pool.runtime);
+            task.spawn_on(listen(store.clone(), heartbeat, tell), &store.inner.lookups.runtime);
             Listening { news, _task: task }
         });
         match listening.news.recv().await {
@@ -347,5 +346,5 @@ async fn send(store: PostgresStore, own_channel: String, number: u64, channel: S
     let parameters =
         [(&own_channel as _, Type::TEXT), (&number as _, Type::TEXT), (&channel as _, Type::TEXT)];
     // One that is not sent is not heard either.
-    let _: Outcome<_> = store.inner.pool.query(Again::WhenLost, Sql::Notify, &parameters).await;
+    let _: Outcome<_> = store.inner.lookups.query(Sql::Notify, &parameters).await;
 }

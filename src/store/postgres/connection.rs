@@ -13,7 +13,9 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::store::postgres::Outcome;
+use crate::store::postgres::dial::Tls;
 use crate::store::postgres::error::Fault;
+use crate::store::postgres::session::ServerClock;
 use crate::store::postgres::statements::{Sql, Texts};
 
 /// The values of a statement, each with its type.
@@ -30,6 +32,8 @@ pub(super) struct Connection {
     driver: AbortHandle,
     retired: AtomicBool,
     answers: AtomicU64,
+    pub(super) clock: ServerClock,
+    tls: Tls,
 }
 
 impl Connection {
@@ -39,6 +43,8 @@ impl Connection {
         driver: &JoinHandle<()>,
         texts: Arc<Texts>,
         prepared: bool,
+        clock: ServerClock,
+        tls: Tls,
     ) -> Self {
         let cells = || (0..Sql::COUNT).map(|_| OnceCell::new()).collect();
         Self {
@@ -49,7 +55,19 @@ impl Connection {
             driver: driver.abort_handle(),
             retired: AtomicBool::new(false),
             answers: AtomicU64::new(0),
+            clock,
+            tls,
         }
+    }
+
+    /// Asks the server to break off the statement that it is at. Returns once it was told.
+    pub(super) async fn cancel(&self) {
+        // One that does not arrive leaves it to the server's own limits.
+        let _ = self.client.cancel_token().cancel_query(self.tls.clone()).await;
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     pub(super) async fn query(

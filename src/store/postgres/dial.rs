@@ -14,12 +14,13 @@ use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::error::Fault;
 use crate::store::postgres::server::{Server, shuffle};
-use crate::store::postgres::statements::Texts;
+use crate::store::postgres::session::{Patience, ServerClock};
+use crate::store::postgres::statements::{Texts, micros};
 
 #[cfg(feature = "postgres-tls")]
-type Tls = tokio_postgres_rustls::MakeRustlsConnect;
+pub(super) type Tls = tokio_postgres_rustls::MakeRustlsConnect;
 #[cfg(not(feature = "postgres-tls"))]
-type Tls = tokio_postgres::NoTls;
+pub(super) type Tls = tokio_postgres::NoTls;
 
 /// What moves a connection's bytes, for as long as it is polled.
 pub(super) type Wire = tokio_postgres::Connection<Socket, <Tls as MakeTlsConnect<Socket>>::Stream>;
@@ -34,17 +35,56 @@ pub(super) struct Dialer {
     /// How long it may take until one server has let us in.
     pub(super) reach: Duration,
     pub(super) tls: Tls,
+    pub(super) patience: Patience,
 }
 
+/// What the server's clock shows.
+const CLOCK: &str = concat!("SELECT ", micros!());
+
 impl Dialer {
-    /// A connection for statements, and the task that ends with it.
+    /// A connection for statements, and the task that ends with it. The server gives up
+    /// on a statement before a caller does.
     pub(super) async fn dial(&self) -> Outcome<(Connection, JoinHandle<()>)> {
+        self.connection(self.prepared).await
+    }
+
+    /// A connection on which a statement may take its time.
+    pub(super) async fn dial_patiently(&self) -> Outcome<(Connection, JoinHandle<()>)> {
+        self.connection(false).await
+    }
+
+    /// Settings of a session are only made where it is used by nobody else: a pooler would
+    /// hand them on to the next client.
+    async fn connection(&self, settings: bool) -> Outcome<(Connection, JoinHandle<()>)> {
         let (client, wire) = self.dial_bare().await?;
         let driver = tokio::spawn(async move {
             // What it ends with, the calls under way are told.
             let _ = wire.await;
         });
-        Ok((Connection::new(client, &driver, Arc::clone(&self.texts), self.prepared), driver))
+        let begun = timeout(self.reach, self.begin(&client, settings)).await;
+        match begun.unwrap_or(Err(Fault::Late(self.reach))) {
+            Ok(clock) => {
+                let (texts, tls) = (Arc::clone(&self.texts), Tls::clone(&self.tls));
+                let connection = Connection::new(client, &driver, texts, self.prepared, clock, tls);
+                Ok((connection, driver))
+            }
+            Err(fault) => {
+                driver.abort();
+                Err(fault)
+            }
+        }
+    }
+
+    async fn begin(&self, client: &Client, settings: bool) -> Outcome<ServerClock> {
+        if settings {
+            let [needed, known_to_some] = self.patience.settings();
+            client.batch_execute(&needed).await?;
+            // Not every system can tell whether a client is gone.
+            let _ = client.batch_execute(&known_to_some).await;
+        }
+        let rows = client.query_typed(CLOCK, &[]).await?;
+        let unreadable = Fault::Unreadable { row: "answer", column: "now" };
+        Ok(ServerClock::new(rows.first().ok_or(unreadable)?.try_get(0)?))
     }
 
     /// The two halves of a connection to the first server that is of use.

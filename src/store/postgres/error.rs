@@ -25,6 +25,15 @@ pub(super) enum Fault {
     Postgres(#[from] tokio_postgres::Error),
     #[error("the database did not answer within {0:?}")]
     Late(Duration),
+    #[error("the change was not begun: others were before it for most of {0:?}")]
+    NotBegun(Duration),
+    #[error("the change came too late: its {0:?} were over when the database got to it")]
+    TooLate(Duration),
+    #[error("{0} of the keys are locked by other transactions")]
+    Locked(i64),
+    /// A change that may have taken place.
+    #[error("the answer to a change was lost")]
+    InDoubt(#[source] Box<Fault>),
     #[error("the server's name has no address")]
     NoAddress(#[source] io::Error),
     #[error("cannot connect to {servers}")]
@@ -112,6 +121,19 @@ impl Fault {
             .contains(db.code())
     }
 
+    /// Whether the change that ran into this surely did not take place, and never will.
+    pub(super) fn is_no_change(&self) -> bool {
+        match self {
+            // A session that the server ends may have done its work.
+            Self::Postgres(error) => match error.as_db_error() {
+                Some(db) => !matches!(db.severity(), "FATAL" | "PANIC"),
+                None => is_about_a_value(error),
+            },
+            Self::Late(_) | Self::Ended | Self::InDoubt(_) => false,
+            _ => true,
+        }
+    }
+
     /// Whether the server says that nothing was changed, and the same may succeed
     /// at once or over another connection.
     pub(super) fn changed_nothing(&self) -> bool {
@@ -124,6 +146,11 @@ impl Fault {
             SqlState::FEATURE_NOT_SUPPORTED,
         ];
         self.code().is_some_and(|code| codes.contains(code))
+    }
+
+    /// Whether a call that may be made twice is worth another attempt at once.
+    pub(super) fn may_be_repeated(&self) -> bool {
+        !matches!(self, Self::Late(_)) && (self.changed_nothing() || self.costs_the_connection())
     }
 
     /// Whether a session had begun, and the server ended it: this one, or all of them.
@@ -154,6 +181,10 @@ impl Fault {
     fn may_pass(&self) -> bool {
         match self {
             Self::Late(_)
+            | Self::NotBegun(_)
+            | Self::TooLate(_)
+            | Self::Locked(_)
+            | Self::InDoubt(_)
             | Self::NoAddress(_)
             | Self::Unconnected { .. }
             | Self::NoConnection { .. }
@@ -187,6 +218,7 @@ impl From<Fault> for StoreError {
             Fault::LimitReached => Self::LimitReached,
             Fault::NotFound => Self::NotFound,
             Fault::Conflict => Self::Conflict,
+            Fault::InDoubt(fault) => Self::in_doubt(*fault),
             fault if fault.is_constraint() => Self::Conflict,
             fault if fault.may_pass() => Self::unavailable(fault),
             fault => Self::corrupt(fault),

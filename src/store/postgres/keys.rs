@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -16,61 +18,75 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
 use crate::store::postgres::Outcome;
 use crate::store::postgres::columns::{Columns, escaped, plain};
-use crate::store::postgres::connection::Connection;
 use crate::store::postgres::error::Fault;
-use crate::store::postgres::pool::{Again, Pool};
+use crate::store::postgres::gate::Gate;
+use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 
-/// Counts and inserts while the organisation's row is locked. The caller begins
-/// the transaction, and ends it.
-pub(super) async fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Outcome<()> {
+/// Others that record uses hold their rows for moments; after that, it is for longer.
+const LOCKED_PAUSES: [Duration; 3] =
+    [Duration::from_millis(10), Duration::from_millis(30), Duration::from_millis(60)];
+
+/// Counts and inserts while the organisation's row is locked.
+pub(super) async fn insert(
+    changes: &Pool,
+    reads: &Pool,
+    key: &ApiKey,
+    limit: OrgLimit,
+) -> Outcome<()> {
     let org = key.org.as_str();
-    if db.query(Sql::LockOrganisation, &[(&org, Type::TEXT)]).await?.is_empty() {
-        db.query(Sql::AddOrganisation, &[(&org, Type::TEXT)]).await?;
-        db.query(Sql::LockOrganisation, &[(&org, Type::TEXT)]).await?;
-    }
-    // Begins after the lock was taken, and so sees what its last holder inserted.
-    let rows = db
-        .query(
-            Sql::InsertKey,
-            &[
-                (&uuid(key.id), Type::UUID),
-                (&org, Type::TEXT),
-                (&key.name.as_str(), Type::TEXT),
-                (&escaped(&key.key_prefix), Type::TEXT),
-                (&key.digest.as_bytes().as_slice(), Type::BYTEA),
-                (&key.status.as_str(), Type::TEXT),
-                (&entries(&key.allowlist), Type::TEXT_ARRAY),
-                (&key.created_at.unix_micros(), Type::INT8),
-                (&key.expires_at.map(Timestamp::unix_micros), Type::INT8),
-                (&key.rotated_at.map(Timestamp::unix_micros), Type::INT8),
-                (&key.last_used_at.map(Timestamp::unix_micros), Type::INT8),
-                (&i64::from(key.revision.get()), Type::INT8),
-                (&limit.get().map(i64::from), Type::INT8),
-            ],
-        )
-        .await?;
-    match (flag(&rows, "done")?, flag(&rows, "taken")?) {
-        (true, _) => Ok(()),
-        (false, true) => Err(Fault::Conflict),
-        (false, false) => Err(Fault::LimitReached),
+    let parameters = [
+        (&uuid(key.id) as _, Type::UUID),
+        (&org as _, Type::TEXT),
+        (&key.name.as_str() as _, Type::TEXT),
+        (&escaped(&key.key_prefix) as _, Type::TEXT),
+        (&key.digest.as_bytes().as_slice() as _, Type::BYTEA),
+        (&key.status.as_str() as _, Type::TEXT),
+        (&entries(&key.allowlist) as _, Type::TEXT_ARRAY),
+        (&key.created_at.unix_micros() as _, Type::INT8),
+        (&key.expires_at.map(Timestamp::unix_micros) as _, Type::INT8),
+        (&key.rotated_at.map(Timestamp::unix_micros) as _, Type::INT8),
+        (&key.last_used_at.map(Timestamp::unix_micros) as _, Type::INT8),
+        (&i64::from(key.revision.get()) as _, Type::INT8),
+        (&limit.get().map(i64::from) as _, Type::INT8),
+    ];
+    let until = changes.until();
+    let mut lost = false;
+    let rows = loop {
+        let gate = Gate::Creation(key.org.clone());
+        match changes.change(gate, Sql::InsertKey, &parameters, until).await {
+            // Made again where the answer was lost: the id is there at most once.
+            Err(Fault::InDoubt(fault)) if !lost && fault.may_be_repeated() => lost = true,
+            answer => break answer?,
+        }
+    };
+    match rows.first().and_then(|row| row.try_get("result").ok()) {
+        Some("done") => Ok(()),
+        Some("taken") if lost => match get(reads, &key.org, &key.id).await? {
+            Some(stored) if stored.digest == key.digest => Ok(()),
+            _ => Err(Fault::Conflict),
+        },
+        Some("taken") => Err(Fault::Conflict),
+        Some("full") => Err(Fault::LimitReached),
+        Some("late") => Err(Fault::TooLate(changes.deadline())),
+        _ => Err(Fault::Unreadable { row: "answer", column: "result" }),
     }
 }
 
 pub(super) async fn find_by_digest(pool: &Pool, digest: &KeyDigest) -> Outcome<Option<ApiKey>> {
     let digest = digest.as_bytes().as_slice();
-    let rows = pool.query(Again::WhenLost, Sql::FindByDigest, &[(&digest, Type::BYTEA)]).await?;
+    let rows = pool.query(Sql::FindByDigest, &[(&digest, Type::BYTEA)]).await?;
     rows.first().map(key).transpose()
 }
 
 pub(super) async fn get(pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<Option<ApiKey>> {
     let parameters = [(&uuid(*id) as _, Type::UUID), (&org.as_str() as _, Type::TEXT)];
-    let rows = pool.query(Again::WhenLost, Sql::GetKey, &parameters).await?;
+    let rows = pool.query(Sql::GetKey, &parameters).await?;
     rows.first().map(key).transpose()
 }
 
 pub(super) async fn list(pool: &Pool, org: &OrgId) -> Outcome<Vec<ApiKey>> {
-    let rows = pool.query(Again::WhenLost, Sql::ListKeys, &[(&org.as_str(), Type::TEXT)]).await?;
+    let rows = pool.query(Sql::ListKeys, &[(&org.as_str(), Type::TEXT)]).await?;
     rows.iter().map(key).collect()
 }
 
@@ -85,57 +101,63 @@ pub(super) async fn export(
     let Some(first) = after.map_or(Some(0), next) else { return Ok(Vec::new()) };
     let (first, limit) = (Uuid::from_u128(first), i64::try_from(limit).unwrap_or(i64::MAX));
     let parameters = [(&first as _, Type::UUID), (&limit as _, Type::INT8)];
-    let rows = pool.query(Again::WhenLost, Sql::ExportKeys, &parameters).await?;
+    let rows = pool.query(Sql::ExportKeys, &parameters).await?;
     rows.iter().map(key).collect()
 }
 
-pub(super) async fn replace(pool: &Pool, key: &ApiKey, expected: Revision) -> Outcome<()> {
-    let rows = pool
-        .query(
-            Again::Never,
-            Sql::ReplaceKey,
-            &[
-                (&uuid(key.id), Type::UUID),
-                (&key.org.as_str(), Type::TEXT),
-                (&i64::from(expected.get()), Type::INT8),
-                (&key.name.as_str(), Type::TEXT),
-                (&escaped(&key.key_prefix), Type::TEXT),
-                (&key.digest.as_bytes().as_slice(), Type::BYTEA),
-                (&key.status.as_str(), Type::TEXT),
-                (&entries(&key.allowlist), Type::TEXT_ARRAY),
-                (&key.expires_at.map(Timestamp::unix_micros), Type::INT8),
-                (&key.rotated_at.map(Timestamp::unix_micros), Type::INT8),
-                (&i64::from(key.revision.get()), Type::INT8),
-            ],
-        )
-        .await?;
-    changed(&rows, pool, &key.org, &key.id).await
+pub(super) async fn replace(
+    changes: &Pool,
+    reads: &Pool,
+    key: &ApiKey,
+    expected: Revision,
+) -> Outcome<()> {
+    let parameters = [
+        (&uuid(key.id) as _, Type::UUID),
+        (&key.org.as_str() as _, Type::TEXT),
+        (&i64::from(expected.get()) as _, Type::INT8),
+        (&key.name.as_str() as _, Type::TEXT),
+        (&escaped(&key.key_prefix) as _, Type::TEXT),
+        (&key.digest.as_bytes().as_slice() as _, Type::BYTEA),
+        (&key.status.as_str() as _, Type::TEXT),
+        (&entries(&key.allowlist) as _, Type::TEXT_ARRAY),
+        (&key.expires_at.map(Timestamp::unix_micros) as _, Type::INT8),
+        (&key.rotated_at.map(Timestamp::unix_micros) as _, Type::INT8),
+        (&i64::from(key.revision.get()) as _, Type::INT8),
+    ];
+    let rows =
+        changes.change(Gate::Key(key.id), Sql::ReplaceKey, &parameters, changes.until()).await?;
+    changed(&rows, changes, reads, (&key.org, &key.id)).await
 }
 
 pub(super) async fn delete(
-    pool: &Pool,
-    org: &OrgId,
-    id: &KeyId,
+    changes: &Pool,
+    reads: &Pool,
+    (org, id): (&OrgId, &KeyId),
     expected: Option<Revision>,
 ) -> Outcome<()> {
     let parameters = [
         (&uuid(*id) as _, Type::UUID),
         (&org.as_str() as _, Type::TEXT),
         (&expected.map(|revision| i64::from(revision.get())) as _, Type::INT8),
-        (&true as _, Type::BOOL),
     ];
-    let rows = pool.query(Again::Never, Sql::DeleteKey, &parameters).await?;
-    changed(&rows, pool, org, id).await
+    let rows = changes.change(Gate::Key(*id), Sql::DeleteKey, &parameters, changes.until()).await?;
+    changed(&rows, changes, reads, (org, id)).await
 }
 
 /// What the answer to a statement says that changes one key.
-async fn changed(rows: &[Row], pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<()> {
-    match (flag(rows, "done")?, flag(rows, "present")?) {
-        (true, _) => Ok(()),
-        (false, false) => Err(Fault::NotFound),
+async fn changed(
+    rows: &[Row],
+    changes: &Pool,
+    reads: &Pool,
+    (org, id): (&OrgId, &KeyId),
+) -> Outcome<()> {
+    match (flag(rows, "done")?, flag(rows, "present")?, flag(rows, "late")?) {
+        (true, ..) => Ok(()),
+        (false, _, true) => Err(Fault::TooLate(changes.deadline())),
+        (false, false, _) => Err(Fault::NotFound),
         // The answer is from before the statement waited for others that change
         // the key. One of them may have deleted it.
-        (false, true) => match get(pool, org, id).await? {
+        (false, true, false) => match get(reads, org, id).await? {
             Some(_) => Err(Fault::Conflict),
             None => Err(Fault::NotFound),
         },
@@ -148,14 +170,19 @@ pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
         let at = latest.entry(uuid(used.id)).or_insert(used.at);
         *at = used.at.max(*at);
     }
-    if latest.is_empty() {
-        return Ok(());
-    }
     let (ids, times): (Vec<Uuid>, Vec<i64>) =
         latest.into_iter().map(|(id, at)| (id, at.unix_micros())).unzip();
     let parameters = [(&ids as _, Type::UUID_ARRAY), (&times as _, Type::INT8_ARRAY)];
-    pool.query(Again::WhenLost, Sql::RecordUses, &parameters).await?;
-    Ok(())
+    let mut pauses = LOCKED_PAUSES.into_iter();
+    loop {
+        let rows = pool.query(Sql::RecordUses, &parameters).await?;
+        let left_out = rows.first().and_then(|row| row.try_get("left_out").ok()).unwrap_or(0);
+        match pauses.next() {
+            _ if left_out <= 0 => return Ok(()),
+            Some(pause) => sleep(pause).await,
+            None => return Err(Fault::Locked(left_out)),
+        }
+    }
 }
 
 fn key(row: &Row) -> Outcome<ApiKey> {

@@ -9,12 +9,14 @@ mod connection;
 mod dial;
 mod encoded;
 mod error;
+mod gate;
 mod keys;
 mod open;
 mod options;
 mod pool;
 mod schema;
 mod server;
+mod session;
 mod statements;
 #[cfg(feature = "postgres-tls")]
 mod tls;
@@ -42,7 +44,7 @@ use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::error::Fault;
 pub use crate::store::postgres::open::PostgresOpenError;
 pub use crate::store::postgres::options::PostgresOptions;
-use crate::store::postgres::pool::Pool;
+use crate::store::postgres::pool::{Pool, Use};
 use crate::store::postgres::statements::Sql;
 use crate::store::transfer::KeyExport;
 
@@ -80,11 +82,16 @@ pub struct PostgresStore {
 
 #[derive(Debug)]
 struct Inner {
-    /// For what only reads, and for heartbeats.
-    pool: Pool,
-    /// For what writes. A commit that waits for a synchronous standby, or for the disk,
-    /// holds up what was sent behind it: no look-up is to be among that.
-    writes: Pool,
+    /// For keys that are read, and for heartbeats.
+    lookups: Pool,
+    /// For creations, edits, rotations and deletions. Each may wait for a lock, a commit
+    /// or a synchronous standby, and holds up nothing else meanwhile. So it is with the
+    /// others.
+    changes: Pool,
+    uses: Pool,
+    records: Pool,
+    /// For the pages of the audit log.
+    pages: Pool,
     alone: Alone,
     #[cfg(feature = "cache")]
     dialer: Arc<Dialer>,
@@ -115,18 +122,20 @@ impl PostgresStore {
         }
         let (dialer, target) = options.parts()?;
         let failed = |fault| PostgresOpenError::from_fault(&target, fault);
-        let (connection, _) = dialer.dial().await.map_err(failed)?;
+        let (connection, _) = dialer.dial_patiently().await.map_err(failed)?;
         let opened = timeout(schema::TIMEOUT, schema::open(&connection, &target.schema)).await;
         let opened = opened.unwrap_or(Err(Fault::Late(schema::TIMEOUT).into()));
         opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
         let dialer = Arc::new(dialer);
-        let pool = Pool::start(&dialer, target.connections, target.deadline);
-        let writes = Pool::start(&dialer, 1, target.deadline);
-        let alone = Alone::new(connection, Arc::clone(&dialer), target.deadline);
+        connection.retire();
+        let pool = |connections, used| Pool::start(&dialer, connections, used, target.deadline);
         let inner = Inner {
-            pool,
-            writes,
-            alone,
+            lookups: pool(target.connections, Use::Shared),
+            changes: pool(CHANGES, Use::InTurn),
+            uses: pool(1, Use::InTurn),
+            records: pool(1, Use::InTurn),
+            pages: pool(1, Use::InTurn),
+            alone: Alone::new(Arc::clone(&dialer), target.deadline),
             #[cfg(feature = "cache")]
             dialer,
         };
@@ -137,24 +146,25 @@ impl PostgresStore {
 #[async_trait]
 impl KeyStore for PostgresStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        Ok(self.inner.alone.insert(key, limit).await?)
+        let Inner { changes, lookups, .. } = &*self.inner;
+        Ok(keys::insert(changes, lookups, key, limit).await?)
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(keys::find_by_digest(&self.inner.pool, digest).await?.map(Arc::new))
+        Ok(keys::find_by_digest(&self.inner.lookups, digest).await?.map(Arc::new))
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(keys::get(&self.inner.pool, org, id).await?.map(Arc::new))
+        Ok(keys::get(&self.inner.lookups, org, id).await?.map(Arc::new))
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        let keys = keys::list(&self.inner.pool, org).await?;
+        let keys = keys::list(&self.inner.lookups, org).await?;
         Ok(keys.into_iter().map(Arc::new).collect())
     }
 
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        Ok(keys::replace(&self.inner.writes, key, expected).await?)
+        Ok(keys::replace(&self.inner.changes, &self.inner.lookups, key, expected).await?)
     }
 
     async fn delete(
@@ -163,11 +173,12 @@ impl KeyStore for PostgresStore {
         id: &KeyId,
         expected: Option<Revision>,
     ) -> Result<(), StoreError> {
-        Ok(keys::delete(&self.inner.writes, org, id, expected).await?)
+        let Inner { changes, lookups, .. } = &*self.inner;
+        Ok(keys::delete(changes, lookups, (org, id), expected).await?)
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
-        Ok(keys::record_uses(&self.inner.writes, uses).await?)
+        Ok(keys::record_uses(&self.inner.uses, uses).await?)
     }
 }
 
@@ -178,7 +189,7 @@ impl KeyExport for PostgresStore {
         after: Option<&KeyId>,
         limit: usize,
     ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        let keys = keys::export(&self.inner.pool, after, limit).await?;
+        let keys = keys::export(&self.inner.pages, after, limit).await?;
         Ok(keys.into_iter().map(Arc::new).collect())
     }
 }
@@ -186,14 +197,14 @@ impl KeyExport for PostgresStore {
 #[async_trait]
 impl AuditSink for PostgresStore {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        Ok(audit::record(&self.inner.writes, batch).await?)
+        Ok(audit::record(&self.inner.records, batch).await?)
     }
 }
 
 #[async_trait]
 impl AuditLog for PostgresStore {
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
-        Ok(audit::page(&self.inner.pool, query).await?)
+        Ok(audit::page(&self.inner.pages, query).await?)
     }
 
     /// In batches, between which other changes get their turn.
@@ -211,6 +222,9 @@ impl AuditLog for PostgresStore {
         Ok(purged)
     }
 }
+
+/// Changes that are made at a time, each on a connection of its own.
+const CHANGES: usize = 4;
 
 /// What a statement gives, or the fault that it ran into.
 type Outcome<T> = Result<T, Fault>;

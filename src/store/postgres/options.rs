@@ -11,6 +11,7 @@ use crate::store::postgres::PostgresStore;
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::open::PostgresOpenError;
 use crate::store::postgres::server::{Server, servers};
+use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Texts;
 
 /// More than this cannot always be added to a point in time.
@@ -198,6 +199,7 @@ impl PostgresOptions {
             texts: Arc::new(Texts::new(&target.schema)),
             prepared: self.prepared,
             reach,
+            patience: Patience::of(self.deadline),
             #[cfg(feature = "postgres-tls")]
             tls: crate::store::postgres::tls::connector(&target.servers)?,
             #[cfg(not(feature = "postgres-tls"))]

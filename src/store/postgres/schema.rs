@@ -12,7 +12,7 @@ use crate::store::postgres::error::Fault;
 
 /// Each takes the schema from its position to the next one. Those that have
 /// been released never change.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     // Times are microseconds since 1970. A row of `organisations` is there to be
     // locked. Texts hold U+FDD0 and a digit for the characters that they cannot.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -123,6 +123,41 @@ const MIGRATIONS: [&str; 4] = [
          RETURN NULL;
      END
      $body$;",
+    // A creation in one step: each statement of a function sees what was committed before
+    // it, and so the count what was inserted before the organisation was locked.
+    // It is told its schema, so that a schema can be renamed. Organisations without keys
+    // are forgotten from now on.
+    "CREATE FUNCTION {schema}.insert_key(
+         own_schema text, new_id uuid, new_org text, new_name text, new_key_prefix text, new_digest bytea,
+         new_status text, new_allowlist text[], new_created_at bigint, new_expires_at bigint,
+         new_rotated_at bigint, new_last_used_at bigint, new_revision bigint,
+         max_keys bigint, deadline bigint, patience text
+     ) RETURNS text
+     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+     BEGIN
+         PERFORM set_config('search_path', 'pg_catalog, ' || own_schema || ', pg_temp', true),
+             set_config('lock_timeout', patience, true);
+         INSERT INTO organisations (org) VALUES (new_org)
+             ON CONFLICT (org) DO UPDATE SET org = excluded.org;
+         IF extract(epoch FROM clock_timestamp()) * 1000000 >= deadline THEN
+             RETURN 'late';
+         END IF;
+         IF EXISTS (SELECT 1 FROM keys WHERE id = new_id OR digest = new_digest) THEN
+             RETURN 'taken';
+         END IF;
+         IF (SELECT count(*) FROM keys WHERE org = new_org) >= max_keys THEN
+             RETURN 'full';
+         END IF;
+         INSERT INTO keys (id, org, name, key_prefix, digest, status, allowlist,
+                 created_at, expires_at, rotated_at, last_used_at, revision)
+             VALUES (new_id, new_org, new_name, new_key_prefix, new_digest, new_status,
+                 new_allowlist, new_created_at, new_expires_at, new_rotated_at,
+                 new_last_used_at, new_revision);
+         RETURN 'done';
+     END
+     $body$;
+     DELETE FROM {schema}.organisations AS organisations
+         WHERE NOT EXISTS (SELECT 1 FROM {schema}.keys WHERE keys.org = organisations.org);",
 ];
 
 pub(super) const CURRENT: i64 = MIGRATIONS.len() as i64;

@@ -60,6 +60,41 @@ macro_rules! purge {
     };
 }
 
+/// What the server's clock shows, in microseconds since 1970.
+macro_rules! micros {
+    () => {
+        "(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint"
+    };
+}
+pub(super) use micros;
+
+/// A change of one key. Its last two parameters are its deadline by the server's clock
+/// and how long it may wait for a lock. The row is locked first, at the revision that is
+/// expected, and only then the clock is looked at: whatever the statement had to wait
+/// for, it changes nothing once its time is over.
+macro_rules! change {
+    ($revision:literal, $deadline:literal, $lock_timeout:literal, $change:expr) => {
+        concat!(
+            "WITH locked AS MATERIALIZED (SELECT id FROM {schema}.keys WHERE id = $1 AND org = $2 AND ",
+            $revision,
+            " AND (SELECT pg_catalog.set_config('lock_timeout', ",
+            $lock_timeout,
+            ", true)) IS NOT NULL FOR UPDATE), \
+             timely AS MATERIALIZED (SELECT id FROM locked WHERE ",
+            micros!(),
+            " < ",
+            $deadline,
+            "), ",
+            $change,
+            " SELECT EXISTS (SELECT 1 FROM changed) AS done, \
+             EXISTS (SELECT 1 FROM {schema}.keys WHERE id = $1 AND org = $2) AS present, \
+             EXISTS (SELECT 1 FROM locked) AND NOT EXISTS (SELECT 1 FROM timely) AS late, ",
+            micros!(),
+            " AS now"
+        )
+    };
+}
+
 macro_rules! statements {
     ($($(#[$condition:meta])? $name:ident: $text:expr,)*) => {
         /// Names a statement.
@@ -77,34 +112,37 @@ statements! {
     GetKey: keys!("WHERE id = $1 AND org = $2"),
     ListKeys: keys!("WHERE org = $1 ORDER BY created_at, id"),
     ExportKeys: keys!("WHERE id >= $1 ORDER BY id LIMIT $2"),
-    AddOrganisation: "INSERT INTO {schema}.organisations (org) VALUES ($1) ON CONFLICT DO NOTHING",
-    LockOrganisation: "SELECT org FROM {schema}.organisations WHERE org = $1 FOR UPDATE",
-    InsertKey: "WITH taken AS (SELECT 1 FROM {schema}.keys WHERE id = $1 OR digest = $5), \
-        inserted AS (INSERT INTO {schema}.keys (id, org, name, key_prefix, digest, status, \
-        allowlist, created_at, expires_at, rotated_at, last_used_at, revision) \
-        SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 \
-        WHERE NOT EXISTS (SELECT 1 FROM taken) AND ($13 IS NULL OR \
-        (SELECT count(*) FROM {schema}.keys WHERE org = $2) < $13) RETURNING 1) \
-        SELECT EXISTS (SELECT 1 FROM inserted) AS done, EXISTS (SELECT 1 FROM taken) AS taken",
-    ReplaceKey: "WITH changed AS (UPDATE {schema}.keys SET name = $4, key_prefix = $5, \
-        digest = $6, status = $7, allowlist = $8, expires_at = $9, rotated_at = $10, \
-        revision = $11 WHERE id = $1 AND org = $2 AND revision = $3 RETURNING 1) \
-        SELECT EXISTS (SELECT 1 FROM changed) AS done, \
-        EXISTS (SELECT 1 FROM {schema}.keys WHERE id = $1 AND org = $2) AS present",
-    // The last parameter is there so that no other statement takes the same ones.
-    // Behind a pooler that mixes up the prepared statements of two processes,
-    // a look-up is then an error and never a deletion. So it is with purges.
-    DeleteKey: "WITH deleted AS (DELETE FROM {schema}.keys WHERE id = $1 AND org = $2 \
-        AND ($3 IS NULL OR revision = $3) AND $4 RETURNING 1) \
-        SELECT EXISTS (SELECT 1 FROM deleted) AS done, \
-        EXISTS (SELECT 1 FROM {schema}.keys WHERE id = $1 AND org = $2) AS present",
+    // In a function, so that it is one round trip and each step sees what was committed
+    // before the organisation was locked.
+    InsertKey: concat!(
+        "SELECT {schema}.insert_key('{schema}', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+         AS result, ", micros!(), " AS now"),
+    ReplaceKey: change!("revision = $3", "$12", "$13",
+        "changed AS (UPDATE {schema}.keys AS keys SET name = $4, key_prefix = $5, digest = $6, \
+         status = $7, allowlist = $8, expires_at = $9, rotated_at = $10, revision = $11 \
+         FROM timely WHERE keys.id = timely.id RETURNING 1)"),
+    // The row of an organisation without keys goes as well, unless somebody has it locked:
+    // it is there only to be locked, and comes back with the next creation.
+    DeleteKey: change!("($3 IS NULL OR revision = $3)", "$4", "$5",
+        "changed AS (DELETE FROM {schema}.keys AS keys USING timely WHERE keys.id = timely.id \
+         RETURNING 1), \
+         left_over AS MATERIALIZED (SELECT org FROM {schema}.organisations WHERE org = $2 \
+         AND EXISTS (SELECT 1 FROM changed) \
+         AND NOT EXISTS (SELECT 1 FROM {schema}.keys WHERE org = $2 AND id <> $1) \
+         FOR UPDATE SKIP LOCKED), \
+         forgotten AS (DELETE FROM {schema}.organisations USING left_over \
+         WHERE organisations.org = left_over.org)"),
     // Locked in the order of their ids: two batches that name the same keys in
-    // opposite order wait for each other instead of deadlocking.
-    RecordUses: "WITH locked AS (SELECT id FROM {schema}.keys WHERE id = ANY($1) ORDER BY id \
-        FOR NO KEY UPDATE) \
-        UPDATE {schema}.keys AS keys SET last_used_at = uses.at \
+    // opposite order do not deadlock. A row that is locked is left out, and counted. A
+    // time a day ahead is that of a clock that was wrong.
+    RecordUses: "WITH locked AS MATERIALIZED (SELECT id FROM {schema}.keys WHERE id = ANY($1) \
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED), \
+        written AS (UPDATE {schema}.keys AS keys SET last_used_at = uses.at \
         FROM locked JOIN unnest($1, $2) AS uses (id, at) ON uses.id = locked.id \
-        WHERE keys.id = locked.id AND (keys.last_used_at IS NULL OR keys.last_used_at < uses.at)",
+        WHERE keys.id = locked.id AND (keys.last_used_at IS NULL OR keys.last_used_at < uses.at \
+        OR keys.last_used_at > uses.at + 86400000000)) \
+        SELECT (SELECT count(*) FROM {schema}.keys WHERE id = ANY($1)) \
+        - (SELECT count(*) FROM locked) AS left_out",
     RecordRequests: "INSERT INTO {schema}.requests \
         (key, at, id, org, method, endpoint, ip, country, status, outcome, count) \
         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",

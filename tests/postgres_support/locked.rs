@@ -1,0 +1,350 @@
+//! Rows and tables that others hold locked, and statements that arrive late.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use keygate::{
+    ApiKey, AuditSink, KeyDigest, KeyStore, KeyUse, OrgLimit, PostgresOptions, PostgresStore,
+    Revision, Status, StoreError, Timestamp,
+};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::postgres_support::{
+    administrator, change, in_schema, in_session, key, new_key, org, schema_of, sessions_end,
+    unique, url,
+};
+use crate::proxy::{Network, Proxy, Side, address};
+
+const DEADLINE: Duration = Duration::from_secs(1);
+/// What the documentation of `PostgresOptions::connections` promises, by default.
+const MOST_SESSIONS: i64 = 10;
+
+fn at_next(key: &ApiKey, change: impl FnOnce(&mut ApiKey)) -> ApiKey {
+    let mut changed = ApiKey { revision: key.revision.next(), ..key.clone() };
+    change(&mut changed);
+    changed
+}
+
+fn revoked(n: u8) -> ApiKey {
+    ApiKey { status: Status::Revoked, ..key(n) }
+}
+
+/// Three kinds of change to the keys 1 to 3, and a creation.
+async fn all_changes(store: &PostgresStore) -> [Result<(), StoreError>; 4] {
+    let enabled = at_next(&revoked(1), |key| key.status = Status::Active);
+    let rotated = at_next(&revoked(2), |key| key.digest = KeyDigest::of("rotated"));
+    let (deleted, created) = (revoked(3), key(4));
+    let (a, b, c, d) = tokio::join!(
+        store.replace(&enabled, Revision::FIRST),
+        store.replace(&rotated, Revision::FIRST),
+        store.delete(&deleted.org, &deleted.id, None),
+        store.insert(&created, OrgLimit::NONE),
+    );
+    [a, b, c, d]
+}
+
+/// None of [`all_changes`] has taken place.
+async fn nothing_was_changed(store: &PostgresStore) {
+    for n in 1..=3 {
+        let found = store.get(&key(n).org, &key(n).id).await.unwrap();
+        assert_eq!(*found.unwrap(), revoked(n), "key {n}");
+    }
+    assert_eq!(store.get(&key(4).org, &key(4).id).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_44_a_change_that_waited_for_a_lock_in_vain_never_takes_place() {
+    in_schema(|options| async move {
+        let sure = options.clone().connect().await.unwrap();
+        for n in 1..=3 {
+            sure.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
+        }
+        let schema = schema_of(&options);
+        for lock in [
+            format!(
+                "SELECT 1 FROM {schema}.keys FOR UPDATE; \
+                 SELECT 1 FROM {schema}.organisations FOR UPDATE"
+            ),
+            format!("LOCK TABLE {schema}.keys IN EXCLUSIVE MODE"),
+        ] {
+            let name = unique("keygate_locked");
+            let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
+            let db = administrator().await;
+            db.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
+            for changed in all_changes(&store).await {
+                // The server has given up, so that it is known.
+                assert!(matches!(changed, Err(StoreError::Unavailable(_))), "{changed:?}");
+            }
+            drop(store);
+            db.batch_execute("ROLLBACK").await.unwrap();
+            sessions_end(&name).await;
+            nothing_was_changed(&sure).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_44_a_change_whose_caller_is_gone_is_broken_off() {
+    in_schema(|options| async move {
+        let name = unique("keygate_gone");
+        // Its own limits are far away.
+        let store = in_session(&schema_of(&options), &name).connect().await.unwrap();
+        store.insert(&revoked(1), OrgLimit::NONE).await.unwrap();
+        let db = administrator().await;
+        let lock = format!("BEGIN; SELECT 1 FROM {}.keys FOR UPDATE", schema_of(&options));
+        db.batch_execute(&lock).await.unwrap();
+        let enabled = at_next(&revoked(1), |key| key.status = Status::Active);
+        let dropped = tokio::time::timeout(
+            Duration::from_millis(200),
+            store.replace(&enabled, Revision::FIRST),
+        );
+        assert!(dropped.await.is_err());
+        let waits = "SELECT count(*) FROM pg_stat_activity \
+                     WHERE application_name = $1 AND wait_event_type = 'Lock'";
+        let administrator = administrator().await;
+        let begun = Instant::now();
+        loop {
+            let waiting: i64 = administrator.query_one(waits, &[&name]).await.unwrap().get(0);
+            if waiting == 0 {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(3), "it still waits for the lock");
+            sleep(Duration::from_millis(5)).await;
+        }
+        db.batch_execute("ROLLBACK").await.unwrap();
+        assert_eq!(*store.get(&key(1).org, &key(1).id).await.unwrap().unwrap(), revoked(1));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_44_a_change_that_arrives_late_changes_nothing() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let sure = options.connect().await.unwrap();
+        for n in 1..=3 {
+            sure.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
+        }
+        for prepared in [true, false] {
+            let proxy = Proxy::start(address(&url())).await;
+            let name = unique("keygate_late");
+            let mut config: tokio_postgres::Config = proxy.url(&url()).parse().unwrap();
+            config.application_name(&name);
+            let options = PostgresOptions::new(config).schema(&schema).unwrap();
+            let store = options.deadline(DEADLINE).prepared(prepared).connect().await.unwrap();
+            // Every connection is open, and its statements are prepared.
+            for _ in 0..8 {
+                let own = new_key(&org("own"));
+                store.insert(&own, OrgLimit::NONE).await.unwrap();
+                let edit = at_next(&own, |_| {});
+                store.replace(&edit, own.revision).await.unwrap();
+                store.delete(&own.org, &own.id, None).await.unwrap();
+            }
+            proxy.set_on(Side::There, Network::Slow(DEADLINE * 3 / 2));
+            for changed in all_changes(&store).await {
+                assert!(matches!(changed, Err(StoreError::InDoubt(_))), "{changed:?}");
+            }
+            drop(store);
+            sessions_end(&name).await;
+            nothing_was_changed(&sure).await;
+        }
+    })
+    .await;
+}
+
+/// What an organisation of its own does all the time, on a store that others trouble.
+async fn undisturbed(store: &PostgresStore, name: &str, seconds: u64) {
+    let own = new_key(&org(name));
+    store.insert(&own, OrgLimit::NONE).await.unwrap();
+    let (begun, mut current) = (Instant::now(), own);
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        assert!(store.find_by_digest(&current.digest).await.unwrap().is_some());
+        let edit = at_next(&current, |_| {});
+        store.replace(&edit, current.revision).await.unwrap();
+        current = edit;
+        let new = new_key(&current.org);
+        store.insert(&new, OrgLimit::NONE).await.unwrap();
+        store.delete(&new.org, &new.id, None).await.unwrap();
+        let used = KeyUse { id: current.id, at: current.created_at };
+        store.record_uses(&[used]).await.unwrap();
+        store.record(&[change(7, "ada")]).await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_45_a_locked_row_harms_that_row_alone() {
+    in_schema(|options| async move {
+        let (schema, name) = (schema_of(&options), unique("keygate_row"));
+        let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
+        store.insert(&key(1), OrgLimit::NONE).await.unwrap();
+        store.insert(&key(2), OrgLimit::NONE).await.unwrap();
+        let db = administrator().await;
+        let lock = format!(
+            "BEGIN; SELECT 1 FROM {schema}.keys WHERE id = '{}' FOR UPDATE; \
+             SELECT 1 FROM {schema}.organisations WHERE org = 'acme' FOR UPDATE",
+            key(1).id
+        );
+        db.batch_execute(&lock).await.unwrap();
+
+        let mut others = JoinSet::new();
+        for _ in 0..8 {
+            let store = store.clone();
+            others.spawn(async move {
+                loop {
+                    let edit = at_next(&key(1), |_| {});
+                    store.replace(&edit, Revision::FIRST).await.unwrap_err();
+                    store.insert(&new_key(&key(1).org), OrgLimit::NONE).await.unwrap_err();
+                }
+            });
+        }
+        let most = Arc::new(AtomicUsize::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let counting = tokio::spawn({
+            let (most, stop, name) = (Arc::clone(&most), Arc::clone(&stop), name.clone());
+            async move {
+                let administrator = administrator().await;
+                let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1";
+                while !stop.load(Ordering::Relaxed) {
+                    let now: i64 =
+                        administrator.query_one(sessions, &[&name]).await.unwrap().get(0);
+                    most.fetch_max(now as usize, Ordering::Relaxed);
+                    sleep(Duration::from_millis(10)).await;
+                }
+            }
+        });
+        undisturbed(&store, "globex", 5).await;
+        // A key of the same organisation.
+        let edit = at_next(&key(2), |_| {});
+        store.replace(&edit, Revision::FIRST).await.unwrap();
+
+        // Of a batch with the locked key, the others are written.
+        let at = Timestamp::from_unix_micros(1_800_000_000_000_000).unwrap();
+        let uses = [1, 2].map(|n| KeyUse { id: key(n).id, at });
+        let recorded = store.record_uses(&uses).await;
+        assert!(matches!(recorded, Err(StoreError::Unavailable(_))), "{recorded:?}");
+        let last_use =
+            async |n| store.get(&key(n).org, &key(n).id).await.unwrap().unwrap().last_used_at;
+        assert_eq!((last_use(1).await, last_use(2).await), (None, Some(at)));
+
+        stop.store(true, Ordering::Relaxed);
+        counting.await.unwrap();
+        others.shutdown().await;
+        db.batch_execute("ROLLBACK").await.unwrap();
+        store.record_uses(&uses).await.unwrap();
+        assert_eq!(last_use(1).await, Some(at));
+        let most = most.load(Ordering::Relaxed);
+        assert!((1..=MOST_SESSIONS as usize).contains(&most), "{most} sessions");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_45_a_locked_table_harms_what_needs_it_alone() {
+    in_schema(|options| async move {
+        let (schema, name) = (schema_of(&options), unique("keygate_table"));
+        let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
+        store.insert(&key(1), OrgLimit::NONE).await.unwrap();
+        let db = administrator().await;
+        for table in ["requests", "changes"] {
+            let lock = format!("BEGIN; LOCK TABLE {schema}.{table} IN ACCESS EXCLUSIVE MODE");
+            db.batch_execute(&lock).await.unwrap();
+            let pages = {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    use keygate::{AuditLog, AuditQuery, AuditScope};
+                    let scopes = [AuditScope::OrgChanges, AuditScope::KeyRequests(key(1).id)];
+                    for _ in 0..4 {
+                        for scope in scopes {
+                            let _ = store.page(&AuditQuery::new(org("acme"), scope)).await;
+                        }
+                    }
+                })
+            };
+            let own = new_key(&org(table));
+            for _ in 0..20 {
+                store.insert(&own, OrgLimit::NONE).await.unwrap();
+                assert!(store.find_by_digest(&own.digest).await.unwrap().is_some());
+                store.record_uses(&[KeyUse { id: own.id, at: own.created_at }]).await.unwrap();
+                store.delete(&own.org, &own.id, None).await.unwrap();
+            }
+            pages.await.unwrap();
+            db.batch_execute("ROLLBACK").await.unwrap();
+        }
+        // Reads go on while the keys cannot be changed, and health shows it.
+        let lock = format!("BEGIN; LOCK TABLE {schema}.keys IN SHARE MODE");
+        db.batch_execute(&lock).await.unwrap();
+        let probe = store.record_uses(&[]).await;
+        assert!(matches!(probe, Err(StoreError::Unavailable(_))), "{probe:?}");
+        assert!(store.find_by_digest(&key(1).digest).await.unwrap().is_some());
+        db.batch_execute("ROLLBACK").await.unwrap();
+        store.record_uses(&[]).await.unwrap();
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1";
+        let now: i64 = db.query_one(sessions, &[&name]).await.unwrap().get(0);
+        assert!(now <= MOST_SESSIONS, "{now} sessions");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_46_one_organisations_creations_do_not_hold_up_those_of_others() {
+    in_schema(|options| async move {
+        let proxy = Proxy::start(address(&url())).await;
+        let far = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
+        let far = far.schema(schema_of(&options)).unwrap().deadline(DEADLINE);
+        let store = far.connect().await.unwrap();
+        proxy.set(Network::Slow(Duration::from_millis(5)));
+        let mut busy = JoinSet::new();
+        for _ in 0..57 {
+            let store = store.clone();
+            busy.spawn(async move {
+                loop {
+                    let new = new_key(&org("busy"));
+                    if store.insert(&new, OrgLimit::NONE).await.is_ok() {
+                        let _ = store.delete(&new.org, &new.id, None).await;
+                    }
+                }
+            });
+        }
+        sleep(Duration::from_millis(500)).await;
+        for n in 0..20 {
+            let new = new_key(&org(&format!("other {n}")));
+            store.insert(&new, OrgLimit::NONE).await.unwrap();
+        }
+        busy.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn organisations_without_keys_are_forgotten() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let store = options.connect().await.unwrap();
+        let keys: Vec<_> = (0..5).map(|n| new_key(&org(&format!("org {n}")))).collect();
+        for key in &keys {
+            store.insert(key, OrgLimit::at_most(1)).await.unwrap();
+            let full = store.insert(&new_key(&key.org), OrgLimit::at_most(1)).await;
+            assert!(matches!(full, Err(StoreError::LimitReached)), "{full:?}");
+        }
+        for key in &keys[1..] {
+            store.delete(&key.org, &key.id, None).await.unwrap();
+        }
+        let rows = format!("SELECT org FROM {schema}.organisations");
+        let rows = administrator().await.query(&rows, &[]).await.unwrap();
+        let left: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        assert_eq!(left, ["org 0"]);
+        store.insert(&keys[1], OrgLimit::at_most(1)).await.unwrap();
+    })
+    .await;
+}
