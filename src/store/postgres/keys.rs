@@ -51,12 +51,16 @@ pub(super) async fn insert(
         (&limit.get().map(i64::from) as _, Type::INT8),
     ];
     let until = changes.until();
+    // All connections may have been lost at once, before any of them knows.
+    let mut repeats = changes.size();
     let mut lost = false;
     let rows = loop {
         let gate = Gate::Creation(key.org.clone());
         match changes.change(gate, Sql::InsertKey, &parameters, until).await {
             // Made again where the answer was lost: the id is there at most once.
-            Err(Fault::InDoubt(fault)) if !lost && fault.may_be_repeated() => lost = true,
+            Err(Fault::InDoubt(fault)) if repeats > 0 && fault.may_be_repeated() => {
+                (repeats, lost) = (repeats - 1, true);
+            }
             answer => break answer?,
         }
     };

@@ -93,9 +93,9 @@ impl Pool {
         statement: Sql,
         parameters: &Parameters<'_>,
     ) -> Outcome<Vec<Row>> {
-        let until = Instant::now() + self.deadline;
+        let until = self.until();
         // All connections may have been lost at once, before any of them knows.
-        let mut repeats = self.keepers.len();
+        let mut repeats = self.size();
         loop {
             let answer = match self.used {
                 Use::Shared => self.ask(statement, parameters, until).await,
@@ -124,7 +124,7 @@ impl Pool {
         let not_begun = |_| Fault::NotBegun(self.deadline);
         let pass = timeout_at(until, self.gates.enter(gate)).await.map_err(not_begun)?;
         let pass = Arc::new(pass);
-        let mut repeats = self.keepers.len();
+        let mut repeats = self.size();
         loop {
             let pass = Some(Arc::clone(&pass));
             let call = Call { statement, parameters: Encoded::all(parameters), pass };
@@ -141,6 +141,11 @@ impl Pool {
     /// The deadline of a call.
     pub(super) fn deadline(&self) -> Duration {
         self.deadline
+    }
+
+    /// How many connections there are.
+    pub(super) fn size(&self) -> usize {
+        self.keepers.len()
     }
 
     /// When a call that begins now has to be over.
