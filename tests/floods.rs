@@ -274,7 +274,7 @@ async fn case_48_refusals_take_no_room_of_requests_and_are_summed_where_they_hav
 #[cfg(feature = "sqlite")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_48_a_flood_adds_little_to_a_sqlite_file() {
-    for delivery in [Delivery::strict(), Delivery::buffered()] {
+    for delivery in [Delivery::buffered(), Delivery::strict()] {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
         let world = World::on(store, delivery.sum_refusals(20, WINDOW));
