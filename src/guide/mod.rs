@@ -2,3 +2,6 @@
 
 #[doc = include_str!("restore.md")]
 pub mod restore {}
+
+#[doc = include_str!("restore_sqlite.md")]
+pub mod restore_sqlite {}

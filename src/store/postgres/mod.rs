@@ -51,11 +51,16 @@ use crate::store::transfer::KeyExport;
 /// Keys and audit records in PostgreSQL: [`KeyStore`], [`AuditSink`] and
 /// [`AuditLog`] at once. A clone is another handle to the same connections.
 ///
-/// A few connections carry the calls of everybody, one behind the other without
-/// waiting for answers, except where [`PostgresOptions::prepared`] is `false`. One that
-/// is lost, or does not answer within the deadline, is replaced in the background;
-/// reads, and writes that may be repeated, are tried again on another. What is
-/// [`StoreError::Unavailable`] may be tried again.
+/// A few connections carry the look-ups of all callers, one behind the other without
+/// waiting for answers, except where [`PostgresOptions::prepared`] is `false`. Other calls
+/// have connections of their own ([`PostgresOptions::connections`]), so that a row or a
+/// table that another transaction holds locked delays only those who need it. A connection
+/// that is lost, or does not answer within the deadline, is replaced in the background;
+/// reads, and writes that may be repeated, are tried again on another.
+///
+/// A change that fails with [`StoreError::Unavailable`] has not taken place, and will not:
+/// try it again. One that fails with [`StoreError::InDoubt`] may have taken place, since its
+/// answer was lost: read the key first. Either way it does not take place later.
 ///
 /// The tables live in a schema of their own. Any number of processes may open it
 /// at once, the first one makes it. With a user that may not create a schema, make

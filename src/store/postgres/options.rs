@@ -111,16 +111,27 @@ impl PostgresOptions {
         Ok(Self { schema, ..self })
     }
 
-    /// How many connections are for what reads, 1 at least. At first they are 2: each
+    /// How many connections are for look-ups, 1 at least. At first they are 2: each
     /// carries many calls at a time, so few do. Without [prepared](Self::prepared)
-    /// statements they are 4, since each carries one call at a time. Of two more, one
-    /// is for what writes and one for what takes a transaction.
+    /// statements they are 4, since each carries one call at a time.
+    ///
+    /// There are 8 more, so that calls of different kinds do not wait for each other: 4 for
+    /// changes, and one each for last-used times, audit records, pages of the audit log, and
+    /// purging. A store has 10 sessions at the server by default, however long others hold
+    /// rows or tables locked. While the server does not answer at all, each may have one
+    /// more, which the server has not ended yet. A cache's feed is another one.
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: Some(connections.max(1)), ..self }
     }
 
     /// How long a call may take, 1 second at first and a day at most. It is also the
     /// time to reach one host and be let in, where the URL gives no `connect_timeout`.
+    ///
+    /// The server knows it as well. A statement waits for a lock for a quarter of that time
+    /// (`lock_timeout`) and ends after three quarters (`statement_timeout`), and a statement
+    /// that changes a key compares its deadline with the server's clock once it has the
+    /// row: so a change that was answered with an error because of time never takes place
+    /// later.
     pub fn deadline(self, deadline: Duration) -> Self {
         Self { deadline: deadline.min(LONGEST), ..self }
     }
@@ -128,10 +139,12 @@ impl PostgresOptions {
     /// Whether statements are prepared, once on each connection; they are at first.
     ///
     /// It must be `false` behind a pooler that hands out server sessions by
-    /// transaction, such as PgBouncer without `max_prepared_statements` (it came
-    /// with version 1.21). Otherwise a statement is looked for in a session that
-    /// does not have it, and calls fail as unavailable; or worse, that of another
-    /// process is found there under the same name, and run in its place.
+    /// transaction, such as PgBouncer with `pool_mode = transaction`. Otherwise the time
+    /// limits of a session are handed on to its next client. Without
+    /// `max_prepared_statements` (it came with PgBouncer 1.21), moreover, a statement is
+    /// looked for in a session that does not have it, and calls fail as unavailable; or
+    /// worse, that of another process is found there under the same name, and run in its
+    /// place.
     ///
     /// Where it is `false`, a connection also carries one call at a time, and a call
     /// whose caller gives up goes on, until the deadline at most. An older PgBouncer
