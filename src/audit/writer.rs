@@ -56,6 +56,7 @@ impl AuditWriter {
             sink,
             countries,
             batch: Batch::default(),
+            held: Batch::default(),
             rest: VecDeque::new(),
             retry: Vec::new(),
         };
@@ -212,6 +213,8 @@ struct Task {
     sink: Arc<dyn AuditSink>,
     countries: Option<Arc<dyn CountryLookup>>,
     batch: Batch,
+    /// Records of the other kind, while those of the batch are written.
+    held: Batch,
     /// While a rejected record is sought: those that are not tried yet,
     rest: VecDeque<(AuditRecord, Option<Ack>)>,
     /// and those to be tried again.
@@ -235,9 +238,7 @@ impl Task {
                 break;
             }
             self.take();
-            if !self.batch.records.is_empty() {
-                self.write().await;
-            }
+            self.write_each_kind().await;
             retry = match retry {
                 _ if self.batch.records.is_empty() => None,
                 None => Some(FIRST_RETRY),
@@ -267,11 +268,22 @@ impl Task {
                 let look_up = || request.ip.and_then(|ip| countries.country(ip));
                 request.country = catch_unwind(AssertUnwindSafe(look_up)).unwrap_or_default();
             }
-            if let Some(ack) = ack {
-                batch.acks.push((batch.records.len(), ack));
-            }
-            batch.records.push(record);
+            batch.push(record, ack);
         }
+    }
+
+    /// Changes first, and in a call of their own: what keeps the records of requests from
+    /// being written need not keep a change.
+    async fn write_each_kind(&mut self) {
+        self.held = self.batch.split_off_requests();
+        if !self.batch.records.is_empty() {
+            self.write().await;
+        }
+        std::mem::swap(&mut self.batch, &mut self.held);
+        if !self.batch.records.is_empty() {
+            self.write().await;
+        }
+        self.batch.records.append(&mut self.held.records);
     }
 
     /// Tries to write the batch. What is left in it afterwards is to be retried.
@@ -305,12 +317,7 @@ impl Task {
 
     /// Finds the records that the sink rejects, so that the others get through.
     async fn write_one_by_one(&mut self) {
-        let whole = std::mem::take(&mut self.batch);
-        let mut acks = whole.acks.into_iter().peekable();
-        for (position, record) in whole.records.into_iter().enumerate() {
-            let ack = acks.next_if(|(at, _)| *at == position).map(|(_, ack)| ack);
-            self.rest.push_back((record, ack));
-        }
+        self.rest.extend(std::mem::take(&mut self.batch).into_parts());
         while !self.queue.is_over()
             && let Some((record, ack)) = self.rest.pop_front()
         {
@@ -346,6 +353,37 @@ impl Task {
 }
 
 impl Batch {
+    fn push(&mut self, record: AuditRecord, ack: Option<Ack>) {
+        if let Some(ack) = ack {
+            self.acks.push((self.records.len(), ack));
+        }
+        self.records.push(record);
+    }
+
+    /// Each record with who waits for it.
+    fn into_parts(self) -> impl Iterator<Item = (AuditRecord, Option<Ack>)> {
+        let mut acks = self.acks.into_iter().peekable();
+        self.records.into_iter().enumerate().map(move |(position, record)| {
+            let ack = acks.next_if(|(at, _)| *at == position).map(|(_, ack)| ack);
+            (record, ack)
+        })
+    }
+
+    /// Leaves the changes.
+    fn split_off_requests(&mut self) -> Self {
+        let is_change = |record: &AuditRecord| matches!(record.event, AuditEvent::Change(_));
+        let whole = std::mem::take(self);
+        if !whole.records.iter().any(is_change) {
+            return whole;
+        }
+        let mut requests = Self::default();
+        for (record, ack) in whole.into_parts() {
+            let batch = if is_change(&record) { &mut *self } else { &mut requests };
+            batch.push(record, ack);
+        }
+        requests
+    }
+
     /// Takes out the records that somebody waits for, and tells them.
     fn fail_acknowledged(&mut self) -> Vec<AuditRecord> {
         let mut failed = Vec::with_capacity(self.acks.len());
@@ -369,6 +407,7 @@ impl Drop for Task {
         // Whoever fills a place from now on counts for himself.
         self.queue.end();
         let mut unwritten = std::mem::take(&mut self.batch.records);
+        unwritten.append(&mut self.held.records);
         unwritten.append(&mut self.retry);
         unwritten.extend(self.rest.drain(..).map(|(record, _)| record));
         self.queue.take(usize::MAX, |record, _| unwritten.push(record));

@@ -10,6 +10,9 @@ use crate::audit::record::{AuditEvent, AuditRecord};
 /// Tells whoever waits for a record what became of it.
 pub(crate) type Ack = oneshot::Sender<Result<(), DeliveryError>>;
 
+/// So many changes a writer takes that is full of requests.
+const CHANGES_WITHOUT_ROOM: usize = 16;
+
 /// Whose room a record takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -155,9 +158,11 @@ impl<P> Lanes<P> {
     }
 
     /// Moves up to `max` records over to the writer: changes first, though no more than
-    /// half of them where requests wait too, and the oldest of each.
+    /// half of them where requests wait too, and the oldest of each. A writer that cannot
+    /// get rid of requests and has no room still gets a few changes.
     pub(super) fn take(&mut self, max: usize, mut each: impl FnMut(AuditRecord, Option<Ack>)) {
         let half = max.div_ceil(2).max(max.saturating_sub(self.requests.len()));
+        let half = if max == 0 { CHANGES_WITHOUT_ROOM } else { half };
         let changes = self.changes.len().min(half);
         let requests = self.requests.len().min(max.saturating_sub(changes));
         let taken = self.changes.drain(..changes).chain(self.requests.drain(..requests));

@@ -336,6 +336,7 @@ proptest! {
                 3 => drop(places[at].pop()),
                 4 => {
                     // Changes first, and half of it for requests, where there are as many.
+                    let count = count.max(1);
                     let first = changes.len().min(count - (count / 2).min(requests.len()));
                     let then = requests.len().min(count - first);
                     let expected: Vec<_> =

@@ -108,7 +108,7 @@ fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
 }
 
 /// A writer whose task the test polls by itself.
-fn writer(delivery: Delivery, sink: Arc<Flaky>, time: Arc<NoTime>) -> (AuditWriter, Task) {
+fn writer(delivery: Delivery, sink: Arc<dyn AuditSink>, time: Arc<NoTime>) -> (AuditWriter, Task) {
     let queue =
         Arc::new(Queue::new(&delivery, Box::new(|sum| request(0, sum.last.outcome, sum.count))));
     let counters = Arc::new(Counters::default());
@@ -120,6 +120,7 @@ fn writer(delivery: Delivery, sink: Arc<Flaky>, time: Arc<NoTime>) -> (AuditWrit
         sink,
         countries: None,
         batch: Batch::default(),
+        held: Batch::default(),
         rest: VecDeque::new(),
         retry: Vec::new(),
     };
@@ -265,4 +266,50 @@ proptest! {
         prop_assert_eq!((stats.queued, stats.summed, accounted(stats)), (0, 0, made + open));
         prop_assert_eq!(stats.written, *sink.written.lock().unwrap());
     }
+}
+
+/// Writes changes only, as a log does whose table of requests is locked.
+#[derive(Debug, Default)]
+struct ChangesOnly(MemoryAuditLog);
+
+#[async_trait::async_trait]
+impl AuditSink for ChangesOnly {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        if batch.iter().any(|record| matches!(record.event, AuditEvent::Request(_))) {
+            return Err(AuditError::unavailable("locked"));
+        }
+        self.0.record(batch).await
+    }
+}
+
+#[test]
+fn changes_are_written_while_the_records_of_requests_cannot_be() {
+    let (sink, time) = (Arc::new(ChangesOnly::default()), Arc::new(NoTime::default()));
+    let (writer, mut task) = writer(Delivery::buffered().batch(2), sink.clone(), time);
+    let request = |number| {
+        let event = RequestEvent {
+            method: "GET".into(),
+            endpoint: "/".into(),
+            ip: None,
+            country: None,
+            status: Some(200),
+            outcome: Outcome::Allowed,
+            count: 1,
+        };
+        AuditRecord { event: AuditEvent::Request(event), ..record(number) }
+    };
+    for number in 0..2 {
+        writer.enqueue(Reserved::None, request(number));
+    }
+    task.take();
+    assert!(poll(pin!(task.write_each_kind())));
+    for round in 0..3 {
+        let place = writer.queue.try_reserve(Kind::Change).unwrap();
+        let mut acknowledged = place.fill_acknowledged(record(10 + round)).unwrap();
+        task.take();
+        assert!(poll(pin!(task.write_each_kind())));
+        assert_eq!(acknowledged.try_recv(), Ok(Some(Ok(()))), "round {round}");
+        assert_eq!((task.batch.records.len(), writer.stats().queued), (2, 2), "kept for later");
+    }
+    assert_eq!(sink.0.len(), 3);
 }
