@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use keygate::{
-    ApiKey, AuditSink, KeyDigest, KeyStore, KeyUse, OrgLimit, PostgresOptions, PostgresStore,
-    Revision, Status, StoreError, Timestamp,
+    Actor, ApiKey, AuditSink, KeyDigest, KeyManager, KeyPatch, KeyStore, KeyUse, NewKey, OrgLimit,
+    PostgresOptions, PostgresStore, RequestInfo, Revision, Status, StoreError, Timestamp,
 };
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -154,6 +154,36 @@ async fn case_44_a_change_that_arrives_late_changes_nothing() {
             sessions_end(&name).await;
             nothing_was_changed(&sure).await;
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_45_while_the_table_of_requests_is_locked_keys_are_changed_on_record() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let store = options.deadline(DEADLINE).connect().await.unwrap();
+        let log = Arc::new(store.clone());
+        let keys = KeyManager::builder(store).audit(log).build().unwrap();
+        let actor = Actor::new(org("acme"), "ada");
+        let issued = keys.create(&actor, NewKey::named("CI").unwrap()).await.unwrap();
+        let db = administrator().await;
+        let lock = format!("BEGIN; LOCK TABLE {schema}.requests IN ACCESS EXCLUSIVE MODE");
+        db.batch_execute(&lock).await.unwrap();
+        for round in 0..10 {
+            let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+            let admitted = keys.admit(issued.secret.expose_secret(), request).await.unwrap();
+            admitted.finish(200).await.unwrap();
+            let name = format!("name {round}").parse().unwrap();
+            keys.update(&actor, &issued.key.id, KeyPatch::rename(name)).await.unwrap();
+        }
+        db.batch_execute("ROLLBACK").await.unwrap();
+        let report = keys.shutdown(Duration::from_secs(10)).await;
+        assert!(report.is_complete(), "{report:?}");
+        let count = format!("SELECT count(*) FROM {schema}.requests");
+        let records: i64 = db.query_one(&count, &[]).await.unwrap().get(0);
+        assert_eq!(records, 10);
     })
     .await;
 }
