@@ -22,11 +22,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use keygate::{
-    Actor, KeyManager, KeyStore, KeyUse, ManageError, NewKey, OrgId, PostgresOpenError,
-    PostgresOptions, PostgresStore, VerifyError, conformance,
+    Actor, ApiKey, KeyManager, KeyPatch, KeyStore, KeyUse, ManageError, NewKey, OrgId,
+    PostgresOpenError, PostgresOptions, PostgresStore, Status, StoreError, VerifyError,
+    conformance,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_postgres::NoTls;
 
 use crate::cluster_support::certificates::write_certificates;
 use crate::cluster_support::changes::{Worker, number};
@@ -588,6 +590,42 @@ async fn a_crowd_behind_pgbouncer_gets_its_own_answers() {
     println!("without: {right} right, {} failed, {broken_off} broken off", failed.len());
     assert_eq!((right > 100, failed), (true, Vec::new()));
     assert!(broken_off > 100, "{broken_off}");
+}
+
+/// The limits of a session do not reach through a pooler; those of a statement do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL and PgBouncer"]
+async fn case_44_behind_pgbouncer_a_change_that_waited_in_vain_never_takes_place() {
+    let cluster = Cluster::start();
+    let bouncer = PgBouncer::start(&cluster, 8, "");
+    let options = options(&bouncer.url("")).prepared(false);
+    let sure = options.clone().deadline(PATIENT).connect().await.unwrap();
+    let keys = KeyManager::builder(sure.clone()).build().unwrap();
+    let actor = Actor::new(OrgId::new("acme").unwrap(), "tester");
+    let made = keys.create(&actor, NewKey::named("CI deploy").unwrap()).await.unwrap();
+    let revoked = keys.update(&actor, &made.key.id, KeyPatch::revoke()).await.unwrap();
+    for lock in ["SELECT 1 FROM keygate.keys FOR UPDATE", "LOCK TABLE keygate.keys IN SHARE MODE"] {
+        let store = options.clone().deadline(DEADLINE).connect().await.unwrap();
+        let (db, connection) = tokio_postgres::connect(&cluster.url(""), NoTls).await.unwrap();
+        tokio::spawn(connection);
+        db.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
+        let revision = revoked.revision;
+        let enabled =
+            ApiKey { status: Status::Active, revision: revision.next(), ..ApiKey::clone(&revoked) };
+        let changed = store.replace(&enabled, revision).await;
+        let error = changed.unwrap_err();
+        // A lock on the table is waited for before the statement's own limits hold, and
+        // the pooler may take its time to break it off.
+        let in_doubt = matches!(error, StoreError::InDoubt(_)) && lock.starts_with("LOCK");
+        assert!(in_doubt || matches!(error, StoreError::Unavailable(_)), "{error:?}");
+        db.batch_execute("ROLLBACK").await.unwrap();
+        drop(store);
+        // Behind it on the same row: what had to come has come.
+        let renamed = ApiKey { revision: revision.next(), ..ApiKey::clone(&revoked) };
+        sure.replace(&renamed, revision).await.unwrap();
+        let back = ApiKey { revision, ..ApiKey::clone(&revoked) };
+        sure.replace(&back, revision.next()).await.unwrap();
+    }
 }
 
 /// A mistake in the settings: calls fail, and are answered with what was meant for

@@ -160,7 +160,7 @@ impl Worker {
                 change.apply(&mut self.keys);
                 true
             }
-            Err(ManageError::Unavailable(_)) => {
+            Err(ManageError::Unavailable(_) | ManageError::InDoubt(_)) => {
                 self.in_doubt = Some(change);
                 false
             }
@@ -176,7 +176,9 @@ impl Worker {
             self.longest_call = self.longest_call.max(begun.elapsed());
             match listed {
                 Ok(_) => return,
-                Err(ManageError::Unavailable(_)) => tokio::task::yield_now().await,
+                Err(ManageError::Unavailable(_) | ManageError::InDoubt(_)) => {
+                    tokio::task::yield_now().await
+                }
                 Err(error) => panic!("{error:?}"),
             }
         }

@@ -104,7 +104,7 @@ async fn perform(world: &World, operation: Operation, key: &IssuedKey, path: &st
     };
     match managed {
         Ok(said) => said,
-        Err(ManageError::Unavailable(_)) => Said::Unavailable,
+        Err(ManageError::Unavailable(_) | ManageError::InDoubt(_)) => Said::Unavailable,
         Err(other) => panic!("{operation:?}: {other:?}"),
     }
 }

@@ -130,7 +130,7 @@ macro_rules! recovers {
 pub(crate) use recovers;
 
 pub(crate) fn is_unavailable(error: &ManageError) -> bool {
-    matches!(error, ManageError::Unavailable(_))
+    matches!(error, ManageError::Unavailable(_) | ManageError::InDoubt(_))
 }
 
 /// The database itself.

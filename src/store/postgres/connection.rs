@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, OnceCell, OwnedMutexGuard};
+use tokio::sync::{Mutex, Notify, OnceCell, OwnedMutexGuard};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -13,7 +13,6 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::store::postgres::Outcome;
-use crate::store::postgres::dial::Tls;
 use crate::store::postgres::error::Fault;
 use crate::store::postgres::session::ServerClock;
 use crate::store::postgres::statements::{Sql, Texts};
@@ -33,7 +32,7 @@ pub(super) struct Connection {
     retired: AtomicBool,
     answers: AtomicU64,
     pub(super) clock: ServerClock,
-    tls: Tls,
+    left: Notify,
 }
 
 impl Connection {
@@ -44,7 +43,6 @@ impl Connection {
         texts: Arc<Texts>,
         prepared: bool,
         clock: ServerClock,
-        tls: Tls,
     ) -> Self {
         let cells = || (0..Sql::COUNT).map(|_| OnceCell::new()).collect();
         Self {
@@ -56,18 +54,8 @@ impl Connection {
             retired: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             clock,
-            tls,
+            left: Notify::new(),
         }
-    }
-
-    /// Asks the server to break off the statement that it is at. Returns once it was told.
-    pub(super) async fn cancel(&self) {
-        // One that does not arrive leaves it to the server's own limits.
-        let _ = self.client.cancel_token().cancel_query(self.tls.clone()).await;
-    }
-
-    pub(super) fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Relaxed)
     }
 
     pub(super) async fn query(
@@ -141,6 +129,17 @@ impl Connection {
         if !matches!(timeout(deadline, self.run("")).await, Ok(Ok(()))) {
             self.retire();
         }
+    }
+
+    /// Uses the connection no more, and lets the server finish what it is at.
+    pub(super) fn leave(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        self.left.notify_one();
+    }
+
+    /// Returns once the connection was left to the server.
+    pub(super) async fn left(&self) {
+        self.left.notified().await;
     }
 
     /// Closes the connection; what waits on it fails at once.

@@ -18,9 +18,9 @@ use crate::store::postgres::session::{Patience, ServerClock};
 use crate::store::postgres::statements::{Texts, micros};
 
 #[cfg(feature = "postgres-tls")]
-pub(super) type Tls = tokio_postgres_rustls::MakeRustlsConnect;
+type Tls = tokio_postgres_rustls::MakeRustlsConnect;
 #[cfg(not(feature = "postgres-tls"))]
-pub(super) type Tls = tokio_postgres::NoTls;
+type Tls = tokio_postgres::NoTls;
 
 /// What moves a connection's bytes, for as long as it is polled.
 pub(super) type Wire = tokio_postgres::Connection<Socket, <Tls as MakeTlsConnect<Socket>>::Stream>;
@@ -64,9 +64,8 @@ impl Dialer {
         let begun = timeout(self.reach, self.begin(&client, settings)).await;
         match begun.unwrap_or(Err(Fault::Late(self.reach))) {
             Ok(clock) => {
-                let (texts, tls) = (Arc::clone(&self.texts), Tls::clone(&self.tls));
-                let connection = Connection::new(client, &driver, texts, self.prepared, clock, tls);
-                Ok((connection, driver))
+                let texts = Arc::clone(&self.texts);
+                Ok((Connection::new(client, &driver, texts, self.prepared, clock), driver))
             }
             Err(fault) => {
                 driver.abort();

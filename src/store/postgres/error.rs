@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::audit::sink::AuditError;
 use crate::store::contract::StoreError;
@@ -107,7 +107,7 @@ impl Fault {
     pub(super) fn costs_the_connection(&self) -> bool {
         let Self::Postgres(error) = self else { return matches!(self, Self::Late(_)) };
         let Some(db) = error.as_db_error() else { return !is_about_a_value(error) };
-        matches!(db.severity(), "FATAL" | "PANIC")
+        ends_the_session(db)
             || [
                 SqlState::READ_ONLY_SQL_TRANSACTION,
                 SqlState::ADMIN_SHUTDOWN,
@@ -126,7 +126,7 @@ impl Fault {
         match self {
             // A session that the server ends may have done its work.
             Self::Postgres(error) => match error.as_db_error() {
-                Some(db) => !matches!(db.severity(), "FATAL" | "PANIC"),
+                Some(db) => !ends_the_session(db),
                 None => is_about_a_value(error),
             },
             Self::Late(_) | Self::Ended | Self::InDoubt(_) => false,
@@ -146,6 +146,11 @@ impl Fault {
             SqlState::FEATURE_NOT_SUPPORTED,
         ];
         self.code().is_some_and(|code| codes.contains(code))
+    }
+
+    /// Whether something that the statement needs is locked.
+    pub(super) fn is_a_lock(&self) -> bool {
+        self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
     /// Whether a call that may be made twice is worth another attempt at once.
@@ -201,6 +206,11 @@ impl Fault {
     fn is_constraint(&self) -> bool {
         self.code() == Some(&SqlState::UNIQUE_VIOLATION)
     }
+}
+
+/// The word itself may be in the server's language.
+fn ends_the_session(error: &DbError) -> bool {
+    matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
 }
 
 /// Whether the client could not turn a value into a column or back. All else

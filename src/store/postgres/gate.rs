@@ -1,10 +1,10 @@
-//! One change at a time for each key, and one creation for each organisation.
+//! One change at a time for each key, and a few for each organisation.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::key::id::KeyId;
 use crate::org::OrgId;
@@ -15,21 +15,36 @@ use crate::org::OrgId;
 pub(super) enum Gate {
     Creation(OrgId),
     Key(KeyId),
+    /// Any change to an organisation's keys.
+    Organisation(OrgId),
 }
 
-type Waiting = HashMap<Gate, Arc<Mutex<()>>>;
+impl Gate {
+    /// How many may be through at a time. Of an organisation they are fewer than there are
+    /// connections: one is left for others, whatever is locked there.
+    fn width(&self) -> usize {
+        match self {
+            Self::Creation(_) | Self::Key(_) => 1,
+            Self::Organisation(_) => 2,
+        }
+    }
+}
+
+type Waiting = HashMap<Gate, Arc<Semaphore>>;
 
 /// The gates at which there is a change, and no others.
 #[derive(Clone, Default)]
-pub(super) struct Gates(Arc<Lock<Waiting>>);
+pub(super) struct Gates(Arc<Mutex<Waiting>>);
 
 impl Gates {
     /// Waits for those who came before.
     pub(super) async fn enter(&self, gate: Gate) -> Pass {
-        let turn = Arc::clone(self.lock().entry(gate.clone()).or_default());
-        // Before the wait, so that a caller that gives up is not forgotten.
+        let new = || Arc::new(Semaphore::new(gate.width()));
+        let turn = Arc::clone(self.lock().entry(gate.clone()).or_insert_with(new));
+        // Made before the wait, so that the gate of a caller that gives up is forgotten.
         let mut pass = Pass { gates: self.clone(), gate, turn: None };
-        pass.turn = Some(turn.lock_owned().await);
+        // A gate is never closed.
+        pass.turn = turn.acquire_owned().await.ok();
         pass
     }
 
@@ -49,7 +64,7 @@ impl fmt::Debug for Gates {
 pub(super) struct Pass {
     gates: Gates,
     gate: Gate,
-    turn: Option<OwnedMutexGuard<()>>,
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Pass {

@@ -55,21 +55,29 @@ pub(super) async fn insert(
     let mut repeats = changes.size();
     let mut lost = false;
     let rows = loop {
-        let gate = Gate::Creation(key.org.clone());
-        match changes.change(gate, Sql::InsertKey, &parameters, until).await {
+        let gates = [Gate::Creation(key.org.clone()), Gate::Organisation(key.org.clone())];
+        match changes.change(gates, Sql::InsertKey, &parameters, until).await {
             // Made again where the answer was lost: the id is there at most once.
             Err(Fault::InDoubt(fault)) if repeats > 0 && fault.may_be_repeated() => {
                 (repeats, lost) = (repeats - 1, true);
             }
+            Err(fault) if lost => return Err(Fault::InDoubt(Box::new(fault))),
             answer => break answer?,
         }
     };
-    match rows.first().and_then(|row| row.try_get("result").ok()) {
+    let result = rows.first().and_then(|row| row.try_get("result").ok());
+    if lost && result != Some("done") {
+        // Was it there already, or did the first attempt take place?
+        return match get(reads, &key.org, &key.id).await {
+            Ok(Some(stored)) if stored.digest == key.digest => Ok(()),
+            Ok(_) if result == Some("taken") => Err(Fault::Conflict),
+            Ok(_) if result == Some("full") => Err(Fault::LimitReached),
+            Ok(_) => Err(Fault::TooLate(changes.deadline())),
+            Err(fault) => Err(Fault::InDoubt(Box::new(fault))),
+        };
+    }
+    match result {
         Some("done") => Ok(()),
-        Some("taken") if lost => match get(reads, &key.org, &key.id).await? {
-            Some(stored) if stored.digest == key.digest => Ok(()),
-            _ => Err(Fault::Conflict),
-        },
         Some("taken") => Err(Fault::Conflict),
         Some("full") => Err(Fault::LimitReached),
         Some("late") => Err(Fault::TooLate(changes.deadline())),
@@ -128,8 +136,14 @@ pub(super) async fn replace(
         (&key.rotated_at.map(Timestamp::unix_micros) as _, Type::INT8),
         (&i64::from(key.revision.get()) as _, Type::INT8),
     ];
-    let rows =
-        changes.change(Gate::Key(key.id), Sql::ReplaceKey, &parameters, changes.until()).await?;
+    let rows = changes
+        .change(
+            [Gate::Key(key.id), Gate::Organisation(key.org.clone())],
+            Sql::ReplaceKey,
+            &parameters,
+            changes.until(),
+        )
+        .await?;
     changed(&rows, changes, reads, (&key.org, &key.id)).await
 }
 
@@ -144,7 +158,14 @@ pub(super) async fn delete(
         (&org.as_str() as _, Type::TEXT),
         (&expected.map(|revision| i64::from(revision.get())) as _, Type::INT8),
     ];
-    let rows = changes.change(Gate::Key(*id), Sql::DeleteKey, &parameters, changes.until()).await?;
+    let rows = changes
+        .change(
+            [Gate::Key(*id), Gate::Organisation(org.clone())],
+            Sql::DeleteKey,
+            &parameters,
+            changes.until(),
+        )
+        .await?;
     changed(&rows, changes, reads, (org, id)).await
 }
 

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedMutexGuard, oneshot, watch};
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -112,23 +112,25 @@ impl Pool {
     }
 
     /// A call that changes what must not be changed twice. It takes place within its
-    /// deadline or never: the deadline goes to the server with it, and a way to tell how
-    /// long it may wait for a lock, as its last two parameters.
+    /// deadline or never: its last parameters tell the server of it. While what it needs is
+    /// locked, it is tried again and again, and others get by in between.
     pub(super) async fn change(
         &self,
-        gate: Gate,
+        gates: [Gate; 2],
         statement: Sql,
         parameters: &Parameters<'_>,
         until: Instant,
     ) -> Outcome<Vec<Row>> {
-        let not_begun = |_| Fault::NotBegun(self.deadline);
-        let pass = timeout_at(until, self.gates.enter(gate)).await.map_err(not_begun)?;
-        let pass = Arc::new(pass);
+        let [own, shared] = gates;
+        let passes = async { (self.gates.enter(own).await, self.gates.enter(shared).await) };
+        let passes = timeout_at(until, passes).await.map_err(|_| Fault::NotBegun(self.deadline))?;
+        let passes = Arc::new(passes);
         let mut repeats = self.size();
         loop {
-            let pass = Some(Arc::clone(&pass));
+            let pass = Some(Arc::clone(&passes));
             let call = Call { statement, parameters: Encoded::all(parameters), pass };
             match self.ask_in_turn(call, until).await {
+                Err(fault) if fault.is_a_lock() && !self.patience.is_spent(until) => {}
                 Err(fault) if repeats > 0 && fault.changed_nothing() => repeats -= 1,
                 Err(fault) if !fault.is_no_change() => {
                     return Err(Fault::InDoubt(Box::new(fault)));
@@ -184,11 +186,8 @@ impl Pool {
         if call.pass.is_some() && self.patience.is_spent(until) {
             return Err(Fault::NotBegun(deadline));
         }
-        let (caller, gone) = oneshot::channel();
         let begun = Begun { connection, _turn: turn, until, deadline, patience: self.patience };
-        let answer = timeout_at(until, self.runtime.spawn(begun.carry_out(call, gone))).await;
-        // Kept until here: dropped earlier, it says that the caller is gone.
-        drop::<oneshot::Sender<()>>(caller);
+        let answer = timeout_at(until, self.runtime.spawn(begun.carry_out(call))).await;
         let answer = answer.unwrap_or(Ok(Err(Fault::Late(deadline))));
         let answer = answer.unwrap_or(Err(Fault::Ended));
         if matches!(answer, Err(Fault::Late(_))) {
@@ -230,7 +229,7 @@ struct Call {
     statement: Sql,
     parameters: Vec<(Encoded, Type)>,
     /// That of a change.
-    pass: Option<Arc<Pass>>,
+    pass: Option<Arc<(Pass, Pass)>>,
 }
 
 /// A call's turn has come.
@@ -243,43 +242,30 @@ struct Begun {
 }
 
 impl Begun {
-    /// Where the caller of a change is gone, or there is hardly any time left, the server
-    /// is asked to break off; its answer is waited for even so.
-    async fn carry_out(self, mut call: Call, gone: oneshot::Receiver<()>) -> Outcome<Vec<Row>> {
-        let Self { connection, until, patience, .. } = &self;
-        let is_change = call.pass.is_some();
-        let give_up = *until - patience.margin();
-        if is_change {
-            let deadline = connection.clock.at(give_up);
+    /// A call that is not answered in time is left to the server, and not broken off: a
+    /// commit that waits for a synchronous standby would count as done.
+    async fn carry_out(self, mut call: Call) -> Outcome<Vec<Row>> {
+        let Self { connection, until, deadline, patience, .. } = &self;
+        if call.pass.is_some() {
+            let (by, window, lock_timeout) = patience.of_a_change(*until, &connection.clock);
             call.parameters.extend(Encoded::all(&[
-                (&deadline, Type::INT8),
-                (&patience.lock_timeout(*until), Type::TEXT),
+                (&by, Type::INT8),
+                (&window, Type::INT8),
+                (&lock_timeout, Type::TEXT),
             ]));
         }
         let parameters = Encoded::refs(&call.parameters);
-        let query = connection.query(call.statement, &parameters);
-        let broken_off = async {
-            tokio::select! {
-                Err(_) = gone, if is_change => {}
-                () = sleep_until(give_up) => {}
-            }
-            connection.cancel().await;
+        let Ok(answer) = timeout_at(*until, connection.query(call.statement, &parameters)).await
+        else {
+            connection.leave();
+            return Err(Fault::Late(*deadline));
         };
-        let answer = timeout_at(*until, async {
-            tokio::pin!(query);
-            tokio::pin!(broken_off);
-            tokio::select! {
-                biased;
-                answer = &mut query => answer,
-                () = &mut broken_off => query.await,
-            }
-        });
-        let answer = connection.judge(answer.await, self.deadline);
+        let answer = connection.judge(Ok(answer), *deadline);
         match &answer {
-            Err(_) => connection.settle(self.deadline).await,
+            Err(_) => connection.settle(*deadline).await,
             Ok(rows) => {
                 let now = rows.first().and_then(|row| row.try_get("now").ok());
-                now.into_iter().for_each(|now| connection.clock.learn(now));
+                now.into_iter().for_each(|now| connection.clock.learn(now, *deadline));
             }
         }
         answer
@@ -318,23 +304,24 @@ async fn keep(
         });
     };
     let mut pause = SHORTEST_PAUSE;
-    let patience = dialer.patience.of_the_server();
-    let mut given_up: Option<Instant> = None;
+    let mut left: Option<JoinHandle<()>> = None;
     loop {
         match dialer.dial().await {
-            Ok((connection, end)) => {
+            Ok((connection, mut end)) => {
                 let begun = Instant::now();
                 let connection = Arc::new(connection);
                 publish(Some(Arc::clone(&connection)));
-                let _ = end.await;
+                let end_or_left = tokio::select! {
+                    _ = &mut end => None,
+                    () = connection.left() => Some(()),
+                };
                 publish(None);
-                if connection.is_retired() {
-                    // The server may still be at what was given up: no more than one
-                    // session beyond those that are used.
-                    let now = Instant::now();
-                    if let Some(until) = given_up.replace(now + patience) {
-                        sleep_until(until).await;
-                    }
+                if end_or_left.is_some()
+                    && let Some(earlier) = left.replace(end)
+                {
+                    // The server may still be at what was left to it: there is never more
+                    // than one such session beside the one that is used.
+                    let _ = earlier.await;
                 }
                 // One that was lost at once is no sign of a server in health.
                 let lasted = begun.elapsed() > LONGEST_PAUSE;

@@ -131,7 +131,7 @@ const MIGRATIONS: [&str; 5] = [
          own_schema text, new_id uuid, new_org text, new_name text, new_key_prefix text, new_digest bytea,
          new_status text, new_allowlist text[], new_created_at bigint, new_expires_at bigint,
          new_rotated_at bigint, new_last_used_at bigint, new_revision bigint,
-         max_keys bigint, deadline bigint, patience text
+         max_keys bigint, deadline bigint, time_window bigint, patience text
      ) RETURNS text
      LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
      BEGIN
@@ -139,7 +139,8 @@ const MIGRATIONS: [&str; 5] = [
              set_config('lock_timeout', patience, true);
          INSERT INTO organisations (org) VALUES (new_org)
              ON CONFLICT (org) DO UPDATE SET org = excluded.org;
-         IF extract(epoch FROM clock_timestamp()) * 1000000 >= deadline THEN
+         IF NOT deadline - (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+             BETWEEN 1 AND time_window THEN
              RETURN 'late';
          END IF;
          IF EXISTS (SELECT 1 FROM keys WHERE id = new_id OR digest = new_digest) THEN

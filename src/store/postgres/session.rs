@@ -17,15 +17,16 @@ impl Patience {
         Self { deadline }
     }
 
-    /// How long a statement may wait for a lock.
-    fn lock(self) -> Duration {
-        self.deadline / 4
+    /// A change is made for so long before the client gives up, and no later: it may have
+    /// to wait for a lock once more when it commits.
+    fn margin(self) -> Duration {
+        self.deadline / 8
     }
 
-    /// A change is not begun where less than this is left, and the server makes none
-    /// for so long before the client gives up.
-    pub(super) fn margin(self) -> Duration {
-        self.deadline / 8
+    /// How long a statement that changes a key waits for a lock. It is tried again after
+    /// that, so that others get by.
+    fn lock(self) -> Duration {
+        self.deadline / 16
     }
 
     /// Whether there is too little time left to begin a change.
@@ -33,20 +34,22 @@ impl Patience {
         until.saturating_duration_since(Instant::now()) < self.deadline / 4
     }
 
-    /// `lock_timeout` for a statement that ends at that instant.
-    pub(super) fn lock_timeout(self, until: Instant) -> String {
-        let left = until.saturating_duration_since(Instant::now() + self.margin());
-        setting(self.lock().min(left))
+    /// What a change that ends at that instant is told: its deadline by the server's clock,
+    /// how far ahead of the clock that can be, both in microseconds, and `lock_timeout`.
+    pub(super) fn of_a_change(self, until: Instant, clock: &ServerClock) -> (i64, i64, String) {
+        let window = i64::try_from(self.deadline.as_micros()).unwrap_or(i64::MAX);
+        (clock.at(until - self.margin()), window, setting(self.lock()))
     }
 
     /// Settings for a session that is used by nobody else. The last one, which tells the
     /// server to look whether the client is still there, is not known to every server.
     pub(super) fn settings(self) -> [String; 2] {
-        let (lock, statement) = (setting(self.lock()), setting(self.deadline * 3 / 4));
+        let (lock, statement) = (setting(self.deadline / 4), setting(self.deadline * 3 / 4));
         let idle = setting(self.deadline);
         [
             format!(
-                "SET lock_timeout = {lock}; SET statement_timeout = {statement}; \
+                "SET default_transaction_isolation = 'read committed'; \
+                 SET lock_timeout = {lock}; SET statement_timeout = {statement}; \
                  SET idle_in_transaction_session_timeout = {idle}"
             ),
             format!(
@@ -54,11 +57,6 @@ impl Patience {
                  WHERE name = 'client_connection_check_interval'"
             ),
         ]
-    }
-
-    /// How long the server may go on with what this side has given up.
-    pub(super) fn of_the_server(self) -> Duration {
-        self.deadline * 3 / 4
     }
 }
 
@@ -77,8 +75,15 @@ impl ServerClock {
         Self(Mutex::new((Instant::now(), micros)))
     }
 
-    pub(super) fn learn(&self, micros: i64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), micros);
+    /// `micros` is what it showed some time before this answer came. A clock that was set
+    /// back shows less than can be explained by `delay`.
+    pub(super) fn learn(&self, micros: i64, delay: Duration) {
+        let now = Instant::now();
+        let known = self.at(now);
+        let delay = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
+        let is_late = micros < known && micros >= known.saturating_sub(delay);
+        let micros = if is_late { known } else { micros };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (now, micros);
     }
 
     /// That instant by the server's clock, in microseconds since 1970: early by the time
@@ -87,5 +92,24 @@ impl ServerClock {
         let (learned, micros) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = instant.saturating_duration_since(learned);
         micros.saturating_add(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_late_answer_does_not_set_the_clock_back_and_a_clock_that_was_set_back_is_noticed() {
+        let clock = ServerClock::new(10_000_000_000);
+        let shown = || clock.at(Instant::now());
+        clock.learn(9_999_500_000, SECOND);
+        assert!(shown() >= 10_000_000_000, "half a second late");
+        clock.learn(20_000_000_000, SECOND);
+        assert!(shown() >= 20_000_000_000);
+        clock.learn(16_400_000_000, SECOND);
+        assert!(shown() < 17_000_000_000, "an hour back");
     }
 }

@@ -68,12 +68,12 @@ macro_rules! micros {
 }
 pub(super) use micros;
 
-/// A change of one key. Its last two parameters are its deadline by the server's clock
-/// and how long it may wait for a lock. The row is locked first, at the revision that is
+/// A change of one key. Its last three parameters are those of
+/// [`Patience::of_a_change`](super::session::Patience::of_a_change). The row is locked first, at the revision that is
 /// expected, and only then the clock is looked at: whatever the statement had to wait
 /// for, it changes nothing once its time is over.
 macro_rules! change {
-    ($revision:literal, $deadline:literal, $lock_timeout:literal, $change:expr) => {
+    ($revision:literal, $deadline:literal, $window:literal, $lock_timeout:literal, $change:expr) => {
         concat!(
             "WITH locked AS MATERIALIZED (SELECT id FROM {schema}.keys WHERE id = $1 AND org = $2 AND ",
             $revision,
@@ -81,9 +81,11 @@ macro_rules! change {
             $lock_timeout,
             ", true)) IS NOT NULL FOR UPDATE), \
              timely AS MATERIALIZED (SELECT id FROM locked WHERE ",
-            micros!(),
-            " < ",
             $deadline,
+            " - ",
+            micros!(),
+            " BETWEEN 1 AND ",
+            $window,
             "), ",
             $change,
             " SELECT EXISTS (SELECT 1 FROM changed) AS done, \
@@ -115,15 +117,15 @@ statements! {
     // In a function, so that it is one round trip and each step sees what was committed
     // before the organisation was locked.
     InsertKey: concat!(
-        "SELECT {schema}.insert_key('{schema}', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+        "SELECT {schema}.insert_key('{schema}', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
          AS result, ", micros!(), " AS now"),
-    ReplaceKey: change!("revision = $3", "$12", "$13",
+    ReplaceKey: change!("revision = $3", "$12", "$13", "$14",
         "changed AS (UPDATE {schema}.keys AS keys SET name = $4, key_prefix = $5, digest = $6, \
          status = $7, allowlist = $8, expires_at = $9, rotated_at = $10, revision = $11 \
          FROM timely WHERE keys.id = timely.id RETURNING 1)"),
     // The row of an organisation without keys goes as well, unless somebody has it locked:
     // it is there only to be locked, and comes back with the next creation.
-    DeleteKey: change!("($3 IS NULL OR revision = $3)", "$4", "$5",
+    DeleteKey: change!("($3 IS NULL OR revision = $3)", "$4", "$5", "$6",
         "changed AS (DELETE FROM {schema}.keys AS keys USING timely WHERE keys.id = timely.id \
          RETURNING 1), \
          left_over AS MATERIALIZED (SELECT org FROM {schema}.organisations WHERE org = $2 \
