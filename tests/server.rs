@@ -370,8 +370,7 @@ fn an_answer_before_the_body_is_read_lets_no_later_request_fail() {
         for body in [&b"0123456789"[..], &[b'x'; 60_000]] {
             let mut client = server.client();
             for _ in 0..3 {
-                let reply =
-                    client.ask_with_late_body(server.address, method, target, headers, body);
+                let reply = client.ask_with_late_body(method, target, headers, body);
                 assert_eq!(reply.status, status, "{case}");
                 let next = client.ask("GET", "/healthz", &[]);
                 assert_eq!(next.status, 200, "{case}");
@@ -381,7 +380,7 @@ fn an_answer_before_the_body_is_read_lets_no_later_request_fail() {
     // What is declared too long is refused unread.
     let long = [b' '; 100_000];
     let mut client = server.client();
-    let reply = client.ask_with_late_body(server.address, "POST", KEYS, &[json], &long);
+    let reply = client.ask_with_late_body("POST", KEYS, &[json], &long);
     assert_eq!(reply.status, 413);
     assert_eq!(client.ask("GET", "/healthz", &[]).status, 200);
 }

@@ -54,7 +54,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for VerifiedKey {
 fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
     let asked = Asked::with(parts.version, &parts.headers);
     if let Some(Anonymous(refusals)) = parts.extensions.get() {
-        return Ok(KeyRejection { refusals: Some(refusals.clone()), asked });
+        return Ok(KeyRejection { refusals: Some(Box::new(refusals.clone())), asked });
     }
     // The route as it was declared: a path could hold a key.
     let route = parts.extensions.get().map_or("(fallback)", MatchedPath::as_str);
@@ -69,7 +69,7 @@ fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
 /// which is answered with 401.
 #[derive(Clone, Debug)]
 pub struct KeyRejection {
-    refusals: Option<Refusals>,
+    refusals: Option<Box<Refusals>>,
     asked: Asked,
 }
 

@@ -288,10 +288,13 @@ pub(crate) fn assert_no_leak(place: &str, text: &str, key: &str) {
     }
 }
 
-/// An HTTP/1.1 client that sends whatever it is given.
+/// An HTTP/1.1 client that sends whatever it is given. As others do, it connects anew
+/// after an answer that says that the connection is closed.
 pub(crate) struct Client {
+    to: SocketAddr,
     stream: TcpStream,
     unread: Vec<u8>,
+    is_closed: bool,
 }
 
 /// An answer as it came over the wire.
@@ -309,10 +312,13 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, unread: Vec::new() }
+        Self { to, stream, unread: Vec::new(), is_closed: false }
     }
 
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        if self.is_closed {
+            *self = Self::connect(self.to);
+        }
         // A server that has refused by now may have closed: its answer tells.
         let _ = self.stream.write_all(bytes.as_ref());
     }
@@ -342,11 +348,9 @@ impl Client {
     }
 
     /// Sends the head of a request, and its body only once the answer is there: as far as
-    /// the server can tell, it is late. Then the connection is used again if the answer
-    /// did not say that it is closed, as a client with a pool of connections does.
+    /// the server can tell, it is late.
     pub(crate) fn ask_with_late_body(
         &mut self,
-        to: SocketAddr,
         method: &str,
         target: &str,
         headers: &[&str],
@@ -356,10 +360,7 @@ impl Client {
         let length = body.len();
         self.send(format!("{method} {target} HTTP/1.1\r\nHost: keygate.test\r\n{lines}Content-Length: {length}\r\n\r\n"));
         let reply = self.try_reply(method == "HEAD").unwrap();
-        self.send(body);
-        if reply.closes() {
-            *self = Self::connect(to);
-        }
+        let _ = self.stream.write_all(body);
         reply
     }
 
@@ -389,6 +390,7 @@ impl Client {
             self.read_more()?;
         }
         reply.body = self.unread.drain(..length).collect();
+        self.is_closed = reply.closes();
         Ok(reply)
     }
 

@@ -425,6 +425,8 @@ fn a_closed_queue_is_not_finished_before_its_sums_are_written() {
     }
     queue.close(Instant::now() + Duration::from_secs(3_600));
     assert_eq!(queue.refuse(refusal()).err(), Some(DeliveryError::Closed));
+    // Closed between the writer's two looks, there is something left all the same.
+    assert!(queue.prospect(LINGER, None).is_ok());
     // There is room for one refusal at a time.
     for left in [3, 0] {
         let mut wake = pin!(queue.wake(&time, LINGER, None));
