@@ -198,7 +198,7 @@ impl KeyStore for JournalStore {
         let mut state = self.lock();
         for used in uses {
             let Some(key) = state.keys.get(&used.id).cloned() else { continue };
-            if key.last_used_at < Some(used.at) {
+            if used.replaces(key.last_used_at) {
                 state.save(ApiKey { last_used_at: Some(used.at), ..key })?;
             }
         }

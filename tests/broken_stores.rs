@@ -164,11 +164,13 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (
         Fault::UsesGoBack,
         &[
-            "uses::the_time_never_moves_back",
+            "uses::the_time_does_not_move_back",
+            "uses::a_time_far_in_the_future_does_not_stay",
             "uses::the_latest_use_in_a_batch_counts",
             "use_races::the_latest_of_several_uses_stays",
         ],
     ),
+    (Fault::FutureUseStays, &["uses::a_time_far_in_the_future_does_not_stay"]),
     (Fault::FirstUseIsComparedWithZero, &["uses::the_first_use_counts_whenever_it_was"]),
     (Fault::FirstUseInBatchCounts, &["uses::the_latest_use_in_a_batch_counts"]),
     (Fault::GoneKeyFailsBatch, &["uses::keys_that_are_gone_are_skipped"]),

@@ -65,6 +65,7 @@ pub(crate) enum Fault {
     UsesAreLost,
     UsesPanic,
     UsesGoBack,
+    FutureUseStays,
     FirstUseIsComparedWithZero,
     FirstUseInBatchCounts,
     GoneKeyFailsBatch,

@@ -105,7 +105,8 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
         }
         uses {
             a_use_shows,
-            the_time_never_moves_back,
+            the_time_does_not_move_back,
+            a_time_far_in_the_future_does_not_stay,
             the_first_use_counts_whenever_it_was,
             the_latest_use_in_a_batch_counts,
             keys_that_are_gone_are_skipped,

@@ -146,7 +146,9 @@ pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
     let mut latest = BTreeMap::new();
     for used in uses {
         let at = latest.entry(uuid(used.id)).or_insert(used.at);
-        *at = used.at.max(*at);
+        if used.replaces(Some(*at)) {
+            *at = used.at;
+        }
     }
     if latest.is_empty() {
         return Ok(());

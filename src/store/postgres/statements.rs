@@ -104,7 +104,8 @@ statements! {
         FOR NO KEY UPDATE) \
         UPDATE {schema}.keys AS keys SET last_used_at = uses.at \
         FROM locked JOIN unnest($1, $2) AS uses (id, at) ON uses.id = locked.id \
-        WHERE keys.id = locked.id AND (keys.last_used_at IS NULL OR keys.last_used_at < uses.at)",
+        WHERE keys.id = locked.id AND (keys.last_used_at IS NULL OR keys.last_used_at < uses.at \
+        OR keys.last_used_at > uses.at + 86400000000)",
     RecordRequests: "INSERT INTO {schema}.requests \
         (key, at, id, org, method, endpoint, ip, country, status, outcome, count) \
         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",

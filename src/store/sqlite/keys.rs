@@ -127,10 +127,11 @@ fn conflict_or_not_found(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<Fa
 
 pub(super) fn record_uses(db: &Connection, uses: &[KeyUse]) -> Outcome<()> {
     let sql = "UPDATE keys SET last_used_at = ?2 \
-               WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2)";
+               WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2 OR last_used_at > ?3)";
     let mut statement = db.prepare_cached(sql)?;
     for used in uses {
-        statement.execute(params![used.id.to_bytes(), used.at.unix_micros()])?;
+        let (at, plausible) = (used.at.unix_micros(), used.latest_plausible().unix_micros());
+        statement.execute(params![used.id.to_bytes(), at, plausible])?;
     }
     Ok(())
 }
