@@ -115,6 +115,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
             "fields::an_unreadable_allowlist_stays_unreadable",
         ],
     ),
+    (Fault::NamesAreCheckedAnew, &["fields::names_of_earlier_versions_are_kept"]),
     (Fault::UnreadableAllowlistIsEmpty, &["fields::an_unreadable_allowlist_stays_unreadable"]),
     (Fault::RevisionIsSigned, &["fields::every_revision_is_kept"]),
     (Fault::InsertedKeysAreActive, &["fields::every_status_is_kept"]),

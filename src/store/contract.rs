@@ -68,7 +68,8 @@ use crate::runtime::BoxFuture;
 /// |---|---|---|
 /// | `id` | [`KeyId::to_bytes`], or its text | [`KeyId::from_bytes`], or `parse` |
 /// | `key_prefix` | its text | as it is |
-/// | `org`, `name` | their `as_str` | [`OrgId::new`], [`KeyName::new`](crate::KeyName::new) |
+/// | `org` | its `as_str` | [`OrgId::new`] |
+/// | `name` | its `as_str` | [`KeyName::restore`](crate::KeyName::restore): an earlier version may have taken what [`KeyName::new`](crate::KeyName::new) refuses by now |
 /// | `digest` | [`KeyDigest::as_bytes`] | [`KeyDigest::from_slice`] |
 /// | `status` | [`Status::as_str`](crate::Status::as_str) | [`Status::parse`](crate::Status::parse) |
 /// | `allowlist` | [`Allowlist::entries`](crate::Allowlist::entries) | [`Allowlist::restore`](crate::Allowlist::restore) |

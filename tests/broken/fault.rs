@@ -42,6 +42,7 @@ pub(crate) enum Fault {
     TimesFrom1970,
     MissingTimesAreZero,
     NamesAreNormalised,
+    NamesAreCheckedAnew,
     KeyPrefixOfTwelve,
     AllowlistIsSorted,
     AllowlistJoinedByCommas,

@@ -73,6 +73,7 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
             every_time_is_kept,
             missing_times_stay_missing,
             names_are_kept_exactly,
+            names_of_earlier_versions_are_kept,
             key_prefixes_are_kept_exactly,
             fifty_networks_keep_their_order,
             every_readable_allowlist_is_kept,

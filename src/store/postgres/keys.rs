@@ -165,7 +165,7 @@ fn key(row: &Row) -> Outcome<ApiKey> {
     Ok(ApiKey {
         id: KeyId::from_bytes(columns.bytes16("id")?),
         org: columns.text("org", |org| OrgId::new(org).ok())?,
-        name: columns.text("name", |name| KeyName::new(name).ok())?,
+        name: columns.text("name", |name| KeyName::restore(name).ok())?,
         key_prefix: columns.text("key_prefix", |prefix| Some(plain(prefix).into_owned()))?,
         digest: columns.value("digest", |digest: &[u8]| KeyDigest::from_slice(digest).ok())?,
         status: columns.text("status", Status::parse)?,

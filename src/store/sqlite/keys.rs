@@ -141,7 +141,7 @@ fn key(row: &Row<'_>) -> Outcome<ApiKey> {
     Ok(ApiKey {
         id: columns.bytes((0, "id"), |id| id.try_into().ok().map(KeyId::from_bytes))?,
         org: columns.text((1, "org"), |org| OrgId::new(org).ok())?,
-        name: columns.text((2, "name"), |name| KeyName::new(name).ok())?,
+        name: columns.text((2, "name"), |name| KeyName::restore(name).ok())?,
         key_prefix: columns.text((3, "key_prefix"), |prefix| Some(prefix.to_owned()))?,
         digest: columns.bytes((4, "digest"), |digest| KeyDigest::from_slice(digest).ok())?,
         status: columns.text((5, "status"), Status::parse)?,
