@@ -291,6 +291,7 @@ pub(crate) fn assert_no_leak(place: &str, text: &str, key: &str) {
 /// An HTTP/1.1 client that sends whatever it is given.
 pub(crate) struct Client {
     stream: TcpStream,
+    server: SocketAddr,
     unread: Vec<u8>,
 }
 
@@ -309,7 +310,7 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, unread: Vec::new() }
+        Self { stream, server: to, unread: Vec::new() }
     }
 
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -320,7 +321,8 @@ impl Client {
     /// Sends a request without a body, and reads the answer.
     pub(crate) fn ask(&mut self, method: &str, target: &str, headers: &[&str]) -> Reply {
         let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-        self.send(format!("{method} {target} HTTP/1.1\r\nHost: keygate.test\r\n{lines}\r\n"));
+        let host = self.server;
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n"));
         self.try_reply(method == "HEAD").unwrap()
     }
 
@@ -332,10 +334,10 @@ impl Client {
         headers: &[&str],
         body: impl std::fmt::Display,
     ) -> Reply {
-        let body = body.to_string();
+        let (host, body) = (self.server, body.to_string());
         let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
         self.send(format!(
-            "{method} {target} HTTP/1.1\r\nHost: keygate.test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{lines}\r\n{body}",
+            "{method} {target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{lines}\r\n{body}",
             body.len()
         ));
         self.try_reply(false).unwrap()
