@@ -102,8 +102,9 @@ impl Client {
     fn change(&mut self, method: &str, org: &str, path: &str, body: &str) -> Value {
         let length = body.len();
         let headers = format!("X-Demo-Org: {org}\r\nContent-Type: application/json\r\n");
+        let host = self.stream.peer_addr().unwrap();
         let (answer, _) = self.ask(&format!(
-            "{method} /settings/api/keys{path} HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+            "{method} /settings/api/keys{path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
         ));
         assert!(answer.head.starts_with("HTTP/1.1 20"), "{}", answer.but_date());
         serde_json::from_str(&answer.body).unwrap_or_default()

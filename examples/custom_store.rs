@@ -124,7 +124,7 @@ fn read(line: &Value) -> Option<ApiKey> {
     Some(ApiKey {
         id: text("id")?.parse().ok()?,
         org: OrgId::new(text("org")?).ok()?,
-        name: KeyName::new(text("name")?).ok()?,
+        name: KeyName::restore(text("name")?).ok()?,
         key_prefix: text("key_prefix")?.to_owned(),
         digest: KeyDigest::from_slice(&bytes.collect::<Option<Vec<u8>>>()?).ok()?,
         status: Status::parse(text("status")?)?,
@@ -198,7 +198,7 @@ impl KeyStore for JournalStore {
         let mut state = self.lock();
         for used in uses {
             let Some(key) = state.keys.get(&used.id).cloned() else { continue };
-            if key.last_used_at < Some(used.at) {
+            if used.replaces(key.last_used_at) {
                 state.save(ApiKey { last_used_at: Some(used.at), ..key })?;
             }
         }

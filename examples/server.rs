@@ -59,7 +59,13 @@ async fn main() -> Result<(), Failure> {
         // Without it, axum answers unknown paths past the layer.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(ApiKeyLayer::new(keys.clone()).client_ip(client_ip));
-    let settings = SettingsPage::new(keys.clone()).example_url("/v1/whoami")?.router();
+    let named = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
+    let listener =
+        TcpListener::bind(&named).await.map_err(|e| format!("KEYGATE_ADDR={named}: {e}"))?;
+    let address = listener.local_addr()?;
+
+    let settings = SettingsPage::new(keys.clone()).hosts(hosts(named, address));
+    let settings = settings.example_url("/v1/whoami")?.router();
     let app = Router::new()
         .route("/healthz", get(healthz))
         .with_state(keys.clone())
@@ -67,10 +73,7 @@ async fn main() -> Result<(), Failure> {
         .nest("/settings", settings.layer(middleware::from_fn(demo_login)))
         .layer(middleware::from_fn(close_if_unread));
 
-    let address = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
-    let listener =
-        TcpListener::bind(&address).await.map_err(|e| format!("KEYGATE_ADDR={address}: {e}"))?;
-    println!("settings: http://{}/settings", listener.local_addr()?);
+    println!("settings: http://{address}/settings");
 
     let (stop, mut stopped) = watch::channel(());
     let serve = axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
@@ -164,6 +167,17 @@ fn variable(name: &str, default: &str) -> Result<String, Failure> {
         Ok(_) | Err(VarError::NotPresent) => Ok(default.to_owned()),
         Err(VarError::NotUnicode(_)) => Err(format!("{name}: it is not UTF-8").into()),
     }
+}
+
+/// The hosts of the management API. The stand-in for a login asks for nothing, so that
+/// a page of any site could use the API if its name led here.
+fn hosts(named: String, address: SocketAddr) -> Vec<String> {
+    let mut hosts = vec![named, address.to_string()];
+    if address.ip().is_loopback() || address.ip().is_unspecified() {
+        let port = address.port();
+        hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(|host| format!("{host}:{port}")));
+    }
+    hosts
 }
 
 /// A stand-in for the host's login: it believes anybody who names an

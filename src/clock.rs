@@ -113,7 +113,8 @@ impl fmt::Debug for Timestamp {
 ///
 /// The clock may step back (an operator sets it, NTP corrects it). Nothing
 /// panics then: a key that had expired is valid again for as long as the clock
-/// says that it has not, and last-used times wait until the clock has caught up.
+/// says that it has not, and last-used times wait until the clock has caught up, or
+/// follow it where it was ahead by more than a day.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The present instant.
     fn now(&self) -> Timestamp;

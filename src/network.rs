@@ -64,9 +64,24 @@ impl Network {
         let len = prefix_len.unwrap_or(max);
         let net = IpNet::new(address, len).map_err(|_| NetworkError::PrefixLength { max })?;
         if net.network() != address {
-            return Err(NetworkError::HostBits { network: Self(net.trunc()) });
+            return Err(NetworkError::HostBits { meant: Self::meant(net) });
         }
         Ok(Self(net))
+    }
+
+    /// What was meant by a range with bits behind its prefix: the range without them.
+    /// Not where that would be wider than people write, or keep nothing of the address;
+    /// nor for an IPv4 address with a length that is too short for its IPv6 spelling.
+    /// Then it is the address alone.
+    fn meant(net: IpNet) -> Self {
+        let is_plausible = match net {
+            IpNet::V4(net) => net.prefix_len() >= 8,
+            IpNet::V6(net) => net.prefix_len() >= 16 && net.addr().to_ipv4_mapped().is_none(),
+        };
+        if is_plausible && !net.network().is_unspecified() {
+            return Self(net.trunc());
+        }
+        Self::from(net.addr())
     }
 }
 
@@ -159,10 +174,11 @@ pub enum NetworkError {
         max: u8,
     },
     /// `10.0.0.1/8`: either the address or the range is a slip.
-    #[error("bits are set behind the prefix; the range is {network}")]
+    #[error("bits are set behind the prefix; {meant} may be meant")]
     HostBits {
-        /// The range without those bits.
-        network: Network,
+        /// The range without those bits, or the address alone where that range is wider
+        /// than anybody is likely to have meant.
+        meant: Network,
     },
 }
 
@@ -236,9 +252,32 @@ mod tests {
         let host_bits = parse("10.0.0.1/8").map_err(|e| e.to_string());
         assert_eq!(
             host_bits.unwrap_err(),
-            "bits are set behind the prefix; the range is 10.0.0.0/8"
+            "bits are set behind the prefix; 10.0.0.0/8 may be meant"
         );
-        assert!(matches!(parse("::ffff:10.0.0.1/104"), Err(HostBits { .. })));
+    }
+
+    #[test]
+    fn no_range_is_suggested_that_is_wider_than_what_was_meant() {
+        for (text, suggestion) in [
+            ("10.0.0.1/8", "10.0.0.0/8"),
+            ("192.1.1.1/24", "192.1.1.0/24"),
+            ("::ffff:10.0.0.1/104", "10.0.0.0/8"),
+            ("2001:db8::1/32", "2001:db8::/32"),
+            ("::ffff:192.1.1.1/96", "192.1.1.1"),
+            ("::ffff:192.1.1.1/99", "192.1.1.1"),
+            ("::ffff:192.1.1.1/95", "192.1.1.1"),
+            ("::ffff:192.1.1.1/24", "192.1.1.1"),
+            ("192.1.1.1/0", "192.1.1.1"),
+            ("192.1.1.1/7", "192.1.1.1"),
+            ("0.0.0.1/8", "0.0.0.1"),
+            ("2001:db8::1/0", "2001:db8::1"),
+            ("2001:db8::1/15", "2001:db8::1"),
+            ("::1/64", "::1"),
+        ] {
+            let meant = suggestion.parse().unwrap();
+            let error = text.parse::<Network>().unwrap_err();
+            assert_eq!(error, NetworkError::HostBits { meant }, "{text}");
+        }
     }
 
     #[cfg(feature = "tower")]

@@ -1,5 +1,7 @@
 //! The stored record of a key, and what makes and changes one.
 
+use std::time::Duration;
+
 use crate::allowlist::{Allowlist, AllowlistError};
 use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
@@ -254,4 +256,31 @@ pub struct KeyUse {
     pub id: KeyId,
     /// When it authenticated a request.
     pub at: Timestamp,
+}
+
+impl KeyUse {
+    /// Whether a store that holds `stored` as the key's last-used time writes this use
+    /// in its place: where there is none, where it is earlier, and where it is later
+    /// than [`KeyUse::latest_plausible`].
+    ///
+    /// ```
+    /// use keygate::{KeyId, KeyUse, Timestamp};
+    ///
+    /// let at = |text| Timestamp::parse(text).unwrap();
+    /// let used = KeyUse { id: KeyId::from_bytes([7; 16]), at: at("2026-01-31T12:00:00Z") };
+    ///
+    /// assert!(used.replaces(None));
+    /// assert!(used.replaces(Some(at("2026-01-31T11:59:59Z"))));
+    /// assert!(!used.replaces(Some(at("2026-01-31T12:00:01Z"))));
+    /// assert!(used.replaces(Some(at("2099-01-01T00:00:00Z"))));
+    /// ```
+    pub fn replaces(self, stored: Option<Timestamp>) -> bool {
+        stored.is_none_or(|stored| stored < self.at || stored > self.latest_plausible())
+    }
+
+    /// One day after this use. A stored time that is later was set by a process whose
+    /// clock was wrong: it would otherwise stay for as long as the clock was ahead.
+    pub fn latest_plausible(self) -> Timestamp {
+        self.at.saturating_add(Duration::from_secs(24 * 60 * 60))
+    }
 }

@@ -115,6 +115,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
             "fields::an_unreadable_allowlist_stays_unreadable",
         ],
     ),
+    (Fault::NamesAreCheckedAnew, &["fields::names_of_earlier_versions_are_kept"]),
     (Fault::UnreadableAllowlistIsEmpty, &["fields::an_unreadable_allowlist_stays_unreadable"]),
     (Fault::RevisionIsSigned, &["fields::every_revision_is_kept"]),
     (Fault::InsertedKeysAreActive, &["fields::every_status_is_kept"]),
@@ -164,11 +165,13 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (
         Fault::UsesGoBack,
         &[
-            "uses::the_time_never_moves_back",
+            "uses::the_time_does_not_move_back",
+            "uses::a_time_far_in_the_future_does_not_stay",
             "uses::the_latest_use_in_a_batch_counts",
             "use_races::the_latest_of_several_uses_stays",
         ],
     ),
+    (Fault::FutureUseStays, &["uses::a_time_far_in_the_future_does_not_stay"]),
     (Fault::FirstUseIsComparedWithZero, &["uses::the_first_use_counts_whenever_it_was"]),
     (Fault::FirstUseInBatchCounts, &["uses::the_latest_use_in_a_batch_counts"]),
     (Fault::GoneKeyFailsBatch, &["uses::keys_that_are_gone_are_skipped"]),

@@ -23,7 +23,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cache_support::{acme, key, revoke, status};
+use cache_support::{acme, digest, key, revoke, status};
 use keygate::*;
 
 type Task = BoxFuture<'static, ()>;
@@ -62,7 +62,10 @@ impl KeyStore for Pausing {
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.0.get(org, id).await
+        pause().await;
+        let found = self.0.get(org, id).await;
+        pause().await;
+        found
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
@@ -153,9 +156,15 @@ fn in_every_order(make: impl Fn() -> (CachedStore, Vec<Task>, fn(&CachedStore)))
 }
 
 fn cached() -> CachedStore {
-    let store = Pausing::default();
+    cached_and_store().0
+}
+
+/// What is changed in the store itself, the cache is not told.
+fn cached_and_store() -> (CachedStore, Arc<Pausing>) {
+    let store = Arc::new(Pausing::default());
     now(store.0.insert(&key(1), OrgLimit::NONE)).unwrap();
-    CachedStore::builder(store, Duration::from_secs(5)).build().unwrap()
+    let cached = CachedStore::builder(Arc::clone(&store), Duration::from_secs(5));
+    (cached.build().unwrap(), store)
 }
 
 fn look(cached: &CachedStore) -> Task {
@@ -242,6 +251,65 @@ fn case_30_a_deleted_key_stays_deleted_and_a_new_one_is_found() {
         })
     });
     assert!(orders > 50, "{orders}");
+}
+
+/// The key is changed elsewhere, and read with `get` at some time. What `get` has seen,
+/// every look-up after it sees, whatever was kept or under way.
+fn after_a_get(change: fn(Arc<Pausing>) -> Task, digests: &'static [u64]) -> usize {
+    in_every_order(|| {
+        let (cached, store) = cached_and_store();
+        let reader: Task = {
+            let (cached, store) = (cached.clone(), Arc::clone(&store));
+            Box::pin(async move {
+                let seen = cached.get(&acme(), &key(1).id).await.unwrap();
+                let has_changed = seen.is_none_or(|key| key.revision > Revision::FIRST);
+                for number in digests {
+                    let found = cached.find_by_digest(&digest(*number)).await.unwrap();
+                    if has_changed {
+                        assert_eq!(found, now(store.0.find_by_digest(&digest(*number))).unwrap());
+                    }
+                }
+            })
+        };
+        let looks = digests.iter().map(|number| -> Task {
+            let (cached, digest) = (cached.clone(), digest(*number));
+            Box::pin(async move {
+                cached.find_by_digest(&digest).await.unwrap();
+            })
+        });
+        let tasks = looks.chain([change(store), reader]).collect();
+        (cached, tasks, |_| {})
+    })
+}
+
+#[test]
+fn after_a_get_no_look_up_sees_the_key_from_before_a_revocation() {
+    let orders =
+        after_a_get(|store| Box::pin(async move { revoke(&store.0, &key(1)).await }), &[1]);
+    assert!(orders > 50, "{orders}");
+}
+
+#[test]
+fn after_a_get_no_look_up_sees_a_key_that_is_gone() {
+    let orders = after_a_get(
+        |store| Box::pin(async move { store.0.delete(&acme(), &key(1).id, None).await.unwrap() }),
+        &[1],
+    );
+    assert!(orders > 50, "{orders}");
+}
+
+#[test]
+fn after_a_get_no_look_up_sees_the_old_secret_or_misses_the_new_one() {
+    let rotate = |store: Arc<Pausing>| -> Task {
+        Box::pin(async move {
+            let rotated = ApiKey { digest: digest(2), revision: Revision::FIRST.next(), ..key(1) };
+            store.0.replace(&rotated, Revision::FIRST).await.unwrap();
+        })
+    };
+    for digest in [&[1], &[2]] {
+        let orders = after_a_get(rotate, digest);
+        assert!(orders > 50, "{orders}");
+    }
 }
 
 #[test]

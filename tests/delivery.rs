@@ -1300,6 +1300,31 @@ async fn last_used_times_never_move_back() {
 }
 
 #[tokio::test]
+async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
+    let b = use_bench();
+    let (secret, id) = b.create(new_key()).await;
+    let (right, wrong) = (b.clock.now(), Timestamp::parse("2099-01-01T00:00:00Z").unwrap());
+    b.clock.set(wrong);
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(1).await;
+    assert_eq!(b.last_used(id).await, Some(wrong));
+    b.clock.set(right);
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(2).await;
+    assert_eq!(b.last_used(id).await, Some(right), "written already");
+
+    // Nor does it stay in a batch that has not been written, or could not be.
+    b.store.plan.lock().unwrap().push_back(Answer::Err);
+    b.clock.set(wrong);
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(3).await;
+    b.clock.set(right.saturating_add(millis(1)));
+    b.keys.verify(&secret, None).await.unwrap();
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert_eq!(b.last_used(id).await, Some(right.saturating_add(millis(1))));
+}
+
+#[tokio::test]
 async fn uses_that_could_not_be_written_are_written_later() {
     for failure in [Answer::Err, Answer::Hang] {
         let b = use_bench();

@@ -117,6 +117,15 @@ fn fields() -> impl Strategy<Value = Fields> {
         )
 }
 
+/// A batch of uses at about the same time. Those of one key that lie further apart than a
+/// store takes to be plausible may count in any order.
+fn uses() -> impl Strategy<Value = Vec<(u8, i64)>> {
+    (micros(), proptest::collection::vec((0..IDS, 0..5i64), 0..5)).prop_map(|(at, uses)| {
+        let last = Timestamp::MAX.unix_micros();
+        uses.into_iter().map(|(id, after)| (id, (at + after).min(last))).collect()
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (fields(), proptest::option::of(0..5u32))
@@ -124,7 +133,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (fields(), 1..5u32).prop_map(|(key, expected)| Step::Replace { key, expected }),
         3 => fields().prop_map(|key| Step::Change { key }),
         2 => (0..ORGS, 0..IDS).prop_map(|(org, id)| Step::Delete { org, id }),
-        2 => proptest::collection::vec((0..IDS, micros()), 0..5).prop_map(Step::RecordUses),
+        2 => uses().prop_map(Step::RecordUses),
         1 => (0..ORGS, 0..IDS).prop_map(|(org, id)| Step::Get { org, id }),
         1 => (0..ORGS).prop_map(|org| Step::List { org }),
         1 => (0..DIGESTS).prop_map(|digest| Step::Find { digest }),
@@ -250,7 +259,10 @@ impl Model {
             Step::RecordUses(uses) => {
                 for (id, time) in uses {
                     for key in self.0.iter_mut().filter(|key| key.id == names.id(*id)) {
-                        key.last_used_at = key.last_used_at.max(Some(at(*time)));
+                        let stored = key.last_used_at.map(Timestamp::unix_micros);
+                        if stored.is_none_or(|t| t < *time || t > *time + 86_400_000_000) {
+                            key.last_used_at = Some(at(*time));
+                        }
                     }
                 }
                 vec![Reply::Done]
@@ -332,13 +344,12 @@ async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseErro
     for (number, step) in steps.iter().chain(&look).enumerate() {
         let reply = call(store, step, &names, &model).await;
         let right = model.apply(step, &names);
-        // A last use found by digest may lag behind, and is never ahead.
+        // A last use found by digest may be out of date.
         let is_found = matches!(step, Step::Find { .. });
         let is_right = |right: &Reply| match (&reply, right) {
             (Reply::Keys(found), Reply::Keys(keys)) if is_found && found.len() == keys.len() => {
                 found.iter().zip(keys).all(|(found, key)| {
-                    let last_used_at = found.last_used_at.min(key.last_used_at);
-                    *found == ApiKey { last_used_at, ..key.clone() }
+                    *found == ApiKey { last_used_at: found.last_used_at, ..key.clone() }
                 })
             }
             (reply, right) => reply == right,

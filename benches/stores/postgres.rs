@@ -169,7 +169,7 @@ fn key(row: &Row) -> ApiKey {
     ApiKey {
         id: KeyId::from_bytes(row.get::<_, Uuid>(0).into_bytes()),
         org: OrgId::new(row.get::<_, &str>(1)).unwrap(),
-        name: KeyName::new(row.get::<_, &str>(2)).unwrap(),
+        name: KeyName::restore(row.get::<_, &str>(2)).unwrap(),
         key_prefix: row.get(3),
         digest: KeyDigest::from_slice(row.get(4)).unwrap(),
         status: Status::parse(row.get(5)).unwrap(),

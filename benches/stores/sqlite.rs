@@ -103,7 +103,7 @@ fn key(row: &Row<'_>) -> rusqlite::Result<ApiKey> {
     Ok(ApiKey {
         id: KeyId::from_bytes(row.get(0)?),
         org: OrgId::new(text(1)?).unwrap(),
-        name: KeyName::new(text(2)?).unwrap(),
+        name: KeyName::restore(text(2)?).unwrap(),
         key_prefix: row.get(3)?,
         digest: KeyDigest::from_slice(row.get_ref(4)?.as_blob()?).unwrap(),
         status: Status::parse(text(5)?).unwrap(),

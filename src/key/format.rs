@@ -113,17 +113,29 @@ impl KeyFormat {
         key.expose_secret().chars().take(len).collect()
     }
 
+    /// Whether a text holds a whole key, of whatever prefix.
+    pub(crate) fn any_occurs_in(text: &[u8]) -> bool {
+        let in_prefix = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_';
+        let ends_in_key = |text: &[u8]| {
+            let Some((before, digits)) = text.split_last_chunk::<DIGITS_LEN>() else {
+                return false;
+            };
+            let prefix = before.iter().rev().take(LONGEST_PREFIX).take_while(|b| in_prefix(b));
+            let keys = (0..prefix.count()).filter_map(|n| text.get(before.len() - 1 - n..));
+            before.ends_with(b"_")
+                && keys.skip(1).any(|key| {
+                    key.first().is_some_and(u8::is_ascii_lowercase) && is_signed(key, digits)
+                })
+        };
+        (0..=text.len()).filter_map(|end| text.get(..end)).any(ends_in_key)
+    }
+
     fn matches(&self, credential: &[u8]) -> bool {
         let digits = credential.strip_prefix(self.prefix.as_bytes());
         let Some(Ok(digits)) = digits.map(<&[u8; DIGITS_LEN]>::try_from) else {
             return false;
         };
-        // No early exit, so that it is a few vector instructions.
-        if !digits.iter().fold(true, |all, b| all & b.is_ascii_alphanumeric()) {
-            return false;
-        }
-        let (signed, presented) = credential.split_at(credential.len() - CHECKSUM_LEN);
-        number(presented) == u64::from(crc32fast::hash(signed))
+        is_signed(credential, digits)
     }
 }
 
@@ -137,6 +149,17 @@ impl fmt::Debug for KeyFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KeyFormat({})", self.prefix)
     }
+}
+
+/// Whether the digits that a credential ends with are letters and digits, and the last
+/// of them its checksum.
+fn is_signed(credential: &[u8], digits: &[u8; DIGITS_LEN]) -> bool {
+    // No early exit, so that it is a few vector instructions.
+    if !digits.iter().fold(true, |all, b| all & b.is_ascii_alphanumeric()) {
+        return false;
+    }
+    let (signed, presented) = credential.split_at(credential.len() - CHECKSUM_LEN);
+    number(presented) == u64::from(crc32fast::hash(signed))
 }
 
 /// The digit that a random byte stands for; bytes over the last whole multiple

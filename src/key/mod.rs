@@ -1,5 +1,6 @@
 //! What a key is: its text, digest, identifier, name and lifetime.
 
+mod characters;
 pub(crate) mod digest;
 pub(crate) mod expiration;
 pub(crate) mod format;

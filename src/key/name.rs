@@ -6,15 +6,20 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::key::characters::{self, Flaw};
+use crate::key::format::KeyFormat;
+
 /// A key's name: 1 to 100 characters (Unicode scalar values) in any script,
 /// white space at the ends dropped, otherwise kept exactly. Names need not be
 /// unique.
 ///
 /// Refused are characters that nobody can see and that make a name read as
-/// another one: control characters, line separators, bidirectional controls
-/// and zero-width characters. The joiners U+200C and U+200D pass only where
-/// they are part of a visible letter or picture: between letters of scripts that
-/// are written with them, and within an emoji sequence.
+/// another one: control characters, line separators, bidirectional controls,
+/// and all that Unicode has readers ignore (`Default_Ignorable_Code_Point`). Joiners,
+/// selectors and tags pass only where they are part of a visible letter or picture:
+/// between letters of scripts that are written with them, and within an emoji sequence.
+/// No letter carries more combining marks than scripts need, and no name holds a whole
+/// key, of whatever prefix: names are shown and logged.
 ///
 /// ```
 /// use keygate::{KeyName, KeyNameError};
@@ -39,7 +44,28 @@ impl KeyName {
         if name.chars().nth(Self::MAX_CHARS).is_some() {
             return Err(KeyNameError::TooLong);
         }
-        match first_forbidden(name) {
+        characters::check(name).map_err(|flaw| match flaw {
+            Flaw::Hidden(c) => KeyNameError::ForbiddenCharacter(c),
+            Flaw::TooManyMarks => KeyNameError::TooManyMarks,
+        })?;
+        if KeyFormat::any_occurs_in(name.as_bytes()) {
+            return Err(KeyNameError::HoldsKey);
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// Takes a name from a store. A name that an earlier version of this crate took is
+    /// taken, whatever [`KeyName::new`] refuses by now; a text that never was a name is
+    /// an error.
+    pub fn restore(name: impl AsRef<str>) -> Result<Self, KeyNameError> {
+        let name = name.as_ref();
+        if name.is_empty() {
+            return Err(KeyNameError::Empty);
+        }
+        if name.chars().nth(Self::MAX_CHARS).is_some() {
+            return Err(KeyNameError::TooLong);
+        }
+        match name.chars().find(|c| characters::is_control(*c)) {
             Some(c) => Err(KeyNameError::ForbiddenCharacter(c)),
             None => Ok(Self(name.into())),
         }
@@ -49,72 +75,6 @@ impl KeyName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-}
-
-fn first_forbidden(name: &str) -> Option<char> {
-    // The last character that can be seen by itself.
-    let mut base = None;
-    let mut chars = name.chars().peekable();
-    while let Some(c) = chars.next() {
-        if !is_hidden(c) {
-            base = Some(c);
-        } else if !is_part_of_a_sign(c, base, chars.peek().copied()) {
-            return Some(c);
-        }
-    }
-    None
-}
-
-/// Whether a character that cannot be seen changes how its neighbours look.
-fn is_part_of_a_sign(c: char, base: Option<char>, after: Option<char>) -> bool {
-    let Some(base) = base else { return false };
-    match c {
-        '\u{200C}' | '\u{200D}' => joins(base) && after.is_some_and(joins),
-        '\u{FE00}'..='\u{FE0F}' => {
-            let keycap = matches!(base, '0'..='9' | '#' | '*') && after == Some('\u{20E3}');
-            is_picture(base) || is_ideograph(base) || keycap
-        }
-        '\u{E0100}'..='\u{E01EF}' => is_ideograph(base),
-        '\u{180B}'..='\u{180D}' | '\u{180F}' => matches!(base, '\u{1820}'..='\u{18AA}'),
-        // The letters inside the flags of England, Scotland and Wales.
-        '\u{E0020}'..='\u{E007F}' => base == '\u{1F3F4}',
-        _ => false,
-    }
-}
-
-/// Characters without a visible form of their own (Unicode 16: `Cc`, `Zl`, `Zp`,
-/// `Bidi_Control`, and the format and filler characters of zero width).
-fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{00AD}' | '\u{034F}' | '\u{061C}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}'
-            | '\u{180B}'..='\u{180F}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}'
-            | '\u{2060}'..='\u{206F}' | '\u{2800}' | '\u{3164}' | '\u{FE00}'..='\u{FE0F}'
-            | '\u{FEFF}' | '\u{FFA0}'
-            | '\u{FFF0}'..='\u{FFFB}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}')
-}
-
-/// Whether a joiner beside this character changes how it looks: scripts from
-/// Arabic to Mongolian, and pictures.
-fn joins(c: char) -> bool {
-    is_picture(c)
-        || matches!(c,
-            '\u{0600}'..='\u{10FF}' | '\u{1700}'..='\u{18AF}' | '\u{1900}'..='\u{1CFF}'
-            | '\u{A800}'..='\u{ABFF}' | '\u{FB50}'..='\u{FDFF}' | '\u{FE70}'..='\u{FEFC}'
-            | '\u{10A00}'..='\u{11FFF}' | '\u{1E900}'..='\u{1E95F}')
-}
-
-fn is_picture(c: char) -> bool {
-    matches!(c,
-        '\u{A9}' | '\u{AE}' | '\u{203C}' | '\u{2049}' | '\u{2122}' | '\u{2139}'
-        | '\u{2190}'..='\u{27FF}' | '\u{2900}'..='\u{2BFF}' | '\u{3030}' | '\u{303D}' | '\u{3297}'
-        | '\u{3299}' | '\u{1F000}'..='\u{1FAFF}')
-}
-
-fn is_ideograph(c: char) -> bool {
-    matches!(c,
-        '\u{3000}'..='\u{303F}' | '\u{3400}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}'
-        | '\u{20000}'..='\u{3FFFF}')
 }
 
 impl FromStr for KeyName {
@@ -147,14 +107,21 @@ pub enum KeyNameError {
     /// There are more than [`KeyName::MAX_CHARS`] characters.
     #[error("must have at most {} characters", KeyName::MAX_CHARS)]
     TooLong,
-    /// A control, bidirectional or zero-width character.
+    /// A character that cannot be seen, where it is part of no letter or picture.
     #[error("must not contain the invisible character U+{:04X}", u32::from(*.0))]
     ForbiddenCharacter(char),
+    /// More combining marks on one letter than any script needs.
+    #[error("must not have so many marks on one letter")]
+    TooManyMarks,
+    /// A whole key.
+    #[error("must not contain an API key")]
+    HoldsKey,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::SystemRandom;
     use proptest::prelude::*;
 
     #[test]
@@ -219,6 +186,42 @@ mod tests {
     }
 
     #[test]
+    fn case_54_a_name_holds_no_whole_key() {
+        for prefix in ["vsp_sk_", "acme_", "a_", "a_prefix_of_24_letters1_"] {
+            let key = KeyFormat::new(prefix).unwrap().generate(&SystemRandom).unwrap();
+            let key = key.expose_secret();
+            for name in
+                [key.to_owned(), format!("CI {key}"), format!("x{key}"), format!("é_{key}.")]
+            {
+                let error = KeyName::new(&name).unwrap_err();
+                assert_eq!(error, KeyNameError::HoldsKey, "{prefix}");
+                assert!(!format!("{error} {error:?}").contains(&key[9..20]));
+            }
+            // A part of one, or one that is misspelt, tells nobody the key.
+            KeyName::new(&key[..key.len() - 1]).unwrap();
+            KeyName::new(key.to_lowercase()).unwrap();
+        }
+        KeyName::new("deploy_".repeat(14)).unwrap();
+    }
+
+    #[test]
+    fn a_stored_name_that_is_refused_by_now_can_be_read() {
+        let key = KeyFormat::default().generate(&SystemRandom).unwrap();
+        let marks = format!("a{}", "\u{301}".repeat(99));
+        for name in ["❤\u{fe0f}\u{fe0f}", "🏴\u{e0041}", "\u{1bca0}", &marks, key.expose_secret()]
+        {
+            KeyName::new(name).unwrap_err();
+            assert_eq!(KeyName::restore(name).unwrap().as_str(), name);
+        }
+        assert_eq!(KeyName::restore(""), Err(KeyNameError::Empty));
+        assert_eq!(KeyName::restore("a".repeat(101)), Err(KeyNameError::TooLong));
+        for c in ['\0', '\n', '\u{2028}', '\u{202e}', '\u{2066}'] {
+            let refused = Err(KeyNameError::ForbiddenCharacter(c));
+            assert_eq!(KeyName::restore(format!("a{c}")), refused);
+        }
+    }
+
+    #[test]
     fn length_counts_characters_after_trimming() {
         assert_eq!(KeyName::new(" \u{3000}\t"), Err(KeyNameError::Empty));
         let longest = "é".repeat(100);
@@ -232,6 +235,7 @@ mod tests {
         fn a_name_that_was_taken_is_taken_again_unchanged(text in "\\PC{0,120}|[\\s\\S]{0,8}") {
             if let Ok(name) = KeyName::new(&text) {
                 prop_assert_eq!(name.as_str(), text.trim());
+                prop_assert_eq!(KeyName::restore(name.as_str()), Ok(name.clone()));
                 prop_assert_eq!(KeyName::new(name.as_str()), Ok(name));
             }
         }

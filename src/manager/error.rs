@@ -28,6 +28,9 @@ pub enum ManageError {
         /// The limit.
         max: u32,
     },
+    /// The name holds what is, or was meant to be, a key of this service.
+    #[error("the name holds an API key")]
+    NameHoldsKey,
     /// The instant at which the key is to expire is not in the future.
     #[error("the expiration is not in the future")]
     ExpirationInThePast,

@@ -39,7 +39,7 @@ struct Shared {
     shards: [Shard; SHARDS],
     /// Set by the first use after a flush.
     pending: AtomicBool,
-    /// How many uses the task is about to write.
+    /// How many uses the task has drained and not written.
     in_hand: AtomicUsize,
     closed: AtomicBool,
     ended: AtomicBool,
@@ -153,9 +153,21 @@ impl Noted {
     }
 }
 
-fn keep_latest(uses: &mut Uses, KeyUse { id, at }: KeyUse) {
-    let latest = uses.entry(id).or_insert(at);
-    *latest = at.max(*latest);
+/// Of uses that come in their order.
+fn keep_latest(uses: &mut Uses, used: KeyUse) {
+    let latest = uses.entry(used.id).or_insert(used.at);
+    if used.replaces(Some(*latest)) {
+        *latest = used.at;
+    }
+}
+
+/// Of uses whose order is not known. Where they lie more than a day apart, a clock was
+/// wrong, and the earlier is kept: the next use corrects a time that is too early.
+fn keep_plausible(uses: &mut Uses, KeyUse { id, at }: KeyUse) {
+    let kept = uses.entry(id).or_insert(at);
+    let (earlier, later) = (at.min(*kept), at.max(*kept));
+    let plausible = KeyUse { id, at: earlier }.latest_plausible();
+    *kept = if later > plausible { earlier } else { later };
 }
 
 impl Shared {
@@ -165,22 +177,21 @@ impl Shared {
         }
     }
 
-    fn drain(&self) -> Vec<KeyUse> {
-        let mut all = Uses::default();
+    /// What was noted, after what was drained earlier and has not been written.
+    fn drain(&self, unwritten: Vec<KeyUse>) -> Vec<KeyUse> {
+        let mut noted = Uses::default();
         for shard in &self.shards {
-            let mut noted = shard.lock();
-            noted.fold();
-            for (id, at) in noted.latest.drain() {
-                keep_latest(&mut all, KeyUse { id, at });
+            let mut shard = shard.lock();
+            shard.fold();
+            for (id, at) in shard.latest.drain() {
+                keep_plausible(&mut noted, KeyUse { id, at });
             }
         }
-        all.into_iter().map(|(id, at)| KeyUse { id, at }).collect()
-    }
-
-    fn put_back(&self, uses: &[KeyUse]) {
-        for used in uses {
-            self.note(0, used.id, used.at);
+        let mut all: Uses = unwritten.into_iter().map(|used| (used.id, used.at)).collect();
+        for (id, at) in noted {
+            keep_latest(&mut all, KeyUse { id, at });
         }
+        all.into_iter().map(|(id, at)| KeyUse { id, at }).collect()
     }
 }
 
@@ -201,15 +212,16 @@ struct Task {
 
 impl Task {
     async fn run(self) {
+        let mut unwritten = Vec::new();
         loop {
             let closed = self.wait().await;
             self.shared.pending.store(false, Ordering::Release);
-            let uses = self.shared.drain();
-            let failed = self.write(&uses).await;
+            let uses = self.shared.drain(unwritten);
+            unwritten = self.write(&uses).await;
             if closed {
                 break;
             }
-            if failed {
+            if !unwritten.is_empty() {
                 // A closing manager does not wait for the pause.
                 let closing = self.shared.closing.listen();
                 if !self.shared.closed.load(Ordering::Acquire) {
@@ -236,9 +248,9 @@ impl Task {
         }
     }
 
-    /// Writes in batches; what fails goes back, to be tried again.
-    async fn write(&self, uses: &[KeyUse]) -> bool {
-        let mut failed = false;
+    /// Writes in batches, and returns those that failed, to be tried again.
+    async fn write(&self, uses: &[KeyUse]) -> Vec<KeyUse> {
+        let mut unwritten = Vec::new();
         self.shared.in_hand.store(uses.len(), Ordering::Release);
         for batch in uses.chunks(BATCH) {
             let call = caught(async { self.store.record_uses(batch).await });
@@ -250,12 +262,12 @@ impl Task {
             if let Err(error) = written {
                 let uses = batch.len();
                 tracing::warn!(uses, %error, "last-used times were not written, will retry");
-                self.shared.put_back(batch);
-                failed = true;
+                unwritten.extend_from_slice(batch);
+            } else {
+                self.shared.in_hand.fetch_sub(batch.len(), Ordering::AcqRel);
             }
-            self.shared.in_hand.fetch_sub(batch.len(), Ordering::AcqRel);
         }
-        failed
+        unwritten
     }
 }
 
@@ -364,7 +376,7 @@ mod tests {
         #[test]
         fn the_latest_use_of_each_key_is_what_counts_whoever_noted_it(
             uses in proptest::collection::vec((0usize..SHARDS, 0u16..5, 0u32..9), 0..40),
-            back in proptest::collection::vec((0u16..5, 0u32..9), 0..9),
+            unwritten in proptest::collection::btree_map(0u16..5, 0u32..9, 0..5),
         ) {
             let shared = Shared::default();
             let mut latest = BTreeMap::new();
@@ -372,17 +384,39 @@ mod tests {
                 shared.note(shard, id(key), at(time));
                 latest.entry(id(key)).and_modify(|t| *t = at(time).max(*t)).or_insert(at(time));
             }
-            // A write that failed gives back what may be older by now.
-            for (key, time) in back {
-                shared.put_back(&[KeyUse { id: id(key), at: at(time) }]);
-                latest.entry(id(key)).and_modify(|t| *t = at(time).max(*t)).or_insert(at(time));
+            // What a failed write left may be older by now.
+            let unwritten = unwritten.iter().map(|(key, time)| KeyUse { id: id(*key), at: at(*time) });
+            let unwritten: Vec<_> = unwritten.collect();
+            for KeyUse { id, at } in unwritten.iter().copied() {
+                latest.entry(id).and_modify(|t| *t = at.max(*t)).or_insert(at);
             }
-            let drained = shared.drain();
+            let drained = shared.drain(unwritten);
             prop_assert_eq!(drained.len(), latest.len(), "one for each key");
             let drained: BTreeMap<_, _> = drained.iter().map(|used| (used.id, used.at)).collect();
             prop_assert_eq!(drained, latest);
-            prop_assert!(shared.drain().is_empty());
+            prop_assert!(shared.drain(Vec::new()).is_empty());
         }
+    }
+
+    #[test]
+    fn case_56_a_use_of_a_wrong_clock_gives_way_to_one_of_the_right_clock() {
+        let day = 86_400_000_000;
+        let at = |micros| Timestamp::from_unix_micros(micros).unwrap();
+        let key_use = |micros| KeyUse { id: id(1), at: at(micros) };
+        let drained = |unwritten: &[i64], noted: &[(usize, i64)]| {
+            let shared = Shared::default();
+            for (shard, micros) in noted {
+                shared.note(*shard, id(1), at(*micros));
+            }
+            let unwritten = unwritten.iter().map(|micros| key_use(*micros)).collect();
+            shared.drain(unwritten).iter().map(|used| used.at.unix_micros()).collect::<Vec<_>>()
+        };
+        let wrong = 73 * 365 * day;
+        assert_eq!(drained(&[], &[(0, wrong), (0, 5), (0, 6)]), [6], "one thread");
+        assert_eq!(drained(&[], &[(0, wrong), (1, 5), (2, 6)]), [6], "several threads");
+        assert_eq!(drained(&[], &[(0, 5), (1, wrong)]), [5], "in either order");
+        assert_eq!(drained(&[wrong], &[(3, 5)]), [5], "after a write that failed");
+        assert_eq!(drained(&[5], &[(3, 2 * day)]), [2 * day], "after writes failed for days");
     }
 
     #[tokio::test]
@@ -391,10 +425,9 @@ mod tests {
         let shared = Arc::new(Shared::default());
         let uses: Vec<_> = (0..2_500).map(|n| KeyUse { id: id(n), at: at(1) }).collect();
         let task = task(&shared, &store);
-        assert!(task.write(&uses).await, "it says that something failed");
-        let kept = shared.drain();
+        let kept = task.write(&uses).await;
         assert_eq!((kept.len(), store.state.lock().unwrap().1.len()), (1_000, 1_500));
-        assert!(!task.write(&kept).await);
+        assert_eq!(task.write(&kept).await, []);
         assert_eq!(store.state.lock().unwrap().1.len(), 2_500);
     }
 
@@ -407,7 +440,7 @@ mod tests {
         assert_eq!(uses.ended(Duration::ZERO).await, 2, "no task has run");
         uses.shared.ended.store(true, Ordering::Release);
         assert_eq!(uses.ended(Duration::ZERO).await, 2, "it has ended without them");
-        uses.shared.drain();
+        uses.shared.drain(Vec::new());
         assert_eq!(uses.ended(Duration::ZERO).await, 0);
     }
 

@@ -8,6 +8,7 @@ use crate::audit::log::{AuditPage, AuditQuery};
 use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
 use crate::audit::writer::Reserved;
 use crate::key::id::KeyId;
+use crate::key::name::KeyName;
 use crate::key::secret::PlaintextKey;
 use crate::manager::KeyManager;
 use crate::manager::error::{ManageError, StoreTimeout};
@@ -38,11 +39,13 @@ impl KeyManager {
     /// # Errors
     ///
     /// [`LimitReached`](ManageError::LimitReached),
+    /// [`NameHoldsKey`](ManageError::NameHoldsKey),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
     /// [`ExpirationInThePast`](ManageError::ExpirationInThePast), or
     /// [`Unavailable`](ManageError::Unavailable).
     pub async fn create(&self, actor: &Actor, new: NewKey) -> Result<IssuedKey, ManageError> {
         let inner = &*self.inner;
+        self.check_name(&new.name)?;
         self.check_length(&new.allowlist)?;
         let now = self.now();
         let expires_at = new.expiration.after(now);
@@ -106,6 +109,7 @@ impl KeyManager {
     /// # Errors
     ///
     /// [`NotFound`](ManageError::NotFound),
+    /// [`NameHoldsKey`](ManageError::NameHoldsKey),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
     /// [`Unavailable`](ManageError::Unavailable).
     pub async fn update(
@@ -140,6 +144,9 @@ impl KeyManager {
         patch: KeyPatch,
         only_at: Option<Revision>,
     ) -> Result<Arc<ApiKey>, ManageError> {
+        if let Some(name) = &patch.name {
+            self.check_name(name)?;
+        }
         if let Some(allowlist) = &patch.allowlist {
             self.check_length(allowlist)?;
         }
@@ -253,6 +260,14 @@ impl KeyManager {
             Ok(page) => page.map_err(|error| ManageError::Unavailable(Box::new(error))),
             Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
         })
+    }
+
+    /// Names are shown and logged.
+    fn check_name(&self, name: &KeyName) -> Result<(), ManageError> {
+        if self.inner.format.occurs_in(name.as_str().as_bytes()) {
+            return Err(ManageError::NameHoldsKey);
+        }
+        Ok(())
     }
 
     fn check_length(&self, allowlist: &Allowlist) -> Result<(), ManageError> {

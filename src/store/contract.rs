@@ -35,7 +35,9 @@ use crate::runtime::BoxFuture;
 /// 4. **Organisations do not see each other.** `get`, `list`, `replace` and
 ///    `delete` treat a key of another organisation as one that does not exist.
 /// 5. **`record_uses` moves last-used times forward only**, touches nothing else
-///    (the revision neither), and skips keys that are gone.
+///    (the revision neither), and skips keys that are gone. The one exception is a
+///    stored time more than a day after the use, which a process with a wrong clock
+///    set: [`KeyUse::replaces`] is the rule.
 /// 6. **What comes back is what went in**, to the microsecond, in any script.
 ///    A stored allowlist goes through
 ///    [`Allowlist::restore`](crate::Allowlist::restore), so that a damaged one
@@ -66,7 +68,8 @@ use crate::runtime::BoxFuture;
 /// |---|---|---|
 /// | `id` | [`KeyId::to_bytes`], or its text | [`KeyId::from_bytes`], or `parse` |
 /// | `key_prefix` | its text | as it is |
-/// | `org`, `name` | their `as_str` | [`OrgId::new`], [`KeyName::new`](crate::KeyName::new) |
+/// | `org` | its `as_str` | [`OrgId::new`] |
+/// | `name` | its `as_str` | [`KeyName::restore`](crate::KeyName::restore): an earlier version may have taken what [`KeyName::new`](crate::KeyName::new) refuses by now |
 /// | `digest` | [`KeyDigest::as_bytes`] | [`KeyDigest::from_slice`] |
 /// | `status` | [`Status::as_str`](crate::Status::as_str) | [`Status::parse`](crate::Status::parse) |
 /// | `allowlist` | [`Allowlist::entries`](crate::Allowlist::entries) | [`Allowlist::restore`](crate::Allowlist::restore) |
@@ -152,7 +155,9 @@ use crate::runtime::BoxFuture;
 ///         let mut keys = self.keys();
 ///         for used in uses {
 ///             if let Some(key) = keys.get_mut(&used.id) {
-///                 key.last_used_at = key.last_used_at.max(Some(used.at));
+///                 if used.replaces(key.last_used_at) {
+///                     key.last_used_at = Some(used.at);
+///                 }
 ///             }
 ///         }
 ///         Ok(())
@@ -215,8 +220,9 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         expected: Option<Revision>,
     ) -> Result<(), StoreError>;
 
-    /// Moves last-used times forward, never back, and touches nothing else. A
-    /// key may occur more than once; one that is gone is skipped.
+    /// Writes the last-used times that [`KeyUse::replaces`] admits: forward, not back,
+    /// but for a stored time that lies more than a day ahead. It touches nothing else.
+    /// A key may occur more than once; one that is gone is skipped.
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError>;
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keygate::{
-    CountryCode, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, RequestInfo,
+    AuditLog, CountryCode, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, RequestInfo,
+    Timestamp,
 };
 use serde_json::{Value, json};
 
@@ -115,6 +116,48 @@ async fn pages_lead_to_their_neighbours() {
     let back = logged.page(&format!("limit=10&after={}", cursor(&third, "newer"))).await;
     assert_eq!(endpoints(&back), endpoints(&second));
     assert_eq!(endpoints(&logged.page("limit=200").await).len(), 30);
+}
+
+#[tokio::test]
+async fn case_56_a_record_from_the_future_hides_no_other_and_can_be_purged() {
+    let logged = Logged::new().await;
+    for i in 0..5 {
+        logged.use_key(&format!("/{i}"), None).await;
+    }
+    logged.api.clock.set("2099-01-01T00:00:00Z");
+    logged.use_key("/future", None).await;
+    logged.api.clock.set("2026-01-31T12:01:00Z");
+    for i in 5..12 {
+        logged.use_key(&format!("/{i}"), None).await;
+        let newest = logged.page("limit=3").await;
+        assert_eq!(endpoints(&newest)[..2], ["/future", &format!("/{i}")], "a new one shows");
+        assert_eq!(newest["newer"], Value::Null);
+    }
+    let all: Vec<String> =
+        ["/future".to_owned()].into_iter().chain((0..12).rev().map(|i| format!("/{i}"))).collect();
+
+    let mut page = logged.page("limit=3").await;
+    let mut back = endpoints(&page).join(" ");
+    while let Some(older) = page["older"].as_str() {
+        page = logged.page(&format!("limit=3&before={older}")).await;
+        back = format!("{back} {}", endpoints(&page).join(" "));
+    }
+    assert_eq!(back, all.join(" "), "older pages meet every record once");
+
+    let mut forward = endpoints(&page).join(" ");
+    while let Some(newer) = page["newer"].as_str() {
+        page = logged.page(&format!("limit=3&after={newer}")).await;
+        forward = format!("{} {forward}", endpoints(&page).join(" "));
+    }
+    assert_eq!(forward.trim(), all.join(" "), "and so do newer ones");
+
+    let purged = |instant: &str| logged.api.log.purge_before(Timestamp::parse(instant).unwrap());
+    assert_eq!(purged("2026-01-31T12:01:00Z").await.unwrap(), 5 + 1, "and that of the creation");
+    let left = logged.page("").await;
+    assert_eq!(endpoints(&left), &all[..8], "the others stay");
+    assert_eq!(purged("2099-01-02T00:00:00Z").await.unwrap(), 8);
+    logged.use_key("/after", None).await;
+    assert_eq!(endpoints(&logged.page("").await), ["/after"]);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Fields of a body: what does not fit is 422, and is named.
 
 use axum::http::Method;
+use keygate::{KeyFormat, KeyStore, SystemRandom};
 use serde_json::{Value, json};
 
 use crate::admin_support::{Api, Reply, request, with_json};
@@ -39,6 +40,35 @@ async fn case_23_names_that_deceive_are_refused() {
         assert_eq!(create(&api, body).await.fields(), ["name"], "{name:?}");
         assert_eq!(api.patch(&path, json!({"name": name})).await.fields(), ["name"]);
     }
+}
+
+#[tokio::test]
+async fn case_54_names_that_hide_something_are_refused_and_not_repeated() {
+    let api = Api::with(|builder| builder.format(KeyFormat::new("acme_").unwrap()));
+    let path = api.create_path("k").await;
+    let ours = api.create("other").await["secret"].as_str().unwrap().to_owned();
+    let theirs = KeyFormat::default().generate(&SystemRandom).unwrap();
+    let theirs = theirs.expose_secret();
+    for (name, secret) in [
+        ("CI\u{1bca0}".to_owned(), "CI"),
+        ("a\u{34f}b".to_owned(), "a\u{34f}"),
+        ("CI \u{e0069}\u{e0067}\u{e006e}".to_owned(), "CI"),
+        ("🏴\u{e0069}\u{e0067}\u{e006e}".to_owned(), "🏴"),
+        (format!("Z{}", "\u{301}".repeat(40)), "\u{301}"),
+        (ours.clone(), &ours[5..20]),
+        (format!("CI {theirs}"), &theirs[7..20]),
+        // Misspelt or cut off, it is still most of a key.
+        (format!("CI {}", &ours[..40]), &ours[5..20]),
+        (ours[5..].to_owned(), &ours[5..20]),
+    ] {
+        let body = json!({"name": name, "expiration": "never"});
+        for reply in [create(&api, body).await, api.patch(&path, json!({"name": name})).await] {
+            assert_eq!((reply.status.as_u16(), reply.fields()), (422, vec!["name".to_owned()]));
+            assert!(!reply.text().contains(secret), "{}", reply.text());
+        }
+    }
+    let stored = api.store.inner.list(api.actor.org()).await.unwrap();
+    assert_eq!(stored.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["k", "other"]);
 }
 
 #[tokio::test]

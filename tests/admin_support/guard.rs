@@ -254,3 +254,47 @@ async fn an_answer_before_the_body_is_read_closes_the_connection_of_http_1() {
         );
     }
 }
+
+/// A name of somebody else's that leads to this service, with the `Origin` of its page.
+#[tokio::test]
+async fn case_57_a_host_that_is_not_listed_is_refused_for_every_method() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let router = keygate::admin::router_on_hosts(api.keys.clone(), ["example.com", "0.0.0.0:3000"]);
+    let listed = Api { router, ..api.clone() };
+    let ask = async |api: &Api, hosts: &[&str], method: Method, uri: &str| {
+        let mut asked = request(method, uri);
+        for host in hosts {
+            asked = with_header(asked, HOST, host);
+            asked = with_header(asked, ORIGIN, &format!("http://{host}"));
+        }
+        api.send(asked).await
+    };
+    for (hosts, is_ours) in [
+        (&["example.com"][..], true),
+        (&["example.com:8080"], true),
+        (&["192.0.2.7:3000"], true),
+        (&["evil.example"], false),
+        (&["evil.example:3000"], false),
+        (&["\u{fc}"], false),
+        (&[""], false),
+        (&[], false),
+        (&["example.com", "example.com"], false),
+    ] {
+        for uri in ["/keys", &path, &format!("{path}/audit"), "/openapi.json", "/unknown"] {
+            let reply = ask(&listed, hosts, Method::GET, uri).await;
+            assert_eq!(reply.code() != "cross_site", is_ours, "{hosts:?} {uri}");
+            assert_eq!(reply.status != 403, is_ours, "{hosts:?} {uri}");
+            assert_ne!(ask(&api, hosts, Method::GET, uri).await.status, 403, "none are listed");
+        }
+    }
+    let gone = format!("{path}?confirm_name=k");
+    let reply = ask(&listed, &["evil.example"], Method::DELETE, &gone).await;
+    assert_eq!((reply.code().as_str(), api.get(&path).await.status.as_u16()), ("cross_site", 200));
+    assert_eq!(ask(&listed, &["example.com"], Method::DELETE, &gone).await.status, 204);
+
+    // HTTP/2 names the host in the URI.
+    for (uri, status) in [("https://example.com/keys", 200), ("https://evil.example/keys", 403)] {
+        assert_eq!(listed.get(uri).await.status, status);
+    }
+}

@@ -203,6 +203,10 @@ impl TestClock {
     pub(crate) fn advance(&self, seconds: u64) {
         self.0.advance(Duration::from_secs(seconds));
     }
+
+    pub(crate) fn set(&self, rfc3339: &str) {
+        self.0.set(Timestamp::parse(rfc3339).unwrap());
+    }
 }
 
 impl Clock for TestClock {

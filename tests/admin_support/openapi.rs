@@ -154,8 +154,8 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
         request.headers_mut().remove(CONTENT_TYPE);
         request
     };
-    for fault in 0..13 {
-        let api = Api::with(|builder| builder.limits(limits));
+    for fault in 0..14 {
+        let mut api = Api::with(|builder| builder.limits(limits));
         let path = api.create_path("k").await;
         let id = path.trim_start_matches("/keys/");
         let good = good(method, template, id);
@@ -173,6 +173,10 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
             10 => {
                 api.create("second").await;
                 api.store.conflict();
+                good
+            }
+            13 => {
+                api.router = keygate::admin::router_on_hosts(api.keys.clone(), ["example.com"]);
                 good
             }
             _ => {

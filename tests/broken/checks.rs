@@ -47,6 +47,9 @@ impl BrokenStore {
                 times(&mut key, |at| Timestamp::from_unix_micros(at.unix_micros().max(0)).unwrap())
             }
             Fault::MissingTimesAreZero => key.rotated_at = key.rotated_at.or(epoch),
+            Fault::NamesAreCheckedAnew if KeyName::new(key.name.as_str()).is_err() => {
+                key.name = KeyName::new("unnamed").unwrap();
+            }
             Fault::NamesAreNormalised => {
                 let words: Vec<&str> = key.name.as_str().split_whitespace().collect();
                 key.name = KeyName::new(words.join(" ")).unwrap();

@@ -315,7 +315,9 @@ impl KeyStore for BrokenStore {
                 for used in uses {
                     let Some(mut key) = self.lock().keys.get(&used.id).cloned() else { continue };
                     gap().await;
-                    key.last_used_at = key.last_used_at.max(Some(used.at));
+                    if used.replaces(key.last_used_at) {
+                        key.last_used_at = Some(used.at);
+                    }
                     self.lock().put(key);
                 }
                 return Ok(());
@@ -324,7 +326,9 @@ impl KeyStore for BrokenStore {
                 for used in uses {
                     let Some(mut key) = self.lock().keys.remove(&used.id) else { continue };
                     gap().await;
-                    key.last_used_at = key.last_used_at.max(Some(used.at));
+                    if used.replaces(key.last_used_at) {
+                        key.last_used_at = Some(used.at);
+                    }
                     self.lock().put(key);
                 }
                 return Ok(());
@@ -353,12 +357,15 @@ impl KeyStore for BrokenStore {
                 _ => false,
             };
             let zero = Timestamp::from_unix_micros(0).unwrap();
-            let last = match self.fault {
-                Fault::FirstUseIsComparedWithZero => Some(key.last_used_at.unwrap_or(zero)),
-                Fault::UsesGoBack => None,
-                _ => key.last_used_at,
+            let moves = match self.fault {
+                Fault::FirstUseIsComparedWithZero => {
+                    used.replaces(Some(key.last_used_at.unwrap_or(zero)))
+                }
+                Fault::UsesGoBack => true,
+                Fault::FutureUseStays => key.last_used_at < Some(used.at),
+                _ => used.replaces(key.last_used_at),
             };
-            if !skip && last < Some(used.at) {
+            if !skip && moves {
                 key.last_used_at = Some(used.at);
                 if self.is(Fault::UseRaisesRevision) {
                     key.revision = key.revision.next();

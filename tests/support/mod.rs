@@ -326,7 +326,8 @@ impl Client {
     /// Sends a request without a body, and reads the answer.
     pub(crate) fn ask(&mut self, method: &str, target: &str, headers: &[&str]) -> Reply {
         let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-        self.send(format!("{method} {target} HTTP/1.1\r\nHost: keygate.test\r\n{lines}\r\n"));
+        let host = self.to;
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n"));
         self.try_reply(method == "HEAD").unwrap()
     }
 
@@ -338,10 +339,10 @@ impl Client {
         headers: &[&str],
         body: impl std::fmt::Display,
     ) -> Reply {
-        let body = body.to_string();
+        let (host, body) = (self.to, body.to_string());
         let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
         self.send(format!(
-            "{method} {target} HTTP/1.1\r\nHost: keygate.test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{lines}\r\n{body}",
+            "{method} {target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{lines}\r\n{body}",
             body.len()
         ));
         self.try_reply(false).unwrap()

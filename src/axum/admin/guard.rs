@@ -1,6 +1,9 @@
 //! What every request must pass before it is routed, and every answer carries.
 
-use ::axum::extract::Request;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ::axum::extract::{Request, State};
 use ::axum::middleware::Next;
 use ::axum::response::{IntoResponse, Response};
 use ::http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
@@ -8,11 +11,15 @@ use ::http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
 use crate::axum::admin::problem::{Code, Problem};
 use crate::org::Actor;
 
+/// The hosts at which the API may be asked for; any host where there are none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hosts(Option<Arc<[String]>>);
+
 /// Lets only requests of a known actor through, and none that a browser makes
 /// for another site. Secrets and the names of keys pass here, so that nothing
 /// may be cached.
-pub(super) async fn guard(request: Request, next: Next) -> Response {
-    let mut response = match check(&request) {
+pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    let mut response = match check(&request, &hosts) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
@@ -20,10 +27,14 @@ pub(super) async fn guard(request: Request, next: Next) -> Response {
     response
 }
 
-fn check(request: &Request) -> Result<(), Problem> {
+fn check(request: &Request, hosts: &Hosts) -> Result<(), Problem> {
     if request.extensions().get::<Actor>().is_none() {
         tracing::debug!("no Actor in the request: is a login in front of `admin::router`?");
         return Err(Problem::new(Code::Unauthenticated, "Log in first."));
+    }
+    if !hosts.have(request) {
+        let detail = "The service does not answer under this host.";
+        return Err(Problem::new(Code::CrossSite, detail));
     }
     if is_cross_site(request) {
         let detail = "Changes are only taken from pages of this site.";
@@ -51,12 +62,42 @@ fn is_cross_site(request: &Request) -> bool {
         return !sites.all(|site| site == "same-origin" || site == "none");
     }
     let Some(origin) = headers.get(ORIGIN) else { return false };
-    let host = match headers.get(HOST) {
+    !is_of_host(text(origin), host(request))
+}
+
+fn host(request: &Request) -> &str {
+    match request.headers().get(HOST) {
         Some(host) => text(host),
         // HTTP/2 names the host in the URI.
         None => request.uri().authority().map_or("", |authority| authority.as_str()),
+    }
+}
+
+impl Hosts {
+    pub(crate) fn new<H: Into<String>>(hosts: impl IntoIterator<Item = H>) -> Self {
+        Self(Some(hosts.into_iter().map(Into::into).collect()))
+    }
+
+    fn have(&self, request: &Request) -> bool {
+        let Some(allowed) = &self.0 else { return true };
+        let is_named_once = request.headers().get_all(HOST).iter().count() <= 1;
+        is_named_once && allowed.iter().any(|allowed| is_allowed(allowed, host(request)))
+    }
+}
+
+fn is_allowed(allowed: &str, host: &str) -> bool {
+    let (Some((allowed, allowed_port)), Some((host, port))) =
+        (host_and_port(allowed), host_and_port(host))
+    else {
+        return false;
     };
-    !is_of_host(text(origin), host)
+    let is_default = port.is_none() && matches!(allowed_port, Some(80 | 443));
+    if allowed_port.is_some() && allowed_port != port && !is_default {
+        return false;
+    }
+    let ip = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+    allowed.eq_ignore_ascii_case(host)
+        || ip(allowed).is_some_and(|ip| ip.is_unspecified()) && ip(host).is_some()
 }
 
 /// What is not ASCII equals no origin and no host.
@@ -73,17 +114,20 @@ fn is_of_host(origin: &str, host: &str) -> bool {
         "https" => 443,
         _ => return false,
     };
-    match (host_and_port(authority, default_port), host_and_port(host, default_port)) {
-        (Some((a, a_port)), Some((b, b_port))) => a.eq_ignore_ascii_case(b) && a_port == b_port,
+    let port_of = |port: Option<u16>| port.unwrap_or(default_port);
+    match (host_and_port(authority), host_and_port(host)) {
+        (Some((a, a_port)), Some((b, b_port))) => {
+            a.eq_ignore_ascii_case(b) && port_of(a_port) == port_of(b_port)
+        }
         _ => false,
     }
 }
 
-fn host_and_port(authority: &str, default_port: u16) -> Option<(&str, u16)> {
+fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.rsplit_once(':') {
         // The last colon of `[::1]` comes before no port.
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-        _ => (authority, default_port),
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
+        _ => (authority, None),
     };
     (!host.is_empty()).then_some((host, port))
 }
@@ -91,6 +135,39 @@ fn host_and_port(authority: &str, default_port: u16) -> Option<(&str, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn case_57_a_host_is_allowed_by_its_name_and_port() {
+        for (allowed, host) in [
+            ("example.com", "EXAMPLE.com"),
+            ("example.com", "example.com:8443"),
+            ("example.com:443", "example.com"),
+            ("localhost:3000", "localhost:3000"),
+            ("[::1]:3000", "[::1]:3000"),
+            ("0.0.0.0:3000", "192.0.2.7:3000"),
+            ("0.0.0.0", "[2001:db8::1]:3000"),
+            ("[::]:3000", "192.0.2.7:3000"),
+        ] {
+            assert!(is_allowed(allowed, host), "{allowed} {host}");
+        }
+        for (allowed, host) in [
+            ("example.com", ""),
+            ("", ""),
+            ("example.com", "evil.example"),
+            ("example.com", "example.com.evil.example"),
+            ("example.com", "a.example.com"),
+            ("example.com", "example.com."),
+            ("example.com", "example.com:"),
+            ("localhost:3000", "localhost:3001"),
+            ("localhost:3000", "localhost"),
+            ("127.0.0.1:3000", "127.0.0.2:3000"),
+            ("0.0.0.0:3000", "192.0.2.7:3001"),
+            ("0.0.0.0:3000", "evil.example:3000"),
+            ("0.0.0.0:3000", "127.0.0.1.evil.example:3000"),
+        ] {
+            assert!(!is_allowed(allowed, host), "{allowed} {host}");
+        }
+    }
 
     #[test]
     fn case_25_an_origin_is_of_a_host_where_host_and_port_are_the_same() {

@@ -19,11 +19,14 @@ use ::http::Method;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
 
+use crate::axum::admin::guard::guard;
 use crate::axum::admin::input::InQuery;
 use crate::axum::admin::openapi::operations;
 use crate::axum::unread::close_if_unread;
 use crate::manager::KeyManager;
 use crate::record::Limits;
+
+pub(crate) use crate::axum::admin::guard::Hosts;
 
 /// The one table of routes: what is published as [`ROUTES`] is what is served,
 /// and what the OpenAPI document describes.
@@ -89,6 +92,38 @@ routes! {
 /// serve as the login. Errors are `application/problem+json` (RFC 9457) with a
 /// `code`, and no answer may be cached. `GET /openapi.json` describes all of it.
 pub fn router(keys: KeyManager) -> Router {
+    guarded(keys, Hosts::default())
+}
+
+/// As [`router`], where every request has to name one of these hosts (`Host`, or
+/// `:authority`); another is answered with 403.
+///
+/// A page of another site can have its own name point to an address of this service
+/// (DNS rebinding), and is of the same site as the service then. A login by cookie is
+/// safe from that, since the cookie is another host's. A login that goes by the network
+/// or the address is not: name your hosts where yours does, and on a developer's machine.
+///
+/// An entry is a host, or a host and a port; without a port it stands for every port.
+/// `0.0.0.0` and `[::]` stand for every IP address, which no name can be made to be.
+///
+/// ```
+/// # use keygate::{KeyManager, MemoryStore};
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let api = keygate::admin::router_on_hosts(keys, ["keys.acme.example", "localhost:3000"]);
+/// # let _: axum::Router = api;
+/// # Ok(())
+/// # }
+/// ```
+pub fn router_on_hosts<H: Into<String>>(
+    keys: KeyManager,
+    hosts: impl IntoIterator<Item = H>,
+) -> Router {
+    guarded(keys, Hosts::new(hosts))
+}
+
+pub(crate) fn guarded(keys: KeyManager, hosts: Hosts) -> Router {
     routes()
         .method_not_allowed_fallback(handlers::wrong_method)
         // Routes, since axum forgets the fallback of a router that is nested twice.
@@ -97,7 +132,7 @@ pub fn router(keys: KeyManager) -> Router {
         // For `OPTIONS *`, which no route matches.
         .fallback(handlers::unknown_path)
         .layer(DefaultBodyLimit::max(input::MAX_BODY))
-        .layer(middleware::from_fn(guard::guard))
+        .layer(middleware::from_fn_with_state(hosts, guard))
         .layer(middleware::from_fn(close_if_unread))
         .with_state(keys)
 }

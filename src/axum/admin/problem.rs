@@ -8,6 +8,7 @@ use ::http::StatusCode;
 use ::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
 
+use crate::key::name::KeyNameError;
 use crate::manager::error::ManageError;
 
 /// The one table of codes.
@@ -108,6 +109,9 @@ impl From<ManageError> for Problem {
             }
             ManageError::AllowlistTooLong { max } => {
                 Self::invalid_field("ip_allowlist", format!("must have at most {max} entries"))
+            }
+            ManageError::NameHoldsKey => {
+                Self::invalid_field("name", KeyNameError::HoldsKey.to_string())
             }
             ManageError::ExpirationInThePast => {
                 Self::invalid_field("expiration", "must be in the future")

@@ -6,7 +6,7 @@ use ::axum::{Router, middleware};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::axum::admin;
+use crate::axum::admin::{self, Hosts};
 use crate::axum::page::files::{self, Files};
 use crate::axum::unread::close_if_unread;
 use crate::manager::KeyManager;
@@ -51,6 +51,7 @@ use crate::manager::KeyManager;
 #[derive(Debug)]
 pub struct SettingsPage {
     keys: KeyManager,
+    hosts: Hosts,
     pub(super) accent: Option<Accent>,
     pub(super) language: String,
     pub(super) shown: Shown,
@@ -79,6 +80,7 @@ impl SettingsPage {
     pub fn new(keys: KeyManager) -> Self {
         Self {
             keys,
+            hosts: Hosts::default(),
             accent: None,
             language: "en".to_owned(),
             shown: Shown {
@@ -89,6 +91,12 @@ impl SettingsPage {
                 text: files::texts(),
             },
         }
+    }
+
+    /// The hosts at which the management API answers; any where this is not set. What an
+    /// entry stands for, and who needs it: [`router_on_hosts`](admin::router_on_hosts).
+    pub fn hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        Self { hosts: Hosts::new(hosts), ..self }
     }
 
     /// The heading, and the title of the window.
@@ -191,7 +199,7 @@ impl SettingsPage {
     /// The page at `/`, its files under `/assets`, the management API under `/api`.
     pub fn router(self) -> Router {
         let files = Files::new(&self);
-        let router = files::router(files).nest("/api", admin::router(self.keys));
+        let router = files::router(files).nest("/api", admin::guarded(self.keys, self.hosts));
         router.layer(middleware::from_fn(close_if_unread))
     }
 }

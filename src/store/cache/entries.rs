@@ -1,25 +1,30 @@
 //! What the store has answered, bounded; and who may still be given it.
 
 use std::fmt;
-use std::hash::RandomState;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quick_cache::UnitWeighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{Lifecycle, UnitWeighter};
 
+use super::index::Index;
 use super::validity::{Stamp, Validity};
 use crate::key::digest::{BuildUniformHasher, KeyDigest};
 use crate::key::id::KeyId;
+use crate::org::OrgId;
 use crate::record::ApiKey;
 
 /// A key, or that there is none with the digest.
 pub(super) type Found = Option<Arc<ApiKey>>;
 
-/// Enough that a busy stream of changes voids few entries of other keys.
-const PLACES: usize = 1024;
+/// Enough that a busy stream of changes keeps few answers of other keys from being kept.
+const PLACES: usize = 4096;
 
-/// When the store was asked: before that instant and that change, it knew no other.
+/// Numbers places. Random, so that no caller can aim at the place of another's key.
+static NUMBERS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// When the store was asked: what was changed or seen before that, its answer shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
     pub(super) stamp: Stamp,
@@ -35,8 +40,10 @@ struct Present {
 
 pub(super) struct Entries {
     validity: Validity,
+    /// Held while entries are kept or removed, and not while they are looked at.
+    index: Mutex<Index>,
     /// Digests of keys that exist: nobody can choose them.
-    present: Cache<KeyDigest, Present, UnitWeighter, BuildUniformHasher>,
+    present: Cache<KeyDigest, Present, UnitWeighter, BuildUniformHasher, Evicted>,
     /// Digests of whatever was presented: hashed so that nobody can aim at one place.
     absent: Cache<KeyDigest, Asked, UnitWeighter, RandomState>,
     epoch: Instant,
@@ -57,8 +64,9 @@ impl Entries {
             if has_feed { (0, u64::MAX) } else { (super::validity::FOR_EVER, max_staleness) };
         Self {
             validity: Validity::new(PLACES, trusted_until),
-            present: cache(entries),
-            absent: cache(absent_entries),
+            index: Mutex::default(),
+            present: cache(entries, Evicted),
+            absent: cache(absent_entries, DefaultLifecycle::default()),
             epoch: Instant::now(),
             max_staleness,
             max_age,
@@ -67,16 +75,17 @@ impl Entries {
 
     pub(super) fn find(&self, digest: &KeyDigest) -> Option<Found> {
         let now = self.now();
-        let reading = self.validity.read(now)?;
+        if !self.validity.is_trusted(now) {
+            return None;
+        }
         let is_young = |asked: Asked| now.saturating_sub(asked.at) <= self.max_age;
         if let Some(Present { key, asked }) = self.present.get(digest)
             && is_young(asked)
-            && reading.holds(asked.stamp, bits(key.id))
         {
             return Some(Some(key));
         }
         let asked = self.absent.get(digest)?;
-        (is_young(asked) && reading.holds_of_none(asked.stamp)).then_some(None)
+        (is_young(asked) && self.validity.is_unchanged_since(asked.stamp)).then_some(None)
     }
 
     /// To be called before the store is asked.
@@ -84,19 +93,21 @@ impl Entries {
         Asked { stamp: self.validity.stamp(), at: self.now() }
     }
 
-    /// Keeps an answer, unless the cache is bypassed. It may be void already: that
-    /// is for `find` to see.
+    /// Keeps an answer, unless the cache is bypassed, or something was changed or seen
+    /// meanwhile that the answer may not show.
     pub(super) fn keep(&self, digest: KeyDigest, asked: Asked, found: &Found) {
         if self.is_bypassed() {
             return;
         }
-        // Two answers at once may still come in the wrong order: then the store is
-        // asked once more than need be.
+        let mut index = self.lock();
+        if !self.is_current(&digest, asked, found) {
+            return;
+        }
         let is_newer = |kept: Asked| kept.stamp <= asked.stamp;
         match found {
             Some(key) => {
                 if self.present.peek(&digest).is_none_or(|kept| is_newer(kept.asked)) {
-                    self.present.insert(digest, Present { key: Arc::clone(key), asked });
+                    self.keep_present(&mut index, digest, Present { key: Arc::clone(key), asked });
                 }
             }
             None => {
@@ -107,12 +118,50 @@ impl Entries {
         }
     }
 
-    /// Whether a request that begins now may be given an answer to this question.
+    fn keep_present(&self, index: &mut Index, digest: KeyDigest, present: Present) {
+        let Present { key, .. } = &present;
+        if let Some(kept) = self.present.peek(&digest) {
+            index.remove(kept.key.id, &digest);
+        }
+        self.void(index, key.id, |kept| kept.revision != key.revision);
+        index.add(key.id, digest);
+        let mut evicted = Vec::new();
+        self.present.insert_with_lifecycle(digest, present, &mut evicted);
+        // What was replaced is among them, too.
+        evicted.retain(|(digest, _)| self.present.peek(digest).is_none());
+        for (digest, present) in evicted {
+            index.remove(present.key.id, &digest);
+        }
+    }
+
+    /// Removes what is kept of the key and is void.
+    fn void(&self, index: &mut Index, id: KeyId, is_void: impl Fn(&ApiKey) -> bool) {
+        index.retain(id, |digest| {
+            self.present.remove_if(digest, |kept| is_void(&kept.key)).is_none()
+        });
+    }
+
+    /// Whether the answer shows all that was changed or seen until now.
+    pub(super) fn is_current(&self, digest: &KeyDigest, asked: Asked, found: &Found) -> bool {
+        match found {
+            Some(key) => {
+                let places = [NUMBERS.hash_one(key.id), Self::place_of(&key.org, key.id)];
+                self.validity.admits(asked.stamp, places)
+            }
+            None => {
+                self.validity.is_unchanged_since(asked.stamp)
+                    && self.validity.admits(asked.stamp, [NUMBERS.hash_one(digest)])
+            }
+        }
+    }
+
+    /// Whether a request that begins now may wait for the answer to this question, and
+    /// then see whether it [is current](Self::is_current).
     ///
     /// Not after any change. Nor where the question is an old one: its answer may
     /// come too late, and a store that hangs should be asked again.
     pub(super) fn may_join(&self, asked: Asked) -> bool {
-        self.validity.is_latest(asked.stamp) && self.age(asked) <= self.max_staleness / 2
+        self.validity.is_unchanged_since(asked.stamp) && self.age(asked) <= self.max_staleness / 2
     }
 
     /// Whether an answer that comes now is too old to be trusted.
@@ -120,8 +169,29 @@ impl Entries {
         self.age(asked) > self.max_staleness
     }
 
+    /// The key was made, changed or removed, or may have been.
     pub(super) fn changed(&self, id: KeyId) {
-        self.validity.changed(bits(id));
+        self.validity.changed(NUMBERS.hash_one(id));
+        self.void(&mut self.lock(), id, |_| true);
+    }
+
+    /// The store has this key. What is kept of it stays if it is the same, and from now
+    /// on nothing older is given.
+    pub(super) fn seen(&self, key: &ApiKey) {
+        self.validity.seen(Self::place_of(&key.org, key.id));
+        self.validity.seen(NUMBERS.hash_one(key.digest));
+        let mut index = self.lock();
+        self.void(&mut index, key.id, |kept| {
+            (kept.revision, &kept.digest, &kept.org) != (key.revision, &key.digest, &key.org)
+        });
+        self.absent.remove(&key.digest);
+    }
+
+    /// The store has no such key of the organisation, or another version of it than the
+    /// caller knows.
+    pub(super) fn doubted(&self, org: &OrgId, id: KeyId) {
+        self.validity.seen(Self::place_of(org, id));
+        self.void(&mut self.lock(), id, |kept| kept.org == *org);
     }
 
     /// Every change that was finished before that instant has been told.
@@ -137,12 +207,14 @@ impl Entries {
     pub(super) fn drop_all(&self) {
         self.validity.trust_until(0);
         self.validity.all_changed();
+        let mut index = self.lock();
+        index.clear();
         self.present.clear();
         self.absent.clear();
     }
 
     pub(super) fn is_bypassed(&self) -> bool {
-        self.validity.read(self.now()).is_none()
+        !self.validity.is_trusted(self.now())
     }
 
     pub(super) fn count(&self) -> usize {
@@ -151,6 +223,16 @@ impl Entries {
 
     pub(super) fn absent_count(&self) -> usize {
         self.absent.len()
+    }
+
+    /// A caller may name any id, and only in its own organisation: so it finds no place
+    /// of another's key.
+    fn place_of(org: &OrgId, id: KeyId) -> u64 {
+        NUMBERS.hash_one((org, id))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn age(&self, asked: Asked) -> u64 {
@@ -168,23 +250,84 @@ impl fmt::Debug for Entries {
     }
 }
 
-fn cache<V: Clone, B: Default + Clone + std::hash::BuildHasher>(
-    entries: usize,
-) -> Cache<KeyDigest, V, UnitWeighter, B> {
-    let lifecycle = DefaultLifecycle::default();
-    Cache::with(entries, entries as u64, UnitWeighter, B::default(), lifecycle)
+/// Hands out what made room, for the index.
+#[derive(Clone, Debug)]
+struct Evicted;
+
+impl Lifecycle<KeyDigest, Present> for Evicted {
+    type RequestState = Vec<(KeyDigest, Present)>;
+
+    fn on_evict(&self, evicted: &mut Self::RequestState, digest: KeyDigest, present: Present) {
+        evicted.push((digest, present));
+    }
 }
 
-/// Ids of this crate are random; those of an import may be counted upwards or begin
-/// with the time. The upper bits of the product, of which there are enough for any
-/// number of places up to 65,536.
-fn bits(id: KeyId) -> u64 {
-    let id = u128::from_be_bytes(id.to_bytes());
-    let folded = (id as u64) ^ (id >> 64) as u64;
-    folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48
+fn cache<V, B, L>(entries: usize, lifecycle: L) -> Cache<KeyDigest, V, UnitWeighter, B, L>
+where
+    V: Clone,
+    B: Default + Clone + BuildHasher,
+    L: Lifecycle<KeyDigest, V> + Clone,
+{
+    Cache::with(entries, entries as u64, UnitWeighter, B::default(), lifecycle)
 }
 
 /// For 584 years.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allowlist::Allowlist;
+    use crate::clock::Timestamp;
+    use crate::key::name::KeyName;
+    use crate::record::{Revision, Status};
+    use proptest::prelude::*;
+
+    fn key(id: u8, digest: u8, revision: u32) -> ApiKey {
+        ApiKey {
+            digest: KeyDigest::of([digest]),
+            expires_at: None,
+            allowlist: Allowlist::default(),
+            status: Status::Active,
+            id: KeyId::from_bytes([id; 16]),
+            org: OrgId::new("acme").unwrap(),
+            name: KeyName::new("k").unwrap(),
+            key_prefix: String::new(),
+            created_at: Timestamp::MIN,
+            rotated_at: None,
+            last_used_at: None,
+            revision: Revision::new(revision),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_holds_what_is_kept_and_nothing_else(
+            room in 0usize..40,
+            steps in proptest::collection::vec((0u8..5, 0u8..60, 0u8..60, 0u32..3), 0..200),
+        ) {
+            let entries = Entries::new(Duration::from_secs(5), room, room, false);
+            for (step, id, digest, revision) in steps {
+                let key = key(id, digest, revision);
+                match step {
+                    0 => entries.changed(key.id),
+                    1 => entries.doubted(&key.org, key.id),
+                    2 => entries.seen(&key),
+                    _ => entries.keep(key.digest, entries.asking(), &Some(Arc::new(key))),
+                }
+                let mut index = entries.lock();
+                prop_assert_eq!(index.len(), entries.present.len());
+                for (digest, present) in entries.present.iter() {
+                    let mut is_there = false;
+                    index.retain(present.key.id, |other| {
+                        is_there |= *other == digest;
+                        true
+                    });
+                    prop_assert!(is_there);
+                }
+            }
+        }
+    }
 }

@@ -44,16 +44,23 @@ impl Flights {
         entries: &Arc<Entries>,
         digest: &KeyDigest,
     ) -> Result<Found, StoreError> {
-        let mut seat = match self.board(store, entries, digest) {
-            Boarding::Seat(seat) => seat,
-            Boarding::Landed(found) => return Ok(found),
-        };
-        let Call { answer, everyone } = &mut seat.call;
-        let found = quietly(answer, everyone).await.map_err(own)?;
-        if entries.is_too_old(seat.asked) {
-            return Err(StoreError::unavailable(TooOld));
+        let mut may_join = true;
+        loop {
+            let mut seat = match self.board(store, entries, digest, may_join) {
+                Boarding::Seat(seat) => seat,
+                Boarding::Landed(found) => return Ok(found),
+            };
+            let Call { answer, everyone } = &mut seat.call;
+            let found = quietly(answer, everyone).await.map_err(own)?;
+            if entries.is_too_old(seat.asked) {
+                return Err(StoreError::unavailable(TooOld));
+            }
+            // The store may have been asked before a change that this caller has seen.
+            if !seat.joined || entries.is_current(digest, seat.asked, &found) {
+                return Ok(found);
+            }
+            may_join = false;
         }
-        Ok(found)
     }
 
     fn board(
@@ -61,9 +68,11 @@ impl Flights {
         store: &Arc<dyn KeyStore>,
         entries: &Arc<Entries>,
         digest: &KeyDigest,
+        may_join: bool,
     ) -> Boarding {
         let mut state = self.lock();
-        if let Some(flight) = state.by_digest.get_mut(digest)
+        if may_join
+            && let Some(flight) = state.by_digest.get_mut(digest)
             && entries.may_join(flight.asked)
         {
             flight.passengers += 1;
@@ -71,6 +80,7 @@ impl Flights {
                 flights: Arc::clone(self),
                 digest: *digest,
                 number: flight.number,
+                joined: true,
                 asked: flight.asked,
                 call: flight.call.clone(),
             });
@@ -96,7 +106,7 @@ impl Flights {
         // Outside of the lock: it may end a call of the store.
         drop(replaced);
         let flights = Arc::clone(self);
-        Boarding::Seat(Seat { flights, digest: *digest, number, asked, call })
+        Boarding::Seat(Seat { flights, digest: *digest, number, joined: false, asked, call })
     }
 
     /// Takes the flight off, where it is the one of that number and `when` says so.
@@ -129,6 +139,8 @@ struct Seat {
     flights: Arc<Flights>,
     digest: KeyDigest,
     number: u64,
+    /// Whether another caller had put the question.
+    joined: bool,
     asked: Asked,
     call: Call,
 }

@@ -5,6 +5,7 @@ mod entries;
 mod flight;
 mod follow;
 mod health;
+mod index;
 mod quiet;
 mod validity;
 
@@ -100,15 +101,15 @@ impl CachedStore {
     }
 
     fn changing(&self, id: KeyId) -> Changing<'_> {
-        Changing { entries: &self.entries, id }
+        Changing { entries: &self.entries, id: Some(id) }
     }
 }
 
 #[async_trait]
 impl KeyStore for CachedStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        let _changing = self.changing(key.id);
-        self.store.insert(key, limit).await
+        let changing = self.changing(key.id);
+        changing.end(&key.org, self.store.insert(key, limit).await)
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
@@ -120,10 +121,14 @@ impl KeyStore for CachedStore {
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        // Whoever finds the key as it should be and changes nothing relies on that: it
+        let found = self.store.get(org, id).await?;
+        // A caller who finds the key as it should be and changes nothing relies on that: it
         // may have been changed elsewhere, or by a call whose answer was lost.
-        let _changing = self.changing(*id);
-        self.store.get(org, id).await
+        match &found {
+            Some(key) => self.entries.seen(key),
+            None => self.entries.doubted(org, *id),
+        }
+        Ok(found)
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
@@ -131,8 +136,8 @@ impl KeyStore for CachedStore {
     }
 
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        let _changing = self.changing(key.id);
-        self.store.replace(key, expected).await
+        let changing = self.changing(key.id);
+        changing.end(&key.org, self.store.replace(key, expected).await)
     }
 
     async fn delete(
@@ -141,8 +146,8 @@ impl KeyStore for CachedStore {
         id: &KeyId,
         expected: Option<Revision>,
     ) -> Result<(), StoreError> {
-        let _changing = self.changing(*id);
-        self.store.delete(org, id, expected).await
+        let changing = self.changing(*id);
+        changing.end(org, self.store.delete(org, id, expected).await)
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
@@ -161,18 +166,35 @@ impl fmt::Debug for CachedStore {
 }
 
 /// A change is under way. Once it is over the key's entry is void: also where it
-/// failed, since it may have taken place, and where the call is dropped.
+/// failed and may have taken place, and where the call is dropped.
 ///
 /// A call that was given up may still take place later, and a look-up in between is
 /// kept with the old record. Nobody was told that such a change was made; the feed
 /// tells of it, or `max_staleness` passes.
 struct Changing<'a> {
     entries: &'a Entries,
-    id: KeyId,
+    /// `None` once it is known that nothing was changed.
+    id: Option<KeyId>,
+}
+
+impl Changing<'_> {
+    /// Ends the change of a key of that organisation. A change that was refused changed
+    /// nothing, and says that the key is not as the caller thought.
+    fn end(mut self, org: &OrgId, done: Result<(), StoreError>) -> Result<(), StoreError> {
+        use StoreError::{Conflict, LimitReached, NotFound};
+        if let Err(LimitReached | NotFound | Conflict) = &done
+            && let Some(id) = self.id.take()
+        {
+            self.entries.doubted(org, id);
+        }
+        done
+    }
 }
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        self.entries.changed(self.id);
+        if let Some(id) = self.id {
+            self.entries.changed(id);
+        }
     }
 }

@@ -73,6 +73,7 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
             every_time_is_kept,
             missing_times_stay_missing,
             names_are_kept_exactly,
+            names_of_earlier_versions_are_kept,
             key_prefixes_are_kept_exactly,
             fifty_networks_keep_their_order,
             every_readable_allowlist_is_kept,
@@ -105,7 +106,8 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
         }
         uses {
             a_use_shows,
-            the_time_never_moves_back,
+            the_time_does_not_move_back,
+            a_time_far_in_the_future_does_not_stay,
             the_first_use_counts_whenever_it_was,
             the_latest_use_in_a_batch_counts,
             keys_that_are_gone_are_skipped,

@@ -153,8 +153,10 @@ impl KeyStore for MemoryStore {
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         let mut state = self.lock();
         for used in uses {
-            if let Some(last_use) = state.last_uses.get_mut(&used.id) {
-                *last_use = Some(used.at).max(*last_use);
+            if let Some(last_use) = state.last_uses.get_mut(&used.id)
+                && used.replaces(*last_use)
+            {
+                *last_use = Some(used.at);
             }
         }
         Ok(())

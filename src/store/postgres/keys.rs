@@ -193,7 +193,9 @@ pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
     let mut latest = BTreeMap::new();
     for used in uses {
         let at = latest.entry(uuid(used.id)).or_insert(used.at);
-        *at = used.at.max(*at);
+        if used.replaces(Some(*at)) {
+            *at = used.at;
+        }
     }
     let (ids, times): (Vec<Uuid>, Vec<i64>) =
         latest.into_iter().map(|(id, at)| (id, at.unix_micros())).unzip();
@@ -215,7 +217,7 @@ fn key(row: &Row) -> Outcome<ApiKey> {
     Ok(ApiKey {
         id: KeyId::from_bytes(columns.bytes16("id")?),
         org: columns.text("org", |org| OrgId::new(org).ok())?,
-        name: columns.text("name", |name| KeyName::new(name).ok())?,
+        name: columns.text("name", |name| KeyName::restore(name).ok())?,
         key_prefix: columns.text("key_prefix", |prefix| Some(plain(prefix).into_owned()))?,
         digest: columns.value("digest", |digest: &[u8]| KeyDigest::from_slice(digest).ok())?,
         status: columns.text("status", Status::parse)?,

@@ -126,10 +126,11 @@ fn conflict_or_not_found(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<Fa
 
 pub(super) fn record_uses(db: &Connection, uses: &[KeyUse]) -> Outcome<()> {
     let sql = "UPDATE keys SET last_used_at = ?2 \
-               WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2)";
+               WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2 OR last_used_at > ?3)";
     let mut statement = db.prepare_cached(sql)?;
     for used in uses {
-        statement.execute(params![used.id.to_bytes(), used.at.unix_micros()])?;
+        let (at, plausible) = (used.at.unix_micros(), used.latest_plausible().unix_micros());
+        statement.execute(params![used.id.to_bytes(), at, plausible])?;
     }
     Ok(())
 }
@@ -139,7 +140,7 @@ fn key(row: &Row<'_>) -> Outcome<ApiKey> {
     Ok(ApiKey {
         id: columns.bytes((0, "id"), |id| id.try_into().ok().map(KeyId::from_bytes))?,
         org: columns.text((1, "org"), |org| OrgId::new(org).ok())?,
-        name: columns.text((2, "name"), |name| KeyName::new(name).ok())?,
+        name: columns.text((2, "name"), |name| KeyName::restore(name).ok())?,
         key_prefix: columns.text((3, "key_prefix"), |prefix| Some(prefix.to_owned()))?,
         digest: columns.bytes((4, "digest"), |digest| KeyDigest::from_slice(digest).ok())?,
         status: columns.text((5, "status"), Status::parse)?,

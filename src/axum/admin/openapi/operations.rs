@@ -21,7 +21,8 @@ use crate::record::Limits;
 const JSON: &str = "application/json";
 
 /// What a request without a body may be answered with.
-const READ: Problems = &[Code::Unauthenticated, Code::ValidationFailed, Code::Unavailable];
+const READ: Problems =
+    &[Code::Unauthenticated, Code::CrossSite, Code::ValidationFailed, Code::Unavailable];
 
 /// What a request with a body may be answered with.
 const BODY: Problems = &[
@@ -82,7 +83,6 @@ pub(in crate::axum::admin) fn rotate(_: Limits) -> Operation {
 
 pub(in crate::axum::admin) fn delete(_: Limits) -> Operation {
     let problems = &[
-        Code::CrossSite,
         Code::StaleRevision,
         // A body is not read; but one that is no JSON is refused.
         Code::UnsupportedMediaType,
@@ -117,7 +117,8 @@ pub(in crate::axum::admin) fn audit(_: Limits) -> Operation {
 }
 
 pub(in crate::axum::admin) fn openapi(_: Limits) -> Operation {
-    operation("get_openapi", "This document", &[&[Code::Unauthenticated, Code::ValidationFailed]])
+    let problems = &[Code::Unauthenticated, Code::CrossSite, Code::ValidationFailed];
+    operation("get_openapi", "This document", &[problems])
         .response("200", json("An OpenAPI 3.1 document.", "OpenApi"))
         .build()
 }

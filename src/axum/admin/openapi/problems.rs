@@ -63,7 +63,9 @@ fn meaning(code: Code) -> &'static str {
     match code {
         Code::MalformedBody => "The body is not JSON, or did not arrive whole.",
         Code::Unauthenticated => "Nobody is logged in.",
-        Code::CrossSite => "A browser asks on behalf of another site.",
+        Code::CrossSite => {
+            "A browser asks on behalf of another site, or under a host that is not the service's."
+        }
         Code::NotFound => "The organisation has no such key.",
         Code::MethodNotAllowed => "The path does not have this method.",
         Code::KeyLimitReached => "The organisation may have no more keys.",

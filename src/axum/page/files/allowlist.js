@@ -50,19 +50,25 @@ export function checkEntry(entry) {
     return problem("zero");
   }
   let number = v6 ? ipv6(address) : ipv4(address);
+  const typed = number;
   if (number === null || rest.length > 0) return problem("address");
   let prefix = bits;
   if (length !== undefined) {
     if (!/^(0|[1-9]\d{0,2})$/.test(length) || length > bits) return problem("length", { max: bits });
     prefix = Number(length);
   }
-  if (v6 && number >> 32n === MAPPED && prefix >= 96) {
+  const mapped = v6 && number >> 32n === MAPPED;
+  if (mapped && prefix >= 96) {
     [number, bits, prefix] = [number & 0xffff_ffffn, 32, prefix - 96];
   }
   const host = BigInt(bits - prefix);
   const network = (number >> host) << host;
   if (network !== number) {
-    return problem("host", { suggestion: `${written(network, bits)}/${prefix}` });
+    // The service's own rule: never a range wider than what may be meant.
+    const plausible = network !== 0n && (bits === 32 ? prefix >= 8 : prefix >= 16 && !mapped);
+    if (plausible) return problem("host", { suggestion: `${written(network, bits)}/${prefix}` });
+    const alone = mapped ? written(typed & 0xffff_ffffn, 32) : written(typed, bits);
+    return problem("host", { suggestion: alone });
   }
   return { id: `${bits}:${number}/${prefix}` };
 }
