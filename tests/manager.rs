@@ -1779,7 +1779,7 @@ async fn every_future_may_cross_threads() {
     check(keys.audit_page(&query));
     check(keys.rotate_if(&ada(), &id, Revision::FIRST));
     check(keys.delete_if(&ada(), &id, Revision::FIRST));
-    check(keys.revoke_issued_before(&*b.store, Timestamp::MAX, "host"));
+    check(keys.revoke_issued_before(&b.store.inner, Timestamp::MAX, "host"));
     check(keys.health());
     check(keys.shutdown(Duration::ZERO));
     let issued = b.create().await;

@@ -90,6 +90,7 @@ pub(crate) enum Fault {
     UniqueThenWrite,
     CheckThenReplace,
     CheckThenDelete,
+    CheckRevisionThenDelete,
     OneWriterOrConflict,
     UseWritesWholeRecord,
     UseHidesTheKey,
