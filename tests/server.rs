@@ -682,7 +682,7 @@ fn case_36_a_client_that_disconnects_leaves_an_aborted_record() {
     }
 }
 
-const COMPLETE: &str = "stopped; ShutdownReport { unwritten_records: 0, unwritten_uses: 0 }";
+const COMPLETE: &str = "stopped; ShutdownReport { unfinished_changes: 0, unwritten_records: 0, unwritten_uses: 0 }";
 
 #[test]
 fn case_37_at_sigterm_the_queue_is_drained_and_said_to_be() {
