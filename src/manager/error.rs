@@ -11,6 +11,9 @@ use crate::record::Revision;
 use crate::store::contract::StoreError;
 
 /// Why a key was not made, read or changed.
+///
+/// The management API answers [`Unavailable`](Self::Unavailable) and
+/// [`InDoubt`](Self::InDoubt) both with 503, and says in words which of them it is.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ManageError {

@@ -40,7 +40,8 @@ pub struct IssuedKey {
 /// new secret is lost, nobody can read that secret again: look whether the key is there,
 /// and rotate it.
 impl KeyManager {
-    /// Makes a key for the actor's organisation.
+    /// Makes a key for the actor's organisation. Where the answer may be lost on its way and
+    /// the call be made again, [`NewKey::idempotent`] keeps it from making a second key.
     ///
     /// # Errors
     ///
@@ -195,7 +196,8 @@ impl KeyManager {
     }
 
     /// Gives a key a new secret; all else stays. The old secret fails from the
-    /// moment that this returns.
+    /// moment that this returns. Where the answer is lost on its way, so is the new secret:
+    /// rotate again.
     ///
     /// # Errors
     ///
