@@ -9,6 +9,7 @@
 //! works again until then.
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,12 @@ use keygate::{KeyManager, PostgresStore, SqliteStore, Timestamp};
 async fn revoke(url: &str, instant: &str) -> Result<u64, Box<dyn Error>> {
     let instant = Timestamp::parse(instant).ok_or("the instant is no RFC 3339 time")?;
     let by = "revoke_restored";
+    // A file that is not there would be made.
+    if let Some(path) = url.strip_prefix("sqlite:")
+        && !Path::new(path.strip_prefix("//").unwrap_or(path)).exists()
+    {
+        return Err(format!("there is no file {path}").into());
+    }
     let (keys, revoked) = match url.split_once(':') {
         Some(("sqlite", _)) => {
             let store = Arc::new(SqliteStore::open(url)?);
