@@ -7,6 +7,7 @@ use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::expiration::Expiration;
 use crate::key::id::KeyId;
+use crate::key::idempotency::IdempotencyKey;
 use crate::key::name::{KeyName, KeyNameError};
 use crate::org::OrgId;
 
@@ -116,12 +117,18 @@ pub struct NewKey {
     pub(crate) name: KeyName,
     pub(crate) expiration: Expiration,
     pub(crate) allowlist: Allowlist,
+    pub(crate) idempotency_key: Option<IdempotencyKey>,
 }
 
 impl NewKey {
     /// A key that never expires and may be used from every address.
     pub fn new(name: KeyName) -> Self {
-        Self { name, expiration: Expiration::Never, allowlist: Allowlist::default() }
+        Self {
+            name,
+            expiration: Expiration::Never,
+            allowlist: Allowlist::default(),
+            idempotency_key: None,
+        }
     }
 
     /// Like [`NewKey::new`], checking the name.
@@ -145,6 +152,16 @@ impl NewKey {
     /// Restricts the key to this list.
     pub fn allowlist(self, allowlist: Allowlist) -> Self {
         Self { allowlist, ..self }
+    }
+
+    /// Makes the key only if the organisation has none that it made with the same
+    /// idempotency key in the last 24 hours:
+    /// [`ManageError::AlreadyCreated`](crate::ManageError::AlreadyCreated) otherwise. One
+    /// that was deleted does not count. It holds under any concurrency, across processes.
+    ///
+    /// The secret of a key whose answer was lost is not shown again: rotate that key.
+    pub fn idempotent(self, key: IdempotencyKey) -> Self {
+        Self { idempotency_key: Some(key), ..self }
     }
 }
 

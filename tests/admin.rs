@@ -18,6 +18,8 @@ mod bodies;
 mod failures;
 #[path = "admin_support/guard.rs"]
 mod guard;
+#[path = "admin_support/idempotency.rs"]
+mod idempotency;
 #[path = "admin_support/isolation.rs"]
 mod isolation;
 #[path = "admin_support/keys.rs"]

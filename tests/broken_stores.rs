@@ -222,6 +222,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
         ],
     ),
     (Fault::CheckThenDelete, &["change_races::one_of_several_deletions_wins"]),
+    (Fault::CheckRevisionThenDelete, &["change_races::a_replace_or_a_deletion_gets_a_revision"]),
     (Fault::OneWriterOrConflict, &["change_races::edits_of_different_keys_do_not_collide"]),
     (
         Fault::UseWritesWholeRecord,

@@ -90,6 +90,11 @@ fn assert_unavailable<T: fmt::Debug>(result: Result<T, ManageError>) {
     assert!(matches!(result, Err(ManageError::Unavailable(_))), "{result:?}");
 }
 
+#[track_caller]
+fn assert_in_doubt<T: fmt::Debug>(result: Result<T, ManageError>) {
+    assert!(matches!(result, Err(ManageError::InDoubt(_))), "{result:?}");
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Insert,
@@ -438,6 +443,56 @@ async fn update_if_loses_to_an_edit_between_its_read_and_its_write() {
     );
     assert_eq!(b.snapshot().await[0].name, name("theirs"));
     assert_eq!(b.changes().await, [(Created, Begun), (Updated, Begun), (Updated, Abandoned)]);
+}
+
+#[tokio::test]
+async fn case_50_rotate_if_and_delete_if_change_only_the_revision_they_were_meant_for() {
+    let b = bench();
+    let id = b.create().await.key.id;
+    b.keys.update(&ada(), &id, rename("b")).await.unwrap();
+    let (before, second) = (b.snapshot().await, Revision::new(2));
+    let is_stale = |current| current == second;
+    for stale in [Revision::FIRST, Revision::new(3)] {
+        let refused = b.keys.rotate_if(&ada(), &id, stale).await;
+        assert!(
+            matches!(refused, Err(ManageError::StaleRevision { current }) if is_stale(current))
+        );
+        let refused = b.keys.delete_if(&ada(), &id, stale).await;
+        assert!(
+            matches!(refused, Err(ManageError::StaleRevision { current }) if is_stale(current))
+        );
+    }
+    assert_eq!(b.snapshot().await, before);
+    assert_eq!(b.changes().await, [(Created, Begun), (Updated, Begun)]);
+    let third = b.keys.rotate_if(&ada(), &id, second).await.unwrap().key;
+    assert_eq!((third.revision, b.snapshot().await), (Revision::new(3), vec![(*third).clone()]));
+    b.keys.delete_if(&ada(), &id, third.revision).await.unwrap();
+    assert_eq!(b.snapshot().await, []);
+    let gone = b.keys.delete_if(&ada(), &id, third.revision).await;
+    assert!(matches!(gone, Err(ManageError::NotFound)), "{gone:?}");
+}
+
+#[tokio::test]
+async fn case_50_rotate_if_and_delete_if_lose_to_an_edit_between_their_read_and_their_write() {
+    for (action, at) in [(Rotated, Call::Replace), (Deleted, Call::Delete)] {
+        let b = bench();
+        let issued = b.create().await;
+        let id = issued.key.id;
+        interfere(&b.store, at, |store| async move {
+            change_first_key(&store, |key| key.name = name("theirs")).await;
+        });
+        let lost = match action {
+            Rotated => b.keys.rotate_if(&ada(), &id, Revision::FIRST).await.map(drop),
+            _ => b.keys.delete_if(&ada(), &id, Revision::FIRST).await,
+        };
+        assert!(
+            matches!(lost, Err(ManageError::StaleRevision { current }) if current == Revision::new(2)),
+            "{lost:?}"
+        );
+        assert_eq!(b.snapshot().await[0].name, name("theirs"));
+        b.verify(&issued).await.unwrap();
+        assert_eq!(b.changes().await, [(Created, Begun), (action, Begun), (action, Abandoned)]);
+    }
 }
 
 #[tokio::test]
@@ -830,14 +885,49 @@ async fn a_change_that_may_have_happened_is_not_called_abandoned() {
     // The store did it, and its answer is lost.
     b.store.after(|call| async move {
         let change = matches!(call, Call::Insert | Call::Replace | Call::Delete);
-        if change { Err(StoreError::unavailable("connection lost")) } else { Ok(()) }
+        if change { Err(StoreError::in_doubt("connection lost")) } else { Ok(()) }
+    });
+    assert_in_doubt(b.keys.create(&ada(), new_key()).await);
+    assert_in_doubt(b.keys.update(&ada(), &id, rename("b")).await);
+    assert_in_doubt(b.keys.rotate(&ada(), &id).await);
+    assert_in_doubt(b.keys.delete(&ada(), &id).await);
+    let begun = [Created, Created, Updated, Rotated, Deleted].map(|action| (action, Begun));
+    assert_eq!(b.changes().await, begun);
+}
+
+#[tokio::test]
+async fn a_change_that_the_store_says_did_not_happen_is_abandoned() {
+    let b = bench();
+    let id = b.create().await.key.id;
+    let before = b.snapshot().await;
+    b.store.before(|call| async move {
+        let change = matches!(call, Call::Insert | Call::Replace | Call::Delete);
+        if change { Err(StoreError::unavailable("the disk is full")) } else { Ok(()) }
     });
     assert_unavailable(b.keys.create(&ada(), new_key()).await);
     assert_unavailable(b.keys.update(&ada(), &id, rename("b")).await);
     assert_unavailable(b.keys.rotate(&ada(), &id).await);
     assert_unavailable(b.keys.delete(&ada(), &id).await);
-    let begun = [Created, Created, Updated, Rotated, Deleted].map(|action| (action, Begun));
-    assert_eq!(b.changes().await, begun);
+    let all = [Created, Updated, Rotated, Deleted];
+    let expected: Vec<_> = [(Created, Begun)]
+        .into_iter()
+        .chain(all.into_iter().flat_map(|action| [(action, Begun), (action, Abandoned)]))
+        .collect();
+    assert_eq!((b.changes().await, b.snapshot().await), (expected, before));
+}
+
+#[tokio::test]
+async fn a_store_that_panics_over_a_change_leaves_it_in_doubt() {
+    let b = bench();
+    let id = b.create().await.key.id;
+    b.store.before(|call| async move {
+        assert!(call != Call::Replace, "the store of a test panics");
+        Ok(())
+    });
+    assert_in_doubt(soon(b.keys.rotate(&ada(), &id)).await);
+    b.store.heal();
+    b.keys.rotate(&ada(), &id).await.unwrap();
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -1480,7 +1570,8 @@ async fn assert_all_unavailable(b: &Bench, issued: &IssuedKey) {
     assert_unavailable(soon(keys.update_if(&ada(), id, rename("b"), Revision::FIRST)).await);
     assert_unavailable(soon(keys.rotate(&ada(), id)).await);
     assert_unavailable(soon(keys.delete(&ada(), id)).await);
-    soon(keys.check_store()).await.unwrap_err();
+    let health = soon(keys.health()).await;
+    assert!(!health.lookups.works() && !health.changes.works() && health.audit_log.works());
 }
 
 #[tokio::test]
@@ -1498,7 +1589,7 @@ async fn case_32_a_store_that_is_down_refuses_everybody_and_recovers() {
     assert_all_unavailable(&b, &issued).await;
     b.store.heal();
     b.verify(&issued).await.unwrap();
-    b.keys.check_store().await.unwrap();
+    assert!(b.keys.health().await.lookups.works());
     assert_eq!((b.snapshot().await, b.changes().await), (before, vec![(Created, Begun)]));
 }
 
@@ -1526,23 +1617,149 @@ async fn case_32_a_store_that_hangs_is_unavailable_once_the_deadline_has_passed(
 }
 
 #[tokio::test]
-async fn case_32_a_write_that_hangs_is_unavailable_too() {
+async fn case_32_a_write_that_hangs_is_in_doubt_once_the_deadline_has_passed() {
     for hung in [Call::Insert, Call::Replace, Call::Delete] {
         let b = bench_with(|builder| builder.store_deadline(Duration::from_millis(30)));
         let id = b.create().await.key.id;
         b.store
             .before(move |call| async move { if call == hung { pending().await } else { Ok(()) } });
         match hung {
-            Call::Insert => assert_unavailable(soon(b.keys.create(&ada(), new_key())).await),
-            Call::Delete => assert_unavailable(soon(b.keys.delete(&ada(), &id)).await),
+            Call::Insert => assert_in_doubt(soon(b.keys.create(&ada(), new_key())).await),
+            Call::Delete => assert_in_doubt(soon(b.keys.delete(&ada(), &id)).await),
             _ => {
-                assert_unavailable(soon(b.keys.update(&ada(), &id, rename("b"))).await);
-                assert_unavailable(soon(b.keys.rotate(&ada(), &id)).await);
+                assert_in_doubt(soon(b.keys.update(&ada(), &id, rename("b"))).await);
+                assert_in_doubt(soon(b.keys.rotate(&ada(), &id)).await);
             }
         }
         b.store.heal();
         b.keys.update(&ada(), &id, rename("c")).await.unwrap();
     }
+}
+
+// ---- health ----
+
+fn works(health: &HealthReport) -> [bool; 3] {
+    [&health.lookups, &health.changes, &health.audit_log].map(PartHealth::works)
+}
+
+#[tokio::test]
+async fn health_says_of_each_part_whether_it_works_and_why_not() {
+    let b = bench();
+    let health = b.keys.health().await;
+    assert!(health.works() && works(&health) == [true; 3], "{health:?}");
+    assert_eq!((health.changes.to_string(), health.changes.error()), ("works".into(), None));
+
+    // Reading goes on while nothing can be written.
+    b.store.before(|call| async move {
+        if call == Call::Uses { Err(StoreError::unavailable("the disk is full")) } else { Ok(()) }
+    });
+    eventually("changes do not work", async || !b.keys.health().await.changes.works()).await;
+    let health = b.keys.health().await;
+    assert_eq!((health.works(), works(&health)), (false, [true, false, true]));
+    assert_eq!(health.changes.error(), Some("the key store is unavailable: the disk is full"));
+
+    b.store.before(|call| async move {
+        if call == Call::Find { Err(StoreError::unavailable("no route")) } else { Ok(()) }
+    });
+    eventually("changes work again", async || b.keys.health().await.changes.works()).await;
+    assert_eq!(works(&b.keys.health().await), [false, true, true]);
+    b.store.heal();
+    assert!(b.keys.health().await.works());
+
+    assert!(b.keys.shutdown(Duration::from_secs(5)).await.is_complete());
+    let health = b.keys.health().await;
+    assert_eq!(works(&health), [true, false, false], "{health:?}");
+}
+
+#[tokio::test]
+async fn health_says_that_the_audit_log_fails_and_that_it_recovers() {
+    let ill = Arc::new(Mutex::new(None));
+    let b = bench_with(|builder| {
+        let sink = IllSink { ill: ill.clone(), log: Arc::default() };
+        builder.audit_sink(sink).delivery(Delivery::strict().deadline(Duration::from_millis(50)))
+    });
+    let id = b.create().await.key.id;
+    assert!(b.keys.health().await.works());
+    for how in [Ill::Errs, Ill::Hangs, Ill::Panics] {
+        *ill.lock().unwrap() = Some(how);
+        assert_unavailable(soon(b.keys.update(&ada(), &id, KeyPatch::revoke())).await);
+        eventually("the log fails", async || !b.keys.health().await.audit_log.works()).await;
+        assert_eq!(works(&b.keys.health().await), [true, true, false], "{how:?}");
+        *ill.lock().unwrap() = None;
+        // What is left to be written is tried again.
+        b.keys.update(&ada(), &id, rename(&format!("{how:?}"))).await.unwrap();
+        eventually("the log works", async || b.keys.health().await.works()).await;
+    }
+}
+
+#[tokio::test]
+async fn health_says_that_the_audit_queue_is_full() {
+    let ill = Arc::new(Mutex::new(None));
+    let b = bench_with(|builder| {
+        let sink = IllSink { ill: ill.clone(), log: Arc::default() };
+        builder.audit_sink(sink).delivery(Delivery::buffered().capacity(3))
+    });
+    let issued = b.create().await;
+    *ill.lock().unwrap() = Some(Ill::Hangs);
+    for _ in 0..3 {
+        assert!(b.keys.health().await.works());
+        let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+        let admitted = b.keys.admit(issued.secret.expose_secret(), request).await.unwrap();
+        admitted.finish(200).await.unwrap();
+    }
+    let health = b.keys.health().await;
+    assert!(!health.audit_log.works() && health.lookups.works(), "{health:?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_health_checks_asks_the_store_for_changes_once_a_second() {
+    let b = bench();
+    let uses = || b.store.calls.lock().unwrap().iter().filter(|call| **call == Call::Uses).count();
+    let begun = Instant::now();
+    for _ in 0..50 {
+        let checks: Vec<_> = (0..20)
+            .map(|_| {
+                let keys = b.keys.clone();
+                tokio::spawn(async move { keys.health().await.works() })
+            })
+            .collect();
+        for check in checks {
+            assert!(check.await.unwrap());
+        }
+    }
+    assert!((1..=1 + begun.elapsed().as_secs()).contains(&(uses() as u64)), "{}", uses());
+}
+
+#[tokio::test]
+async fn health_checks_at_once_share_an_answer_and_one_that_is_dropped_keeps_nobody_waiting() {
+    let b = bench();
+    let hung = Arc::new(Semaphore::new(0));
+    let gate = hung.clone();
+    b.store.before(move |call| {
+        let gate = gate.clone();
+        async move {
+            if call == Call::Uses {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok(())
+        }
+    });
+    let ask = || {
+        let keys = b.keys.clone();
+        tokio::spawn(async move { keys.health().await.works() })
+    };
+    let first = ask();
+    let uses = || b.store.calls.lock().unwrap().iter().filter(|call| **call == Call::Uses).count();
+    eventually("it asks", async || uses() == 1).await;
+    let others = [ask(), ask(), ask()];
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    eventually("another asks", async || uses() == 2).await;
+    hung.add_permits(1);
+    for other in others {
+        assert!(soon(other).await.unwrap());
+    }
+    assert_eq!(uses(), 2);
 }
 
 #[derive(Debug)]
@@ -1614,6 +1831,7 @@ fn a_manager_needs_a_runtime_and_takes_any() {
 
     // Used from no runtime at all, and every deadline is kept by the given one.
     let issued = pollster(keys.create(&ada(), new_key())).unwrap();
+    assert_eq!(runtime.spawned.load(SeqCst), spawned + 1, "a change runs on it as well");
     pollster(keys.verify(issued.secret.expose_secret(), None)).unwrap();
     assert!(!runtime.slept.lock().unwrap().contains(&deadline), "nobody had to wait");
     store.before(|_| pending());
@@ -1624,7 +1842,7 @@ fn a_manager_needs_a_runtime_and_takes_any() {
     assert!(pollster(keys.shutdown(Duration::from_secs(5))).is_complete());
     assert!(pollster(store.inner.list(&org("acme"))).unwrap()[0].last_used_at.is_some());
     assert_eq!(log.len(), 1);
-    assert_eq!(runtime.spawned.load(SeqCst), spawned, "no task for each request");
+    assert_eq!(runtime.spawned.load(SeqCst), spawned + 1, "no task for each request");
 }
 
 /// Runs a future on this thread, outside of any runtime.
@@ -1661,8 +1879,8 @@ fn every_public_type_may_cross_threads() {
         KeyDigest, KeyDigestError, KeyFormat, KeyId, KeyIdError, KeyManager, KeyManagerBuilder,
         KeyName, KeyNameError, KeyPatch, KeyUse, Limits, MalformedKey, ManageError, ManualClock,
         MemoryAuditLog, MemoryStore, Network, NetworkError, NewKey, OrgId, OrgIdError, OrgLimit,
-        Outcome, PlaintextKey, Position, PrefixError, RandomError, RequestEvent, RequestInfo,
-        Revision, ShutdownReport, Status, StoreError, SystemClock, SystemRandom, Timestamp,
+        Outcome, PlaintextKey, Position, PrefixError, RandomError, RequestEvent, RequestInfo, HealthReport,
+        IdempotencyKey, IdempotencyKeyError, PartHealth, Revision, ShutdownReport, Status, StoreError, SystemClock, SystemRandom, Timestamp,
         TokioRuntime, VerifiedKey, VerifyError, WhenFull, dyn AuditLog, dyn AuditSink, dyn Clock,
         dyn CountryLookup, dyn KeyStore, dyn Random, dyn Runtime,
     );
@@ -1685,7 +1903,10 @@ async fn every_future_may_cross_threads() {
     check(keys.verify("", None));
     check(keys.admit("", request));
     check(keys.audit_page(&query));
-    check(keys.check_store());
+    check(keys.rotate_if(&ada(), &id, Revision::FIRST));
+    check(keys.delete_if(&ada(), &id, Revision::FIRST));
+    check(keys.revoke_issued_before(&b.store.inner, Timestamp::MAX, "host"));
+    check(keys.health());
     check(keys.shutdown(Duration::ZERO));
     let issued = b.create().await;
     let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };

@@ -354,6 +354,37 @@ fn the_demo_routes_do_what_they_say() {
     }
 }
 
+#[cfg(feature = "sqlite")]
+#[test]
+fn healthz_says_which_part_does_not_work() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let server =
+        Server::start_in(folder.path(), &[("KEYGATE_STORE", "sqlite:keygate.db"), AUDIT_STRICT]);
+    let health = || {
+        let reply = server.client().ask("GET", "/healthz", &[]);
+        (reply.status, reply.json())
+    };
+    let all_works = json!({"lookups": true, "changes": true, "audit_log": true});
+    assert_eq!(health(), (200, all_works.clone()));
+
+    // Another process writes, and does not come to its end.
+    let key = Key::named(&server, "key");
+    let other = rusqlite::Connection::open(folder.path().join("keygate.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(key.status(&server), 503, "its record cannot be written");
+    let (status, body) = health();
+    assert_eq!((status, &body["lookups"], &body["audit_log"]), (200, &json!(true), &json!(false)));
+    other.execute_batch("ROLLBACK").unwrap();
+    poll("it recovers", || (key.status(&server) == 200).then_some(()));
+    poll("all works", || (health() == (200, all_works.clone())).then_some(()));
+
+    other.execute_batch("ALTER TABLE keys RENAME TO no_keys").unwrap();
+    let (status, body) = health();
+    assert_eq!((status, &body["lookups"]), (503, &json!(false)));
+    let (_, output) = server.stop();
+    assert!(output.contains("a part does not work"), "{output}");
+}
+
 #[test]
 fn a_refusal_leaves_the_connection_usable() {
     let server = Server::start(&[]);
@@ -690,7 +721,8 @@ fn case_36_a_client_that_disconnects_leaves_an_aborted_record() {
     }
 }
 
-const COMPLETE: &str = "stopped; ShutdownReport { unwritten_records: 0, unwritten_uses: 0 }";
+const COMPLETE: &str =
+    "stopped; ShutdownReport { unfinished_changes: 0, unwritten_records: 0, unwritten_uses: 0 }";
 
 #[test]
 fn case_37_at_sigterm_the_queue_is_drained_and_said_to_be() {

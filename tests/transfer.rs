@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keygate::{
-    Actor, Allowlist, ApiKey, Denial, Expiration, ImportError, Imported, IssuedKey, KeyDigest,
-    KeyExport, KeyId, KeyManager, KeyName, KeyPatch, KeyStore, KeyUse, MemoryStore, NewKey, OrgId,
-    OrgLimit, Revision, SqliteStore, Status, StoreError, Timestamp, VerifyError, import,
+    Actor, Allowlist, ApiKey, AuditEvent, AuditLog, AuditQuery, AuditScope, ChangeAction, Clock,
+    Denial, Expiration, ImportError, Imported, IssuedKey, KeyDigest, KeyExport, KeyId, KeyManager,
+    KeyName, KeyPatch, KeyStore, KeyUse, ManageError, ManualClock, MemoryAuditLog, MemoryStore,
+    NewKey, OrgId, OrgLimit, Revision, SqliteStore, Status, StoreError, Timestamp, VerifyError,
+    import,
 };
 use tempfile::TempDir;
 
@@ -255,6 +257,111 @@ async fn an_export_that_gets_nowhere_is_an_error() {
     let stuck = Stuck(with_keys((0..3).map(key)).await);
     let error = import(&stuck, &MemoryStore::new()).await.unwrap_err();
     assert!(matches!(error, ImportError::Export { after: Some(_), .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_export_that_gets_nowhere_ends_the_revoking_after_a_restore_too() {
+    let stuck = Stuck(with_keys((0..3).map(key)).await);
+    let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
+    let error = keys.revoke_issued_before(&stuck, Timestamp::MIN, "host").await.unwrap_err();
+    assert!(matches!(error, ManageError::Unavailable(_)), "{error:?}");
+}
+
+// ---- after a restore ----
+
+#[tokio::test]
+async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_record() {
+    let (_folder, store) = file();
+    let noon = Timestamp::parse("2027-05-03T12:00:00Z").unwrap();
+    let clock = Arc::new(ManualClock::new(noon));
+    let log = Arc::new(MemoryAuditLog::new());
+    let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
+    let keys = builder.build().unwrap();
+    let (acme, globex) = (actor("acme"), actor("globex"));
+    let new = || NewKey::named("k").unwrap();
+    let restored = [
+        keys.create(&acme, new()).await.unwrap(),
+        keys.create(&globex, new().expires(Expiration::OneDay)).await.unwrap(),
+    ];
+    let revoked = keys.create(&acme, new()).await.unwrap();
+    let revoked = keys.update(&acme, &revoked.key.id, KeyPatch::revoke()).await.unwrap();
+    let rotated_since = keys.create(&acme, new()).await.unwrap();
+    clock.advance(Duration::from_secs(1));
+    let instant = clock.now();
+    // Renamed since, which makes its secret no better.
+    let name = KeyName::new("renamed").unwrap();
+    keys.update(&acme, &restored[0].key.id, KeyPatch::rename(name)).await.unwrap();
+    let rotated_since = keys.rotate(&acme, &rotated_since.key.id).await.unwrap();
+    let made_since = keys.create(&globex, new()).await.unwrap();
+
+    let records = log.len();
+    assert_eq!(keys.revoke_issued_before(&store, instant, "host").await.unwrap(), 2);
+    assert_eq!(log.len(), records + 2);
+    let verify = async |issued: &IssuedKey| keys.verify(issued.secret.expose_secret(), None).await;
+    for key in &restored {
+        let refused = verify(key).await;
+        assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })));
+        let query = AuditQuery::new(key.key.org.clone(), AuditScope::KeyChanges(key.key.id));
+        let last = log.page(&query).await.unwrap().records.remove(0);
+        let AuditEvent::Change(change) = last.event else { panic!("{last:?}") };
+        assert_eq!((&*change.actor, change.action), ("host", ChangeAction::Updated));
+    }
+    for key in [&rotated_since, &made_since] {
+        verify(key).await.unwrap();
+    }
+    let same = keys.get(acme.org(), &revoked.id).await.unwrap();
+    assert_eq!(same, revoked, "not revoked a second time");
+    assert_eq!(keys.revoke_issued_before(&store, instant, "host").await.unwrap(), 0, "again");
+
+    // More than a page of them.
+    let many = with_keys((0..MANY as u128).map(key)).await;
+    let active = all(&many).await.iter().filter(|key| key.status == Status::Active).count();
+    let many = Arc::new(many);
+    let keys = KeyManager::builder(many.clone()).build().unwrap();
+    let revoked = keys.revoke_issued_before(&*many, Timestamp::MAX, "host").await.unwrap();
+    assert_eq!(revoked, active as u64);
+    assert!(all(&*many).await.iter().all(|key| key.status == Status::Revoked));
+}
+
+/// Changes each key after it was handed out.
+#[derive(Debug)]
+struct Lively(Arc<MemoryStore>);
+
+#[async_trait::async_trait]
+impl KeyExport for Lively {
+    async fn export(
+        &self,
+        after: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let page = self.0.export(after, limit).await?;
+        for (n, key) in page.iter().enumerate() {
+            let changed = ApiKey { revision: key.revision.next(), ..ApiKey::clone(key) };
+            let changed = match n % 3 {
+                0 => ApiKey { rotated_at: Some(Timestamp::MAX), ..changed },
+                1 => ApiKey { name: KeyName::new("renamed").unwrap(), ..changed },
+                _ => {
+                    self.0.delete(&key.org, &key.id, None).await?;
+                    continue;
+                }
+            };
+            self.0.replace(&changed, key.revision).await?;
+        }
+        Ok(page)
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_changed_meanwhile_is_revoked_if_it_still_has_to_be() {
+    let active = (0..9).map(|n| ApiKey { status: Status::Active, rotated_at: None, ..key(n) });
+    let store = Arc::new(with_keys(active).await);
+    let keys = KeyManager::builder(store.clone()).build().unwrap();
+    let lively = Lively(store.clone());
+    let revoked = keys.revoke_issued_before(&lively, Timestamp::MAX, "host").await.unwrap();
+    assert_eq!(revoked, 3);
+    for key in all(&*store).await {
+        assert_eq!(key.status == Status::Revoked, key.name.as_str() == "renamed", "{key:?}");
+    }
 }
 
 #[tokio::test]

@@ -179,7 +179,6 @@ impl AuditWriter {
         self.counters.stats(queued, summed)
     }
 
-    #[allow(dead_code, reason = "the health report of the manager is to be built on it")]
     pub(crate) fn health(&self) -> AuditHealth {
         AuditHealth {
             queued: self.queue.len(),

@@ -7,11 +7,13 @@ use std::str::FromStr;
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::key::digest::KeyDigest;
 use crate::random::{Random, RandomError};
 
 /// Identifies a key for as long as it exists, over renames and rotations.
 ///
-/// A random UUID (RFC 9562, version 4), written in lower case with hyphens. It
+/// A UUID (RFC 9562), written in lower case with hyphens: a random one (version 4),
+/// or one derived from an [`IdempotencyKey`](crate::IdempotencyKey) (version 8). It
 /// is no secret and authenticates nothing.
 ///
 /// ```
@@ -30,6 +32,13 @@ impl KeyId {
         let mut bytes = [0; 16];
         random.fill(&mut bytes)?;
         Ok(Self(uuid::Builder::from_random_bytes(bytes).into_uuid()))
+    }
+
+    /// The identifier that belongs to the digest, and is no random one.
+    pub(crate) fn derived(from: &KeyDigest) -> Self {
+        let mut bytes = [0; 16];
+        bytes.iter_mut().zip(from.as_bytes()).for_each(|(byte, of)| *byte = *of);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
     }
 
     /// The identifier behind these bytes, as [`KeyId::to_bytes`] gave them.
@@ -53,11 +62,11 @@ impl Hash for KeyId {
 impl FromStr for KeyId {
     type Err = KeyIdError;
 
-    /// Takes only the form that [`Display`](fmt::Display) writes.
+    /// Takes the form that [`Display`](fmt::Display) writes, in any case (RFC 9562 § 4).
     fn from_str(text: &str) -> Result<Self, KeyIdError> {
         let id = Uuid::try_parse(text).map_err(|_| KeyIdError)?;
         let mut canonical = Uuid::encode_buffer();
-        if id.hyphenated().encode_lower(&mut canonical) == text {
+        if id.hyphenated().encode_lower(&mut canonical).eq_ignore_ascii_case(text) {
             Ok(Self(id))
         } else {
             Err(KeyIdError)
@@ -88,16 +97,13 @@ mod tests {
     use crate::random::SystemRandom;
 
     #[test]
-    fn only_the_canonical_text_is_an_id() {
+    fn only_the_text_with_hyphens_is_an_id_in_any_case() {
         let id = KeyId::random(&SystemRandom).unwrap();
         assert_eq!(id.to_string().parse(), Ok(id));
-        for other in [
-            id.to_string().to_uppercase(),
-            id.to_string().replace('-', ""),
-            format!("{{{id}}}"),
-            format!(" {id}"),
-            String::new(),
-        ] {
+        assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));
+        for other in
+            [id.to_string().replace('-', ""), format!("{{{id}}}"), format!(" {id}"), String::new()]
+        {
             assert_eq!(other.parse::<KeyId>(), Err(KeyIdError), "{other}");
         }
     }

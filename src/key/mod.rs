@@ -5,6 +5,7 @@ pub(crate) mod digest;
 pub(crate) mod expiration;
 pub(crate) mod format;
 pub(crate) mod id;
+pub(crate) mod idempotency;
 pub(crate) mod name;
 pub(crate) mod scan;
 pub(crate) mod secret;

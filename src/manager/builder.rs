@@ -14,6 +14,8 @@ use crate::audit::writer::AuditWriter;
 use crate::clock::{Clock, SystemClock};
 use crate::key::format::KeyFormat;
 use crate::manager::admission::refusal_records;
+use crate::manager::change::Changes;
+use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
 use crate::manager::{Inner, KeyManager};
 use crate::random::{Random, RandomError, SystemRandom};
@@ -161,10 +163,13 @@ impl KeyManagerBuilder {
                 random: self.random,
                 runtime,
                 uses,
+                changes: Changes::default(),
+                probe: Probe::default(),
                 audit,
                 audit_log: self.log,
                 unverified: Throttle::default(),
                 unrecorded: Throttle::default(),
+                unhealthy: Throttle::default(),
             }),
         })
     }

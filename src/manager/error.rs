@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use thiserror::Error;
 
 use crate::audit::delivery::DeliveryError;
+use crate::key::id::KeyId;
 use crate::random::RandomError;
 use crate::record::Revision;
 use crate::store::contract::StoreError;
@@ -42,6 +43,12 @@ pub enum ManageError {
     StaleRevision {
         /// The revision that the key is at.
         current: Revision,
+    },
+    /// The organisation has made a key with this idempotency key in the last 24 hours.
+    #[error("key {id} was made with this idempotency key already")]
+    AlreadyCreated {
+        /// The key that was made.
+        id: KeyId,
     },
     /// The store or the audit log does not work now; worth a retry. A change did not
     /// take place, and does not take place later.
@@ -81,3 +88,8 @@ impl From<RandomError> for ManageError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the database exceeded its deadline")]
 pub(crate) struct StoreTimeout;
+
+/// The manager takes no more changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the key manager has been shut down")]
+pub(crate) struct ShutDown;

@@ -1,28 +1,88 @@
 //! Whether a manager works, and its orderly end.
 
+use std::error::Error as StdError;
+use std::fmt::{self, Write};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use event_listener::Event;
 
 use crate::audit::delivery::AuditStats;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
+use crate::manager::error::ShutDown;
+use crate::runtime::{both, within};
 use crate::store::contract::StoreError;
 
-/// Both tasks close at the same time; the second gets at least this.
+/// How long the answer to whether changes work is kept.
+const KEPT: Duration = Duration::from_secs(1);
+/// What is closed last gets at least this, even where the deadline has passed.
 const GRACE: Duration = Duration::from_millis(100);
 /// An `Instant` so far ahead can still be told.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl KeyManager {
-    /// Asks the store a question, within its deadline; each time another one, to which
-    /// no cache has the answer.
+    /// Says which parts work now, within the deadline of the store. What does not is in the
+    /// log, too.
     ///
-    /// # Errors
+    /// - **Look-ups**: the store is asked for a key that cannot be, each time another one,
+    ///   to which no cache has the answer.
+    /// - **Changes**: the store is asked whether it takes writes, by
+    ///   [`record_uses`](crate::KeyStore::record_uses) without a use. Its answer is kept for
+    ///   one second, so that many health checks cost little.
+    /// - **The audit log**: whether the last records could be written, and whether there is
+    ///   room for more.
     ///
-    /// The store's, where it gives no answer.
-    pub async fn check_store(&self) -> Result<(), StoreError> {
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let keys = keygate::KeyManager::builder(keygate::MemoryStore::new()).build()?;
+    /// let health = keys.health().await;
+    /// assert!(health.lookups.works(), "requests are answered: {}", health.lookups);
+    /// assert!(health.works(), "all else works as well: {health:?}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn health(&self) -> HealthReport {
+        let inner = &*self.inner;
         // The digest of no possible key.
         let nothing = KeyDigest::of(self.now().to_string());
-        self.inner.bounded(self.inner.store.find_by_digest(&nothing)).await.map(drop)
+        let lookup = inner.bounded(inner.store.find_by_digest(&nothing));
+        let change = inner
+            .probe
+            .answer(async { PartHealth::of(inner.bounded(inner.store.record_uses(&[])).await) });
+        let (lookups, changes) = both(lookup, change).await;
+        let report = HealthReport {
+            lookups: PartHealth::of(lookups.map(drop)),
+            changes: if inner.changes.is_closed() { PartHealth::shut_down() } else { changes },
+            audit_log: self.audit_health(),
+        };
+        if !report.works()
+            && let Some(left_out) = inner.unhealthy.pass()
+        {
+            let HealthReport { lookups, changes, audit_log } = &report;
+            tracing::warn!(%lookups, %changes, %audit_log, left_out, "a part does not work");
+        }
+        report
+    }
+
+    fn audit_health(&self) -> PartHealth {
+        let Some(audit) = &self.inner.audit else { return PartHealth(None) };
+        if self.inner.changes.is_closed() {
+            return PartHealth::shut_down();
+        }
+        let health = audit.health();
+        match health.failing {
+            Some(since) => {
+                let seconds = since.elapsed().as_secs();
+                PartHealth::fails(format!("records could not be written for {seconds} s"))
+            }
+            None if health.queued >= health.capacity => {
+                PartHealth::fails(format!("the queue is full: {} records wait", health.queued))
+            }
+            None => PartHealth(None),
+        }
     }
 
     /// What became of the audit records so far; all zero without an audit sink.
@@ -30,9 +90,10 @@ impl KeyManager {
         self.inner.audit.as_ref().map(|audit| audit.stats()).unwrap_or_default()
     }
 
-    /// Writes what is queued, within the deadline, and takes no more: where
-    /// there is an audit sink, later requests and changes are refused as
-    /// unavailable. Call it once the service has stopped taking requests.
+    /// Takes no more changes, waits for those under way, and writes what is queued, all
+    /// within the deadline, of which the changes get at most half. Later changes are refused
+    /// as unavailable; where there is an audit sink, requests are as well. Call it once the
+    /// service has stopped taking requests.
     ///
     /// ```
     /// # #[tokio::main]
@@ -44,17 +105,27 @@ impl KeyManager {
     /// # }
     /// ```
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        let inner = &*self.inner;
         let deadline = deadline.min(LONGEST);
         let give_up = Instant::now() + deadline;
+        let left = || give_up.saturating_duration_since(Instant::now());
         let failed_before = self.audit_stats().failed;
-        self.inner.uses.close();
-        if let Some(audit) = &self.inner.audit {
-            audit.shutdown(deadline).await;
+        inner.changes.close();
+        // Before the audit log is closed: a change that comes to nothing is yet to be
+        // taken back.
+        let _ = within(&*inner.runtime, deadline / 2, inner.changes.ended()).await;
+        let unfinished_changes = inner.changes.under_way();
+        if unfinished_changes > 0 {
+            tracing::error!(unfinished_changes, "changes were still under way");
         }
-        let left = give_up.saturating_duration_since(Instant::now());
-        let unwritten_uses = self.inner.uses.ended(left.max(GRACE)).await;
+        inner.uses.close();
+        if let Some(audit) = &inner.audit {
+            audit.shutdown(left()).await;
+        }
+        let unwritten_uses = inner.uses.ended(left().max(GRACE)).await;
         let stats = self.audit_stats();
         ShutdownReport {
+            unfinished_changes,
             unwritten_records: stats.failed.saturating_sub(failed_before)
                 + stats.queued
                 + stats.summed,
@@ -63,11 +134,130 @@ impl KeyManager {
     }
 }
 
-/// What [`KeyManager::shutdown`] could not write. Each loss is in the log, too.
+/// Which parts of a [`KeyManager`] work, as [`KeyManager::health`] found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HealthReport {
+    /// Whether keys are found, and so whether requests are answered.
+    pub lookups: PartHealth,
+    /// Whether the store takes changes: keys made, edited, rotated and deleted, and
+    /// last-used times.
+    pub changes: PartHealth,
+    /// Whether audit records are written; it works as well where there is no audit sink. While
+    /// it does not, changes are refused, in strict delivery requests are, and in buffered
+    /// delivery requests once the queue is full.
+    pub audit_log: PartHealth,
+}
+
+impl HealthReport {
+    /// Whether all parts work.
+    pub fn works(&self) -> bool {
+        [&self.lookups, &self.changes, &self.audit_log].into_iter().all(PartHealth::works)
+    }
+}
+
+/// Whether one part works. Shown, it is `works`, or what is wrong, in words for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartHealth(Option<Arc<str>>);
+
+impl PartHealth {
+    /// Whether the part works.
+    pub fn works(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// What is wrong, and what caused it. It is for operators alone: it may name hosts and
+    /// files.
+    pub fn error(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+
+    fn fails(error: String) -> Self {
+        Self(Some(error.into()))
+    }
+
+    fn shut_down() -> Self {
+        Self::fails(ShutDown.to_string())
+    }
+
+    fn of(result: Result<(), StoreError>) -> Self {
+        let Err(error) = result else { return Self(None) };
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let _ = write!(text, ": {error}");
+            cause = error.source();
+        }
+        Self::fails(text)
+    }
+}
+
+impl fmt::Display for PartHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.error().unwrap_or("works"))
+    }
+}
+
+/// A question whose answer is kept for a moment. Of those who ask meanwhile one asks on,
+/// and the others wait for what he hears.
+#[derive(Debug, Default)]
+pub(super) struct Probe {
+    state: Mutex<Answer>,
+    answered: Event,
+}
+
+#[derive(Debug, Default)]
+struct Answer {
+    last: Option<(Instant, PartHealth)>,
+    is_asked: bool,
+}
+
+impl Probe {
+    async fn answer(&self, question: impl Future<Output = PartHealth>) -> PartHealth {
+        loop {
+            let listener = self.answered.listen();
+            {
+                let mut state = self.lock();
+                match &state.last {
+                    Some((at, answer)) if at.elapsed() < KEPT => return answer.clone(),
+                    _ if !state.is_asked => {
+                        state.is_asked = true;
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            listener.await;
+        }
+        let _asking = Asking(self);
+        let answer = question.await;
+        self.lock().last = Some((Instant::now(), answer.clone()));
+        answer
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answer> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the one who asks is dropped, another asks.
+struct Asking<'p>(&'p Probe);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_asked = false;
+        self.0.answered.notify(usize::MAX);
+    }
+}
+
+/// What [`KeyManager::shutdown`] could not finish or write. Each loss is in the log, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "a loss should be reported"]
 #[non_exhaustive]
 pub struct ShutdownReport {
+    /// Changes to keys that were still under way. They go on for as long as the runtime
+    /// does; after that, a record that one was begun may be all that there is of it.
+    pub unfinished_changes: u64,
     /// Requests and changes whose audit records are lost.
     pub unwritten_records: u64,
     /// Keys whose last-used time is older than their last use.

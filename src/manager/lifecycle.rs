@@ -1,16 +1,18 @@
 //! Creating, reading, editing, rotating and deleting keys.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::allowlist::Allowlist;
-use crate::audit::delivery::DeliveryError;
 use crate::audit::log::{AuditPage, AuditQuery};
-use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
-use crate::audit::writer::Reserved;
+use crate::audit::record::ChangeAction;
+use crate::clock::Timestamp;
 use crate::key::id::KeyId;
+use crate::key::idempotency::IdempotencyKey;
 use crate::key::name::KeyName;
 use crate::key::secret::PlaintextKey;
 use crate::manager::KeyManager;
+use crate::manager::change::Done;
 use crate::manager::error::{ManageError, StoreTimeout};
 use crate::org::{Actor, OrgId};
 use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
@@ -33,6 +35,10 @@ pub struct IssuedKey {
     pub secret: PlaintextKey,
 }
 
+/// Changes are carried through: once a change is on record, it is made whether or not its
+/// caller still waits. A caller who is dropped earlier begins none. Where the answer with a
+/// new secret is lost, nobody can read that secret again: look whether the key is there,
+/// and rotate it.
 impl KeyManager {
     /// Makes a key for the actor's organisation.
     ///
@@ -41,8 +47,10 @@ impl KeyManager {
     /// [`LimitReached`](ManageError::LimitReached),
     /// [`NameHoldsKey`](ManageError::NameHoldsKey),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
-    /// [`ExpirationInThePast`](ManageError::ExpirationInThePast), or
-    /// [`Unavailable`](ManageError::Unavailable).
+    /// [`ExpirationInThePast`](ManageError::ExpirationInThePast),
+    /// [`AlreadyCreated`](ManageError::AlreadyCreated) where the new key has an
+    /// idempotency key, [`Unavailable`](ManageError::Unavailable), or
+    /// [`InDoubt`](ManageError::InDoubt).
     pub async fn create(&self, actor: &Actor, new: NewKey) -> Result<IssuedKey, ManageError> {
         let inner = &*self.inner;
         self.check_name(&new.name)?;
@@ -52,17 +60,21 @@ impl KeyManager {
         if expires_at.is_some_and(|at| at <= now) {
             return Err(ManageError::ExpirationInThePast);
         }
-        let limit = OrgLimit::at_most(inner.limits.max_keys);
-        let limit_reached = || ManageError::LimitReached { max: inner.limits.max_keys };
+        let max = inner.limits.max_keys;
+        let limit = OrgLimit::at_most(max);
+        let present = inner.bounded(inner.store.list(actor.org())).await?;
+        let id = match &new.idempotency_key {
+            Some(once) => unused_id(once, actor.org(), &present, max, now)?,
+            None => KeyId::random(&*inner.random)?,
+        };
         // The store decides; this only spares the audit log what is sure to fail.
-        let present = inner.bounded(inner.store.list(actor.org())).await?.len();
-        if !limit.admits_one_more(present) {
-            return Err(limit_reached());
+        if !limit.admits_one_more(present.len()) {
+            return Err(ManageError::LimitReached { max });
         }
 
         let secret = inner.format.generate(&*inner.random)?;
         let key = ApiKey {
-            id: KeyId::random(&*inner.random)?,
+            id,
             org: actor.org().clone(),
             name: new.name,
             key_prefix: inner.format.display_prefix(&secret),
@@ -75,17 +87,26 @@ impl KeyManager {
             last_used_at: None,
             revision: Revision::FIRST,
         };
-        self.audit(actor, key.id, ChangeAction::Created, ChangePhase::Begun).await?;
-        match inner.bounded(inner.store.insert(&key, limit)).await {
-            Ok(()) => Ok(IssuedKey { key: Arc::new(key), secret }),
-            Err(error) => {
-                self.abandon(actor, key.id, ChangeAction::Created, &error).await;
-                match error {
-                    StoreError::LimitReached => Err(limit_reached()),
-                    other => Err(other.into()),
+        let is_idempotent = new.idempotency_key.is_some();
+        self.carry_through(actor, id, ChangeAction::Created, move |keys| async move {
+            let error = match keys.inner.confirmed(keys.inner.store.insert(&key, limit)).await {
+                Ok(()) => return Ok(Done::Changed(IssuedKey { key: Arc::new(key), secret })),
+                Err(error) => error,
+            };
+            let overtaken = matches!(error, StoreError::Conflict | StoreError::LimitReached);
+            if is_idempotent && overtaken {
+                match keys.get(&key.org, &id).await {
+                    Ok(_) => return Err(ManageError::AlreadyCreated { id }),
+                    Err(ManageError::NotFound) => {}
+                    Err(error) => return Err(error),
                 }
             }
-        }
+            Err(match error {
+                StoreError::LimitReached => ManageError::LimitReached { max },
+                other => other.into(),
+            })
+        })
+        .await
     }
 
     /// The organisation's keys, oldest first; revoked and expired ones too.
@@ -111,7 +132,7 @@ impl KeyManager {
     /// [`NotFound`](ManageError::NotFound),
     /// [`NameHoldsKey`](ManageError::NameHoldsKey),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
-    /// [`Unavailable`](ManageError::Unavailable).
+    /// [`Unavailable`](ManageError::Unavailable), [`InDoubt`](ManageError::InDoubt).
     pub async fn update(
         &self,
         actor: &Actor,
@@ -150,44 +171,27 @@ impl KeyManager {
         if let Some(allowlist) = &patch.allowlist {
             self.check_length(allowlist)?;
         }
-        let mut begun = false;
-        let mut failure = ManageError::Conflict;
-        for _ in 0..ATTEMPTS {
-            let current = match self.get(actor.org(), id).await {
-                Ok(key) if only_at.is_some_and(|revision| revision != key.revision) => {
-                    failure = ManageError::StaleRevision { current: key.revision };
-                    break;
-                }
-                Ok(key) => key,
-                Err(error) => {
-                    failure = error;
-                    break;
-                }
-            };
-            let Some(changed) = patch.apply(&current) else {
-                if begun {
-                    self.note_abandoned(actor, *id, ChangeAction::Updated).await;
-                }
-                return Ok(current);
-            };
-            if !begun {
-                self.audit(actor, *id, ChangeAction::Updated, ChangePhase::Begun).await?;
-                begun = true;
-            }
-            let replaced = self.inner.store.replace(&changed, current.revision);
-            match self.inner.bounded(replaced).await {
-                Ok(()) => return Ok(Arc::new(changed)),
-                Err(StoreError::Conflict) => {}
-                Err(error) => {
-                    self.abandon(actor, *id, ChangeAction::Updated, &error).await;
-                    return Err(error.into());
-                }
-            }
+        let (org, id) = (actor.org().clone(), *id);
+        let mut current = self.get_at(&org, &id, only_at).await?;
+        if patch.apply(&current).is_none() {
+            return Ok(current);
         }
-        if begun {
-            self.note_abandoned(actor, *id, ChangeAction::Updated).await;
-        }
-        Err(failure)
+        self.carry_through(actor, id, ChangeAction::Updated, move |keys| async move {
+            for _ in 0..ATTEMPTS {
+                let Some(changed) = patch.apply(&current) else {
+                    return Ok(Done::Unchanged(current));
+                };
+                let replaced = keys.inner.store.replace(&changed, current.revision);
+                match keys.inner.confirmed(replaced).await {
+                    Ok(()) => return Ok(Done::Changed(Arc::new(changed))),
+                    Err(StoreError::Conflict) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                current = keys.get_at(&org, &id, only_at).await?;
+            }
+            Err(ManageError::Conflict)
+        })
+        .await
     }
 
     /// Gives a key a new secret; all else stays. The old secret fails from the
@@ -196,59 +200,110 @@ impl KeyManager {
     /// # Errors
     ///
     /// [`NotFound`](ManageError::NotFound), [`Unavailable`](ManageError::Unavailable),
+    /// [`InDoubt`](ManageError::InDoubt),
     /// and [`Conflict`](ManageError::Conflict) where another rotation came first:
     /// that one's secret is the one that works.
     pub async fn rotate(&self, actor: &Actor, id: &KeyId) -> Result<IssuedKey, ManageError> {
-        let inner = &*self.inner;
-        let first = self.get(actor.org(), id).await?;
-        let secret = inner.format.generate(&*inner.random)?;
-        self.audit(actor, *id, ChangeAction::Rotated, ChangePhase::Begun).await?;
-        let mut current = Arc::clone(&first);
-        for _ in 0..ATTEMPTS {
-            let rotated = ApiKey {
-                digest: secret.digest(),
-                key_prefix: inner.format.display_prefix(&secret),
-                rotated_at: Some(self.now()),
-                revision: current.revision.next(),
-                ..ApiKey::clone(&current)
-            };
-            match inner.bounded(inner.store.replace(&rotated, current.revision)).await {
-                Ok(()) => return Ok(IssuedKey { key: Arc::new(rotated), secret }),
-                Err(StoreError::Conflict) => {}
-                Err(error) => {
-                    self.abandon(actor, *id, ChangeAction::Rotated, &error).await;
-                    return Err(error.into());
+        self.renew(actor, id, None).await
+    }
+
+    /// Gives a key a new secret only if it is still at that revision.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KeyManager::rotate`], and
+    /// [`StaleRevision`](ManageError::StaleRevision).
+    pub async fn rotate_if(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+        revision: Revision,
+    ) -> Result<IssuedKey, ManageError> {
+        self.renew(actor, id, Some(revision)).await
+    }
+
+    async fn renew(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+        only_at: Option<Revision>,
+    ) -> Result<IssuedKey, ManageError> {
+        let (org, id) = (actor.org().clone(), *id);
+        let first = self.get_at(&org, &id, only_at).await?;
+        let secret = self.inner.format.generate(&*self.inner.random)?;
+        self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
+            let inner = &*keys.inner;
+            let mut current = Arc::clone(&first);
+            for _ in 0..ATTEMPTS {
+                let rotated = ApiKey {
+                    digest: secret.digest(),
+                    key_prefix: inner.format.display_prefix(&secret),
+                    rotated_at: Some(keys.now()),
+                    revision: current.revision.next(),
+                    ..ApiKey::clone(&current)
+                };
+                match inner.confirmed(inner.store.replace(&rotated, current.revision)).await {
+                    Ok(()) => {
+                        return Ok(Done::Changed(IssuedKey { key: Arc::new(rotated), secret }));
+                    }
+                    Err(StoreError::Conflict) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                // An edit came between: it is kept. A rotation came first: it stands.
+                current = keys.get_at(&org, &id, only_at).await?;
+                if current.digest != first.digest {
+                    break;
                 }
             }
-            // An edit came between: it is kept. A rotation came first: it stands.
-            match self.get(actor.org(), id).await {
-                Ok(key) if key.digest == first.digest => current = key,
-                Ok(_) => break,
-                Err(error) => {
-                    self.note_abandoned(actor, *id, ChangeAction::Rotated).await;
-                    return Err(error);
-                }
-            }
-        }
-        self.note_abandoned(actor, *id, ChangeAction::Rotated).await;
-        Err(ManageError::Conflict)
+            Err(ManageError::Conflict)
+        })
+        .await
     }
 
     /// Removes a key for good. Its audit records stay until they are purged.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](ManageError::NotFound), [`Unavailable`](ManageError::Unavailable).
+    /// [`NotFound`](ManageError::NotFound), [`Unavailable`](ManageError::Unavailable),
+    /// [`InDoubt`](ManageError::InDoubt).
     pub async fn delete(&self, actor: &Actor, id: &KeyId) -> Result<(), ManageError> {
-        self.get(actor.org(), id).await?;
-        self.audit(actor, *id, ChangeAction::Deleted, ChangePhase::Begun).await?;
-        match self.inner.bounded(self.inner.store.delete(actor.org(), id, None)).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.abandon(actor, *id, ChangeAction::Deleted, &error).await;
-                Err(error.into())
+        self.remove(actor, id, None).await
+    }
+
+    /// Removes a key only if it is still at that revision.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KeyManager::delete`], and
+    /// [`StaleRevision`](ManageError::StaleRevision).
+    pub async fn delete_if(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+        revision: Revision,
+    ) -> Result<(), ManageError> {
+        self.remove(actor, id, Some(revision)).await
+    }
+
+    async fn remove(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+        only_at: Option<Revision>,
+    ) -> Result<(), ManageError> {
+        let (org, id) = (actor.org().clone(), *id);
+        self.get_at(&org, &id, only_at).await?;
+        self.carry_through(actor, id, ChangeAction::Deleted, move |keys| async move {
+            match keys.inner.confirmed(keys.inner.store.delete(&org, &id, only_at)).await {
+                Ok(()) => Ok(Done::Changed(())),
+                Err(StoreError::Conflict) => {
+                    keys.get_at(&org, &id, only_at).await?;
+                    Err(ManageError::Conflict)
+                }
+                Err(error) => Err(error.into()),
             }
-        }
+        })
+        .await
     }
 
     /// Reads a page of the audit log; `None` where the manager was built without
@@ -270,6 +325,20 @@ impl KeyManager {
         Ok(())
     }
 
+    /// One key of the organisation, if it is at that revision.
+    async fn get_at(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        only_at: Option<Revision>,
+    ) -> Result<Arc<ApiKey>, ManageError> {
+        let key = self.get(org, id).await?;
+        if only_at.is_some_and(|revision| revision != key.revision) {
+            return Err(ManageError::StaleRevision { current: key.revision });
+        }
+        Ok(key)
+    }
+
     fn check_length(&self, allowlist: &Allowlist) -> Result<(), ManageError> {
         let max = self.inner.limits.max_ips_per_key;
         if allowlist.len() > max as usize {
@@ -277,53 +346,32 @@ impl KeyManager {
         }
         Ok(())
     }
+}
 
-    /// Returns once the record is durable. One of a change that is not made for
-    /// want of it, and that turns up all the same, is followed by its opposite.
-    async fn audit(
-        &self,
-        actor: &Actor,
-        key: KeyId,
-        action: ChangeAction,
-        phase: ChangePhase,
-    ) -> Result<(), ManageError> {
-        let Some(audit) = &self.inner.audit else { return Ok(()) };
-        let written = audit.write(self.change_record(actor, key, action, phase)).await;
-        if written == Err(DeliveryError::TimedOut) && phase == ChangePhase::Begun {
-            let abandoned = self.change_record(actor, key, action, ChangePhase::Abandoned);
-            audit.enqueue(Reserved::None, abandoned);
-        }
-        Ok(written?)
-    }
-
-    fn change_record(
-        &self,
-        actor: &Actor,
-        key: KeyId,
-        action: ChangeAction,
-        phase: ChangePhase,
-    ) -> AuditRecord {
-        AuditRecord {
-            id: self.inner.audit_ids.next(),
-            at: self.now(),
-            org: actor.org().clone(),
-            key,
-            event: AuditEvent::Change(ChangeEvent { actor: actor.shared_name(), action, phase }),
+/// The id of a key that is made with this idempotency key: the first that no key of the
+/// organisation has, so that of two creations at once the store refuses one.
+///
+/// An organisation that has at most `max` keys has no key at an id further on.
+fn unused_id(
+    once: &IdempotencyKey,
+    org: &OrgId,
+    present: &[Arc<ApiKey>],
+    max: u32,
+    now: Timestamp,
+) -> Result<KeyId, ManageError> {
+    /// What an organisation without a limit in practice may cost.
+    const MOST: u32 = 1_000;
+    let made: HashMap<KeyId, Timestamp> =
+        present.iter().map(|key| (key.id, key.created_at)).collect();
+    let mut unused = None;
+    for id in once.ids(org).take(max.min(MOST) as usize) {
+        match made.get(&id) {
+            Some(at) if at.saturating_add(IdempotencyKey::LIFETIME) > now => {
+                return Err(ManageError::AlreadyCreated { id });
+            }
+            Some(_) => {}
+            None => unused = unused.or(Some(id)),
         }
     }
-
-    /// Records that a change did not happen, where the store's error says so.
-    async fn abandon(&self, actor: &Actor, key: KeyId, action: ChangeAction, error: &StoreError) {
-        let not_done =
-            matches!(error, StoreError::LimitReached | StoreError::NotFound | StoreError::Conflict);
-        if not_done {
-            self.note_abandoned(actor, key, action).await;
-        }
-    }
-
-    async fn note_abandoned(&self, actor: &Actor, key: KeyId, action: ChangeAction) {
-        if let Err(error) = self.audit(actor, key, action, ChangePhase::Abandoned).await {
-            tracing::warn!(%key, action = action.as_str(), %error, "an abandoned change is not in the audit log");
-        }
-    }
+    unused.ok_or(ManageError::LimitReached { max })
 }

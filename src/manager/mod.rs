@@ -2,11 +2,13 @@
 
 pub(crate) mod admission;
 pub(crate) mod builder;
+mod change;
 pub(crate) mod endpoint;
 pub(crate) mod error;
 pub(crate) mod health;
 mod last_use;
 pub(crate) mod lifecycle;
+mod restore;
 pub(crate) mod verify;
 
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::clock::{Clock, Timestamp};
 use crate::key::format::KeyFormat;
+use crate::manager::change::Changes;
+use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
 use crate::random::Random;
 use crate::record::Limits;
@@ -62,6 +66,9 @@ struct Inner {
     random: Arc<dyn Random>,
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
+    changes: Changes,
+    /// Whether the store takes changes, as it said last.
+    probe: Probe,
     audit: Option<Arc<AuditWriter>>,
     audit_ids: Arc<AuditIds>,
     audit_log: Option<Arc<dyn AuditLog>>,
@@ -69,6 +76,8 @@ struct Inner {
     unverified: Throttle,
     /// For requests refused because they could not be recorded.
     unrecorded: Throttle,
+    /// For health checks that found something not working.
+    unhealthy: Throttle,
 }
 
 impl KeyManager {

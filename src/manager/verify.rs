@@ -103,6 +103,17 @@ impl Inner {
             .await
             .unwrap_or_else(|_| Err(StoreError::unavailable(StoreTimeout)))
     }
+
+    /// Runs a call of the store that changes something, within its deadline: by then it may
+    /// have changed it.
+    pub(super) async fn confirmed(
+        &self,
+        call: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        within(&*self.runtime, self.store_deadline, call)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::in_doubt(StoreTimeout)))
+    }
 }
 
 /// A key that has passed every check. Only a [`KeyManager`] makes one, so to hold

@@ -10,7 +10,7 @@ use crate::key::id::KeyId;
 use crate::record::{ApiKey, KeyUse, OrgLimit};
 use crate::store::contract::{KeyStore, StoreError};
 
-/// How many keys [`import`] asks for at a time.
+/// How many keys are asked for at a time.
 const PAGE: usize = 500;
 
 /// Gives out the keys of all organisations, for [`import`]: a store that has this
@@ -95,13 +95,9 @@ pub async fn import(from: &dyn KeyExport, into: &dyn KeyStore) -> Result<Importe
     let mut imported = Imported::default();
     let mut after = None;
     loop {
-        let page = from.export(after.as_ref(), PAGE).await;
+        let page = next_page(from, after.as_ref()).await;
         let page = page.map_err(|source| ImportError::Export { after, source })?;
         let Some(last) = page.last() else { return Ok(imported) };
-        if after.is_some_and(|after| last.id <= after) {
-            let source = StoreError::corrupt("the keys do not come in the order of their ids");
-            return Err(ImportError::Export { after, source });
-        }
         after = Some(last.id);
         for key in page {
             let inserted = into.insert(&key, OrgLimit::NONE).await;
@@ -114,6 +110,20 @@ pub async fn import(from: &dyn KeyExport, into: &dyn KeyStore) -> Result<Importe
                 Err(source) => return Err(ImportError::Insert { key: key.id, source }),
             }
         }
+    }
+}
+
+/// The keys after that one; an empty page is the end.
+pub(crate) async fn next_page(
+    from: &dyn KeyExport,
+    after: Option<&KeyId>,
+) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+    let page = from.export(after, PAGE).await?;
+    match (page.last(), after) {
+        (Some(last), Some(after)) if last.id <= *after => {
+            Err(StoreError::corrupt("the keys do not come in the order of their ids"))
+        }
+        _ => Ok(page),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{Method, Request};
 use http_body::{Frame, SizeHint};
 use proptest::prelude::*;
@@ -102,6 +102,32 @@ async fn case_24_only_json_is_taken() {
     assert_eq!(api.send(with_text).await.code(), "unsupported_media_type");
     let ignored = api.send(with_json(delete(), "not JSON, and nobody looks")).await;
     assert_eq!(ignored.status, 204);
+}
+
+#[tokio::test]
+async fn case_24_a_body_with_a_content_encoding_is_refused_as_that() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let body = json!({"name": "k", "expiration": "never"});
+    let send = async |lines: &[&str]| {
+        let plain = with_json(request(Method::POST, "/keys"), &body);
+        let add = |request, line: &&str| with_header(request, CONTENT_ENCODING, line);
+        api.send(lines.iter().fold(plain, add)).await
+    };
+    for lines in
+        [&["gzip"][..], &["br"], &["identity, gzip"], &["identity", "deflate"], &["x"], &["\u{fc}"]]
+    {
+        let reply = send(lines).await;
+        assert_eq!(reply.code(), "unsupported_media_type", "{lines:?}");
+        assert!(reply.text().contains("Content-Encoding"), "{}", reply.text());
+    }
+    for lines in [&["identity"][..], &["Identity"], &[""], &["identity", "identity"]] {
+        assert_eq!(send(lines).await.status, 201, "{lines:?}");
+    }
+    let delete = request(Method::DELETE, &format!("{path}?confirm_name=k"));
+    let delete = with_header(with_json(delete, "{}"), CONTENT_ENCODING, "gzip");
+    assert_eq!(api.send(delete).await.code(), "unsupported_media_type");
+    assert_eq!(api.get(&path).await.status, 200);
 }
 
 /// A body whose length is not known before it has been read.

@@ -1,7 +1,8 @@
 //! `If-Match`: a change meant for a revision happens at that one only.
 
-use axum::http::Method;
+use axum::body::Body;
 use axum::http::header::IF_MATCH;
+use axum::http::{Method, Request};
 use serde_json::json;
 
 use crate::admin_support::{Api, NO_KEY, Reply, request, with_header, with_json};
@@ -109,6 +110,92 @@ async fn rotate_and_delete_are_held_to_it_too() {
     assert_eq!(api.send(with_header(rotate(), IF_MATCH, "\"1\"")).await.status, 200);
     assert_eq!(api.send(with_header(delete(), IF_MATCH, "\"1\"")).await.status, 412);
     assert_eq!(api.send(with_header(delete(), IF_MATCH, "\"2\"")).await.status, 204);
+}
+
+#[tokio::test]
+async fn a_tag_that_can_never_match_is_told_so() {
+    let api = Api::new();
+    let path = api.create_path("k").await;
+    let changed = "was changed meanwhile";
+    for (if_match, told) in [
+        ("W/\"1\"", "weak tag"),
+        ("W/\"1\", W/\"2\"", "weak tag"),
+        ("W/\"2\", \"2\"", changed),
+        ("1", "double quotes"),
+        ("w/\"1\"", "double quotes"),
+        ("\"1", "double quotes"),
+        ("\"", "double quotes"),
+        ("\"x\"", "no key's revision"),
+        ("\"01\"", "no key's revision"),
+        ("\"\"1\"\"", "no key's revision"),
+        ("\"4294967297\"", "no key's revision"),
+        (" , ", "is empty"),
+        ("\"2\"", changed),
+        ("x, \"2\"", changed),
+    ] {
+        let reply = edit(&api, &path, &[if_match]).await;
+        assert_eq!(reply.code(), "stale_revision", "{if_match}");
+        let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(told), "{if_match}: {detail}");
+    }
+}
+
+/// Rotates and deletes the key `k`, with these `If-Match` lines.
+fn rotate_and_delete(path: &str, if_match: &[&str]) -> [Request<Body>; 2] {
+    let rotate = request(Method::POST, &format!("{path}/rotate"));
+    let rotate = with_json(rotate, json!({"confirm_name": "k"}));
+    let delete = request(Method::DELETE, &format!("{path}?confirm_name=k"));
+    [rotate, delete]
+        .map(|made| if_match.iter().fold(made, |made, line| with_header(made, IF_MATCH, line)))
+}
+
+#[tokio::test]
+async fn case_50_a_change_that_comes_between_stops_rotate_and_delete() {
+    // Each reads the key twice before it acts: to check the name and the header, and to
+    // begin. What comes after that only the store can see.
+    for reads in 1..=2 {
+        for (if_match, answer) in [(&["\"1\""][..], 412), (&["*"], 409), (&[], 409)] {
+            for which in 0..2 {
+                let api = Api::new();
+                let issued = api.create("k").await;
+                let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
+                let [rotate, delete] = rotate_and_delete(&path, if_match);
+                api.store.overtake_after(reads);
+                let reply = api.send(if which == 0 { rotate } else { delete }).await;
+                let case = format!("{if_match:?} after {reads} reads");
+                assert_eq!(reply.status, answer, "{case}: {}", reply.text());
+                let key = api.get(&path).await.json();
+                let expected = json!(["theirs", 2, null]);
+                assert_eq!(json!([key["name"], key["revision"], key["rotated_at"]]), expected);
+                assert!(api.verifies(issued["secret"].as_str().unwrap()).await, "{case}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_50_of_two_changes_meant_for_one_revision_one_happens() {
+    for round in 0..300 {
+        let api = Api::new();
+        let path = api.create_path("k").await;
+        let [rotate, delete] = rotate_and_delete(&path, &["\"1\""]);
+        let made = if round % 2 == 0 { rotate } else { delete };
+        let edit = with_json(request(Method::PATCH, &path), json!({"status": "revoked"}));
+        let edit = with_header(edit, IF_MATCH, "\"1\"");
+        let send = |made| {
+            let api = api.clone();
+            tokio::spawn(async move { api.send(made).await.status.as_u16() })
+        };
+        let (made, edited) = (send(made), send(edit));
+        let (made, edited) = (made.await.unwrap(), edited.await.unwrap());
+        let deleted = round % 2 == 1;
+        match (made, edited) {
+            (412, 200) => {}
+            (200, 412) if !deleted => {}
+            (204, 404) if deleted => {}
+            both => panic!("round {round}: {both:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -92,6 +92,7 @@ pub(crate) enum Fault {
     UniqueThenWrite,
     CheckThenReplace,
     CheckThenDelete,
+    CheckRevisionThenDelete,
     OneWriterOrConflict,
     UseWritesWholeRecord,
     UseHidesTheKey,

@@ -276,6 +276,14 @@ impl KeyStore for BrokenStore {
             Fault::BusyForEverWhenDropped => self.pass_through_busy().await?,
             _ => {}
         }
+        let expected = match self.fault {
+            Fault::CheckRevisionThenDelete => {
+                self.check_delete(&self.lock(), org, id, expected)?;
+                gap().await;
+                None
+            }
+            _ => expected,
+        };
         let mut state = self.lock();
         if let Err(error) = self.check_delete(&state, org, id, expected) {
             if self.is(Fault::EveryDeleteMakesRoom) {

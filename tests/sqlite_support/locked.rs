@@ -93,7 +93,7 @@ async fn case_38_a_manager_on_a_locked_file_is_unavailable_and_recovers() {
     }
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     keys.verify(secret, None).await.unwrap();
-    keys.check_store().await.unwrap();
+    assert!(keys.health().await.lookups.works());
 
     peer.end();
     let again = keys.create(&actor, new()).await.unwrap();

@@ -7,15 +7,16 @@ use ::http::StatusCode;
 use ::http::header::{HeaderValue, LOCATION};
 
 use crate::audit::log::{AuditQuery, AuditScope};
-use crate::axum::admin::input::{Id, IgnoredBody, InBody, InQuery};
+use crate::axum::admin::input::{Id, Idempotency, IgnoredBody, InBody, InQuery};
 use crate::axum::admin::precondition::IfMatch;
 use crate::axum::admin::problem::{Code, Problem};
 use crate::axum::admin::requests::{Confirmation, Page};
 use crate::axum::admin::view::{KeyView, KeysView, PageView, issued_answer, key_answer};
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
+use crate::manager::error::ManageError;
 use crate::org::Actor;
-use crate::record::{KeyPatch, NewKey};
+use crate::record::{KeyPatch, NewKey, Revision};
 
 type Answer = Result<Response, Problem>;
 
@@ -38,11 +39,22 @@ pub(super) async fn create(
     Extension(actor): Extension<Actor>,
     OriginalUri(uri): OriginalUri,
     InQuery(()): InQuery<()>,
+    Idempotency(once): Idempotency,
     InBody(new): InBody<NewKey>,
 ) -> Answer {
-    let issued = keys.create(&actor, new).await?;
+    let location = |id: &KeyId| HeaderValue::try_from(format!("{}/{id}", uri.path())).ok();
+    let new = match once {
+        Some(once) => new.idempotent(once),
+        None => new,
+    };
+    let issued = match keys.create(&actor, new).await {
+        Err(error @ ManageError::AlreadyCreated { id }) => {
+            return Err(Problem::from(error).at(location(&id)));
+        }
+        created => created?,
+    };
     let mut answer = issued_answer(StatusCode::CREATED, &issued, keys.now());
-    if let Ok(location) = HeaderValue::try_from(format!("{}/{}", uri.path(), issued.key.id)) {
+    if let Some(location) = location(&issued.key.id) {
         answer.headers_mut().insert(LOCATION, location);
     }
     Ok(answer)
@@ -85,8 +97,9 @@ pub(super) async fn rotate(
     if_match: IfMatch,
     InBody(confirmation): InBody<Confirmation>,
 ) -> Answer {
-    confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
-    let issued = keys.rotate(&actor, &id).await?;
+    let revision = confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
+    let rotated = keys.rotate_if(&actor, &id, revision).await;
+    let issued = rotated.map_err(|error| if_match.overtaken(error))?;
     Ok(issued_answer(StatusCode::OK, &issued, keys.now()))
 }
 
@@ -98,27 +111,29 @@ pub(super) async fn delete(
     if_match: IfMatch,
     _: IgnoredBody,
 ) -> Answer {
-    confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
-    keys.delete(&actor, &id).await?;
+    let revision = confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
+    let deleted = keys.delete_if(&actor, &id, revision).await;
+    deleted.map_err(|error| if_match.overtaken(error))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Checks that the actor means the key as it is. The check guards against a
-/// mistaken click, not against a race: a change right after it stops nothing.
+/// Checks that the actor means the key as it is. Says at which revision: the change is made
+/// to that one, and to no other whose name nobody has typed.
 async fn confirm(
     keys: &KeyManager,
     actor: &Actor,
     id: &KeyId,
     if_match: &IfMatch,
     Confirmation(typed): &Confirmation,
-) -> Result<(), Problem> {
+) -> Result<Revision, Problem> {
     let key = keys.get(actor.org(), id).await?;
     if_match.check(&key)?;
-    if typed != key.name.as_str() {
+    // Nobody can see how much white space of which kind is in a name.
+    if !typed.split_whitespace().eq(key.name.as_str().split_whitespace()) {
         let detail = "`confirm_name` is not the key's name. Nothing was changed.";
         return Err(Problem::new(Code::ConfirmationMismatch, detail));
     }
-    Ok(())
+    Ok(key.revision)
 }
 
 pub(super) async fn audit(

@@ -1,16 +1,17 @@
-//! Extractors: the key's id, a checked query, a checked body.
+//! Extractors: the key's id, a checked query, a checked body, an idempotency key.
 
 use ::axum::RequestExt;
 use ::axum::body::{Bytes, HttpBody};
 use ::axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use ::axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use ::http::HeaderMap;
-use ::http::header::CONTENT_TYPE;
+use ::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use ::http::request::Parts;
 
 use crate::axum::admin::fields::Fields;
 use crate::axum::admin::problem::{Code, Problem};
 use crate::key::id::KeyId;
+use crate::key::idempotency::{IdempotencyKey, IdempotencyKeyError};
 use crate::manager::KeyManager;
 use crate::record::Limits;
 
@@ -63,6 +64,27 @@ impl<T: Input> FromRequestParts<KeyManager> for InQuery<T> {
     }
 }
 
+/// The header that keeps a creation from being made twice.
+pub(super) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+
+/// That header, where there is one.
+pub(super) struct Idempotency(pub(super) Option<IdempotencyKey>);
+
+impl FromRequestParts<KeyManager> for Idempotency {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &KeyManager) -> Result<Self, Problem> {
+        let mut lines = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
+        let (Some(line), another) = (lines.next(), lines.next()) else { return Ok(Self(None)) };
+        if another.is_some() {
+            return Err(Problem::invalid_field(IDEMPOTENCY_KEY, "must be given only once"));
+        }
+        let key = line.to_str().map_err(|_| IdempotencyKeyError).and_then(str::parse);
+        key.map(|key| Self(Some(key)))
+            .map_err(|error| Problem::invalid_field(IDEMPOTENCY_KEY, error.to_string()))
+    }
+}
+
 /// The fields of a JSON body.
 pub(super) struct InBody<T>(pub(super) T);
 
@@ -101,6 +123,13 @@ impl FromRequest<KeyManager> for IgnoredBody {
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let codings = headers.get_all(CONTENT_ENCODING).iter();
+    let mut codings = codings.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let plain = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"identity");
+    if !codings.all(|coding| coding.trim_ascii().is_empty() || plain(coding)) {
+        let detail = "Send the body without a `Content-Encoding`: compressed ones are not taken.";
+        return Err(Problem::new(Code::UnsupportedMediaType, detail));
+    }
     let mut lines = headers.get_all(CONTENT_TYPE).iter();
     let media_type = match (lines.next(), lines.next()) {
         (Some(line), None) => line.to_str().unwrap_or_default(),

@@ -6,7 +6,8 @@ use ::axum::extract::FromRequestParts;
 use ::http::header::{HeaderValue, IF_MATCH};
 use ::http::request::Parts;
 
-use crate::axum::admin::problem::Problem;
+use crate::axum::admin::problem::{Code, Problem};
+use crate::manager::error::ManageError;
 use crate::record::{ApiKey, Revision};
 
 /// The entity tag of a key at that revision.
@@ -23,16 +24,73 @@ fn tag(revision: Revision) -> String {
 pub(super) enum IfMatch {
     /// No header, or `*`: any, as long as there is a key.
     Any,
-    /// The entity tags of the header's list, or what stands in their place. A
-    /// weak one never matches (RFC 9110 § 13.1.1).
+    /// The entity tags of the header's list, or what stands in their place.
     OneOf(Vec<String>),
+}
+
+/// One member of the list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tag {
+    /// The tag of some revision.
+    Good,
+    Weak,
+    /// Quoted, and no revision.
+    Foreign,
+    Unquoted,
 }
 
 impl IfMatch {
     pub(super) fn check(&self, key: &ApiKey) -> Result<(), Problem> {
         match self {
-            Self::OneOf(tags) if !tags.contains(&tag(key.revision)) => Err(Problem::stale()),
+            Self::OneOf(tags) if !tags.contains(&tag(key.revision)) => Err(Self::mismatch(tags)),
             _ => Ok(()),
+        }
+    }
+
+    /// What to say where the key changed between the check and the change.
+    pub(super) fn overtaken(&self, error: ManageError) -> Problem {
+        match (self, error) {
+            // The caller named no revision.
+            (Self::Any, ManageError::StaleRevision { .. }) => Problem::conflict(),
+            (_, error) => error.into(),
+        }
+    }
+
+    /// Says what is wrong with the header itself, if that is why no tag matched: to read the
+    /// key again would not help.
+    fn mismatch(tags: &[String]) -> Problem {
+        let tags = || tags.iter().filter(|tag| !tag.is_empty()).map(|tag| Tag::of(tag));
+        let detail = match tags().next() {
+            _ if tags().any(|tag| tag == Tag::Good) => return Problem::stale(),
+            None => "`If-Match` is empty. It takes the key's `ETag`, such as `\"1\"`, or `*`.",
+            Some(Tag::Weak) => {
+                "`If-Match` never matches a weak tag (`W/\"1\"`). Proxies that compress answers weaken tags: send the key's revision in quotes, such as `\"1\"`."
+            }
+            Some(Tag::Unquoted) => {
+                "`If-Match` takes tags in double quotes: send the key's `ETag` as it is, such as `\"1\"`."
+            }
+            Some(_) => {
+                "The tag in `If-Match` is no key's revision: send the key's `ETag` as it is, such as `\"1\"`."
+            }
+        };
+        Problem::new(Code::StaleRevision, detail)
+    }
+}
+
+impl Tag {
+    fn of(text: &str) -> Self {
+        let quoted = |text: &str| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+        match text.strip_prefix("W/") {
+            Some(rest) if quoted(rest) => Self::Weak,
+            _ if !quoted(text) => Self::Unquoted,
+            _ => {
+                let number = text.trim_matches('"').parse().map(Revision::new);
+                if number.is_ok_and(|revision| tag(revision) == text) {
+                    Self::Good
+                } else {
+                    Self::Foreign
+                }
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 
 use ::axum::response::{IntoResponse, Response};
 use ::http::StatusCode;
-use ::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use ::http::header::{CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use serde::Serialize;
 
 use crate::key::name::KeyNameError;
@@ -47,6 +47,7 @@ codes! {
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED;
     KeyLimitReached "key_limit_reached" CONFLICT;
     Conflict "conflict" CONFLICT;
+    AlreadyCreated "already_created" CONFLICT;
     StaleRevision "stale_revision" PRECONDITION_FAILED;
     PayloadTooLarge "payload_too_large" PAYLOAD_TOO_LARGE;
     UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE;
@@ -61,9 +62,10 @@ pub(super) struct Problem {
     code: Code,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
+    location: Option<HeaderValue>,
 }
 
-/// What is wrong with one field of a body or one parameter of a query.
+/// What is wrong with one field of a body, one parameter of a query or one header.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct FieldError {
     pub(super) field: Cow<'static, str>,
@@ -72,7 +74,7 @@ pub(super) struct FieldError {
 
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new() }
+        Self { code, detail: detail.into(), errors: Vec::new(), location: None }
     }
 
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
@@ -95,6 +97,15 @@ impl Problem {
         let detail = "The key was changed meanwhile. Read it again, and decide anew.";
         Self::new(Code::StaleRevision, detail)
     }
+
+    pub(super) fn conflict() -> Self {
+        Self::new(Code::Conflict, "Another change to the key came first, and stands.")
+    }
+
+    /// The same, naming where to look.
+    pub(super) fn at(self, location: Option<HeaderValue>) -> Self {
+        Self { location, ..self }
+    }
 }
 
 impl From<ManageError> for Problem {
@@ -116,10 +127,12 @@ impl From<ManageError> for Problem {
             ManageError::ExpirationInThePast => {
                 Self::invalid_field("expiration", "must be in the future")
             }
-            ManageError::Conflict => {
-                Self::new(Code::Conflict, "Another change to the key came first, and stands.")
-            }
+            ManageError::Conflict => Self::conflict(),
             ManageError::StaleRevision { .. } => Self::stale(),
+            ManageError::AlreadyCreated { .. } => {
+                let detail = "This `Idempotency-Key` has made a key in the last 24 hours, and its secret is not shown again. Rotate that key if its secret was lost.";
+                Self::new(Code::AlreadyCreated, detail)
+            }
             ManageError::Unavailable(error) => {
                 let error: &(dyn StdError + 'static) = &*error;
                 tracing::error!(error, "key management is unavailable");
@@ -163,6 +176,9 @@ impl IntoResponse for Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(location) = self.location {
+            headers.insert(LOCATION, location);
         }
         response
     }

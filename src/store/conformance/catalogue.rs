@@ -146,6 +146,7 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
             a_rename_and_a_revocation_both_stay,
             no_edit_is_lost,
             a_replace_does_not_undo_a_deletion,
+            a_replace_or_a_deletion_gets_a_revision,
             one_of_several_deletions_wins,
             edits_of_different_keys_do_not_collide,
         }

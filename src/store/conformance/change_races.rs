@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::network::Network;
-use crate::record::{ApiKey, OrgLimit, Status};
+use crate::record::{ApiKey, OrgLimit, Revision, Status};
 use crate::runtime::BoxFuture;
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked};
@@ -136,7 +136,8 @@ pub async fn a_replace_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Res
     for round in rounds(100) {
         let key = org.add(org.key()).await?;
         let edit = if round % 2 == 0 { org.rotated(&key) } else { renamed(&key, "Renamed")? };
-        let (replaced, deleted) = both(replace(&store, &edit, &key), delete(&store, &key)).await?;
+        let (replaced, deleted) =
+            both(replace(&store, &edit, &key), delete(&store, &key, None)).await?;
         expect::done("delete beside a replace", deleted)?;
         if replaced.is_err() {
             expect::not_found("replace beside a delete", replaced)?;
@@ -147,12 +148,36 @@ pub async fn a_replace_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Res
     org.has_exactly(&[]).await
 }
 
+/// Of a change and a deletion that both expect one revision, one takes place: a key that has
+/// just been changed is not deleted by who meant what it was before.
+pub async fn a_replace_or_a_deletion_gets_a_revision(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    for round in rounds(100) {
+        let key = org.add(org.key()).await?;
+        let edit = if round % 2 == 0 { org.rotated(&key) } else { renamed(&key, "Renamed")? };
+        let delete = delete(&store, &key, Some(key.revision));
+        let (replaced, deleted) = both(replace(&store, &edit, &key), delete).await?;
+        if deleted.is_ok() {
+            expect::not_found("replace beside a delete of its revision", replaced)?;
+            org.has_exactly(&[]).await?;
+        } else {
+            expect::conflict("delete beside a replace of its revision", deleted)?;
+            expect::done("replace beside a delete that failed", replaced)?;
+            org.has_exactly(&[&edit]).await?;
+            org.delete(&edit).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Of several deletions of one key, one succeeds and the others are `NotFound`.
 pub async fn one_of_several_deletions_wins(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(40) {
         let key = org.add(org.key()).await?;
-        let results = together((0..4).map(|_| delete(&store, &key))).await?;
+        let results = together((0..4).map(|_| delete(&store, &key, None))).await?;
         expect::one_winner("4 deletes of one key", results, expect::not_found)?;
         org.has_lost(&key).await?;
     }
@@ -220,7 +245,8 @@ fn replace(
 fn delete(
     store: &Arc<dyn KeyStore>,
     key: &ApiKey,
+    expected: Option<Revision>,
 ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
     let (store, key) = (Arc::clone(store), key.clone());
-    async move { store.delete(&key.org, &key.id, None).await }
+    async move { store.delete(&key.org, &key.id, expected).await }
 }

@@ -12,10 +12,11 @@ use utoipa::openapi::schema::{SchemaFormat, Type};
 use utoipa::openapi::{Content, Object, Ref, RefOr, Required, Schema};
 
 use crate::audit::log::AuditQuery;
-use crate::axum::admin::input::MAX_BODY;
+use crate::axum::admin::input::{IDEMPOTENCY_KEY, MAX_BODY};
 use crate::axum::admin::openapi::problems::{Problems, refs};
 use crate::axum::admin::openapi::schemas::string;
 use crate::axum::admin::problem::Code;
+use crate::key::idempotency::IdempotencyKey;
 use crate::record::Limits;
 
 const JSON: &str = "application/json";
@@ -46,10 +47,23 @@ pub(in crate::axum::admin) fn create(limits: Limits) -> Operation {
     let max = limits.max_keys;
     let path = string().format(Some(SchemaFormat::Custom("uri-reference".into())));
     let created = with_links(issued("The key, and the only sight of its secret."), "/key");
-    operation("create_key", "Make a key", &[BODY, &[Code::KeyLimitReached]])
+    let once = string()
+        .pattern(Some(format!("^[!-~]{{1,{}}}$", IdempotencyKey::MAX_LEN)))
+        .examples(["8e03978e-40d5-43e8-bc93-6894a57f9324"]);
+    let problems = &[Code::KeyLimitReached, Code::AlreadyCreated];
+    operation("create_key", "Make a key", &[BODY, problems])
         .description(Some(format!(
-            "An organisation has at most {max} keys; revoked and expired ones count."
+            "An organisation has at most {max} keys; revoked and expired ones count. The secret \
+             is in this answer alone. Where the answer is lost, look whether the key was made, \
+             and rotate it."
         )))
+        .parameter(in_header(
+            IDEMPOTENCY_KEY,
+            "The caller's name for this creation, such as a random UUID. Sent again within 24 \
+             hours it makes no second key: the answer is 409 (`already_created`), and \
+             `Location` names the key. A key that was deleted may be made again.",
+            once,
+        ))
         .request_body(Some(body("NewKey")))
         .response("201", created.header("Location", header("The key's path.", path)))
         .build()
@@ -74,7 +88,11 @@ pub(in crate::axum::admin) fn edit(_: Limits) -> Operation {
 pub(in crate::axum::admin) fn rotate(_: Limits) -> Operation {
     let problems = &[Code::StaleRevision, Code::Conflict, Code::ConfirmationMismatch];
     of_key("rotate_key", "Give a key a new secret", &[BODY, problems])
-        .description(Some("The old secret fails at once; all else stays."))
+        .description(Some(
+            "The old secret fails at once; all else stays. Where the answer is lost, so is the \
+             new secret: rotate again. A change to the key between its confirmation and the \
+             rotation is 409 (`conflict`), or 412 with `If-Match`.",
+        ))
         .parameter(if_match())
         .request_body(Some(body("Confirmation")))
         .response("200", issued("The key, and the only sight of its new secret."))
@@ -84,6 +102,7 @@ pub(in crate::axum::admin) fn rotate(_: Limits) -> Operation {
 pub(in crate::axum::admin) fn delete(_: Limits) -> Operation {
     let problems = &[
         Code::StaleRevision,
+        Code::Conflict,
         // A body is not read; but one that is no JSON is refused.
         Code::UnsupportedMediaType,
         Code::ConfirmationMismatch,
@@ -137,7 +156,7 @@ fn of_key(id: &str, summary: &str, problems: &[Problems]) -> OperationBuilder {
         .name("id")
         .parameter_in(ParameterIn::Path)
         .required(Required::True)
-        .description(Some("The key's id. What is no id is the id of no key."))
+        .description(Some("The key's id, in any case. What is no id is the id of no key."))
         .schema(Some(uuid));
     let problems = [problems, &[&[Code::NotFound]]].concat();
     operation(id, summary, &problems).parameter(parameter)
@@ -154,13 +173,18 @@ fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> Par
 
 fn if_match() -> ParameterBuilder {
     let description = "Entity tags, as `ETag` gave them, or `*`. \
-        The change happens only if the key's present one is among them.";
+        The change happens only if the key's present one is among them. A weak tag (`W/`) never \
+        matches.";
+    in_header("If-Match", description, string().examples(["\"1\""]))
+}
+
+fn in_header(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> ParameterBuilder {
     Parameter::builder()
-        .name("If-Match")
+        .name(name)
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(description))
-        .schema(Some(string().examples(["\"1\""])))
+        .schema(Some(schema))
 }
 
 fn body(schema: &str) -> RequestBody {

@@ -27,7 +27,10 @@ pub(super) fn refs(codes: &[Code]) -> Vec<(String, Ref)> {
 /// Every answer by its name: one for each code, and for those that share a status.
 pub(super) fn responses() -> Vec<(String, Response)> {
     let alone = Code::ALL.iter().map(|code| vec![*code]);
-    let together = [vec![Code::ValidationFailed, Code::ConfirmationMismatch]];
+    let together = [
+        vec![Code::ValidationFailed, Code::ConfirmationMismatch],
+        vec![Code::KeyLimitReached, Code::AlreadyCreated],
+    ];
     alone.chain(together).map(|codes| (name(&codes), response(&codes))).collect()
 }
 
@@ -49,6 +52,9 @@ fn response(codes: &[Code]) -> Response {
         .content("application/problem+json", Content::new(Some(schema)));
     match codes {
         [Code::MethodNotAllowed] => response.header("Allow", header("The methods of this path.")),
+        [.., Code::AlreadyCreated] => {
+            response.header("Location", header("With `already_created`: the key's path."))
+        }
         [Code::Unavailable] => response.header("Retry-After", header("After how many seconds.")),
         _ => response,
     }
@@ -70,12 +76,21 @@ fn meaning(code: Code) -> &'static str {
         Code::MethodNotAllowed => "The path does not have this method.",
         Code::KeyLimitReached => "The organisation may have no more keys.",
         Code::Conflict => "Another change came first, and stands.",
-        Code::StaleRevision => "The key is not at the revision that `If-Match` names.",
+        Code::AlreadyCreated => {
+            "The `Idempotency-Key` has made a key in the last 24 hours; `Location` names it."
+        }
+        Code::StaleRevision => {
+            "The key is at no revision that `If-Match` names; `detail` says if a tag is malformed or weak."
+        }
         Code::PayloadTooLarge => "The body is too large.",
-        Code::UnsupportedMediaType => "The body is not sent as `application/json`.",
+        Code::UnsupportedMediaType => {
+            "The body is not sent as `application/json`, or has a `Content-Encoding`."
+        }
         Code::ValidationFailed => "The request does not fit; `errors` says where.",
         Code::ConfirmationMismatch => "`confirm_name` is not the key's name.",
-        Code::Unavailable => "Try again shortly. A change may have taken place all the same.",
+        Code::Unavailable => {
+            "Try again shortly. A change did not take place, unless `detail` says that it may have."
+        }
     }
 }
 
@@ -95,7 +110,7 @@ pub(super) fn schemas() -> [Named; 3] {
     let invalid = [Code::ValidationFailed];
     let errors = Array::builder().items(named("FieldError")).min_items(Some(1));
     let of_fields = problem(invalid).property("errors", errors).required("errors");
-    let field = "A field of the body, a parameter of the query, `body` for the whole body, \
+    let field = "A field of the body, a parameter of the query, a header, `body` for the whole body, \
         or `?` for a name that is not repeated.";
     let field = string().description(Some(field));
     [

@@ -14,7 +14,7 @@ pub(super) fn all(limits: Limits) -> [Named; 5] {
     let name = || named("KeyName");
     let expiration = string().enum_values(Some(Expiration::CHOICES));
     let list = || allowlist(limits);
-    let typed = string().description(Some("The key's name, exactly."));
+    let typed = string().description(Some("The key's name. White space at its ends does not matter, nor how much of it is between words."));
     let new = object([("name", name()), ("expiration", expiration.into())]);
     let patch = [("name", name()), ("status", status().into()), ("ip_allowlist", list())];
     [

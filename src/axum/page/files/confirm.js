@@ -19,7 +19,8 @@ function confirmDialog(kind, key, act) {
     fields: [h("p", {}, text(`${kind}.body`)), typed.element],
     submit: () => act(handle),
   });
-  const matches = () => input.value.trim().normalize() === key.name.normalize();
+  const words = (name) => name.trim().split(/\s+/).join(" ").normalize();
+  const matches = () => words(input.value) === words(key.name);
   send.disabled = true;
   input.addEventListener("input", () => (send.disabled = !matches()));
   handle.body.append(element);

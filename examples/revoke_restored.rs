@@ -1,0 +1,64 @@
+//! After a backup was restored: revokes every key whose secret was issued before an instant,
+//! such as that of the restore:
+//!
+//! ```sh
+//! cargo run --example revoke_restored --all-features -- sqlite:keygate.db 2027-05-03T12:00:00Z
+//! ```
+//!
+//! Run it before requests come in. What was revoked, rotated or deleted since the backup
+//! works again until then.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keygate::{KeyManager, PostgresStore, SqliteStore, Timestamp};
+
+async fn revoke(url: &str, instant: &str) -> Result<u64, Box<dyn Error>> {
+    let instant = Timestamp::parse(instant).ok_or("the instant is no RFC 3339 time")?;
+    let by = "revoke_restored";
+    let (keys, revoked) = match url.split_once(':') {
+        Some(("sqlite", _)) => {
+            let store = Arc::new(SqliteStore::open(url)?);
+            let keys = KeyManager::builder(store.clone()).audit(store.clone()).build()?;
+            (keys.clone(), keys.revoke_issued_before(&*store, instant, by).await)
+        }
+        Some(("postgres" | "postgresql", _)) => {
+            let store = Arc::new(PostgresStore::connect(url).await?);
+            let keys = KeyManager::builder(store.clone()).audit(store.clone()).build()?;
+            (keys.clone(), keys.revoke_issued_before(&*store, instant, by).await)
+        }
+        _ => return Err("a database is sqlite:FILE or postgres://USER@HOST/DATABASE".into()),
+    };
+    let report = keys.shutdown(Duration::from_secs(5)).await;
+    if !report.is_complete() {
+        return Err(format!("not everything was written: {report:?}").into());
+    }
+    Ok(revoked?)
+}
+
+/// An error and what caused it, in one line.
+fn told(error: &dyn Error) -> String {
+    error.source().map_or(error.to_string(), |source| format!("{error}: {}", told(source)))
+}
+
+#[tokio::main]
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [url, instant] = arguments.as_slice() else {
+        eprintln!("usage: revoke_restored DATABASE INSTANT");
+        return ExitCode::from(2);
+    };
+    match revoke(url, instant).await {
+        Ok(revoked) => {
+            println!("{revoked} keys revoked");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{}", told(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}

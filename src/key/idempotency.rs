@@ -1,0 +1,102 @@
+//! Names the creation of a key, so that it is not made twice.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+
+/// The caller's name for one creation, for [`NewKey::idempotent`](crate::NewKey::idempotent):
+/// 1 to 255 characters of visible ASCII, such as a random UUID.
+///
+/// A creation that is sent again, because its answer was lost, makes no second key within 24
+/// hours. Only a digest of the text is kept, and only in memory: the ids of the keys are
+/// derived from it.
+///
+/// ```
+/// use keygate::IdempotencyKey;
+///
+/// assert!(IdempotencyKey::new("8e03978e-40d5-43e8-bc93-6894a57f9324").is_ok());
+/// assert!(IdempotencyKey::new("two words").is_err());
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct IdempotencyKey(KeyDigest);
+
+impl IdempotencyKey {
+    /// The longest text.
+    pub const MAX_LEN: usize = 255;
+    /// How long after a creation the same key makes no other: 24 hours.
+    pub const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+    /// Takes the caller's text.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, IdempotencyKeyError> {
+        let text = text.as_ref().as_bytes();
+        if !(1..=Self::MAX_LEN).contains(&text.len()) || !text.iter().all(u8::is_ascii_graphic) {
+            return Err(IdempotencyKeyError);
+        }
+        Ok(Self(KeyDigest::of(text)))
+    }
+
+    /// The ids of the keys that are made with it, one after the other, in that
+    /// organisation.
+    pub(crate) fn ids(&self, org: &OrgId) -> impl Iterator<Item = KeyId> {
+        let org = KeyDigest::of(org.as_str());
+        (0_u32..).map(move |number| {
+            // All three have the same length for every key.
+            let parts: [&[u8]; 3] = [self.0.as_bytes(), org.as_bytes(), &number.to_be_bytes()];
+            KeyId::derived(&KeyDigest::of(parts.concat()))
+        })
+    }
+}
+
+/// Not the digest: it would only look like a secret.
+impl fmt::Debug for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyKey").finish_non_exhaustive()
+    }
+}
+
+impl FromStr for IdempotencyKey {
+    type Err = IdempotencyKeyError;
+
+    fn from_str(text: &str) -> Result<Self, IdempotencyKeyError> {
+        Self::new(text)
+    }
+}
+
+/// The text is no idempotency key. It is not repeated: it may be a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("must be 1 to {} characters of visible ASCII", IdempotencyKey::MAX_LEN)]
+pub struct IdempotencyKeyError;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn it_is_visible_ascii_of_bounded_length() {
+        for good in ["a", "\"quoted\"", "~", &"x".repeat(255)] {
+            assert!(IdempotencyKey::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", " ", "a b", "a\t", "é", "\u{7f}", &"x".repeat(256)] {
+            assert_eq!(IdempotencyKey::new(bad), Err(IdempotencyKeyError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_are_of_one_text_one_organisation_and_one_number() {
+        let (a, b) = (OrgId::new("a").unwrap(), OrgId::new("b").unwrap());
+        let (x, y) = (IdempotencyKey::new("x").unwrap(), IdempotencyKey::new("y").unwrap());
+        let ids = |once: &IdempotencyKey, org| once.ids(org).take(50).collect::<Vec<_>>();
+        assert_eq!(ids(&x, &a), ids(&x.clone(), &a));
+        let all: BTreeSet<KeyId> =
+            [ids(&x, &a), ids(&x, &b), ids(&y, &a), ids(&y, &b)].concat().into_iter().collect();
+        assert_eq!(all.len(), 200);
+        assert!(all.iter().all(|id| id.to_string().as_bytes()[14] == b'8'), "no random id");
+    }
+}

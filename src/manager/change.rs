@@ -1,0 +1,195 @@
+//! Changes are carried through: what has begun comes to its end, whether or not its caller
+//! still waits, and what did not take place is taken back in the audit log.
+
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use event_listener::Event;
+use futures_channel::oneshot;
+use tracing::Instrument;
+
+use crate::audit::delivery::DeliveryError;
+use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
+use crate::audit::writer::Reserved;
+use crate::key::id::KeyId;
+use crate::manager::KeyManager;
+use crate::manager::error::{ManageError, ShutDown};
+use crate::org::Actor;
+use crate::runtime::caught;
+
+/// How a change ended that did not fail.
+pub(super) enum Done<T> {
+    Changed(T),
+    /// Others had changed the same meanwhile: nothing was left to do.
+    Unchanged(T),
+}
+
+impl KeyManager {
+    /// Makes a change in a task of its own, after its record: a caller who is dropped ends
+    /// neither of them. A change whose caller is gone before the record is durable is not
+    /// made. Where nothing was changed, a second record says so.
+    pub(super) async fn carry_through<T, F>(
+        &self,
+        actor: &Actor,
+        key: KeyId,
+        action: ChangeAction,
+        change: impl FnOnce(KeyManager) -> F + Send + 'static,
+    ) -> Result<T, ManageError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<Done<T>, ManageError>> + Send,
+    {
+        let under_way = UnderWay::begin(self)?;
+        let entry = Entry { keys: self.clone(), actor: actor.clone(), key, action };
+        let (caller, answer) = oneshot::channel();
+        let task = async move {
+            let _under_way = under_way;
+            let result = match entry.write(ChangePhase::Begun).await {
+                Err(error) => Err(error.into()),
+                Ok(()) if caller.is_canceled() => {
+                    entry.take_back().await;
+                    return;
+                }
+                Ok(()) => {
+                    let keys = entry.keys.clone();
+                    let changed = caught(async move { change(keys).await }).await;
+                    entry
+                        .close(changed.unwrap_or_else(|_| Err(lost("the key store panicked"))))
+                        .await
+                }
+            };
+            // Nobody may be left to hear it.
+            let _ = caller.send(result);
+        };
+        self.inner.runtime.spawn(Box::pin(task.in_current_span()));
+        answer.await.unwrap_or_else(|_| Err(lost("the runtime has ended the change")))
+    }
+}
+
+fn lost(how: &'static str) -> ManageError {
+    ManageError::InDoubt(how.into())
+}
+
+/// A change in the audit log.
+struct Entry {
+    keys: KeyManager,
+    actor: Actor,
+    key: KeyId,
+    action: ChangeAction,
+}
+
+impl Entry {
+    async fn close<T>(&self, changed: Result<Done<T>, ManageError>) -> Result<T, ManageError> {
+        match changed {
+            Ok(Done::Changed(done)) => Ok(done),
+            Ok(Done::Unchanged(done)) => {
+                self.take_back().await;
+                Ok(done)
+            }
+            Err(error @ ManageError::InDoubt(_)) => Err(error),
+            Err(error) => {
+                self.take_back().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns once the record is durable. The first of a change that is not made for want
+    /// of it may turn up all the same, and so is followed by its opposite.
+    async fn write(&self, phase: ChangePhase) -> Result<(), DeliveryError> {
+        let Some(audit) = &self.keys.inner.audit else { return Ok(()) };
+        let written = audit.write(self.record(phase)).await;
+        let perhaps = matches!(written, Err(DeliveryError::TimedOut | DeliveryError::Failed));
+        if perhaps && phase == ChangePhase::Begun {
+            audit.enqueue(Reserved::None, self.record(ChangePhase::Abandoned));
+        }
+        written
+    }
+
+    /// Records that the change did not take place.
+    async fn take_back(&self) {
+        if let Err(error) = self.write(ChangePhase::Abandoned).await {
+            let (key, action) = (self.key, self.action.as_str());
+            tracing::warn!(%key, action, %error, "an abandoned change is not in the audit log");
+        }
+    }
+
+    fn record(&self, phase: ChangePhase) -> AuditRecord {
+        AuditRecord {
+            id: self.keys.inner.audit_ids.next(),
+            at: self.keys.now(),
+            org: self.actor.org().clone(),
+            key: self.key,
+            event: AuditEvent::Change(ChangeEvent {
+                actor: self.actor.shared_name(),
+                action: self.action,
+                phase,
+            }),
+        }
+    }
+}
+
+/// How many changes are under way, for a shutdown that waits for them.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    state: Mutex<State>,
+    ended: Event,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    under_way: u64,
+    closed: bool,
+}
+
+impl Changes {
+    /// Lets no more changes begin.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    pub(super) fn under_way(&self) -> u64 {
+        self.lock().under_way
+    }
+
+    /// Returns once no change is under way.
+    pub(super) async fn ended(&self) {
+        loop {
+            let listener = self.ended.listen();
+            if self.under_way() == 0 {
+                return;
+            }
+            listener.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One change that is under way.
+struct UnderWay(KeyManager);
+
+impl UnderWay {
+    fn begin(keys: &KeyManager) -> Result<Self, ManageError> {
+        let mut state = keys.inner.changes.lock();
+        if state.closed {
+            return Err(ManageError::Unavailable(Box::new(ShutDown)));
+        }
+        state.under_way += 1;
+        Ok(Self(keys.clone()))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let changes = &self.0.inner.changes;
+        changes.lock().under_way -= 1;
+        changes.ended.notify(usize::MAX);
+    }
+}

@@ -1,0 +1,99 @@
+//! What can be done about keys that work again after a backup was restored.
+
+use crate::clock::Timestamp;
+use crate::manager::KeyManager;
+use crate::manager::error::ManageError;
+use crate::org::{Actor, OrgId};
+use crate::record::{ApiKey, KeyPatch, Status};
+use crate::store::transfer::{KeyExport, next_page};
+
+impl KeyManager {
+    /// Revokes every active key, of all organisations, whose secret was issued before that
+    /// instant: that was made before it, and not rotated since. For the host, after a backup
+    /// was restored; says how many keys it revoked.
+    ///
+    /// After a restore the database knows nothing that was done since the backup. A key that
+    /// was revoked since is active again, and so is one that was deleted; of one that was
+    /// rotated, the old secret works again. No record tells them from keys that nobody
+    /// touched. With the instant of the restore, this revokes them all; organisations can
+    /// enable or rotate the keys that they still want. Keys that were made or rotated after
+    /// the instant go on working.
+    ///
+    /// It does not bring back what the backup does not have: keys that were made since, secrets that
+    /// were rotated since, edits of names and allowlists, and audit records. An earlier
+    /// instant spares the keys that were issued between it and the backup, which may have been revoked
+    /// since as well.
+    ///
+    /// Each key is revoked as [`update`](Self::update) does it, with an audit record in the
+    /// name of `by`. `keys` is the store of this manager, which has to have [`KeyExport`].
+    /// Keys go one after the other: some hundreds a second in a database.
+    ///
+    /// ```
+    /// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId, Timestamp};
+    /// use std::sync::Arc;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = Arc::new(MemoryStore::new());
+    /// let keys = KeyManager::builder(store.clone()).build()?;
+    /// # let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
+    /// # keys.create(&actor, NewKey::named("CI deploy")?).await?;
+    /// # std::thread::sleep(std::time::Duration::from_millis(1));
+    /// let revoked = keys.revoke_issued_before(&*store, keys.now(), "restore of 3 May").await?;
+    /// println!("{revoked} keys revoked");
+    /// # assert_eq!(revoked, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ManageError::Unavailable) and [`InDoubt`](ManageError::InDoubt). What
+    /// was revoked until then stays so; run it again.
+    pub async fn revoke_issued_before(
+        &self,
+        keys: &dyn KeyExport,
+        instant: Timestamp,
+        by: &str,
+    ) -> Result<u64, ManageError> {
+        let mut revoked = 0;
+        let mut after = None;
+        loop {
+            let page = next_page(keys, after.as_ref()).await?;
+            let Some(last) = page.last() else { return Ok(revoked) };
+            after = Some(last.id);
+            for key in &page {
+                revoked += u64::from(self.revoke_old(key, instant, by).await?);
+            }
+        }
+    }
+
+    /// Revokes the key if it is still one of those, whatever others do meanwhile.
+    async fn revoke_old(
+        &self,
+        key: &ApiKey,
+        instant: Timestamp,
+        by: &str,
+    ) -> Result<bool, ManageError> {
+        let is_old = |key: &ApiKey| {
+            key.status == Status::Active && key.rotated_at.unwrap_or(key.created_at) < instant
+        };
+        if !is_old(key) {
+            return Ok(false);
+        }
+        let actor = Actor::new(OrgId::clone(&key.org), by);
+        loop {
+            let current = match self.get(&key.org, &key.id).await {
+                Ok(current) if is_old(&current) => current,
+                Ok(_) | Err(ManageError::NotFound) => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            match self.update_if(&actor, &key.id, KeyPatch::revoke(), current.revision).await {
+                Ok(_) => return Ok(true),
+                // It was changed or deleted meanwhile.
+                Err(ManageError::StaleRevision { .. } | ManageError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

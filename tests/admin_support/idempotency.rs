@@ -1,0 +1,52 @@
+//! `Idempotency-Key`: a creation that is sent again makes no second key.
+
+use axum::http::Method;
+use keygate::Limits;
+use serde_json::json;
+
+use crate::admin_support::{Api, Reply, request, with_header, with_json};
+
+async fn create(api: &Api, lines: &[&str]) -> Reply {
+    let body = json!({"name": "k", "expiration": "never"});
+    let create = with_json(request(Method::POST, "/keys"), body);
+    let add = |create, line: &&str| with_header(create, "idempotency-key", line);
+    api.send(lines.iter().fold(create, add)).await
+}
+
+#[tokio::test]
+async fn a_second_creation_with_the_header_is_409_and_names_the_key_that_was_made() {
+    let limits = Limits { max_keys: 2, ..Limits::default() };
+    let api = Api::with(|builder| builder.limits(limits));
+    let first = create(&api, &["x"]).await;
+    assert_eq!(first.status, 201);
+    let path = first.header("location").to_owned();
+    for _ in 0..2 {
+        let again = create(&api, &["x"]).await;
+        assert_eq!((again.status.as_u16(), again.code().as_str()), (409, "already_created"));
+        assert_eq!(again.header("location"), path);
+        assert!(!again.text().contains(&first.json()["secret"].as_str().unwrap()[12..]));
+    }
+    assert_eq!(create(&api.of("other"), &["x"]).await.status, 201);
+    assert_eq!(create(&api, &["\"x\""]).await.status, 201, "quotes are part of it");
+    // The limit is reached: the answer is still the one that helps.
+    let again = create(&api, &["x"]).await;
+    assert_eq!((again.code().as_str(), again.header("location")), ("already_created", &*path));
+    assert_eq!(create(&api, &["y"]).await.code(), "key_limit_reached");
+
+    assert_eq!(api.delete(&format!("{path}?confirm_name=k")).await.status, 204);
+    assert_eq!(create(&api, &["x"]).await.status, 201, "a deleted key may be made again");
+    assert_eq!(api.delete(&format!("{path}?confirm_name=k")).await.status, 204);
+    api.create("k").await;
+    api.clock.advance(24 * 60 * 60);
+    assert_eq!(create(&api, &["\"x\""]).await.code(), "key_limit_reached", "a day has passed");
+}
+
+#[tokio::test]
+async fn a_malformed_header_is_422_naming_it() {
+    let api = Api::new();
+    for lines in [&[""][..], &[" "], &["a b"], &["\u{fc}"], &[&*"x".repeat(256)], &["x", "x"]] {
+        assert_eq!(create(&api, lines).await.fields(), ["Idempotency-Key"], "{lines:?}");
+    }
+    assert_eq!(api.get("/keys").await.json()["keys"], json!([]));
+    assert_eq!(create(&api, &[&*"x".repeat(255)]).await.status, 201);
+}

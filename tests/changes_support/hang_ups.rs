@@ -1,0 +1,230 @@
+//! Callers that hang up.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use keygate::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::{JoinSet, yield_now};
+
+use crate::changes_support::{Dice, World, actor, dropped_after, new_key};
+use crate::support::{PATIENCE, eventually};
+
+const ORGS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// Changes the keys of one organisation, and mostly does not wait for what comes of it.
+async fn hang_up_again_and_again(world: World, org: &'static str, seed: usize) {
+    let (dice, actor) = (Dice::default(), actor(org));
+    for _ in 0..seed {
+        dice.below(2);
+    }
+    for turn in 0..600 {
+        let keys = world.store.keys.list(actor.org()).await.unwrap();
+        let polls = dice.below(60);
+        let key = keys.get(dice.below(20) as usize).map(|key| key.id);
+        let manager = &world.keys;
+        match (dice.below(5), key) {
+            (1, Some(id)) => {
+                drop(dropped_after(polls, manager.rotate(&actor, &id)).await);
+            }
+            (2, Some(id)) => {
+                let patch = KeyPatch::rename(KeyName::new(format!("n{turn}")).unwrap());
+                drop(dropped_after(polls, manager.update(&actor, &id, patch)).await);
+            }
+            (3, Some(id)) => {
+                drop(dropped_after(polls, manager.delete(&actor, &id)).await);
+            }
+            _ => drop(dropped_after(polls, manager.create(&actor, new_key())).await),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_49_a_change_whose_caller_is_dropped_has_happened_or_is_abandoned() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let world = World::new(delivery.clone());
+        let mut callers = JoinSet::new();
+        // Two for each organisation, so that changes meet.
+        for (seed, org) in ORGS.into_iter().cycle().take(2 * ORGS.len()).enumerate() {
+            callers.spawn(hang_up_again_and_again(world.clone(), org, seed));
+        }
+        callers.join_all().await;
+        let (took_place, taken_back) = world.settle(&ORGS).await;
+        assert!(took_place > 500 && taken_back > 50, "{delivery:?}: {took_place} {taken_back}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_49_a_change_whose_http_client_hangs_up_has_happened_or_is_abandoned() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let world = World::new(delivery.clone());
+        let login = async |mut request: Request, next: Next| {
+            request.extensions_mut().insert(actor("a"));
+            next.run(request).await
+        };
+        let app = keygate::admin::router(world.keys.clone()).layer(middleware::from_fn(login));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move { axum::serve(listener, app).await });
+
+        let dice = Dice::default();
+        for turn in 0..800 {
+            let keys = world.store.keys.list(actor("a").org()).await.unwrap();
+            let key = keys.get(dice.below(20) as usize);
+            let (line, body) = match (dice.below(5), key) {
+                (1, Some(key)) => (
+                    format!("POST /keys/{}/rotate", key.id),
+                    format!(r#"{{"confirm_name":"{}"}}"#, key.name.as_str()),
+                ),
+                (2, Some(key)) => {
+                    (format!("PATCH /keys/{}", key.id), format!(r#"{{"name":"n{turn}"}}"#))
+                }
+                (3, Some(key)) => (
+                    format!("DELETE /keys/{}?confirm_name={}", key.id, key.name.as_str()),
+                    String::new(),
+                ),
+                _ => ("POST /keys".into(), r#"{"name":"k","expiration":"never"}"#.into()),
+            };
+            let length = body.len();
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.set_nodelay(true).unwrap();
+            let head = format!(
+                "{line} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+            );
+            client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            if dice.below(4) == 0 {
+                // This one waits for its answer.
+                client.read_u8().await.unwrap();
+            } else {
+                for _ in 0..dice.below(30) {
+                    yield_now().await;
+                }
+            }
+            // Hangs up.
+            drop(client);
+        }
+        // The service has ended, and with it every request.
+        server.abort();
+        assert!(server.await.unwrap_err().is_cancelled());
+        let (took_place, _) = world.settle(&["a"]).await;
+        assert!(took_place > 200, "{delivery:?}: {took_place}");
+    }
+}
+
+#[tokio::test]
+async fn case_49_a_shutdown_waits_for_changes_whose_callers_are_gone() {
+    let (world, a) = (World::new(Delivery::buffered()), actor("a"));
+    let issued = world.keys.create(&a, new_key()).await.unwrap();
+    world.store.shut();
+    assert!(dropped_after(200, world.keys.rotate(&a, &issued.key.id)).await.is_none());
+    eventually("the store has it", PATIENCE, async || {
+        (world.store.waiting.load(Ordering::SeqCst) == 1).then_some(())
+    })
+    .await;
+
+    let mut shutdown = pin!(world.keys.shutdown(2 * PATIENCE));
+    assert!(dropped_after(200, shutdown.as_mut()).await.is_none());
+    let refused = world.keys.create(&a, new_key()).await;
+    assert!(matches!(refused, Err(ManageError::Unavailable(_))), "{refused:?}");
+    world.store.open();
+    assert!(shutdown.await.is_complete());
+    let secret = issued.secret.expose_secret();
+    assert!(world.keys.verify(secret, None).await.is_err(), "it was rotated");
+    world.settle(&["a"]).await;
+}
+
+#[tokio::test]
+async fn case_49_a_shutdown_says_which_changes_it_did_not_wait_for() {
+    let (world, a) = (World::new(Delivery::buffered()), actor("a"));
+    world.store.shut();
+    assert!(dropped_after(200, world.keys.create(&a, new_key())).await.is_none());
+    eventually("the store has it", PATIENCE, async || {
+        (world.store.waiting.load(Ordering::SeqCst) == 1).then_some(())
+    })
+    .await;
+    let report = world.keys.shutdown(Duration::from_millis(50)).await;
+    assert_eq!((report.unfinished_changes, report.is_complete()), (1, false));
+    assert_eq!(report.unwritten_records, 0, "the audit log had its time, too");
+}
+
+/// A log that writes nothing until it is let go on.
+#[derive(Debug, Default)]
+struct Held {
+    log: MemoryAuditLog,
+    reached: Notify,
+    let_go: Notify,
+}
+
+#[async_trait]
+impl AuditSink for Held {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        self.reached.notify_one();
+        self.let_go.notified().await;
+        self.let_go.notify_one();
+        self.log.record(batch).await
+    }
+}
+
+#[tokio::test]
+async fn case_49_a_caller_who_is_gone_before_the_record_is_durable_changes_nothing() {
+    let (store, held) = (Arc::new(MemoryStore::new()), Arc::new(Held::default()));
+    let keys = KeyManager::builder(store.clone())
+        .audit_sink(held.clone())
+        .delivery(Delivery::buffered().deadline(PATIENCE))
+        .build()
+        .unwrap();
+    let a = actor("a");
+    {
+        let mut created = pin!(keys.create(&a, new_key()));
+        assert!(dropped_after(1, created.as_mut()).await.is_none());
+        held.reached.notified().await;
+    }
+    held.let_go.notify_one();
+    assert!(keys.shutdown(PATIENCE).await.is_complete());
+    let query = AuditQuery::new(a.org().clone(), AuditScope::OrgChanges);
+    let phases: Vec<_> =
+        held.log.page(&query).await.unwrap().records.into_iter().map(phase).collect();
+    assert_eq!(phases, [ChangePhase::Abandoned, ChangePhase::Begun], "newest first");
+    assert!(store.list(a.org()).await.unwrap().is_empty());
+}
+
+fn phase(record: AuditRecord) -> ChangePhase {
+    match record.event {
+        AuditEvent::Change(change) => change.phase,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A log that takes a batch in, and whose answer is lost.
+#[derive(Debug, Default)]
+struct Forgetful(MemoryAuditLog);
+
+#[async_trait]
+impl AuditSink for Forgetful {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        let first = self.0.is_empty();
+        self.0.record(batch).await?;
+        if first { Err(AuditError::unavailable("the answer was lost")) } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn case_49_a_record_that_turns_up_all_the_same_is_taken_back() {
+    let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(Forgetful::default()));
+    let keys = KeyManager::builder(store.clone()).audit_sink(log.clone()).build().unwrap();
+    let a = actor("a");
+    let refused = keys.create(&a, new_key()).await;
+    assert!(matches!(refused, Err(ManageError::Unavailable(_))), "{refused:?}");
+    assert!(keys.shutdown(PATIENCE).await.unwritten_uses == 0);
+    let query = AuditQuery::new(a.org().clone(), AuditScope::OrgChanges);
+    let phases: Vec<_> = log.0.page(&query).await.unwrap().records.into_iter().map(phase).collect();
+    assert_eq!(phases, [ChangePhase::Abandoned, ChangePhase::Begun], "newest first");
+    assert!(store.list(a.org()).await.unwrap().is_empty());
+}

@@ -1,0 +1,126 @@
+//! Creations that are sent again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keygate::*;
+use tokio::task::JoinSet;
+
+use crate::changes_support::{World, actor, new_key};
+use crate::support::Hands;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const START: &str = "2027-05-03T23:59:59.9Z";
+
+fn once(text: &str) -> NewKey {
+    new_key().idempotent(IdempotencyKey::new(text).unwrap())
+}
+
+fn already(result: Result<IssuedKey, ManageError>) -> KeyId {
+    match result {
+        Err(ManageError::AlreadyCreated { id }) => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn at(clock: &Hands, after: Duration) {
+    clock.set(Timestamp::parse(START).unwrap().saturating_add(after));
+}
+
+fn manager(limit: u32) -> (KeyManager, Hands) {
+    let clock = Hands::at(START);
+    let limits = Limits { max_keys: limit, ..Limits::default() };
+    let builder = KeyManager::builder(MemoryStore::new()).clock(clock.clone()).limits(limits);
+    (builder.build().unwrap(), clock)
+}
+
+#[tokio::test]
+async fn a_creation_that_is_sent_again_makes_no_second_key_for_a_day() {
+    let (keys, clock) = manager(20);
+    let (a, b) = (actor("a"), actor("b"));
+    let first = keys.create(&a, once("x")).await.unwrap().key.id;
+    for after in [Duration::ZERO, DAY / 2, DAY - Duration::from_micros(1)] {
+        at(&clock, after);
+        assert_eq!(already(keys.create(&a, once("x")).await), first, "{after:?}");
+    }
+    // Another text, another organisation, and none.
+    let others = [
+        keys.create(&a, once("y")).await.unwrap().key.id,
+        keys.create(&b, once("x")).await.unwrap().key.id,
+        keys.create(&a, new_key()).await.unwrap().key.id,
+    ];
+    assert!(!others.contains(&first));
+
+    at(&clock, DAY);
+    let second = keys.create(&a, once("x")).await.unwrap().key.id;
+    assert_ne!(second, first);
+    assert_eq!(already(keys.create(&a, once("x")).await), second);
+    // The first one's place is free, and the second is still the one that was made.
+    keys.delete(&a, &first).await.unwrap();
+    assert_eq!(already(keys.create(&a, once("x")).await), second);
+    keys.delete(&a, &second).await.unwrap();
+    keys.create(&a, once("x")).await.unwrap();
+    assert_eq!(keys.list(a.org()).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_key_that_was_changed_since_is_still_the_one_that_was_made() {
+    let (keys, _) = manager(20);
+    let a = actor("a");
+    let made = keys.create(&a, once("x").expires(Expiration::OneDay)).await.unwrap().key.id;
+    keys.rotate(&a, &made).await.unwrap();
+    keys.update(&a, &made, KeyPatch::revoke()).await.unwrap();
+    assert_eq!(already(keys.create(&a, once("x")).await), made);
+}
+
+#[tokio::test]
+async fn the_last_place_of_an_organisation_is_taken_once() {
+    let (keys, clock) = manager(2);
+    let a = actor("a");
+    keys.create(&a, once("x")).await.unwrap();
+    at(&clock, DAY);
+    let last = keys.create(&a, once("x")).await.unwrap().key.id;
+    assert_eq!(already(keys.create(&a, once("x")).await), last, "not: the limit is reached");
+    at(&clock, 2 * DAY);
+    let full = keys.create(&a, once("x")).await;
+    assert!(matches!(full, Err(ManageError::LimitReached { max: 2 })), "{full:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_creations_at_once_one_makes_a_key() {
+    // Two managers, as in two processes.
+    let world = World::new(Delivery::buffered());
+    let other = KeyManager::builder(world.store.clone()).limits(world.keys.limits());
+    let other = other.build().unwrap();
+    let a = actor("a");
+    for round in 0..100 {
+        let text = format!("round {round}").replace(' ', "-");
+        let mut calls = JoinSet::new();
+        for keys in [&world.keys, &other].into_iter().cycle().take(6) {
+            let (keys, a, text) = (keys.clone(), a.clone(), text.clone());
+            calls.spawn(async move { keys.create(&a, once(&text)).await });
+        }
+        let (made, refused): (Vec<_>, Vec<_>) =
+            calls.join_all().await.into_iter().partition(Result::is_ok);
+        assert_eq!(made.len(), 1, "{refused:?}");
+        let id = made[0].as_ref().unwrap().key.id;
+        assert!(refused.into_iter().all(|refused| already(refused) == id));
+    }
+    assert_eq!(world.keys.list(a.org()).await.unwrap().len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_last_place_the_others_are_told_of_the_key_too() {
+    for _ in 0..50 {
+        let store = Arc::new(crate::changes_support::Stopping::default());
+        let limits = Limits { max_keys: 1, ..Limits::default() };
+        let keys = KeyManager::builder(store).limits(limits).build().unwrap();
+        let calls = (0..6).map(|_| {
+            let keys = keys.clone();
+            async move { keys.create(&actor("a"), once("x")).await }
+        });
+        let results = calls.collect::<JoinSet<_>>().join_all().await;
+        let refused = results.into_iter().filter(Result::is_err);
+        assert_eq!(refused.map(already).count(), 5);
+    }
+}

@@ -1,0 +1,225 @@
+//! A manager on a store and a log that stop here and there, and what was really changed.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
+use async_trait::async_trait;
+use keygate::*;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+
+use crate::support::PATIENCE;
+
+pub(crate) fn actor(org: &str) -> Actor {
+    Actor::new(OrgId::new(org).unwrap(), "ada")
+}
+
+pub(crate) fn new_key() -> NewKey {
+    NewKey::named("k").unwrap()
+}
+
+/// Small numbers without a pattern.
+#[derive(Debug, Default)]
+pub(crate) struct Dice(AtomicU64);
+
+impl Dice {
+    pub(crate) fn below(&self, end: u64) -> u64 {
+        let seed = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed ^ (mixed >> 27)) % end
+    }
+
+    async fn pause(&self) {
+        for _ in 0..self.below(6) {
+            yield_now().await;
+        }
+    }
+}
+
+/// Polls the work so many times, as the runtime comes round to it, and drops it then.
+pub(crate) async fn dropped_after<T>(polls: u64, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    for _ in 0..polls {
+        if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            return Some(done);
+        }
+        yield_now().await;
+    }
+    None
+}
+
+/// How often each key was changed, by the name of the action, since actions have no order.
+type Done = BTreeMap<(KeyId, &'static str), usize>;
+
+/// A store in memory that stops before and after each call, and counts what it changed.
+#[derive(Debug, Default)]
+pub(crate) struct Stopping {
+    pub(crate) keys: MemoryStore,
+    dice: Dice,
+    done: Mutex<Done>,
+    /// While it is shut, changes wait.
+    shut: AtomicBool,
+    opened: Notify,
+    pub(crate) waiting: AtomicU64,
+}
+
+impl Stopping {
+    pub(crate) fn shut(&self) {
+        self.shut.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn open(&self) {
+        self.shut.store(false, Ordering::SeqCst);
+        self.opened.notify_waiters();
+    }
+
+    async fn change(
+        &self,
+        id: KeyId,
+        action: ChangeAction,
+        change: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        self.dice.pause().await;
+        let opened = self.opened.notified();
+        if self.shut.load(Ordering::SeqCst) {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            opened.await;
+        }
+        change.await?;
+        *self.done.lock().unwrap().entry((id, action.as_str())).or_default() += 1;
+        self.dice.pause().await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl KeyStore for Stopping {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        self.change(key.id, ChangeAction::Created, self.keys.insert(key, limit)).await
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.keys.find_by_digest(digest).await
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.dice.pause().await;
+        self.keys.get(org, id).await
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        self.dice.pause().await;
+        self.keys.list(org).await
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        let stored = self.keys.get(&key.org, &key.id).await?;
+        let rotates = stored.is_some_and(|stored| stored.digest != key.digest);
+        let action = if rotates { ChangeAction::Rotated } else { ChangeAction::Updated };
+        self.change(key.id, action, self.keys.replace(key, expected)).await
+    }
+
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        self.change(*id, ChangeAction::Deleted, self.keys.delete(org, id, expected)).await
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        self.keys.record_uses(uses).await
+    }
+}
+
+/// A log in memory that stops before and after it writes.
+#[derive(Debug, Default)]
+pub(crate) struct StoppingLog {
+    log: MemoryAuditLog,
+    dice: Dice,
+}
+
+#[async_trait]
+impl AuditSink for StoppingLog {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        self.dice.pause().await;
+        self.log.record(batch).await?;
+        self.dice.pause().await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl AuditLog for StoppingLog {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        self.log.page(query).await
+    }
+
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        self.log.purge_before(instant).await
+    }
+}
+
+/// A manager and what is below it.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) store: Arc<Stopping>,
+    pub(crate) keys: KeyManager,
+}
+
+impl World {
+    pub(crate) fn new(delivery: Delivery) -> Self {
+        let store = Arc::new(Stopping::default());
+        let keys = KeyManager::builder(store.clone())
+            .audit(Arc::new(StoppingLog::default()))
+            .delivery(delivery)
+            .limits(Limits { max_keys: 10_000, ..Limits::default() })
+            .store_deadline(PATIENCE)
+            .build()
+            .unwrap();
+        Self { store, keys }
+    }
+
+    /// The changes on record, of each key and action: begun, and taken back.
+    pub(crate) async fn on_record(&self, org: &OrgId) -> BTreeMap<(KeyId, &str), (usize, usize)> {
+        let mut counts = BTreeMap::<_, (usize, usize)>::new();
+        let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
+        loop {
+            let page = self.keys.audit_page(&query).await.unwrap().unwrap();
+            for record in page.records {
+                let AuditEvent::Change(change) = record.event else { panic!("a request") };
+                let (begun, back) = counts.entry((record.key, change.action.as_str())).or_default();
+                match change.phase {
+                    ChangePhase::Begun => *begun += 1,
+                    ChangePhase::Abandoned => *back += 1,
+                }
+            }
+            let Some(older) = page.older else { return counts };
+            query = query.at(Position::Before(older));
+        }
+    }
+
+    /// Ends the manager, and checks that each change that was begun took place or was taken
+    /// back, and that none took place without a record. Says how many of each there were.
+    pub(crate) async fn settle(&self, orgs: &[&str]) -> (usize, usize) {
+        let report = self.keys.shutdown(PATIENCE).await;
+        assert!(report.is_complete(), "{report:?}");
+        let done = self.store.done.lock().unwrap().clone();
+        let (mut took_place, mut taken_back) = (0, 0);
+        for org in orgs {
+            for ((key, action), (begun, back)) in self.on_record(actor(org).org()).await {
+                let done = done.get(&(key, action)).copied().unwrap_or_default();
+                assert_eq!(begun, done + back, "{action} of {key}: taken back {back} times");
+                took_place += done;
+                taken_back += back;
+            }
+        }
+        assert_eq!(took_place, done.values().sum::<usize>(), "a change without a record");
+        (took_place, taken_back)
+    }
+}
