@@ -303,7 +303,9 @@ async fn a_change_voids_the_entry_of_no_other_key() {
 async fn case_51_unknown_and_foreign_ids_void_nothing() {
     let probe = Probe::new();
     // With a feed, since so many calls may take longer than an answer lasts.
-    let (cached, _say) = following(&probe, LONG).await;
+    let feed = cache_support::Quiet::default();
+    let cached = CachedStore::builder(probe.clone(), LONG).feed(feed).build().unwrap();
+    becomes(&cached, CacheState::Following).await;
     let mallory = OrgId::new("mallory").unwrap();
     for number in 0..100 {
         insert(&probe, number).await;

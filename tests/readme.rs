@@ -170,6 +170,48 @@ fn every_block_of_the_readme_stands_here() {
     }
 }
 
+/// What an interactive zsh reads otherwise than a script does, outside of quotes: there,
+/// `#` begins no comment, and a pattern that matches no file is an error.
+fn unfit_for_zsh(block: &str) -> Option<char> {
+    let mut quote = None;
+    let mut chars = block.chars();
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (None | Some('"'), '\\') => _ = chars.next(),
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            (None, '#' | '?' | '*' | '[' | '~' | '^' | '!' | '…') => return Some(c),
+            (Some(_), '…') | (Some('"'), '!') => return Some(c),
+            _ => {}
+        }
+    }
+    quote
+}
+
+#[test]
+fn every_shell_block_works_as_it_stands_in_an_interactive_zsh() {
+    for (block, unfit) in [
+        ("cargo test # the tests\n", Some('#')),
+        ("# the tests\ncargo test\n", Some('#')),
+        ("curl a?b=c\n", Some('?')),
+        ("curl 'a?b=c' \"a#$b\" \\#\n", None),
+        ("KEY=vsp_sk_…\n", Some('…')),
+        ("curl -d 'it's'\n", Some('\'')),
+    ] {
+        assert_eq!(unfit_for_zsh(block), unfit, "{block}");
+    }
+    let blocks: Vec<_> = include_str!("../README.md")
+        .split("```sh\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("```"))
+        .map(|(block, _)| block)
+        .collect();
+    assert!(blocks.len() >= 3);
+    for block in blocks {
+        assert_eq!(unfit_for_zsh(block), None, "{block}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_blocks_that_need_no_database_do_what_they_say() {
     let keys = in_a_service("vsp_sk_typo", None).await.unwrap();

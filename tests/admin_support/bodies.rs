@@ -46,6 +46,7 @@ async fn case_23_names_that_deceive_are_refused() {
 async fn case_54_names_that_hide_something_are_refused_and_not_repeated() {
     let api = Api::with(|builder| builder.format(KeyFormat::new("acme_").unwrap()));
     let path = api.create_path("k").await;
+    api.clock.advance(1);
     let ours = api.create("other").await["secret"].as_str().unwrap().to_owned();
     let theirs = KeyFormat::default().generate(&SystemRandom).unwrap();
     let theirs = theirs.expose_secret();
