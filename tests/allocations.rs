@@ -89,7 +89,7 @@ impl Bench {
         Self::on(Counted::default(), |counted| counted)
     }
 
-    /// The runtime is not run after this, so that no task comes between.
+    /// The runtime is run for changes only, so that no task comes between.
     fn on<S: KeyStore>(counted: Counted, store: impl FnOnce(Counted) -> S) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let found = Arc::clone(&counted.found);
@@ -100,7 +100,7 @@ impl Bench {
     }
 
     fn create(&self, new: NewKey) -> IssuedKey {
-        now(self.keys.create(&self.actor, new)).unwrap()
+        self.runtime.block_on(self.keys.create(&self.actor, new)).unwrap()
     }
 
     /// Allocations and look-ups of so many verifications, after a few to warm up.
@@ -173,7 +173,7 @@ fn a_store_behind_an_arc_costs_no_more_than_the_store() {
 fn case_07_a_refused_request_costs_no_more_than_an_allowed_one() {
     let b = Bench::new();
     let revoked = b.create(NewKey::named("revoked").unwrap());
-    now(b.keys.update(&b.actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
+    b.runtime.block_on(b.keys.update(&b.actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
     let unknown = Bench::new().create(NewKey::named("unknown").unwrap());
     for (name, issued) in [("revoked", revoked), ("unknown", unknown)] {
         let (allocations, found) = b.measure(name, issued.secret.expose_secret(), None, false);
@@ -214,7 +214,7 @@ fn case_48_a_refusal_that_is_summed_costs_less_than_one_with_a_record_of_its_own
     let cost = |alone| {
         let b = Bench::new();
         let revoked = b.create(NewKey::named("revoked").unwrap());
-        now(b.keys.update(&b.actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
+        b.runtime.block_on(b.keys.update(&b.actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
         let store = MemoryStore::new();
         now(store.insert(
             &now(b.keys.get(b.actor.org(), &revoked.key.id)).unwrap(),

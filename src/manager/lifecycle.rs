@@ -64,6 +64,7 @@ impl KeyManager {
         let max = inner.limits.max_keys;
         let limit = OrgLimit::at_most(max);
         let present = inner.bounded(inner.store.list(actor.org())).await?;
+        let secret = inner.format.generate(&*inner.random)?;
         let id = match &new.idempotency_key {
             Some(once) => unused_id(once, actor.org(), &present, max, now)?,
             None => KeyId::random(&*inner.random)?,
@@ -73,7 +74,6 @@ impl KeyManager {
             return Err(ManageError::LimitReached { max });
         }
 
-        let secret = inner.format.generate(&*inner.random)?;
         let key = ApiKey {
             id,
             org: actor.org().clone(),
