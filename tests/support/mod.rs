@@ -359,7 +359,10 @@ impl Client {
     ) -> Reply {
         let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
         let length = body.len();
-        self.send(format!("{method} {target} HTTP/1.1\r\nHost: keygate.test\r\n{lines}Content-Length: {length}\r\n\r\n"));
+        let host = self.to;
+        self.send(format!(
+            "{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}Content-Length: {length}\r\n\r\n"
+        ));
         let reply = self.try_reply(method == "HEAD").unwrap();
         let _ = self.stream.write_all(body);
         reply
