@@ -5,7 +5,7 @@ use fantoccini::key::Key;
 use crate::browser_support::{Browser, visit};
 
 /// Names that are not `CI deploy`.
-const WRONG: [&str; 5] = ["", "CI", "ci deploy", "CI deploy!", "CI  deploy"];
+const WRONG: [&str; 5] = ["", "CI", "ci deploy", "CI deploy!", "CIdeploy"];
 
 async fn assert_closed_to(browser: &Browser, button: &str) {
     browser.sees_focus("Type CI deploy to confirm").await;
