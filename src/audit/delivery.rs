@@ -11,7 +11,7 @@ use crate::audit::sink::AuditError;
 use crate::throttle::Throttle;
 
 /// How audit records of requests reach the sink. Records of *changes* are
-/// always strict, and are written before those of requests that wait.
+/// always strict, and do not wait for those of requests.
 ///
 /// | | strict | buffered |
 /// |---|---|---|
@@ -151,6 +151,18 @@ pub struct AuditStats {
     pub summed: u64,
 }
 
+impl AuditStats {
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            written: self.written + other.written,
+            shed: self.shed + other.shed,
+            failed: self.failed + other.failed,
+            queued: self.queued + other.queued,
+            summed: self.summed + other.summed,
+        }
+    }
+}
+
 /// Whether audit records are being written, for the health report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AuditHealth {
@@ -159,8 +171,8 @@ pub(crate) struct AuditHealth {
     pub(crate) queued: usize,
     /// The number of records of admitted requests at which others have to wait.
     pub(crate) capacity: usize,
-    /// Since when every call of the sink has failed; `None` where the last one
-    /// succeeded, or there was none yet.
+    /// Since when every call of the sink has failed, with requests or with changes; `None`
+    /// where the last one of each succeeded, or there was none yet.
     pub(crate) failing: Option<Instant>,
 }
 

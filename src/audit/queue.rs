@@ -1,9 +1,8 @@
-//! The bounded queue between requests and the audit writer.
+//! A bounded queue of records for the audit writer, which has one for requests and one for changes.
 //!
 //! Room is reserved before a request is handled, so that afterwards its record
-//! can always be queued, even from a `Drop`, where nothing can wait. Changes, admitted
-//! requests and refusals have room of their own, so that none of them takes that of
-//! another.
+//! can always be queued, even from a `Drop`, where nothing can wait. Refusals have room
+//! of their own, so that they take none of that of admitted requests.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,16 +12,16 @@ use event_listener::Event;
 use futures_channel::oneshot;
 
 use crate::audit::delivery::{Delivery, DeliveryError};
-use crate::audit::queue::lanes::Lanes;
-pub(crate) use crate::audit::queue::lanes::{Ack, Kind};
+use crate::audit::queue::contents::Contents;
+pub(crate) use crate::audit::queue::contents::{Ack, Kind};
 use crate::audit::record::AuditRecord;
 use crate::audit::sums::{Added, Refusal, Sum, Sums};
 use crate::runtime::{Runtime, within};
 
-mod lanes;
+mod contents;
 
 /// Makes out the record of a sum of refusals.
-pub(crate) type Draft = Box<dyn Fn(Sum) -> AuditRecord + Send + Sync>;
+pub(crate) type Draft = Arc<dyn Fn(Sum) -> AuditRecord + Send + Sync>;
 
 /// How many keys and outcomes may have a sum at the same time.
 const MOST_SUMS: usize = 4_096;
@@ -40,7 +39,7 @@ pub(crate) struct Queue {
 }
 
 struct State {
-    lanes: Lanes<Place>,
+    contents: Contents<Place>,
     /// Once closed, the writer may go on until then.
     closed: Option<Instant>,
     ended: bool,
@@ -73,7 +72,7 @@ impl Queue {
                 MOST_SUMS,
             )),
             state: Mutex::new(State {
-                lanes: Lanes::of(capacity),
+                contents: Contents::of(capacity),
                 closed: None,
                 ended: false,
                 settled: false,
@@ -93,28 +92,28 @@ impl Queue {
         if state.closed.is_some() {
             return Err(DeliveryError::Closed);
         }
-        if !state.lanes.room(kind).is_free() {
+        if !state.contents.room(kind).is_free() {
             return Err(DeliveryError::Full);
         }
-        state.lanes.reserve(kind);
+        state.contents.reserve(kind);
         Ok(Place { queue: Some(Arc::clone(self)), kind })
     }
 
-    /// Takes a place in the queue, waiting for one up to the deadline.
+    /// Takes a place in the queue for a record other than a refusal's, waiting for one up to
+    /// the deadline.
     pub(crate) async fn reserve(
         self: &Arc<Self>,
-        kind: Kind,
         runtime: &dyn Runtime,
         deadline: Duration,
     ) -> Result<Place, DeliveryError> {
         let place = {
             let mut state = self.lock();
-            match self.place(&mut state, kind) {
+            match self.place(&mut state, Kind::Other) {
                 Err(DeliveryError::Full) => {}
                 done => return done,
             }
             let (waiter, place) = oneshot::channel();
-            state.lanes.room(kind).waiting.push_back(waiter);
+            state.contents.room(Kind::Other).waiting.push_back(waiter);
             place
         };
         // What is queued makes room once it is written.
@@ -127,15 +126,16 @@ impl Queue {
     }
 
     /// Lets in who waits, if there is room.
-    fn grant(self: &Arc<Self>, kind: Kind) {
+    fn grant(self: &Arc<Self>) {
+        let kind = Kind::Other;
         loop {
             let mut state = self.lock();
-            let room = state.lanes.room(kind);
+            let room = state.contents.room(kind);
             if room.is_full() {
                 return;
             }
             let Some(waiter) = room.waiting.pop_front() else { return };
-            state.lanes.reserve(kind);
+            state.contents.reserve(kind);
             drop(state);
             // Unwanted, it is dropped, and so free again.
             let _ = waiter.send(Place { queue: Some(Arc::clone(self)), kind });
@@ -174,8 +174,8 @@ impl Queue {
             let mut state = self.lock();
             let least = if state.closed.is_some() { usize::MAX } else { oldest.into() };
             sums.end_old(Instant::now(), least, || {
-                (!state.lanes.room(Kind::Refusal).is_full()).then(|| {
-                    state.lanes.reserve(Kind::Refusal);
+                (!state.contents.room(Kind::Refusal).is_full()).then(|| {
+                    state.contents.reserve(Kind::Refusal);
                     Place { queue: Some(Arc::clone(self)), kind: Kind::Refusal }
                 })
             })
@@ -196,7 +196,7 @@ impl Queue {
         let mut state = self.lock();
         if state.closed.is_some() {
             Err(DeliveryError::Closed)
-        } else if state.lanes.room(Kind::of(&record)).is_full() {
+        } else if state.contents.room(Kind::of(&record)).is_full() {
             Err(DeliveryError::Full)
         } else {
             self.enqueue(state, record, None);
@@ -228,14 +228,14 @@ impl Queue {
 
     /// How many records are queued or being written.
     pub(crate) fn len(&self) -> usize {
-        self.lock().lanes.occupied()
+        self.lock().contents.occupied()
     }
 
-    /// How many requests and changes are queued or being written, and how many refusals
+    /// How many requests or changes are queued or being written, and how many refusals
     /// are in open sums.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let sums = self.lock_sums();
-        (self.lock().lanes.count(), sums.summed())
+        (self.lock().contents.count(), sums.summed())
     }
 
     /// Lets nothing more in; the writer has until `deadline` to write the rest.
@@ -245,8 +245,7 @@ impl Queue {
             let mut state = self.lock();
             sums.closed = true;
             state.closed.get_or_insert(deadline);
-            let mut take = |kind| std::mem::take(&mut state.lanes.room(kind).waiting);
-            [Kind::Change, Kind::Request].map(&mut take)
+            std::mem::take(&mut state.contents.room(Kind::Other).waiting)
         };
         self.closing.notify(usize::MAX);
         self.work.notify(usize::MAX);
@@ -297,21 +296,21 @@ impl Queue {
         if left == Some(Duration::ZERO) {
             return Err(Wake::GiveUp);
         }
-        let pressing = state.lanes.is_pressing() || left.is_some();
-        let queued = state.lanes.len();
+        let pressing = state.contents.is_pressing() || left.is_some();
+        let queued = state.contents.len();
         let pause = match retry {
             Some(_) if pressing => Some(SHORTEST_RETRY),
             Some(pause) => Some(pause),
             None if pressing && queued > 0 => return Err(Wake::Work),
             None if queued >= self.batch => return Err(Wake::Work),
             None if queued > 0 => Some(linger),
-            None if left.is_some() && !state.lanes.is_reserved() && sums.summed() == 0 => {
+            None if left.is_some() && !state.contents.is_reserved() && sums.summed() == 0 => {
                 return Err(Wake::Finished);
             }
             None => left,
         };
         // Without room, a sum goes on until what is queued has been written.
-        let window = if state.lanes.room(Kind::Refusal).is_full() {
+        let window = if state.contents.room(Kind::Refusal).is_full() {
             None
         } else {
             sums.time_left(Instant::now())
@@ -321,7 +320,7 @@ impl Queue {
 
     /// Moves up to `max` records over to the writer.
     pub(crate) fn take(&self, max: usize, each: impl FnMut(AuditRecord, Option<Ack>)) {
-        self.lock().lanes.take(max, each);
+        self.lock().contents.take(max, each);
     }
 
     /// From here on nobody takes records.
@@ -352,14 +351,13 @@ impl Queue {
         records: impl IntoIterator<Item = &'a AuditRecord>,
     ) {
         let mut state = self.lock();
-        records.into_iter().for_each(|record| state.lanes.release(record));
+        records.into_iter().for_each(|record| state.contents.release(record));
         drop(state);
-        self.grant(Kind::Change);
-        self.grant(Kind::Request);
+        self.grant();
     }
 
     fn enqueue(&self, mut state: MutexGuard<'_, State>, record: AuditRecord, ack: Option<Ack>) {
-        let wake = state.lanes.push(record, ack, self.batch);
+        let wake = state.contents.push(record, ack, self.batch);
         drop(state);
         if wake {
             self.work.notify(1);
@@ -407,7 +405,7 @@ impl Place {
     fn fill_with(&mut self, record: AuditRecord, ack: Option<Ack>) -> Result<(), DeliveryError> {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();
-            state.lanes.give_back(self.kind);
+            state.contents.give_back(self.kind);
             if state.ended {
                 return Err(DeliveryError::Closed);
             }
@@ -421,7 +419,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();
-            state.lanes.give_back(self.kind);
+            state.contents.give_back(self.kind);
             let closed = state.closed.is_some();
             drop(state);
             if closed {

@@ -25,7 +25,8 @@ use crate::audit::record::AuditRecord;
 ///    pauses. [`AuditError::rejected`] is for a record that can never be written:
 ///    it is counted and logged as failed, and does not hold up the others.
 ///
-/// Batches come one at a time. A call that takes longer than the deadline of
+/// A batch holds either requests or changes, and at most one of each is under way at a
+/// time: changes do not wait behind requests. A call that takes longer than the deadline of
 /// the [`Delivery`](crate::Delivery) is dropped; a sink that panics is treated
 /// as one that rejects.
 ///

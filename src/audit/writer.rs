@@ -1,4 +1,5 @@
-//! The background task that hands queued audit records to the sink.
+//! The background tasks that hand queued audit records to the sink: one for requests and one
+//! for changes, so that changes never wait behind requests.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -21,13 +22,20 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 /// What a manager that is dropped, not shut down, still allows for writing.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Takes audit records in, and has them written by a task of its own.
+/// Takes audit records in, and has them written by tasks of its own.
 #[derive(Debug)]
 pub(crate) struct AuditWriter {
-    queue: Arc<Queue>,
-    counters: Arc<Counters>,
+    requests: Lane,
+    changes: Lane,
     delivery: Delivery,
     runtime: Arc<dyn Runtime>,
+}
+
+/// The records of one kind, which wait for no others.
+#[derive(Clone, Debug)]
+struct Lane {
+    queue: Arc<Queue>,
+    counters: Arc<Counters>,
 }
 
 /// A place for the one record of a request that is about to be handled.
@@ -46,22 +54,21 @@ impl AuditWriter {
         runtime: Arc<dyn Runtime>,
         draft: Draft,
     ) -> Self {
-        let queue = Arc::new(Queue::new(&delivery, draft));
-        let counters = Arc::new(Counters::default());
-        let task = Task {
-            queue: Arc::clone(&queue),
-            counters: Arc::clone(&counters),
-            delivery: delivery.clone(),
-            runtime: Arc::clone(&runtime),
-            sink,
-            countries,
-            batch: Batch::default(),
-            held: Batch::default(),
-            rest: VecDeque::new(),
-            retry: Vec::new(),
+        let start = || {
+            let task = Task::new(&sink, &countries, &delivery, &runtime, &draft);
+            let lane = task.lane.clone();
+            runtime.spawn(Box::pin(task.run()));
+            lane
         };
-        runtime.spawn(Box::pin(task.run()));
-        Self { queue, counters, delivery, runtime }
+        let (requests, changes) = (start(), start());
+        Self { requests, changes, delivery, runtime }
+    }
+
+    fn lane_of(&self, record: &AuditRecord) -> &Lane {
+        match record.event {
+            AuditEvent::Request(_) => &self.requests,
+            AuditEvent::Change(_) => &self.changes,
+        }
     }
 
     /// Whether the records of requests are durable before their answers leave.
@@ -73,10 +80,10 @@ impl AuditWriter {
     /// `None` where that takes a while.
     pub(crate) fn reserve_now(&self) -> Option<Result<Reserved, DeliveryError>> {
         if self.delivery.sheds() {
-            let closed = self.queue.is_closed();
+            let closed = self.requests.queue.is_closed();
             return Some(if closed { Err(DeliveryError::Closed) } else { Ok(Reserved::None) });
         }
-        match self.queue.try_reserve(Kind::Request) {
+        match self.requests.queue.try_reserve(Kind::Other) {
             Err(DeliveryError::Full) if !self.delivery.strict => None,
             place => Some(place.map(Reserved::Place)),
         }
@@ -87,8 +94,8 @@ impl AuditWriter {
         match self.reserve_now() {
             Some(reserved) => reserved,
             None => {
-                let deadline = self.delivery.deadline;
-                let place = self.queue.reserve(Kind::Request, &*self.runtime, deadline).await;
+                let Self { requests, delivery, runtime, .. } = self;
+                let place = requests.queue.reserve(&**runtime, delivery.deadline).await;
                 place.map(Reserved::Place)
             }
         }
@@ -117,15 +124,16 @@ impl AuditWriter {
         &self,
         refusal: Refusal,
     ) -> Result<Option<BoxFuture<'static, Result<(), DeliveryError>>>, DeliveryError> {
-        let added = self.queue.refuse(refusal)?;
+        let Lane { queue, counters } = &self.requests;
+        let added = queue.refuse(refusal)?;
         if added.shed {
-            self.counters.shed();
+            counters.shed();
         }
         if let Some((place, sum)) = added.ended {
-            self.enqueue(Reserved::Place(place), self.queue.draft(sum));
+            self.enqueue(Reserved::Place(place), queue.draft(sum));
         }
         let Some((place, refusal)) = added.own else { return Ok(None) };
-        let record = self.queue.draft(refusal);
+        let record = queue.draft(refusal);
         if self.delivery.strict {
             return Ok(Some(Box::pin(self.acknowledged(place, record)?)));
         }
@@ -136,21 +144,22 @@ impl AuditWriter {
     /// Queues a record where nothing can wait for it.
     pub(crate) fn enqueue(&self, reserved: Reserved, record: AuditRecord) {
         let count = record.count();
+        let Lane { queue, counters } = self.lane_of(&record);
         let queued = match reserved {
             Reserved::Place(place) => place.fill(record),
-            Reserved::None => self.queue.push(record),
+            Reserved::None => queue.push(record),
         };
         match queued {
             Ok(()) => {}
-            Err(DeliveryError::Full) if self.delivery.sheds() => self.counters.shed(),
-            Err(error) => self.counters.failed(count, &error),
+            Err(DeliveryError::Full) if self.delivery.sheds() => counters.shed(),
+            Err(error) => counters.failed(count, &error),
         }
     }
 
     /// Returns once the record is durable, whatever the mode.
     pub(crate) async fn write(&self, record: AuditRecord) -> Result<(), DeliveryError> {
-        let deadline = self.delivery.deadline;
-        let place = self.queue.reserve(Kind::Change, &*self.runtime, deadline).await?;
+        let queue = &self.lane_of(&record).queue;
+        let place = queue.reserve(&*self.runtime, self.delivery.deadline).await?;
         self.acknowledged(place, record)?.await
     }
 
@@ -160,10 +169,9 @@ impl AuditWriter {
         place: Place,
         record: AuditRecord,
     ) -> Result<impl Future<Output = Result<(), DeliveryError>> + Send + use<>, DeliveryError> {
-        let count = record.count();
-        let acknowledged = place
-            .fill_acknowledged(record)
-            .inspect_err(|error| self.counters.failed(count, error))?;
+        let (count, counters) = (record.count(), &self.lane_of(&record).counters);
+        let acknowledged =
+            place.fill_acknowledged(record).inspect_err(|error| counters.failed(count, error))?;
         let (runtime, deadline) = (Arc::clone(&self.runtime), self.delivery.deadline);
         Ok(async move {
             match within(&*runtime, deadline, acknowledged).await {
@@ -174,46 +182,59 @@ impl AuditWriter {
         })
     }
 
+    fn lanes(&self) -> [&Lane; 2] {
+        [&self.requests, &self.changes]
+    }
+
     pub(crate) fn stats(&self) -> AuditStats {
-        let (queued, summed) = self.queue.counts();
-        self.counters.stats(queued, summed)
+        let stats = self.lanes().map(|Lane { queue, counters }| {
+            let (queued, summed) = queue.counts();
+            counters.stats(queued, summed)
+        });
+        stats.into_iter().fold(AuditStats::default(), AuditStats::plus)
     }
 
     pub(crate) fn health(&self) -> AuditHealth {
         AuditHealth {
-            queued: self.queue.len(),
+            queued: self.lanes().iter().map(|lane| lane.queue.len()).sum(),
             capacity: self.delivery.capacity,
-            failing: self.counters.failing(),
+            failing: self.lanes().iter().filter_map(|lane| lane.counters.failing()).min(),
         }
     }
 
     /// Lets no more records in and returns once the rest is written, or given up
     /// at the deadline.
     pub(crate) async fn shutdown(&self, deadline: Duration) {
-        // The task counts what it gives up; it gets a moment more for that.
+        // The tasks count what they give up; they get a moment more for that.
         const GRACE: Duration = Duration::from_millis(500);
-        self.queue.close(Instant::now() + deadline);
-        let _ = within(&*self.runtime, deadline + GRACE, self.queue.ended()).await;
+        self.close(deadline);
+        let ended = async {
+            self.requests.queue.ended().await;
+            self.changes.queue.ended().await;
+        };
+        let _ = within(&*self.runtime, deadline + GRACE, ended).await;
+    }
+
+    fn close(&self, deadline: Duration) {
+        let until = Instant::now() + deadline;
+        self.lanes().iter().for_each(|lane| lane.queue.close(until));
     }
 }
 
 impl Drop for AuditWriter {
     fn drop(&mut self) {
-        self.queue.close(Instant::now() + FAREWELL);
+        self.close(FAREWELL);
     }
 }
 
 #[derive(Debug)]
 struct Task {
-    queue: Arc<Queue>,
-    counters: Arc<Counters>,
+    lane: Lane,
     delivery: Delivery,
     runtime: Arc<dyn Runtime>,
     sink: Arc<dyn AuditSink>,
     countries: Option<Arc<dyn CountryLookup>>,
     batch: Batch,
-    /// Records of the other kind, while those of the batch are written.
-    held: Batch,
     /// While a rejected record is sought: those that are not tried yet,
     rest: VecDeque<(AuditRecord, Option<Ack>)>,
     /// and those to be tried again.
@@ -229,15 +250,37 @@ struct Batch {
 }
 
 impl Task {
+    fn new(
+        sink: &Arc<dyn AuditSink>,
+        countries: &Option<Arc<dyn CountryLookup>>,
+        delivery: &Delivery,
+        runtime: &Arc<dyn Runtime>,
+        draft: &Draft,
+    ) -> Self {
+        let queue = Arc::new(Queue::new(delivery, Arc::clone(draft)));
+        Self {
+            lane: Lane { queue, counters: Arc::default() },
+            delivery: delivery.clone(),
+            runtime: Arc::clone(runtime),
+            sink: Arc::clone(sink),
+            countries: countries.clone(),
+            batch: Batch::default(),
+            rest: VecDeque::new(),
+            retry: Vec::new(),
+        }
+    }
+
     async fn run(mut self) {
         let mut retry = None;
         loop {
-            let wake = self.queue.wake(&*self.runtime, self.delivery.linger, retry).await;
+            let wake = self.lane.queue.wake(&*self.runtime, self.delivery.linger, retry).await;
             if wake != Wake::Work {
                 break;
             }
             self.take();
-            self.write_each_kind().await;
+            if !self.batch.records.is_empty() {
+                self.write().await;
+            }
             retry = match retry {
                 _ if self.batch.records.is_empty() => None,
                 None => Some(FIRST_RETRY),
@@ -247,7 +290,7 @@ impl Task {
     }
 
     fn take(&mut self) {
-        let Self { queue, counters, batch, countries, delivery, .. } = self;
+        let Self { lane: Lane { queue, counters }, batch, countries, delivery, .. } = self;
         let room = delivery.batch.saturating_sub(batch.records.len());
         let mut taken = Vec::new();
         queue.take(room, |record, ack| taken.push((record, ack)));
@@ -271,44 +314,30 @@ impl Task {
         }
     }
 
-    /// Changes first, and in a call of their own: what keeps the records of requests from
-    /// being written need not keep a change.
-    async fn write_each_kind(&mut self) {
-        self.held = self.batch.split_off_requests();
-        if !self.batch.records.is_empty() {
-            self.write().await;
-        }
-        std::mem::swap(&mut self.batch, &mut self.held);
-        if !self.batch.records.is_empty() {
-            self.write().await;
-        }
-        self.batch.records.append(&mut self.held.records);
-    }
-
     /// Tries to write the batch. What is left in it afterwards is to be retried.
     async fn write(&mut self) {
         match self.attempt(&self.batch.records).await {
             Ok(()) => {
-                self.counters.written(count(&self.batch.records));
-                self.queue.release(&self.batch.records);
+                self.lane.counters.written(count(&self.batch.records));
+                self.lane.queue.release(&self.batch.records);
                 for (_, ack) in self.batch.acks.drain(..) {
                     let _ = ack.send(Ok(()));
                 }
                 self.batch.records.clear();
             }
             Err(error @ AuditError::Rejected(_)) if self.batch.records.len() == 1 => {
-                self.counters.failed(count(&self.batch.records), &error);
-                self.queue.release(&self.batch.records);
+                self.lane.counters.failed(count(&self.batch.records), &error);
+                self.lane.queue.release(&self.batch.records);
                 self.batch.fail_acknowledged();
                 self.batch.records.clear();
             }
             Err(AuditError::Rejected(_)) => self.write_one_by_one().await,
             Err(error) => {
                 let failed = self.batch.fail_acknowledged();
-                self.counters.failed(count(&failed), &error);
-                self.queue.release(&failed);
+                self.lane.counters.failed(count(&failed), &error);
+                self.lane.queue.release(&failed);
                 if !self.batch.records.is_empty() {
-                    self.counters.retried(self.batch.records.len(), &error);
+                    self.lane.counters.retried(self.batch.records.len(), &error);
                 }
             }
         }
@@ -317,7 +346,7 @@ impl Task {
     /// Finds the records that the sink rejects, so that the others get through.
     async fn write_one_by_one(&mut self) {
         self.rest.extend(std::mem::take(&mut self.batch).into_parts());
-        while !self.queue.is_over()
+        while !self.lane.queue.is_over()
             && let Some((record, ack)) = self.rest.pop_front()
         {
             self.batch.records.push(record);
@@ -333,7 +362,7 @@ impl Task {
     /// panic counts as a rejection.
     async fn attempt(&self, records: &[AuditRecord]) -> Result<(), AuditError> {
         let call = caught(async { self.sink.record(records).await });
-        let (mut call, mut over) = (pin!(call), pin!(self.queue.given_up(&*self.runtime)));
+        let (mut call, mut over) = (pin!(call), pin!(self.lane.queue.given_up(&*self.runtime)));
         let call = poll_fn(|cx| match call.as_mut().poll(cx) {
             Poll::Pending => over.as_mut().poll(cx).map(|()| None),
             Poll::Ready(done) => Poll::Ready(Some(done)),
@@ -341,7 +370,7 @@ impl Task {
         let called = within(&*self.runtime, self.delivery.deadline, call).await;
         // A sink that rejects a record works.
         let works = matches!(called, Ok(Some(Ok(Ok(()) | Err(AuditError::Rejected(_))))));
-        self.counters.called(works);
+        self.lane.counters.called(works);
         match called {
             Ok(Some(Ok(result))) => result,
             Ok(Some(Err(Panicked))) => Err(AuditError::rejected("the sink panicked")),
@@ -368,21 +397,6 @@ impl Batch {
         })
     }
 
-    /// Leaves the changes.
-    fn split_off_requests(&mut self) -> Self {
-        let is_change = |record: &AuditRecord| matches!(record.event, AuditEvent::Change(_));
-        let whole = std::mem::take(self);
-        if !whole.records.iter().any(is_change) {
-            return whole;
-        }
-        let mut requests = Self::default();
-        for (record, ack) in whole.into_parts() {
-            let batch = if is_change(&record) { &mut *self } else { &mut requests };
-            batch.push(record, ack);
-        }
-        requests
-    }
-
     /// Takes out the records that somebody waits for, and tells them.
     fn fail_acknowledged(&mut self) -> Vec<AuditRecord> {
         let mut failed = Vec::with_capacity(self.acks.len());
@@ -394,7 +408,7 @@ impl Batch {
     }
 }
 
-/// How many requests and changes the records stand for.
+/// How many requests or changes the records stand for.
 fn count(records: &[AuditRecord]) -> u64 {
     records.iter().map(AuditRecord::count).sum()
 }
@@ -402,17 +416,16 @@ fn count(records: &[AuditRecord]) -> u64 {
 impl Drop for Task {
     /// Whatever ends the task, nothing goes uncounted.
     fn drop(&mut self) {
-        self.queue.close(Instant::now());
+        self.lane.queue.close(Instant::now());
         // Whoever fills a place from now on counts for himself.
-        self.queue.end();
+        self.lane.queue.end();
         let mut unwritten = std::mem::take(&mut self.batch.records);
-        unwritten.append(&mut self.held.records);
         unwritten.append(&mut self.retry);
         unwritten.extend(self.rest.drain(..).map(|(record, _)| record));
-        self.queue.take(usize::MAX, |record, _| unwritten.push(record));
-        self.counters.left_over(count(&unwritten) + self.queue.give_up_sums());
-        self.queue.release(&unwritten);
-        self.queue.say_ended();
+        self.lane.queue.take(usize::MAX, |record, _| unwritten.push(record));
+        self.lane.counters.left_over(count(&unwritten) + self.lane.queue.give_up_sums());
+        self.lane.queue.release(&unwritten);
+        self.lane.queue.say_ended();
     }
 }
 

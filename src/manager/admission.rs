@@ -201,7 +201,7 @@ fn kept(mut text: String) -> String {
 
 /// What makes out the records of refusals.
 pub(super) fn refusal_records(format: KeyFormat, ids: Arc<AuditIds>) -> Draft {
-    Box::new(move |Sum { last, count }| {
+    Arc::new(move |Sum { last, count }| {
         let event = RequestEvent {
             method: method(last.method, &format),
             endpoint: endpoint(last.path, &format),

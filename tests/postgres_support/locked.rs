@@ -19,7 +19,7 @@ use crate::proxy::{Network, Proxy, Side, address};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// What the documentation of `PostgresOptions::connections` promises, by default.
-const MOST_SESSIONS: i64 = 10;
+const MOST_SESSIONS: i64 = 11;
 
 fn at_next(key: &ApiKey, change: impl FnOnce(&mut ApiKey)) -> ApiKey {
     let mut changed = ApiKey { revision: key.revision.next(), ..key.clone() };

@@ -1,9 +1,7 @@
 //! Tests of the queue.
 
 use super::*;
-use crate::audit::record::{
-    AuditEvent, AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
-};
+use crate::audit::record::{AuditEvent, AuditId, Outcome, RequestEvent};
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
@@ -62,16 +60,6 @@ impl Flag {
     }
 }
 
-fn record_of(number: u128, event: AuditEvent) -> AuditRecord {
-    AuditRecord {
-        id: AuditId::from_bytes(number.to_be_bytes()),
-        at: Timestamp::MIN,
-        org: OrgId::new("acme").unwrap(),
-        key: KeyId::from_bytes([0; 16]),
-        event,
-    }
-}
-
 fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
     let event = RequestEvent {
         method: "GET".into(),
@@ -82,32 +70,26 @@ fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
         outcome,
         count,
     };
-    record_of(number, AuditEvent::Request(event))
+    AuditRecord {
+        id: AuditId::from_bytes(number.to_be_bytes()),
+        at: Timestamp::MIN,
+        org: OrgId::new("acme").unwrap(),
+        key: KeyId::from_bytes([0; 16]),
+        event: AuditEvent::Request(event),
+    }
 }
 
 fn record(number: u128) -> AuditRecord {
     request(number, Outcome::Allowed, 1)
 }
 
-fn change(number: u128) -> AuditRecord {
-    let event = ChangeEvent {
-        actor: "ada".into(),
-        action: ChangeAction::Created,
-        phase: ChangePhase::Begun,
-    };
-    record_of(number, AuditEvent::Change(event))
-}
-
 fn refused(count: u32) -> AuditRecord {
     request(0, Outcome::Revoked, count)
 }
 
-fn kind_of(kind: u8, number: u128) -> AuditRecord {
-    match kind {
-        0 => change(number),
-        1 => record(number),
-        _ => request(number, Outcome::Revoked, 1),
-    }
+fn record_of(kind: Kind, number: u128) -> AuditRecord {
+    let outcome = if kind == Kind::Refusal { Outcome::Revoked } else { Outcome::Allowed };
+    request(number, outcome, 1)
 }
 
 fn refusal() -> Refusal {
@@ -125,7 +107,7 @@ fn refusal() -> Refusal {
 
 fn queue_of(delivery: Delivery) -> Arc<Queue> {
     let draft = |sum: Sum| request(100, sum.last.outcome, sum.count);
-    Arc::new(Queue::new(&delivery, Box::new(draft)))
+    Arc::new(Queue::new(&delivery, Arc::new(draft)))
 }
 
 fn queue(capacity: usize, batch: usize) -> Arc<Queue> {
@@ -165,7 +147,7 @@ fn the_writer_wakes_at_once_for_whom_somebody_waits_and_lingers_otherwise() {
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
     assert!(flag.poll(wake.as_mut()).is_pending());
     let _acknowledged =
-        queue.try_reserve(Kind::Request).unwrap().fill_acknowledged(record(5)).unwrap();
+        queue.try_reserve(Kind::Other).unwrap().fill_acknowledged(record(5)).unwrap();
     assert!(flag.is_woken());
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
 }
@@ -186,7 +168,7 @@ fn a_retry_waits_for_its_pause_and_for_the_shortest_if_somebody_waits() {
     let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
     assert!(flag.poll(wake.as_mut()).is_pending());
     let _acknowledged =
-        queue.try_reserve(Kind::Request).unwrap().fill_acknowledged(record(5)).unwrap();
+        queue.try_reserve(Kind::Other).unwrap().fill_acknowledged(record(5)).unwrap();
     assert!(flag.is_woken());
     assert!(flag.poll(wake.as_mut()).is_pending());
     assert_eq!(time.pass(), SHORTEST_RETRY);
@@ -196,11 +178,11 @@ fn a_retry_waits_for_its_pause_and_for_the_shortest_if_somebody_waits() {
 #[test]
 fn a_closed_queue_is_finished_once_nothing_is_left_and_nothing_can_come() {
     let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
-    let place = queue.try_reserve(Kind::Request).unwrap();
-    let other = queue.try_reserve(Kind::Request).unwrap();
+    let place = queue.try_reserve(Kind::Other).unwrap();
+    let other = queue.try_reserve(Kind::Other).unwrap();
     queue.push(record(1)).unwrap();
     queue.close(Instant::now() + Duration::from_secs(3_600));
-    assert_eq!(queue.try_reserve(Kind::Request).unwrap_err(), DeliveryError::Closed);
+    assert_eq!(queue.try_reserve(Kind::Other).unwrap_err(), DeliveryError::Closed);
     assert_eq!(queue.push(record(9)), Err(DeliveryError::Closed));
 
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
@@ -241,7 +223,7 @@ fn who_waits_is_let_in_once_there_is_room_and_is_never_forgotten() {
     let mut waiting: Vec<_> = flags
         .iter()
         .map(|flag| {
-            let mut waits = Box::pin(queue.reserve(Kind::Request, &time, LINGER));
+            let mut waits = Box::pin(queue.reserve(&time, LINGER));
             assert!(flag.poll(waits.as_mut()).is_pending());
             Some(waits)
         })
@@ -262,12 +244,12 @@ fn who_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_is_closed() 
     let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
     queue.push(record(1)).unwrap();
     let refused = |result: Poll<Result<Place, DeliveryError>>| result.map(Result::unwrap_err);
-    let mut waits = pin!(queue.reserve(Kind::Request, &time, LINGER));
+    let mut waits = pin!(queue.reserve(&time, LINGER));
     assert!(flag.poll(waits.as_mut()).is_pending());
     assert_eq!(time.pass(), LINGER);
     assert_eq!(refused(flag.poll(waits.as_mut())), Poll::Ready(DeliveryError::Full));
 
-    let mut waits = pin!(queue.reserve(Kind::Request, &time, LINGER));
+    let mut waits = pin!(queue.reserve(&time, LINGER));
     assert!(flag.poll(waits.as_mut()).is_pending());
     queue.close(Instant::now());
     assert!(flag.is_woken());
@@ -280,7 +262,7 @@ fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
     queue.push(record(1)).unwrap();
     taken(&queue, 1);
     {
-        let mut waits = pin!(queue.reserve(Kind::Request, &time, LINGER));
+        let mut waits = pin!(queue.reserve(&time, LINGER));
         assert!(flag.poll(waits.as_mut()).is_pending());
     }
     // The sink is down; nobody is there any more to try it sooner for.
@@ -291,29 +273,27 @@ fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
 }
 
 proptest! {
-    /// Against a model: the records of each kind in their order, and room for so many. A
+    /// Against a model: records in their order, and room for so many of each kind. A
     /// place once given out is good for one record, whatever came meanwhile.
     #[test]
     fn nobody_is_let_into_a_full_queue_and_nothing_is_lost(
         capacity in 1usize..6,
-        steps in proptest::collection::vec((0u8..6, 0u8..3, 0usize..5), 0..80),
+        steps in proptest::collection::vec((0u8..6, 0usize..2, 0usize..5), 0..80),
     ) {
         let queue = queue(capacity, 2);
-        let rooms = [capacity, capacity, capacity.div_ceil(4)];
-        let mut occupied = [0; 3];
-        let mut places: [Vec<Place>; 3] = Default::default();
-        let (mut changes, mut requests) = (VecDeque::new(), VecDeque::new());
-        let mut in_hand: Vec<(u8, AuditRecord)> = Vec::new();
-        for (number, (step, kind, count)) in (0..).zip(steps) {
-            let (at, new) = (usize::from(kind), kind_of(kind, number));
-            let under_way = if kind == 2 { places[at].len() } else { 0 };
+        let kinds = [Kind::Other, Kind::Refusal];
+        let rooms = [capacity, capacity.div_ceil(4)];
+        let mut occupied = [0; 2];
+        let mut places: [Vec<Place>; 2] = Default::default();
+        let mut queued = VecDeque::new();
+        let mut in_hand: Vec<(usize, AuditRecord)> = Vec::new();
+        for (number, (step, at, count)) in (0..).zip(steps) {
+            let new = record_of(kinds[at], number);
+            let under_way = if at == 1 { places[at].len() } else { 0 };
             let full = occupied[at] + under_way >= rooms[at];
-            let mut queued = || {
-                occupied[at] += 1;
-                if kind == 0 { changes.push_back((kind, number)) } else { requests.push_back((kind, number)) }
-            };
+            let mut filled = false;
             match step {
-                0 => match queue.try_reserve(Kind::of(&new)) {
+                0 => match queue.try_reserve(kinds[at]) {
                     Ok(place) => {
                         prop_assert!(!full);
                         places[at].push(place);
@@ -323,67 +303,50 @@ proptest! {
                 1 => match queue.push(new) {
                     Ok(()) => {
                         prop_assert!(!full);
-                        queued();
+                        filled = true;
                     }
                     Err(error) => prop_assert_eq!((error, full), (DeliveryError::Full, true)),
                 },
                 2 => {
                     if let Some(place) = places[at].pop() {
                         place.fill(new).unwrap();
-                        queued();
+                        filled = true;
                     }
                 }
                 3 => drop(places[at].pop()),
                 4 => {
-                    // Changes first, and half of it for requests, where there are as many.
-                    let count = count.max(1);
-                    let first = changes.len().min(count - (count / 2).min(requests.len()));
-                    let then = requests.len().min(count - first);
-                    let expected: Vec<_> =
-                        changes.drain(..first).chain(requests.drain(..then)).collect();
+                    let expected: Vec<_> = queued.drain(..count.min(queued.len())).collect();
                     let numbers: Vec<_> = expected.iter().map(|(_, number)| *number).collect();
                     prop_assert_eq!(taken(&queue, count), numbers);
-                    in_hand.extend(expected.into_iter().map(|(kind, n)| (kind, kind_of(kind, n))));
+                    let records = expected.into_iter().map(|(at, n)| (at, record_of(kinds[at], n)));
+                    in_hand.extend(records);
                 }
                 _ => {
                     let done: Vec<_> = in_hand.drain(..count.min(in_hand.len())).collect();
-                    done.iter().for_each(|(kind, _)| occupied[usize::from(*kind)] -= 1);
+                    done.iter().for_each(|(at, _)| occupied[*at] -= 1);
                     queue.release(done.iter().map(|(_, record)| record));
                 }
             }
-            let len = changes.len() + requests.len() + in_hand.len();
+            if filled {
+                occupied[at] += 1;
+                queued.push_back((at, number));
+            }
+            let len = queued.len() + in_hand.len();
             prop_assert_eq!(queue.counts(), (len as u64, 0));
-            prop_assert_eq!(queue.len(), len + places[2].len());
+            prop_assert_eq!(queue.len(), len + places[1].len());
         }
     }
 }
 
 #[test]
-fn changes_and_refusals_take_no_room_of_requests_and_requests_none_of_theirs() {
+fn refusals_take_no_room_of_admitted_requests_and_those_none_of_theirs() {
     let queue = queue(4, 4);
-    for kind in [Kind::Change, Kind::Request, Kind::Refusal] {
-        let room = if kind == Kind::Refusal { 1 } else { 4 };
+    for (kind, room) in [(Kind::Other, 4), (Kind::Refusal, 1)] {
         for number in 0..room {
-            queue.push(kind_of(kind as u8, number)).unwrap();
+            queue.push(record_of(kind, number)).unwrap();
         }
-        assert_eq!(queue.push(kind_of(kind as u8, 9)), Err(DeliveryError::Full), "{kind:?}");
+        assert_eq!(queue.push(record_of(kind, 9)), Err(DeliveryError::Full), "{kind:?}");
     }
-}
-
-#[test]
-fn changes_are_taken_first_and_leave_half_of_a_batch_to_requests() {
-    let queue = queue(10, 4);
-    for number in 0..10 {
-        queue.push(record(number)).unwrap();
-    }
-    queue.push(change(100)).unwrap();
-    assert_eq!(taken(&queue, 4), [100, 0, 1, 2]);
-    for number in 101..106 {
-        queue.push(change(number)).unwrap();
-    }
-    assert_eq!(taken(&queue, 4), [101, 102, 3, 4]);
-    assert_eq!(taken(&queue, 1), [103]);
-    assert_eq!(taken(&queue, 4), [104, 105, 5, 6]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Mutex;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// Every sleep is over at once, and remembered.
 #[derive(Debug, Default)]
@@ -107,24 +107,18 @@ fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
     work.poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// A writer whose task the test polls by itself.
-fn writer(delivery: Delivery, sink: Arc<dyn AuditSink>, time: Arc<NoTime>) -> (AuditWriter, Task) {
-    let queue =
-        Arc::new(Queue::new(&delivery, Box::new(|sum| request(0, sum.last.outcome, sum.count))));
-    let counters = Arc::new(Counters::default());
-    let task = Task {
-        queue: Arc::clone(&queue),
-        counters: Arc::clone(&counters),
-        delivery: delivery.clone(),
-        runtime: time.clone(),
-        sink,
-        countries: None,
-        batch: Batch::default(),
-        held: Batch::default(),
-        rest: VecDeque::new(),
-        retry: Vec::new(),
-    };
-    (AuditWriter { queue, counters, delivery, runtime: time }, task)
+/// A writer whose tasks, of requests and of changes, the test polls by itself.
+fn writer(
+    delivery: Delivery,
+    sink: Arc<dyn AuditSink>,
+    runtime: Arc<dyn Runtime>,
+) -> (AuditWriter, [Task; 2]) {
+    let draft: Draft = Arc::new(|sum| request(0, sum.last.outcome, sum.count));
+    let [requests, changes] =
+        std::array::from_fn(|_| Task::new(&sink, &None, &delivery, &runtime, &draft));
+    let lanes = (requests.lane.clone(), changes.lane.clone());
+    let writer = AuditWriter { requests: lanes.0, changes: lanes.1, delivery, runtime };
+    (writer, [requests, changes])
 }
 
 #[test]
@@ -132,7 +126,7 @@ fn the_pauses_between_retries_double_up_to_the_longest_and_begin_anew_after_a_su
     let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
     let delivery = Delivery::buffered();
     let linger = delivery.linger;
-    let (writer, task) = writer(delivery, sink.clone(), time.clone());
+    let (writer, [_, task]) = writer(delivery, sink.clone(), time.clone());
     let mut task = Box::pin(task.run());
     for _ in 0..2 {
         *sink.failures.lock().unwrap() = 8;
@@ -150,7 +144,7 @@ fn the_pauses_between_retries_double_up_to_the_longest_and_begin_anew_after_a_su
 fn health_says_since_when_the_sink_fails_and_that_it_works_again() {
     let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
     *sink.failures.lock().unwrap() = 2;
-    let (writer, mut task) = writer(Delivery::buffered().capacity(7), sink, time);
+    let (writer, [_, mut task]) = writer(Delivery::buffered().capacity(7), sink, time);
     let health = |queued, failing| AuditHealth { queued, capacity: 7, failing };
     writer.enqueue(Reserved::None, record(1));
     assert_eq!(writer.health(), health(1, None), "nothing is known yet");
@@ -167,10 +161,10 @@ fn health_says_since_when_the_sink_fails_and_that_it_works_again() {
 #[test]
 fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
     let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
-    let (writer, mut task) = writer(Delivery::buffered().batch(2), sink, time);
+    let (writer, [_, mut task]) = writer(Delivery::buffered().batch(2), sink, time);
     let mut acknowledged = Vec::new();
     for number in 0..5 {
-        let place = writer.queue.try_reserve(Kind::Change).unwrap();
+        let place = writer.changes.queue.try_reserve(Kind::Other).unwrap();
         acknowledged.push(place.fill_acknowledged(record(number)).unwrap());
     }
     task.take();
@@ -181,7 +175,7 @@ fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
     for mut acknowledged in acknowledged {
         assert!(acknowledged.try_recv().is_err(), "canceled: nobody waits for ever");
     }
-    assert_eq!(writer.queue.try_reserve(Kind::Change).unwrap_err(), DeliveryError::Closed);
+    assert_eq!(writer.changes.queue.try_reserve(Kind::Other).unwrap_err(), DeliveryError::Closed);
     writer.enqueue(Reserved::None, record(9));
     assert_eq!(writer.stats().failed, 6);
 }
@@ -225,8 +219,8 @@ proptest! {
         let when_full = if sheds { WhenFull::Shed } else { WhenFull::Wait };
         let delivery = delivery.when_full(when_full).capacity(capacity).batch(3);
         let delivery = delivery.sum_refusals(alone, Duration::from_secs(10));
-        let (writer, task) = writer(delivery, sink.clone(), time);
-        let mut task = Box::pin(task.run());
+        let (writer, tasks) = writer(delivery, sink.clone(), time);
+        let mut tasks = tasks.map(|task| Box::pin(task.run()));
         let (mut made, mut now, mut places) = (0, Timestamp::MIN, Vec::new());
         for (number, (step, which)) in (0..).zip(steps) {
             let request = request(number, Outcome::Aborted, 1);
@@ -249,26 +243,30 @@ proptest! {
                 6 => *sink.failures.lock().unwrap() += usize::from(which),
                 7 => *sink.rejections.lock().unwrap() += usize::from(which),
                 _ if which == 0 => now = now.saturating_add(Duration::from_secs(10)),
-                _ => prop_assert!(!poll(task.as_mut())),
+                _ => for task in &mut tasks {
+                    prop_assert!(!poll(task.as_mut()));
+                },
             }
             prop_assert_eq!(accounted(writer.stats()), made);
         }
         let end = Duration::from_secs(if patient { 3_600 } else { 0 });
-        writer.queue.close(Instant::now() + end);
+        writer.close(end);
         prop_assert!(writer.refuse(refusal(now)).is_err());
         let open = places.len() as u64;
         places.into_iter().for_each(|place| {
             writer.enqueue(place, request(0, Outcome::Aborted, 1));
         });
-        prop_assert!(poll(task.as_mut()), "it ends");
-        drop(task);
+        for task in &mut tasks {
+            prop_assert!(poll(task.as_mut()), "it ends");
+        }
+        drop(tasks);
         let stats = writer.stats();
         prop_assert_eq!((stats.queued, stats.summed, accounted(stats)), (0, 0, made + open));
         prop_assert_eq!(stats.written, *sink.written.lock().unwrap());
     }
 }
 
-/// Writes changes only, as a log does whose table of requests is locked.
+/// Never answers for requests, as a log does whose table of requests is locked.
 #[derive(Debug, Default)]
 struct ChangesOnly(MemoryAuditLog);
 
@@ -276,40 +274,42 @@ struct ChangesOnly(MemoryAuditLog);
 impl AuditSink for ChangesOnly {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
         if batch.iter().any(|record| matches!(record.event, AuditEvent::Request(_))) {
-            return Err(AuditError::unavailable("locked"));
+            std::future::pending::<()>().await;
         }
         self.0.record(batch).await
     }
 }
 
-#[test]
-fn changes_are_written_while_the_records_of_requests_cannot_be() {
-    let (sink, time) = (Arc::new(ChangesOnly::default()), Arc::new(NoTime::default()));
-    let (writer, mut task) = writer(Delivery::buffered().batch(2), sink.clone(), time);
-    let request = |number| {
-        let event = RequestEvent {
-            method: "GET".into(),
-            endpoint: "/".into(),
-            ip: None,
-            country: None,
-            status: Some(200),
-            outcome: Outcome::Allowed,
-            count: 1,
-        };
-        AuditRecord { event: AuditEvent::Request(event), ..record(number) }
-    };
-    for number in 0..2 {
-        writer.enqueue(Reserved::None, request(number));
+/// No sleep ends.
+#[derive(Debug)]
+struct StoppedTime;
+
+impl Runtime for StoppedTime {
+    fn spawn(&self, _: BoxFuture<'static, ()>) {}
+
+    fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
     }
-    task.take();
-    assert!(poll(pin!(task.write_each_kind())));
+}
+
+#[test]
+fn changes_are_written_while_the_records_of_requests_are_waited_for() {
+    let sink = Arc::new(ChangesOnly::default());
+    let (writer, tasks) =
+        writer(Delivery::buffered().batch(2), sink.clone(), Arc::new(StoppedTime));
+    let mut tasks = tasks.map(|task| Box::pin(task.run()));
+    for number in 0..2 {
+        writer.enqueue(Reserved::None, request(number, Outcome::Allowed, 1));
+    }
     for round in 0..3 {
-        let place = writer.queue.try_reserve(Kind::Change).unwrap();
-        let mut acknowledged = place.fill_acknowledged(record(10 + round)).unwrap();
-        task.take();
-        assert!(poll(pin!(task.write_each_kind())));
-        assert_eq!(acknowledged.try_recv(), Ok(Some(Ok(()))), "round {round}");
-        assert_eq!((task.batch.records.len(), writer.stats().queued), (2, 2), "kept for later");
+        let mut written = pin!(writer.write(record(10 + round)));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(written.as_mut().poll(&mut context).is_pending());
+        for task in &mut tasks {
+            assert!(!poll(task.as_mut()));
+        }
+        assert_eq!(written.poll(&mut context), Poll::Ready(Ok(())), "round {round}");
+        assert_eq!(writer.stats().queued, 2, "the requests");
     }
     assert_eq!(sink.0.len(), 3);
 }

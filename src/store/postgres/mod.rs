@@ -138,7 +138,8 @@ impl PostgresStore {
             lookups: pool(target.connections, Use::Shared),
             changes: pool(CHANGES, Use::InTurn),
             uses: pool(1, Use::InTurn),
-            records: pool(1, Use::InTurn),
+            // One for a batch of requests, and one for a batch of changes.
+            records: pool(2, Use::InTurn),
             pages: pool(1, Use::InTurn),
             alone: Alone::new(Arc::clone(&dialer), target.deadline),
             #[cfg(feature = "cache")]

@@ -115,10 +115,10 @@ impl PostgresOptions {
     /// carries many calls at a time, so few do. Without [prepared](Self::prepared)
     /// statements they are 4, since each carries one call at a time.
     ///
-    /// There are 8 more, so that calls of different kinds do not wait for each other: 4 for
-    /// changes, and one each for last-used times, audit records, pages of the audit log, and
-    /// purging. A store has 10 sessions at the server by default, however long others hold
-    /// rows or tables locked. While the server does not answer at all, each may have one
+    /// There are 9 more, so that calls of different kinds do not wait for each other: 4 for
+    /// changes, 2 for audit records (one batch of requests and one of changes), and one each
+    /// for last-used times, pages of the audit log, and purging. A store has 11 sessions at
+    /// the server by default, however long others hold rows or tables locked. While the server does not answer at all, each may have one
     /// more, which the server has not ended yet. A cache's feed is another one.
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: Some(connections.max(1)), ..self }

@@ -134,9 +134,7 @@ export function allowlistEditor(initial, max) {
     return true;
   }
 
-  // Checked as typed: an error goes as soon as it is mended, and comes for what
-  // can become right no more or is left as it is. Not between the press and the
-  // release of a button, though: a new line would move it away, and no click come.
+  // Not while a button is pressed: a line that appears moves it, and the click is lost.
   const check = () => {
     if (document.querySelector("button:active")) return;
     const typed = input.value.trim();
@@ -161,12 +159,8 @@ export function allowlistEditor(initial, max) {
   input.replaceWith(row);
   row.append(input, button(text("field.allowlist.add"), () => (add(), input.focus())));
   line.element.append(list);
-  const legend = h(
-    "legend",
-    {},
-    text("field.allowlist"),
-    h("span", { class: "optional" }, ` (${text("optional")})`),
-  );
+  const optional = h("span", { class: "optional" }, ` (${text("optional")})`);
+  const legend = h("legend", {}, text("field.allowlist"), optional);
   return {
     element: h("fieldset", {}, legend, line.element),
     error: line.error,

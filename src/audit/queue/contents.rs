@@ -1,4 +1,4 @@
-//! The queued records: changes before requests, with room for each kind.
+//! The queued records, with room for those of refusals and for all others.
 
 use std::collections::VecDeque;
 
@@ -10,23 +10,18 @@ use crate::audit::record::{AuditEvent, AuditRecord};
 /// Tells whoever waits for a record what became of it.
 pub(crate) type Ack = oneshot::Sender<Result<(), DeliveryError>>;
 
-/// So many changes a writer takes that is full of requests.
-const CHANGES_WITHOUT_ROOM: usize = 16;
-
 /// Whose room a record takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Change,
-    Request,
     Refusal,
+    Other,
 }
 
 impl Kind {
     pub(super) fn of(record: &AuditRecord) -> Self {
         match &record.event {
-            AuditEvent::Change(_) => Self::Change,
             AuditEvent::Request(request) if request.outcome.is_refusal() => Self::Refusal,
-            AuditEvent::Request(_) => Self::Request,
+            AuditEvent::Request(_) | AuditEvent::Change(_) => Self::Other,
         }
     }
 }
@@ -62,28 +57,23 @@ impl<P> Room<P> {
 }
 
 /// What is queued, and what room is left. `P` is a place that somebody may wait for.
-pub(super) struct Lanes<P> {
-    changes: VecDeque<(AuditRecord, Option<Ack>)>,
-    /// Of admitted requests and of refusals.
-    requests: VecDeque<(AuditRecord, Option<Ack>)>,
-    for_changes: Room<P>,
-    for_requests: Room<P>,
+pub(super) struct Contents<P> {
+    records: VecDeque<(AuditRecord, Option<Ack>)>,
     for_refusals: Room<P>,
-    /// How many requests and changes the records stand for.
+    for_others: Room<P>,
+    /// How many requests or changes the records stand for.
     count: u64,
     /// How many of the queued records somebody waits for.
     awaited: usize,
     reserved: usize,
 }
 
-impl<P> Lanes<P> {
+impl<P> Contents<P> {
     pub(super) fn of(capacity: usize) -> Self {
         Self {
-            changes: VecDeque::new(),
-            requests: VecDeque::new(),
-            for_changes: Room::of(capacity),
-            for_requests: Room::of(capacity),
+            records: VecDeque::new(),
             for_refusals: Room::of(capacity.div_ceil(4)),
+            for_others: Room::of(capacity),
             count: 0,
             awaited: 0,
             reserved: 0,
@@ -92,23 +82,22 @@ impl<P> Lanes<P> {
 
     pub(super) fn room(&mut self, kind: Kind) -> &mut Room<P> {
         match kind {
-            Kind::Change => &mut self.for_changes,
-            Kind::Request => &mut self.for_requests,
             Kind::Refusal => &mut self.for_refusals,
+            Kind::Other => &mut self.for_others,
         }
     }
 
     /// How many records are queued.
     pub(super) fn len(&self) -> usize {
-        self.changes.len() + self.requests.len()
+        self.records.len()
     }
 
     /// How many records are queued or in the writer's hands.
     pub(super) fn occupied(&self) -> usize {
-        self.for_changes.occupied + self.for_requests.occupied + self.for_refusals.occupied
+        self.for_refusals.occupied + self.for_others.occupied
     }
 
-    /// How many requests and changes these stand for.
+    /// How many requests or changes these stand for.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
@@ -120,8 +109,7 @@ impl<P> Lanes<P> {
 
     /// Whether somebody waits for a record, or for room.
     pub(super) fn is_pressing(&self) -> bool {
-        let mut waiting = self.for_changes.waiting.iter().chain(&self.for_requests.waiting);
-        self.awaited > 0 || waiting.any(|waiter| !waiter.is_canceled())
+        self.awaited > 0 || self.for_others.waiting.iter().any(|waiter| !waiter.is_canceled())
     }
 
     /// Counts a place that is given out.
@@ -152,21 +140,13 @@ impl<P> Lanes<P> {
         self.room(kind).occupied += 1;
         self.awaited += usize::from(ack.is_some());
         let first_awaited = ack.is_some() && self.awaited == 1;
-        let lane = if kind == Kind::Change { &mut self.changes } else { &mut self.requests };
-        lane.push_back((record, ack));
+        self.records.push_back((record, ack));
         self.len() == 1 || first_awaited || self.len() == batch
     }
 
-    /// Moves up to `max` records over to the writer: changes first, though no more than
-    /// half of them where requests wait too, and the oldest of each. A writer that cannot
-    /// get rid of requests and has no room still gets a few changes.
+    /// Moves up to `max` records over to the writer, the oldest first.
     pub(super) fn take(&mut self, max: usize, mut each: impl FnMut(AuditRecord, Option<Ack>)) {
-        let half = max.div_ceil(2).max(max.saturating_sub(self.requests.len()));
-        let half = if max == 0 { CHANGES_WITHOUT_ROOM } else { half };
-        let changes = self.changes.len().min(half);
-        let requests = self.requests.len().min(max.saturating_sub(changes));
-        let taken = self.changes.drain(..changes).chain(self.requests.drain(..requests));
-        for (record, ack) in taken {
+        for (record, ack) in self.records.drain(..max.min(self.records.len())) {
             self.awaited = self.awaited.saturating_sub(usize::from(ack.is_some()));
             each(record, ack);
         }
