@@ -7,7 +7,8 @@
 //! to those of the quiet round, and how many of its requests and changes failed.
 //!
 //! The troublemakers and the victim run in the process of the service, on the same
-//! processors: part of each ratio is that they take time from it.
+//! processors: part of each ratio is that they take time from it. The rows "past keygate"
+//! show how much: their requests go to a route without keys.
 //!
 //! `KEYGATE_TEST_POSTGRES` names another server than the local one,
 //! `KEYGATE_BENCH_SECONDS` how long a round lasts (10).
@@ -74,8 +75,12 @@ async fn main() {
     }
     let long = format!("/v1/{}", "a".repeat(60_000));
     let short = || "/v1/whoami".to_owned();
+    // Past the layer: what the flood itself costs on the processors that it shares.
+    let past = |path: &str| path.replacen("/v1/", "/past/", 1);
     let (revoked, good) = (near.revoked.clone(), near.good.clone());
     let floods = [
+        ("a flood past keygate", Neighbour::Flood(past(&short()), good.clone())),
+        ("60 kB paths past keygate", Neighbour::Flood(past(&long), good.clone())),
         ("a flood of refusals", Neighbour::Flood(short(), revoked.clone())),
         ("60 kB paths, revoked key", Neighbour::Flood(long.clone(), revoked.clone())),
         ("60 kB paths, good key", Neighbour::Flood(long, good)),
