@@ -1,4 +1,42 @@
 //! Guides, step by step.
+//!
+//! - Running it: [`stores`], [`operations`], [`cache`], [`restore`] and [`restore_sqlite`].
+//! - Building with it: [`recipes`], [`http_api`] and [`adopting`].
+//! - Reference: [`security`], [`benchmarks`] and [`glossary`].
+
+/// The examples in a page use several features, so that it is compiled with all of them.
+macro_rules! pages {
+    ($($name:ident $file:literal;)+) => {
+        $(
+            #[cfg_attr(
+                all(
+                    feature = "cache",
+                    feature = "geoip",
+                    feature = "postgres",
+                    feature = "settings-page",
+                    feature = "sqlite"
+                ),
+                doc = include_str!($file)
+            )]
+            #[cfg_attr(
+                not(all(
+                    feature = "cache",
+                    feature = "geoip",
+                    feature = "postgres",
+                    feature = "settings-page",
+                    feature = "sqlite"
+                )),
+                doc = "This page is in the documentation that is built with all features."
+            )]
+            pub mod $name {}
+        )+
+    };
+}
+
+pages! {
+    operations "operations.md";
+    stores "stores.md";
+}
 
 #[doc = include_str!("restore.md")]
 pub mod restore {}
