@@ -34,7 +34,14 @@ macro_rules! pages {
 }
 
 pages! {
+    adopting "adopting.md";
+    benchmarks "benchmarks.md";
+    cache "cache.md";
+    glossary "glossary.md";
+    http_api "http_api.md";
     operations "operations.md";
+    recipes "recipes.md";
+    security "security.md";
     stores "stores.md";
 }
 
