@@ -50,3 +50,21 @@ pub mod restore {}
 
 #[doc = include_str!("restore_sqlite.md")]
 pub mod restore_sqlite {}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn readme_blocks_with_attributes_stand_in_a_page_that_compiles() {
+        let pages = [include_str!("service.md"), include_str!("recipes.md")];
+        let blocks: Vec<_> = include_str!("../../README.md")
+            .split("```rust,")
+            .skip(1)
+            .filter_map(|rest| rest.split_once('\n')?.1.split_once("```"))
+            .map(|(block, _)| block)
+            .collect();
+        assert_eq!(blocks.len(), 2);
+        for block in blocks {
+            assert!(pages.iter().any(|page| page.contains(block)), "in no page:\n{block}");
+        }
+    }
+}
