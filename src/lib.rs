@@ -4,9 +4,19 @@
 //!
 //! A key looks like `vsp_sk_` followed by 48 letters and digits ([`KeyFormat`]).
 //! [`KeyManager`] makes and verifies them, over any [`KeyStore`] and [`AuditSink`].
-//! There are three ways to use the crate.
+//! The [`guide`] has everything beyond this page.
 //!
-//! # In a service
+//! # An axum service
+//!
+//! Features `settings-page` and `sqlite`. This is a whole `main.rs`, with keys and audit
+//! log in one SQLite file:
+//!
+#![cfg_attr(
+    all(feature = "settings-page", feature = "sqlite"),
+    doc = include_str!("guide/service.md")
+)]
+//!
+//! # Without a framework
 //!
 //! ```
 //! # #[tokio::main]
@@ -18,13 +28,13 @@
 //!     .audit(Arc::new(MemoryAuditLog::new()))
 //!     .build()?;
 //!
-//! // On behalf of somebody who is logged in:
+//! // On behalf of a user who is logged in:
 //! let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
 //! let new = NewKey::named("CI deploy")?.expires(Expiration::OneYear).allow(["10.0.0.0/8"])?;
 //! let issued = keys.create(&actor, new).await?;
 //! println!("copy this, it is shown once: {}", issued.secret.expose_secret());
 //!
-//! // On each request (`admit` in its place also puts the request on record):
+//! // On each request (`admit` instead also records the request):
 //! let presented = issued.secret.expose_secret();
 //! let client_ip = Some("10.1.2.3".parse()?);
 //! match keys.verify(presented, client_ip).await {
@@ -35,55 +45,11 @@
 //! # }
 //! ```
 //!
-//! # As a layer of an axum app
-//!
-//! Features `axum` and `admin`. The layer ([`ApiKeyLayer`]) works
-//! on any tower service; feature `tower` has it without axum.
-//!
-#![cfg_attr(
-    feature = "admin",
-    doc = r#"
-```
-# #[tokio::main]
-# async fn main() -> Result<(), Box<dyn std::error::Error>> {
-use std::net::SocketAddr;
-use axum::{Router, extract::Request, middleware::{self, Next}, response::Response, routing::get};
-use keygate::{Actor, ApiKeyLayer, KeyManager, MemoryStore, OrgId, VerifiedKey};
-
-async fn whoami(key: VerifiedKey) -> String {
-    key.org().to_string()
-}
-
-// Your own login, which tells whose keys may be managed.
-async fn login(mut request: Request, next: Next) -> Response {
-    if let Ok(org) = OrgId::new("from your session") {
-        request.extensions_mut().insert(Actor::new(org, "ada@acme.example"));
-    }
-    next.run(request).await
-}
-
-let keys = KeyManager::builder(MemoryStore::new()).build()?;
-let app: Router = Router::new()
-    .route("/v1/whoami", get(whoami))
-    .route_layer(ApiKeyLayer::new(keys.clone()))
-    .nest("/settings/api", keygate::admin::router(keys).layer(middleware::from_fn(login)));
-// The layer checks allowlists against the peer's address:
-let service = app.into_make_service_with_connect_info::<SocketAddr>();
-# Ok(())
-# }
-```
-"#
-)]
-//!
-//! Once the server has stopped, [`KeyManager::shutdown`] writes what is queued for the
-//! audit log; without it, that is lost.
-//!
 //! # With a store of your own
 //!
-//! Implement [`KeyStore`], whose documentation is a tutorial, and prove it with the
-//! conformance suite (feature `conformance`). The same goes for [`AuditSink`] and
-//! [`AuditLog`], and for [`KeyExport`], by which [`import`] moves keys from one store
-//! to another.
+//! Implement [`KeyStore`], whose documentation is a tutorial, and test it with the
+//! conformance suite (feature `conformance`). The same goes for [`AuditSink`],
+//! [`AuditLog`] and [`KeyExport`].
 //!
 #![cfg_attr(
     feature = "conformance",

@@ -1,7 +1,70 @@
 //! Guides, step by step.
+//!
+//! - Running it: [`stores`], [`operations`], [`cache`], [`restore`] and [`restore_sqlite`].
+//! - Building with it: [`recipes`], [`http_api`] and [`adopting`].
+//! - Reference: [`security`], [`benchmarks`] and [`glossary`].
+
+/// The examples in a page use several features, so that it is compiled with all of them.
+macro_rules! pages {
+    ($($name:ident $file:literal;)+) => {
+        $(
+            #[cfg_attr(
+                all(
+                    feature = "cache",
+                    feature = "geoip",
+                    feature = "postgres",
+                    feature = "settings-page",
+                    feature = "sqlite"
+                ),
+                doc = include_str!($file)
+            )]
+            #[cfg_attr(
+                not(all(
+                    feature = "cache",
+                    feature = "geoip",
+                    feature = "postgres",
+                    feature = "settings-page",
+                    feature = "sqlite"
+                )),
+                doc = "This page is in the documentation that is built with all features."
+            )]
+            pub mod $name {}
+        )+
+    };
+}
+
+pages! {
+    adopting "adopting.md";
+    benchmarks "benchmarks.md";
+    cache "cache.md";
+    glossary "glossary.md";
+    http_api "http_api.md";
+    operations "operations.md";
+    recipes "recipes.md";
+    security "security.md";
+    stores "stores.md";
+}
 
 #[doc = include_str!("restore.md")]
 pub mod restore {}
 
 #[doc = include_str!("restore_sqlite.md")]
 pub mod restore_sqlite {}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn readme_blocks_with_attributes_stand_in_a_page_that_compiles() {
+        let pages = [include_str!("service.md"), include_str!("recipes.md")];
+        let blocks: Vec<_> = include_str!("../../README.md")
+            .split("```rust,")
+            .skip(1)
+            .filter_map(|rest| rest.split_once('\n')?.1.split_once("```"))
+            .map(|(block, _)| block)
+            .collect();
+        assert_eq!(blocks.len(), 2);
+        for block in blocks {
+            assert!(pages.iter().any(|page| page.contains(block)), "in no page:\n{block}");
+        }
+    }
+}
