@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use keygate::{
     Actor, ApiKey, AuditSink, KeyDigest, KeyManager, KeyPatch, KeyStore, KeyUse, NewKey, OrgLimit,
@@ -164,8 +164,8 @@ async fn case_44_a_change_that_arrives_late_changes_nothing() {
 #[ignore = "needs PostgreSQL"]
 async fn case_45_while_the_table_of_requests_is_locked_keys_are_changed_on_record() {
     in_schema(|options| async move {
-        let schema = schema_of(&options);
-        let store = options.deadline(DEADLINE).connect().await.unwrap();
+        let (schema, name) = (schema_of(&options), unique("keygate_requests"));
+        let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
         let log = Arc::new(store.clone());
         let keys = KeyManager::builder(store).audit(log).build().unwrap();
         let actor = Actor::new(org("acme"), "ada");
@@ -173,19 +173,86 @@ async fn case_45_while_the_table_of_requests_is_locked_keys_are_changed_on_recor
         let db = administrator().await;
         let lock = format!("BEGIN; LOCK TABLE {schema}.requests IN ACCESS EXCLUSIVE MODE");
         db.batch_execute(&lock).await.unwrap();
+        let mut passed = 0;
         for round in 0..10 {
             let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
             let admitted = keys.admit(issued.secret.expose_secret(), request).await.unwrap();
             admitted.finish(200).await.unwrap();
-            let name = format!("name {round}").parse().unwrap();
-            keys.update(&actor, &issued.key.id, KeyPatch::rename(name)).await.unwrap();
+            let waiting = until_lock_wait(&name).await;
+            let new = format!("name {round}").parse().unwrap();
+            keys.update(&actor, &issued.key.id, KeyPatch::rename(new)).await.unwrap();
+            passed += usize::from(lock_waits(&name).await == waiting);
         }
+        assert!(passed > 0, "each change waited until that batch of requests was given up");
         db.batch_execute("ROLLBACK").await.unwrap();
         let report = keys.shutdown(Duration::from_secs(10)).await;
         assert!(report.is_complete(), "{report:?}");
         let count = format!("SELECT count(*) FROM {schema}.requests");
         let records: i64 = db.query_one(&count, &[]).await.unwrap().get(0);
         assert_eq!(records, 10);
+    })
+    .await;
+}
+
+/// The statements of those sessions that wait for a lock: session and beginning.
+async fn lock_waits(name: &str) -> Vec<(i32, SystemTime)> {
+    let waits = "SELECT pid, query_start FROM pg_stat_activity \
+                 WHERE application_name = $1 AND wait_event_type = 'Lock'";
+    let rows = administrator().await.query(waits, &[&name]).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+async fn until_lock_wait(name: &str) -> Vec<(i32, SystemTime)> {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    loop {
+        let waits = lock_waits(name).await;
+        if !waits.is_empty() {
+            return waits;
+        }
+        assert!(Instant::now() < give_up, "nothing waits for the lock");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// However many changes want what is locked, most of them wait without a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_45_changes_to_one_key_or_organisation_do_not_take_all_connections() {
+    in_schema(|options| async move {
+        let (schema, name) = (schema_of(&options), unique("keygate_gates"));
+        let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
+        let keys: Vec<_> = (0..8).map(|_| new_key(&org("acme"))).collect();
+        for key in &keys {
+            store.insert(key, OrgLimit::NONE).await.unwrap();
+        }
+        let db = administrator().await;
+        let lock = format!(
+            "BEGIN; SELECT 1 FROM {schema}.keys FOR UPDATE; \
+             SELECT 1 FROM {schema}.organisations FOR UPDATE"
+        );
+        db.batch_execute(&lock).await.unwrap();
+        for (wanted, creations, most) in [(&keys[..1], 0, 1), (&keys[..0], 8, 1), (&keys[..], 8, 2)]
+        {
+            let mut waiting = JoinSet::new();
+            for key in wanted.iter().cycle().take(if wanted.is_empty() { 0 } else { 8 }) {
+                let (store, edit) = (store.clone(), at_next(key, |_| {}));
+                waiting.spawn(async move { store.replace(&edit, Revision::FIRST).await });
+            }
+            for _ in 0..creations {
+                let (store, new) = (store.clone(), new_key(&org("acme")));
+                waiting.spawn(async move { store.insert(&new, OrgLimit::NONE).await });
+            }
+            until_lock_wait(&name).await;
+            let mut seen = 0;
+            while !waiting.is_empty() {
+                seen = seen.max(lock_waits(&name).await.len());
+                while let Some(done) = waiting.try_join_next() {
+                    done.unwrap().unwrap_err();
+                }
+            }
+            assert!((1..=most).contains(&seen), "{seen} wait for {most}");
+        }
+        db.batch_execute("ROLLBACK").await.unwrap();
     })
     .await;
 }
