@@ -59,11 +59,8 @@ async fn produce(keys: &KeyManager, secret: &Arc<str>, requests: usize) {
         let (keys, secret) = (keys.clone(), Arc::clone(secret));
         tokio::spawn(async move {
             for _ in 0..requests / PRODUCERS {
-                let request = RequestInfo {
-                    method: "GET".into(),
-                    path: "/v1/things".into(),
-                    ip: "192.0.2.1".parse().ok(),
-                };
+                let request =
+                    RequestInfo::new("GET", "/v1/things").from_ip("192.0.2.1".parse().ok());
                 let admission = keys.admit(&secret, request).await.unwrap();
                 admission.finish(200).await.unwrap();
                 // As whoever waits for the next request does.
@@ -93,14 +90,11 @@ fn batch(key: KeyId, made: &mut u64) -> Vec<AuditRecord> {
             at: Timestamp::from_unix_micros(1_800_000_000_000_000 + *made as i64).unwrap(),
             org: OrgId::new("acme").unwrap(),
             key,
-            event: AuditEvent::Request(RequestEvent {
-                method: "GET".into(),
-                endpoint: "/v1/things".into(),
-                ip: "192.0.2.1".parse().ok(),
-                country: None,
-                status: Some(200),
-                outcome: Outcome::Allowed,
-                count: 1,
+            event: AuditEvent::Request({
+                let mut event = RequestEvent::new("GET", "/v1/things", Outcome::Allowed);
+                event.ip = "192.0.2.1".parse().ok();
+                event.status = Some(200);
+                event
             }),
         }
     };

@@ -41,8 +41,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use keygate::{
-    Allowlist, ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, OrgLimit, PlaintextKey, Random,
-    Revision, SqliteStore, Status, SystemRandom, Timestamp,
+    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, OrgLimit, PlaintextKey, Random, SqliteStore, SystemRandom, Timestamp,
 };
 use serde_json::{Value, json};
 
@@ -173,16 +172,11 @@ async fn expired(file: &Path) -> Vec<String> {
         let record = ApiKey {
             digest: key.digest(),
             expires_at: Some(now.saturating_sub(DAY * 30)),
-            allowlist: Allowlist::default(),
-            status: Status::Active,
             id: KeyId::random(&SystemRandom).unwrap(),
             org: OrgId::new("expired").unwrap(),
             name: KeyName::new("expired").unwrap(),
-            key_prefix: key.expose_secret()[..12].to_owned(),
             created_at: now.saturating_sub(DAY * 60),
-            rotated_at: None,
-            last_used_at: None,
-            revision: Revision::FIRST,
+            ..ApiKey::sample(0)
         };
         store.insert(&record, OrgLimit::NONE).await.unwrap();
         keys.push(key.expose_secret().to_owned());

@@ -249,15 +249,10 @@ fn record(digest: KeyDigest, status: Status) -> ApiKey {
         id: KeyId::random(&SystemRandom).unwrap(),
         org: OrgId::new("acme").unwrap(),
         name: KeyName::new("CI deploy").unwrap(),
-        key_prefix: "vsp_sk_01234".to_owned(),
         digest,
         status,
-        allowlist: Allowlist::default(),
         created_at: Timestamp::from_unix_micros(0).unwrap(),
-        expires_at: None,
-        rotated_at: None,
-        last_used_at: None,
-        revision: Revision::FIRST,
+        ..ApiKey::sample(0)
     }
 }
 

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant, SystemTime};
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use keygate::{
     Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore,
-    OrgId, OrgLimit, Revision, Status, SystemRandom, Timestamp,
+    OrgId, OrgLimit, SystemRandom, Timestamp,
 };
 use prefixed_api_key::{PakControllerOsSha256, PrefixedApiKey};
 use serde::{Deserialize, Serialize};
@@ -93,15 +93,11 @@ fn keys(count: usize) -> Keys {
             id: KeyId::random(&SystemRandom).unwrap(),
             org: OrgId::new(format!("org-{}", n / 20)).unwrap(),
             name: name.clone(),
-            key_prefix: key.expose_secret()[..12].to_owned(),
             digest,
-            status: Status::Active,
             allowlist: Allowlist::parse(entries).unwrap(),
             created_at: Timestamp::from_unix_micros(0).unwrap(),
             expires_at: Some(Timestamp::MAX),
-            rotated_at: None,
-            last_used_at: None,
-            revision: Revision::FIRST,
+            ..ApiKey::sample(0)
         };
         ready(store.insert(&record, OrgLimit::NONE)).unwrap();
         floor.insert(*digest.as_bytes(), *digest.as_bytes());

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keygate::{
     Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, KeyUse, OrgId, OrgLimit, Revision,
-    Status, StoreError, Timestamp,
+    StoreError, Timestamp,
 };
 use serde_json::{Value, json};
 
@@ -90,6 +90,7 @@ impl State {
             "rotated_at": micros(key.rotated_at),
             "last_used_at": micros(key.last_used_at),
             "revision": key.revision.get(),
+            "attributes": key.attributes.to_string(),
         });
         self.append(&line)?;
         self.keys.insert(key.id, key);
@@ -127,7 +128,7 @@ fn read(line: &Value) -> Option<ApiKey> {
         name: KeyName::restore(text("name")?).ok()?,
         key_prefix: text("key_prefix")?.to_owned(),
         digest: KeyDigest::from_slice(&bytes.collect::<Option<Vec<u8>>>()?).ok()?,
-        status: Status::parse(text("status")?)?,
+        status: text("status")?.parse().ok()?,
         // Entries that are no text become empty ones, with which it allows nobody.
         allowlist: Allowlist::restore(
             list("allowlist")?.iter().map(|entry| entry.as_str().unwrap_or_default()),
@@ -137,6 +138,7 @@ fn read(line: &Value) -> Option<ApiKey> {
         rotated_at: optional_time("rotated_at")?,
         last_used_at: optional_time("last_used_at")?,
         revision: Revision::new(line.get("revision")?.as_u64()?.try_into().ok()?),
+        attributes: text("attributes")?.parse().ok()?,
     })
 }
 

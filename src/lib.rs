@@ -102,6 +102,7 @@ pub mod guide;
 mod http;
 mod key;
 mod manager;
+mod names;
 mod network;
 mod org;
 mod policy;
@@ -155,10 +156,12 @@ pub use crate::manager::error::ManageError;
 pub use crate::manager::health::{HealthReport, PartHealth, ShutdownReport};
 pub use crate::manager::lifecycle::IssuedKey;
 pub use crate::manager::verify::{VerifiedKey, VerifyError};
+pub use crate::names::UnknownName;
 pub use crate::network::{Network, NetworkError};
 pub use crate::org::{Actor, OrgId, OrgIdError};
 pub use crate::policy::Denial;
 pub use crate::random::{Random, RandomError, SystemRandom};
+pub use crate::record::attributes::{Attributes, AttributesError, Metadata, MetadataError};
 pub use crate::record::{ApiKey, KeyPatch, KeyUse, Limits, NewKey, OrgLimit, Revision, Status};
 #[cfg(feature = "tokio")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]

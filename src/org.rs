@@ -37,6 +37,11 @@ impl OrgId {
         }
     }
 
+    /// For sample records.
+    pub(crate) fn sample() -> Self {
+        Self("acme".into())
+    }
+
     /// The identifier as the host gave it.
     pub fn as_str(&self) -> &str {
         &self.0

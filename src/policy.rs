@@ -52,7 +52,7 @@ mod tests {
     use crate::key::id::KeyId;
     use crate::key::name::KeyName;
     use crate::org::OrgId;
-    use crate::record::Revision;
+
     use proptest::prelude::*;
 
     fn key(status: Status, expires_at: Option<Timestamp>, allowlist: Allowlist) -> ApiKey {
@@ -60,15 +60,12 @@ mod tests {
             id: KeyId::from_bytes([1; 16]),
             org: OrgId::new("acme").unwrap(),
             name: KeyName::new("key").unwrap(),
-            key_prefix: "vsp_sk_abcde".into(),
             digest: KeyDigest::of("key"),
             status,
             allowlist,
             created_at: at(0),
             expires_at,
-            rotated_at: None,
-            last_used_at: None,
-            revision: Revision::FIRST,
+            ..ApiKey::sample(0)
         }
     }
 

@@ -9,13 +9,17 @@ use crate::key::expiration::Expiration;
 use crate::key::id::KeyId;
 use crate::key::idempotency::IdempotencyKey;
 use crate::key::name::{KeyName, KeyNameError};
+use crate::names::names;
 use crate::org::OrgId;
+
+pub(crate) mod attributes;
+
+use attributes::{Attributes, Metadata};
 
 /// Everything that is kept about one key: one row of a store.
 ///
-/// The type is closed on purpose. A new field means a new column in every
-/// store, so it comes with a new major version, never with a default that a
-/// store could forget.
+/// The type is closed on purpose: each field but the last is a column in every store. What
+/// is added to a key later is added to its [`Attributes`], which no store looks into.
 // In this order, so that what every request reads lies side by side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -44,37 +48,53 @@ pub struct ApiKey {
     pub last_used_at: Option<Timestamp>,
     /// Counts the changes; uses are no changes.
     pub revision: Revision,
+    /// What is kept and never searched for: one text in a store.
+    pub attributes: Attributes,
 }
 
 impl ApiKey {
+    /// A complete record, for tests of a store: active, without expiry or allowlist. Its id,
+    /// its digest and the time at which it was created follow from the number.
+    ///
+    /// ```
+    /// use keygate::{ApiKey, Status};
+    ///
+    /// let revoked = ApiKey { status: Status::Revoked, ..ApiKey::sample(1) };
+    /// assert_ne!(revoked.digest, ApiKey::sample(2).digest);
+    /// ```
+    pub fn sample(number: u64) -> Self {
+        let seconds = i64::try_from(number % 1_000_000_000).unwrap_or_default();
+        Self {
+            digest: KeyDigest::of(number.to_be_bytes()),
+            expires_at: None,
+            allowlist: Allowlist::default(),
+            status: Status::Active,
+            id: KeyId::from_bytes(u128::from(number).to_be_bytes()),
+            org: OrgId::sample(),
+            name: KeyName::sample(),
+            key_prefix: "vsp_sk_4fT9x".to_owned(),
+            created_at: Timestamp::from_unix_micros(seconds * 1_000_000).unwrap_or(Timestamp::MIN),
+            rotated_at: None,
+            last_used_at: None,
+            revision: Revision::FIRST,
+            attributes: Attributes::default(),
+        }
+    }
+
     /// Whether the key is expired at that instant: `expires_at <= now`.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
     }
 }
 
-/// Whether the owner has switched a key off. Expiry is another matter:
-/// [`ApiKey::is_expired`]. There is no third state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Status {
-    /// The key may be used.
-    Active,
-    /// Every request with the key is refused.
-    Revoked,
-}
-
-impl Status {
-    /// `active` or `revoked`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Revoked => "revoked",
-        }
-    }
-
-    /// Reads what [`Status::as_str`] writes.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Active, Self::Revoked].into_iter().find(|status| status.as_str() == text)
+names! {
+    /// Whether the owner has switched a key off. Expiry is another matter:
+    /// [`ApiKey::is_expired`]. There is no third state.
+    pub enum Status: "active or revoked" {
+        /// The key may be used.
+        Active = "active",
+        /// Every request with the key is refused.
+        Revoked = "revoked",
     }
 }
 
@@ -118,6 +138,7 @@ pub struct NewKey {
     pub(crate) expiration: Expiration,
     pub(crate) allowlist: Allowlist,
     pub(crate) idempotency_key: Option<IdempotencyKey>,
+    pub(crate) metadata: Metadata,
 }
 
 impl NewKey {
@@ -128,6 +149,7 @@ impl NewKey {
             expiration: Expiration::Never,
             allowlist: Allowlist::default(),
             idempotency_key: None,
+            metadata: Metadata::new(),
         }
     }
 
@@ -154,6 +176,11 @@ impl NewKey {
         Self { allowlist, ..self }
     }
 
+    /// Gives the key texts of the host's own.
+    pub fn metadata(self, metadata: Metadata) -> Self {
+        Self { metadata, ..self }
+    }
+
     /// Makes the key only if the organisation has none that it made with the same
     /// idempotency key in the last 24 hours:
     /// [`ManageError::AlreadyCreated`](crate::ManageError::AlreadyCreated) otherwise. One
@@ -165,18 +192,17 @@ impl NewKey {
     }
 }
 
-/// A change to a key: what is `None` stays as it is. Only these three can be
-/// edited.
+/// A change to a key: what is `None` stays as it is.
 ///
 /// ```
-/// use keygate::{KeyPatch, Status};
+/// use keygate::{KeyName, KeyPatch};
 ///
-/// let revoke = KeyPatch { status: Some(Status::Revoked), ..KeyPatch::default() };
-/// assert_eq!(revoke, KeyPatch::revoke());
+/// let mut patch = KeyPatch::revoke();
+/// patch.name = Some(KeyName::new("CI deploy (old)")?);
+/// # Ok::<(), keygate::KeyNameError>(())
 /// ```
-///
-/// The type is closed: nothing else can ever be edited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeyPatch {
     /// The new name.
     pub name: Option<KeyName>,
@@ -184,6 +210,8 @@ pub struct KeyPatch {
     pub status: Option<Status>,
     /// The new list, in place of the whole old one.
     pub allowlist: Option<Allowlist>,
+    /// The host's own texts, in place of all the old ones.
+    pub metadata: Option<Metadata>,
 }
 
 impl KeyPatch {
@@ -214,6 +242,9 @@ impl KeyPatch {
         changed.name = self.name.clone().unwrap_or(changed.name);
         changed.status = self.status.unwrap_or(changed.status);
         changed.allowlist = self.allowlist.clone().unwrap_or(changed.allowlist);
+        if let Some(metadata) = &self.metadata {
+            changed.attributes.metadata = metadata.clone();
+        }
         (changed != *key).then(|| ApiKey { revision: key.revision.next(), ..changed })
     }
 }
@@ -227,13 +258,29 @@ impl KeyPatch {
 /// assert_eq!((limits.max_keys, limits.max_ips_per_key), (20, 50));
 /// ```
 ///
-/// The type is closed. Write `..Limits::default()` for what you do not set.
+/// ```
+/// # use keygate::Limits;
+/// let limits = Limits::default().max_keys(100);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Keys per organisation; revoked and expired ones count.
     pub max_keys: u32,
     /// Entries in the allowlist of one key.
     pub max_ips_per_key: u32,
+}
+
+impl Limits {
+    /// Sets how many keys an organisation may have.
+    pub fn max_keys(self, max_keys: u32) -> Self {
+        Self { max_keys, ..self }
+    }
+
+    /// Sets how many entries an allowlist may have.
+    pub fn max_ips_per_key(self, max_ips_per_key: u32) -> Self {
+        Self { max_ips_per_key, ..self }
+    }
 }
 
 impl Default for Limits {

@@ -64,7 +64,7 @@ fn millis(millis: u64) -> Duration {
 }
 
 fn get(path: impl Into<Box<str>>) -> RequestInfo {
-    RequestInfo { method: "GET".into(), path: path.into(), ip: "192.0.2.1".parse().ok() }
+    RequestInfo::new("GET", path).from_ip("192.0.2.1".parse().ok())
 }
 
 /// What a sink does with a call.
@@ -290,14 +290,11 @@ async fn strict_an_answer_leaves_only_after_its_record_is_acknowledged() {
     b.sink.hold(false);
     soon(finish).await.unwrap();
     assert_eq!((b.sink.acknowledged(), b.keys.audit_stats().written), (1, 1));
-    let expected = RequestEvent {
-        method: "GET".into(),
-        endpoint: "/v1/a".into(),
-        ip: "192.0.2.1".parse().ok(),
-        country: None,
-        status: Some(418),
-        outcome: Outcome::Allowed,
-        count: 1,
+    let expected = {
+        let mut event = RequestEvent::new("GET", "/v1/a", Outcome::Allowed);
+        event.ip = "192.0.2.1".parse().ok();
+        event.status = Some(418);
+        event
     };
     assert_eq!(b.requests().await, [expected]);
 }
@@ -1030,7 +1027,7 @@ async fn countries_are_filled_in_for_requests_with_a_known_address() {
         let (known, other) = ("192.0.2.1".parse().ok(), "2001:db8::1".parse().ok());
         b.sink.plan([Answer::Write]);
         for ip in [known, other, None] {
-            let request = RequestInfo { ip, ..get("/") };
+            let request = get("/").from_ip(ip);
             b.keys.admit(&b.secret, request).await.unwrap().finish(200).await.unwrap();
         }
         b.settled(4).await;
@@ -1442,20 +1439,16 @@ fn records() -> impl Strategy<Value = Vec<AuditRecord>> {
             let mut id = [0; 16];
             (id[14], id[15]) = (shuffle, u8::try_from(at).unwrap());
             let event = if change {
-                AuditEvent::Change(ChangeEvent {
-                    actor: "ada".into(),
-                    action: ChangeAction::Updated,
-                    phase: ChangePhase::Begun,
-                })
+                AuditEvent::Change(ChangeEvent::new(
+                    "ada",
+                    ChangeAction::Updated,
+                    ChangePhase::Begun,
+                ))
             } else {
-                AuditEvent::Request(RequestEvent {
-                    method: "GET".into(),
-                    endpoint: "/".into(),
-                    ip: None,
-                    country: None,
-                    status: Some(200),
-                    outcome: Outcome::Allowed,
-                    count: 1,
+                AuditEvent::Request({
+                    let mut event = RequestEvent::new("GET", "/", Outcome::Allowed);
+                    event.status = Some(200);
+                    event
                 })
             };
             AuditRecord {

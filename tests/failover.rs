@@ -461,8 +461,7 @@ async fn serve(keys: &KeyManager, secret: &str, time: Duration) -> Service {
         clients.spawn(async move {
             let mut service = Service::default();
             while Instant::now() < until {
-                let request =
-                    RequestInfo { method: "GET".into(), path: "/v1/things".into(), ip: None };
+                let request = RequestInfo::new("GET", "/v1/things");
                 let begun = Instant::now();
                 match keys.admit(&secret, request).await {
                     Ok(admission) => {

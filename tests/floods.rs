@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -120,7 +121,7 @@ impl<L: AuditSink + AuditLog> World<L> {
 }
 
 fn get(path: &str) -> RequestInfo {
-    RequestInfo { method: "GET".into(), path: path.into(), ip: "192.0.2.1".parse().ok() }
+    RequestInfo::new("GET", path).from_ip("192.0.2.1".parse().ok())
 }
 
 fn requests(events: &[RequestEvent]) -> u64 {
@@ -191,7 +192,7 @@ async fn case_48_a_sum_is_written_when_its_window_is_over_and_shows_the_last_ref
     let world = World::on(SpySink::default(), delivery);
     let key = world.revoked_key("flooder").await;
     for at in 0..50 {
-        let request = RequestInfo { ip: format!("192.0.2.{at}").parse().ok(), ..get("/v1/last") };
+        let request = get("/v1/last").from_ip(format!("192.0.2.{at}").parse::<IpAddr>().unwrap());
         world.keys.admit(&key.secret, request).await.unwrap_err();
     }
     let last = world.keys.now();

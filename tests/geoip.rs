@@ -343,8 +343,7 @@ async fn recorded(keys: &KeyManager, log: &MemoryAuditLog, ips: &[&str]) -> Vec<
     let actor = Actor::new(org.clone(), "ada");
     let issued = keys.create(&actor, NewKey::named("CI").unwrap()).await.unwrap();
     for ip in ips {
-        let request =
-            RequestInfo { method: "GET".into(), path: "/".into(), ip: Some(ip.parse().unwrap()) };
+        let request = RequestInfo::new("GET", "/").from_ip(Some(ip.parse().unwrap()));
         let admission = keys.admit(issued.secret.expose_secret(), request).await.unwrap();
         admission.finish(200).await.unwrap();
     }

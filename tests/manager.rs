@@ -306,23 +306,19 @@ async fn create_stores_a_digest_and_shows_the_key_once() {
 
     let stored = b.snapshot().await;
     assert_eq!(stored, [ApiKey::clone(&issued.key)]);
-    assert_eq!(
-        stored[0],
-        ApiKey {
-            id: issued.key.id,
-            org: org("acme"),
-            name: name("CI"),
-            key_prefix: secret[..12].to_owned(),
-            digest: KeyDigest::of(secret),
-            status: Status::Active,
-            allowlist: Allowlist::parse(["10.0.0.0/8"]).unwrap(),
-            created_at: b.clock.now(),
-            expires_at: Timestamp::parse("2027-02-28T10:00:00Z"),
-            rotated_at: None,
-            last_used_at: None,
-            revision: Revision::FIRST,
-        }
-    );
+    let mut expected = ApiKey {
+        id: issued.key.id,
+        org: org("acme"),
+        name: name("CI"),
+        key_prefix: secret[..12].to_owned(),
+        digest: KeyDigest::of(secret),
+        allowlist: Allowlist::parse(["10.0.0.0/8"]).unwrap(),
+        created_at: b.clock.now(),
+        expires_at: Timestamp::parse("2027-02-28T10:00:00Z"),
+        ..ApiKey::sample(0)
+    };
+    expected.attributes.created_by = Some(ada().name().to_owned());
+    assert_eq!(stored[0], expected);
     let shown = format!("{issued:?} {} {:?} {:?}", issued.secret, b.keys, b.log);
     assert!(!shown.contains(&secret[12..]));
 
@@ -374,11 +370,9 @@ async fn an_update_changes_name_status_and_allowlist_and_nothing_else() {
         assert_eq!((&*updated, b.snapshot().await), (&expected, vec![expected.clone()]));
     }
 
-    let all = KeyPatch {
-        name: Some(name("all")),
-        status: Some(Status::Revoked),
-        allowlist: Some(Allowlist::default()),
-    };
+    let mut all = KeyPatch::revoke();
+    all.name = Some(name("all"));
+    all.allowlist = Some(Allowlist::default());
     let updated = b.keys.update(&ada(), &id, all).await.unwrap();
     assert_eq!(updated.revision, expected.revision.next(), "three edits, one change");
 }
@@ -660,8 +654,8 @@ async fn an_allowlist_has_at_most_50_entries() {
 
 #[tokio::test]
 async fn limits_are_the_hosts_to_set() {
-    let b = bench_with(|builder| builder.limits(Limits { max_keys: 2, max_ips_per_key: 1 }));
-    assert_eq!(b.keys.limits(), Limits { max_keys: 2, max_ips_per_key: 1 });
+    let b = bench_with(|builder| builder.limits(Limits::default().max_keys(2).max_ips_per_key(1)));
+    assert_eq!(b.keys.limits(), Limits::default().max_keys(2).max_ips_per_key(1));
     b.create().await;
     let two = b.keys.create(&ada(), new_key().allowlist(networks(2))).await;
     assert!(matches!(two, Err(ManageError::AllowlistTooLong { max: 1 })));
@@ -669,7 +663,8 @@ async fn limits_are_the_hosts_to_set() {
     let third = b.keys.create(&ada(), new_key()).await;
     assert!(matches!(third, Err(ManageError::LimitReached { max: 2 })));
 
-    let none = bench_with(|builder| builder.limits(Limits { max_keys: 0, max_ips_per_key: 0 }));
+    let none =
+        bench_with(|builder| builder.limits(Limits::default().max_keys(0).max_ips_per_key(0)));
     let first = none.keys.create(&ada(), new_key()).await;
     assert!(matches!(first, Err(ManageError::LimitReached { max: 0 })));
 }
@@ -818,8 +813,8 @@ async fn a_change_is_on_record_before_it_takes_effect() {
     let seen = seen.lock().unwrap().clone();
     assert_eq!(seen.len(), 4);
     for ((record, keys), (action, before)) in seen.iter().zip(&history) {
-        let actor = "ada@acme.example".into();
-        let event = AuditEvent::Change(ChangeEvent { actor, action: *action, phase: Begun });
+        let actor: Arc<str> = "ada@acme.example".into();
+        let event = AuditEvent::Change(ChangeEvent::new(actor, *action, Begun));
         assert_eq!((&record.org, record.key, &record.event), (&org("acme"), id, &event));
         assert_eq!(keys, before, "{action:?} was there before its record");
     }
@@ -838,7 +833,7 @@ async fn the_time_of_a_changes_record_is_the_managers() {
 #[tokio::test]
 async fn a_change_that_did_not_happen_is_on_record_as_abandoned() {
     // The last place is taken between the count and the insert.
-    let b = bench_with(|builder| builder.limits(Limits { max_keys: 1, ..Limits::default() }));
+    let b = bench_with(|builder| builder.limits(Limits::default().max_keys(1)));
     interfere(&b.store, Call::Insert, |store| async move {
         let other = bench().create().await;
         store.inner.insert(&other.key, OrgLimit::NONE).await.unwrap();
@@ -1560,7 +1555,7 @@ async fn assert_all_unavailable(b: &Bench, issued: &IssuedKey) {
     let (keys, id) = (&b.keys, &issued.key.id);
     let refused = soon(b.verify(issued)).await.unwrap_err();
     assert!(refused.is_unavailable() && refused.http_status() == 503, "{refused:?}");
-    let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+    let request = RequestInfo::new("GET", "/");
     let refused = soon(keys.admit(issued.secret.expose_secret(), request)).await.unwrap_err();
     assert_eq!(refused.http_status(), 503);
     assert_unavailable(soon(keys.create(&ada(), new_key())).await);
@@ -1703,7 +1698,7 @@ async fn health_says_that_the_audit_queue_is_full() {
     *ill.lock().unwrap() = Some(Ill::Hangs);
     for _ in 0..3 {
         assert!(b.keys.health().await.works());
-        let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+        let request = RequestInfo::new("GET", "/");
         let admitted = b.keys.admit(issued.secret.expose_secret(), request).await.unwrap();
         admitted.finish(200).await.unwrap();
     }
@@ -1892,7 +1887,7 @@ async fn every_future_may_cross_threads() {
     let b = bench();
     let (keys, id, query) =
         (&b.keys, no_key(), AuditQuery::new(org("acme"), AuditScope::OrgChanges));
-    let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+    let request = RequestInfo::new("GET", "/");
     check(keys.create(&ada(), new_key()));
     check(keys.list(&org("acme")));
     check(keys.get(&org("acme"), &id));
@@ -1909,14 +1904,14 @@ async fn every_future_may_cross_threads() {
     check(keys.health());
     check(keys.shutdown(Duration::ZERO));
     let issued = b.create().await;
-    let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+    let request = RequestInfo::new("GET", "/");
     let admission = keys.admit(issued.secret.expose_secret(), request).await.unwrap();
     check(admission.finish(200));
 
     // The credential and the request are done with before the first `await`.
     let (verifies, admits) = {
         let brief = issued.secret.expose_secret().to_owned();
-        let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+        let request = RequestInfo::new("GET", "/");
         (keys.verify(&brief, None), keys.admit(&brief, request))
     };
     verifies.await.unwrap();

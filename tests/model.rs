@@ -168,7 +168,6 @@ impl Names {
             id: self.id(fields.id),
             org: self.org(fields.org),
             name: KeyName::new(&fields.name).unwrap(),
-            key_prefix: format!("vsp_sk_{}", fields.digest),
             digest: self.digest(fields.digest),
             status: if fields.revoked { Status::Revoked } else { Status::Active },
             allowlist: Allowlist::restore(&fields.allowlist),
@@ -177,6 +176,7 @@ impl Names {
             rotated_at: fields.rotated_at.map(at),
             last_used_at: fields.last_used_at.map(at),
             revision: Revision::new(fields.revision),
+            ..ApiKey::sample(0)
         }
     }
 }

@@ -93,15 +93,10 @@ fn key(n: u128) -> ApiKey {
         id: KeyId::from_bytes(n.to_be_bytes()),
         org: OrgId::new("acme").unwrap(),
         name: KeyName::new("CI deploy").unwrap(),
-        key_prefix: "vsp_sk_4fT9x".to_owned(),
         digest: KeyDigest::of(n.to_be_bytes()),
-        status: Status::Active,
         allowlist: Allowlist::restore(["192.0.2.0/24", "once readable"]),
         created_at: Timestamp::from_unix_micros(1_700_000_000_000_001).unwrap(),
-        expires_at: None,
-        rotated_at: None,
-        last_used_at: None,
-        revision: Revision::FIRST,
+        ..ApiKey::sample(0)
     }
 }
 

@@ -45,14 +45,16 @@ impl Data {
             at: at(number.cast_signed() * 5),
             org: key.org.clone(),
             key: key.id,
-            event: AuditEvent::Request(RequestEvent {
-                method: "GET".into(),
-                endpoint: format!("/v1/organisations/acme/things/{number}").into(),
-                ip: Some([10, 1, (number >> 8) as u8, number as u8].into()),
-                country: CountryCode::new("NL"),
-                status: Some(200),
-                outcome: Outcome::Allowed,
-                count: 1,
+            event: AuditEvent::Request({
+                let mut event = RequestEvent::new(
+                    "GET",
+                    format!("/v1/organisations/acme/things/{number}"),
+                    Outcome::Allowed,
+                );
+                event.ip = Some([10, 1, (number >> 8) as u8, number as u8].into());
+                event.country = CountryCode::new("NL");
+                event.status = Some(200);
+                event
             }),
         }
     }
@@ -68,15 +70,12 @@ fn key(number: u64) -> ApiKey {
         id: KeyId::from_bytes(*digest.as_bytes().last_chunk().unwrap()),
         org: OrgId::new(format!("org-{:05}", number % ORGS)).unwrap(),
         name: KeyName::new(format!("CI deploy {number}")).unwrap(),
-        key_prefix: "vsp_sk_4fT9x".to_owned(),
         digest,
-        status: Status::Active,
         allowlist: Allowlist::parse(entries).unwrap(),
         created_at: at(number.cast_signed()),
         expires_at: Some(at(31_536_000_000_000)),
-        rotated_at: None,
         last_used_at: Some(at(86_400_000_000)),
-        revision: Revision::FIRST,
+        ..ApiKey::sample(0)
     }
 }
 

@@ -131,7 +131,7 @@ impl Hand {
     async fn connect(url: &str, schema: &str, on_conflict: &str) -> Self {
         let find = format!(
             "SELECT id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at, \
-             rotated_at, last_used_at, revision FROM {schema}.keys WHERE digest = $1"
+             rotated_at, last_used_at, revision, attributes FROM {schema}.keys WHERE digest = $1"
         );
         let record = format!(
             "INSERT INTO {schema}.requests \
@@ -172,13 +172,14 @@ fn key(row: &Row) -> ApiKey {
         name: KeyName::restore(row.get::<_, &str>(2)).unwrap(),
         key_prefix: row.get(3),
         digest: KeyDigest::from_slice(row.get(4)).unwrap(),
-        status: Status::parse(row.get(5)).unwrap(),
+        status: row.get::<_, &str>(5).parse().unwrap(),
         allowlist: Allowlist::parse(row.get::<_, Vec<&str>>(6)).unwrap(),
         created_at: instant(row.get(7)),
         expires_at: row.get::<_, Option<i64>>(8).map(instant),
         rotated_at: row.get::<_, Option<i64>>(9).map(instant),
         last_used_at: row.get::<_, Option<i64>>(10).map(instant),
         revision: Revision::new(row.get::<_, i64>(11).try_into().unwrap()),
+        attributes: row.get::<_, &str>(12).parse().unwrap(),
     }
 }
 

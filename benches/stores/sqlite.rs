@@ -90,7 +90,7 @@ impl Finder for HandFinder {
         CONNECTION.with(|connection| {
             let connection = connection.get_or_init(|| open(&self.path));
             let sql = "SELECT id, org, name, key_prefix, digest, status, allowlist, created_at, \
-                       expires_at, rotated_at, last_used_at, revision FROM keys WHERE digest = ?1";
+                       expires_at, rotated_at, last_used_at, revision, attributes FROM keys WHERE digest = ?1";
             let mut statement = connection.prepare_cached(sql).unwrap();
             statement.query_row([digest.as_bytes()], key).unwrap()
         })
@@ -106,13 +106,14 @@ fn key(row: &Row<'_>) -> rusqlite::Result<ApiKey> {
         name: KeyName::restore(text(2)?).unwrap(),
         key_prefix: row.get(3)?,
         digest: KeyDigest::from_slice(row.get_ref(4)?.as_blob()?).unwrap(),
-        status: Status::parse(text(5)?).unwrap(),
+        status: text(5)?.parse().unwrap(),
         allowlist: Allowlist::parse(text(6)?.split_terminator('\n')).unwrap(),
         created_at: instant(row.get(7)?),
         expires_at: row.get::<_, Option<i64>>(8)?.map(instant),
         rotated_at: row.get::<_, Option<i64>>(9)?.map(instant),
         last_used_at: row.get::<_, Option<i64>>(10)?.map(instant),
         revision: Revision::new(row.get(11)?),
+        attributes: text(12)?.parse().unwrap(),
     })
 }
 

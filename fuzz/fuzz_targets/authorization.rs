@@ -35,20 +35,7 @@ static GUARD: LazyLock<Guard> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let store = MemoryStore::new();
-    let record = ApiKey {
-        id: KeyId::from_bytes([1; 16]),
-        org: OrgId::new("acme").unwrap(),
-        name: KeyName::new("key").unwrap(),
-        key_prefix: KEY[..12].to_owned(),
-        digest: KeyFormat::default().digest(KEY).unwrap(),
-        status: Status::Active,
-        allowlist: Allowlist::default(),
-        created_at: Timestamp::MIN,
-        expires_at: None,
-        rotated_at: None,
-        last_used_at: None,
-        revision: Revision::FIRST,
-    };
+    let record = ApiKey { id: KeyId::from_bytes([1; 16]), org: OrgId::new("acme").unwrap(), name: KeyName::new("key").unwrap(), digest: KeyFormat::default().digest(KEY).unwrap(), created_at: Timestamp::MIN, ..ApiKey::sample(0) };
     ready(store.insert(&record, OrgLimit::NONE)).unwrap();
     let layer = ApiKeyLayer::new(KeyManager::builder(store).build().unwrap());
     drop(_entered);

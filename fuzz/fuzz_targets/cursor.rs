@@ -51,14 +51,6 @@ fn of_a_record(bytes: &[u8; 24]) -> AuditCursor {
         at: Timestamp::from_unix_micros(micros).unwrap(),
         org: OrgId::new("acme").unwrap(),
         key: KeyId::from_bytes([1; 16]),
-        event: AuditEvent::Request(RequestEvent {
-            method: "GET".into(),
-            endpoint: "/".into(),
-            ip: None,
-            country: None,
-            status: None,
-            outcome: Outcome::Allowed,
-            count: 1,
-        }),
+        event: AuditEvent::Request(RequestEvent::new("GET", "/", Outcome::Allowed)),
     })
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::audit::country::CountryCode;
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
+use crate::names::names;
 use crate::org::OrgId;
 use crate::policy::Denial;
 use crate::random::{Random, RandomError};
@@ -51,9 +52,15 @@ pub enum AuditEvent {
 
 /// A request that carried a known key, allowed or not.
 ///
-/// The type is closed, as [`ApiKey`](crate::ApiKey) is: a new field is a new column in
-/// every log, and so a new major version.
+/// ```
+/// use keygate::{Outcome, RequestEvent};
+///
+/// let mut event = RequestEvent::new("GET", "/v1/reports", Outcome::Allowed);
+/// event.status = Some(200);
+/// assert_eq!((event.count, event.ip), (1, None));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RequestEvent {
     /// The HTTP method; a longer one than any known is cut off.
     pub method: Cow<'static, str>,
@@ -76,49 +83,58 @@ pub struct RequestEvent {
 impl RequestEvent {
     /// A longer path is cut off here, and ends in `…`.
     pub const MAX_ENDPOINT_LEN: usize = 2_048;
+
+    /// One request, of which nothing else is known.
+    pub fn new(
+        method: impl Into<Cow<'static, str>>,
+        endpoint: impl Into<Box<str>>,
+        outcome: Outcome,
+    ) -> Self {
+        Self {
+            method: method.into(),
+            endpoint: endpoint.into(),
+            ip: None,
+            country: None,
+            status: None,
+            outcome,
+            count: 1,
+        }
+    }
 }
 
-/// How a request with a known key ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The key was good and the service answered.
-    Allowed,
-    /// Refused: the key is revoked.
-    Revoked,
-    /// Refused: the key is expired.
-    Expired,
-    /// Refused: the address is not on the allowlist, is not known, or the
-    /// stored allowlist is unreadable.
-    IpNotAllowed,
-    /// The key was good, but the client was gone, or the service had failed,
-    /// before there was an answer.
-    Aborted,
+names! {
+    /// How a request with a known key ended.
+    #[non_exhaustive]
+    pub enum Outcome: "the outcome of a request" {
+        /// The key was good and the service answered.
+        Allowed = "allowed",
+        /// Refused: the key is revoked.
+        Revoked = "revoked",
+        /// Refused: the key is expired.
+        Expired = "expired",
+        /// Refused: the address is not on the allowlist, is not known, or the
+        /// stored allowlist is unreadable.
+        IpNotAllowed = "ip_not_allowed",
+        /// The key was good, but the client was gone, or the service had failed,
+        /// before there was an answer.
+        Aborted = "aborted",
+        /// A log has a name that this version does not know. Logs read it with
+        /// [`Outcome::restore`].
+        Unknown = "unknown",
+    }
 }
 
 impl Outcome {
-    const ALL: [Self; 5] =
-        [Self::Allowed, Self::Revoked, Self::Expired, Self::IpNotAllowed, Self::Aborted];
-
-    /// The name in snake case, such as `ip_not_allowed`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Allowed => "allowed",
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-            Self::IpNotAllowed => "ip_not_allowed",
-            Self::Aborted => "aborted",
-        }
+    /// Reads a stored name. A later version may have written one that this version does not
+    /// know: that record is shown with [`Outcome::Unknown`], and the page around it is shown
+    /// as well.
+    pub fn restore(text: &str) -> Self {
+        text.parse().unwrap_or(Self::Unknown)
     }
 
     /// Whether the request was refused for what is known of its key.
     pub(crate) const fn is_refusal(self) -> bool {
         matches!(self, Self::Revoked | Self::Expired | Self::IpNotAllowed)
-    }
-
-    /// Reads what [`Outcome::as_str`] writes.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|outcome| outcome.as_str() == text)
     }
 }
 
@@ -138,9 +154,8 @@ impl From<Denial> for Outcome {
 /// without one. Where the change then fails and is known not to have happened,
 /// a second record in phase [`ChangePhase::Abandoned`] says so, as far as the sink
 /// takes it.
-///
-/// The type is closed, as [`RequestEvent`] is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChangeEvent {
     /// The name of the [`Actor`](crate::Actor) who made the change.
     pub actor: Arc<str>,
@@ -150,62 +165,54 @@ pub struct ChangeEvent {
     pub phase: ChangePhase,
 }
 
-/// What was done to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ChangeAction {
-    /// The key was made.
-    Created,
-    /// Its name, status or allowlist was edited.
-    Updated,
-    /// It got a new secret.
-    Rotated,
-    /// It was removed.
-    Deleted,
+impl ChangeEvent {
+    /// A change by the actor of that name.
+    pub fn new(actor: impl Into<Arc<str>>, action: ChangeAction, phase: ChangePhase) -> Self {
+        Self { actor: actor.into(), action, phase }
+    }
+}
+
+names! {
+    /// What was done to a key.
+    #[non_exhaustive]
+    pub enum ChangeAction: "the action of a change" {
+        /// The key was created.
+        Created = "created",
+        /// Its name, status or allowlist was edited.
+        Updated = "updated",
+        /// It got a new secret.
+        Rotated = "rotated",
+        /// It was deleted.
+        Deleted = "deleted",
+        /// A log has a name that this version does not know.
+        Unknown = "unknown",
+    }
 }
 
 impl ChangeAction {
-    const ALL: [Self; 4] = [Self::Created, Self::Updated, Self::Rotated, Self::Deleted];
-
-    /// The name in snake case, such as `created`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Rotated => "rotated",
-            Self::Deleted => "deleted",
-        }
-    }
-
-    /// Reads what [`ChangeAction::as_str`] writes.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|action| action.as_str() == text)
+    /// Reads a stored name, as [`Outcome::restore`] does.
+    pub fn restore(text: &str) -> Self {
+        text.parse().unwrap_or(Self::Unknown)
     }
 }
 
-/// Whether a change was begun, or came to nothing.
-///
-/// The type is closed; there is no third phase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ChangePhase {
-    /// Written before the change.
-    Begun,
-    /// Written after the change failed: nothing was changed.
-    Abandoned,
+names! {
+    /// Whether a change was begun, or came to nothing.
+    #[non_exhaustive]
+    pub enum ChangePhase: "the phase of a change" {
+        /// Written before the change.
+        Begun = "begun",
+        /// Written after the change failed: nothing was changed.
+        Abandoned = "abandoned",
+        /// A log has a name that this version does not know.
+        Unknown = "unknown",
+    }
 }
 
 impl ChangePhase {
-    /// `begun` or `abandoned`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Begun => "begun",
-            Self::Abandoned => "abandoned",
-        }
-    }
-
-    /// Reads what [`ChangePhase::as_str`] writes.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Begun, Self::Abandoned].into_iter().find(|phase| phase.as_str() == text)
+    /// Reads a stored name, as [`Outcome::restore`] does.
+    pub fn restore(text: &str) -> Self {
+        text.parse().unwrap_or(Self::Unknown)
     }
 }
 
@@ -265,17 +272,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_round_trip() {
+    fn names_are_read_as_they_are_written_and_others_are_unknown() {
         for outcome in Outcome::ALL {
-            assert_eq!(Outcome::parse(outcome.as_str()), Some(outcome));
+            assert_eq!(outcome.as_str().parse(), Ok(*outcome));
         }
-        for action in ChangeAction::ALL {
-            assert_eq!(ChangeAction::parse(action.as_str()), Some(action));
-        }
-        for phase in [ChangePhase::Begun, ChangePhase::Abandoned] {
-            assert_eq!(ChangePhase::parse(phase.as_str()), Some(phase));
-        }
-        assert_eq!(Outcome::parse("Allowed"), None);
+        assert_eq!(
+            "Allowed".parse::<Outcome>().unwrap_err().to_string(),
+            "must be the outcome of a request"
+        );
+        assert_eq!(Outcome::restore("rate_limited"), Outcome::Unknown);
+        assert_eq!(ChangeAction::restore("adopted"), ChangeAction::Unknown);
+        assert_eq!(ChangePhase::restore("begun"), ChangePhase::Begun);
     }
 
     #[test]

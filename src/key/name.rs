@@ -35,6 +35,11 @@ impl KeyName {
     /// The longest name, in characters.
     pub const MAX_CHARS: usize = 100;
 
+    /// For sample records.
+    pub(crate) fn sample() -> Self {
+        Self("Deploy".into())
+    }
+
     /// Takes a name as a person typed it.
     pub fn new(name: impl AsRef<str>) -> Result<Self, KeyNameError> {
         let name = name.as_ref().trim();

@@ -21,10 +21,17 @@ use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::runtime::BoxFuture;
 use crate::text::truncate;
 
-/// What the audit log is to say about a request.
+/// What the audit log says about a request.
 ///
-/// The type is closed: whoever admits requests has to fill in all of it.
+/// ```
+/// use keygate::RequestInfo;
+///
+/// let client = "192.0.2.1".parse::<std::net::IpAddr>()?;
+/// let request = RequestInfo::new("GET", "/v1/reports").from_ip(client);
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RequestInfo {
     /// The HTTP method.
     pub method: Cow<'static, str>,
@@ -32,6 +39,18 @@ pub struct RequestInfo {
     pub path: Box<str>,
     /// The client's address, where it is known.
     pub ip: Option<IpAddr>,
+}
+
+impl RequestInfo {
+    /// A request from an unknown address, which no allowlist lets in.
+    pub fn new(method: impl Into<Cow<'static, str>>, path: impl Into<Box<str>>) -> Self {
+        Self { method: method.into(), path: path.into(), ip: None }
+    }
+
+    /// Sets the client's address.
+    pub fn from_ip(self, ip: impl Into<Option<IpAddr>>) -> Self {
+        Self { ip: ip.into(), ..self }
+    }
 }
 
 impl KeyManager {

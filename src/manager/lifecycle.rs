@@ -15,6 +15,7 @@ use crate::manager::KeyManager;
 use crate::manager::change::Done;
 use crate::manager::error::{ManageError, StoreTimeout};
 use crate::org::{Actor, OrgId};
+use crate::record::attributes::Attributes;
 use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
 use crate::runtime::within;
 use crate::store::contract::StoreError;
@@ -74,6 +75,9 @@ impl KeyManager {
             return Err(ManageError::LimitReached { max });
         }
 
+        let mut attributes = Attributes::default();
+        attributes.created_by = Some(actor.name().to_owned());
+        attributes.metadata = new.metadata;
         let key = ApiKey {
             id,
             org: actor.org().clone(),
@@ -87,6 +91,7 @@ impl KeyManager {
             rotated_at: None,
             last_used_at: None,
             revision: Revision::FIRST,
+            attributes,
         };
         let is_idempotent = new.idempotency_key.is_some();
         self.carry_through(actor, id, ChangeAction::Created, move |keys| async move {

@@ -17,6 +17,7 @@ use crate::manager::{Inner, KeyManager};
 use crate::org::OrgId;
 use crate::policy::{self, Denial};
 use crate::record::ApiKey;
+use crate::record::attributes::Metadata;
 use crate::runtime::within;
 use crate::store::contract::StoreError;
 
@@ -141,6 +142,11 @@ impl VerifiedKey {
     /// The key's name.
     pub fn name(&self) -> &KeyName {
         &self.0.name
+    }
+
+    /// The host's own texts, such as the plan that the key belongs to.
+    pub fn metadata(&self) -> &Metadata {
+        &self.0.attributes.metadata
     }
 
     /// The whole record, as the store gave it for this verification: the last-used

@@ -29,7 +29,7 @@ impl Logged {
 
     async fn use_key(&self, path: &str, ip: Option<&str>) {
         let ip = ip.map(|ip| ip.parse().unwrap());
-        let info = RequestInfo { method: "GET".into(), path: path.into(), ip };
+        let info = RequestInfo::new("GET", path).from_ip(ip);
         if let Ok(admission) = self.api.keys.admit(&self.secret, info).await {
             admission.finish(200).await.unwrap();
         }
@@ -83,7 +83,7 @@ async fn a_record_says_what_was_asked_and_how_it_ended() {
 #[tokio::test]
 async fn a_request_without_an_answer_has_no_status() {
     let logged = Logged::new().await;
-    let info = RequestInfo { method: "PUT".into(), path: "/".into(), ip: None };
+    let info = RequestInfo::new("PUT", "/");
     drop(logged.api.keys.admit(&logged.secret, info).await.unwrap());
     let mut page = logged.page("").await;
     for _ in 0..100 {

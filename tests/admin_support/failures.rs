@@ -8,7 +8,7 @@ use crate::admin_support::{Api, request, with_json};
 
 #[tokio::test]
 async fn the_limits_of_the_manager_hold() {
-    let limits = Limits { max_keys: 2, max_ips_per_key: 1 };
+    let limits = Limits::default().max_keys(2).max_ips_per_key(1);
     let api = Api::with(|builder| builder.limits(limits));
     let two = json!(["192.0.2.1", "192.0.2.2"]);
     let body = json!({"name": "k", "expiration": "never", "ip_allowlist": two});

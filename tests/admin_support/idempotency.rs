@@ -15,7 +15,7 @@ async fn create(api: &Api, lines: &[&str]) -> Reply {
 
 #[tokio::test]
 async fn a_second_creation_with_the_header_is_409_and_names_the_key_that_was_made() {
-    let limits = Limits { max_keys: 2, ..Limits::default() };
+    let limits = Limits::default().max_keys(2);
     let api = Api::with(|builder| builder.limits(limits));
     let first = create(&api, &["x"]).await;
     assert_eq!(first.status, 201);

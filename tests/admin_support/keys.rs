@@ -93,7 +93,7 @@ async fn location_is_the_path_that_the_client_sees() {
 
 #[tokio::test]
 async fn list_is_oldest_first_with_the_limits() {
-    let limits = Limits { max_keys: 3, max_ips_per_key: 2 };
+    let limits = Limits::default().max_keys(3).max_ips_per_key(2);
     let api = Api::with(|builder| builder.limits(limits));
     let empty = api.get("/keys").await;
     assert_eq!(empty.header("etag"), "");

@@ -151,7 +151,7 @@ fn at(mut request: Request<Body>, end: &str) -> Request<Body> {
 /// What such requests are answered with, however they go wrong.
 async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
-    let limits = Limits { max_keys: 2, ..Limits::default() };
+    let limits = Limits::default().max_keys(2);
     let text = |request: Request<Body>, body: String| {
         let mut request = request.map(|_| Body::from(body));
         request.headers_mut().remove(CONTENT_TYPE);
@@ -239,7 +239,7 @@ async fn every_reference_leads_somewhere() {
 
 #[tokio::test]
 async fn limits_and_server_are_those_of_this_router() {
-    let limits = Limits { max_keys: 7, max_ips_per_key: 3 };
+    let limits = Limits::default().max_keys(7).max_ips_per_key(3);
     let api = Api::with(|builder| builder.limits(limits));
     let document = api.get("/openapi.json").await.json();
     assert_eq!(document["servers"], json!([{"url": "/"}]));

@@ -51,15 +51,9 @@ pub(crate) fn key(number: u64) -> ApiKey {
         id: KeyId::from_bytes(*spread(number).first_chunk().unwrap()),
         org: acme(),
         name: KeyName::new("CI").unwrap(),
-        key_prefix: "vsp_sk_".to_owned(),
         digest: digest(number),
-        status: Status::Active,
-        allowlist: Allowlist::default(),
         created_at: Timestamp::from_unix_micros(1).unwrap(),
-        expires_at: None,
-        rotated_at: None,
-        last_used_at: None,
-        revision: Revision::FIRST,
+        ..ApiKey::sample(0)
     }
 }
 

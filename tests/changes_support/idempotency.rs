@@ -29,7 +29,7 @@ fn at(clock: &Hands, after: Duration) {
 
 fn manager(limit: u32) -> (KeyManager, Hands) {
     let clock = Hands::at(START);
-    let limits = Limits { max_keys: limit, ..Limits::default() };
+    let limits = Limits::default().max_keys(limit);
     let builder = KeyManager::builder(MemoryStore::new()).clock(clock.clone()).limits(limits);
     (builder.build().unwrap(), clock)
 }
@@ -113,7 +113,7 @@ async fn of_creations_at_once_one_makes_a_key() {
 async fn at_the_last_place_the_others_are_told_of_the_key_too() {
     for _ in 0..50 {
         let store = Arc::new(crate::changes_support::Stopping::default());
-        let limits = Limits { max_keys: 1, ..Limits::default() };
+        let limits = Limits::default().max_keys(1);
         let keys = KeyManager::builder(store).limits(limits).build().unwrap();
         let calls = (0..6).map(|_| {
             let keys = keys.clone();

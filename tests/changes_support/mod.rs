@@ -178,7 +178,7 @@ impl World {
         let keys = KeyManager::builder(store.clone())
             .audit(Arc::new(StoppingLog::default()))
             .delivery(delivery)
-            .limits(Limits { max_keys: 10_000, ..Limits::default() })
+            .limits(Limits::default().max_keys(10_000))
             .store_deadline(PATIENCE)
             .build()
             .unwrap();

@@ -68,7 +68,7 @@ async fn requests(
     let nanos = || u64::try_from(epoch.elapsed().as_nanos()).unwrap();
     while !over.load(Ordering::Relaxed) {
         let path = format!("/{number}/{}", client.answers.len());
-        let info = RequestInfo { method: "GET".into(), path: path.as_str().into(), ip: Some(ip()) };
+        let info = RequestInfo::new("GET", path.as_str()).from_ip(Some(ip()));
         let begun = Instant::now();
         let call = nanos();
         let admitted: Result<Admission, AdmitError> = keys.admit(&secret, info).await;

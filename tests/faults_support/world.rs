@@ -86,7 +86,7 @@ impl World {
 }
 
 pub(crate) async fn request(keys: &KeyManager, secret: &str, path: &str) -> u16 {
-    let info = RequestInfo { method: "GET".into(), path: path.into(), ip: Some(ip()) };
+    let info = RequestInfo::new("GET", path).from_ip(Some(ip()));
     match keys.admit(secret, info).await {
         Ok(admission) => match admission.finish(200).await {
             Ok(()) => 200,

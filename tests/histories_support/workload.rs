@@ -109,7 +109,7 @@ pub(crate) fn run(runtime: &Handle, builder: KeyManagerBuilder, plan: &Plan) -> 
     let clock = Ours(Instant::now());
     let manager = {
         let _runtime = runtime.enter();
-        let limits = Limits { max_keys: 1_000_000, ..Limits::default() };
+        let limits = Limits::default().max_keys(1_000_000);
         builder.clock(clock).limits(limits).store_deadline(PATIENT).build().unwrap()
     };
     let bench = Bench {
@@ -420,13 +420,11 @@ impl<'a> Worker<'a> {
             7 => patch.home_only = Some(true),
             _ => patch.home_only = Some(false),
         }
-        let asked = KeyPatch {
-            name: name.map(|name| KeyName::new(name.to_string()).unwrap()),
-            status: patch.revoked.map(|is| if is { Status::Revoked } else { Status::Active }),
-            allowlist: patch
-                .home_only
-                .map(|is| if is { home_only() } else { Allowlist::default() }),
-        };
+        let mut asked = KeyPatch::default();
+        asked.name = name.map(|name| KeyName::new(name.to_string()).unwrap());
+        asked.status = patch.revoked.map(|is| if is { Status::Revoked } else { Status::Active });
+        asked.allowlist =
+            patch.home_only.map(|is| if is { home_only() } else { Allowlist::default() });
         let call = self.bench.clock.nanos();
         let updated = self.bench.manager.update(&actor(number), &id, asked).await;
         let span = Span { call, back: self.bench.clock.nanos() };

@@ -71,24 +71,17 @@ fn record(key: &ApiKey, number: u64, event: AuditEvent) -> AuditRecord {
 }
 
 fn request(key: &ApiKey, number: u64) -> AuditRecord {
-    let request = RequestEvent {
-        method: "GET".into(),
-        endpoint: format!("/v1/things/{number}").into(),
-        ip: Some("192.0.2.1".parse().unwrap()),
-        country: None,
-        status: Some(200),
-        outcome: Outcome::Allowed,
-        count: 1,
+    let request = {
+        let mut event = RequestEvent::new("GET", format!("/v1/things/{number}"), Outcome::Allowed);
+        event.ip = Some("192.0.2.1".parse().unwrap());
+        event.status = Some(200);
+        event
     };
     record(key, number, AuditEvent::Request(request))
 }
 
 fn change(key: &ApiKey, number: u64) -> AuditRecord {
-    let change = ChangeEvent {
-        actor: "ada".into(),
-        action: ChangeAction::Updated,
-        phase: ChangePhase::Begun,
-    };
+    let change = ChangeEvent::new("ada", ChangeAction::Updated, ChangePhase::Begun);
     record(key, number, AuditEvent::Change(change))
 }
 

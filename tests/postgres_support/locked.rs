@@ -175,7 +175,7 @@ async fn case_45_while_the_table_of_requests_is_locked_keys_are_changed_on_recor
         db.batch_execute(&lock).await.unwrap();
         let mut passed = 0;
         for round in 0..10 {
-            let request = RequestInfo { method: "GET".into(), path: "/".into(), ip: None };
+            let request = RequestInfo::new("GET", "/");
             let admitted = keys.admit(issued.secret.expose_secret(), request).await.unwrap();
             admitted.finish(200).await.unwrap();
             let waiting = until_lock_wait(&name).await;

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use keygate::{
     Allowlist, ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase,
-    KeyDigest, KeyId, KeyName, OrgId, OrgLimit, PostgresOptions, Revision, Status, SystemRandom,
-    Timestamp,
+    KeyDigest, KeyId, KeyName, OrgId, OrgLimit, PostgresOptions, SystemRandom, Timestamp,
 };
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
@@ -108,15 +107,10 @@ pub(crate) fn key(n: u8) -> ApiKey {
         id: KeyId::from_bytes([n; 16]),
         org: OrgId::new("acme").unwrap(),
         name: KeyName::new("CI deploy").unwrap(),
-        key_prefix: "vsp_sk_4fT9x".to_owned(),
         digest: KeyDigest::of([n]),
-        status: Status::Active,
         allowlist: Allowlist::parse(["192.0.2.0/24"]).unwrap(),
         created_at: Timestamp::from_unix_micros(1_700_000_000_000_001).unwrap(),
-        expires_at: None,
-        rotated_at: None,
-        last_used_at: None,
-        revision: Revision::FIRST,
+        ..ApiKey::sample(0)
     }
 }
 
@@ -126,10 +120,10 @@ pub(crate) fn change(n: u8, actor: &str) -> AuditRecord {
         at: Timestamp::from_unix_micros(i64::from(n)).unwrap(),
         org: OrgId::new("acme").unwrap(),
         key: KeyId::from_bytes([1; 16]),
-        event: AuditEvent::Change(ChangeEvent {
-            actor: actor.into(),
-            action: ChangeAction::Created,
-            phase: ChangePhase::Begun,
-        }),
+        event: AuditEvent::Change(ChangeEvent::new(
+            actor,
+            ChangeAction::Created,
+            ChangePhase::Begun,
+        )),
     }
 }

@@ -160,7 +160,7 @@ async fn case_34_a_manager_on_a_full_disk_is_unavailable_and_recovers() {
     let keys = KeyManager::builder(store.clone())
         .audit(Arc::new(store))
         .delivery(Delivery::strict().deadline(Duration::from_millis(500)))
-        .limits(Limits { max_keys: 100_000, ..Limits::default() })
+        .limits(Limits::default().max_keys(100_000))
         .build()
         .unwrap();
     let actor = Actor::new(org("acme"), "ada");

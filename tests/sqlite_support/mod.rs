@@ -55,15 +55,11 @@ pub(crate) fn key(org: &OrgId) -> ApiKey {
         id: KeyId::random(&SystemRandom).unwrap(),
         org: org.clone(),
         name: KeyName::new("Ключ 👩‍💻").unwrap(),
-        key_prefix: "vsp_sk_AbCdE".into(),
         digest: KeyDigest::of(random_bytes::<32>()),
-        status: Status::Active,
         allowlist: Default::default(),
         created_at: at(1),
         expires_at: Some(at(86_400_000_000)),
-        rotated_at: None,
-        last_used_at: None,
-        revision: Revision::FIRST,
+        ..ApiKey::sample(0)
     }
 }
 
@@ -72,11 +68,7 @@ pub(crate) fn change(key: &ApiKey, at: Timestamp, number: u64) -> AuditRecord {
         key,
         at,
         number,
-        AuditEvent::Change(ChangeEvent {
-            actor: "ada".into(),
-            action: ChangeAction::Updated,
-            phase: ChangePhase::Begun,
-        }),
+        AuditEvent::Change(ChangeEvent::new("ada", ChangeAction::Updated, ChangePhase::Begun)),
     )
 }
 
@@ -85,14 +77,12 @@ pub(crate) fn request(key: &ApiKey, at: Timestamp, number: u64) -> AuditRecord {
         key,
         at,
         number,
-        AuditEvent::Request(RequestEvent {
-            method: "GET".into(),
-            endpoint: format!("/v1/things/{number}").into(),
-            ip: Some("192.0.2.1".parse().unwrap()),
-            country: None,
-            status: Some(200),
-            outcome: Outcome::Allowed,
-            count: 1,
+        AuditEvent::Request({
+            let mut event =
+                RequestEvent::new("GET", format!("/v1/things/{number}"), Outcome::Allowed);
+            event.ip = Some("192.0.2.1".parse().unwrap());
+            event.status = Some(200);
+            event
         }),
     )
 }

@@ -22,11 +22,11 @@ impl Input for NewKey {
 
 impl Input for KeyPatch {
     fn read(fields: &mut Fields, limits: Limits) -> Option<Self> {
-        let status = |text: &str| Status::parse(text).ok_or("must be active or revoked");
         Some(Self {
             name: fields.text("name", str::parse::<KeyName>),
-            status: fields.text("status", status),
+            status: fields.text("status", str::parse::<Status>),
             allowlist: allowlist(fields, limits),
+            ..Self::default()
         })
     }
 }

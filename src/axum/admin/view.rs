@@ -41,6 +41,7 @@ pub(super) struct KeyView<'a> {
     rotated_at: Option<Shown<Timestamp>>,
     ip_allowlist: Vec<String>,
     revision: u32,
+    created_by: Option<&'a str>,
 }
 
 impl<'a> KeyView<'a> {
@@ -57,6 +58,7 @@ impl<'a> KeyView<'a> {
             rotated_at: key.rotated_at.map(Shown),
             ip_allowlist: key.allowlist.entries(),
             revision: key.revision.get(),
+            created_by: key.attributes.created_by.as_deref(),
         }
     }
 }
@@ -141,8 +143,9 @@ struct IssuedView<'a> {
 pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, now: Timestamp) -> Response {
     let key = KeyView::new(&issued.key, now);
     let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
+    let created_by = key.created_by.map_or(0, |name| 6 * name.len());
     // Room for all: a buffer that grows leaves a copy behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries));
+    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by));
     let view = IssuedView { key, secret: issued.secret.expose_secret() };
     // Cannot fail: a buffer takes everything, and no map has keys but strings.
     let _ = serde_json::to_writer(&mut *body, &view);

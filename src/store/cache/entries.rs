@@ -279,26 +279,21 @@ fn nanos(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::allowlist::Allowlist;
+
     use crate::clock::Timestamp;
     use crate::key::name::KeyName;
-    use crate::record::{Revision, Status};
+    use crate::record::Revision;
     use proptest::prelude::*;
 
     fn key(id: u8, digest: u8, revision: u32) -> ApiKey {
         ApiKey {
             digest: KeyDigest::of([digest]),
-            expires_at: None,
-            allowlist: Allowlist::default(),
-            status: Status::Active,
             id: KeyId::from_bytes([id; 16]),
             org: OrgId::new("acme").unwrap(),
             name: KeyName::new("k").unwrap(),
-            key_prefix: String::new(),
             created_at: Timestamp::MIN,
-            rotated_at: None,
-            last_used_at: None,
             revision: Revision::new(revision),
+            ..ApiKey::sample(0)
         }
     }
 

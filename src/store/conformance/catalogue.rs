@@ -80,6 +80,7 @@ pub fn store_properties() -> &'static [Property<dyn KeyStore>] {
             an_unreadable_allowlist_stays_unreadable,
             every_revision_is_kept,
             every_status_is_kept,
+            attributes_are_kept_exactly,
         }
         replace {
             every_changeable_field_is_written,

@@ -193,6 +193,22 @@ pub async fn every_status_is_kept(store: Arc<dyn KeyStore>) -> Result<(), Violat
     Ok(())
 }
 
+/// Attributes come back as they were, members that this version does not know included.
+pub async fn attributes_are_kept_exactly(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let texts = [
+        "{}",
+        r#"{"created_by":"Ada \u0000 \"Lovelace\" \\ 🗝","metadata":{"plan":"pro","":"{}"}}"#,
+        r#"{"a later version":{"n":[1,-2.5,true,null,"x"]},"'; DROP TABLE keys; --":"\n"}"#,
+    ];
+    let long = format!(r#"{{"metadata":{{"long":"{}"}}}}"#, "字".repeat(10_000));
+    for text in texts.into_iter().chain([&*long]) {
+        let attributes = expect::made(text.parse())?;
+        comes_back(&org, ApiKey { attributes, ..org.key() }).await?;
+    }
+    Ok(())
+}
+
 fn with_times(org: &TestOrg, at: Timestamp) -> ApiKey {
     ApiKey {
         created_at: at,

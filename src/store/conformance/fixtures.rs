@@ -8,7 +8,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
-use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::record::{ApiKey, KeyUse, OrgLimit, Status};
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::{Fresh, instant};
 use crate::store::conformance::violation::Violation;
@@ -47,15 +47,10 @@ impl TestOrg {
             id: self.fresh.key_id(),
             org: self.id.clone(),
             name: self.name.clone(),
-            key_prefix: "vsp_sk_4fT9x".to_owned(),
             digest: self.fresh.digest(),
-            status: Status::Active,
             allowlist: self.allowlist.clone(),
             created_at,
-            expires_at: None,
-            rotated_at: None,
-            last_used_at: None,
-            revision: Revision::FIRST,
+            ..ApiKey::sample(0)
         }
     }
 

@@ -99,27 +99,21 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::allowlist::Allowlist;
+
     use crate::clock::Timestamp;
     use crate::key::id::KeyId;
     use crate::key::name::KeyName;
     use crate::org::OrgId;
-    use crate::record::{Revision, Status};
+    use crate::record::Status;
 
     fn key() -> Arc<ApiKey> {
         Arc::new(ApiKey {
             id: KeyId::from_bytes([1; 16]),
             org: OrgId::new("acme").unwrap(),
             name: KeyName::new("key").unwrap(),
-            key_prefix: "vsp_sk_abcde".into(),
             digest: KeyDigest::of("key"),
-            status: Status::Active,
-            allowlist: Allowlist::default(),
             created_at: Timestamp::MIN,
-            expires_at: None,
-            rotated_at: None,
-            last_used_at: None,
-            revision: Revision::FIRST,
+            ..ApiKey::sample(0)
         })
     }
 

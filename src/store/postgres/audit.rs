@@ -224,7 +224,7 @@ fn request(row: &Row) -> Outcome<AuditRecord> {
             ip: columns.optional("ip", Some)?,
             country: columns.optional("country", |text: &str| CountryCode::new(text))?,
             status: columns.optional("status", |status: i32| u16::try_from(status).ok())?,
-            outcome: columns.text("outcome", Ending::parse)?,
+            outcome: columns.text("outcome", |text| Some(Ending::restore(text)))?,
             count: columns.value("count", |n: i64| u32::try_from(n).ok())?,
         }),
     )
@@ -236,8 +236,8 @@ fn change(row: &Row) -> Outcome<AuditRecord> {
         columns,
         AuditEvent::Change(ChangeEvent {
             actor: columns.text("actor", |text| Some(plain(text).into()))?,
-            action: columns.text("action", ChangeAction::parse)?,
-            phase: columns.text("phase", ChangePhase::parse)?,
+            action: columns.text("action", |text| Some(ChangeAction::restore(text)))?,
+            phase: columns.text("phase", |text| Some(ChangePhase::restore(text)))?,
         }),
     )
 }

@@ -18,10 +18,12 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
 use crate::store::postgres::Outcome;
 use crate::store::postgres::columns::{Columns, escaped, plain};
+use crate::store::postgres::encoded::Encoded;
 use crate::store::postgres::error::Fault;
 use crate::store::postgres::gate::Gate;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
+use crate::store::sql;
 
 /// Others that record uses hold their rows for moments; after that, it is for longer.
 const LOCKED_PAUSES: [Duration; 3] =
@@ -34,22 +36,10 @@ pub(super) async fn insert(
     key: &ApiKey,
     limit: OrgLimit,
 ) -> Outcome<()> {
-    let org = key.org.as_str();
-    let parameters = [
-        (&uuid(key.id) as _, Type::UUID),
-        (&org as _, Type::TEXT),
-        (&key.name.as_str() as _, Type::TEXT),
-        (&escaped(&key.key_prefix) as _, Type::TEXT),
-        (&key.digest.as_bytes().as_slice() as _, Type::BYTEA),
-        (&key.status.as_str() as _, Type::TEXT),
-        (&entries(&key.allowlist) as _, Type::TEXT_ARRAY),
-        (&key.created_at.unix_micros() as _, Type::INT8),
-        (&key.expires_at.map(Timestamp::unix_micros) as _, Type::INT8),
-        (&key.rotated_at.map(Timestamp::unix_micros) as _, Type::INT8),
-        (&key.last_used_at.map(Timestamp::unix_micros) as _, Type::INT8),
-        (&i64::from(key.revision.get()) as _, Type::INT8),
-        (&limit.get().map(i64::from) as _, Type::INT8),
-    ];
+    let limit = limit.get().map(i64::from);
+    let parameters: Vec<_> =
+        row(key).into_iter().chain(Encoded::all(&[(&limit as _, Type::INT8)])).collect();
+    let parameters = Encoded::refs(&parameters);
     let until = changes.until();
     // All connections may have been lost at once, before any of them knows.
     let mut repeats = changes.size();
@@ -123,19 +113,13 @@ pub(super) async fn replace(
     key: &ApiKey,
     expected: Revision,
 ) -> Outcome<()> {
-    let parameters = [
+    let at = Encoded::all(&[
         (&uuid(key.id) as _, Type::UUID),
         (&key.org.as_str() as _, Type::TEXT),
         (&i64::from(expected.get()) as _, Type::INT8),
-        (&key.name.as_str() as _, Type::TEXT),
-        (&escaped(&key.key_prefix) as _, Type::TEXT),
-        (&key.digest.as_bytes().as_slice() as _, Type::BYTEA),
-        (&key.status.as_str() as _, Type::TEXT),
-        (&entries(&key.allowlist) as _, Type::TEXT_ARRAY),
-        (&key.expires_at.map(Timestamp::unix_micros) as _, Type::INT8),
-        (&key.rotated_at.map(Timestamp::unix_micros) as _, Type::INT8),
-        (&i64::from(key.revision.get()) as _, Type::INT8),
-    ];
+    ]);
+    let parameters: Vec<_> = at.into_iter().chain(sql::only_edited(row(key))).collect();
+    let parameters = Encoded::refs(&parameters);
     let rows = changes
         .change(
             [Gate::Key(key.id), Gate::Organisation(key.org.clone())],
@@ -212,6 +196,27 @@ pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
     }
 }
 
+/// A whole row, in the order of [`KEYS`](sql::KEYS).
+fn row(key: &ApiKey) -> Vec<(Encoded, Type)> {
+    let time = |at: Option<Timestamp>| at.map(Timestamp::unix_micros);
+    Encoded::all(&[
+        (&uuid(key.id), Type::UUID),
+        (&key.org.as_str(), Type::TEXT),
+        (&key.name.as_str(), Type::TEXT),
+        (&escaped(&key.key_prefix), Type::TEXT),
+        (&key.digest.as_bytes().as_slice(), Type::BYTEA),
+        (&key.status.as_str(), Type::TEXT),
+        (&entries(&key.allowlist), Type::TEXT_ARRAY),
+        (&time(Some(key.created_at)), Type::INT8),
+        (&time(key.expires_at), Type::INT8),
+        (&time(key.rotated_at), Type::INT8),
+        (&time(key.last_used_at), Type::INT8),
+        (&i64::from(key.revision.get()), Type::INT8),
+        // JSON, and so without U+0000.
+        (&key.attributes.to_string(), Type::TEXT),
+    ])
+}
+
 fn key(row: &Row) -> Outcome<ApiKey> {
     let columns = Columns { row, name: "key" };
     Ok(ApiKey {
@@ -220,7 +225,7 @@ fn key(row: &Row) -> Outcome<ApiKey> {
         name: columns.text("name", |name| KeyName::restore(name).ok())?,
         key_prefix: columns.text("key_prefix", |prefix| Some(plain(prefix).into_owned()))?,
         digest: columns.value("digest", |digest: &[u8]| KeyDigest::from_slice(digest).ok())?,
-        status: columns.text("status", Status::parse)?,
+        status: columns.text("status", |text| text.parse::<Status>().ok())?,
         allowlist: columns.value("allowlist", |list| Some(allowlist(list)))?,
         created_at: columns.instant("created_at")?,
         expires_at: columns.optional_instant("expires_at")?,
@@ -228,6 +233,7 @@ fn key(row: &Row) -> Outcome<ApiKey> {
         last_used_at: columns.optional_instant("last_used_at")?,
         revision: columns
             .value("revision", |n: i64| Some(Revision::new(u32::try_from(n).ok()?)))?,
+        attributes: columns.text("attributes", |text| text.parse().ok())?,
     })
 }
 

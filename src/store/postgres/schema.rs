@@ -9,10 +9,11 @@ use tokio_postgres::types::Type;
 use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::error::Fault;
+use crate::store::sql::{self, KEYS};
 
 /// Each takes the schema from its position to the next one. Those that have
 /// been released never change.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     // Times are microseconds since 1970. A row of `organisations` is there to be
     // locked. Texts hold U+FDD0 and a digit for the characters that they cannot.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -159,7 +160,50 @@ const MIGRATIONS: [&str; 5] = [
      $body$;
      DELETE FROM {schema}.organisations AS organisations
          WHERE NOT EXISTS (SELECT 1 FROM {schema}.keys WHERE keys.org = organisations.org);",
+    // A JSON object: what is kept about a key and never searched for.
+    "ALTER TABLE {schema}.keys ADD COLUMN attributes text NOT NULL DEFAULT '{}';",
 ];
+
+/// What follows from the columns of the table of keys, made anew after the migrations: the
+/// function that inserts a key, and the trigger that announces changes. The functions of
+/// earlier versions stay, for processes that are not replaced yet.
+fn routines() -> String {
+    let columns = sql::key_columns();
+    let taken = sql::list(KEYS.map(|column| format!("new_{} {}", column.name, column.sql_type)));
+    let values = sql::list(KEYS.map(|column| format!("new_{}", column.name)));
+    let announced = sql::announced();
+    format!(
+        "CREATE OR REPLACE FUNCTION {{schema}}.insert_key(
+             own_schema text, {taken},
+             max_keys bigint, deadline bigint, time_window bigint, patience text
+         ) RETURNS text
+         LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+         BEGIN
+             PERFORM set_config('search_path', 'pg_catalog, ' || own_schema || ', pg_temp', true),
+                 set_config('lock_timeout', patience, true);
+             INSERT INTO organisations (org) VALUES (new_org)
+                 ON CONFLICT (org) DO UPDATE SET org = excluded.org;
+             IF NOT deadline - (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+                 BETWEEN 1 AND time_window THEN
+                 RETURN 'late';
+             END IF;
+             IF EXISTS (SELECT 1 FROM keys WHERE id = new_id OR digest = new_digest) THEN
+                 RETURN 'taken';
+             END IF;
+             IF (SELECT count(*) FROM keys WHERE org = new_org) >= max_keys THEN
+                 RETURN 'full';
+             END IF;
+             INSERT INTO keys ({columns}) VALUES ({values});
+             RETURN 'done';
+         END
+         $body$;
+
+         DROP TRIGGER announce_change ON {{schema}}.keys;
+         CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE OF {announced}
+         ON {{schema}}.keys FOR EACH ROW EXECUTE FUNCTION {{schema}}.announce_change();
+         ALTER TABLE {{schema}}.keys ENABLE ALWAYS TRIGGER announce_change;"
+    )
+}
 
 pub(super) const CURRENT: i64 = MIGRATIONS.len() as i64;
 
@@ -296,6 +340,7 @@ async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> 
     for migration in MIGRATIONS.iter().skip(done) {
         db.run(&migration.replace("{schema}", &quoted)).await?;
     }
+    db.run(&routines().replace("{schema}", &quoted)).await?;
     db.run(&format!("UPDATE {quoted}.schema_version SET version = {CURRENT}; COMMIT")).await?;
     Ok(())
 }

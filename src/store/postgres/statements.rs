@@ -1,13 +1,11 @@
 //! The statements, each written out once for the schema that it works in.
 
+use crate::store::sql::{self, CHANGES, KEYS, REQUESTS};
+
 /// A query for whole rows of keys.
 macro_rules! keys {
     ($condition:literal) => {
-        concat!(
-            "SELECT id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at, \
-             rotated_at, last_used_at, revision FROM {schema}.keys ",
-            $condition
-        )
+        concat!("SELECT {key columns} FROM {schema}.keys ", $condition)
     };
 }
 
@@ -16,7 +14,7 @@ macro_rules! keys {
 macro_rules! page {
     ($table:literal, $columns:literal, $scope:expr, $side:literal, $order:literal) => {
         concat!(
-            "SELECT key, at, id, org, ",
+            "SELECT ",
             $columns,
             " FROM {schema}.",
             $table,
@@ -117,11 +115,9 @@ statements! {
     // In a function, so that it is one round trip and each step sees what was committed
     // before the organisation was locked.
     InsertKey: concat!(
-        "SELECT {schema}.insert_key('{schema}', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
-         AS result, ", micros!(), " AS now"),
-    ReplaceKey: change!("revision = $3", "$12", "$13", "$14",
-        "changed AS (UPDATE {schema}.keys AS keys SET name = $4, key_prefix = $5, digest = $6, \
-         status = $7, allowlist = $8, expires_at = $9, rotated_at = $10, revision = $11 \
+        "SELECT {schema}.insert_key('{schema}', {insertion}) AS result, ", micros!(), " AS now"),
+    ReplaceKey: change!("revision = $3", "{edit by}", "{edit window}", "{edit patience}",
+        "changed AS (UPDATE {schema}.keys AS keys SET {edited} \
          FROM timely WHERE keys.id = timely.id RETURNING 1)"),
     // The row of an organisation without keys goes as well, unless somebody has it locked:
     // it is there only to be locked, and comes back with the next creation.
@@ -145,17 +141,16 @@ statements! {
         OR keys.last_used_at > uses.at + 86400000000)) \
         SELECT (SELECT count(*) FROM {schema}.keys WHERE id = ANY($1)) \
         - (SELECT count(*) FROM locked) AS left_out",
-    RecordRequests: "INSERT INTO {schema}.requests \
-        (key, at, id, org, method, endpoint, ip, country, status, outcome, count) \
-        SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
-    RecordChanges: "INSERT INTO {schema}.changes (key, at, id, org, actor, action, phase) \
-        SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
-    KeyRequestsBefore: page!("requests", "method, endpoint, ip, country, status, outcome, count", of_key!(), "<", "DESC"),
-    KeyRequestsAfter: page!("requests", "method, endpoint, ip, country, status, outcome, count", of_key!(), ">", "ASC"),
-    KeyChangesBefore: page!("changes", "actor, action, phase", of_key!(), "<", "DESC"),
-    KeyChangesAfter: page!("changes", "actor, action, phase", of_key!(), ">", "ASC"),
-    OrgChangesBefore: page!("changes", "actor, action, phase", "org = $1 AND $2 IS NULL", "<", "DESC"),
-    OrgChangesAfter: page!("changes", "actor, action, phase", "org = $1 AND $2 IS NULL", ">", "ASC"),
+    RecordRequests: "INSERT INTO {schema}.requests ({request columns}) \
+        SELECT * FROM unnest({request values}) ON CONFLICT DO NOTHING",
+    RecordChanges: "INSERT INTO {schema}.changes ({change columns}) \
+        SELECT * FROM unnest({change values}) ON CONFLICT DO NOTHING",
+    KeyRequestsBefore: page!("requests", "{request columns}", of_key!(), "<", "DESC"),
+    KeyRequestsAfter: page!("requests", "{request columns}", of_key!(), ">", "ASC"),
+    KeyChangesBefore: page!("changes", "{change columns}", of_key!(), "<", "DESC"),
+    KeyChangesAfter: page!("changes", "{change columns}", of_key!(), ">", "ASC"),
+    OrgChangesBefore: page!("changes", "{change columns}", "org = $1 AND $2 IS NULL", "<", "DESC"),
+    OrgChangesAfter: page!("changes", "{change columns}", "org = $1 AND $2 IS NULL", ">", "ASC"),
     PurgeRequests: purge!("requests"),
     PurgeChanges: purge!("changes"),
     #[cfg(feature = "cache")]
@@ -175,14 +170,37 @@ impl Sql {
     }
 }
 
+/// The parameter with the first value that an edit writes: id, organisation and expected
+/// revision come before it.
+const EDIT: usize = 4;
+
 /// The texts of all statements for one schema.
 #[derive(Debug)]
 pub(super) struct Texts(Box<[String]>);
 
 impl Texts {
     pub(super) fn new(schema: &str) -> Self {
-        let quoted = format!("\"{schema}\"");
-        Self(TEMPLATES.iter().map(|text| text.replace("{schema}", &quoted)).collect())
+        let (keys, edited) = (KEYS.len(), sql::edited_count());
+        let parameters = |count| sql::parameters('$', 1, count);
+        let after_edit = |number| format!("${}", EDIT + edited + number);
+        let places = [
+            ("{schema}", format!("\"{schema}\"")),
+            ("{key columns}", sql::key_columns()),
+            // The row, the limit, and what `change!` needs.
+            ("{insertion}", parameters(keys + 1 + 3)),
+            ("{edited}", sql::edited('$', EDIT)),
+            ("{edit by}", after_edit(0)),
+            ("{edit window}", after_edit(1)),
+            ("{edit patience}", after_edit(2)),
+            ("{request columns}", sql::list(REQUESTS)),
+            ("{request values}", parameters(REQUESTS.len())),
+            ("{change columns}", sql::list(CHANGES)),
+            ("{change values}", parameters(CHANGES.len())),
+        ];
+        let filled = |text: &&str| {
+            places.iter().fold((*text).to_owned(), |text, (place, with)| text.replace(place, with))
+        };
+        Self(TEMPLATES.iter().map(filled).collect())
     }
 
     pub(super) fn of(&self, statement: Sql) -> &str {

@@ -1,5 +1,7 @@
 //! The statements over audit records.
 
+use std::sync::LazyLock;
+
 use rusqlite::{Connection, Row, params};
 
 use crate::audit::country::CountryCode;
@@ -11,6 +13,7 @@ use crate::audit::record::{
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::store::sql::{self, CHANGES, REQUESTS};
 use crate::store::sqlite::columns::Columns;
 use crate::store::sqlite::error::Outcome;
 
@@ -19,17 +22,19 @@ const PURGE_BATCH: i64 = 1_000;
 /// As many pages are given back with them, more than they filled.
 const PURGE_PAGES: i64 = 256;
 
+/// To write a request, and to write a change.
+static TEXTS: LazyLock<(String, String)> = LazyLock::new(|| {
+    let insert = |table, columns: &[&str]| {
+        let (names, values) = (sql::list(columns), sql::parameters('?', 1, columns.len()));
+        format!("INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT DO NOTHING")
+    };
+    (insert("requests", &REQUESTS), insert("changes", &CHANGES))
+});
+
 /// Writes the batch; a record that is there already stays as it is.
 pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
-    let mut request_row = db.prepare_cached(
-        "INSERT INTO requests \
-         (key, at, id, org, method, endpoint, ip, country, status, outcome, count) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT DO NOTHING",
-    )?;
-    let mut change_row = db.prepare_cached(
-        "INSERT INTO changes (key, at, id, org, actor, action, phase) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
-    )?;
+    let mut request_row = db.prepare_cached(&TEXTS.0)?;
+    let mut change_row = db.prepare_cached(&TEXTS.1)?;
     for record in batch {
         let (key, at, id) = (record.key.to_bytes(), record.at.unix_micros(), record.id.to_bytes());
         let org = record.org.as_str();
@@ -124,7 +129,7 @@ fn request(row: &Row<'_>) -> Outcome<AuditRecord> {
             ip: columns.optional_text("ip", |ip| ip.parse().ok())?,
             country: columns.optional_text("country", CountryCode::new)?,
             status: columns.optional_number("status")?,
-            outcome: columns.text("outcome", Ending::parse)?,
+            outcome: columns.text("outcome", |text| Some(Ending::restore(text)))?,
             count: columns.number("count")?,
         }),
     )
@@ -136,8 +141,8 @@ fn change(row: &Row<'_>) -> Outcome<AuditRecord> {
         columns,
         AuditEvent::Change(ChangeEvent {
             actor: columns.text("actor", |actor| Some(actor.into()))?,
-            action: columns.text("action", ChangeAction::parse)?,
-            phase: columns.text("phase", ChangePhase::parse)?,
+            action: columns.text("action", |text| Some(ChangeAction::restore(text)))?,
+            phase: columns.text("phase", |text| Some(ChangePhase::restore(text)))?,
         }),
     )
 }

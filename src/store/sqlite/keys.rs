@@ -1,6 +1,9 @@
 //! The statements over keys.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::sync::LazyLock;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
@@ -8,19 +11,38 @@ use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::store::sql::{self, KEYS};
 use crate::store::sqlite::columns::{Columns, from_lines, lines};
 use crate::store::sqlite::error::{Fault, Outcome};
 
-/// A query for whole rows.
-macro_rules! select {
-    ($condition:literal) => {
-        concat!(
-            "SELECT id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at, \
-             rotated_at, last_used_at, revision FROM keys ",
-            $condition
-        )
-    };
+/// The statements that name each column.
+struct Texts {
+    find: String,
+    get: String,
+    list: String,
+    export: String,
+    insert: String,
+    replace: String,
 }
+
+static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
+    let columns = sql::key_columns();
+    let select = |condition| format!("SELECT {columns} FROM keys WHERE {condition}");
+    Texts {
+        find: select("digest = ?1"),
+        get: select("id = ?1 AND org = ?2"),
+        list: select("org = ?1 ORDER BY created_at, id"),
+        export: select("id > ?1 ORDER BY id LIMIT ?2"),
+        insert: format!(
+            "INSERT INTO keys ({columns}) VALUES ({})",
+            sql::parameters('?', 1, KEYS.len())
+        ),
+        replace: format!(
+            "UPDATE keys SET {} WHERE id = ?1 AND org = ?2 AND revision = ?3",
+            sql::edited('?', 4)
+        ),
+    }
+});
 
 pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Outcome<()> {
     // The transaction is IMMEDIATE: nobody inserts between these statements.
@@ -36,39 +58,23 @@ pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Outcome<
     if !limit.admits_one_more(usize::try_from(present).unwrap_or(usize::MAX)) {
         return Err(Fault::LimitReached);
     }
-    let sql = "INSERT INTO keys (id, org, name, key_prefix, digest, status, allowlist, created_at, \
-               expires_at, rotated_at, last_used_at, revision) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
-    db.prepare_cached(sql)?.execute(params![
-        key.id.to_bytes(),
-        key.org.as_str(),
-        key.name.as_str(),
-        key.key_prefix,
-        key.digest.as_bytes(),
-        key.status.as_str(),
-        lines(&key.allowlist),
-        key.created_at.unix_micros(),
-        key.expires_at.map(Timestamp::unix_micros),
-        key.rotated_at.map(Timestamp::unix_micros),
-        key.last_used_at.map(Timestamp::unix_micros),
-        key.revision.get(),
-    ])?;
+    db.prepare_cached(&TEXTS.insert)?.execute(params_from_iter(row(key)))?;
     Ok(())
 }
 
 pub(super) fn find_by_digest(db: &Connection, digest: &KeyDigest) -> Outcome<Option<ApiKey>> {
-    let mut statement = db.prepare_cached(select!("WHERE digest = ?1"))?;
+    let mut statement = db.prepare_cached(&TEXTS.find)?;
     statement.query_row([digest.as_bytes()], |row| Ok(key(row))).optional()?.transpose()
 }
 
 pub(super) fn get(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<Option<ApiKey>> {
-    let mut statement = db.prepare_cached(select!("WHERE id = ?1 AND org = ?2"))?;
+    let mut statement = db.prepare_cached(&TEXTS.get)?;
     let parameters = params![id.to_bytes(), org.as_str()];
     statement.query_row(parameters, |row| Ok(key(row))).optional()?.transpose()
 }
 
 pub(super) fn list(db: &Connection, org: &OrgId) -> Outcome<Vec<ApiKey>> {
-    let mut statement = db.prepare_cached(select!("WHERE org = ?1 ORDER BY created_at, id"))?;
+    let mut statement = db.prepare_cached(&TEXTS.list)?;
     statement.query_and_then([org.as_str()], key)?.collect()
 }
 
@@ -77,27 +83,18 @@ pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Ou
     // The empty blob comes before every id.
     let after = after.map_or(Vec::new(), |id| id.to_bytes().to_vec());
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut statement = db.prepare_cached(select!("WHERE id > ?1 ORDER BY id LIMIT ?2"))?;
+    let mut statement = db.prepare_cached(&TEXTS.export)?;
     statement.query_and_then(params![after, limit], key)?.collect()
 }
 
 pub(super) fn replace(db: &Connection, key: &ApiKey, expected: Revision) -> Outcome<()> {
-    let sql = "UPDATE keys SET name = ?4, key_prefix = ?5, digest = ?6, status = ?7, \
-               allowlist = ?8, expires_at = ?9, rotated_at = ?10, revision = ?11 \
-               WHERE id = ?1 AND org = ?2 AND revision = ?3";
-    let changed = db.prepare_cached(sql)?.execute(params![
-        key.id.to_bytes(),
-        key.org.as_str(),
-        expected.get(),
-        key.name.as_str(),
-        key.key_prefix,
-        key.digest.as_bytes(),
-        key.status.as_str(),
-        lines(&key.allowlist),
-        key.expires_at.map(Timestamp::unix_micros),
-        key.rotated_at.map(Timestamp::unix_micros),
-        key.revision.get(),
-    ])?;
+    let at: [Value; 3] = [
+        key.id.to_bytes().to_vec().into(),
+        key.org.as_str().to_owned().into(),
+        expected.get().into(),
+    ];
+    let parameters = at.into_iter().chain(sql::only_edited(row(key)));
+    let changed = db.prepare_cached(&TEXTS.replace)?.execute(params_from_iter(parameters))?;
     if changed == 1 { Ok(()) } else { Err(conflict_or_not_found(db, &key.org, &key.id)?) }
 }
 
@@ -135,20 +132,43 @@ pub(super) fn record_uses(db: &Connection, uses: &[KeyUse]) -> Outcome<()> {
     Ok(())
 }
 
+/// A whole row, in the order of [`KEYS`].
+fn row(key: &ApiKey) -> [Value; KEYS.len()] {
+    let time = |at: Option<Timestamp>| Value::from(at.map(Timestamp::unix_micros));
+    [
+        key.id.to_bytes().to_vec().into(),
+        key.org.as_str().to_owned().into(),
+        key.name.as_str().to_owned().into(),
+        key.key_prefix.clone().into(),
+        key.digest.as_bytes().to_vec().into(),
+        key.status.as_str().to_owned().into(),
+        lines(&key.allowlist).into(),
+        time(Some(key.created_at)),
+        time(key.expires_at),
+        time(key.rotated_at),
+        time(key.last_used_at),
+        key.revision.get().into(),
+        key.attributes.to_string().into(),
+    ]
+}
+
 fn key(row: &Row<'_>) -> Outcome<ApiKey> {
     let columns = Columns { row, name: "key" };
+    let mut place = KEYS.iter().map(|column| column.name).enumerate();
+    let mut next = || place.next().unwrap_or((KEYS.len(), "no column"));
     Ok(ApiKey {
-        id: columns.bytes((0, "id"), |id| id.try_into().ok().map(KeyId::from_bytes))?,
-        org: columns.text((1, "org"), |org| OrgId::new(org).ok())?,
-        name: columns.text((2, "name"), |name| KeyName::restore(name).ok())?,
-        key_prefix: columns.text((3, "key_prefix"), |prefix| Some(prefix.to_owned()))?,
-        digest: columns.bytes((4, "digest"), |digest| KeyDigest::from_slice(digest).ok())?,
-        status: columns.text((5, "status"), Status::parse)?,
-        allowlist: columns.text((6, "allowlist"), |list| Some(from_lines(list)))?,
-        created_at: columns.instant((7, "created_at"))?,
-        expires_at: columns.optional_instant((8, "expires_at"))?,
-        rotated_at: columns.optional_instant((9, "rotated_at"))?,
-        last_used_at: columns.optional_instant((10, "last_used_at"))?,
-        revision: Revision::new(columns.number((11, "revision"))?),
+        id: columns.bytes(next(), |id| id.try_into().ok().map(KeyId::from_bytes))?,
+        org: columns.text(next(), |org| OrgId::new(org).ok())?,
+        name: columns.text(next(), |name| KeyName::restore(name).ok())?,
+        key_prefix: columns.text(next(), |prefix| Some(prefix.to_owned()))?,
+        digest: columns.bytes(next(), |digest| KeyDigest::from_slice(digest).ok())?,
+        status: columns.text(next(), |text| text.parse::<Status>().ok())?,
+        allowlist: columns.text(next(), |list| Some(from_lines(list)))?,
+        created_at: columns.instant(next())?,
+        expires_at: columns.optional_instant(next())?,
+        rotated_at: columns.optional_instant(next())?,
+        last_used_at: columns.optional_instant(next())?,
+        revision: Revision::new(columns.number(next())?),
+        attributes: columns.text(next(), |text| text.parse().ok())?,
     })
 }

@@ -11,7 +11,7 @@ const APPLICATION_ID: i64 = 0x6B67_7465;
 
 /// Each takes the schema from its position to the next one. Those that have
 /// been released never change.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     // Times are microseconds since 1970. Ids and digests are raw bytes. An
     // allowlist is its entries, each ended by a line feed.
     "CREATE TABLE keys (
@@ -59,6 +59,8 @@ const MIGRATIONS: [&str; 2] = [
      CREATE INDEX changes_by_time ON changes (at);",
     // How many requests a row stands for.
     "ALTER TABLE requests ADD COLUMN count INTEGER NOT NULL DEFAULT 1;",
+    // A JSON object: what is kept about a key and never searched for.
+    "ALTER TABLE keys ADD COLUMN attributes TEXT NOT NULL DEFAULT '{}';",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;

@@ -39,6 +39,7 @@ fn key() -> RefOr<Schema> {
         ("rotated_at", nullable_time("When its present secret replaced another.")),
         ("ip_allowlist", Array::builder().items(string()).description(Some(entries)).into()),
         ("revision", revision()),
+        ("created_by", nullable_text("Who created it; null if that was not kept.")),
     ])
     .into()
 }
@@ -54,13 +55,7 @@ fn record() -> RefOr<Schema> {
         .minimum(Some(0_u16))
         .maximum(Some(u16::MAX))
         .description(Some("The service's answer; null if there was none."));
-    let outcomes = [
-        Outcome::Allowed,
-        Outcome::Revoked,
-        Outcome::Expired,
-        Outcome::IpNotAllowed,
-        Outcome::Aborted,
-    ];
+    let outcomes = Outcome::ALL.iter().map(|outcome| outcome.as_str());
     let requests = Object::builder()
         .schema_type(Type::Integer)
         .minimum(Some(1_u32))
@@ -73,7 +68,7 @@ fn record() -> RefOr<Schema> {
         ("ip", address.into()),
         ("country", country.into()),
         ("status", status.into()),
-        ("outcome", string().enum_values(Some(outcomes.map(Outcome::as_str))).into()),
+        ("outcome", string().enum_values(Some(outcomes)).into()),
         ("count", requests.into()),
     ])
     .into()
@@ -107,12 +102,16 @@ fn nullable_time(description: &str) -> RefOr<Schema> {
     format("date-time").schema_type(or_null(Type::String)).description(Some(description)).into()
 }
 
+fn nullable_text(description: &str) -> RefOr<Schema> {
+    string().schema_type(or_null(Type::String)).description(Some(description)).into()
+}
+
 fn or_null(other: Type) -> SchemaType {
     [other, Type::Null].into_iter().collect()
 }
 
 pub(super) fn status() -> ObjectBuilder {
-    string().enum_values(Some([Status::Active, Status::Revoked].map(Status::as_str)))
+    string().enum_values(Some(Status::ALL.iter().map(|status| status.as_str())))
 }
 
 /// An object with all of these properties, and no others.

@@ -1,0 +1,203 @@
+//! What is kept about a key and never searched for: one JSON text in a store.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// What is kept about a key and never searched for.
+///
+/// A store keeps the attributes as one text and does not look inside: it writes
+/// [`to_string`](ToString::to_string) and reads [`str::parse`]. The text is a JSON object
+/// (RFC 8259), `{}` where nothing is set, without characters below U+0020. Members that this
+/// version does not know are kept: a key that a newer process made can be edited by an
+/// older one during a deployment, and loses nothing.
+///
+/// ```
+/// use keygate::Attributes;
+///
+/// let stored = r#"{"created_by":"ada@acme.example","colour":"green"}"#;
+/// let mut attributes: Attributes = stored.parse()?;
+/// assert_eq!(attributes.created_by.as_deref(), Some("ada@acme.example"));
+///
+/// attributes.created_by = None;
+/// assert_eq!(attributes.to_string(), r#"{"colour":"green"}"#);
+/// # Ok::<(), keygate::AttributesError>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+#[serde(default)]
+pub struct Attributes {
+    /// The name of the actor who created the key; `None` for a key from before this was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// Texts of the host's own.
+    #[serde(skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+    /// Members that another version wrote.
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// Writes the text that [`str::parse`] reads.
+impl fmt::Display for Attributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl FromStr for Attributes {
+    type Err = AttributesError;
+
+    fn from_str(text: &str) -> Result<Self, AttributesError> {
+        // Most keys of a bulk import have none, and each request may read them.
+        if text == "{}" {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(text).map_err(|_| AttributesError)
+    }
+}
+
+/// A text is not what [`Attributes`] are written as. It does not say more, since the
+/// text may hold anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the attributes of a key are not the JSON object that they were written as")]
+pub struct AttributesError;
+
+/// Texts of the host's own that a key carries: the plan that it belongs to, a customer
+/// number. At hand in [`VerifiedKey::metadata`](crate::VerifiedKey::metadata) without a
+/// further look-up, and never shown or changed over the management API.
+///
+/// At most 16 texts of up to 500 characters; their names have 1 to 40 characters.
+///
+/// ```
+/// use keygate::{Metadata, NewKey};
+///
+/// let metadata = Metadata::new().with("plan", "pro")?.with("customer", "4711")?;
+/// assert_eq!(metadata.get("plan"), Some("pro"));
+/// let key = NewKey::named("CI deploy")?.metadata(metadata);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Metadata(BTreeMap<String, String>);
+
+impl Metadata {
+    /// The largest number of texts.
+    pub const MAX_TEXTS: usize = 16;
+    /// The longest name, in characters.
+    pub const MAX_NAME_CHARS: usize = 40;
+    /// The longest text, in characters.
+    pub const MAX_TEXT_CHARS: usize = 500;
+
+    /// No texts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a text, or replaces the one with that name.
+    ///
+    /// # Errors
+    ///
+    /// What exceeds one of the three limits.
+    pub fn with(
+        mut self,
+        name: impl Into<String>,
+        text: impl Into<String>,
+    ) -> Result<Self, MetadataError> {
+        let (name, text) = (name.into(), text.into());
+        if name.is_empty() || name.chars().nth(Self::MAX_NAME_CHARS).is_some() {
+            return Err(MetadataError::Name);
+        }
+        if text.chars().nth(Self::MAX_TEXT_CHARS).is_some() {
+            return Err(MetadataError::TooLong);
+        }
+        if !self.0.contains_key(&name) && self.0.len() >= Self::MAX_TEXTS {
+            return Err(MetadataError::TooMany);
+        }
+        self.0.insert(name, text);
+        Ok(self)
+    }
+
+    /// The text with that name.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// Each name with its text, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// Whether there are no texts.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Why a text cannot be added to [`Metadata`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum MetadataError {
+    /// The name is empty or too long.
+    #[error("a name of metadata has 1 to {} characters", Metadata::MAX_NAME_CHARS)]
+    Name,
+    /// The text is too long.
+    #[error("a text of metadata has at most {} characters", Metadata::MAX_TEXT_CHARS)]
+    TooLong,
+    /// There are as many texts as a key may have.
+    #[error("a key has at most {} texts of metadata", Metadata::MAX_TEXTS)]
+    TooMany,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn members_of_another_version_survive_an_edit() {
+        let stored = r#"{"created_by":"ada","later":{"a":[1,null,"x"]},"metadata":{"plan":"pro"}}"#;
+        let mut attributes: Attributes = stored.parse().unwrap();
+        attributes.created_by = Some("bob".into());
+        let expected = stored.replace("ada", "bob");
+        let [text, expected]: [Value; 2] =
+            [&attributes.to_string(), &expected].map(|text| serde_json::from_str(text).unwrap());
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_text_that_is_no_object_or_has_a_member_of_another_type_is_an_error() {
+        for text in ["", "null", "[]", "{", r#"{"created_by":7}"#, r#"{"metadata":{"plan":1}}"#] {
+            assert_eq!(text.parse::<Attributes>(), Err(AttributesError), "{text}");
+        }
+    }
+
+    #[test]
+    fn metadata_has_limits() {
+        let long = |length| "é".repeat(length);
+        assert_eq!(Metadata::new().with("", "x"), Err(MetadataError::Name));
+        assert_eq!(Metadata::new().with(long(41), "x"), Err(MetadataError::Name));
+        assert_eq!(Metadata::new().with("x", long(501)), Err(MetadataError::TooLong));
+        let mut full = Metadata::new().with(long(40), long(500)).unwrap();
+        for number in 1..16 {
+            full = full.with(number.to_string(), "").unwrap();
+        }
+        assert_eq!(full.clone().with("one more", ""), Err(MetadataError::TooMany));
+        assert_eq!(full.with("1", "replaced").unwrap().get("1"), Some("replaced"));
+    }
+
+    proptest! {
+        #[test]
+        fn attributes_come_back(created_by: Option<String>, texts: BTreeMap<String, String>) {
+            let attributes =
+                Attributes { created_by, metadata: Metadata(texts), ..Attributes::default() };
+            let text = attributes.to_string();
+            prop_assert!(!text.contains(|c| c < ' '), "no line feed, no U+0000");
+            prop_assert_eq!(text.parse(), Ok(attributes));
+        }
+    }
+}
