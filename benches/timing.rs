@@ -40,7 +40,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, KeyUse,
+    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, KeyUse,
     MemoryStore, OrgId, OrgLimit, Revision, Status, StoreError, SystemRandom, Timestamp,
     VerifyError,
 };

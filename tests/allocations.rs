@@ -229,7 +229,7 @@ fn case_48_a_refusal_that_is_summed_costs_less_than_one_with_a_record_of_its_own
             .unwrap();
         let refuse = || {
             for _ in 0..ROUNDS {
-                let path = "/v1/organisations/acme/orders/".repeat(30).into();
+                let path = "/v1/organisations/acme/orders/".repeat(30);
                 let request = RequestInfo::new("GET", path);
                 assert!(now(keys.admit(revoked.secret.expose_secret(), request)).is_err());
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keygate::{
     Allowlist, ApiKey, AuditEvent, AuditId, AuditRecord, CountryCode, KeyDigest, KeyId, KeyName,
-    OrgId, Outcome, RequestEvent, Revision, Status, Timestamp,
+    OrgId, Outcome, RequestEvent, Timestamp,
 };
 
 const ORGS: u64 = 10_000;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use keygate::{
     Allowlist, ApiKey, AuditEvent, AuditRecord, CachedStore, CountryCode, KeyDigest, KeyId,
-    KeyName, OrgId, PostgresOptions, PostgresStore, Revision, Status, Timestamp,
+    KeyName, OrgId, PostgresOptions, PostgresStore, Revision, Timestamp,
 };
 use tokio_postgres::{Client, Error, NoTls, Row, Statement};
 use uuid::Uuid;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use keygate::{
     Allowlist, ApiKey, AuditEvent, AuditRecord, CountryCode, KeyDigest, KeyId, KeyName, OrgId,
-    Revision, SqliteStore, Status, Timestamp,
+    Revision, SqliteStore, Timestamp,
 };
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, params};
 

@@ -197,6 +197,7 @@ impl World {
                 match change.phase {
                     ChangePhase::Begun => *begun += 1,
                     ChangePhase::Abandoned => *back += 1,
+                    other => panic!("{other}"),
                 }
             }
             let Some(older) = page.older else { return counts };

@@ -9,8 +9,6 @@ let keys = null;
 let limits = null;
 const dismissed = new Set();
 
-// ---------------------------------------------------------------- the skeleton
-
 const count = h("p", { class: "count" });
 const create = button(text("create.open"), () => open("create"), { class: "primary" });
 const alert = h("div", { class: "alert", role: "alert", hidden: true });
@@ -38,8 +36,6 @@ function skeleton() {
   const rows = Array.from({ length: 3 }, () => h("div", { class: "bone" }));
   return h("div", { class: "loading" }, h("span", { class: "unseen" }, text("loading")), rows);
 }
-
-// --------------------------------------------------------------------- loading
 
 let loads = 0;
 
@@ -82,8 +78,6 @@ document.addEventListener("visibilitychange", () => {
 addEventListener("online", load);
 addEventListener("pageshow", (event) => event.persisted && load());
 
-// ------------------------------------------------------------------- the table
-
 const COLUMNS = [
   ["name", name],
   ["key", (key) => h("code", {}, `${key.key_prefix}…`)],
@@ -102,7 +96,13 @@ function name(key) {
   return [
     h("span", { class: "name" }, key.name),
     addresses > 0 && h("span", { class: "quiet small" }, text(restricted, { count: addresses })),
+    created(key),
   ];
+}
+
+function created({ created_at: at, created_by: by }) {
+  const label = by ? text("created.by", { name: by }) : text("created");
+  return h("span", { class: "quiet small" }, label, " ", ago(at));
 }
 
 function expires(key) {
@@ -165,8 +165,6 @@ function focusRow(id) {
   (row?.querySelector("button") ?? create).focus();
 }
 
-// -------------------------------------------------------------------- the menu
-
 function menu(key) {
   const items = ["edit", "rotate", "audit", "delete"].map((action) =>
     h(
@@ -227,8 +225,6 @@ function menu(key) {
   return box;
 }
 
-// --------------------------------------------------------------------- dialogs
-
 const DIALOGS = {
   create: () => import("./create.js").then(({ createDialog }) => createDialog(context())),
   edit: (key) => import("./edit.js").then(({ editDialog }) => editDialog(key, context())),
@@ -272,8 +268,6 @@ async function open(action, key) {
   if (key) focusRow(key.id);
   else create.focus();
 }
-
-// ---------------------------------------------------------------------- advice
 
 const NAMES_SHOWN = 3;
 

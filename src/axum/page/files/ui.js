@@ -37,8 +37,6 @@ export const button = (label, onclick, attributes = {}) =>
 let ids = 0;
 export const newId = () => `id${++ids}`;
 
-// ---------------------------------------------------------------------- times
-
 const exact = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" });
 const day = new Intl.DateTimeFormat(language, { dateStyle: "medium" });
 const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
@@ -74,8 +72,6 @@ export const onDay = (instant) =>
 /** The exact local time, with the exact one in UTC on hover. */
 export const exactly = (instant) => time(instant, (date) => exact.format(date), utc);
 
-// -------------------------------------------------------------- announcements
-
 /** Says something to people who do not see it: in the dialog that is open, if any. */
 export function announce(message) {
   const regions = document.querySelectorAll("dialog[open] [data-live], body > [data-live]");
@@ -85,8 +81,6 @@ export function announce(message) {
 
 export const liveRegion = () =>
   h("div", { role: "status", "aria-live": "polite", "data-live": true, class: "unseen" });
-
-// -------------------------------------------------------------------- dialogs
 
 /**
  * A modal dialog. Escape closes it unless `keep` says no; it is gone from the
