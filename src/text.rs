@@ -1,4 +1,6 @@
-//! Texts cut off between characters, and percent-encoded ones decoded.
+//! Texts cut off between characters, percent-encoded ones decoded, and errors with their causes.
+
+use std::error::Error;
 
 /// The text up to that many bytes, and less where a character would be cut in two.
 pub(crate) fn cut(text: &str, max: usize) -> &str {
@@ -38,6 +40,18 @@ pub(crate) fn percent_decode(text: &mut [u8]) -> usize {
         (from, to) = (from + taken, to + 1);
     }
     to
+}
+
+/// An error with all its causes, for operators: `the store is unavailable: db error: …`.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

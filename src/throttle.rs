@@ -24,6 +24,10 @@ struct State {
 }
 
 impl Throttle {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(State { last: None, left_out: 0 }))
+    }
+
     /// Whether the line may be written: the number of lines left out since the last
     /// one, or `None` where this one is left out as well.
     pub(crate) fn pass(&self) -> Option<u64> {

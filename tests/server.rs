@@ -744,6 +744,20 @@ fn case_37_at_sigterm_the_queue_is_drained_and_said_to_be() {
     }
 }
 
+/// So that a copy of the file is a backup once the service has stopped, as the guide says.
+#[test]
+fn after_sigterm_the_file_alone_holds_every_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keygate.db");
+    for number in 0..3 {
+        let store = format!("sqlite:{}", path.display());
+        let server = Server::start(&[("KEYGATE_STORE", &store)]);
+        Key::named(&server, &format!("key {number}"));
+        assert!(server.stop().0.success());
+        assert!(!path.with_extension("db-wal").exists(), "a write-ahead log is left");
+    }
+}
+
 #[test]
 fn case_37_at_sigterm_requests_under_way_are_answered_and_no_others() {
     let server = Server::start(&[]);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::audit::sink::AuditError;
+use crate::text::with_causes;
 use crate::throttle::Throttle;
 
 /// How audit records of requests reach the sink. Records of *changes* are
@@ -205,14 +206,8 @@ impl Counters {
         if records > 0 {
             self.failed.fetch_add(records, Ordering::Relaxed);
             if let Some(left_out) = self.failures.pass() {
-                let source = source(error);
-                tracing::error!(
-                    records,
-                    %error,
-                    source,
-                    left_out,
-                    "audit records were not written"
-                );
+                let error = with_causes(error);
+                tracing::error!(records, error, left_out, "audit records were not written");
             }
         }
     }
@@ -229,8 +224,8 @@ impl Counters {
     /// Says that a batch is to be tried again.
     pub(crate) fn retried(&self, records: usize, error: &AuditError) {
         if let Some(left_out) = self.retries.pass() {
-            let source = source(error);
-            tracing::warn!(records, %error, source, left_out, "audit records will be retried");
+            let error = with_causes(error);
+            tracing::warn!(records, error, left_out, "audit records will be retried");
         }
     }
 
@@ -254,10 +249,6 @@ impl Counters {
             summed,
         }
     }
-}
-
-fn source(error: &dyn StdError) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
 }
 
 /// A record could not be delivered as its mode promises.

@@ -1,7 +1,6 @@
 //! Whether a manager works, and its orderly end.
 
-use std::error::Error as StdError;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use crate::manager::KeyManager;
 use crate::manager::error::ShutDown;
 use crate::runtime::{both, within};
 use crate::store::contract::StoreError;
+use crate::text::with_causes;
 
 /// How long the answer to whether changes work is kept.
 const KEPT: Duration = Duration::from_secs(1);
@@ -181,14 +181,10 @@ impl PartHealth {
     }
 
     fn of(result: Result<(), StoreError>) -> Self {
-        let Err(error) = result else { return Self(None) };
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let _ = write!(text, ": {error}");
-            cause = error.source();
+        match result {
+            Ok(()) => Self(None),
+            Err(error) => Self::fails(with_causes(&error)),
         }
-        Self::fails(text)
     }
 }
 

@@ -257,6 +257,38 @@ async fn case_45_changes_to_one_key_or_organisation_do_not_take_all_connections(
     .await;
 }
 
+/// Also where the tables of keys and of last uses are free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn health_says_that_changes_fail_while_a_table_that_they_need_is_locked() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let keys = KeyManager::builder(options.deadline(DEADLINE).connect().await.unwrap());
+        let keys = keys.build().unwrap();
+        let db = administrator().await;
+        let until_changes_work = async |work: bool| {
+            let give_up = Instant::now() + Duration::from_secs(20);
+            loop {
+                let report = keys.health().await;
+                assert!(report.lookups.works(), "{report:?}");
+                if report.changes.works() == work {
+                    return;
+                }
+                assert!(Instant::now() < give_up, "{report:?}");
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        for lock in ["organisations IN EXCLUSIVE", "schema_version IN ACCESS EXCLUSIVE"] {
+            until_changes_work(true).await;
+            db.batch_execute(&format!("BEGIN; LOCK TABLE {schema}.{lock} MODE")).await.unwrap();
+            until_changes_work(false).await;
+            db.batch_execute("ROLLBACK").await.unwrap();
+        }
+        until_changes_work(true).await;
+    })
+    .await;
+}
+
 /// What an organisation of its own does all the time, on a store that others trouble.
 async fn undisturbed(store: &PostgresStore, name: &str, seconds: u64) {
     let own = new_key(&org(name));

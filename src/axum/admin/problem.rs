@@ -1,7 +1,6 @@
 //! Errors of the management API, as RFC 9457 has them.
 
 use std::borrow::Cow;
-use std::error::Error as StdError;
 
 use ::axum::response::{IntoResponse, Response};
 use ::http::StatusCode;
@@ -10,6 +9,8 @@ use serde::Serialize;
 
 use crate::key::name::KeyNameError;
 use crate::manager::error::ManageError;
+use crate::text::with_causes;
+use crate::throttle::Throttle;
 
 /// The one table of codes.
 macro_rules! codes {
@@ -108,6 +109,9 @@ impl Problem {
     }
 }
 
+static UNAVAILABLE: Throttle = Throttle::new();
+static IN_DOUBT: Throttle = Throttle::new();
+
 impl From<ManageError> for Problem {
     fn from(error: ManageError) -> Self {
         match error {
@@ -134,13 +138,17 @@ impl From<ManageError> for Problem {
                 Self::new(Code::AlreadyCreated, detail)
             }
             ManageError::Unavailable(error) => {
-                let error: &(dyn StdError + 'static) = &*error;
-                tracing::error!(error, "key management is unavailable");
+                if let Some(left_out) = UNAVAILABLE.pass() {
+                    let error = with_causes(&*error);
+                    tracing::error!(error, left_out, "key management is unavailable");
+                }
                 Self::new(Code::Unavailable, "Nothing was changed. Try again shortly.")
             }
             ManageError::InDoubt(error) => {
-                let error: &(dyn StdError + 'static) = &*error;
-                tracing::error!(error, "a change of a key was not confirmed");
+                if let Some(left_out) = IN_DOUBT.pass() {
+                    let error = with_causes(&*error);
+                    tracing::error!(error, left_out, "a change of a key was not confirmed");
+                }
                 let detail = "The change was not confirmed, and may have taken place. Read the key before you try again.";
                 Self::new(Code::Unavailable, detail)
             }

@@ -19,6 +19,7 @@ use crate::store::postgres::dial::Wire;
 use crate::store::postgres::error::Fault;
 use crate::store::postgres::statements::Sql;
 use crate::store::postgres::{Outcome, PostgresStore};
+use crate::text::with_causes;
 
 /// A heartbeat that is not heard for this long, or for four intervals, has been lost.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
@@ -189,7 +190,7 @@ async fn own_channel() -> String {
 impl End {
     fn reason(&self) -> String {
         match self {
-            Self::Refused(fault) => fault.with_causes(),
+            Self::Refused(fault) => with_causes(&fault),
             Self::Closed => "the connection is closed".to_owned(),
             Self::Silent => {
                 "no heartbeat comes back; is a pooler in between, or the network gone, or were the \

@@ -164,17 +164,6 @@ impl Fault {
         error.is_closed() || error.code() == Some(&SqlState::ADMIN_SHUTDOWN)
     }
 
-    /// The whole story, for the log.
-    pub(super) fn with_causes(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
-    }
-
     pub(super) fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres(error) => error.code(),

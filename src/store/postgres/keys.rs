@@ -173,6 +173,12 @@ async fn changed(
     }
 }
 
+/// Whether changes can be made: needs the rights, tables and locks that they need, over
+/// the connections that they use, and changes nothing.
+pub(super) async fn probe(changes: &Pool) -> Outcome<()> {
+    changes.query(Sql::Probe, &[]).await.map(drop)
+}
+
 pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
     let mut latest = BTreeMap::new();
     for used in uses {

@@ -184,6 +184,9 @@ impl KeyStore for PostgresStore {
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        if uses.is_empty() {
+            return Ok(keys::probe(&self.inner.changes).await?);
+        }
         Ok(keys::record_uses(&self.inner.uses, uses).await?)
     }
 }

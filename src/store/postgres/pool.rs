@@ -19,6 +19,7 @@ use crate::store::postgres::error::Fault;
 use crate::store::postgres::gate::{Gate, Gates, Pass};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Sql;
+use crate::text::with_causes;
 use crate::throttle::Throttle;
 
 /// Between two attempts to connect; doubled from one to the next.
@@ -341,7 +342,7 @@ async fn keep(
 
 impl LastFailure {
     fn set(&self, fault: &Fault) {
-        let text = fault.with_causes();
+        let text = with_causes(fault);
         if let Some(left_out) = self.said.pass() {
             tracing::warn!(reason = text, left_out, "keygate: no connection to PostgreSQL");
         }

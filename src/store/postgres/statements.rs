@@ -130,6 +130,12 @@ statements! {
          FOR UPDATE SKIP LOCKED), \
          forgotten AS (DELETE FROM {schema}.organisations USING left_over \
          WHERE organisations.org = left_over.org)"),
+    // What a creation, an edit and its announcement need, with no row.
+    Probe: "WITH organisation AS (INSERT INTO {schema}.organisations (org) SELECT '' WHERE false), \
+        created AS (INSERT INTO {schema}.keys SELECT * FROM {schema}.keys WHERE false), \
+        edited AS (UPDATE {schema}.keys SET revision = revision WHERE false), \
+        deleted AS (DELETE FROM {schema}.keys WHERE false) \
+        SELECT count(*) FROM {schema}.schema_version",
     // Locked in the order of their ids: two batches that name the same keys in
     // opposite order do not deadlock. A row that is locked is left out, and counted. A
     // time a day ahead is that of a clock that was wrong.

@@ -43,7 +43,9 @@ use crate::store::transfer::KeyExport;
 /// pages are read on other threads. Writes go through one thread, which puts what waits
 /// for it into one transaction; a call returns once its transaction is on disk (`WAL`,
 /// `synchronous=FULL`). Several processes may share the file on one machine; a
-/// network file system will not do.
+/// network file system will not do. Dropping the last handle closes the file and copies the
+/// write-ahead log into it, for which it blocks the thread, usually for milliseconds and for
+/// 5 seconds at most.
 ///
 /// ```
 /// # #[tokio::main]

@@ -1,8 +1,9 @@
 //! The one thread that writes, many changes to a transaction.
 
 use std::io;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
@@ -14,12 +15,27 @@ use crate::store::sqlite::schema;
 /// Changes beyond these wait for the next transaction.
 const GROUP: usize = 256;
 
-/// Hands changes to the writing thread. Dropped, it lets the thread finish what
-/// waits and end.
+/// A process may end right after the last handle is dropped. Until the write-ahead log is
+/// copied into the file, a copy of the file alone lacks what is in the log.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Hands changes to the writing thread. Dropped, it lets the thread finish what waits,
+/// close the file and end.
 #[derive(Debug)]
 pub(super) struct Writer {
-    jobs: mpsc::Sender<Box<dyn Job>>,
+    /// `None` once it is being dropped.
+    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
     file: Arc<DatabaseFile>,
+    /// Disconnected once the file is closed.
+    closed: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        let closed = self.closed.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = closed.recv_timeout(CLOSING);
+    }
 }
 
 /// One change, answered after the commit.
@@ -83,14 +99,17 @@ impl Writer {
         readers: Vec<JoinHandle<()>>,
     ) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
+        let (closing, closed) = mpsc::channel::<()>();
         let checked = Arc::clone(file);
         thread::Builder::new().name("keygate-sqlite".into()).spawn(move || {
             write_all(&mut connection, &checked, &queue);
             for reader in readers {
                 let _ = reader.join();
             }
+            drop(connection);
+            drop(closing);
         })?;
-        Ok(Self { jobs, file: Arc::clone(file) })
+        Ok(Self { jobs: Some(jobs), file: Arc::clone(file), closed: Mutex::new(closed) })
     }
 
     /// Makes a change, and returns once it is on disk. Where the caller gives up
@@ -101,7 +120,8 @@ impl Writer {
     ) -> Outcome<T> {
         let (reply, answer) = oneshot::channel();
         let job = Change { work: Some(work), outcome: None, reply };
-        self.jobs.send(Box::new(job)).map_err(|_| Fault::Ended)?;
+        let jobs = self.jobs.as_ref().ok_or(Fault::Ended)?;
+        jobs.send(Box::new(job)).map_err(|_| Fault::Ended)?;
         self.file.watch(answer.await.unwrap_or(Err(Fault::Ended)))
     }
 
