@@ -41,7 +41,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use keygate::{
-    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, OrgLimit, PlaintextKey, Random, SqliteStore, SystemRandom, Timestamp,
+    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, OrgLimit, PlaintextKey, Random,
+    SqliteStore, SystemRandom, Timestamp,
 };
 use serde_json::{Value, json};
 

@@ -40,9 +40,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use keygate::{
-    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, KeyUse,
-    MemoryStore, OrgId, OrgLimit, Revision, Status, StoreError, SystemRandom, Timestamp,
-    VerifyError,
+    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, KeyUse, MemoryStore, OrgId,
+    OrgLimit, Revision, Status, StoreError, SystemRandom, Timestamp, VerifyError,
 };
 use subtle::ConstantTimeEq;
 

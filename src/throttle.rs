@@ -14,8 +14,14 @@ const INTERVAL: Duration = Duration::from_secs(10);
 ///     tracing::warn!(left_out, "the store does not answer");
 /// }
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Throttle(Mutex<State>);
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {

@@ -27,11 +27,11 @@ macro_rules! all {
 
 fn errors() -> Vec<&'static str> {
     all!(is_error:
-        AdmitError, AllowlistError, AuditCursorError, AuditError, BuildError, CacheError, Denial,
+        AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditError, BuildError, CacheError, Denial,
         DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
-        IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, NetworkError, OrgIdError,
+        IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, MetadataError, NetworkError, OrgIdError,
         PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError,
-        StoreError, VerifyError,
+        StoreError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
     )
     .into()
@@ -39,12 +39,12 @@ fn errors() -> Vec<&'static str> {
 
 fn types() -> Vec<&'static str> {
     all!(is_shared:
-        Actor, Admission, Allowlist, ApiKey, ApiKeyLayer, ApiKeyService<()>, AuditCursor,
+        Actor, Admission, Allowlist, ApiKey, ApiKeyLayer, Attributes, ApiKeyService<()>, AuditCursor,
         AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, AuditStats, CacheHealth,
         CacheState, CachedStore, ChangeAction, ChangeEvent, ChangePhase,
         ClientIp, CountryCode, Delivery, Expiration, HealthReport, IdempotencyKey, Imported, IssuedKey, KeyDigest, KeyFormat,
         KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch, KeyRejection, KeyUse, Limits,
-        ManualClock, MaxMindCountries, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
+        ManualClock, MaxMindCountries, Metadata, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
         SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,

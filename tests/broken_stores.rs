@@ -119,6 +119,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::UnreadableAllowlistIsEmpty, &["fields::an_unreadable_allowlist_stays_unreadable"]),
     (Fault::RevisionIsSigned, &["fields::every_revision_is_kept"]),
     (Fault::InsertedKeysAreActive, &["fields::every_status_is_kept"]),
+    (Fault::UnknownAttributesAreDropped, &["fields::attributes_are_kept_exactly"]),
     (Fault::ReplaceForgetsExpiry, &["replace::every_changeable_field_is_written"]),
     (Fault::ReplaceMovesCreation, &["replace::the_time_of_creation_stays"]),
     (

@@ -68,11 +68,8 @@ impl KeyManager {
     /// # let actor = Actor::new(OrgId::new("acme")?, "ada");
     /// # let issued = keys.create(&actor, NewKey::named("CI")?).await?;
     /// # let credential = issued.secret.expose_secret();
-    /// let request = RequestInfo {
-    ///     method: "GET".into(),
-    ///     path: "/v1/things".into(),
-    ///     ip: Some("192.0.2.1".parse()?),
-    /// };
+    /// let client = "192.0.2.1".parse::<std::net::IpAddr>()?;
+    /// let request = RequestInfo::new("GET", "/v1/things").from_ip(client);
     /// let admission = keys.admit(credential, request).await?;
     /// println!("handle the request for {}", admission.key().org());
     /// // Dropped before this, the admission leaves a record marked `aborted`.

@@ -163,7 +163,7 @@ mod tests {
         let stored = r#"{"created_by":"ada","later":{"a":[1,null,"x"]},"metadata":{"plan":"pro"}}"#;
         let mut attributes: Attributes = stored.parse().unwrap();
         attributes.created_by = Some("bob".into());
-        let expected = stored.replace("ada", "bob");
+        let expected = stored.replace(r#""ada""#, r#""bob""#);
         let [text, expected]: [Value; 2] =
             [&attributes.to_string(), &expected].map(|text| serde_json::from_str(text).unwrap());
         assert_eq!(text, expected);

@@ -49,6 +49,8 @@ pub(crate) enum Fault {
     UnreadableAllowlistIsEmpty,
     RevisionIsSigned,
     InsertedKeysAreActive,
+    /// Keeps the attributes that it knows, as a store does that has a column for each.
+    UnknownAttributesAreDropped,
     // Changes
     ReplaceForgetsExpiry,
     ReplaceMovesCreation,

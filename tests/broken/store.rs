@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use keygate::{
-    ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, Status, StoreError,
-    Timestamp,
+    ApiKey, Attributes, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, Status,
+    StoreError, Timestamp,
 };
 
 use super::fault::Fault;
@@ -117,6 +117,12 @@ impl KeyStore for BrokenStore {
         let mut stored = self.stored(key);
         if self.is(Fault::InsertedKeysAreActive) {
             stored.status = Status::Active;
+        }
+        if self.is(Fault::UnknownAttributesAreDropped) {
+            let mut known = Attributes::default();
+            known.created_by = key.attributes.created_by.clone();
+            known.metadata = key.attributes.metadata.clone();
+            stored.attributes = known;
         }
         if let Some(last_use) = state.last_uses.get(&key.id) {
             stored.last_used_at = *last_use;

@@ -12,8 +12,8 @@ use std::{env, io};
 
 use keygate::{
     ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, KeyDigest,
-    KeyId, KeyName, KeyStore, OrgId, OrgLimit, Outcome, Random, RequestEvent,
-    SqliteStore, SystemRandom, Timestamp,
+    KeyId, KeyName, KeyStore, OrgId, OrgLimit, Outcome, Random, RequestEvent, SqliteStore,
+    SystemRandom, Timestamp,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
