@@ -15,8 +15,11 @@ use crate::http::grpc;
 use crate::http::refusal::{Asked, Refusal};
 use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::BoxFuture;
+use crate::throttle::Throttle;
 use crate::tower::body::ResponseBody;
 use crate::tower::layer::Config;
+
+static WITHHELD: Throttle = Throttle::new();
 
 pin_project! {
     /// The future of [`ApiKeyService`](crate::ApiKeyService). Dropped before it is
@@ -85,7 +88,9 @@ where
                         }
                         (Ok(()), None) => {}
                         (Err(error), _) => {
-                            tracing::error!(%error, "an answer was withheld: it could not be recorded");
+                            if let Some(left_out) = WITHHELD.pass() {
+                                tracing::error!(%error, left_out, "an answer was withheld: it could not be recorded");
+                            }
                         }
                     }
                     State::Refused { refusal: Refusal::Unavailable }

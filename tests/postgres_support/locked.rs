@@ -321,7 +321,7 @@ async fn case_45_a_locked_row_harms_that_row_alone() {
         // Many rows of one organisation, and one of each of others.
         let mut locked = vec![key(1)];
         locked.extend((0..20).map(|_| new_key(&key(1).org)));
-        locked.extend((0..8).map(|n| new_key(&org(&format!("locked {n}")))));
+        locked.extend((0..60).map(|n| new_key(&org(&format!("locked {n}")))));
         for key in &locked[1..] {
             store.insert(key, OrgLimit::NONE).await.unwrap();
         }
@@ -333,8 +333,8 @@ async fn case_45_a_locked_row_harms_that_row_alone() {
         db.batch_execute(&lock).await.unwrap();
 
         let mut others = JoinSet::new();
-        for n in 0..40 {
-            let (store, locked) = (store.clone(), locked[n % locked.len()].clone());
+        for locked in &locked {
+            let (store, locked) = (store.clone(), locked.clone());
             others.spawn(async move {
                 loop {
                     let edit = at_next(&locked, |_| {});

@@ -121,17 +121,29 @@ async fn case_55_a_schema_that_another_role_prepared_lacks_what_the_error_names(
         .await;
         let no_deletions = limited.clone().connect().await;
         run("GRANT DELETE ON {schema}.keys TO {role}; \
-             REVOKE UPDATE, DELETE ON {schema}.requests, {schema}.changes FROM {role}")
+             REVOKE UPDATE, DELETE ON {schema}.requests, {schema}.changes FROM {role}; \
+             REVOKE INSERT, UPDATE, DELETE ON {schema}.schema_version FROM {role}; \
+             REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC")
         .await;
+        let no_creations = limited.clone().connect().await;
+        run("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role}").await;
+        // What is left are the rights that the guide lists.
         let append_only = limited.connect().await;
-        let keeps = append_only.as_ref().map(drop);
-        let appended = format!("{keeps:?}");
-        drop(append_only);
+        let appended = format!("{:?}", append_only.as_ref().map(drop));
+        let works = match append_only {
+            Ok(store) => {
+                let inserted = store.insert(&key(1), OrgLimit::NONE).await;
+                let deleted = store.delete(&key(1).org, &key(1).id, None).await;
+                inserted.and(deleted).and(store.record_uses(&[]).await)
+            }
+            Err(_) => Ok(()),
+        };
         run("DROP OWNED BY {role}; DROP ROLE {role}").await;
         for (opened, missing) in [
             (empty, "permission denied for schema"),
             (nothing, "DELETE on keys"),
             (no_deletions, "DELETE on keys"),
+            (no_creations, "EXECUTE on insert_key"),
         ] {
             let error = opened.unwrap_err();
             assert!(matches!(error, PostgresOpenError::NoRights { .. }), "{error:?}");
@@ -139,6 +151,7 @@ async fn case_55_a_schema_that_another_role_prepared_lacks_what_the_error_names(
             assert!(cause.contains(missing), "{cause}");
         }
         assert_eq!(appended, "Ok(())");
+        works.unwrap();
     })
     .await;
 }

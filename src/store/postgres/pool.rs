@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::Row;
@@ -45,6 +45,10 @@ pub(super) struct Pool {
     deadline: Duration,
     patience: Patience,
     gates: Gates,
+    /// How many changes are under way.
+    changing: Arc<AtomicUsize>,
+    /// Half of the connections: the others are for changes that are tried for the first time.
+    retries: Semaphore,
     last_failure: Arc<LastFailure>,
     /// The one that the store was opened on.
     pub(super) runtime: Handle,
@@ -81,6 +85,8 @@ impl Pool {
             deadline,
             patience: Patience::of(deadline),
             gates: Gates::default(),
+            changing: Arc::default(),
+            retries: Semaphore::new(connections.div_ceil(2)),
             last_failure,
             runtime: Handle::current(),
             keepers,
@@ -101,7 +107,8 @@ impl Pool {
             let answer = match self.used {
                 Use::Shared => self.ask(statement, parameters, until).await,
                 Use::InTurn => {
-                    let call = Call { statement, parameters: Encoded::all(parameters), pass: None };
+                    let call =
+                        Call { statement, parameters: Encoded::all(parameters), change: None };
                     self.ask_in_turn(call, until).await
                 }
             };
@@ -125,13 +132,19 @@ impl Pool {
         let [own, shared] = gates;
         let passes = async { (self.gates.enter(own).await, self.gates.enter(shared).await) };
         let passes = timeout_at(until, passes).await.map_err(|_| Fault::NotBegun(self.deadline))?;
-        let passes = Arc::new(passes);
+        let change = Change { under_way: Arc::clone(&self.changing), _passes: Arc::new(passes) };
+        let _counted = Counted::new(&self.changing);
         let mut repeats = self.size();
+        let mut retry = None;
         loop {
-            let pass = Some(Arc::clone(&passes));
-            let call = Call { statement, parameters: Encoded::all(parameters), pass };
-            match self.ask_in_turn(call, until).await {
-                Err(fault) if fault.is_a_lock() && !self.patience.is_spent(until) => {}
+            let change = Some(change.clone());
+            let call = Call { statement, parameters: Encoded::all(parameters), change };
+            let answer = self.ask_in_turn(call, until).await;
+            drop(retry.take());
+            match answer {
+                Err(fault) if fault.is_a_lock() && !self.patience.is_spent(until) => {
+                    retry = timeout_at(until, self.retries.acquire()).await.ok();
+                }
                 Err(fault) if repeats > 0 && fault.changed_nothing() => repeats -= 1,
                 Err(fault) if !fault.is_no_change() => {
                     return Err(Fault::InDoubt(Box::new(fault)));
@@ -184,7 +197,7 @@ impl Pool {
                 break (connection, turn);
             }
         };
-        if call.pass.is_some() && self.patience.is_spent(until) {
+        if call.change.is_some() && self.patience.is_spent(until) {
             return Err(Fault::NotBegun(deadline));
         }
         let begun = Begun { connection, _turn: turn, until, deadline, patience: self.patience };
@@ -229,8 +242,31 @@ impl Pool {
 struct Call {
     statement: Sql,
     parameters: Vec<(Encoded, Type)>,
-    /// That of a change.
-    pass: Option<Arc<(Pass, Pass)>>,
+    change: Option<Change>,
+}
+
+/// What belongs to a call that changes a key.
+#[derive(Clone)]
+struct Change {
+    /// How many there are: the more, the less each waits for a lock at a time.
+    under_way: Arc<AtomicUsize>,
+    _passes: Arc<(Pass, Pass)>,
+}
+
+/// Counts one for as long as it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A call's turn has come.
@@ -247,8 +283,9 @@ impl Begun {
     /// commit that waits for a synchronous standby would count as done.
     async fn carry_out(self, mut call: Call) -> Outcome<Vec<Row>> {
         let Self { connection, until, deadline, patience, .. } = &self;
-        if call.pass.is_some() {
-            let (by, window, lock_timeout) = patience.of_a_change(*until, &connection.clock);
+        if let Some(Change { under_way, .. }) = &call.change {
+            let lock = patience.lock(under_way.load(Ordering::Relaxed));
+            let (by, window, lock_timeout) = patience.of_a_change(*until, &connection.clock, lock);
             call.parameters.extend(Encoded::all(&[
                 (&by, Type::INT8),
                 (&window, Type::INT8),

@@ -256,15 +256,22 @@ async fn check_encoding(db: &Connection) -> Result<(), SchemaFault> {
 
 /// What every store needs. To purge audit records takes more, and may be denied.
 async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
-    let sql = "SELECT string_agg(needed || ' on ' || relname, ', ') FROM (VALUES \
-         ('organisations', ARRAY['SELECT', 'INSERT', 'UPDATE']), \
+    let sql = "SELECT string_agg(missing, ', ') FROM ( \
+         SELECT needed || ' on ' || relname AS missing FROM (VALUES \
+         ('schema_version', ARRAY['SELECT']), \
+         ('organisations', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']), \
          ('keys', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']), \
          ('requests', ARRAY['SELECT', 'INSERT']), \
          ('changes', ARRAY['SELECT', 'INSERT']) \
          ) AS tables (name, rights), unnest(rights) AS needed, pg_catalog.pg_class \
          JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace \
          WHERE nspname = $1 AND relname = tables.name \
-         AND NOT pg_catalog.has_table_privilege(pg_class.oid, needed)";
+         AND NOT pg_catalog.has_table_privilege(pg_class.oid, needed) \
+         UNION ALL \
+         SELECT DISTINCT 'EXECUTE on ' || proname FROM pg_catalog.pg_proc \
+         JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pronamespace \
+         WHERE nspname = $1 AND proname = 'insert_key' \
+         AND NOT pg_catalog.has_function_privilege(pg_proc.oid, 'EXECUTE')) AS all_missing";
     match text(db, sql, &[(&schema as _, Type::TEXT)]).await? {
         Some(missing) => Err(SchemaFault::NoRights { missing }),
         None => Ok(()),

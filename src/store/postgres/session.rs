@@ -23,10 +23,11 @@ impl Patience {
         self.deadline / 8
     }
 
-    /// How long a statement that changes a key waits for a lock. It is tried again after
-    /// that, so that others get by.
-    fn lock(self) -> Duration {
-        self.deadline / 16
+    /// How long a statement that changes a key waits for a lock, where so many changes are
+    /// under way. It is tried again after that, so that others get by.
+    pub(super) fn lock(self, under_way: usize) -> Duration {
+        let under_way = u32::try_from(under_way).unwrap_or(u32::MAX).max(1);
+        (self.deadline / 16 / under_way).max(self.deadline / 200)
     }
 
     /// Whether there is too little time left to begin a change.
@@ -36,9 +37,14 @@ impl Patience {
 
     /// What a change that ends at that instant is told: its deadline by the server's clock,
     /// how far ahead of the clock that can be, both in microseconds, and `lock_timeout`.
-    pub(super) fn of_a_change(self, until: Instant, clock: &ServerClock) -> (i64, i64, String) {
+    pub(super) fn of_a_change(
+        self,
+        until: Instant,
+        clock: &ServerClock,
+        lock: Duration,
+    ) -> (i64, i64, String) {
         let window = i64::try_from(self.deadline.as_micros()).unwrap_or(i64::MAX);
-        (clock.at(until - self.margin()), window, setting(self.lock()))
+        (clock.at(until - self.margin()), window, setting(lock))
     }
 
     /// Settings for a session that is used by nobody else. The last one, which tells the
