@@ -16,12 +16,16 @@ use crate::manager::error::StoreTimeout;
 use crate::record::KeyUse;
 use crate::runtime::{Elapsed, Panicked, Runtime, caught, within};
 use crate::store::contract::{KeyStore, StoreError};
+use crate::text::with_causes;
+use crate::throttle::Throttle;
 
 /// Each thread notes in a map of its own, as far as they go round.
 const SHARDS: usize = 16;
 /// How long uses are gathered before they are written.
 const PAUSE: Duration = Duration::from_millis(250);
-const RETRY: Duration = Duration::from_secs(1);
+/// Until uses that could not be written are tried again. New uses wait for that as well, and
+/// are to be read back within a second.
+const RETRY: Duration = Duration::from_millis(250);
 const BATCH: usize = 1_000;
 /// So many uses are gathered before those of one key become one.
 const RECENT: usize = 1_024;
@@ -67,8 +71,13 @@ impl LastUses {
         runtime: Arc<dyn Runtime>,
     ) -> Self {
         let shared = Arc::new(Shared::default());
-        let task =
-            Task { shared: Arc::clone(&shared), runtime: Arc::clone(&runtime), store, deadline };
+        let task = Task {
+            shared: Arc::clone(&shared),
+            runtime: Arc::clone(&runtime),
+            store,
+            deadline,
+            failures: Throttle::default(),
+        };
         runtime.spawn(Box::pin(task.run()));
         Self { shared, runtime }
     }
@@ -208,6 +217,7 @@ struct Task {
     runtime: Arc<dyn Runtime>,
     store: Arc<dyn KeyStore>,
     deadline: Duration,
+    failures: Throttle,
 }
 
 impl Task {
@@ -261,7 +271,15 @@ impl Task {
             };
             if let Err(error) = written {
                 let uses = batch.len();
-                tracing::warn!(uses, %error, "last-used times were not written, will retry");
+                if let Some(left_out) = self.failures.pass() {
+                    let error = with_causes(&error);
+                    tracing::warn!(
+                        uses,
+                        error,
+                        left_out,
+                        "not all last-used times were written, will retry"
+                    );
+                }
                 unwritten.extend_from_slice(batch);
             } else {
                 self.shared.in_hand.fetch_sub(batch.len(), Ordering::AcqRel);
@@ -369,6 +387,7 @@ mod tests {
             runtime: Arc::new(NoTime),
             store: store.clone(),
             deadline: Duration::from_secs(1),
+            failures: Throttle::default(),
         }
     }
 
