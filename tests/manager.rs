@@ -1667,6 +1667,15 @@ async fn health_says_of_each_part_whether_it_works_and_why_not() {
 }
 
 #[tokio::test]
+async fn health_answers_though_changes_do_not() {
+    let b = bench_with(|builder| builder.store_deadline(Duration::from_secs(24 * 60 * 60)));
+    b.store.before(|call| async move { if call == Call::Uses { pending().await } else { Ok(()) } });
+    let health = soon(b.keys.health()).await;
+    assert_eq!(works(&health), [true, false, true]);
+    assert_eq!(health.changes.error(), Some("no answer in 500ms"));
+}
+
+#[tokio::test]
 async fn health_says_that_the_audit_log_fails_and_that_it_recovers() {
     let ill = Arc::new(Mutex::new(None));
     let b = bench_with(|builder| {

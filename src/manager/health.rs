@@ -11,12 +11,15 @@ use crate::audit::delivery::AuditStats;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::error::ShutDown;
-use crate::runtime::{both, within};
+use crate::runtime::{Elapsed, both, within};
 use crate::store::contract::StoreError;
 use crate::text::with_causes;
 
 /// How long the answer to whether changes work is kept.
 const KEPT: Duration = Duration::from_secs(1);
+/// A probe that asks for the health usually gives up after a second. While look-ups work, it is
+/// told so, however long changes take.
+const CHANGES: Duration = Duration::from_millis(500);
 /// What is closed last gets at least this, even where the deadline has passed.
 const GRACE: Duration = Duration::from_millis(100);
 /// An `Instant` so far ahead can still be told.
@@ -30,7 +33,8 @@ impl KeyManager {
     ///   to which no cache has the answer.
     /// - **Changes**: the store is asked whether it takes writes, by
     ///   [`record_uses`](crate::KeyStore::record_uses) without a use. Its answer is kept for
-    ///   one second, so that many health checks cost little.
+    ///   one second, so that many health checks cost little. No answer in half a second is
+    ///   reported as a failure.
     /// - **The audit log**: whether the last records could be written, and whether there is
     ///   room for more.
     ///
@@ -49,9 +53,13 @@ impl KeyManager {
         // The digest of no possible key.
         let nothing = KeyDigest::of(self.now().to_string());
         let lookup = inner.bounded(inner.store.find_by_digest(&nothing));
-        let change = inner
-            .probe
-            .answer(async { PartHealth::of(inner.bounded(inner.store.record_uses(&[])).await) });
+        let change = inner.probe.answer(async {
+            let asked = inner.bounded(inner.store.record_uses(&[]));
+            match within(&*inner.runtime, CHANGES, asked).await {
+                Ok(answer) => PartHealth::of(answer),
+                Err(Elapsed) => PartHealth::fails(format!("no answer in {CHANGES:?}")),
+            }
+        });
         let (lookups, changes) = both(lookup, change).await;
         let report = HealthReport {
             lookups: PartHealth::of(lookups.map(drop)),

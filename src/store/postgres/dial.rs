@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -16,6 +16,8 @@ use crate::store::postgres::error::Fault;
 use crate::store::postgres::server::{Server, shuffle};
 use crate::store::postgres::session::{Patience, ServerClock};
 use crate::store::postgres::statements::{Texts, micros};
+use crate::text::with_causes;
+use crate::throttle::Throttle;
 
 #[cfg(feature = "postgres-tls")]
 type Tls = tokio_postgres_rustls::MakeRustlsConnect;
@@ -36,6 +38,29 @@ pub(super) struct Dialer {
     pub(super) reach: Duration,
     pub(super) tls: Tls,
     pub(super) patience: Patience,
+    pub(super) last_failure: LastFailure,
+}
+
+/// Why the last attempt to connect failed.
+#[derive(Debug, Default)]
+pub(super) struct LastFailure {
+    text: Mutex<Option<String>>,
+    said: Throttle,
+}
+
+impl LastFailure {
+    pub(super) fn set(&self, fault: &Fault) {
+        let text = with_causes(fault);
+        if let Some(left_out) = self.said.pass() {
+            tracing::warn!(reason = text, left_out, "keygate: no connection to PostgreSQL");
+        }
+        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+
+    pub(super) fn text(&self) -> String {
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        text.unwrap_or_else(|| "still connecting".to_owned())
+    }
 }
 
 /// What the server's clock shows.

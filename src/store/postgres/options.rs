@@ -8,7 +8,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 
 use crate::store::postgres::PostgresStore;
-use crate::store::postgres::dial::Dialer;
+use crate::store::postgres::dial::{Dialer, LastFailure};
 use crate::store::postgres::open::PostgresOpenError;
 use crate::store::postgres::server::{Server, servers};
 use crate::store::postgres::session::Patience;
@@ -213,6 +213,7 @@ impl PostgresOptions {
             prepared: self.prepared,
             reach,
             patience: Patience::of(self.deadline),
+            last_failure: LastFailure::default(),
             #[cfg(feature = "postgres-tls")]
             tls: crate::store::postgres::tls::connector(&target.servers)?,
             #[cfg(not(feature = "postgres-tls"))]

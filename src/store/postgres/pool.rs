@@ -1,7 +1,7 @@
 //! A few shared connections, each kept up by a task of its own.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -19,8 +19,6 @@ use crate::store::postgres::error::Fault;
 use crate::store::postgres::gate::{Gate, Gates, Pass};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Sql;
-use crate::text::with_causes;
-use crate::throttle::Throttle;
 
 /// Between two attempts to connect; doubled from one to the next.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -49,17 +47,10 @@ pub(super) struct Pool {
     changing: Arc<AtomicUsize>,
     /// Half of the connections: the others are for changes that are tried for the first time.
     retries: Semaphore,
-    last_failure: Arc<LastFailure>,
+    dialer: Arc<Dialer>,
     /// The one that the store was opened on.
     pub(super) runtime: Handle,
     keepers: Vec<JoinHandle<()>>,
-}
-
-/// Why the last attempt to connect failed.
-#[derive(Debug, Default)]
-struct LastFailure {
-    text: Mutex<Option<String>>,
-    said: Throttle,
 }
 
 impl Pool {
@@ -72,10 +63,9 @@ impl Pool {
     ) -> Self {
         let (publish, slots) = watch::channel(vec![None; connections]);
         let publish = Arc::new(publish);
-        let last_failure = Arc::new(LastFailure::default());
         let keep = |slot| {
             let (dialer, publish) = (Arc::clone(dialer), Arc::clone(&publish));
-            tokio::spawn(keep(slot, dialer, publish, Arc::clone(&last_failure)))
+            tokio::spawn(keep(slot, dialer, publish))
         };
         let keepers = (0..connections).map(keep).collect();
         Self {
@@ -87,7 +77,7 @@ impl Pool {
             gates: Gates::default(),
             changing: Arc::default(),
             retries: Semaphore::new(connections.div_ceil(2)),
-            last_failure,
+            dialer: Arc::clone(dialer),
             runtime: Handle::current(),
             keepers,
         }
@@ -227,7 +217,7 @@ impl Pool {
         loop {
             let found = timeout_at(until, slots.wait_for(|slots| pick(slots, turn).is_some()));
             let Ok(found) = found.await else {
-                let reason = self.last_failure.text();
+                let reason = self.dialer.last_failure.text();
                 return Err(Fault::NoConnection { waited: self.deadline, reason });
             };
             let found = found.map(|slots| pick(&slots, turn)).map_err(|_| Fault::Ended)?;
@@ -328,12 +318,7 @@ fn pick(slots: &Slots, place: usize) -> Option<Arc<Connection>> {
 }
 
 /// Keeps one slot filled, until it is aborted.
-async fn keep(
-    slot: usize,
-    dialer: Arc<Dialer>,
-    slots: Arc<watch::Sender<Slots>>,
-    last_failure: Arc<LastFailure>,
-) {
+async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>) {
     let publish = |connection: Option<Arc<Connection>>| {
         slots.send_modify(|slots| {
             if let Some(place) = slots.get_mut(slot) {
@@ -370,24 +355,9 @@ async fn keep(
                     continue;
                 }
             }
-            Err(fault) => last_failure.set(&fault),
+            Err(fault) => dialer.last_failure.set(&fault),
         }
         sleep(pause).await;
         pause = LONGEST_PAUSE.min(pause * 2);
-    }
-}
-
-impl LastFailure {
-    fn set(&self, fault: &Fault) {
-        let text = with_causes(fault);
-        if let Some(left_out) = self.said.pass() {
-            tracing::warn!(reason = text, left_out, "keygate: no connection to PostgreSQL");
-        }
-        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-    }
-
-    fn text(&self) -> String {
-        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        text.unwrap_or_else(|| "still connecting".to_owned())
     }
 }
