@@ -153,8 +153,8 @@ pub use crate::manager::KeyManager;
 pub use crate::manager::admission::{Admission, AdmitError, RequestInfo};
 pub use crate::manager::builder::{BuildError, KeyManagerBuilder};
 pub use crate::manager::error::ManageError;
-pub use crate::manager::health::{HealthReport, PartHealth, ShutdownReport};
 pub use crate::manager::lifecycle::IssuedKey;
+pub use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
 pub use crate::manager::verify::{VerifiedKey, VerifyError};
 pub use crate::names::UnknownName;
 pub use crate::network::{Network, NetworkError};
@@ -195,9 +195,7 @@ pub use crate::store::transfer::{ImportError, Imported, KeyExport, import};
 pub use crate::{
     http::client_ip::{ClientIp, ProxyHeader},
     tower::{
-        body::ResponseBody,
-        future::ResponseFuture,
-        layer::{ApiKeyLayer, PeerAddr},
+        body::ResponseBody, config::PeerAddr, future::ResponseFuture, layer::ApiKeyLayer,
         service::ApiKeyService,
     },
 };

@@ -11,7 +11,7 @@ use ::http::request::Parts;
 use crate::http::refusal::{Asked, Refusal, Refusals};
 use crate::http::unread::close;
 use crate::manager::verify::VerifiedKey;
-use crate::tower::layer::Anonymous;
+use crate::tower::config::Anonymous;
 
 /// In a handler behind [`ApiKeyLayer`](crate::ApiKeyLayer):
 ///

@@ -14,9 +14,9 @@ use crate::audit::writer::AuditWriter;
 use crate::clock::{Clock, SystemClock};
 use crate::key::format::KeyFormat;
 use crate::manager::admission::refusal_records;
-use crate::manager::change::Changes;
-use crate::manager::health::Probe;
+
 use crate::manager::last_use::LastUses;
+use crate::manager::probe::Probe;
 use crate::manager::{Inner, KeyManager};
 use crate::random::{Random, RandomError, SystemRandom};
 use crate::record::Limits;
@@ -163,7 +163,7 @@ impl KeyManagerBuilder {
                 random: self.random,
                 runtime,
                 uses,
-                changes: Changes::default(),
+                changes: Arc::default(),
                 probe: Probe::default(),
                 audit,
                 audit_log: self.log,

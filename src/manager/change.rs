@@ -2,9 +2,7 @@
 //! still waits, and what did not take place is taken back in the audit log.
 
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use event_listener::Event;
 use futures_channel::oneshot;
 use tracing::Instrument;
 
@@ -13,7 +11,8 @@ use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, C
 use crate::audit::writer::Reserved;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
-use crate::manager::error::{ManageError, ShutDown};
+use crate::manager::error::ManageError;
+use crate::manager::under_way::UnderWay;
 use crate::org::Actor;
 use crate::runtime::caught;
 
@@ -39,7 +38,8 @@ impl KeyManager {
         T: Send + 'static,
         F: Future<Output = Result<Done<T>, ManageError>> + Send,
     {
-        let under_way = UnderWay::begin(self)?;
+        let under_way = UnderWay::begin(&self.inner.changes)
+            .map_err(|shut_down| ManageError::Unavailable(Box::new(shut_down)))?;
         let entry = Entry { keys: self.clone(), actor: actor.clone(), key, action };
         let (caller, answer) = oneshot::channel();
         let task = async move {
@@ -126,70 +126,5 @@ impl Entry {
                 phase,
             }),
         }
-    }
-}
-
-/// How many changes are under way, for a shutdown that waits for them.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    state: Mutex<State>,
-    ended: Event,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    under_way: u64,
-    closed: bool,
-}
-
-impl Changes {
-    /// Lets no more changes begin.
-    pub(super) fn close(&self) {
-        self.lock().closed = true;
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    pub(super) fn under_way(&self) -> u64 {
-        self.lock().under_way
-    }
-
-    /// Returns once no change is under way.
-    pub(super) async fn ended(&self) {
-        loop {
-            let listener = self.ended.listen();
-            if self.under_way() == 0 {
-                return;
-            }
-            listener.await;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One change that is under way.
-struct UnderWay(KeyManager);
-
-impl UnderWay {
-    fn begin(keys: &KeyManager) -> Result<Self, ManageError> {
-        let mut state = keys.inner.changes.lock();
-        if state.closed {
-            return Err(ManageError::Unavailable(Box::new(ShutDown)));
-        }
-        state.under_way += 1;
-        Ok(Self(keys.clone()))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let changes = &self.0.inner.changes;
-        changes.lock().under_way -= 1;
-        changes.ended.notify(usize::MAX);
     }
 }

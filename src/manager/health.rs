@@ -1,22 +1,13 @@
 //! Whether a manager works, and its orderly end.
 
-use std::fmt;
-use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use event_listener::Event;
 
 use crate::audit::delivery::AuditStats;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
-use crate::manager::error::ShutDown;
+use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
 use crate::runtime::{Elapsed, both, within};
-use crate::store::contract::StoreError;
-use crate::text::with_causes;
 
-/// How long the answer to whether changes work is kept.
-const KEPT: Duration = Duration::from_secs(1);
 /// A probe that asks for the health usually gives up after a second. While look-ups work, it is
 /// told so, however long changes take.
 const CHANGES: Duration = Duration::from_millis(500);
@@ -139,138 +130,5 @@ impl KeyManager {
                 + stats.summed,
             unwritten_uses,
         }
-    }
-}
-
-/// Which parts of a [`KeyManager`] work, as [`KeyManager::health`] found it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct HealthReport {
-    /// Whether keys are found, and so whether requests are answered.
-    pub lookups: PartHealth,
-    /// Whether the store takes changes: keys made, edited, rotated and deleted, and
-    /// last-used times.
-    pub changes: PartHealth,
-    /// Whether audit records are written; it works as well where there is no audit sink. While
-    /// it does not, changes are refused, in strict delivery requests are, and in buffered
-    /// delivery requests once the queue is full.
-    pub audit_log: PartHealth,
-}
-
-impl HealthReport {
-    /// Whether all parts work.
-    pub fn works(&self) -> bool {
-        [&self.lookups, &self.changes, &self.audit_log].into_iter().all(PartHealth::works)
-    }
-}
-
-/// Whether one part works. Shown, it is `works`, or what is wrong, in words for operators.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartHealth(Option<Arc<str>>);
-
-impl PartHealth {
-    /// Whether the part works.
-    pub fn works(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// What is wrong, and what caused it. It is for operators alone: it may name hosts and
-    /// files.
-    pub fn error(&self) -> Option<&str> {
-        self.0.as_deref()
-    }
-
-    fn fails(error: String) -> Self {
-        Self(Some(error.into()))
-    }
-
-    fn shut_down() -> Self {
-        Self::fails(ShutDown.to_string())
-    }
-
-    fn of(result: Result<(), StoreError>) -> Self {
-        match result {
-            Ok(()) => Self(None),
-            Err(error) => Self::fails(with_causes(&error)),
-        }
-    }
-}
-
-impl fmt::Display for PartHealth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.error().unwrap_or("works"))
-    }
-}
-
-/// A question whose answer is kept for a moment. Of those who ask meanwhile one asks on,
-/// and the others wait for what he hears.
-#[derive(Debug, Default)]
-pub(super) struct Probe {
-    state: Mutex<Answer>,
-    answered: Event,
-}
-
-#[derive(Debug, Default)]
-struct Answer {
-    last: Option<(Instant, PartHealth)>,
-    is_asked: bool,
-}
-
-impl Probe {
-    async fn answer(&self, question: impl Future<Output = PartHealth>) -> PartHealth {
-        loop {
-            let listener = self.answered.listen();
-            {
-                let mut state = self.lock();
-                match &state.last {
-                    Some((at, answer)) if at.elapsed() < KEPT => return answer.clone(),
-                    _ if !state.is_asked => {
-                        state.is_asked = true;
-                        break;
-                    }
-                    _ => {}
-                }
-            }
-            listener.await;
-        }
-        let _asking = Asking(self);
-        let answer = question.await;
-        self.lock().last = Some((Instant::now(), answer.clone()));
-        answer
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Answer> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Where the one who asks is dropped, another asks.
-struct Asking<'p>(&'p Probe);
-
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        self.0.lock().is_asked = false;
-        self.0.answered.notify(usize::MAX);
-    }
-}
-
-/// What [`KeyManager::shutdown`] could not finish or write. Each loss is in the log, too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use = "a loss should be reported"]
-#[non_exhaustive]
-pub struct ShutdownReport {
-    /// Changes to keys that were still under way. They go on for as long as the runtime
-    /// does; after that, a record that one was begun may be all that there is of it.
-    pub unfinished_changes: u64,
-    /// Requests and changes whose audit records are lost.
-    pub unwritten_records: u64,
-    /// Keys whose last-used time is older than their last use.
-    pub unwritten_uses: u64,
-}
-
-impl ShutdownReport {
-    /// Whether everything was written.
-    pub fn is_complete(&self) -> bool {
-        *self == Self::default()
     }
 }

@@ -5,10 +5,13 @@ pub(crate) mod builder;
 mod change;
 pub(crate) mod endpoint;
 pub(crate) mod error;
-pub(crate) mod health;
+mod health;
 mod last_use;
 pub(crate) mod lifecycle;
+mod probe;
+pub(crate) mod report;
 mod restore;
+mod under_way;
 pub(crate) mod verify;
 
 use std::sync::Arc;
@@ -19,9 +22,9 @@ use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::clock::{Clock, Timestamp};
 use crate::key::format::KeyFormat;
-use crate::manager::change::Changes;
-use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
+use crate::manager::probe::Probe;
+use crate::manager::under_way::Changes;
 use crate::random::Random;
 use crate::record::Limits;
 use crate::runtime::Runtime;
@@ -66,7 +69,7 @@ struct Inner {
     random: Arc<dyn Random>,
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
-    changes: Changes,
+    changes: Arc<Changes>,
     /// Whether the store takes changes, as it said last.
     probe: Probe,
     audit: Option<Arc<AuditWriter>>,

@@ -17,7 +17,7 @@ use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::BoxFuture;
 use crate::throttle::Throttle;
 use crate::tower::body::ResponseBody;
-use crate::tower::layer::Config;
+use crate::tower::config::Config;
 
 static WITHHELD: Throttle = Throttle::new();
 

@@ -9,6 +9,7 @@ use tower_layer::Layer;
 use crate::http::client_ip::ClientIp;
 use crate::http::refusal::Refusals;
 use crate::manager::KeyManager;
+use crate::tower::config::Config;
 use crate::tower::service::ApiKeyService;
 
 /// Lets a request through to the service only with a good key, and puts the
@@ -36,7 +37,7 @@ use crate::tower::service::ApiKeyService;
 /// and 200 if it comes behind messages.
 ///
 /// The client's address is that of the peer, which the server has to supply: as
-/// axum's `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`] in the
+/// axum's `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`](crate::PeerAddr) in the
 /// request's extensions, or in a type of its own, see [`ApiKeyLayer::peer_from`].
 /// Without it only keys without an allowlist get in. Behind proxies, set
 /// [`ApiKeyLayer::client_ip`].
@@ -68,16 +69,6 @@ use crate::tower::service::ApiKeyService;
 #[derive(Clone, Debug)]
 pub struct ApiKeyLayer {
     config: Arc<Config>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Config {
-    pub(super) keys: KeyManager,
-    pub(super) peer_from: Option<fn(&Extensions) -> Option<SocketAddr>>,
-    pub(super) client_ip: ClientIp,
-    pub(super) refusals: Refusals,
-    pub(super) optional: bool,
-    pub(super) ignores_foreign: bool,
 }
 
 impl ApiKeyLayer {
@@ -168,14 +159,3 @@ impl<S> Layer<S> for ApiKeyLayer {
         ApiKeyService { inner, config: Arc::clone(&self.config) }
     }
 }
-
-/// The peer of a connection. A server other than axum's puts it into the
-/// extensions of each request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerAddr(pub SocketAddr);
-
-/// In the extensions of a request that optional authentication let through
-/// without credentials: how the layer would have refused it.
-#[cfg(feature = "axum")]
-#[derive(Clone, Debug)]
-pub(crate) struct Anonymous(pub(crate) Refusals);

@@ -18,10 +18,10 @@ use crate::manager::KeyManager;
 use crate::manager::admission::{Checked, Opening, RequestInfo};
 use crate::manager::endpoint::seen;
 use crate::tower::body::ResponseBody;
-use crate::tower::future::{ResponseFuture, State};
 #[cfg(feature = "axum")]
-use crate::tower::layer::Anonymous;
-use crate::tower::layer::{Config, PeerAddr};
+use crate::tower::config::Anonymous;
+use crate::tower::config::{Config, PeerAddr};
+use crate::tower::future::{ResponseFuture, State};
 
 /// A service guarded by [`ApiKeyLayer`](crate::ApiKeyLayer).
 #[derive(Clone, Debug)]

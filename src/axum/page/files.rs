@@ -17,7 +17,7 @@ use ::http::header::{
 use ::http::{StatusCode, Uri};
 use sha2::{Digest, Sha256};
 
-use crate::axum::page::options::SettingsPage;
+use crate::axum::page::shown::{Accent, Shown};
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -66,18 +66,18 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(page: &SettingsPage) -> Self {
+    pub(super) fn new(shown: &Shown, language: &str, accent: Option<Accent>) -> Self {
         // `<` begins markup within a script element, too, and `{{` a place to fill.
-        let settings = serde_json::to_string(&page.shown).unwrap_or_default();
+        let settings = serde_json::to_string(shown).unwrap_or_default();
         let settings = settings.replace('<', "\\u003c").replace("{{", "{\\u007b");
-        let noscript = page.shown.text.get("noscript").map_or("", String::as_str);
+        let noscript = shown.text.get("noscript").map_or("", String::as_str);
         let index = filled(&[
-            ("lang", &escaped(&page.language)),
-            ("title", &escaped(&page.shown.title)),
+            ("lang", &escaped(language)),
+            ("title", &escaped(&shown.title)),
             ("noscript", &escaped(noscript)),
             ("settings", &settings),
         ]);
-        let accent = page.accent.map_or(String::new(), |accent| format!("\n{}", accent.css()));
+        let accent = accent.map_or(String::new(), |accent| format!("\n{}", accent.css()));
         let style = File::new(CSS, format!("{STYLE}{accent}"));
         let scripts = SCRIPTS.iter().map(|(name, script)| (*name, File::new(SCRIPT, *script)));
         Self { index, assets: scripts.chain([("style.css", style)]).collect() }

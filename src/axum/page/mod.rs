@@ -2,5 +2,6 @@
 
 mod files;
 mod options;
+mod shown;
 
 pub use crate::axum::page::options::{SettingsPage, SettingsPageError};

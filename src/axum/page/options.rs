@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use ::axum::{Router, middleware};
-use serde::Serialize;
 use thiserror::Error;
 
 use crate::axum::admin::{self, Hosts};
 use crate::axum::page::files::{self, Files};
+use crate::axum::page::shown::{Accent, Link, Shown};
 use crate::axum::unread::close_if_unread;
 use crate::manager::KeyManager;
 
@@ -52,27 +52,9 @@ use crate::manager::KeyManager;
 pub struct SettingsPage {
     keys: KeyManager,
     hosts: Hosts,
-    pub(super) accent: Option<Accent>,
-    pub(super) language: String,
-    pub(super) shown: Shown,
-}
-
-/// What the page's scripts are told.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Shown {
-    pub(super) title: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    back: Option<Link>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    docs: Option<String>,
-    example: String,
-    pub(super) text: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Link {
-    label: String,
-    href: String,
+    accent: Option<Accent>,
+    language: String,
+    shown: Shown,
 }
 
 impl SettingsPage {
@@ -198,7 +180,7 @@ impl SettingsPage {
 
     /// The page at `/`, its files under `/assets`, the management API under `/api`.
     pub fn router(self) -> Router {
-        let files = Files::new(&self);
+        let files = Files::new(&self.shown, &self.language, self.accent);
         let router = files::router(files).nest("/api", admin::guarded(self.keys, self.hosts));
         router.layer(middleware::from_fn(close_if_unread))
     }
@@ -231,41 +213,6 @@ fn checked(address: String) -> Result<String, SettingsPageError> {
         Ok(address)
     } else {
         Err(SettingsPageError::Link)
-    }
-}
-
-/// A colour, and black or white upon it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Accent {
-    rgb: [u8; 3],
-}
-
-impl Accent {
-    fn parse(colour: &str) -> Option<Self> {
-        let digits = colour.strip_prefix('#').filter(|digits| digits.len() == 6)?;
-        let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
-        let number = u32::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
-        let [_, rgb @ ..] = number.to_be_bytes();
-        Some(Self { rgb })
-    }
-
-    /// Its custom properties.
-    pub(super) fn css(self) -> String {
-        let [r, g, b] = self.rgb;
-        let ink = if self.is_light() { "#000000" } else { "#ffffff" };
-        format!(":root {{ --accent: #{r:02x}{g:02x}{b:02x}; --on-accent: {ink}; }}\n")
-    }
-
-    /// Whether black has more contrast to it than white has: relative luminance
-    /// and contrast of WCAG 2.2.
-    fn is_light(self) -> bool {
-        let linear = self.rgb.map(|channel| {
-            let channel = f64::from(channel) / 255.0;
-            if channel <= 0.04045 { channel / 12.92 } else { ((channel + 0.055) / 1.055).powf(2.4) }
-        });
-        let [r, g, b] = linear;
-        let luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b;
-        (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
     }
 }
 
@@ -302,26 +249,6 @@ impl SettingsPageError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_accent_is_six_digits() {
-        assert_eq!(Accent::parse("#0B6e4f"), Some(Accent { rgb: [0x0b, 0x6e, 0x4f] }));
-        for wrong in
-            ["", "#", "0b6e4f", "#0b6e4", "#0b6e4ff", "#0b6e4g", "#+b6e4f", "#é6e4f", "red"]
-        {
-            assert_eq!(Accent::parse(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn black_is_written_on_light_colours_and_white_on_dark_ones() {
-        let ink = |colour| Accent::parse(colour).map(Accent::is_light);
-        for (colour, light) in
-            [("#000000", false), ("#ffffff", true), ("#ffd500", true), ("#0b6e4f", false)]
-        {
-            assert_eq!(ink(colour), Some(light), "{colour}");
-        }
-    }
 
     #[test]
     fn a_language_has_at_most_a_script_and_a_region() {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
+use crate::store::postgres::audit;
 use crate::store::postgres::audit::{Purge, Purged};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::dial::Dialer;
-use crate::store::postgres::error::Fault;
-use crate::store::postgres::{Outcome, audit};
+use crate::store::postgres::error::{Fault, Outcome};
 
 /// Used by one call at a time, and made when first needed. The connection is taken out
 /// for the call and put back when all is well: a call that is dropped closes it, and the

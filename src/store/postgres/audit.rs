@@ -16,9 +16,9 @@ use crate::audit::record::{
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
-use crate::store::postgres::Outcome;
 use crate::store::postgres::columns::{Columns, escaped, plain};
 use crate::store::postgres::connection::Connection;
+use crate::store::postgres::error::Outcome;
 use crate::store::postgres::keys::uuid;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;

@@ -16,9 +16,9 @@ use crate::key::id::KeyId;
 use crate::random::SystemRandom;
 use crate::store::feed::{ChangeFeed, News};
 use crate::store::postgres::dial::Wire;
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Outcome};
 use crate::store::postgres::statements::Sql;
-use crate::store::postgres::{Outcome, PostgresStore};
+use crate::store::postgres::store::PostgresStore;
 use crate::text::with_causes;
 
 /// A heartbeat that is not heard for this long, or for four intervals, has been lost.
@@ -29,6 +29,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// So many announcements may wait for whoever calls `next`. A listener that falls
 /// further behind is closed: the server would have to keep them, for everybody.
 const ROOM: usize = 10_000;
+
+impl PostgresStore {
+    /// Tells of the changes that anybody makes to the keys, for a cache in front of
+    /// this store. It has a connection of its own.
+    #[cfg(feature = "cache")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+    pub fn changes(&self) -> PostgresChanges {
+        PostgresChanges::of(self.clone())
+    }
+}
 
 /// Tells of the changes to the keys of a [`PostgresStore`], whichever process makes
 /// them; made by [`PostgresStore::changes`].

@@ -7,8 +7,7 @@ use tokio_postgres::types::FromSql;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
-use crate::store::postgres::Outcome;
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Outcome};
 
 /// One row of a table whose rows are called `name`.
 #[derive(Clone, Copy)]

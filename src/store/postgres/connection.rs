@@ -12,8 +12,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
-use crate::store::postgres::Outcome;
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Outcome};
 use crate::store::postgres::session::ServerClock;
 use crate::store::postgres::statements::{Sql, Texts};
 

@@ -10,9 +10,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, Socket};
 
-use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::Connection;
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Outcome};
 use crate::store::postgres::server::{Server, shuffle};
 use crate::store::postgres::session::{Patience, ServerClock};
 use crate::store::postgres::statements::{Texts, micros};

@@ -10,6 +10,9 @@ use tokio_postgres::error::{DbError, Severity, SqlState};
 use crate::audit::sink::AuditError;
 use crate::store::contract::StoreError;
 
+/// What a statement gives, or the fault that it ran into.
+pub(super) type Outcome<T> = Result<T, Fault>;
+
 /// What went wrong with a statement.
 #[derive(Debug, Error)]
 pub(super) enum Fault {

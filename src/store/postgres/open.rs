@@ -6,8 +6,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::store::postgres::error::{Fault, Refusal};
-use crate::store::postgres::options::Target;
 use crate::store::postgres::schema::{self, SchemaFault};
+use crate::store::postgres::target::Target;
 
 /// Why a database could not be opened. No password is ever part of it.
 #[derive(Debug, Error)]

@@ -7,12 +7,12 @@ use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 
-use crate::store::postgres::PostgresStore;
 use crate::store::postgres::dial::{Dialer, LastFailure};
 use crate::store::postgres::open::PostgresOpenError;
 use crate::store::postgres::server::{Server, servers};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Texts;
+use crate::store::postgres::target::Target;
 
 /// More than this cannot always be added to a point in time.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -159,15 +159,6 @@ impl PostgresOptions {
         Self { prepared, ..self }
     }
 
-    /// Connects, and makes the tables or brings them up to date.
-    ///
-    /// # Errors
-    ///
-    /// A [`PostgresOpenError`] that says what is wrong.
-    pub async fn connect(self) -> Result<PostgresStore, PostgresOpenError> {
-        PostgresStore::open(self).await
-    }
-
     pub(super) fn parts(self) -> Result<(Dialer, Target), PostgresOpenError> {
         let target = Target {
             servers: names(&self.config),
@@ -235,17 +226,6 @@ impl fmt::Debug for PostgresOptions {
             .field("prepared", &self.prepared)
             .finish_non_exhaustive()
     }
-}
-
-/// What is connected to, in the words of errors.
-#[derive(Debug)]
-pub(super) struct Target {
-    pub(super) servers: String,
-    pub(super) user: String,
-    pub(super) database: String,
-    pub(super) schema: String,
-    pub(super) connections: usize,
-    pub(super) deadline: Duration,
 }
 
 fn names(config: &Config) -> String {

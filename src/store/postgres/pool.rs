@@ -11,11 +11,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::encoded::Encoded;
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Outcome};
 use crate::store::postgres::gate::{Gate, Gates, Pass};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Sql;

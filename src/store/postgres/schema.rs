@@ -6,9 +6,8 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use crate::store::postgres::Outcome;
 use crate::store::postgres::connection::{Connection, Parameters};
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Outcome};
 use crate::store::sql::{self, KEYS};
 
 /// Each takes the schema from its position to the next one. Those that have

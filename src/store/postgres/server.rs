@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 
-use crate::store::postgres::Outcome;
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::{Fault, Outcome};
 
 /// One of the hosts. tokio-postgres goes from one to the next as well, but has no
 /// time limit for a host that takes the connection and then says nothing.

@@ -1,0 +1,217 @@
+//! The store: which connections carry which calls.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
+use crate::audit::record::AuditRecord;
+use crate::audit::sink::{AuditError, AuditSink};
+use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::org::OrgId;
+use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::store::contract::{KeyStore, StoreError};
+use crate::store::postgres::alone::Alone;
+use crate::store::postgres::audit::Purge;
+#[cfg(feature = "cache")]
+use crate::store::postgres::dial::Dialer;
+use crate::store::postgres::error::Fault;
+use crate::store::postgres::open::PostgresOpenError;
+use crate::store::postgres::options::PostgresOptions;
+use crate::store::postgres::pool::{Pool, Use};
+use crate::store::postgres::statements::Sql;
+use crate::store::postgres::{audit, keys, schema};
+use crate::store::transfer::KeyExport;
+
+/// Keys and audit records in PostgreSQL: [`KeyStore`], [`AuditSink`] and
+/// [`AuditLog`] at once. A clone is another handle to the same connections.
+///
+/// A few connections carry the look-ups of all callers, one behind the other without
+/// waiting for answers, except where [`PostgresOptions::prepared`] is `false`. Other calls
+/// have connections of their own ([`PostgresOptions::connections`]), so that a row or a
+/// table that another transaction holds locked delays only those who need it. A connection
+/// that is lost, or does not answer within the deadline, is replaced in the background;
+/// reads, and writes that may be repeated, are tried again on another.
+///
+/// A change that fails with [`StoreError::Unavailable`] has not taken place, and will not:
+/// try it again. One that fails with [`StoreError::InDoubt`] may have taken place, since its
+/// answer was lost: read the key first. Either way it does not take place later.
+///
+/// The tables live in a schema of their own. Any number of processes may open it
+/// at once, the first one makes it. With a user that may not create a schema, make
+/// an empty one beforehand.
+///
+/// The store belongs to the tokio runtime that it was opened on, and is to be called
+/// there.
+///
+/// ```no_run
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use keygate::{KeyManager, PostgresStore};
+///
+/// let store = PostgresStore::connect("postgres://app:password@localhost/app").await?;
+/// let keys = KeyManager::builder(store.clone()).audit(Arc::new(store)).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct PostgresStore {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    /// For keys that are read, and for heartbeats.
+    pub(super) lookups: Pool,
+    /// For creations, edits, rotations and deletions. Each may wait for a lock, a commit
+    /// or a synchronous standby, and holds up nothing else meanwhile. So it is with the
+    /// others.
+    changes: Pool,
+    uses: Pool,
+    records: Pool,
+    /// For the pages of the audit log.
+    pages: Pool,
+    alone: Alone,
+    #[cfg(feature = "cache")]
+    pub(super) dialer: Arc<Dialer>,
+}
+
+impl PostgresStore {
+    /// Connects to the database that the URL names, and makes the tables or brings
+    /// them up to date. [`PostgresOptions`] has all settings.
+    ///
+    /// # Errors
+    ///
+    /// A [`PostgresOpenError`] that says what is wrong; it never holds the password.
+    pub async fn connect(url: &str) -> Result<Self, PostgresOpenError> {
+        PostgresOptions::from_url(url)?.connect().await
+    }
+
+    async fn open(options: PostgresOptions) -> Result<Self, PostgresOpenError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(PostgresOpenError::NoRuntime);
+        }
+        let (dialer, target) = options.parts()?;
+        let failed = |fault| PostgresOpenError::from_fault(&target, fault);
+        let (connection, _) = dialer.dial_patiently().await.map_err(failed)?;
+        let opened = timeout(schema::TIMEOUT, schema::open(&connection, &target.schema)).await;
+        let opened = opened.unwrap_or(Err(Fault::Late(schema::TIMEOUT).into()));
+        opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
+        let dialer = Arc::new(dialer);
+        connection.retire();
+        let pool = |connections, used| Pool::start(&dialer, connections, used, target.deadline);
+        let inner = Inner {
+            lookups: pool(target.connections, Use::Shared),
+            changes: pool(CHANGES, Use::InTurn),
+            uses: pool(1, Use::InTurn),
+            // One for a batch of requests, and one for a batch of changes.
+            records: pool(2, Use::InTurn),
+            pages: pool(1, Use::InTurn),
+            alone: Alone::new(Arc::clone(&dialer), target.deadline),
+            #[cfg(feature = "cache")]
+            dialer,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+impl PostgresOptions {
+    /// Connects, and makes the tables or brings them up to date.
+    ///
+    /// # Errors
+    ///
+    /// A [`PostgresOpenError`] that says what is wrong.
+    pub async fn connect(self) -> Result<PostgresStore, PostgresOpenError> {
+        PostgresStore::open(self).await
+    }
+}
+
+#[async_trait]
+impl KeyStore for PostgresStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        let Inner { changes, lookups, .. } = &*self.inner;
+        Ok(keys::insert(changes, lookups, key, limit).await?)
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(keys::find_by_digest(&self.inner.lookups, digest).await?.map(Arc::new))
+    }
+
+    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(keys::get(&self.inner.lookups, org, id).await?.map(Arc::new))
+    }
+
+    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let keys = keys::list(&self.inner.lookups, org).await?;
+        Ok(keys.into_iter().map(Arc::new).collect())
+    }
+
+    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
+        Ok(keys::replace(&self.inner.changes, &self.inner.lookups, key, expected).await?)
+    }
+
+    async fn delete(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        expected: Option<Revision>,
+    ) -> Result<(), StoreError> {
+        let Inner { changes, lookups, .. } = &*self.inner;
+        Ok(keys::delete(changes, lookups, (org, id), expected).await?)
+    }
+
+    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
+        if uses.is_empty() {
+            return Ok(keys::probe(&self.inner.changes).await?);
+        }
+        Ok(keys::record_uses(&self.inner.uses, uses).await?)
+    }
+}
+
+#[async_trait]
+impl KeyExport for PostgresStore {
+    async fn export(
+        &self,
+        after: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ApiKey>>, StoreError> {
+        let keys = keys::export(&self.inner.pages, after, limit).await?;
+        Ok(keys.into_iter().map(Arc::new).collect())
+    }
+}
+
+#[async_trait]
+impl AuditSink for PostgresStore {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        Ok(audit::record(&self.inner.records, batch).await?)
+    }
+}
+
+#[async_trait]
+impl AuditLog for PostgresStore {
+    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        Ok(audit::page(&self.inner.pages, query).await?)
+    }
+
+    /// In batches, between which other changes get their turn.
+    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        let mut purged = 0;
+        for statement in [Sql::PurgeRequests, Sql::PurgeChanges] {
+            let mut purge = Purge { statement, from: Timestamp::MIN, before: instant };
+            loop {
+                let batch = self.inner.alone.purge(purge).await?;
+                let Some(last) = batch.last else { break };
+                purged += batch.rows;
+                purge.from = last;
+            }
+        }
+        Ok(purged)
+    }
+}
+
+/// Changes that are made at a time, each on a connection of its own.
+const CHANGES: usize = 4;
