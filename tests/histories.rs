@@ -81,7 +81,7 @@ fn assert_explained(what: &str, plan: &Plan, demand: Demand, history: &History) 
 
 fn assert_history(what: &str, plan: &Plan, demand: Demand, store: impl KeyStore) {
     let runtime = runtime();
-    let history = run(runtime.handle(), KeyManager::builder(store), plan);
+    let history = run(runtime.handle(), store, plan);
     assert_explained(what, plan, demand, &history);
 }
 
@@ -159,7 +159,7 @@ mod postgres {
         let handle = tokio::runtime::Handle::current();
         let work = move || {
             let plan = patient(20_000);
-            let history = run(&handle, KeyManager::builder(store), &plan);
+            let history = run(&handle, store, &plan);
             assert_explained(what, &plan, demand, &history);
         };
         tokio::task::spawn_blocking(work).await.unwrap();
@@ -200,7 +200,7 @@ fn kinds_found(fault: Fault) -> Vec<Kind> {
     let begun = Instant::now();
     loop {
         let plan = Plan { operations: 10_000, keys: 3, changes: 30, ..plan(0) };
-        let history = run(runtime.handle(), KeyManager::builder(Spoilt::by(fault)), &plan);
+        let history = run(runtime.handle(), Spoilt::by(fault), &plan);
         let violations = history.violations(Demand::Each);
         if let Some(first) = violations.first() {
             println!("{fault:?} after {:.1?}: {first}", begun.elapsed());

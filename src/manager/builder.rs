@@ -164,6 +164,7 @@ impl KeyManagerBuilder {
                 runtime,
                 uses,
                 changes: Arc::default(),
+                turns: Arc::default(),
                 probe: Probe::default(),
                 audit,
                 audit_log: self.log,

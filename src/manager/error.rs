@@ -92,6 +92,11 @@ impl From<RandomError> for ManageError {
 #[error("the database exceeded its deadline")]
 pub(crate) struct StoreTimeout;
 
+/// Other changes of a key took all the time that this one had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("other changes of the same key are under way")]
+pub(crate) struct Busy;
+
 /// The manager takes no more changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the key manager has been shut down")]

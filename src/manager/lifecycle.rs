@@ -13,7 +13,8 @@ use crate::key::name::KeyName;
 use crate::key::secret::PlaintextKey;
 use crate::manager::KeyManager;
 use crate::manager::change::Done;
-use crate::manager::error::{ManageError, StoreTimeout};
+use crate::manager::error::{Busy, ManageError, StoreTimeout};
+use crate::manager::turns::Turn;
 use crate::org::{Actor, OrgId};
 use crate::record::attributes::Attributes;
 use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
@@ -22,7 +23,7 @@ use crate::store::contract::StoreError;
 
 /// How often a change that others keep overtaking is tried. Of those that
 /// compete, one succeeds each time.
-const ATTEMPTS: usize = 100;
+const ATTEMPTS: usize = 20;
 
 /// A key with the secret that it was just given. This is the only time that
 /// anyone sees it.
@@ -178,11 +179,13 @@ impl KeyManager {
             self.check_length(allowlist)?;
         }
         let (org, id) = (actor.org().clone(), *id);
+        let turn = self.turn(&org, &id).await?;
         let mut current = self.get_at(&org, &id, only_at).await?;
         if patch.apply(&current).is_none() {
             return Ok(current);
         }
         self.carry_through(actor, id, ChangeAction::Updated, move |keys| async move {
+            let _turn = turn;
             for _ in 0..ATTEMPTS {
                 let Some(changed) = patch.apply(&current) else {
                     return Ok(Done::Unchanged(current));
@@ -237,10 +240,15 @@ impl KeyManager {
     ) -> Result<IssuedKey, ManageError> {
         let (org, id) = (actor.org().clone(), *id);
         let first = self.get_at(&org, &id, only_at).await?;
+        let turn = self.turn(&org, &id).await?;
+        // A rotation that came first stands: its secret may be in use by now.
+        let mut current = self.get_at(&org, &id, only_at).await?;
+        if current.digest != first.digest {
+            return Err(ManageError::Conflict);
+        }
         let secret = self.inner.format.generate(&*self.inner.random)?;
         self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
-            let inner = &*keys.inner;
-            let mut current = Arc::clone(&first);
+            let (inner, _turn) = (&*keys.inner, turn);
             for _ in 0..ATTEMPTS {
                 let rotated = ApiKey {
                     digest: secret.digest(),
@@ -299,8 +307,10 @@ impl KeyManager {
         only_at: Option<Revision>,
     ) -> Result<(), ManageError> {
         let (org, id) = (actor.org().clone(), *id);
+        let turn = self.turn(&org, &id).await?;
         self.get_at(&org, &id, only_at).await?;
         self.carry_through(actor, id, ChangeAction::Deleted, move |keys| async move {
+            let _turn = turn;
             match keys.inner.confirmed(keys.inner.store.delete(&org, &id, only_at)).await {
                 Ok(()) => Ok(Done::Changed(())),
                 Err(StoreError::Conflict) => {
@@ -322,6 +332,14 @@ impl KeyManager {
             Ok(page) => page.map_err(|error| ManageError::Unavailable(Box::new(error))),
             Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
         })
+    }
+
+    /// Waits until no other change of the key is under way in this process. A caller that
+    /// gives up meanwhile leaves nothing behind.
+    async fn turn(&self, org: &OrgId, id: &KeyId) -> Result<Turn, ManageError> {
+        let inner = &*self.inner;
+        let turn = within(&*inner.runtime, inner.store_deadline, inner.turns.take(org, id)).await;
+        turn.map_err(|_| ManageError::Unavailable(Box::new(Busy)))
     }
 
     /// Names are shown and logged.

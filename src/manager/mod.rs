@@ -11,6 +11,7 @@ pub(crate) mod lifecycle;
 mod probe;
 pub(crate) mod report;
 mod restore;
+mod turns;
 mod under_way;
 pub(crate) mod verify;
 
@@ -24,6 +25,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::format::KeyFormat;
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
+use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
 use crate::random::Random;
 use crate::record::Limits;
@@ -70,6 +72,7 @@ struct Inner {
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
     changes: Arc<Changes>,
+    turns: Arc<Turns>,
     /// Whether the store takes changes, as it said last.
     probe: Probe,
     audit: Option<Arc<AuditWriter>>,

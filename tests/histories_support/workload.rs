@@ -7,9 +7,8 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use keygate::{
-    Actor, Allowlist, ApiKey, Clock, Expiration, KeyDigest, KeyId, KeyManager, KeyManagerBuilder,
-    KeyName, KeyPatch, Limits, ManageError, NewKey, OrgId, Status, SystemRandom, Timestamp,
-    VerifyError,
+    Actor, Allowlist, ApiKey, Clock, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
+    KeyStore, Limits, ManageError, NewKey, OrgId, Status, SystemRandom, Timestamp, VerifyError,
 };
 use tokio::runtime::Handle;
 
@@ -104,16 +103,18 @@ impl History {
     }
 }
 
-/// Runs the plan on a manager over that store. Not to be called on the runtime.
-pub(crate) fn run(runtime: &Handle, builder: KeyManagerBuilder, plan: &Plan) -> History {
-    let clock = Ours(Instant::now());
-    let manager = {
+/// Runs the plan, each thread with a manager of its own over that store: within one manager
+/// changes of a key wait for each other. Not to be called on the runtime.
+pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> History {
+    let (clock, store) = (Ours(Instant::now()), Arc::new(store));
+    let manager = |_| {
         let _runtime = runtime.enter();
         let limits = Limits::default().max_keys(1_000_000);
-        builder.clock(clock).limits(limits).store_deadline(PATIENT).build().unwrap()
+        let builder = KeyManager::builder(Arc::clone(&store)).clock(clock).limits(limits);
+        builder.store_deadline(PATIENT).build().unwrap()
     };
     let bench = Bench {
-        manager,
+        managers: (0..=plan.threads).map(manager).collect(),
         clock,
         plan: plan.clone(),
         slots: (0..plan.keys).map(|_| Mutex::default()).collect(),
@@ -160,7 +161,7 @@ pub(crate) fn run(runtime: &Handle, builder: KeyManagerBuilder, plan: &Plan) -> 
 }
 
 struct Bench {
-    manager: KeyManager,
+    managers: Vec<KeyManager>,
     clock: Ours,
     plan: Plan,
     slots: Vec<Mutex<Slot>>,
@@ -189,6 +190,7 @@ struct Secret {
 
 struct Worker<'a> {
     bench: &'a Bench,
+    manager: &'a KeyManager,
     random: u64,
     log: Vec<(u32, Event)>,
     issued: Vec<Secret>,
@@ -226,6 +228,7 @@ impl<'a> Worker<'a> {
     fn new(bench: &'a Bench, number: u64) -> Self {
         Self {
             bench,
+            manager: &bench.managers[usize::try_from(number).unwrap()],
             random: (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             log: Vec::new(),
             issued: Vec::new(),
@@ -292,7 +295,7 @@ impl<'a> Worker<'a> {
     async fn verify(&mut self, secret: &Secret, home: bool) {
         let ip = Some(if home { self.home } else { self.abroad });
         let call = self.bench.clock.nanos();
-        let outcome = self.bench.manager.verify(&secret.text, ip).await;
+        let outcome = self.manager.verify(&secret.text, ip).await;
         let span = Span { call, back: self.bench.clock.nanos() };
         let mark = secret.mark;
         let deed = match outcome {
@@ -307,8 +310,8 @@ impl<'a> Worker<'a> {
     }
 
     async fn look_with_a_key_that_nobody_issued(&self) {
-        let key = self.bench.manager.format().generate(&SystemRandom).unwrap();
-        let outcome = self.bench.manager.verify(key.expose_secret(), None).await;
+        let key = self.manager.format().generate(&SystemRandom).unwrap();
+        let outcome = self.manager.verify(key.expose_secret(), None).await;
         assert!(matches!(outcome, Err(VerifyError::Unknown)), "{outcome:?}");
     }
 
@@ -343,7 +346,7 @@ impl<'a> Worker<'a> {
             new = new.expires(Expiration::At(ahead));
         }
         let call = self.bench.clock.nanos();
-        let issued = self.bench.manager.create(&actor(number), new).await;
+        let issued = self.manager.create(&actor(number), new).await;
         let span = Span { call, back: self.bench.clock.nanos() };
         let issued = match issued {
             Ok(issued) => issued,
@@ -372,7 +375,7 @@ impl<'a> Worker<'a> {
 
     async fn rotate(&mut self, number: usize, key: u32, id: KeyId) {
         let call = self.bench.clock.nanos();
-        let issued = self.bench.manager.rotate(&actor(number), &id).await;
+        let issued = self.manager.rotate(&actor(number), &id).await;
         let span = Span { call, back: self.bench.clock.nanos() };
         let deed = match &issued {
             Ok(issued) => Deed::Rotated(version(&issued.key)),
@@ -398,7 +401,7 @@ impl<'a> Worker<'a> {
 
     async fn delete(&mut self, number: usize, key: u32, id: KeyId) {
         let call = self.bench.clock.nanos();
-        let deleted = self.bench.manager.delete(&actor(number), &id).await;
+        let deleted = self.manager.delete(&actor(number), &id).await;
         let span = Span { call, back: self.bench.clock.nanos() };
         let deed = match &deleted {
             Ok(()) => Deed::Deleted,
@@ -426,7 +429,7 @@ impl<'a> Worker<'a> {
         asked.allowlist =
             patch.home_only.map(|is| if is { home_only() } else { Allowlist::default() });
         let call = self.bench.clock.nanos();
-        let updated = self.bench.manager.update(&actor(number), &id, asked).await;
+        let updated = self.manager.update(&actor(number), &id, asked).await;
         let span = Span { call, back: self.bench.clock.nanos() };
         let deed = match &updated {
             Ok(updated) => Deed::Updated(patch, version(updated)),

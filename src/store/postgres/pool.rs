@@ -1,9 +1,11 @@
 //! A few shared connections, each kept up by a task of its own.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -333,14 +335,10 @@ async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>
                 let begun = Instant::now();
                 let connection = Arc::new(connection);
                 publish(Some(Arc::clone(&connection)));
-                let end_or_left = tokio::select! {
-                    _ = &mut end => None,
-                    () = connection.left() => Some(()),
-                };
+                let is_left =
+                    matches!(select(&mut end, pin!(connection.left())).await, Either::Right(_));
                 publish(None);
-                if end_or_left.is_some()
-                    && let Some(earlier) = left.replace(end)
-                {
+                if is_left && let Some(earlier) = left.replace(end) {
                     // The server may still be at what was left to it: there is never more
                     // than one such session beside the one that is used.
                     let _ = earlier.await;

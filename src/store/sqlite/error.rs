@@ -89,6 +89,8 @@ impl From<Fault> for StoreError {
 
 impl From<Fault> for AuditError {
     fn from(fault: Fault) -> Self {
-        if fault.may_pass() { Self::unavailable(fault) } else { Self::rejected(fault) }
+        // Damage is not the fault of a record: none may be given up for it.
+        let keeps = fault.may_pass() || fault.is_damage();
+        if keeps { Self::unavailable(fault) } else { Self::rejected(fault) }
     }
 }
