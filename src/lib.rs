@@ -94,13 +94,11 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 
 mod allowlist;
 mod audit;
-#[cfg(feature = "axum")]
-mod axum;
 mod clock;
 pub mod guide;
-#[cfg(feature = "tower")]
-mod http;
 mod key;
+#[cfg(feature = "tower")]
+mod layer;
 mod manager;
 mod names;
 mod network;
@@ -112,8 +110,10 @@ mod runtime;
 mod store;
 mod text;
 mod throttle;
+#[cfg(feature = "axum")]
+mod web;
 #[cfg(feature = "tower")]
-mod tower;
+mod wire;
 
 pub use crate::allowlist::{Allowlist, AllowlistError, EntryProblem};
 pub use crate::audit::country::{CountryCode, CountryLookup};
@@ -129,18 +129,6 @@ pub use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 pub use crate::audit::sink::{AuditError, AuditSink};
-#[cfg(feature = "admin")]
-#[cfg_attr(docsrs, doc(cfg(feature = "admin")))]
-pub use crate::axum::admin;
-#[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
-pub use crate::axum::extract::KeyRejection;
-#[cfg(feature = "settings-page")]
-#[cfg_attr(docsrs, doc(cfg(feature = "settings-page")))]
-pub use crate::axum::page::{SettingsPage, SettingsPageError};
-#[cfg(feature = "axum")]
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
-pub use crate::axum::unread::close_if_unread;
 pub use crate::clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use crate::key::digest::{KeyDigest, KeyDigestError};
 pub use crate::key::expiration::{Expiration, ExpirationError};
@@ -190,12 +178,24 @@ pub use crate::store::postgres::{PostgresOpenError, PostgresOptions, PostgresSto
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use crate::store::sqlite::{SqliteOpenError, SqliteOptions, SqliteStore};
 pub use crate::store::transfer::{ImportError, Imported, KeyExport, import};
+#[cfg(feature = "admin")]
+#[cfg_attr(docsrs, doc(cfg(feature = "admin")))]
+pub use crate::web::admin;
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use crate::web::extract::KeyRejection;
+#[cfg(feature = "settings-page")]
+#[cfg_attr(docsrs, doc(cfg(feature = "settings-page")))]
+pub use crate::web::page::{SettingsPage, SettingsPageError};
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use crate::web::unread::close_if_unread;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::{
-    http::client_ip::{ClientIp, ProxyHeader},
-    tower::{
+    layer::{
         body::ResponseBody, config::PeerAddr, future::ResponseFuture, layer::ApiKeyLayer,
         service::ApiKeyService,
     },
+    wire::client_ip::{ClientIp, ProxyHeader},
 };

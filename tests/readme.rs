@@ -99,7 +99,7 @@ fn branded(keys: KeyManager) -> Tried<SettingsPage> {
         .docs_link("https://docs.acme.example/api")?
         // What the `curl` line beside a new key calls:
         .example_url("https://api.acme.example/v1/me")?
-        // Names and placeholders are those of src/axum/page/files/text.json:
+        // Names and placeholders are those of src/web/page/files/text.json:
         .translation("de", r#"{"create.open": "API-Schlüssel anlegen"}"#)?
     )
 }

@@ -1,8 +1,0 @@
-//! What the layer knows of axum, and the management API.
-
-#[cfg(feature = "admin")]
-pub mod admin;
-pub(crate) mod extract;
-#[cfg(feature = "settings-page")]
-pub(crate) mod page;
-pub(crate) mod unread;

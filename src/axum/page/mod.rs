@@ -1,7 +1,0 @@
-//! The settings page: what an organisation's people see of their keys.
-
-mod files;
-mod options;
-mod shown;
-
-pub use crate::axum::page::options::{SettingsPage, SettingsPageError};

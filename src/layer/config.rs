@@ -1,0 +1,30 @@
+//! What a layer is set to, and what it shares with others through extensions.
+
+use std::net::SocketAddr;
+
+use http::Extensions;
+
+use crate::manager::KeyManager;
+use crate::wire::client_ip::ClientIp;
+use crate::wire::refusal::Refusals;
+
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) keys: KeyManager,
+    pub(super) peer_from: Option<fn(&Extensions) -> Option<SocketAddr>>,
+    pub(super) client_ip: ClientIp,
+    pub(super) refusals: Refusals,
+    pub(super) optional: bool,
+    pub(super) ignores_foreign: bool,
+}
+
+/// The peer of a connection. A server other than axum's puts it into the
+/// extensions of each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddr(pub SocketAddr);
+
+/// In the extensions of a request that optional authentication let through
+/// without credentials: how the layer would have refused it.
+#[cfg(feature = "axum")]
+#[derive(Clone, Debug)]
+pub(crate) struct Anonymous(pub(crate) Refusals);

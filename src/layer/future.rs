@@ -1,0 +1,135 @@
+//! The future of a guarded request.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::audit::delivery::DeliveryError;
+use crate::layer::body::ResponseBody;
+use crate::layer::config::Config;
+use crate::manager::admission::{Admission, AdmitError};
+use crate::runtime::BoxFuture;
+use crate::throttle::Throttle;
+use crate::wire::grpc;
+use crate::wire::refusal::{Asked, Refusal};
+
+static WITHHELD: Throttle = Throttle::new();
+
+pin_project! {
+    /// The future of [`ApiKeyService`](crate::ApiKeyService). Dropped before it is
+    /// done, it leaves an audit record marked as aborted.
+    pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
+        pub(super) config: Arc<Config>,
+        pub(super) asked: Asked,
+        #[pin]
+        pub(super) state: State<S, S::Future, Request<ReqBody>, ResBody>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    pub(super) enum State<S, F, R, B> {
+        /// The store is asked, or there is no room in the audit queue yet.
+        Admitting {
+            admission: BoxFuture<'static, Result<Admission, AdmitError>>,
+            inner: S,
+            request: Option<R>,
+        },
+        Serving { #[pin] response: F, admission: Option<Admission> },
+        /// The answer waits for its audit record to be durable.
+        Recording {
+            recorded: BoxFuture<'static, Result<(), DeliveryError>>,
+            response: Option<Response<B>>,
+        },
+        Refused { refusal: Refusal },
+    }
+}
+
+impl<S, ReqBody, ResBody> Future for ResponseFuture<S, ReqBody, ResBody>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+{
+    type Output = Result<Response<ResponseBody<ResBody>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProjection::Admitting { admission, inner, request } => {
+                    match (ready!(admission.as_mut().poll(cx)), request.take()) {
+                        (Ok(admission), Some(request)) => admission.serve(inner, request),
+                        (Err(error), _) => State::Refused { refusal: error.into() },
+                        // It was polled after its end.
+                        (Ok(_), None) => State::Refused { refusal: Refusal::Unavailable },
+                    }
+                }
+                StateProjection::Serving { response, admission } => {
+                    let mut response = ready!(response.poll(cx))?;
+                    let status = grpc::http_status(&response);
+                    let recorded = admission.take().and_then(|admission| {
+                        response.extensions_mut().insert(admission.key().clone());
+                        admission.close(status)
+                    });
+                    match recorded {
+                        None => return Poll::Ready(Ok(response.map(ResponseBody::service))),
+                        Some(recorded) => State::Recording { recorded, response: Some(response) },
+                    }
+                }
+                StateProjection::Recording { recorded, response } => {
+                    match (ready!(recorded.as_mut().poll(cx)), response.take()) {
+                        (Ok(()), Some(response)) => {
+                            return Poll::Ready(Ok(response.map(ResponseBody::service)));
+                        }
+                        (Ok(()), None) => {}
+                        (Err(error), _) => {
+                            if let Some(left_out) = WITHHELD.pass() {
+                                tracing::error!(%error, left_out, "an answer was withheld: it could not be recorded");
+                            }
+                        }
+                    }
+                    State::Refused { refusal: Refusal::Unavailable }
+                }
+                StateProjection::Refused { refusal } => {
+                    let refused = this.config.refusals.response(*refusal, *this.asked);
+                    return Poll::Ready(Ok(refused.map(ResponseBody::refusal)));
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+impl From<AdmitError> for Refusal {
+    fn from(error: AdmitError) -> Self {
+        Self::from_status(error.http_status())
+    }
+}
+
+impl Admission {
+    /// Hands the request to the service, with its key.
+    pub(super) fn serve<S, ReqBody, ResBody>(
+        self,
+        inner: &mut S,
+        mut request: Request<ReqBody>,
+    ) -> State<S, S::Future, Request<ReqBody>, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        request.extensions_mut().insert(self.key().clone());
+        State::Serving { response: inner.call(request), admission: Some(self) }
+    }
+}
+
+impl<S: Service<Request<ReqBody>>, ReqBody, ResBody> fmt::Debug
+    for ResponseFuture<S, ReqBody, ResBody>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,182 @@
+//! The middleware itself: one request from its credential to its audit record.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::mem;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use http::header::AUTHORIZATION;
+use http::{Method, Request, Response};
+use tower_service::Service;
+
+use crate::key::digest::KeyDigest;
+use crate::layer::body::ResponseBody;
+#[cfg(feature = "axum")]
+use crate::layer::config::Anonymous;
+use crate::layer::config::{Config, PeerAddr};
+use crate::layer::future::{ResponseFuture, State};
+use crate::manager::KeyManager;
+use crate::manager::admission::{Checked, Opening, RequestInfo};
+use crate::manager::endpoint::seen;
+use crate::wire::bearer::{Presented, presented};
+use crate::wire::refusal::{Asked, Refusal};
+
+/// A service guarded by [`ApiKeyLayer`](crate::ApiKeyLayer).
+#[derive(Clone, Debug)]
+pub struct ApiKeyService<S> {
+    pub(super) inner: S,
+    pub(super) config: Arc<Config>,
+}
+
+/// What is known of a request before the store is asked.
+enum Claim {
+    Key(KeyDigest),
+    Nothing,
+    Refused(Refusal),
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for ApiKeyService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+{
+    type Response = Response<ResponseBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, ReqBody, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let config = Arc::clone(&self.config);
+        let ip = config.client_ip.resolve(config.peer(&request), request.headers());
+        let claim = config.claim(&request);
+        let asked = Asked::with(request.version(), request.headers());
+        if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
+            // So that nobody further in prints the key by printing the headers.
+            credential.set_sensitive(true);
+        }
+        let state = match claim {
+            Claim::Key(digest) => self.admit(digest, ip, request),
+            Claim::Nothing => {
+                #[cfg(feature = "axum")]
+                request.extensions_mut().insert(Anonymous(config.refusals.clone()));
+                State::Serving { response: self.inner.call(request), admission: None }
+            }
+            Claim::Refused(refusal) => {
+                tracing::debug!(reason = refusal.reason(), "refused");
+                self.refuse(refusal)
+            }
+        };
+        ResponseFuture { config, asked, state }
+    }
+}
+
+impl<S: Clone> ApiKeyService<S> {
+    fn admit<ReqBody, ResBody>(
+        &mut self,
+        digest: KeyDigest,
+        ip: Option<IpAddr>,
+        request: Request<ReqBody>,
+    ) -> State<S, S::Future, Request<ReqBody>, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        let keys = &self.config.keys;
+        let mut checking = Box::pin(check(keys.clone(), digest, ip));
+        // Where nothing has to wait, as with a store in memory, the service that is
+        // ready is called at once. Otherwise the caller of the future polls again,
+        // with a waker that wakes it.
+        let opening = match checking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(checked) => keys.open(checked, info(&request, ip)),
+            Poll::Pending => {
+                let (keys, info) = (keys.clone(), info(&request, ip));
+                Opening::Waiting(Box::pin(async move {
+                    let checked = checking.await;
+                    keys.open(checked, info).settled().await
+                }))
+            }
+        };
+        match opening {
+            Opening::Done(Ok(admission)) => admission.serve(&mut self.inner, request),
+            Opening::Done(Err(error)) => self.refuse(error.into()),
+            Opening::Waiting(admission) => {
+                // The clone may not be ready; the service that was polled is.
+                let clone = self.inner.clone();
+                let inner = mem::replace(&mut self.inner, clone);
+                State::Admitting { admission, inner, request: Some(request) }
+            }
+        }
+    }
+
+    fn refuse<F, R, B>(&mut self, refusal: Refusal) -> State<S, F, R, B> {
+        // What made the service ready, such as a permit, is given back.
+        self.inner = self.inner.clone();
+        State::Refused { refusal }
+    }
+}
+
+async fn check(keys: KeyManager, digest: KeyDigest, ip: Option<IpAddr>) -> Checked {
+    keys.check(digest, ip).await
+}
+
+fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
+    let path = seen(path(request)).into();
+    RequestInfo { method: method_name(request.method()), path, ip }
+}
+
+impl Config {
+    fn claim<B>(&self, request: &Request<B>) -> Claim {
+        let foreign_to = self.ignores_foreign.then(|| self.keys.format());
+        match presented(request.headers(), foreign_to) {
+            Presented::Bearer(credential) => match self.keys.digest(credential) {
+                Ok(digest) => Claim::Key(digest),
+                Err(_) => Claim::Refused(Refusal::InvalidToken),
+            },
+            Presented::Nothing if self.optional => Claim::Nothing,
+            Presented::Nothing => Claim::Refused(Refusal::NoCredentials),
+            Presented::Malformed => Claim::Refused(Refusal::InvalidToken),
+            Presented::Ambiguous => Claim::Refused(Refusal::InvalidRequest),
+        }
+    }
+
+    fn peer<B>(&self, request: &Request<B>) -> Option<IpAddr> {
+        let extensions = request.extensions();
+        if let Some(peer) = self.peer_from.and_then(|find| find(extensions)) {
+            return Some(peer.ip());
+        }
+        #[cfg(feature = "axum")]
+        if let Some(axum::extract::ConnectInfo(peer)) =
+            extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>()
+        {
+            return Some(peer.ip());
+        }
+        extensions.get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip())
+    }
+}
+
+/// The path as the client sent it; axum takes the mount point off the URI.
+fn path<B>(request: &Request<B>) -> &str {
+    #[cfg(feature = "axum")]
+    if let Some(axum::extract::OriginalUri(uri)) =
+        request.extensions().get::<axum::extract::OriginalUri>()
+    {
+        return uri.path();
+    }
+    request.uri().path()
+}
+
+fn method_name(method: &Method) -> Cow<'static, str> {
+    match *method {
+        Method::GET => "GET".into(),
+        Method::POST => "POST".into(),
+        Method::PUT => "PUT".into(),
+        Method::PATCH => "PATCH".into(),
+        Method::DELETE => "DELETE".into(),
+        Method::HEAD => "HEAD".into(),
+        Method::OPTIONS => "OPTIONS".into(),
+        _ => seen(method.as_str()).to_owned().into(),
+    }
+}

@@ -1,0 +1,174 @@
+//! The fields of a body, or the parameters of a query: taken one by one, and
+//! everything that is wrong with them noted.
+
+use std::borrow::Cow;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use crate::text::percent_decoded;
+use crate::web::admin::json::Json;
+use crate::web::admin::problem::{Code, FieldError, Problem};
+
+/// So many errors are enough to see what is wrong; a body could have thousands.
+const MAX_ERRORS: usize = 100;
+
+/// Named values that nobody has taken yet, and the errors so far.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    values: BTreeMap<String, Json>,
+    errors: Vec<FieldError>,
+}
+
+impl Fields {
+    pub(super) fn of_body(body: &[u8]) -> Result<Self, Problem> {
+        match Json::parse(body) {
+            Some(Json::Object(fields)) => Ok(Self::new(fields)),
+            Some(_) => Err(Problem::invalid_field("body", "must be an object")),
+            None => Err(Problem::new(Code::MalformedBody, "The body is not JSON.")),
+        }
+    }
+
+    pub(super) fn of_query(query: &str) -> Result<Self, Problem> {
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        let decoded = pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let name = decode(name).ok_or_else(|| not_utf8(""))?;
+            let value = decode(value).ok_or_else(|| not_utf8(&name))?;
+            Ok((name, Json::Text(value)))
+        });
+        Ok(Self::new(decoded.collect::<Result<_, Problem>>()?))
+    }
+
+    fn new(given: Vec<(String, Json)>) -> Self {
+        let mut fields = Self::default();
+        let mut repeated = BTreeSet::new();
+        for (name, value) in given {
+            match fields.values.entry(name) {
+                Entry::Vacant(free) => drop(free.insert(value)),
+                Entry::Occupied(taken) => drop(repeated.insert(taken.key().clone())),
+            }
+        }
+        for name in &repeated {
+            fields.refuse(shown(name), "must be given only once");
+        }
+        fields
+    }
+
+    /// Notes what is wrong with a field.
+    pub(super) fn refuse(
+        &mut self,
+        field: impl Into<Cow<'static, str>>,
+        message: impl Into<Cow<'static, str>>,
+    ) {
+        self.errors.push(FieldError { field: field.into(), message: message.into() });
+    }
+
+    /// Notes which of these fields, none of them taken yet, are missing.
+    pub(super) fn require(&mut self, fields: &[&'static str]) {
+        for field in fields {
+            if !self.values.contains_key(*field) {
+                self.refuse(*field, "is required");
+            }
+        }
+    }
+
+    /// Takes a field that is a string. `None` where it is missing, or wrong,
+    /// which is noted.
+    pub(super) fn text<T, E: Display>(
+        &mut self,
+        field: &'static str,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        match self.values.remove(field)? {
+            Json::Text(text) => {
+                read(&text).map_err(|error| self.refuse(field, error.to_string())).ok()
+            }
+            _ => {
+                self.refuse(field, "must be a string");
+                None
+            }
+        }
+    }
+
+    /// Takes a field that is a list. `None` as for [`Fields::text`].
+    pub(super) fn list(&mut self, field: &'static str) -> Option<Vec<Json>> {
+        match self.values.remove(field)? {
+            Json::List(list) => Some(list),
+            _ => {
+                self.refuse(field, "must be a list of strings");
+                None
+            }
+        }
+    }
+
+    /// The value that was made of the fields, if nothing is wrong with any and
+    /// none is left over.
+    pub(super) fn finish<T>(mut self, value: Option<T>) -> Result<T, Problem> {
+        for name in std::mem::take(&mut self.values).into_keys() {
+            self.refuse(shown(&name), "is unknown");
+        }
+        self.errors.truncate(MAX_ERRORS);
+        value.filter(|_| self.errors.is_empty()).ok_or_else(|| Problem::invalid(self.errors))
+    }
+}
+
+/// A field's name as an error may repeat it: not where it could be a credential
+/// that landed in the wrong place.
+fn shown(name: &str) -> Cow<'static, str> {
+    const MAX_LEN: usize = 32;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    if (1..=MAX_LEN).contains(&name.len()) && name.bytes().all(plain) {
+        Cow::Owned(name.to_owned())
+    } else {
+        Cow::Borrowed("?")
+    }
+}
+
+fn not_utf8(name: &str) -> Problem {
+    Problem::invalid_field(shown(name), "must be UTF-8, percent-encoded")
+}
+
+/// Decodes `application/x-www-form-urlencoded`; `None` for what is not UTF-8,
+/// so that no two texts are taken for the same.
+fn decode(text: &str) -> Option<String> {
+    String::from_utf8(percent_decoded(text.replace('+', " ").as_bytes())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_decoded_as_forms_are() {
+        for (text, decoded) in [
+            ("a+b%20c%2B%c3%A9", Some("a b c+é")),
+            ("100%", Some("100%")),
+            ("%4", Some("%4")),
+            ("%zz%41", Some("%zzA")),
+            ("%25%34%31", Some("%41")),
+            ("%ff", None),
+            ("%ed%a0%80", None),
+        ] {
+            assert_eq!(decode(text).as_deref(), decoded, "{text}");
+        }
+    }
+
+    #[test]
+    fn case_39_a_name_that_could_be_a_credential_is_not_repeated() {
+        assert_eq!(shown("created_at"), "created_at");
+        for hidden in ["", "a b", "é", "<b>", &"a".repeat(33), &format!("v_{}", "a".repeat(48))] {
+            assert_eq!(shown(hidden), "?", "{hidden}");
+        }
+    }
+
+    #[test]
+    fn all_errors_are_listed_up_to_a_bound() {
+        let body: Vec<String> = (0..5_000).map(|i| format!("\"f{i}\":{i}")).collect();
+        let mut fields = Fields::of_body(format!("{{{}}}", body.join(",")).as_bytes()).unwrap();
+        fields.require(&["name"]);
+        let problem = format!("{:?}", fields.finish(Some(())).unwrap_err());
+        assert_eq!(problem.matches("FieldError").count(), MAX_ERRORS);
+        assert!(problem.contains("is required"));
+    }
+}

@@ -1,0 +1,209 @@
+//! What every request must pass before it is routed, and every answer carries.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
+
+use crate::org::Actor;
+use crate::web::admin::problem::{Code, Problem};
+
+/// The hosts at which the API may be asked for; any host where there are none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hosts(Option<Arc<[String]>>);
+
+/// Lets only requests of a known actor through, and none that a browser makes
+/// for another site. Secrets and the names of keys pass here, so that nothing
+/// may be cached.
+pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    let mut response = match check(&request, &hosts) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn check(request: &Request, hosts: &Hosts) -> Result<(), Problem> {
+    if request.extensions().get::<Actor>().is_none() {
+        tracing::debug!("no Actor in the request: is a login in front of `admin::router`?");
+        return Err(Problem::new(Code::Unauthenticated, "Log in first."));
+    }
+    if !hosts.have(request) {
+        let detail = "The service does not answer under this host.";
+        return Err(Problem::new(Code::CrossSite, detail));
+    }
+    if is_cross_site(request) {
+        let detail = "Changes are only taken from pages of this site.";
+        return Err(Problem::new(Code::CrossSite, detail));
+    }
+    Ok(())
+}
+
+/// Whether this is a change that a page of another site may have asked for.
+///
+/// Browsers say where a request comes from, and pages cannot make them lie:
+/// `Sec-Fetch-Site`, or in older ones `Origin`. What sends neither is no
+/// browser, and carries no credentials that it was not given.
+fn is_cross_site(request: &Request) -> bool {
+    if request.method().is_safe() {
+        return false;
+    }
+    let headers = request.headers();
+    let repeated = |name: HeaderName| headers.get_all(name).iter().count() > 1;
+    if repeated(HOST) || repeated(ORIGIN) {
+        return true;
+    }
+    let mut sites = headers.get_all("sec-fetch-site").iter().peekable();
+    if sites.peek().is_some() {
+        return !sites.all(|site| site == "same-origin" || site == "none");
+    }
+    let Some(origin) = headers.get(ORIGIN) else { return false };
+    !is_of_host(text(origin), host(request))
+}
+
+fn host(request: &Request) -> &str {
+    match request.headers().get(HOST) {
+        Some(host) => text(host),
+        // HTTP/2 names the host in the URI.
+        None => request.uri().authority().map_or("", |authority| authority.as_str()),
+    }
+}
+
+impl Hosts {
+    pub(crate) fn new<H: Into<String>>(hosts: impl IntoIterator<Item = H>) -> Self {
+        Self(Some(hosts.into_iter().map(Into::into).collect()))
+    }
+
+    fn have(&self, request: &Request) -> bool {
+        let Some(allowed) = &self.0 else { return true };
+        let is_named_once = request.headers().get_all(HOST).iter().count() <= 1;
+        is_named_once && allowed.iter().any(|allowed| is_allowed(allowed, host(request)))
+    }
+}
+
+fn is_allowed(allowed: &str, host: &str) -> bool {
+    let (Some((allowed, allowed_port)), Some((host, port))) =
+        (host_and_port(allowed), host_and_port(host))
+    else {
+        return false;
+    };
+    let is_default = port.is_none() && matches!(allowed_port, Some(80 | 443));
+    if allowed_port.is_some() && allowed_port != port && !is_default {
+        return false;
+    }
+    let ip = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+    allowed.eq_ignore_ascii_case(host)
+        || ip(allowed).is_some_and(|ip| ip.is_unspecified()) && ip(host).is_some()
+}
+
+/// What is not ASCII equals no origin and no host.
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or_default()
+}
+
+/// Compares host and port. The scheme only supplies the port that is left out:
+/// behind a proxy that ends TLS, the service cannot know its own.
+fn is_of_host(origin: &str, host: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let default_port = match scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => return false,
+    };
+    let port_of = |port: Option<u16>| port.unwrap_or(default_port);
+    match (host_and_port(authority), host_and_port(host)) {
+        (Some((a, a_port)), Some((b, b_port))) => {
+            a.eq_ignore_ascii_case(b) && port_of(a_port) == port_of(b_port)
+        }
+        _ => false,
+    }
+}
+
+fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match authority.rsplit_once(':') {
+        // The last colon of `[::1]` comes before no port.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
+        _ => (authority, None),
+    };
+    (!host.is_empty()).then_some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_57_a_host_is_allowed_by_its_name_and_port() {
+        for (allowed, host) in [
+            ("example.com", "EXAMPLE.com"),
+            ("example.com", "example.com:8443"),
+            ("example.com:443", "example.com"),
+            ("localhost:3000", "localhost:3000"),
+            ("[::1]:3000", "[::1]:3000"),
+            ("0.0.0.0:3000", "192.0.2.7:3000"),
+            ("0.0.0.0", "[2001:db8::1]:3000"),
+            ("[::]:3000", "192.0.2.7:3000"),
+        ] {
+            assert!(is_allowed(allowed, host), "{allowed} {host}");
+        }
+        for (allowed, host) in [
+            ("example.com", ""),
+            ("", ""),
+            ("example.com", "evil.example"),
+            ("example.com", "example.com.evil.example"),
+            ("example.com", "a.example.com"),
+            ("example.com", "example.com."),
+            ("example.com", "example.com:"),
+            ("localhost:3000", "localhost:3001"),
+            ("localhost:3000", "localhost"),
+            ("127.0.0.1:3000", "127.0.0.2:3000"),
+            ("0.0.0.0:3000", "192.0.2.7:3001"),
+            ("0.0.0.0:3000", "evil.example:3000"),
+            ("0.0.0.0:3000", "127.0.0.1.evil.example:3000"),
+        ] {
+            assert!(!is_allowed(allowed, host), "{allowed} {host}");
+        }
+    }
+
+    #[test]
+    fn case_25_an_origin_is_of_a_host_where_host_and_port_are_the_same() {
+        for (origin, host) in [
+            ("https://example.com", "example.com"),
+            ("https://example.com", "example.com:443"),
+            ("https://example.com:443", "EXAMPLE.com"),
+            ("http://example.com", "example.com:80"),
+            ("http://localhost:3000", "localhost:3000"),
+            ("http://[::1]:3000", "[::1]:3000"),
+            ("http://[::1]", "[::1]:80"),
+        ] {
+            assert!(is_of_host(origin, host), "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("null", "null"),
+            ("", ""),
+            ("https://", ""),
+            ("https://example.com", ""),
+            ("https://example.com", "example.org"),
+            ("https://example.com", "example.com:80"),
+            ("http://example.com", "example.com:443"),
+            ("http://example.com:443", "example.com"),
+            ("https://example.com", "a.example.com"),
+            ("https://a.example.com", "example.com"),
+            ("https://example.com.evil.example", "example.com"),
+            ("https://user@example.com", "example.com"),
+            ("https://example.com/", "example.com"),
+            ("https://example.com:70000", "example.com:70000"),
+            ("https://example.com:", "example.com"),
+            ("extension://example.com", "example.com"),
+            ("example.com", "example.com"),
+            ("http://localhost:3000", "localhost:3001"),
+            ("http://[::1]", "[::2]"),
+        ] {
+            assert!(!is_of_host(origin, host), "{origin} {host}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! One function for each route, and two for requests that have none.
+
+use axum::extract::{OriginalUri, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use http::StatusCode;
+use http::header::{HeaderValue, LOCATION};
+
+use crate::audit::log::{AuditQuery, AuditScope};
+use crate::key::id::KeyId;
+use crate::manager::KeyManager;
+use crate::manager::error::ManageError;
+use crate::org::Actor;
+use crate::record::{KeyPatch, NewKey, Revision};
+use crate::web::admin::input::{Id, Idempotency, IgnoredBody, InBody, InQuery};
+use crate::web::admin::precondition::IfMatch;
+use crate::web::admin::problem::{Code, Problem};
+use crate::web::admin::requests::{Confirmation, Page};
+use crate::web::admin::view::{KeyView, KeysView, PageView, issued_answer, key_answer};
+
+type Answer = Result<Response, Problem>;
+
+pub(super) async fn list(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    InQuery(()): InQuery<()>,
+) -> Answer {
+    let list = keys.list(actor.org()).await?;
+    let now = keys.now();
+    let view = KeysView {
+        keys: list.iter().map(|key| KeyView::new(key, now)).collect(),
+        limits: keys.limits().into(),
+    };
+    Ok(Json(view).into_response())
+}
+
+pub(super) async fn create(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    OriginalUri(uri): OriginalUri,
+    InQuery(()): InQuery<()>,
+    Idempotency(once): Idempotency,
+    InBody(new): InBody<NewKey>,
+) -> Answer {
+    let location = |id: &KeyId| HeaderValue::try_from(format!("{}/{id}", uri.path())).ok();
+    let new = match once {
+        Some(once) => new.idempotent(once),
+        None => new,
+    };
+    let issued = match keys.create(&actor, new).await {
+        Err(error @ ManageError::AlreadyCreated { id }) => {
+            return Err(Problem::from(error).at(location(&id)));
+        }
+        created => created?,
+    };
+    let mut answer = issued_answer(StatusCode::CREATED, &issued, keys.now());
+    if let Some(location) = location(&issued.key.id) {
+        answer.headers_mut().insert(LOCATION, location);
+    }
+    Ok(answer)
+}
+
+pub(super) async fn show(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(()): InQuery<()>,
+) -> Answer {
+    let key = keys.get(actor.org(), &id).await?;
+    Ok(key_answer(&key, keys.now()))
+}
+
+pub(super) async fn edit(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(()): InQuery<()>,
+    if_match: IfMatch,
+    InBody(patch): InBody<KeyPatch>,
+) -> Answer {
+    let key = match if_match {
+        IfMatch::Any => keys.update(&actor, &id, patch).await?,
+        IfMatch::OneOf(_) => {
+            let current = keys.get(actor.org(), &id).await?;
+            if_match.check(&current)?;
+            keys.update_if(&actor, &id, patch, current.revision).await?
+        }
+    };
+    Ok(key_answer(&key, keys.now()))
+}
+
+pub(super) async fn rotate(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(()): InQuery<()>,
+    if_match: IfMatch,
+    InBody(confirmation): InBody<Confirmation>,
+) -> Answer {
+    let revision = confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
+    let rotated = keys.rotate_if(&actor, &id, revision).await;
+    let issued = rotated.map_err(|error| if_match.overtaken(error))?;
+    Ok(issued_answer(StatusCode::OK, &issued, keys.now()))
+}
+
+pub(super) async fn delete(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(confirmation): InQuery<Confirmation>,
+    if_match: IfMatch,
+    _: IgnoredBody,
+) -> Answer {
+    let revision = confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
+    let deleted = keys.delete_if(&actor, &id, revision).await;
+    deleted.map_err(|error| if_match.overtaken(error))?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Checks that the actor means the key as it is. Says at which revision: the change is made
+/// to that one, and to no other whose name nobody has typed.
+async fn confirm(
+    keys: &KeyManager,
+    actor: &Actor,
+    id: &KeyId,
+    if_match: &IfMatch,
+    Confirmation(typed): &Confirmation,
+) -> Result<Revision, Problem> {
+    let key = keys.get(actor.org(), id).await?;
+    if_match.check(&key)?;
+    // Nobody can see how much white space of which kind is in a name.
+    if !typed.split_whitespace().eq(key.name.as_str().split_whitespace()) {
+        let detail = "`confirm_name` is not the key's name. Nothing was changed.";
+        return Err(Problem::new(Code::ConfirmationMismatch, detail));
+    }
+    Ok(key.revision)
+}
+
+pub(super) async fn audit(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(page): InQuery<Page>,
+) -> Answer {
+    let org = actor.org();
+    keys.get(org, &id).await?;
+    let query = page.of(AuditQuery::new(org.clone(), AuditScope::KeyRequests(id)));
+    match keys.audit_page(&query).await {
+        Some(page) => Ok(Json(PageView::from(&page?)).into_response()),
+        None => Err(Problem::new(Code::NotFound, "This service keeps no audit log to read.")),
+    }
+}
+
+pub(super) async fn unknown_path() -> Problem {
+    Problem::new(Code::NotFound, "There is nothing at this path.")
+}
+
+/// The router adds `Allow`.
+pub(super) async fn wrong_method() -> Problem {
+    Problem::new(Code::MethodNotAllowed, "`Allow` names the methods of this path.")
+}

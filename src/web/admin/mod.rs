@@ -1,0 +1,148 @@
+//! The management API over HTTP, as an axum router.
+
+mod fields;
+mod guard;
+mod handlers;
+mod input;
+mod json;
+mod openapi;
+mod precondition;
+mod problem;
+mod requests;
+mod view;
+
+use axum::extract::{DefaultBodyLimit, OriginalUri, State};
+use axum::middleware;
+use axum::routing::{MethodFilter, any, on};
+use axum::{Json, Router};
+use http::Method;
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::path::Operation;
+
+use crate::manager::KeyManager;
+use crate::record::Limits;
+use crate::web::admin::guard::guard;
+use crate::web::admin::input::InQuery;
+use crate::web::admin::openapi::operations;
+use crate::web::unread::close_if_unread;
+
+pub(crate) use crate::web::admin::guard::Hosts;
+
+/// The one table of routes: what is published as [`ROUTES`] is what is served,
+/// and what the OpenAPI document describes.
+macro_rules! routes {
+    ($($method:ident $path:literal => $handler:path, $operation:path;)+) => {
+        /// Every route of [`router`]: its method, and its path in axum's (and
+        /// OpenAPI's) notation. A `GET` route answers `HEAD`, too.
+        pub const ROUTES: &[(Method, &str)] = &[$((Method::$method, $path)),+];
+
+        fn routes() -> Router<KeyManager> {
+            Router::new()$(.route($path, on(MethodFilter::$method, $handler)))+
+        }
+
+        fn described(limits: Limits) -> Vec<(Method, &'static str, Operation)> {
+            vec![$((Method::$method, $path, $operation(limits))),+]
+        }
+    };
+}
+
+routes! {
+    GET "/keys" => handlers::list, operations::list;
+    POST "/keys" => handlers::create, operations::create;
+    GET "/keys/{id}" => handlers::show, operations::show;
+    PATCH "/keys/{id}" => handlers::edit, operations::edit;
+    DELETE "/keys/{id}" => handlers::delete, operations::delete;
+    POST "/keys/{id}/rotate" => handlers::rotate, operations::rotate;
+    GET "/keys/{id}/audit" => handlers::audit, operations::audit;
+    GET "/openapi.json" => document, operations::openapi;
+}
+
+/// The management API: an organisation's keys listed, made, edited, rotated,
+/// deleted, and the log of their use read, all in JSON.
+///
+/// Nest it at any path, behind your own login; it answers every path below that
+/// one. The login puts an [`Actor`](crate::Actor) into the request's extensions;
+/// a request without one is answered with 401, whatever it asks for.
+///
+/// ```
+/// use axum::extract::Request;
+/// use axum::http::StatusCode;
+/// use axum::middleware::{self, Next};
+/// use axum::response::Response;
+/// use keygate::{Actor, KeyManager, MemoryStore, OrgId};
+///
+/// async fn login(mut request: Request, next: Next) -> Result<Response, StatusCode> {
+///     // Here you look at your session: who is it, and of which organisation?
+///     let (org, user) = ("acme", "ada@acme.example");
+///     let org = OrgId::new(org).map_err(|_| StatusCode::UNAUTHORIZED)?;
+///     request.extensions_mut().insert(Actor::new(org, user));
+///     Ok(next.run(request).await)
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let api = keygate::admin::router(keys).layer(middleware::from_fn(login));
+/// let app: axum::Router = axum::Router::new().nest("/settings/api", api);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Requests that a browser makes for another site are refused, so a cookie may
+/// serve as the login. Errors are `application/problem+json` (RFC 9457) with a
+/// `code`, and no answer may be cached. `GET /openapi.json` describes all of it.
+pub fn router(keys: KeyManager) -> Router {
+    guarded(keys, Hosts::default())
+}
+
+/// As [`router`], where every request has to name one of these hosts (`Host`, or
+/// `:authority`); another is answered with 403.
+///
+/// A page of another site can have its own name point to an address of this service
+/// (DNS rebinding), and is of the same site as the service then. A login by cookie is
+/// safe from that, since the cookie is another host's. A login that goes by the network
+/// or the address is not: name your hosts where yours does, and on a developer's machine.
+///
+/// An entry is a host, or a host and a port; without a port it stands for every port.
+/// `0.0.0.0` and `[::]` stand for every IP address, which no name can be made to be.
+///
+/// ```
+/// # use keygate::{KeyManager, MemoryStore};
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let api = keygate::admin::router_on_hosts(keys, ["keys.acme.example", "localhost:3000"]);
+/// # let _: axum::Router = api;
+/// # Ok(())
+/// # }
+/// ```
+pub fn router_on_hosts<H: Into<String>>(
+    keys: KeyManager,
+    hosts: impl IntoIterator<Item = H>,
+) -> Router {
+    guarded(keys, Hosts::new(hosts))
+}
+
+pub(crate) fn guarded(keys: KeyManager, hosts: Hosts) -> Router {
+    routes()
+        .method_not_allowed_fallback(handlers::wrong_method)
+        // Routes, since axum forgets the fallback of a router that is nested twice.
+        .route("/", any(handlers::unknown_path))
+        .route("/{*path}", any(handlers::unknown_path))
+        // For `OPTIONS *`, which no route matches.
+        .fallback(handlers::unknown_path)
+        .layer(DefaultBodyLimit::max(input::MAX_BODY))
+        .layer(middleware::from_fn_with_state(hosts, guard))
+        .layer(middleware::from_fn(close_if_unread))
+        .with_state(keys)
+}
+
+/// Here, since it describes the table above.
+async fn document(
+    State(keys): State<KeyManager>,
+    OriginalUri(uri): OriginalUri,
+    InQuery(()): InQuery<()>,
+) -> Json<OpenApi> {
+    let limits = keys.limits();
+    Json(openapi::document(limits, uri.path(), described(limits)))
+}

@@ -1,0 +1,66 @@
+//! `GET /openapi.json`: the document that describes the API to programs.
+
+pub(super) mod operations;
+mod problems;
+mod requests;
+mod schemas;
+
+use http::Method;
+use utoipa::openapi::path::{HttpMethod, Operation, Paths};
+use utoipa::openapi::schema::Components;
+use utoipa::openapi::{Info, OpenApi, Server};
+
+use crate::record::Limits;
+
+const PATH: &str = "/openapi.json";
+
+const DESCRIPTION: &str = "The API keys of one organisation: listed, made, edited, rotated, \
+deleted, and the log of their use.\n\n\
+Requests are authenticated by the service that this API is part of, with its own login, which \
+also decides whose keys they are: without it, every answer is 401. An API key does not open this \
+API.\n\n\
+Errors are problem details (RFC 9457); programs decide by `code`. Besides the answers listed, \
+a method that a path does not have is answered with 405 (`method_not_allowed`), and an unknown \
+path with 404 (`not_found`); where there is `GET`, there is `HEAD`. Unknown fields and parameters \
+are refused. Changes that a browser asks for on behalf of another site are refused by \
+`Sec-Fetch-Site`, or by `Origin` and `Host` where that is missing. No answer may be cached.";
+
+/// The document of these routes, as it is served at that path.
+pub(super) fn document(
+    limits: Limits,
+    path: &str,
+    routes: Vec<(Method, &'static str, Operation)>,
+) -> OpenApi {
+    let info = Info::builder()
+        .title("API keys")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(DESCRIPTION));
+    let mut paths = Paths::new();
+    for (method, path, operation) in routes {
+        add(&mut paths, &method, path, operation);
+    }
+    let components = Components::builder()
+        .schemas_from_iter(schemas::all())
+        .schemas_from_iter(requests::all(limits))
+        .schemas_from_iter(problems::schemas())
+        .responses_from_iter(problems::responses());
+    // Where the host has nested the router.
+    let base = path.strip_suffix(PATH).filter(|base| !base.is_empty()).unwrap_or("/");
+    OpenApi::builder()
+        .info(info.build())
+        .servers(Some([Server::new(base)]))
+        .paths(paths)
+        .components(Some(components.build()))
+        .build()
+}
+
+fn add(paths: &mut Paths, method: &Method, path: &str, operation: Operation) {
+    let method = match *method {
+        Method::POST => HttpMethod::Post,
+        Method::PUT => HttpMethod::Put,
+        Method::PATCH => HttpMethod::Patch,
+        Method::DELETE => HttpMethod::Delete,
+        _ => HttpMethod::Get,
+    };
+    paths.add_path_operation(path, vec![method], operation);
+}

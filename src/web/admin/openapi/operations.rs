@@ -1,0 +1,231 @@
+//! One function for each route: what it takes and how it answers.
+
+use serde_json::json;
+use utoipa::openapi::header::Header;
+use utoipa::openapi::link::Link;
+use utoipa::openapi::path::{
+    Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn,
+};
+use utoipa::openapi::request_body::RequestBody;
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{SchemaFormat, Type};
+use utoipa::openapi::{Content, Object, Ref, RefOr, Required, Schema};
+
+use crate::audit::log::AuditQuery;
+use crate::key::idempotency::IdempotencyKey;
+use crate::record::Limits;
+use crate::web::admin::input::{IDEMPOTENCY_KEY, MAX_BODY};
+use crate::web::admin::openapi::problems::{Problems, refs};
+use crate::web::admin::openapi::schemas::string;
+use crate::web::admin::problem::Code;
+
+const JSON: &str = "application/json";
+
+/// What a request without a body may be answered with.
+const READ: Problems =
+    &[Code::Unauthenticated, Code::CrossSite, Code::ValidationFailed, Code::Unavailable];
+
+/// What a request with a body may be answered with.
+const BODY: Problems = &[
+    Code::MalformedBody,
+    Code::Unauthenticated,
+    Code::CrossSite,
+    Code::PayloadTooLarge,
+    Code::UnsupportedMediaType,
+    Code::ValidationFailed,
+    Code::Unavailable,
+];
+
+pub(in crate::web::admin) fn list(_: Limits) -> Operation {
+    operation("list_keys", "All keys, oldest first", &[READ])
+        .description(Some("Revoked and expired ones, too, and the limits that apply."))
+        .response("200", json("The keys.", "Keys"))
+        .build()
+}
+
+pub(in crate::web::admin) fn create(limits: Limits) -> Operation {
+    let max = limits.max_keys;
+    let path = string().format(Some(SchemaFormat::Custom("uri-reference".into())));
+    let created = with_links(issued("The key, and the only sight of its secret."), "/key");
+    let once = string()
+        .pattern(Some(format!("^[!-~]{{1,{}}}$", IdempotencyKey::MAX_LEN)))
+        .examples(["8e03978e-40d5-43e8-bc93-6894a57f9324"]);
+    let problems = &[Code::KeyLimitReached, Code::AlreadyCreated];
+    operation("create_key", "Make a key", &[BODY, problems])
+        .description(Some(format!(
+            "An organisation has at most {max} keys; revoked and expired ones count. The secret \
+             is in this answer alone. Where the answer is lost, look whether the key was made, \
+             and rotate it."
+        )))
+        .parameter(in_header(
+            IDEMPOTENCY_KEY,
+            "The caller's name for this creation, such as a random UUID. Sent again within 24 \
+             hours it makes no second key: the answer is 409 (`already_created`), and \
+             `Location` names the key. A key that was deleted may be made again.",
+            once,
+        ))
+        .request_body(Some(body("NewKey")))
+        .response("201", created.header("Location", header("The key's path.", path)))
+        .build()
+}
+
+pub(in crate::web::admin) fn show(_: Limits) -> Operation {
+    of_key("get_key", "One key", &[READ])
+        .response("200", with_links(tagged(json("The key.", "Key")), ""))
+        .build()
+}
+
+pub(in crate::web::admin) fn edit(_: Limits) -> Operation {
+    let problems = &[BODY, &[Code::StaleRevision, Code::Conflict]];
+    of_key("update_key", "Rename, revoke, re-enable or restrict a key", problems)
+        .description(Some("What is not named stays as it is."))
+        .parameter(if_match())
+        .request_body(Some(body("KeyPatch")))
+        .response("200", tagged(json("The key as it is now.", "Key")))
+        .build()
+}
+
+pub(in crate::web::admin) fn rotate(_: Limits) -> Operation {
+    let problems = &[Code::StaleRevision, Code::Conflict, Code::ConfirmationMismatch];
+    of_key("rotate_key", "Give a key a new secret", &[BODY, problems])
+        .description(Some(
+            "The old secret fails at once; all else stays. Where the answer is lost, so is the \
+             new secret: rotate again. A change to the key between its confirmation and the \
+             rotation is 409 (`conflict`), or 412 with `If-Match`.",
+        ))
+        .parameter(if_match())
+        .request_body(Some(body("Confirmation")))
+        .response("200", issued("The key, and the only sight of its new secret."))
+        .build()
+}
+
+pub(in crate::web::admin) fn delete(_: Limits) -> Operation {
+    let problems = &[
+        Code::StaleRevision,
+        Code::Conflict,
+        // A body is not read; but one that is no JSON is refused.
+        Code::UnsupportedMediaType,
+        Code::ConfirmationMismatch,
+    ];
+    let name = "The key's name, as a confirmation.";
+    of_key("delete_key", "Delete a key for good", &[READ, problems])
+        .parameter(query("confirm_name", name, string()).required(Required::True))
+        .parameter(if_match())
+        .response("204", Response::new("The key is gone."))
+        .build()
+}
+
+pub(in crate::web::admin) fn audit(_: Limits) -> Operation {
+    // The default is that of `AuditQuery::new`.
+    let page_size = Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(1_u32))
+        .maximum(u32::try_from(AuditQuery::MAX_LIMIT).ok())
+        .default(Some(25.into()));
+    // Of the times that a cursor begins with, those of the next six thousand years.
+    let cursor = || string().pattern(Some("^0[0-2][0-9a-f]{46}$"));
+    let before = "`older` of a page: continues there. Not together with `after`.";
+    let after = "`newer` of a page: continues there. Not together with `before`.";
+    of_key("list_key_requests", "The requests made with a key, newest first", &[READ])
+        .description(Some("404 also where the service keeps no log that can be read."))
+        .parameter(query("limit", "The size of the page.", page_size))
+        .parameter(query("before", before, cursor()))
+        .parameter(query("after", after, cursor()))
+        .response("200", json("One page of the log.", "AuditPage"))
+        .build()
+}
+
+pub(in crate::web::admin) fn openapi(_: Limits) -> Operation {
+    let problems = &[Code::Unauthenticated, Code::CrossSite, Code::ValidationFailed];
+    operation("get_openapi", "This document", &[problems])
+        .response("200", json("An OpenAPI 3.1 document.", "OpenApi"))
+        .build()
+}
+
+fn operation(id: &str, summary: &str, problems: &[Problems]) -> OperationBuilder {
+    let operation = Operation::builder().operation_id(Some(id)).summary(Some(summary));
+    refs(&problems.concat()).into_iter().fold(operation, |operation, (status, problem)| {
+        operation.response(status.as_str(), RefOr::Ref(problem))
+    })
+}
+
+/// An operation on one key.
+fn of_key(id: &str, summary: &str, problems: &[Problems]) -> OperationBuilder {
+    let uuid = string().format(Some(SchemaFormat::Custom("uuid".into())));
+    let parameter = Parameter::builder()
+        .name("id")
+        .parameter_in(ParameterIn::Path)
+        .required(Required::True)
+        .description(Some("The key's id, in any case. What is no id is the id of no key."))
+        .schema(Some(uuid));
+    let problems = [problems, &[&[Code::NotFound]]].concat();
+    operation(id, summary, &problems).parameter(parameter)
+}
+
+fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> ParameterBuilder {
+    Parameter::builder()
+        .name(name)
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(schema))
+}
+
+fn if_match() -> ParameterBuilder {
+    let description = "Entity tags, as `ETag` gave them, or `*`. \
+        The change happens only if the key's present one is among them. A weak tag (`W/`) never \
+        matches.";
+    in_header("If-Match", description, string().examples(["\"1\""]))
+}
+
+fn in_header(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> ParameterBuilder {
+    Parameter::builder()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(schema))
+}
+
+fn body(schema: &str) -> RequestBody {
+    RequestBody::builder()
+        .description(Some(format!("At most {MAX_BODY} bytes.")))
+        .content(JSON, Content::new(Some(Ref::from_schema_name(schema))))
+        .required(Some(Required::True))
+        .build()
+}
+
+fn json(description: &str, schema: &str) -> ResponseBuilder {
+    Response::builder()
+        .description(description)
+        .content(JSON, Content::new(Some(Ref::from_schema_name(schema))))
+}
+
+/// An answer that carries one key has its revision in the header, too.
+fn tagged(response: ResponseBuilder) -> ResponseBuilder {
+    let tag = string().pattern(Some("^\"[1-9][0-9]*\"$"));
+    response.header("ETag", header("The key's revision, for `If-Match`.", tag))
+}
+
+fn issued(description: &str) -> ResponseBuilder {
+    let no_store = string().enum_values(Some(["no-store"]));
+    tagged(json(description, "IssuedKey"))
+        .header("Cache-Control", header("The secret stays out of caches.", no_store))
+}
+
+fn header(description: &str, schema: impl Into<RefOr<Schema>>) -> Header {
+    Header::builder().schema(Some(schema)).description(Some(description)).build()
+}
+
+/// What can be done with the key that is found there in the answer.
+fn with_links(response: ResponseBuilder, key: &str) -> ResponseBuilder {
+    let (id, name) = (format!("$response.body#{key}/id"), format!("$response.body#{key}/name"));
+    let link = |operation: &str| Link::builder().operation_id(operation).parameter("id", &*id);
+    let confirmation = json!({"confirm_name": &name});
+    response
+        .link("get", link("get_key").build())
+        .link("update", link("update_key").build())
+        .link("rotate", link("rotate_key").request_body(Some(confirmation)).build())
+        .link("delete", link("delete_key").parameter("confirm_name", &*name).build())
+        .link("requests", link("list_key_requests").build())
+}

@@ -1,0 +1,61 @@
+//! What the bodies of requests are made of.
+
+use utoipa::openapi::schema::{ObjectBuilder, Schema};
+use utoipa::openapi::{Array, RefOr};
+
+use crate::key::expiration::Expiration;
+use crate::key::name::KeyName;
+use crate::record::Limits;
+use crate::web::admin::openapi::schemas::{Named, format, named, object, optional, status, string};
+
+pub(super) fn all(limits: Limits) -> [Named; 5] {
+    let name = || named("KeyName");
+    let expiration = string().enum_values(Some(Expiration::CHOICES));
+    let list = || allowlist(limits);
+    let typed = string().description(Some("The key's name. White space at its ends does not matter, nor how much of it is between words."));
+    let new = object([("name", name()), ("expiration", expiration.into())]);
+    let patch = [("name", name()), ("status", status().into()), ("ip_allowlist", list())];
+    [
+        ("NewKey", new.property("ip_allowlist", list()).into()),
+        ("KeyPatch", optional(patch).into()),
+        ("Confirmation", object([("confirm_name", typed.into())]).into()),
+        ("KeyName", key_name().into()),
+        ("Network", network()),
+    ]
+}
+
+/// In a regular expression's brackets: what nobody can see, and no name may
+/// hold. The joiners and selectors that pass as parts of a visible sign are not
+/// among them; where they are no such part, only the server notices.
+const HIDDEN: &str = r"\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff0-\ufffb";
+
+fn key_name() -> ObjectBuilder {
+    string()
+        .min_length(Some(1))
+        .max_length(Some(KeyName::MAX_CHARS))
+        .pattern(Some(std::format!("^[^{HIDDEN}]*[^{HIDDEN}\\s][^{HIDDEN}]*$")))
+        .description(Some(
+            "White space at the ends is dropped, and something must be left. Without \
+             characters that cannot be seen, such as controls and bidirectional overrides.",
+        ))
+}
+
+fn allowlist(limits: Limits) -> RefOr<Schema> {
+    Array::builder()
+        .items(named("Network"))
+        .max_items(usize::try_from(limits.max_ips_per_key).ok())
+        .unique_items(true)
+        .description(Some("Every address is allowed if it is empty or, in a new key, missing."))
+        .into()
+}
+
+fn network() -> RefOr<Schema> {
+    format("ip-network")
+        .pattern(Some(r"^\s*[0-9A-Fa-f:.]+(/[0-9]+)?\s*$"))
+        .description(Some(
+            "An address or a CIDR range without host bits; no zone ids, and no numbers that \
+             begin with 0.",
+        ))
+        .examples(["192.0.2.1", "10.0.0.0/8", "2001:db8::/32"])
+        .into()
+}

@@ -1,0 +1,116 @@
+//! `ETag` and `If-Match`: the revision that a change is meant for.
+
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use http::header::{HeaderValue, IF_MATCH};
+use http::request::Parts;
+
+use crate::manager::error::ManageError;
+use crate::record::{ApiKey, Revision};
+use crate::web::admin::problem::{Code, Problem};
+
+/// The entity tag of a key at that revision.
+pub(super) fn etag(revision: Revision) -> HeaderValue {
+    // Cannot fail: quotes and digits.
+    HeaderValue::try_from(tag(revision)).unwrap_or(HeaderValue::from_static(""))
+}
+
+fn tag(revision: Revision) -> String {
+    format!("\"{}\"", revision.get())
+}
+
+/// The revisions that the key may be at.
+pub(super) enum IfMatch {
+    /// No header, or `*`: any, as long as there is a key.
+    Any,
+    /// The entity tags of the header's list, or what stands in their place.
+    OneOf(Vec<String>),
+}
+
+/// One member of the list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tag {
+    /// The tag of some revision.
+    Good,
+    Weak,
+    /// Quoted, and no revision.
+    Foreign,
+    Unquoted,
+}
+
+impl IfMatch {
+    pub(super) fn check(&self, key: &ApiKey) -> Result<(), Problem> {
+        match self {
+            Self::OneOf(tags) if !tags.contains(&tag(key.revision)) => Err(Self::mismatch(tags)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What to say where the key changed between the check and the change.
+    pub(super) fn overtaken(&self, error: ManageError) -> Problem {
+        match (self, error) {
+            // The caller named no revision.
+            (Self::Any, ManageError::StaleRevision { .. }) => Problem::conflict(),
+            (_, error) => error.into(),
+        }
+    }
+
+    /// Says what is wrong with the header itself, if that is why no tag matched: to read the
+    /// key again would not help.
+    fn mismatch(tags: &[String]) -> Problem {
+        let tags = || tags.iter().filter(|tag| !tag.is_empty()).map(|tag| Tag::of(tag));
+        let detail = match tags().next() {
+            _ if tags().any(|tag| tag == Tag::Good) => return Problem::stale(),
+            None => "`If-Match` is empty. It takes the key's `ETag`, such as `\"1\"`, or `*`.",
+            Some(Tag::Weak) => {
+                "`If-Match` never matches a weak tag (`W/\"1\"`). Proxies that compress answers weaken tags: send the key's revision in quotes, such as `\"1\"`."
+            }
+            Some(Tag::Unquoted) => {
+                "`If-Match` takes tags in double quotes: send the key's `ETag` as it is, such as `\"1\"`."
+            }
+            Some(_) => {
+                "The tag in `If-Match` is no key's revision: send the key's `ETag` as it is, such as `\"1\"`."
+            }
+        };
+        Problem::new(Code::StaleRevision, detail)
+    }
+}
+
+impl Tag {
+    fn of(text: &str) -> Self {
+        let quoted = |text: &str| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+        match text.strip_prefix("W/") {
+            Some(rest) if quoted(rest) => Self::Weak,
+            _ if !quoted(text) => Self::Unquoted,
+            _ => {
+                let number = text.trim_matches('"').parse().map(Revision::new);
+                if number.is_ok_and(|revision| tag(revision) == text) {
+                    Self::Good
+                } else {
+                    Self::Foreign
+                }
+            }
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let lines = parts.headers.get_all(IF_MATCH).iter();
+        let lines: Vec<&str> = lines.map(|line| line.to_str().unwrap_or_default()).collect();
+        Ok(match lines.as_slice() {
+            [] => Self::Any,
+            [line] if line.trim() == "*" => Self::Any,
+            lines => Self::OneOf(
+                lines
+                    .iter()
+                    .flat_map(|line| line.split(','))
+                    .map(|t| t.trim().to_owned())
+                    .collect(),
+            ),
+        })
+    }
+}

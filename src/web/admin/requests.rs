@@ -1,0 +1,122 @@
+//! What the requests of the API ask for, made of their fields.
+
+use crate::allowlist::{Allowlist, EntryProblem};
+use crate::audit::log::{AuditCursor, AuditQuery, Position};
+use crate::key::expiration::Expiration;
+use crate::key::name::KeyName;
+use crate::network::Network;
+use crate::record::{KeyPatch, Limits, NewKey, Status};
+use crate::web::admin::fields::Fields;
+use crate::web::admin::input::Input;
+use crate::web::admin::json::Json;
+
+impl Input for NewKey {
+    fn read(fields: &mut Fields, limits: Limits) -> Option<Self> {
+        fields.require(&["name", "expiration"]);
+        let name = fields.text("name", str::parse::<KeyName>);
+        let expiration = fields.text("expiration", str::parse::<Expiration>);
+        let allowlist = allowlist(fields, limits).unwrap_or_default();
+        Some(Self::new(name?).expires(expiration?).allowlist(allowlist))
+    }
+}
+
+impl Input for KeyPatch {
+    fn read(fields: &mut Fields, limits: Limits) -> Option<Self> {
+        Some(Self {
+            name: fields.text("name", str::parse::<KeyName>),
+            status: fields.text("status", str::parse::<Status>),
+            allowlist: allowlist(fields, limits),
+            ..Self::default()
+        })
+    }
+}
+
+/// The key's name, typed once more by whoever knows what is about to happen.
+pub(super) struct Confirmation(pub(super) String);
+
+impl Input for Confirmation {
+    fn read(fields: &mut Fields, _: Limits) -> Option<Self> {
+        const FIELD: &str = "confirm_name";
+        fields.require(&[FIELD]);
+        fields.text(FIELD, |name| Ok::<_, &str>(Self(name.to_owned())))
+    }
+}
+
+/// Which page of the audit log.
+pub(super) struct Page {
+    limit: Option<usize>,
+    position: Position,
+}
+
+impl Page {
+    pub(super) fn of(self, query: AuditQuery) -> AuditQuery {
+        let query = query.at(self.position);
+        match self.limit {
+            Some(limit) => query.limit(limit),
+            None => query,
+        }
+    }
+}
+
+impl Input for Page {
+    fn read(fields: &mut Fields, _: Limits) -> Option<Self> {
+        let limit = fields.text("limit", page_size);
+        let before = fields.text("before", str::parse::<AuditCursor>);
+        let after = fields.text("after", str::parse::<AuditCursor>);
+        let position = match (before, after) {
+            (None, None) => Position::Newest,
+            (Some(cursor), None) => Position::Before(cursor),
+            (None, Some(cursor)) => Position::After(cursor),
+            (Some(_), Some(_)) => {
+                fields.refuse("after", "must not be given together with before");
+                return None;
+            }
+        };
+        Some(Self { limit, position })
+    }
+}
+
+fn page_size(text: &str) -> Result<usize, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let size = text.parse().ok().filter(|_| digits);
+    size.filter(|size| (1..=AuditQuery::MAX_LIMIT).contains(size))
+        .ok_or_else(|| format!("must be a number from 1 to {}", AuditQuery::MAX_LIMIT))
+}
+
+/// Takes the allowlist, and notes every entry that is no good.
+fn allowlist(fields: &mut Fields, limits: Limits) -> Option<Allowlist> {
+    const FIELD: &str = "ip_allowlist";
+    let entries = fields.list(FIELD)?;
+    let max = limits.max_ips_per_key;
+    if entries.len() > max as usize {
+        fields.refuse(FIELD, format!("must have at most {max} entries"));
+        return None;
+    }
+    let mut networks = Vec::with_capacity(entries.len());
+    for (index, entry) in entries.iter().enumerate() {
+        match network(entry, index, &networks) {
+            Ok(network) => networks.push(network),
+            Err(message) => fields.refuse(FIELD, message),
+        }
+    }
+    Some(networks.into_iter().collect())
+}
+
+/// The errors are those of [`Allowlist::parse`], which stops at the first.
+fn network(entry: &Json, index: usize, before: &[Network]) -> Result<Network, String> {
+    let position = index.saturating_add(1);
+    let Json::Text(text) = entry else {
+        return Err(format!("entry {position}: must be a string"));
+    };
+    let text = text.trim();
+    match Allowlist::parse([text]) {
+        Ok(_) => {}
+        Err(error) if error.entry() == text => return Err(error.to_string()),
+        Err(error) => return Err(format!("entry {position}: {}", error.problem())),
+    }
+    let network = text.parse::<Network>().map_err(|error| error.to_string())?;
+    if before.contains(&network) {
+        return Err(format!("{text}: {}", EntryProblem::Duplicate));
+    }
+    Ok(network)
+}

@@ -1,0 +1,157 @@
+//! Keys and audit records as the API shows them.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
+use serde::{Serialize, Serializer};
+use zeroize::Zeroizing;
+
+use crate::audit::log::{AuditCursor, AuditPage};
+use crate::audit::record::{AuditEvent, AuditRecord};
+use crate::clock::Timestamp;
+use crate::key::id::KeyId;
+use crate::manager::lifecycle::IssuedKey;
+use crate::record::{ApiKey, Limits};
+use crate::web::admin::precondition::etag;
+
+/// Serialised as it is displayed.
+struct Shown<T>(T);
+
+impl<T: Display> Serialize for Shown<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct KeyView<'a> {
+    id: Shown<KeyId>,
+    name: &'a str,
+    key_prefix: &'a str,
+    status: &'static str,
+    expired: bool,
+    expires_at: Option<Shown<Timestamp>>,
+    last_used_at: Option<Shown<Timestamp>>,
+    created_at: Shown<Timestamp>,
+    rotated_at: Option<Shown<Timestamp>>,
+    ip_allowlist: Vec<String>,
+    revision: u32,
+    created_by: Option<&'a str>,
+}
+
+impl<'a> KeyView<'a> {
+    pub(super) fn new(key: &'a ApiKey, now: Timestamp) -> Self {
+        Self {
+            id: Shown(key.id),
+            name: key.name.as_str(),
+            key_prefix: &key.key_prefix,
+            status: key.status.as_str(),
+            expired: key.is_expired(now),
+            expires_at: key.expires_at.map(Shown),
+            last_used_at: key.last_used_at.map(Shown),
+            created_at: Shown(key.created_at),
+            rotated_at: key.rotated_at.map(Shown),
+            ip_allowlist: key.allowlist.entries(),
+            revision: key.revision.get(),
+            created_by: key.attributes.created_by.as_deref(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct KeysView<'a> {
+    pub(super) keys: Vec<KeyView<'a>>,
+    pub(super) limits: LimitsView,
+}
+
+#[derive(Serialize)]
+pub(super) struct LimitsView {
+    max_keys: u32,
+    max_ips_per_key: u32,
+}
+
+impl From<Limits> for LimitsView {
+    fn from(limits: Limits) -> Self {
+        Self { max_keys: limits.max_keys, max_ips_per_key: limits.max_ips_per_key }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct PageView<'a> {
+    records: Vec<RecordView<'a>>,
+    older: Option<Shown<AuditCursor>>,
+    newer: Option<Shown<AuditCursor>>,
+}
+
+impl<'a> From<&'a AuditPage> for PageView<'a> {
+    fn from(page: &'a AuditPage) -> Self {
+        Self {
+            records: page.records.iter().filter_map(RecordView::of).collect(),
+            older: page.older.map(Shown),
+            newer: page.newer.map(Shown),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RecordView<'a> {
+    timestamp: Shown<Timestamp>,
+    method: &'a str,
+    endpoint: &'a str,
+    ip: Option<IpAddr>,
+    country: Option<&'a str>,
+    status: Option<u16>,
+    outcome: &'static str,
+    count: u32,
+}
+
+impl<'a> RecordView<'a> {
+    /// `None` for what is no request; the scope of the query has only requests.
+    fn of(record: &'a AuditRecord) -> Option<Self> {
+        let AuditEvent::Request(request) = &record.event else { return None };
+        Some(Self {
+            timestamp: Shown(record.at),
+            method: &request.method,
+            endpoint: &request.endpoint,
+            ip: request.ip,
+            country: request.country.as_ref().map(|country| country.as_str()),
+            status: request.status,
+            outcome: request.outcome.as_str(),
+            count: request.count,
+        })
+    }
+}
+
+/// The answer that carries one key.
+pub(super) fn key_answer(key: &ApiKey, now: Timestamp) -> Response {
+    ([(ETAG, etag(key.revision))], Json(KeyView::new(key, now))).into_response()
+}
+
+#[derive(Serialize)]
+struct IssuedView<'a> {
+    key: KeyView<'a>,
+    secret: &'a str,
+}
+
+/// The answer that carries a key with its secret, the only one ever. Its buffer
+/// is wiped once it is sent.
+pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, now: Timestamp) -> Response {
+    let key = KeyView::new(&issued.key, now);
+    let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
+    let created_by = key.created_by.map_or(0, |name| 6 * name.len());
+    // Room for all: a buffer that grows leaves a copy behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by));
+    let view = IssuedView { key, secret: issued.secret.expose_secret() };
+    // Cannot fail: a buffer takes everything, and no map has keys but strings.
+    let _ = serde_json::to_writer(&mut *body, &view);
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (ETAG, etag(issued.key.revision)),
+    ];
+    (status, headers, Body::from(Bytes::from_owner(body))).into_response()
+}

@@ -1,0 +1,109 @@
+//! `VerifiedKey` as an axum extractor.
+
+use std::fmt;
+
+use axum::extract::{FromRequestParts, MatchedPath, OptionalFromRequestParts};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+
+use crate::layer::config::Anonymous;
+use crate::manager::verify::VerifiedKey;
+use crate::wire::refusal::{Asked, Refusal, Refusals};
+use crate::wire::unread::close;
+
+/// In a handler behind [`ApiKeyLayer`](crate::ApiKeyLayer):
+///
+/// ```
+/// use keygate::VerifiedKey;
+///
+/// async fn whoami(key: VerifiedKey) -> String {
+///     format!("{} of {}", key.name(), key.org())
+/// }
+///
+/// /// Behind [`ApiKeyLayer::optional`](keygate::ApiKeyLayer::optional).
+/// async fn greet(key: Option<VerifiedKey>) -> String {
+///     key.map_or("Hello, whoever you are".into(), |key| format!("Hello, {}", key.org()))
+/// }
+/// ```
+impl<S: Send + Sync> FromRequestParts<S> for VerifiedKey {
+    type Rejection = KeyRejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, KeyRejection> {
+        match parts.extensions.get::<VerifiedKey>() {
+            Some(key) => Ok(key.clone()),
+            None => Err(anonymous(parts)?),
+        }
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for VerifiedKey {
+    type Rejection = KeyRejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, KeyRejection> {
+        match parts.extensions.get::<VerifiedKey>() {
+            Some(key) => Ok(Some(key.clone())),
+            None => anonymous(parts).map(|_| None),
+        }
+    }
+}
+
+/// The refusal of a request that optional authentication let through; an error
+/// where no layer has seen the request.
+fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
+    let asked = Asked::with(parts.version, &parts.headers);
+    if let Some(Anonymous(refusals)) = parts.extensions.get() {
+        return Ok(KeyRejection { refusals: Some(Box::new(refusals.clone())), asked });
+    }
+    // The route as it was declared: a path could hold a key.
+    let route = parts.extensions.get().map_or("(fallback)", MatchedPath::as_str);
+    let rejection = KeyRejection { refusals: None, asked };
+    tracing::error!(route, "{rejection}");
+    Err(rejection)
+}
+
+/// Why a handler got no [`VerifiedKey`]: either the route is not behind a layer,
+/// which is a mistake in the service and answered with 500; or optional
+/// authentication let the request through and the handler insists on a key,
+/// which is answered with 401.
+#[derive(Clone, Debug)]
+pub struct KeyRejection {
+    refusals: Option<Box<Refusals>>,
+    asked: Asked,
+}
+
+impl KeyRejection {
+    /// Whether the route is not behind an [`ApiKeyLayer`](crate::ApiKeyLayer).
+    pub fn is_missing_layer(&self) -> bool {
+        self.refusals.is_none()
+    }
+}
+
+impl fmt::Display for KeyRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.refusals {
+            None => "no VerifiedKey in the request: is `ApiKeyLayer` installed on this route?",
+            Some(_) => "the request carries no API key",
+        })
+    }
+}
+
+impl std::error::Error for KeyRejection {}
+
+impl IntoResponse for KeyRejection {
+    fn into_response(self) -> Response {
+        let Some(refusals) = self.refusals else { return missing_layer(self.asked) };
+        refusals.response(Refusal::NoCredentials, self.asked).map(Into::into)
+    }
+}
+
+fn missing_layer(asked: Asked) -> Response {
+    let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
+    let problem = [(CONTENT_TYPE, "application/problem+json")];
+    let mut response = (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response();
+    if asked.has_body {
+        close(&mut response);
+    }
+    response
+}

@@ -1,0 +1,242 @@
+//! The page's files: how they are put together, and how they are served.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{OriginalUri, RawPathParams, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use http::{StatusCode, Uri};
+use sha2::{Digest, Sha256};
+
+use crate::web::page::shown::{Accent, Shown};
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+const INDEX: &str = include_str!("files/index.html");
+const TEXT: &str = include_str!("files/text.json");
+const STYLE: &str = include_str!("files/style.css");
+
+macro_rules! scripts {
+    ($($name:literal,)+) => {
+        &[$(($name, include_str!(concat!("files/", $name)))),+]
+    };
+}
+
+const SCRIPTS: &[(&str, &str)] = scripts! {
+    "allowlist.js",
+    "api.js",
+    "audit.js",
+    "confirm.js",
+    "create.js",
+    "edit.js",
+    "fields.js",
+    "page.js",
+    "secret.js",
+    "ui.js",
+};
+
+/// Nothing but what this page brings along, and in no frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+                      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
+
+/// The page's texts in English.
+pub(super) fn texts() -> BTreeMap<String, String> {
+    // Part of the crate, and read by a test.
+    serde_json::from_str(TEXT).unwrap_or_default()
+}
+
+/// The files for one page with its options.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// Complete but for the path to the other files.
+    index: String,
+    assets: BTreeMap<&'static str, File>,
+}
+
+impl Files {
+    pub(super) fn new(shown: &Shown, language: &str, accent: Option<Accent>) -> Self {
+        // `<` begins markup within a script element, too, and `{{` a place to fill.
+        let settings = serde_json::to_string(shown).unwrap_or_default();
+        let settings = settings.replace('<', "\\u003c").replace("{{", "{\\u007b");
+        let noscript = shown.text.get("noscript").map_or("", String::as_str);
+        let index = filled(&[
+            ("lang", &escaped(language)),
+            ("title", &escaped(&shown.title)),
+            ("noscript", &escaped(noscript)),
+            ("settings", &settings),
+        ]);
+        let accent = accent.map_or(String::new(), |accent| format!("\n{}", accent.css()));
+        let style = File::new(CSS, format!("{STYLE}{accent}"));
+        let scripts = SCRIPTS.iter().map(|(name, script)| (*name, File::new(SCRIPT, *script)));
+        Self { index, assets: scripts.chain([("style.css", style)]).collect() }
+    }
+}
+
+/// The page with its places filled, but for `{{base}}`.
+fn filled(values: &[(&str, &str)]) -> String {
+    let mut page = String::with_capacity(INDEX.len() + 16 * 1024);
+    for (n, part) in INDEX.split("{{").enumerate() {
+        let (name, rest) = match part.split_once("}}") {
+            Some(split) if n > 0 => split,
+            _ => ("", part),
+        };
+        match values.iter().find(|(known, _)| *known == name) {
+            Some((_, value)) => page.push_str(value),
+            None if name.is_empty() => {}
+            None => page.extend(["{{", name, "}}"]),
+        }
+        page.push_str(rest);
+    }
+    page
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' | '<' | '>' | '"' | '\'' | '{' => {
+                // Writing to a string does not fail.
+                let _ = write!(escaped, "&#{};", u32::from(c));
+            }
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+pub(super) fn router(files: Files) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/assets/{file}", get(asset))
+        .with_state(Arc::new(files))
+}
+
+async fn index(
+    State(files): State<Arc<Files>>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+) -> Response {
+    let page = files.index.replace("{{base}}", &escaped(&base(&uri)));
+    let mut answer = File::new(HTML, page).answer(&headers);
+    for (name, value) in [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        // For browsers without `frame-ancestors`.
+        (X_FRAME_OPTIONS, "DENY"),
+        // Not `no-referrer`, which has browsers send `Origin: null` to the API.
+        (REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        answer.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
+
+/// The way from the page to what lies below it. It is relative, so that a proxy
+/// may put the page elsewhere, as long as the path ends alike.
+fn base(uri: &Uri) -> String {
+    match uri.path().rsplit('/').next() {
+        None | Some("") => "./".to_owned(),
+        Some(last) => format!("./{last}/"),
+    }
+}
+
+async fn asset(
+    State(files): State<Arc<Files>>,
+    params: Result<RawPathParams, RawPathParamsRejection>,
+    headers: HeaderMap,
+) -> Response {
+    // The last of that name: the path that the host nests this under may have
+    // parameters of its own.
+    let Ok(params) = params else { return StatusCode::NOT_FOUND.into_response() };
+    let name = params.iter().filter(|(name, _)| *name == "file").last();
+    let name = name.map_or("", |(_, file)| file);
+    match files.assets.get(name) {
+        Some(file) => file.answer(&headers),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+#[derive(Debug)]
+struct File {
+    media_type: &'static str,
+    content: Bytes,
+    tag: String,
+}
+
+impl File {
+    fn new(media_type: &'static str, content: impl Into<Bytes>) -> Self {
+        let content = content.into();
+        let digest = Sha256::digest(&content);
+        let tag = digest.iter().take(12).fold(String::from("\""), |mut tag, byte| {
+            let _ = write!(tag, "{byte:02x}");
+            tag
+        }) + "\"";
+        Self { media_type, content, tag }
+    }
+
+    /// The file, or that the browser's copy is still the same: it asks every time,
+    /// so that no version of one file ever meets another of the next.
+    fn answer(&self, request: &HeaderMap) -> Response {
+        let known = request.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
+        let mut known = known.flat_map(|line| line.split(',')).map(str::trim);
+        let is_known =
+            known.any(|known| known == "*" || known.trim_start_matches("W/") == self.tag);
+        let mut answer = if is_known {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            let media_type = HeaderValue::from_static(self.media_type);
+            ([(CONTENT_TYPE, media_type)], self.content.clone()).into_response()
+        };
+        let headers = answer.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Ok(tag) = HeaderValue::try_from(&self.tag) {
+            headers.insert(ETAG, tag);
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_english_texts_can_be_read() {
+        let texts = texts();
+        assert!(texts.len() > 100);
+        assert!(texts.values().all(|text| !text.is_empty()));
+    }
+
+    #[test]
+    fn all_files_together_are_small() {
+        let scripts: usize = SCRIPTS.iter().map(|(_, script)| script.len()).sum();
+        let all = INDEX.len() + TEXT.len() + STYLE.len() + scripts;
+        assert!(all < 61_000, "{all} bytes");
+    }
+
+    #[test]
+    fn the_way_down_is_relative_to_the_page() {
+        for (page, below) in [
+            ("/settings", "./settings/"),
+            ("/a/b:c", "./b:c/"),
+            ("/", "./"),
+            ("/a/", "./"),
+            ("/s%20p", "./s%20p/"),
+        ] {
+            assert_eq!(base(&page.parse().unwrap()), below);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What a host may set of the page, and the router that serves it.
+
+use std::collections::BTreeMap;
+
+use axum::{Router, middleware};
+use thiserror::Error;
+
+use crate::manager::KeyManager;
+use crate::web::admin::{self, Hosts};
+use crate::web::page::files::{self, Files};
+use crate::web::page::shown::{Accent, Link, Shown};
+use crate::web::unread::close_if_unread;
+
+/// The settings page, with the management API that it uses: a router to mount at
+/// any path, behind the host's own login.
+///
+/// ```
+/// use axum::Router;
+/// use axum::middleware::{self, Next};
+/// use keygate::{Actor, KeyManager, MemoryStore, OrgId, SettingsPage};
+///
+/// # async fn login(
+/// #     mut request: axum::extract::Request,
+/// #     next: Next,
+/// # ) -> axum::response::Response {
+/// #     if let Ok(org) = OrgId::new("acme") {
+/// #         request.extensions_mut().insert(Actor::new(org, "ada@acme.example"));
+/// #     }
+/// #     next.run(request).await
+/// # }
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+/// let page = SettingsPage::new(keys)
+///     .title("Acme API keys")
+///     .accent("#0b6e4f")?
+///     .back_link("Acme", "/")?
+///     .docs_link("https://docs.acme.example/api")?;
+/// let app: Router =
+///     Router::new().nest("/settings", page.router().layer(middleware::from_fn(login)));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The login puts an [`Actor`](crate::Actor) into the request's extensions, as for
+/// [`admin::router`](crate::admin::router), which answers under `api` beside the page.
+/// The page itself and its files hold nothing of any organisation.
+///
+/// Everything is embedded: no build step, no other host. A content security policy
+/// allows scripts and styles of this page only, and forbids frames.
+#[derive(Debug)]
+pub struct SettingsPage {
+    keys: KeyManager,
+    hosts: Hosts,
+    accent: Option<Accent>,
+    language: String,
+    shown: Shown,
+}
+
+impl SettingsPage {
+    /// The page in English, titled "API keys".
+    pub fn new(keys: KeyManager) -> Self {
+        Self {
+            keys,
+            hosts: Hosts::default(),
+            accent: None,
+            language: "en".to_owned(),
+            shown: Shown {
+                title: "API keys".to_owned(),
+                back: None,
+                docs: None,
+                example: "/".to_owned(),
+                text: files::texts(),
+            },
+        }
+    }
+
+    /// The hosts at which the management API answers; any where this is not set. What an
+    /// entry stands for, and who needs it: [`router_on_hosts`](admin::router_on_hosts).
+    pub fn hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
+        Self { hosts: Hosts::new(hosts), ..self }
+    }
+
+    /// The heading, and the title of the window.
+    pub fn title(mut self, title: impl Into<String>) -> Self {
+        self.shown.title = title.into();
+        self
+    }
+
+    /// The colour of the main buttons, as `#rrggbb`. What is written on them is black
+    /// or white, whichever can be read better.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsPageError::Accent`] where it is not `#` and six hexadecimal digits.
+    pub fn accent(mut self, colour: &str) -> Result<Self, SettingsPageError> {
+        let accent = Accent::parse(colour).ok_or(SettingsPageError::Accent)?;
+        self.accent = Some(accent);
+        Ok(self)
+    }
+
+    /// A link above the heading, back to the host's own pages.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsPageError::Link`] where the address is not `http://…`, `https://…` or
+    /// a path that begins with `/`.
+    pub fn back_link(
+        mut self,
+        label: impl Into<String>,
+        address: impl Into<String>,
+    ) -> Result<Self, SettingsPageError> {
+        self.shown.back = Some(Link { label: label.into(), href: checked(address.into())? });
+        Ok(self)
+    }
+
+    /// A link to how a key is used, shown beside a new key.
+    ///
+    /// # Errors
+    ///
+    /// As for [`back_link`](Self::back_link).
+    pub fn docs_link(mut self, address: impl Into<String>) -> Result<Self, SettingsPageError> {
+        self.shown.docs = Some(checked(address.into())?);
+        Ok(self)
+    }
+
+    /// What the `curl` line beside a new key calls; `/` of the page's own host at first.
+    ///
+    /// # Errors
+    ///
+    /// As for [`back_link`](Self::back_link).
+    pub fn example_url(mut self, address: impl Into<String>) -> Result<Self, SettingsPageError> {
+        self.shown.example = checked(address.into())?;
+        Ok(self)
+    }
+
+    /// The page's language, as a tag such as `de`, `pt-BR` or `zh-Hant-TW` (RFC 5646:
+    /// language, script, region), and its texts: a JSON object with the names and placeholders of `text.json` in this crate's
+    /// `src/web/page/files`. What it leaves out stays English. Dates and the names of
+    /// countries follow the language by themselves.
+    ///
+    /// ```
+    /// # use keygate::{KeyManager, MemoryStore, SettingsPage};
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// let page = SettingsPage::new(keys)
+    ///     .title("API-Schlüssel")
+    ///     .translation("de", r#"{"count": "{count} von {max} Schlüsseln"}"#)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Language`](SettingsPageError::Language) for what is no tag,
+    /// [`Translation`](SettingsPageError::Translation) for what is no JSON object of
+    /// texts, [`UnknownText`](SettingsPageError::UnknownText) for a name that the page
+    /// does not know.
+    pub fn translation(
+        mut self,
+        language: impl Into<String>,
+        texts: &str,
+    ) -> Result<Self, SettingsPageError> {
+        let language = language.into();
+        if !is_tag(&language) {
+            return Err(SettingsPageError::Language);
+        }
+        let texts: BTreeMap<String, String> =
+            serde_json::from_str(texts).map_err(SettingsPageError::translation)?;
+        for (name, text) in texts {
+            match self.shown.text.get_mut(&name) {
+                Some(known) => *known = text,
+                None => return Err(SettingsPageError::UnknownText { name }),
+            }
+        }
+        self.language = language;
+        Ok(self)
+    }
+
+    /// The page at `/`, its files under `/assets`, the management API under `/api`.
+    pub fn router(self) -> Router {
+        let files = Files::new(&self.shown, &self.language, self.accent);
+        let router = files::router(files).nest("/api", admin::guarded(self.keys, self.hosts));
+        router.layer(middleware::from_fn(close_if_unread))
+    }
+}
+
+/// A language of two or three letters, a script of four, a region of two letters or
+/// three digits; the last two may be missing.
+fn is_tag(language: &str) -> bool {
+    let letters = |part: &str| part.bytes().all(|b| b.is_ascii_alphabetic());
+    let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    let mut parts = language.split('-').peekable();
+    let known = parts.next().is_some_and(|part| matches!(part.len(), 2 | 3) && letters(part));
+    parts.next_if(|part| part.len() == 4 && letters(part));
+    parts.next_if(|part| match part.len() {
+        2 => letters(part),
+        3 => digits(part),
+        _ => false,
+    });
+    known && parts.next().is_none()
+}
+
+/// An address that a link may have: no script, and no other surprise.
+fn checked(address: String) -> Result<String, SettingsPageError> {
+    let is_path = address.starts_with('/') && !address.starts_with("//");
+    let is_url = ["http://", "https://"].iter().any(|scheme| address.starts_with(scheme));
+    // The browser would refuse another host.
+    let is_read = address.parse::<http::Uri>().is_ok();
+    let is_plain = !address.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\');
+    if (is_path || is_url) && is_plain && is_read {
+        Ok(address)
+    } else {
+        Err(SettingsPageError::Link)
+    }
+}
+
+/// What was wrong with an option of the [`SettingsPage`].
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SettingsPageError {
+    /// The accent colour.
+    #[error("an accent colour is written as # and six hexadecimal digits")]
+    Accent,
+    /// The address of a link.
+    #[error("a link goes to http://…, https://… or a path that begins with one /")]
+    Link,
+    /// The language's tag.
+    #[error("a language is a tag such as `en` or `pt-BR`")]
+    Language,
+    /// The texts are no JSON object of texts.
+    #[error("a translation is a JSON object of texts")]
+    Translation(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The page has no text of that name.
+    #[error("the page has no text {name:?}; `text.json` has all names")]
+    UnknownText {
+        /// The name.
+        name: String,
+    },
+}
+
+impl SettingsPageError {
+    fn translation(error: serde_json::Error) -> Self {
+        Self::Translation(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_language_has_at_most_a_script_and_a_region() {
+        for tag in ["de", "pt-BR", "zh-Hant-TW", "es-419", "gsw", "sr-Latn"] {
+            assert!(is_tag(tag), "{tag}");
+        }
+        for tag in ["", "e", "de-1", "x-klingon", "de-", "de-DE-1996", "BR-pt-de", "d3"] {
+            assert!(!is_tag(tag), "{tag}");
+        }
+    }
+
+    #[test]
+    fn links_hold_no_script() {
+        for fine in ["/", "/a?b#c", "https://a.example/", "http://localhost:3000"] {
+            assert!(checked(fine.to_owned()).is_ok(), "{fine}");
+        }
+        for wrong in [
+            "",
+            "a",
+            "//a.example",
+            "javascript:alert(1)",
+            " /",
+            "/\\a.example",
+            "data:,",
+            "HTTPS",
+            "/a\nb",
+            "https://",
+            "https://<tenant>.acme.example/v1",
+        ] {
+            assert!(checked(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+}

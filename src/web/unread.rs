@@ -1,0 +1,81 @@
+//! A middleware for answers to requests whose body nobody has read.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use ::http_body::{Frame, SizeHint};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+
+use crate::wire::unread::{close, is_http_1};
+
+/// Says `Connection: close` in answers of HTTP/1 to requests whose body was not read to
+/// its end.
+///
+/// hyper closes such a connection in any case. Without the header a client does not
+/// know: its next request on the connection fails. [`ApiKeyLayer`](crate::ApiKeyLayer),
+/// [`admin::router`](crate::admin::router) and the settings page do this by themselves;
+/// with this, the rest of a service does:
+///
+/// ```
+/// use axum::{Router, middleware, routing::get};
+///
+/// let app: Router = Router::new()
+///     .route("/", get(async || "Hello"))
+///     .layer(middleware::from_fn(keygate::close_if_unread));
+/// ```
+pub async fn close_if_unread(request: Request, next: Next) -> Response {
+    if !is_http_1(request.version()) || request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let unread = Arc::new(AtomicBool::new(false));
+    let watch = Arc::clone(&unread);
+    let request = request.map(|body| Body::new(Watched { body, ended: false, unread: watch }));
+    let mut response = next.run(request).await;
+    // A body that is still being read, for an answer that is a stream, is not given up.
+    if unread.load(Ordering::Acquire) {
+        close(&mut response);
+    }
+    response
+}
+
+/// A body that says when it is given up before its end.
+struct Watched {
+    body: Body,
+    ended: bool,
+    unread: Arc<AtomicBool>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.ended |= frame.is_none();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if !self.ended && !self.body.is_end_stream() {
+            self.unread.store(true, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The credential in an `Authorization` header (RFC 9110 § 11, RFC 6750 § 2.1).
+
+use http::header::{AUTHORIZATION, HeaderMap};
+
+use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN};
+
+/// What a request presents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presented<'a> {
+    /// No credential, or one of another scheme or issuer.
+    Nothing,
+    /// One bearer credential, which may be anything.
+    Bearer(&'a [u8]),
+    /// A bearer credential that is empty or overlong.
+    Malformed,
+    /// More than one credential: whoever picks one of them is fooled by the other.
+    Ambiguous,
+}
+
+/// Finds the credential. A key in the query string or in any other header is none, and
+/// neither is a bearer credential that is foreign to a format, if there is one.
+pub(crate) fn presented<'a>(
+    headers: &'a HeaderMap,
+    foreign_to: Option<&KeyFormat>,
+) -> Presented<'a> {
+    let mut lines = headers.get_all(AUTHORIZATION).iter();
+    let Some(line) = lines.next() else { return Presented::Nothing };
+    if lines.next().is_some() {
+        return Presented::Ambiguous;
+    }
+    let line = line.as_bytes().trim_ascii();
+    let (scheme, credential) = first_word(line);
+    if !scheme.eq_ignore_ascii_case(b"bearer") {
+        // A list of credentials, with one of ours among others.
+        let mut further = line.split(|b| *b == b',').skip(1).map(<[u8]>::trim_ascii_start);
+        let ours = further.any(|item| first_word(item).0.eq_ignore_ascii_case(b"bearer"));
+        return if ours { Presented::Ambiguous } else { Presented::Nothing };
+    }
+    let spaces = credential.iter().take_while(|b| **b == b' ').count();
+    let credential = credential.get(spaces..).unwrap_or_default();
+    let is_foreign =
+        foreign_to.is_some_and(|format| !credential.starts_with(format.prefix().as_bytes()));
+    let is_too_long = credential.len() > MAX_CREDENTIAL_LEN && !is_foreign;
+    // A tab there is none of the spaces that belong there.
+    if is_too_long || matches!(credential, [] | [b'\t', ..]) {
+        Presented::Malformed
+    // No early exit, so that the loop is a few vector instructions.
+    } else if credential.iter().fold(false, |any, b| any | matches!(b, b' ' | b'\t' | b',')) {
+        Presented::Ambiguous
+    } else if is_foreign {
+        Presented::Nothing
+    } else {
+        Presented::Bearer(credential)
+    }
+}
+
+fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|b| matches!(b, b' ' | b'\t')).unwrap_or(text.len());
+    text.split_at(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn of(lines: &[&[u8]]) -> HeaderMap {
+        let values = lines.iter().map(|line| HeaderValue::from_bytes(line).unwrap());
+        values.map(|value| (AUTHORIZATION, value)).collect()
+    }
+
+    #[test]
+    fn case_02_the_scheme_is_case_insensitive_and_spaces_are_skipped() {
+        for line in ["Bearer k", "bearer k", "BEARER k", "bEaReR    k", " Bearer k "] {
+            let headers = of(&[line.as_bytes()]);
+            assert_eq!(presented(&headers, None), Presented::Bearer(b"k"), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn case_03_two_lines_are_ambiguous_whatever_they_say() {
+        for lines in
+            [["Bearer a", "Bearer a"], ["Bearer a", "Basic b"], ["Basic b", "Bearer a"], ["", ""]]
+        {
+            let headers = of(&lines.map(str::as_bytes));
+            assert_eq!(presented(&headers, None), Presented::Ambiguous);
+        }
+    }
+
+    #[test]
+    fn case_04_two_credentials_in_one_line_are_ambiguous() {
+        for line in [
+            "Bearer a,Bearer b",
+            "Bearer a, b",
+            "Bearer a b",
+            "Bearer a,",
+            "Bearer a\tb",
+            "Basic dTpw, Bearer a",
+            "Digest a=\"b\", c=d,\tbearer a",
+        ] {
+            assert_eq!(presented(&of(&[line.as_bytes()]), None), Presented::Ambiguous, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn case_05_what_is_no_credential_is_told_from_one_that_is_malformed() {
+        for line in ["", " ", "Basic YTpi", "Bearerk", "k", "bear er k"] {
+            assert_eq!(presented(&of(&[line.as_bytes()]), None), Presented::Nothing, "{line:?}");
+        }
+        assert_eq!(presented(&HeaderMap::new(), None), Presented::Nothing);
+        let huge = [b"Bearer ", &[b','; 65_536][..]].concat();
+        for line in [
+            &b"Bearer"[..],
+            b"Bearer ",
+            b"bearer   ",
+            b"Bearer\tk",
+            b"Bearer \tk",
+            b"Bearer\t k",
+            b"Bearer \t a, b",
+            &huge,
+        ] {
+            assert_eq!(presented(&of(&[line]), None), Presented::Malformed);
+        }
+        let longest = [b"Bearer ", &[b'k'; 256][..]].concat();
+        assert_eq!(presented(&of(&[&longest]), None), Presented::Bearer(&[b'k'; 256]));
+        assert_eq!(presented(&of(&[b"Bearer \xff\xfe"]), None), Presented::Bearer(b"\xff\xfe"));
+    }
+
+    #[test]
+    fn a_foreign_token_is_no_credential_where_foreign_ones_are_ignored() {
+        let format = KeyFormat::default();
+        let of = |line: &[u8]| {
+            let headers = of(&[line]);
+            presented(&headers, Some(&format)) == Presented::Nothing
+        };
+        let long = [b"Bearer eyJ", &[b'a'; 60_000][..]].concat();
+        for line in [&b"Bearer eyJh.eyJz.c2ln"[..], b"bearer  vsp_pk_1", b"Bearer x", &long] {
+            assert!(of(line));
+        }
+        let overlong = [b"Bearer vsp_sk_", &[b'a'; 256][..]].concat();
+        let list = [&long[..], b", Bearer vsp_sk_1"].concat();
+        for line in [
+            &b"Bearer vsp_sk_"[..],
+            b"Bearer vsp_sk_1",
+            b"Bearer",
+            b"Bearer \teyJ",
+            b"Bearer eyJ,Bearer vsp_sk_1",
+            b"Bearer eyJ vsp_sk_1",
+            b"Basic dTpw, Bearer eyJ",
+            &overlong,
+            &list,
+        ] {
+            assert!(!of(line));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_credential_comes_out_as_it_went_in(key in "[!-+\\--~]{1,256}", spaces in 1usize..9) {
+            let headers = of(&[format!("Bearer{}{key}", " ".repeat(spaces)).as_bytes()]);
+            prop_assert_eq!(presented(&headers, None), Presented::Bearer(key.as_bytes()));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! gRPC: refusals that its clients understand, and what its answers amount to.
+//!
+//! gRPC answers with HTTP status 200, and says in `grpc-status` how a call ended. Where
+//! there is no message, that is one of the headers (a trailers-only response).
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::{Response, StatusCode};
+
+const GRPC_STATUS: &str = "grpc-status";
+const GRPC_MESSAGE: &str = "grpc-message";
+const MEDIA_TYPE: &str = "application/grpc";
+
+/// Whether these are headers of a gRPC request or answer.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    // Followed by `+proto`, `-web` or the like.
+    let begins = media_type.get(..MEDIA_TYPE.len());
+    begins.is_some_and(|begins| begins.eq_ignore_ascii_case(MEDIA_TYPE.as_bytes()))
+}
+
+/// The refusal of a call. The message is visible ASCII without `%`.
+pub(crate) fn refusal(status: StatusCode, message: &'static str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    headers.insert(GRPC_STATUS, code(status).into());
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
+    response
+}
+
+/// The gRPC code of a refusal with that HTTP status.
+fn code(status: StatusCode) -> u16 {
+    match status {
+        StatusCode::FORBIDDEN => 7,
+        StatusCode::TOO_MANY_REQUESTS => 8,
+        StatusCode::SERVICE_UNAVAILABLE => 14,
+        // That of a call without exactly one good credential.
+        _ => 16,
+    }
+}
+
+/// The HTTP status that an answer amounts to: for a call that failed before its first
+/// message, the one that stands for its `grpc-status`, as `google.rpc.Code` has it.
+pub(crate) fn http_status<B>(response: &Response<B>) -> u16 {
+    let status = response.status().as_u16();
+    let headers = response.headers();
+    let Some(code) = headers.get(GRPC_STATUS).filter(|_| is_grpc(headers)) else { return status };
+    match code.as_bytes() {
+        b"0" => status,
+        b"1" => 499,
+        b"3" | b"9" | b"11" => 400,
+        b"4" => 504,
+        b"5" => 404,
+        b"6" | b"10" => 409,
+        b"7" => 403,
+        b"8" => 429,
+        b"12" => 501,
+        b"14" => 503,
+        b"16" => 401,
+        _ => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(media_type: &'static str) -> HeaderMap {
+        [(CONTENT_TYPE, HeaderValue::from_static(media_type))].into_iter().collect()
+    }
+
+    #[test]
+    fn the_media_type_tells_a_call() {
+        for media_type in
+            ["application/grpc", "Application/gRPC+proto", "application/grpc-web+proto"]
+        {
+            assert!(is_grpc(&of(media_type)), "{media_type}");
+        }
+        for media_type in ["", "application/json", "application/grp", "text/application/grpc"] {
+            assert!(!is_grpc(&of(media_type)), "{media_type}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn case_53_a_refusal_has_the_code_that_its_status_stands_for() {
+        for (status, code) in [(400, "16"), (401, "16"), (403, "7"), (429, "8"), (503, "14")] {
+            let response = refusal(StatusCode::from_u16(status).unwrap(), "no");
+            assert_eq!((response.status(), response.body().len()), (StatusCode::OK, 0));
+            assert_eq!(response.headers()[GRPC_STATUS], code);
+            assert_eq!(http_status(&response), if status == 400 { 401 } else { status });
+        }
+    }
+
+    #[test]
+    fn an_answer_amounts_to_what_its_grpc_status_says() {
+        let answer = |media_type, code: &'static str| {
+            let mut response = Response::new(());
+            *response.headers_mut() = of(media_type);
+            response.headers_mut().insert(GRPC_STATUS, HeaderValue::from_static(code));
+            http_status(&response)
+        };
+        for (code, status) in [("0", 200), ("5", 404), ("13", 500), ("99", 500), ("x", 500)] {
+            assert_eq!(answer(MEDIA_TYPE, code), status, "{code}");
+            assert_eq!(answer("application/json", code), 200, "{code}");
+        }
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::IM_A_TEAPOT;
+        assert_eq!(http_status(&response), 418);
+    }
+}
