@@ -14,7 +14,7 @@ use crate::store::contract::{KeyStore, StoreError};
 
 /// What one task has written, all others see as soon as the call has returned,
 /// over whichever connection they ask.
-pub async fn a_finished_call_is_visible_to_every_task(
+pub(super) async fn a_finished_call_is_visible_to_every_task(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -33,7 +33,9 @@ pub async fn a_finished_call_is_visible_to_every_task(
 
 /// An insert that is dropped, as at a deadline, takes place or does not; the
 /// store stays in order and keeps answering.
-pub async fn a_dropped_insert_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_dropped_insert_does_no_harm(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for waits in 1..=MOST_WAITS {
         let org = TestOrg::new(&store)?;
         let key = org.key();
@@ -51,7 +53,9 @@ pub async fn a_dropped_insert_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(
 }
 
 /// A replace that is dropped is written whole or not at all.
-pub async fn a_dropped_replace_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_dropped_replace_does_no_harm(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for waits in 1..=MOST_WAITS {
         let org = TestOrg::new(&store)?;
         let key = org.add(org.key()).await?;
@@ -77,7 +81,9 @@ pub async fn a_dropped_replace_does_no_harm(store: Arc<dyn KeyStore>) -> Result<
 }
 
 /// A delete that is dropped takes place or does not.
-pub async fn a_dropped_delete_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_dropped_delete_does_no_harm(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for waits in 1..=MOST_WAITS {
         let org = TestOrg::new(&store)?;
         let key = org.add(org.key()).await?;

@@ -15,7 +15,9 @@ use crate::store::contract::{KeyStore, StoreError};
 
 /// Of several changes that expect one revision, one is written and the others
 /// are `Conflict`; no digest of a loser leads anywhere.
-pub async fn one_of_several_replaces_wins(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn one_of_several_replaces_wins(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for _ in rounds(40) {
@@ -38,7 +40,9 @@ pub async fn one_of_several_replaces_wins(store: Arc<dyn KeyStore>) -> Result<()
 
 /// Of two keys that rotate to one digest, one gets it and the other stays as it
 /// was.
-pub async fn one_of_two_keys_gets_a_digest(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn one_of_two_keys_gets_a_digest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(40) {
         let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
@@ -57,7 +61,7 @@ pub async fn one_of_two_keys_gets_a_digest(store: Arc<dyn KeyStore>) -> Result<(
 }
 
 /// A digest that an insert and a rotation want at once goes to one of them.
-pub async fn an_insert_or_a_replace_gets_a_digest(
+pub(super) async fn an_insert_or_a_replace_gets_a_digest(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -83,7 +87,7 @@ pub async fn an_insert_or_a_replace_gets_a_digest(
 
 /// A change of the name that races a revocation, each reading again after a
 /// `Conflict`, ends with both: revoked, under the new name.
-pub async fn a_rename_and_a_revocation_both_stay(
+pub(super) async fn a_rename_and_a_revocation_both_stay(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for _ in rounds(60) {
@@ -102,7 +106,7 @@ pub async fn a_rename_and_a_revocation_both_stay(
 }
 
 /// Eight editors that each add networks of their own to one list lose none.
-pub async fn no_edit_is_lost(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn no_edit_is_lost(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(5) {
         let key = org.add(org.key()).await?;
@@ -131,7 +135,9 @@ async fn add_networks(org: TestOrg, key: ApiKey, editor: u8) -> Result<(), Viola
 
 /// A deletion that races an edit or a rotation wins: the edit is `NotFound` or
 /// came before, and the key does not rise again.
-pub async fn a_replace_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_replace_does_not_undo_a_deletion(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for round in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -150,7 +156,7 @@ pub async fn a_replace_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Res
 
 /// Of a change and a deletion that both expect one revision, one takes place: a key that has
 /// just been changed is not deleted by who meant what it was before.
-pub async fn a_replace_or_a_deletion_gets_a_revision(
+pub(super) async fn a_replace_or_a_deletion_gets_a_revision(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -173,7 +179,9 @@ pub async fn a_replace_or_a_deletion_gets_a_revision(
 }
 
 /// Of several deletions of one key, one succeeds and the others are `NotFound`.
-pub async fn one_of_several_deletions_wins(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn one_of_several_deletions_wins(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(40) {
         let key = org.add(org.key()).await?;
@@ -185,7 +193,7 @@ pub async fn one_of_several_deletions_wins(store: Arc<dyn KeyStore>) -> Result<(
 }
 
 /// Edits of two organisations' keys go side by side: none fails for another's.
-pub async fn edits_of_different_keys_do_not_collide(
+pub(super) async fn edits_of_different_keys_do_not_collide(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);

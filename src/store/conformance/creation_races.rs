@@ -12,7 +12,7 @@ use crate::store::contract::{KeyStore, StoreError};
 
 /// With 19 keys of 20, one of 64 simultaneous creators gets the last place, and
 /// the others get `LimitReached`. Counting and inserting are one atomic step.
-pub async fn one_of_64_creators_gets_the_last_place(
+pub(super) async fn one_of_64_creators_gets_the_last_place(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -32,7 +32,9 @@ pub async fn one_of_64_creators_gets_the_last_place(
 
 /// A new organisation has no row yet that a creator could lock: its first
 /// places are given out as exactly as its last.
-pub async fn the_first_places_are_counted_too(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_first_places_are_counted_too(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for _ in rounds(20) {
         let org = TestOrg::new(&store)?;
         let keys: Vec<ApiKey> = (0..16).map(|_| org.key()).collect();
@@ -51,7 +53,9 @@ pub async fn the_first_places_are_counted_too(store: Arc<dyn KeyStore>) -> Resul
 }
 
 /// Organisations do not take each other's places, nor make each other fail.
-pub async fn organisations_fill_up_side_by_side(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn organisations_fill_up_side_by_side(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for _ in rounds(10) {
         let orgs = [(); 16].map(|()| TestOrg::new(&store)).into_iter();
         let orgs = orgs.collect::<Result<Vec<_>, _>>()?;
@@ -70,7 +74,7 @@ pub async fn organisations_fill_up_side_by_side(store: Arc<dyn KeyStore>) -> Res
 
 /// Of several inserts of one digest, each for another organisation, one
 /// succeeds: a lock on the organisation alone is not enough.
-pub async fn one_of_several_inserts_of_a_digest_wins(
+pub(super) async fn one_of_several_inserts_of_a_digest_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for _ in rounds(30) {
@@ -85,7 +89,7 @@ pub async fn one_of_several_inserts_of_a_digest_wins(
 }
 
 /// Of several inserts of one id, one succeeds.
-pub async fn one_of_several_inserts_of_an_id_wins(
+pub(super) async fn one_of_several_inserts_of_an_id_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for _ in rounds(30) {
@@ -101,7 +105,7 @@ pub async fn one_of_several_inserts_of_an_id_wins(
 
 /// Creators that race deletions never pass the limit, and no place is lost: what
 /// is counted in the end is what is there.
-pub async fn a_churning_organisation_keeps_to_its_limit(
+pub(super) async fn a_churning_organisation_keeps_to_its_limit(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;

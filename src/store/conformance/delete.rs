@@ -11,7 +11,7 @@ use crate::store::contract::KeyStore;
 
 /// Once `delete` has returned, the key is gone from `find_by_digest`, `get` and
 /// `list`: the next request is refused.
-pub async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     // A store that caches what it found has the key cached now.
@@ -23,7 +23,9 @@ pub async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Viola
 
 /// With another revision than the stored one, earlier or later, it is a `Conflict` and
 /// the key stays; with the stored one the key is removed.
-pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn another_revision_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(ApiKey { revision: Revision::new(5), ..org.key() }).await?;
     let key = org.change(&key, ApiKey { revision: Revision::new(6), ..org.rotated(&key) }).await?;
@@ -40,7 +42,7 @@ pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<
 }
 
 /// A key that was never there is `NotFound`.
-pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     let result = store.delete(&org.id, &org.fresh.key_id(), None).await;
@@ -49,7 +51,7 @@ pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(),
 }
 
 /// A key can be deleted once: the second time it is `NotFound`.
-pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.delete(&key).await?;
@@ -58,7 +60,7 @@ pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), 
 
 /// Deleting a rotated key takes all its digests along, the earlier ones
 /// included.
-pub async fn a_rotated_key_goes_with_all_its_digests(
+pub(super) async fn a_rotated_key_goes_with_all_its_digests(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -77,7 +79,9 @@ pub async fn a_rotated_key_goes_with_all_its_digests(
 }
 
 /// The id and the digest are free again: a backup can be put back.
-pub async fn the_id_and_the_digest_are_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_id_and_the_digest_are_free(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.delete(&key).await?;
@@ -94,7 +98,7 @@ pub async fn the_id_and_the_digest_are_free(store: Arc<dyn KeyStore>) -> Result<
 
 /// A key that takes a deleted one's id inherits nothing, neither its last use
 /// nor its revision.
-pub async fn nothing_is_inherited(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn nothing_is_inherited(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     org.record_uses(&[KeyUse { id: first.id, at: instant(7) }]).await?;
@@ -108,7 +112,7 @@ pub async fn nothing_is_inherited(store: Arc<dyn KeyStore>) -> Result<(), Violat
 }
 
 /// Deleting one key leaves the others alone.
-pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (a, b, c) =
         (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);

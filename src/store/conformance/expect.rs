@@ -150,7 +150,7 @@ pub(super) fn differing<const N: usize>(
     Violation::new(format!("{call} to give {}", expected.join(", ")), found.join(", "))
 }
 
-fn fields(key: &ApiKey) -> [String; 12] {
+fn fields(key: &ApiKey) -> [String; 13] {
     let digest: String = key.digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     let readable = if key.allowlist.is_readable() { "readable" } else { "unreadable" };
     [
@@ -166,5 +166,6 @@ fn fields(key: &ApiKey) -> [String; 12] {
         format!("rotated_at {:?}", key.rotated_at),
         format!("last_used_at {:?}", key.last_used_at),
         format!("revision {}", key.revision.get()),
+        format!("attributes {}", key.attributes),
     ]
 }

@@ -14,7 +14,7 @@ use crate::store::contract::KeyStore;
 
 /// Keys come in the order of their ids, taken as bytes without a sign, and
 /// each comes once, on pages of whatever size.
-pub async fn every_key_comes_once(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+pub(super) async fn every_key_comes_once(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let mut ids = Vec::new();
     for end in [0x80, 0x7f, 0xfe, 0x01, 0x61, 0x5a, 0x00] {
@@ -34,7 +34,9 @@ pub async fn every_key_comes_once(store: Arc<dyn StoreAndExport>) -> Result<(), 
 }
 
 /// A page has as many keys as were asked for, where there are as many.
-pub async fn a_page_holds_its_limit(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+pub(super) async fn a_page_holds_its_limit(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     for end in 0..150 {
         block.add(&block.org, end).await?;
@@ -47,7 +49,7 @@ pub async fn a_page_holds_its_limit(store: Arc<dyn StoreAndExport>) -> Result<()
 }
 
 /// Without `after`, the page begins with the lowest id there is.
-pub async fn the_first_page_begins_with_the_first(
+pub(super) async fn the_first_page_begins_with_the_first(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
     let block = Block::new(store)?;
@@ -60,7 +62,7 @@ pub async fn the_first_page_begins_with_the_first(
 }
 
 /// The keys of all organisations come, not those of one.
-pub async fn keys_of_every_organisation_come(
+pub(super) async fn keys_of_every_organisation_come(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
     let block = Block::new(store)?;
@@ -72,7 +74,7 @@ pub async fn keys_of_every_organisation_come(
 }
 
 /// Revoked, expired, changed and used keys come as they are stored, in every field.
-pub async fn what_is_stored_comes(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+pub(super) async fn what_is_stored_comes(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let org = &block.org;
     let new = block.add(org, 0).await?;
@@ -95,7 +97,9 @@ pub async fn what_is_stored_comes(store: Arc<dyn StoreAndExport>) -> Result<(), 
 }
 
 /// A deleted key does not come, and takes no neighbour with it.
-pub async fn deleted_keys_do_not_come(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+pub(super) async fn deleted_keys_do_not_come(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let first = block.add(&block.org, 0).await?;
     let gone = block.add(&block.org, 1).await?;
@@ -108,7 +112,9 @@ pub async fn deleted_keys_do_not_come(store: Arc<dyn StoreAndExport>) -> Result<
 }
 
 /// Keys that come and go between two pages neither hide the others nor repeat them.
-pub async fn other_keys_may_come_and_go(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+pub(super) async fn other_keys_may_come_and_go(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let (mut stays, mut goes) = (Vec::new(), Vec::new());
     for end in [0x10, 0x20, 0x30, 0x40] {
@@ -131,7 +137,9 @@ pub async fn other_keys_may_come_and_go(store: Arc<dyn StoreAndExport>) -> Resul
 }
 
 /// After the highest id there is an empty page, and no error.
-pub async fn the_end_is_an_empty_page(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+pub(super) async fn the_end_is_an_empty_page(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     block.add(&block.org, 0).await?;
     let page = block.page(Some(&KeyId::from_bytes([0xff; 16])), 10).await?;

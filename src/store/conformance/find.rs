@@ -13,7 +13,9 @@ use crate::store::contract::KeyStore;
 
 /// An unknown digest, an unknown id and an unknown organisation are no errors:
 /// nothing is found.
-pub async fn what_is_unknown_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn what_is_unknown_is_not_found(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     org.has_lost(&org.key()).await?;
     org.has_exactly(&[]).await?;
@@ -24,7 +26,9 @@ pub async fn what_is_unknown_is_not_found(store: Arc<dyn KeyStore>) -> Result<()
 
 /// All 32 bytes of a digest count, zero bytes and those behind them included: a
 /// store that keeps digests as texts or in part lets strangers in.
-pub async fn digests_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn digests_are_compared_in_full(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let stored = with_zero_bytes(&org.fresh.digest())?;
     let key = org.add(ApiKey { digest: stored, ..org.key() }).await?;
@@ -40,7 +44,7 @@ pub async fn digests_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<()
 }
 
 /// All 16 bytes of an id count.
-pub async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     for byte in 0..16 {
@@ -56,7 +60,9 @@ pub async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Vi
 
 /// Revoked and expired keys are found and listed like all others: whether a key
 /// may be used is not for the store to say, and its refusal is to be recorded.
-pub async fn revoked_and_expired_keys_are_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn revoked_and_expired_keys_are_found(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     let expired = org.add(ApiKey { expires_at: Some(key.created_at), ..key }).await?;
@@ -66,7 +72,9 @@ pub async fn revoked_and_expired_keys_are_found(store: Arc<dyn KeyStore>) -> Res
 
 /// The list is ordered by time of creation, oldest first, to the microsecond,
 /// and not by the order of the inserts.
-pub async fn the_list_begins_with_the_oldest(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_list_begins_with_the_oldest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut keys = Vec::new();
     for micros in [5, 3, 1_000_000, 4, 0, 2_000, 1] {
@@ -77,7 +85,7 @@ pub async fn the_list_begins_with_the_oldest(store: Arc<dyn KeyStore>) -> Result
 
 /// Keys of one instant are ordered by the bytes of their ids, taken without a
 /// sign, so that every reading of the list shows the same order.
-pub async fn keys_of_one_instant_are_ordered_by_id(
+pub(super) async fn keys_of_one_instant_are_ordered_by_id(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -94,7 +102,7 @@ pub async fn keys_of_one_instant_are_ordered_by_id(
 }
 
 /// The order of the list stays when keys are changed, rotated and used.
-pub async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b, c) =
         (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);
@@ -106,7 +114,7 @@ pub async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Vi
 
 /// The list holds all keys. An organisation without a limit may have more than
 /// a page of them.
-pub async fn the_list_is_complete(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_list_is_complete(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let keys = org.add_keys(150).await?;
     org.has_exactly(&keys.iter().collect::<Vec<_>>()).await

@@ -11,6 +11,7 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Status};
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::{Fresh, instant};
+use crate::store::conformance::property::Opener;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
@@ -34,6 +35,14 @@ impl TestOrg {
             name: name("Deploy")?,
             allowlist: expect::made(Allowlist::parse(["192.0.2.0/24", "2001:db8::1"]))?,
         })
+    }
+
+    /// The same organisation in the store as it is once closed and opened again.
+    pub(super) async fn reopened(self, opener: &Opener<dyn KeyStore>) -> Result<Self, Violation> {
+        let Self { store, id, fresh, name, allowlist } = self;
+        // Only one handle may be open, since a file may allow no more.
+        drop(store);
+        Ok(Self { store: opener.open().await?, id, fresh, name, allowlist })
     }
 
     pub(super) fn with_id(&self, id: OrgId) -> Self {

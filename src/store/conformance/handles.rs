@@ -124,12 +124,12 @@ impl<L: AuditLog> AuditLog for TwoHandles<L> {
 
 /// What [`check_audit_log`](crate::conformance::check_audit_log) checks:
 /// everything that is both an [`AuditSink`] and an [`AuditLog`].
-pub trait SinkAndLog: AuditSink + AuditLog + fmt::Debug {}
+pub(super) trait SinkAndLog: AuditSink + AuditLog + fmt::Debug {}
 
 impl<T: AuditSink + AuditLog> SinkAndLog for T {}
 
 /// What [`check_export`](crate::conformance::check_export) checks: everything
 /// that is both a [`KeyStore`] and a [`KeyExport`].
-pub trait StoreAndExport: KeyStore + KeyExport + fmt::Debug {}
+pub(super) trait StoreAndExport: KeyStore + KeyExport + fmt::Debug {}
 
 impl<T: KeyStore + KeyExport> StoreAndExport for T {}

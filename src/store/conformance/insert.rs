@@ -10,7 +10,7 @@ use crate::store::contract::KeyStore;
 
 /// A key is there by digest, by id and in the list once `insert` has returned:
 /// its owner may use it in the same instant.
-pub async fn a_new_key_is_there_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_new_key_is_there_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     org.has_exactly(&[&first]).await?;
@@ -19,7 +19,9 @@ pub async fn a_new_key_is_there_at_once(store: Arc<dyn KeyStore>) -> Result<(), 
 }
 
 /// A digest that is taken is a `Conflict`: one secret must not open two keys.
-pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_taken_digest_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     let second = ApiKey { digest: first.digest, ..org.key() };
@@ -28,7 +30,7 @@ pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<()
 }
 
 /// An id that is taken is a `Conflict`: the key that has it stays as it is.
-pub async fn a_taken_id_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_taken_id_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     let second = ApiKey { id: first.id, ..org.key() };
@@ -39,7 +41,7 @@ pub async fn a_taken_id_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Vi
 
 /// Digests are unique across organisations, since a request is looked up by
 /// nothing else.
-pub async fn a_digest_of_another_organisation_is_a_conflict(
+pub(super) async fn a_digest_of_another_organisation_is_a_conflict(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let (theirs, ours) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
@@ -51,7 +53,7 @@ pub async fn a_digest_of_another_organisation_is_a_conflict(
 
 /// Ids are unique across organisations, since `record_uses` and the audit log
 /// know a key by nothing else.
-pub async fn an_id_of_another_organisation_is_a_conflict(
+pub(super) async fn an_id_of_another_organisation_is_a_conflict(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let (theirs, ours) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
@@ -64,7 +66,9 @@ pub async fn an_id_of_another_organisation_is_a_conflict(
 
 /// The same record again is a `Conflict` too: an insert that looks repeated may
 /// be somebody else's.
-pub async fn the_same_key_again_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_same_key_again_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     refuse(&org, &key).await?;
@@ -73,7 +77,7 @@ pub async fn the_same_key_again_is_a_conflict(store: Arc<dyn KeyStore>) -> Resul
 
 /// After a refused insert its other half is still free: a key refused for its
 /// digest has not used up its id, nor the other way round.
-pub async fn a_refused_insert_leaves_nothing_behind(
+pub(super) async fn a_refused_insert_leaves_nothing_behind(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -88,7 +92,9 @@ pub async fn a_refused_insert_leaves_nothing_behind(
 
 /// Only id and digest are unique: keys may share name, key prefix, instant of
 /// creation and everything else.
-pub async fn all_but_id_and_digest_may_repeat(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn all_but_id_and_digest_may_repeat(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     let twin = ApiKey { id: org.fresh.key_id(), digest: org.fresh.digest(), ..first.clone() };

@@ -9,7 +9,7 @@ use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
 /// `get` with the id of another organisation's key gives `None`.
-pub async fn get_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn get_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (own, key) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     let found = ours.get(&key.id).await?;
@@ -19,7 +19,9 @@ pub async fn get_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(),
 
 /// `list` gives the organisation's own keys, and an organisation without keys
 /// gets none.
-pub async fn list_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn list_gives_no_key_of_another(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let key = theirs.add(theirs.key()).await?;
     ours.has_exactly(&[]).await?;
@@ -30,7 +32,9 @@ pub async fn list_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<()
 
 /// `replace` of another organisation's key is `NotFound`, changes nothing and
 /// does not move the key.
-pub async fn replace_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn replace_touches_no_key_of_another(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (own, key) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     for edit in [revoked(&key), theirs.rotated(&key), renamed(&key, "Ours")?] {
@@ -44,7 +48,9 @@ pub async fn replace_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Resu
 }
 
 /// `delete` of another organisation's key is `NotFound`, and the key stays.
-pub async fn delete_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn delete_touches_no_key_of_another(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (own, key) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     let result = store.delete(&ours.id, &key.id, None).await;
@@ -55,7 +61,7 @@ pub async fn delete_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Resul
 
 /// Organisations are told apart, in `get` and `list`, by every byte of their ids:
 /// case, blanks, wildcards, quotes, accents and length.
-pub async fn organisations_much_alike_read_apart(
+pub(super) async fn organisations_much_alike_read_apart(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for_each_pair_alike(&store, async |ours: &TestOrg, theirs: &ApiKey| {
@@ -67,7 +73,7 @@ pub async fn organisations_much_alike_read_apart(
 }
 
 /// Nor does `replace` or `delete` take one of them for another.
-pub async fn organisations_much_alike_write_apart(
+pub(super) async fn organisations_much_alike_write_apart(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for_each_pair_alike(&store, async |ours: &TestOrg, theirs: &ApiKey| {

@@ -12,7 +12,9 @@ use crate::store::contract::KeyStore;
 
 /// Twenty keys fit under a limit of twenty; the next one is `LimitReached`, and
 /// leaves nothing behind.
-pub async fn the_limit_is_reached_exactly(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_limit_is_reached_exactly(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut keys = Vec::new();
     for _ in 0..20 {
@@ -27,14 +29,18 @@ pub async fn the_limit_is_reached_exactly(store: Arc<dyn KeyStore>) -> Result<()
 }
 
 /// A limit of zero admits no key: it is how a host closes an organisation.
-pub async fn a_limit_of_zero_admits_nobody(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_limit_of_zero_admits_no_key(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     refuse(&org, &org.key(), OrgLimit::at_most(0)).await?;
     org.has_exactly(&[]).await
 }
 
 /// `OrgLimit::NONE` admits a key whatever is there; imports rely on it.
-pub async fn no_limit_admits_everybody(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn without_a_limit_every_key_is_admitted(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     org.add_keys(21).await?;
     let count = org.list().await?.len();
@@ -42,7 +48,7 @@ pub async fn no_limit_admits_everybody(store: Arc<dyn KeyStore>) -> Result<(), V
 }
 
 /// The largest limit is a limit like any other, and no negative number.
-pub async fn the_largest_limit_admits(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_largest_limit_admits(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     admit(&org, &org.key(), OrgLimit::at_most(u32::MAX)).await?;
     admit(&org, &org.key(), OrgLimit::at_most(u32::MAX)).await
@@ -50,7 +56,7 @@ pub async fn the_largest_limit_admits(store: Arc<dyn KeyStore>) -> Result<(), Vi
 
 /// Where there are more keys than a limit that was lowered, it is reached all
 /// the same.
-pub async fn a_lowered_limit_refuses(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_lowered_limit_refuses(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     org.add_keys(5).await?;
     refuse(&org, &org.key(), OrgLimit::at_most(3)).await?;
@@ -58,7 +64,7 @@ pub async fn a_lowered_limit_refuses(store: Arc<dyn KeyStore>) -> Result<(), Vio
 }
 
 /// Revoked keys count; else revoking and re-enabling would pass the limit.
-pub async fn revoked_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn revoked_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.change(&key, revoked(&key)).await?;
@@ -66,7 +72,7 @@ pub async fn revoked_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violatio
 }
 
 /// Expired keys count: they are listed until somebody deletes them.
-pub async fn expired_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn expired_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     org.add(ApiKey { expires_at: Some(key.created_at), ..key }).await?;
@@ -74,7 +80,7 @@ pub async fn expired_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violatio
 }
 
 /// A key counts once, however often it was changed, rotated or used.
-pub async fn a_changed_key_counts_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_changed_key_counts_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for _ in 0..3 {
@@ -87,7 +93,9 @@ pub async fn a_changed_key_counts_once(store: Arc<dyn KeyStore>) -> Result<(), V
 
 /// Other organisations' keys do not count, those with an id much like it
 /// included.
-pub async fn other_organisations_do_not_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn other_organisations_do_not_count(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for id in org.fresh.orgs_alike()?.into_iter().flatten() {
         let org = org.with_id(id);
@@ -98,7 +106,9 @@ pub async fn other_organisations_do_not_count(store: Arc<dyn KeyStore>) -> Resul
 }
 
 /// A deleted key makes room for one, and only a deleted one does.
-pub async fn a_deleted_key_makes_room_for_one(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_deleted_key_makes_room_for_one(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let limit = OrgLimit::at_most(2);
     let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let keys = org.add_keys(2).await?;
@@ -120,7 +130,7 @@ pub async fn a_deleted_key_makes_room_for_one(store: Arc<dyn KeyStore>) -> Resul
 }
 
 /// An insert refused as a `Conflict` takes no place.
-pub async fn a_conflict_takes_no_place(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_conflict_takes_no_place(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let limit = OrgLimit::at_most(2);
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;

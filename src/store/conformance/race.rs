@@ -87,7 +87,6 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    need_parallel_runtime()?;
     let work: Vec<F> = work.into_iter().collect();
     let gate = Gate::new(work.len());
     let tasks: Vec<_> = work.into_iter().map(|work| gate.spawn(work)).collect();
@@ -104,7 +103,6 @@ where
     A: Future<Output: Send> + Send + 'static,
     B: Future<Output: Send> + Send + 'static,
 {
-    need_parallel_runtime()?;
     let gate = Gate::new(2);
     let (a, b) = (gate.spawn(a), gate.spawn(b));
     Ok((a.join().await?, b.join().await?))

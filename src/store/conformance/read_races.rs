@@ -19,7 +19,9 @@ const ROUNDS: u32 = 80;
 
 /// Rotations race look-ups: one begun after `replace` returned never finds the
 /// old digest, and always finds the new one.
-pub async fn a_rotated_secret_is_dead_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_rotated_secret_is_dead_at_once(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     let mut old = Vec::new();
@@ -38,7 +40,7 @@ pub async fn a_rotated_secret_is_dead_at_once(store: Arc<dyn KeyStore>) -> Resul
 
 /// Edits race look-ups: one begun after `replace` returned sees that revision,
 /// so that a revocation stops the very next request.
-pub async fn a_finished_edit_is_seen_by_every_find(
+pub(super) async fn a_finished_edit_is_seen_by_every_find(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -53,7 +55,7 @@ pub async fn a_finished_edit_is_seen_by_every_find(
 }
 
 /// Uses race look-ups: each finds the key, and nothing else has changed.
-pub async fn a_use_keeps_nobody_from_being_found(
+pub(super) async fn a_key_is_found_while_its_use_is_recorded(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -70,7 +72,9 @@ pub async fn a_use_keeps_nobody_from_being_found(
 
 /// Deletions race look-ups: none begun after `delete` returned finds the key,
 /// and none that was slow brings it back for the next.
-pub async fn a_deleted_key_is_dead_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_deleted_key_is_dead_at_once(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(ROUNDS) {
         let key = org.add(org.key()).await?;

@@ -12,7 +12,9 @@ use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
 /// Everything that an edit or a rotation changes is written in one call.
-pub async fn every_changeable_field_is_written(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn every_changeable_field_is_written(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
     let changed = ApiKey {
@@ -40,7 +42,7 @@ pub async fn every_changeable_field_is_written(store: Arc<dyn KeyStore>) -> Resu
 }
 
 /// The time of creation stays as it is stored: the list is ordered by it.
-pub async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     for created_at in [instant(0), instant(u64::MAX)] {
@@ -54,7 +56,7 @@ pub async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), 
 
 /// The time of the last use stays as it is stored: an editor that read the key
 /// before a use must not take the use back.
-pub async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(ApiKey { last_used_at: Some(instant(5)), ..org.key() }).await?;
     for last_used_at in [None, Some(instant(4)), Some(instant(6))] {
@@ -72,7 +74,9 @@ pub async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violatio
 
 /// Another revision than the stored one, earlier or later, is a `Conflict` and
 /// nothing is written: an edit must not undo a revocation it has not seen.
-pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn another_revision_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(ApiKey { revision: Revision::new(5), ..org.key() }).await?;
     let key = org.change(&key, revoked(&key)).await?;
@@ -86,7 +90,7 @@ pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<
 }
 
 /// A key that was never there is `NotFound`, and is not inserted.
-pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     expect::not_found("replace of an unknown key", store.replace(&key, key.revision).await)?;
@@ -94,7 +98,7 @@ pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(),
 }
 
 /// A deleted key is `NotFound`, and does not rise again.
-pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.delete(&key).await?;
@@ -107,7 +111,7 @@ pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), 
 }
 
 /// Once a rotation has returned, the old secret is dead and the new one works.
-pub async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for _ in 0..3 {
@@ -123,7 +127,9 @@ pub async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Viol
 
 /// A change that keeps the digest shows at once to those who look up by digest:
 /// a revocation stops the next request.
-pub async fn a_change_shows_in_find_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_change_shows_in_find_at_once(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for status in [Status::Revoked, Status::Active, Status::Revoked] {
@@ -136,7 +142,9 @@ pub async fn a_change_shows_in_find_at_once(store: Arc<dyn KeyStore>) -> Result<
 
 /// A digest that another key has, of whichever organisation, is a `Conflict`;
 /// both keys stay as they are.
-pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_taken_digest_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (key, neighbour) = (org.add(org.key()).await?, org.add(org.key()).await?);
     let stranger = other.add(other.key()).await?;
@@ -152,7 +160,7 @@ pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<()
 
 /// A digest that a rotation gave up is free again, and leads to the key that
 /// takes it.
-pub async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let old = org.add(org.key()).await?;
     let key = org.change(&old, org.rotated(&old)).await?;
@@ -163,7 +171,7 @@ pub async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Viol
 }
 
 /// A change of one key leaves the organisation's others alone.
-pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b, c) =
         (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);

@@ -13,7 +13,9 @@ use crate::store::contract::{KeyStore, StoreError};
 
 /// A use that races a revocation does not un-revoke the key, nor is its time
 /// lost; and since uses are no changes, the revocation succeeds at once.
-pub async fn a_use_does_not_undo_a_revocation(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_use_does_not_undo_a_revocation(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for n in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -24,7 +26,9 @@ pub async fn a_use_does_not_undo_a_revocation(store: Arc<dyn KeyStore>) -> Resul
 
 /// A use that races a rotation neither brings the old secret back nor loses the
 /// new one.
-pub async fn a_use_does_not_undo_a_rotation(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_use_does_not_undo_a_rotation(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for n in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -36,7 +40,9 @@ pub async fn a_use_does_not_undo_a_rotation(store: Arc<dyn KeyStore>) -> Result<
 }
 
 /// A use that races a deletion does not bring the key back.
-pub async fn a_use_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_use_does_not_undo_a_deletion(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for n in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -54,7 +60,9 @@ pub async fn a_use_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<
 }
 
 /// Of several uses recorded at once, the latest stays, whichever came last.
-pub async fn the_latest_of_several_uses_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_latest_of_several_uses_stays(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for round in rounds(60) {
         let key = org.add(org.key()).await?;
@@ -72,7 +80,7 @@ pub async fn the_latest_of_several_uses_stays(store: Arc<dyn KeyStore>) -> Resul
 
 /// Batches that name the same keys in opposite orders all succeed: two processes
 /// that lock rows as they come would wait for each other.
-pub async fn batches_in_opposite_orders_do_not_deadlock(
+pub(super) async fn batches_in_opposite_orders_do_not_deadlock(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;

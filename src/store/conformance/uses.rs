@@ -16,7 +16,7 @@ const DAY: u64 = 86_400_000_000;
 const YEAR: u64 = 365 * DAY;
 
 /// A use shows in `get` and `list` once the call has returned.
-pub async fn a_use_shows(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_use_shows(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
     org.has_exactly(&[&key, &other]).await?;
@@ -26,7 +26,7 @@ pub async fn a_use_shows(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
 
 /// The time moves forward, by a microsecond as by a year, and not back, by up to a
 /// day: batches of several processes arrive in any order.
-pub async fn the_time_does_not_move_back(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_time_does_not_move_back(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     let steps = [(5, 5), (6, 6), (5, 6), (6, 6), (0, 6), (YEAR, YEAR), (YEAR - 1, YEAR)];
@@ -40,7 +40,7 @@ pub async fn the_time_does_not_move_back(store: Arc<dyn KeyStore>) -> Result<(),
 /// A stored time that lies more than a day after a use is replaced by it: it was set
 /// by a process with a wrong clock, and would stay for as long as that was ahead. So
 /// it is within a batch, where the uses come in their order.
-pub async fn a_time_far_in_the_future_does_not_stay(
+pub(super) async fn a_time_far_in_the_future_does_not_stay(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -67,7 +67,7 @@ pub async fn a_time_far_in_the_future_does_not_stay(
 
 /// The first use counts whenever it was, before 1970 too: no time at all is
 /// earlier than the earliest.
-pub async fn the_first_use_counts_whenever_it_was(
+pub(super) async fn the_first_use_counts_whenever_it_was(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -82,7 +82,9 @@ pub async fn the_first_use_counts_whenever_it_was(
 
 /// Where a key occurs several times in a batch, in any order, its latest use
 /// counts.
-pub async fn the_latest_use_in_a_batch_counts(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn the_latest_use_in_a_batch_counts(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for times in [[1, 2, 9], [9, 2, 1], [1, 9, 2], [9, 9, 9]] {
         let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
@@ -98,7 +100,9 @@ pub async fn the_latest_use_in_a_batch_counts(store: Arc<dyn KeyStore>) -> Resul
 
 /// Keys that are gone are skipped, wherever they stand in the batch, and the
 /// others recorded: one deleted key must not cost the whole batch.
-pub async fn keys_that_are_gone_are_skipped(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn keys_that_are_gone_are_skipped(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
     let deleted = org.add(org.key()).await?;
@@ -112,7 +116,7 @@ pub async fn keys_that_are_gone_are_skipped(store: Arc<dyn KeyStore>) -> Result<
 }
 
 /// A batch of nothing but gone keys, and an empty one, are no errors.
-pub async fn a_batch_may_come_to_nothing(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_batch_may_come_to_nothing(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.record_uses(&[]).await?;
@@ -121,7 +125,9 @@ pub async fn a_batch_may_come_to_nothing(store: Arc<dyn KeyStore>) -> Result<(),
 }
 
 /// The revision and all else stay: an edit begun before a use still fits.
-pub async fn nothing_but_the_time_changes(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn nothing_but_the_time_changes(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     let key = ApiKey { expires_at: Some(key.created_at), rotated_at: Some(instant(1)), ..key };
@@ -134,7 +140,7 @@ pub async fn nothing_but_the_time_changes(store: Arc<dyn KeyStore>) -> Result<()
 
 /// Uses of revoked and expired keys are recorded: they passed while the request
 /// was verified.
-pub async fn revoked_and_expired_keys_are_recorded(
+pub(super) async fn revoked_and_expired_keys_are_recorded(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -146,7 +152,9 @@ pub async fn revoked_and_expired_keys_are_recorded(
 }
 
 /// One batch may name keys of several organisations.
-pub async fn a_batch_crosses_organisations(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_batch_crosses_organisations(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (a, b) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     ours.record_uses(&[use_of(&a, 1), use_of(&b, 2)]).await?;
@@ -156,7 +164,9 @@ pub async fn a_batch_crosses_organisations(store: Arc<dyn KeyStore>) -> Result<(
 
 /// A thousand uses fit into one batch, in spite of a database's limits on
 /// parameters.
-pub async fn a_thousand_uses_fit_into_a_batch(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+pub(super) async fn a_thousand_uses_fit_into_a_batch(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let keys = org.add_keys(50).await?;
     let unknown: Vec<KeyId> = (0..450).map(|_| org.fresh.key_id()).collect();

@@ -15,8 +15,7 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// For properties of your own: what should have been, and what was.
-    pub fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(super) fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self { expected: expected.into(), found: found.into() }
     }
 
@@ -58,7 +57,11 @@ impl fmt::Display for Violations {
             writeln!(f, "    expected: {}", violation.expected)?;
             writeln!(f, "    found:    {}", violation.found)?;
         }
-        write!(f, "\nThe documentation of keygate::conformance has the reason for each.")
+        write!(
+            f,
+            "\nThe reason for each is in the source of keygate, in src/store/conformance, at the \
+             function of that name."
+        )
     }
 }
 
@@ -90,6 +93,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total: Duration = self.passed.iter().map(|(_, time)| *time).sum();
-        write!(f, "{} properties hold, checked in {total:.1?}", self.passed.len())
+        write!(f, "{} properties hold, checked in {total:.1?}", self.passed.len())?;
+        self.passed.iter().try_for_each(|(name, _)| write!(f, "\n{name}"))
     }
 }

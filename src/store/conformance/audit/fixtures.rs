@@ -16,6 +16,7 @@ use crate::org::OrgId;
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::Fresh;
 use crate::store::conformance::handles::SinkAndLog;
+use crate::store::conformance::property::Opener;
 use crate::store::conformance::violation::Violation;
 
 /// A new organisation with one key, in the log. Its methods expect every call to
@@ -39,6 +40,14 @@ impl TestLog {
             fresh: Arc::new(fresh),
             start: an_hour_ago(),
         })
+    }
+
+    /// The same organisation in the log as it is once closed and opened again.
+    pub(super) async fn reopened(self, opener: &Opener<dyn SinkAndLog>) -> Result<Self, Violation> {
+        let Self { log, org, key, fresh, start } = self;
+        // Only one handle may be open, since a file may allow no more.
+        drop(log);
+        Ok(Self { log: opener.open().await?, org, key, fresh, start })
     }
 
     pub(super) fn with_org(&self, org: OrgId) -> Self {

@@ -10,7 +10,7 @@ use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
 /// The newest record comes first, in whichever order they were recorded.
-pub async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let times = [5, 1, 1_000, 4, 0, 1_000_000, 2];
     let records = times.map(|micros| test.request(test.at(micros)));
@@ -20,7 +20,7 @@ pub async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
 
 /// Records of one instant are ordered by the bytes of their ids, taken without a
 /// sign, so that a cursor has one place.
-pub async fn records_of_one_instant_are_ordered_by_id(
+pub(super) async fn records_of_one_instant_are_ordered_by_id(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
@@ -49,7 +49,7 @@ pub async fn records_of_one_instant_are_ordered_by_id(
 
 /// Paging back from the newest meets every record once, in pages that are full
 /// but for the last, and comes to an end.
-pub async fn paging_back_meets_every_record_once(
+pub(super) async fn paging_back_meets_every_record_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let (test, records) = with_ties(&log).await?;
@@ -68,7 +68,7 @@ pub async fn paging_back_meets_every_record_once(
 
 /// Paging forward from the oldest meets every record once; each page is newest
 /// first as well.
-pub async fn paging_forward_meets_every_record_once(
+pub(super) async fn paging_forward_meets_every_record_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let (test, records) = with_ties(&log).await?;
@@ -89,7 +89,9 @@ pub async fn paging_forward_meets_every_record_once(
 
 /// Records that arrive while somebody pages back neither repeat a record nor
 /// hide one.
-pub async fn new_records_do_not_disturb_paging(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn new_records_do_not_disturb_paging(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(20);
     test.write(&records).await?;
@@ -111,7 +113,7 @@ pub async fn new_records_do_not_disturb_paging(log: Arc<dyn SinkAndLog>) -> Resu
 
 /// There is nothing newer than the newest page and nothing older than the
 /// oldest: the buttons that lead there are off.
-pub async fn the_ends_lead_no_further(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn the_ends_lead_no_further(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(6);
     test.write(&records).await?;
@@ -135,7 +137,9 @@ pub async fn the_ends_lead_no_further(log: Arc<dyn SinkAndLog>) -> Result<(), Vi
 
 /// Going back a page and forward again leads to the same records, and the other
 /// way round.
-pub async fn back_and_forth_is_the_same_page(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn back_and_forth_is_the_same_page(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let (test, _) = with_ties(&log).await?;
     let query = test.query().limit(4);
     let mut page = test.page(&query).await?;
@@ -155,7 +159,7 @@ pub async fn back_and_forth_is_the_same_page(log: Arc<dyn SinkAndLog>) -> Result
 }
 
 /// A key without records has an empty page, which leads nowhere.
-pub async fn a_log_without_records_is_an_empty_page(
+pub(super) async fn a_log_without_records_is_an_empty_page(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
@@ -167,7 +171,7 @@ pub async fn a_log_without_records_is_an_empty_page(
 
 /// An empty page beyond either end leads back to all there is, the record under
 /// the cursor included: whoever paged past a purge is not stuck.
-pub async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = newest_first(&test.requests(3));
     test.write(&records).await?;
@@ -192,7 +196,7 @@ pub async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result<(), Vi
 
 /// A cursor names a place, not a record: it holds where the record is gone, or
 /// belongs to another key.
-pub async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let stored = [0, 1, 3, 4].map(|micros| test.request(test.at(micros)));
     test.write(&stored).await?;
@@ -206,7 +210,7 @@ pub async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result<(), Vi
 
 /// A page holds as many records as the query allows, up to the largest limit,
 /// and no more.
-pub async fn a_page_holds_its_limit(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn a_page_holds_its_limit(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(AuditQuery::MAX_LIMIT as u64 + 1);
     test.write(&records).await?;
@@ -220,7 +224,9 @@ pub async fn a_page_holds_its_limit(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
 }
 
 /// Twenty requests, up to four of them in one instant.
-async fn with_ties(log: &Arc<dyn SinkAndLog>) -> Result<(TestLog, Vec<AuditRecord>), Violation> {
+pub(super) async fn with_ties(
+    log: &Arc<dyn SinkAndLog>,
+) -> Result<(TestLog, Vec<AuditRecord>), Violation> {
     let test = TestLog::new(log)?;
     let times = (0..20).map(|n| test.at(n * n / 20));
     let records: Vec<AuditRecord> = times.map(|at| test.request(at)).collect();

@@ -12,7 +12,7 @@ use crate::store::conformance::violation::Violation;
 
 /// A whole batch can be read once `record` has returned, by every task: an
 /// answer before that would make strict delivery a lie.
-pub async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut records = Vec::new();
     for n in 0..5 {
@@ -31,7 +31,7 @@ pub async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Result<(),
 }
 
 /// A batch of nothing is no error.
-pub async fn an_empty_batch_is_no_error(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn an_empty_batch_is_no_error(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     test.write(&[]).await?;
     test.has_requests(&[]).await
@@ -39,7 +39,9 @@ pub async fn an_empty_batch_is_no_error(log: Arc<dyn SinkAndLog>) -> Result<(), 
 
 /// A thousand records, requests and changes of several keys and organisations
 /// among each other, fit into one batch.
-pub async fn a_batch_of_a_thousand_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn a_batch_of_a_thousand_is_kept(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let tests = [(); 4].map(|()| TestLog::new(&log)).into_iter();
     let tests = tests.collect::<Result<Vec<_>, _>>()?;
     let mut batch = Vec::new();
@@ -63,7 +65,9 @@ pub async fn a_batch_of_a_thousand_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(
 
 /// A batch that comes again is stored once: what was written before a deadline
 /// that then passed is written again.
-pub async fn a_repeated_batch_is_stored_once(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn a_repeated_batch_is_stored_once(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut batch = test.requests(5);
     batch.extend((0..5).map(|n| test.change(test.at(n))));
@@ -76,7 +80,9 @@ pub async fn a_repeated_batch_is_stored_once(log: Arc<dyn SinkAndLog>) -> Result
 }
 
 /// A batch that is partly known already adds its new records.
-pub async fn the_new_part_of_a_batch_is_stored(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn the_new_part_of_a_batch_is_stored(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(9);
     let known: Vec<AuditRecord> = records.iter().step_by(2).cloned().collect();
@@ -86,7 +92,7 @@ pub async fn the_new_part_of_a_batch_is_stored(log: Arc<dyn SinkAndLog>) -> Resu
 }
 
 /// A record that stands twice in one batch is stored once.
-pub async fn a_record_twice_in_a_batch_is_stored_once(
+pub(super) async fn a_record_twice_in_a_batch_is_stored_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
@@ -98,7 +104,7 @@ pub async fn a_record_twice_in_a_batch_is_stored_once(
 
 /// Records are told apart by their ids alone: requests alike in all else are as
 /// many records.
-pub async fn records_alike_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn records_alike_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records: Vec<AuditRecord> = (0..10).map(|_| test.request(test.at(0))).collect();
     let (some, others) = records.split_at(6);
@@ -109,7 +115,9 @@ pub async fn records_alike_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), 
 
 /// Batches of several writers at once are all kept; those that overlap, because
 /// one is the repetition of another, are stored once.
-pub async fn batches_at_once_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn batches_at_once_are_all_kept(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     for _ in rounds(10) {
         let test = TestLog::new(&log)?;
         let records = test.requests(80);

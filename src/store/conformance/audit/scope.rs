@@ -10,7 +10,7 @@ use crate::store::conformance::violation::Violation;
 
 /// No scope gives a record of another organisation, not even with that
 /// organisation's key or cursor in hand.
-pub async fn organisations_do_not_see_each_other(
+pub(super) async fn organisations_do_not_see_each_other(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let (ours, theirs) = (TestLog::new(&log)?, TestLog::new(&log)?);
@@ -37,7 +37,9 @@ pub async fn organisations_do_not_see_each_other(
 
 /// Organisations are told apart by every byte of their ids, even where their
 /// keys had the same id.
-pub async fn organisations_much_alike_are_apart(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn organisations_much_alike_are_apart(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut members = Vec::new();
     for org in test.fresh.orgs_alike()?.into_iter().flatten() {
@@ -57,7 +59,7 @@ pub async fn organisations_much_alike_are_apart(log: Arc<dyn SinkAndLog>) -> Res
 
 /// The scopes of a key hold its own records, and not those of the
 /// organisation's other keys.
-pub async fn a_key_has_its_own_records(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn a_key_has_its_own_records(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let one = TestLog::new(&log)?;
     let other = one.with_key(one.fresh.key_id());
     let requests = [one.request(one.at(0)), other.request(other.at(1)), one.request(one.at(2))];
@@ -74,7 +76,7 @@ pub async fn a_key_has_its_own_records(log: Arc<dyn SinkAndLog>) -> Result<(), V
 
 /// `OrgChanges` holds the changes of all the organisation's keys, in one order,
 /// and pages like any other scope.
-pub async fn org_changes_spans_all_keys(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn org_changes_spans_all_keys(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut changes = Vec::new();
     for n in 0..12 {
@@ -95,7 +97,9 @@ pub async fn org_changes_spans_all_keys(log: Arc<dyn SinkAndLog>) -> Result<(), 
 
 /// Requests are no changes and changes no requests, though they belong to one
 /// key and one instant.
-pub async fn requests_and_changes_are_apart(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+pub(super) async fn requests_and_changes_are_apart(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let requests: Vec<_> = (0..8).map(|n| test.request(test.at(n))).collect();
     let changes: Vec<_> = (0..8).map(|n| test.change(test.at(n))).collect();
