@@ -72,19 +72,19 @@ const FAULTS: &[(Fault, &[&str])] = &[
         Fault::LimitCountsAllOrgs,
         &[
             "limit::other_organisations_do_not_count",
-            "creation_races::organisations_fill_up_side_by_side",
+            "creation_races::organisations_fill_up_independently",
         ],
     ),
     (
         Fault::DeletedKeysCount,
         &[
             "limit::a_deleted_key_makes_room_for_one",
-            "creation_races::a_churning_organisation_keeps_to_its_limit",
+            "creation_races::inserts_beside_deletes_keep_to_the_limit",
         ],
     ),
     (Fault::EveryDeleteMakesRoom, &["limit::a_deleted_key_makes_room_for_one"]),
     (Fault::ConflictTakesAPlace, &["limit::a_conflict_takes_no_place"]),
-    (Fault::UnknownIsAnError, &["find::what_is_unknown_is_not_found"]),
+    (Fault::UnknownIsAnError, &["find::an_unknown_key_is_not_found"]),
     (Fault::DigestsInPart, &["find::digests_are_compared_in_full"]),
     (Fault::IdsInPart, &["find::ids_are_compared_in_full"]),
     (Fault::FindSkipsRevoked, &["find::revoked_and_expired_keys_are_found"]),
@@ -92,7 +92,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
         Fault::FindIsCached,
         &[
             "replace::a_change_shows_in_find_at_once",
-            "delete::a_rotated_key_goes_with_all_its_digests",
+            "delete::a_deleted_key_loses_all_its_digests",
             "read_races::a_finished_edit_is_seen_by_every_find",
         ],
     ),
@@ -141,13 +141,13 @@ const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "replace::the_old_digest_is_gone",
             "use_races::a_use_does_not_undo_a_rotation",
-            "read_races::a_rotated_secret_is_dead_at_once",
+            "read_races::an_old_digest_is_gone_at_once",
         ],
     ),
     (Fault::ReplaceTouchesAll, &["replace::other_keys_stay"]),
     (
         Fault::DeleteLeavesDigest,
-        &["delete::a_deleted_key_is_gone", "read_races::a_deleted_key_is_dead_at_once"],
+        &["delete::a_deleted_key_is_gone", "read_races::a_deleted_key_is_gone_at_once"],
     ),
     (Fault::DeleteIgnoresRevision, &["delete::another_revision_is_a_conflict"]),
     (
@@ -158,7 +158,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
             "change_races::one_of_several_deletions_wins",
         ],
     ),
-    (Fault::DeleteLeavesLastUse, &["delete::nothing_is_inherited"]),
+    (Fault::DeleteLeavesLastUse, &["delete::a_reused_id_inherits_nothing"]),
     (Fault::DeleteEmptiesOrg, &["delete::other_keys_stay"]),
     (Fault::UsesAreLost, &["uses::a_use_shows"]),
     (
@@ -175,7 +175,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::FirstUseInBatchCounts, &["uses::the_latest_use_in_a_batch_counts"]),
     (Fault::GoneKeyFailsBatch, &["uses::keys_that_are_gone_are_skipped"]),
     (Fault::GoneKeyEndsBatch, &["uses::keys_that_are_gone_are_skipped"]),
-    (Fault::EmptyBatchFails, &["uses::a_batch_may_come_to_nothing"]),
+    (Fault::EmptyBatchFails, &["uses::a_batch_without_stored_keys_is_no_error"]),
     (Fault::UseRaisesRevision, &["uses::nothing_but_the_time_changes"]),
     (Fault::UsesOfActiveKeysOnly, &["uses::revoked_and_expired_keys_are_recorded"]),
     (Fault::BatchOfOneOrg, &["uses::a_batch_crosses_organisations"]),
@@ -198,8 +198,8 @@ const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "creation_races::one_of_64_creators_gets_the_last_place",
             "creation_races::the_first_places_are_counted_too",
-            "creation_races::organisations_fill_up_side_by_side",
-            "creation_races::a_churning_organisation_keeps_to_its_limit",
+            "creation_races::organisations_fill_up_independently",
+            "creation_races::inserts_beside_deletes_keep_to_the_limit",
         ],
     ),
     (
@@ -215,13 +215,13 @@ const FAULTS: &[(Fault, &[&str])] = &[
         Fault::CheckThenReplace,
         &[
             "change_races::one_of_several_replaces_wins",
-            "change_races::a_rename_and_a_revocation_both_stay",
+            "change_races::a_rename_and_a_revocation_are_both_kept",
             "change_races::no_edit_is_lost",
             "change_races::a_replace_does_not_undo_a_deletion",
         ],
     ),
     (Fault::CheckThenDelete, &["change_races::one_of_several_deletions_wins"]),
-    (Fault::CheckRevisionThenDelete, &["change_races::a_replace_or_a_deletion_gets_a_revision"]),
+    (Fault::CheckRevisionThenDelete, &["change_races::one_of_a_replace_and_a_delete_wins"]),
     (Fault::OneWriterOrConflict, &["change_races::edits_of_different_keys_do_not_collide"]),
     (
         Fault::UseWritesWholeRecord,
@@ -237,32 +237,35 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (
         Fault::LateCacheFill,
         &[
-            "read_races::a_rotated_secret_is_dead_at_once",
+            "read_races::an_old_digest_is_gone_at_once",
             "read_races::a_finished_edit_is_seen_by_every_find",
-            "read_races::a_deleted_key_is_dead_at_once",
+            "read_races::a_deleted_key_is_gone_at_once",
         ],
     ),
 ];
 
 const EXPORT_FAULTS: &[(Fault, &[&str])] = &[
-    (Fault::ExportRepeatsAfter, &["export::every_key_comes_once"]),
-    (Fault::ExportIsSigned, &["export::every_key_comes_once"]),
+    (Fault::ExportRepeatsAfter, &["export::every_key_is_exported_once"]),
+    (Fault::ExportIsSigned, &["export::every_key_is_exported_once"]),
     (Fault::ExportStopsAtAHundred, &["export::a_page_holds_its_limit"]),
     (Fault::ExportNeedsAfter, &["export::the_first_page_begins_with_the_first"]),
-    (Fault::ExportOfOneOrg, &["export::keys_of_every_organisation_come"]),
-    (Fault::ExportOfActiveKeys, &["export::what_is_stored_comes"]),
-    (Fault::ExportKeepsDeleted, &["export::deleted_keys_do_not_come"]),
+    (Fault::ExportOfOneOrg, &["export::keys_of_every_organisation_are_exported"]),
+    (Fault::ExportOfActiveKeys, &["export::every_field_is_exported"]),
+    (Fault::ExportKeepsDeleted, &["export::deleted_keys_are_not_exported"]),
     (
         Fault::ExportStartsOverAtGoneKey,
-        &["export::deleted_keys_do_not_come", "export::other_keys_may_come_and_go"],
+        &[
+            "export::deleted_keys_are_not_exported",
+            "export::keys_may_be_added_and_deleted_between_pages",
+        ],
     ),
     (Fault::ExportEndsInAnError, &["export::the_end_is_an_empty_page"]),
 ];
 
 const ORGS_ALIKE: &[&str] = &[
     "limit::other_organisations_do_not_count",
-    "isolation::organisations_much_alike_read_apart",
-    "isolation::organisations_much_alike_write_apart",
+    "isolation::similar_organisations_are_separate_in_reads",
+    "isolation::similar_organisations_are_separate_in_writes",
 ];
 
 const DROPPED: &[&str] = &[
@@ -280,14 +283,14 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
         &[
             "audit::record::a_repeated_batch_is_stored_once",
             "audit::record::a_record_twice_in_a_batch_is_stored_once",
-            "audit::record::batches_at_once_are_all_kept",
+            "audit::record::simultaneous_batches_are_all_kept",
         ],
     ),
     (LogFault::RepeatsFail, &["audit::record::a_repeated_batch_is_stored_once"]),
     (LogFault::KnownRecordDropsBatch, &["audit::record::the_new_part_of_a_batch_is_stored"]),
     (LogFault::RepeatsWithinABatch, &["audit::record::a_record_twice_in_a_batch_is_stored_once"]),
-    (LogFault::SameInstantIsSame, &["audit::record::records_alike_are_all_kept"]),
-    (LogFault::CheckThenWrite, &["audit::record::batches_at_once_are_all_kept"]),
+    (LogFault::SameInstantIsSame, &["audit::record::equal_records_with_different_ids_are_kept"]),
+    (LogFault::CheckThenWrite, &["audit::record::simultaneous_batches_are_all_kept"]),
     (LogFault::OldestFirst, &["audit::pages::the_newest_comes_first"]),
     (LogFault::TiesAreSigned, &["audit::pages::records_of_one_instant_are_ordered_by_id"]),
     (
@@ -298,12 +301,12 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
         ],
     ),
     (LogFault::CursorIsACount, &["audit::pages::new_records_do_not_disturb_paging"]),
-    (LogFault::FullPagesLeadOn, &["audit::pages::the_ends_lead_no_further"]),
+    (LogFault::FullPagesLeadOn, &["audit::pages::the_ends_have_no_further_page"]),
     (
         LogFault::AfterGivesTheNewest,
         &[
             "audit::pages::paging_forward_meets_every_record_once",
-            "audit::pages::back_and_forth_is_the_same_page",
+            "audit::pages::paging_back_and_forth_gives_the_same_page",
         ],
     ),
     (LogFault::EmptyLogIsAnError, &["audit::pages::a_log_without_records_is_an_empty_page"]),
@@ -311,11 +314,11 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
     (LogFault::CursorNeedsItsRecord, &["audit::pages::a_cursor_needs_no_record"]),
     (LogFault::PagesOfAHundred, &["audit::pages::a_page_holds_its_limit"]),
     (LogFault::OrgIsIgnored, &["audit::scope::organisations_do_not_see_each_other"]),
-    (LogFault::OrgsIgnoreCase, &["audit::scope::organisations_much_alike_are_apart"]),
+    (LogFault::OrgsIgnoreCase, &["audit::scope::similar_organisations_are_separate"]),
     (LogFault::KeyIsIgnored, &["audit::scope::a_key_has_its_own_records"]),
     (LogFault::OrgChangesOfOneKey, &["audit::scope::org_changes_spans_all_keys"]),
-    (LogFault::KindIsIgnored, &["audit::scope::requests_and_changes_are_apart"]),
-    (LogFault::KindIsFilteredAfterwards, &["audit::scope::requests_and_changes_are_apart"]),
+    (LogFault::KindIsIgnored, &["audit::scope::requests_and_changes_are_separate"]),
+    (LogFault::KindIsFilteredAfterwards, &["audit::scope::requests_and_changes_are_separate"]),
     (LogFault::MethodsInUpperCase, &["audit::fields::methods_are_kept"]),
     (LogFault::EndpointsAreCutOff, &["audit::fields::endpoints_are_kept"]),
     (LogFault::UnknownAddressIsZero, &["audit::fields::addresses_are_kept"]),
@@ -329,7 +332,7 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
     (LogFault::TimesFrom1970, &["audit::fields::every_time_is_kept"]),
     (LogFault::PurgeTakesTheInstant, &["audit::purge::the_older_records_are_removed"]),
     (LogFault::PurgeKeepsChanges, &["audit::purge::every_organisation_is_purged"]),
-    (LogFault::PurgeTellsWhatIsLeft, &["audit::purge::the_number_of_removed_records_is_told"]),
+    (LogFault::PurgeTellsWhatIsLeft, &["audit::purge::the_number_of_removed_records_is_returned"]),
     (LogFault::PurgeForbidsOldRecords, &["audit::purge::old_records_may_be_written_after_a_purge"]),
 ];
 
@@ -362,7 +365,7 @@ const REOPENING_FAULTS: &[(Fault, &[&str])] = &[
         &[
             "reopened::changes_come_back",
             "reopened::last_uses_come_back",
-            "reopened::a_rotated_secret_stays_dead",
+            "reopened::an_old_digest_stays_gone",
         ],
     ),
     (Fault::ReopenedWithoutCount, &["reopened::earlier_keys_are_counted_and_unique"]),

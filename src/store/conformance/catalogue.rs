@@ -33,7 +33,7 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         a_conflict_takes_no_place,
     }
     find {
-        what_is_unknown_is_not_found,
+        an_unknown_key_is_not_found,
         digests_are_compared_in_full,
         ids_are_compared_in_full,
         revoked_and_expired_keys_are_found,
@@ -74,9 +74,9 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         another_revision_is_a_conflict,
         an_unknown_key_is_not_found,
         a_deleted_key_is_not_found,
-        a_rotated_key_goes_with_all_its_digests,
+        a_deleted_key_loses_all_its_digests,
         the_id_and_the_digest_are_free,
-        nothing_is_inherited,
+        a_reused_id_inherits_nothing,
         other_keys_stay,
     }
     uses {
@@ -86,7 +86,7 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         the_first_use_counts_whenever_it_was,
         the_latest_use_in_a_batch_counts,
         keys_that_are_gone_are_skipped,
-        a_batch_may_come_to_nothing,
+        a_batch_without_stored_keys_is_no_error,
         nothing_but_the_time_changes,
         revoked_and_expired_keys_are_recorded,
         a_batch_crosses_organisations,
@@ -97,8 +97,8 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         list_gives_no_key_of_another,
         replace_touches_no_key_of_another,
         delete_touches_no_key_of_another,
-        organisations_much_alike_read_apart,
-        organisations_much_alike_write_apart,
+        similar_organisations_are_separate_in_reads,
+        similar_organisations_are_separate_in_writes,
     }
     calls {
         a_finished_call_is_visible_to_every_task,
@@ -109,19 +109,19 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
     creation_races {
         one_of_64_creators_gets_the_last_place,
         the_first_places_are_counted_too,
-        organisations_fill_up_side_by_side,
+        organisations_fill_up_independently,
         one_of_several_inserts_of_a_digest_wins,
         one_of_several_inserts_of_an_id_wins,
-        a_churning_organisation_keeps_to_its_limit,
+        inserts_beside_deletes_keep_to_the_limit,
     }
     change_races {
         one_of_several_replaces_wins,
         one_of_two_keys_gets_a_digest,
         an_insert_or_a_replace_gets_a_digest,
-        a_rename_and_a_revocation_both_stay,
+        a_rename_and_a_revocation_are_both_kept,
         no_edit_is_lost,
         a_replace_does_not_undo_a_deletion,
-        a_replace_or_a_deletion_gets_a_revision,
+        one_of_a_replace_and_a_delete_wins,
         one_of_several_deletions_wins,
         edits_of_different_keys_do_not_collide,
     }
@@ -133,9 +133,9 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         batches_in_opposite_orders_do_not_deadlock,
     }
     read_races {
-        a_rotated_secret_is_dead_at_once,
+        an_old_digest_is_gone_at_once,
         a_finished_edit_is_seen_by_every_find,
-        a_deleted_key_is_dead_at_once,
+        a_deleted_key_is_gone_at_once,
         a_key_is_found_while_its_use_is_recorded,
     }
 };
@@ -146,7 +146,7 @@ pub(super) const REOPENED_STORE: &[Property<dyn KeyStore>] = properties! { reope
         changes_come_back,
         last_uses_come_back,
         a_deleted_key_stays_gone,
-        a_rotated_secret_stays_dead,
+        an_old_digest_stays_gone,
         earlier_keys_are_counted_and_unique,
         a_store_can_be_reopened_again,
     }
@@ -154,13 +154,13 @@ pub(super) const REOPENED_STORE: &[Property<dyn KeyStore>] = properties! { reope
 
 pub(super) const EXPORT: &[Property<dyn StoreAndExport>] = properties! { open: ""
     export {
-        every_key_comes_once,
+        every_key_is_exported_once,
         a_page_holds_its_limit,
         the_first_page_begins_with_the_first,
-        keys_of_every_organisation_come,
-        what_is_stored_comes,
-        deleted_keys_do_not_come,
-        other_keys_may_come_and_go,
+        keys_of_every_organisation_are_exported,
+        every_field_is_exported,
+        deleted_keys_are_not_exported,
+        keys_may_be_added_and_deleted_between_pages,
         the_end_is_an_empty_page,
     }
 };

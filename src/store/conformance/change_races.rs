@@ -1,5 +1,4 @@
-//! Races of `replace` and `delete`, with themselves and with each other: no edit
-//! is lost, and nothing that is gone comes back.
+//! Races of `replace` and `delete`, with themselves and with each other.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,8 +12,9 @@ use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::{KeyStore, StoreError};
 
-/// Of several changes that expect one revision, one is written and the others
-/// are `Conflict`; no digest of a loser leads anywhere.
+/// Of simultaneous changes that expect one revision, one succeeds and the others are
+/// `Conflict`, because no change may be lost and no digest of a refused change may be
+/// found.
 pub(super) async fn one_of_several_replaces_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -38,8 +38,8 @@ pub(super) async fn one_of_several_replaces_wins(
     Ok(())
 }
 
-/// Of two keys that rotate to one digest, one gets it and the other stays as it
-/// was.
+/// Of two keys that are rotated to one digest simultaneously, one gets it and the other
+/// stays as it was, because one secret must not belong to two keys.
 pub(super) async fn one_of_two_keys_gets_a_digest(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -60,7 +60,8 @@ pub(super) async fn one_of_two_keys_gets_a_digest(
     Ok(())
 }
 
-/// A digest that an insert and a rotation want at once goes to one of them.
+/// Of an insert and a rotation to one digest, one succeeds, because one secret must not
+/// belong to two keys.
 pub(super) async fn an_insert_or_a_replace_gets_a_digest(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -85,9 +86,9 @@ pub(super) async fn an_insert_or_a_replace_gets_a_digest(
     Ok(())
 }
 
-/// A change of the name that races a revocation, each reading again after a
-/// `Conflict`, ends with both: revoked, under the new name.
-pub(super) async fn a_rename_and_a_revocation_both_stay(
+/// A rename and a simultaneous revocation, each repeated after a `Conflict`, are both
+/// stored, because neither may overwrite the other.
+pub(super) async fn a_rename_and_a_revocation_are_both_kept(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for _ in rounds(60) {
@@ -105,7 +106,8 @@ pub(super) async fn a_rename_and_a_revocation_both_stay(
     Ok(())
 }
 
-/// Eight editors that each add networks of their own to one list lose none.
+/// If eight editors repeat their edits after a `Conflict`, every edit is stored, because
+/// `Ok` means that an edit is written.
 pub(super) async fn no_edit_is_lost(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(5) {
@@ -133,8 +135,8 @@ async fn add_networks(org: TestOrg, key: ApiKey, editor: u8) -> Result<(), Viola
     Ok(())
 }
 
-/// A deletion that races an edit or a rotation wins: the edit is `NotFound` or
-/// came before, and the key does not rise again.
+/// A key stays deleted although an edit or a rotation ran at the same time, because its
+/// owner deleted it.
 pub(super) async fn a_replace_does_not_undo_a_deletion(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -154,9 +156,9 @@ pub(super) async fn a_replace_does_not_undo_a_deletion(
     org.has_exactly(&[]).await
 }
 
-/// Of a change and a deletion that both expect one revision, one takes place: a key that has
-/// just been changed is not deleted by who meant what it was before.
-pub(super) async fn a_replace_or_a_deletion_gets_a_revision(
+/// Of a change and a deletion that expect one revision, one takes place, because the caller
+/// of the other has not seen it.
+pub(super) async fn one_of_a_replace_and_a_delete_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -178,7 +180,8 @@ pub(super) async fn a_replace_or_a_deletion_gets_a_revision(
     Ok(())
 }
 
-/// Of several deletions of one key, one succeeds and the others are `NotFound`.
+/// Of simultaneous deletions of one key, one succeeds and the others are `NotFound`,
+/// because `Ok` means that this call deleted the key.
 pub(super) async fn one_of_several_deletions_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -192,7 +195,8 @@ pub(super) async fn one_of_several_deletions_wins(
     Ok(())
 }
 
-/// Edits of two organisations' keys go side by side: none fails for another's.
+/// Simultaneous edits of different keys all succeed, because a `Conflict` makes the caller
+/// read the key again for nothing.
 pub(super) async fn edits_of_different_keys_do_not_collide(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -217,7 +221,7 @@ pub(super) async fn edits_of_different_keys_do_not_collide(
     Ok(())
 }
 
-/// Reads, changes and writes the key until no other change comes between.
+/// Reads, changes and writes the key, again after each `Conflict`.
 fn edit(
     org: &TestOrg,
     key: &ApiKey,

@@ -1,4 +1,4 @@
-//! What a property may say of an answer, and the violation where it is not so.
+//! Checks of what a store returned, which give a violation where it is not as expected.
 
 use std::error::Error;
 use std::fmt::Debug;

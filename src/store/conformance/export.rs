@@ -12,9 +12,11 @@ use crate::store::conformance::handles::StoreAndExport;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// Keys come in the order of their ids, taken as bytes without a sign, and
-/// each comes once, on pages of whatever size.
-pub(super) async fn every_key_comes_once(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// On pages of any size each key is given once, in the order of the unsigned bytes of its
+/// id, because an import continues after the last id of a page.
+pub(super) async fn every_key_is_exported_once(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let mut ids = Vec::new();
     for end in [0x80, 0x7f, 0xfe, 0x01, 0x61, 0x5a, 0x00] {
@@ -33,7 +35,8 @@ pub(super) async fn every_key_comes_once(store: Arc<dyn StoreAndExport>) -> Resu
     Ok(())
 }
 
-/// A page has as many keys as were asked for, where there are as many.
+/// A page has as many keys as the limit allows if that many are left, because a short page
+/// would cost more calls.
 pub(super) async fn a_page_holds_its_limit(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
@@ -48,7 +51,8 @@ pub(super) async fn a_page_holds_its_limit(
     Ok(())
 }
 
-/// Without `after`, the page begins with the lowest id there is.
+/// Without `after`, the page begins with the lowest id, because an import must not miss a
+/// key.
 pub(super) async fn the_first_page_begins_with_the_first(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
@@ -61,8 +65,8 @@ pub(super) async fn the_first_page_begins_with_the_first(
     })
 }
 
-/// The keys of all organisations come, not those of one.
-pub(super) async fn keys_of_every_organisation_come(
+/// Keys of all organisations are given, because an import moves the whole store.
+pub(super) async fn keys_of_every_organisation_are_exported(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
     let block = Block::new(store)?;
@@ -73,8 +77,11 @@ pub(super) async fn keys_of_every_organisation_come(
     block.has_exactly(&ids).await
 }
 
-/// Revoked, expired, changed and used keys come as they are stored, in every field.
-pub(super) async fn what_is_stored_comes(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// Revoked, expired, changed and used keys are given with every field as it is stored,
+/// because they must work in the new store as they did in the old one.
+pub(super) async fn every_field_is_exported(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let org = &block.org;
     let new = block.add(org, 0).await?;
@@ -96,8 +103,9 @@ pub(super) async fn what_is_stored_comes(store: Arc<dyn StoreAndExport>) -> Resu
     Ok(())
 }
 
-/// A deleted key does not come, and takes no neighbour with it.
-pub(super) async fn deleted_keys_do_not_come(
+/// A deleted key is not given, but its id can still be `after`, because keys may be deleted
+/// during an import.
+pub(super) async fn deleted_keys_are_not_exported(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
     let block = Block::new(store)?;
@@ -111,8 +119,9 @@ pub(super) async fn deleted_keys_do_not_come(
     expect::equal("the id after it", &page.first().map(|key| key.id), &Some(last.id))
 }
 
-/// Keys that come and go between two pages neither hide the others nor repeat them.
-pub(super) async fn other_keys_may_come_and_go(
+/// Keys that are added or deleted between two pages neither hide nor repeat others, because
+/// the store may be in use during an import.
+pub(super) async fn keys_may_be_added_and_deleted_between_pages(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
     let block = Block::new(store)?;
@@ -136,7 +145,7 @@ pub(super) async fn other_keys_may_come_and_go(
     expect::equal("the ids that were there all the time", &found, &stays)
 }
 
-/// After the highest id there is an empty page, and no error.
+/// After the highest id the page is empty and no error, because an import ends there.
 pub(super) async fn the_end_is_an_empty_page(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
@@ -173,7 +182,7 @@ impl Block {
         KeyId::from_bytes(bytes)
     }
 
-    /// An id before all of the block's.
+    /// An id that is lower than all ids of the block.
     fn begin(&self) -> KeyId {
         let first = u128::from_be_bytes(self.id(0).to_bytes());
         KeyId::from_bytes(first.wrapping_sub(1).to_be_bytes())
@@ -191,7 +200,7 @@ impl Block {
         expect::done("export", self.store.export(after, limit).await)
     }
 
-    /// The part of a page that is in the block; `None` where nothing is.
+    /// The keys of a page that are in the block, or `None` if there are none.
     async fn page_within(
         &self,
         after: &KeyId,

@@ -11,11 +11,9 @@ use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// An unknown digest, an unknown id and an unknown organisation are no errors:
-/// nothing is found.
-pub(super) async fn what_is_unknown_is_not_found(
-    store: Arc<dyn KeyStore>,
-) -> Result<(), Violation> {
+/// An unknown digest, id or organisation gives an empty result and no error, because
+/// requests with unknown keys are common.
+pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     org.has_lost(&org.key()).await?;
     org.has_exactly(&[]).await?;
@@ -24,8 +22,8 @@ pub(super) async fn what_is_unknown_is_not_found(
     org.has_exactly(&[&key]).await
 }
 
-/// All 32 bytes of a digest count, zero bytes and those behind them included: a
-/// store that keeps digests as texts or in part lets strangers in.
+/// All 32 bytes of a digest are compared, because a store that compares fewer, or stops at
+/// a zero byte, accepts wrong secrets.
 pub(super) async fn digests_are_compared_in_full(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -43,7 +41,7 @@ pub(super) async fn digests_are_compared_in_full(
     org.has_exactly(&[&key, &neighbour]).await
 }
 
-/// All 16 bytes of an id count.
+/// All 16 bytes of an id are compared, because otherwise the wrong key may be changed.
 pub(super) async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
@@ -58,8 +56,8 @@ pub(super) async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result
     org.has_exactly(&[&key]).await
 }
 
-/// Revoked and expired keys are found and listed like all others: whether a key
-/// may be used is not for the store to say, and its refusal is to be recorded.
+/// Revoked and expired keys are found and listed, because the manager refuses them and
+/// records the refusal.
 pub(super) async fn revoked_and_expired_keys_are_found(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -70,8 +68,8 @@ pub(super) async fn revoked_and_expired_keys_are_found(
     org.has_exactly(&[&expired, &off]).await
 }
 
-/// The list is ordered by time of creation, oldest first, to the microsecond,
-/// and not by the order of the inserts.
+/// The list is ordered by the time of creation to the microsecond, oldest first, because
+/// the order of the inserts may differ after an import.
 pub(super) async fn the_list_begins_with_the_oldest(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -83,8 +81,8 @@ pub(super) async fn the_list_begins_with_the_oldest(
     org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
 }
 
-/// Keys of one instant are ordered by the bytes of their ids, taken without a
-/// sign, so that every reading of the list shows the same order.
+/// Keys with the same time of creation are ordered by the unsigned bytes of their ids,
+/// because the order must be the same on every call.
 pub(super) async fn keys_of_one_instant_are_ordered_by_id(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -101,7 +99,8 @@ pub(super) async fn keys_of_one_instant_are_ordered_by_id(
     org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
 }
 
-/// The order of the list stays when keys are changed, rotated and used.
+/// The list keeps its order when keys are changed, rotated and used, because people look
+/// for a key where they saw it last.
 pub(super) async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b, c) =
@@ -112,8 +111,8 @@ pub(super) async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result
     org.has_exactly(&[&a, &b, &used(&c, instant(9))]).await
 }
 
-/// The list holds all keys. An organisation without a limit may have more than
-/// a page of them.
+/// The list has all keys, because an organisation without a limit may have more keys than
+/// fit on one page of a database.
 pub(super) async fn the_list_is_complete(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let keys = org.add_keys(150).await?;

@@ -1,4 +1,4 @@
-//! An organisation that a property has to itself, and its keys.
+//! An organisation for one property, and its keys.
 
 use std::sync::Arc;
 

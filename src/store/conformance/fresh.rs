@@ -1,4 +1,4 @@
-//! Ids, digests and organisations that no store has seen before.
+//! Ids, digests and organisations that are not in the store yet.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -72,7 +72,7 @@ impl Fresh {
 
     /// Families of organisations that a database takes for one another where
     /// it compares texts by anything but their bytes.
-    pub(super) fn orgs_alike(&self) -> Result<Vec<Vec<OrgId>>, Violation> {
+    pub(super) fn similar_orgs(&self) -> Result<Vec<Vec<OrgId>>, Violation> {
         let (base, number) = (self.number().to_string(), self.number().to_string());
         let longest = format!("{base}{}", "é".repeat(116));
         let after = |beginning: &str, endings: &[&str]| -> Vec<String> {

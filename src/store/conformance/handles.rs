@@ -1,4 +1,4 @@
-//! One database through two handles, as two processes have it.
+//! One database through two handles, as two processes use it.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Tasks that start at the same moment, on threads of their own.
+//! Tasks that start at the same moment, on several threads.
 
 use std::any::Any;
 use std::future::poll_fn;

@@ -1,5 +1,4 @@
-//! Races of `find_by_digest` with changes: a look-up that begins after a change
-//! has returned sees the change, whatever was read or cached before.
+//! Races of `find_by_digest` with changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +16,10 @@ use crate::store::contract::KeyStore;
 
 const ROUNDS: u32 = 80;
 
-/// Rotations race look-ups: one begun after `replace` returned never finds the
-/// old digest, and always finds the new one.
-pub(super) async fn a_rotated_secret_is_dead_at_once(
+/// A look-up that begins after a rotation returned finds the new digest and not the old
+/// one, even if a slower look-up was under way, because the old secret may have been
+/// stolen.
+pub(super) async fn an_old_digest_is_gone_at_once(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -38,8 +38,8 @@ pub(super) async fn a_rotated_secret_is_dead_at_once(
     org.has_exactly(&[&key]).await
 }
 
-/// Edits race look-ups: one begun after `replace` returned sees that revision,
-/// so that a revocation stops the very next request.
+/// A look-up that begins after an edit returned gives that edit, even if a slower look-up
+/// was under way, because a revocation must stop the next request.
 pub(super) async fn a_finished_edit_is_seen_by_every_find(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -54,7 +54,8 @@ pub(super) async fn a_finished_edit_is_seen_by_every_find(
     org.has_exactly(&[&key]).await
 }
 
-/// Uses race look-ups: each finds the key, and nothing else has changed.
+/// A look-up finds the key while its use is recorded and sees no other change, because a
+/// use must not interrupt service.
 pub(super) async fn a_key_is_found_while_its_use_is_recorded(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -70,9 +71,9 @@ pub(super) async fn a_key_is_found_while_its_use_is_recorded(
     org.has_exactly(&[&key]).await
 }
 
-/// Deletions race look-ups: none begun after `delete` returned finds the key,
-/// and none that was slow brings it back for the next.
-pub(super) async fn a_deleted_key_is_dead_at_once(
+/// A look-up that begins after a deletion returned does not find the key, even if a slower
+/// look-up was under way, because the next request must be refused.
+pub(super) async fn a_deleted_key_is_gone_at_once(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -84,7 +85,7 @@ pub(super) async fn a_deleted_key_is_dead_at_once(
     org.has_exactly(&[]).await
 }
 
-/// Writes `after` over `before`, or deletes that, while others look the key up.
+/// Writes `after` over `before`, or deletes `before`, during look-ups of the key.
 async fn race(org: &TestOrg, before: &ApiKey, after: Option<&ApiKey>) -> Result<(), Violation> {
     let race = Race {
         org: org.clone(),
@@ -145,7 +146,7 @@ impl Race {
         self.is_finished().await
     }
 
-    /// The state after the write, and no trace of the one before.
+    /// Checks the state after the write.
     async fn is_finished(&self) -> Result<(), Violation> {
         let same_digest =
             self.after.as_ref().is_some_and(|after| after.digest == self.before.digest);

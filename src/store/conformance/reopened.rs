@@ -90,7 +90,7 @@ pub(super) async fn a_deleted_key_stays_gone(
 
 /// The digest that a rotation replaced is not read back, because the old secret may have
 /// been stolen.
-pub(super) async fn a_rotated_secret_stays_dead(
+pub(super) async fn an_old_digest_stays_gone(
     opener: &Opener<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&opener.open().await?)?;

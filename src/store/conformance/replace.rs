@@ -1,5 +1,4 @@
-//! Properties of `replace`: it writes at the expected revision only, and only
-//! what an edit or a rotation may change.
+//! Properties of `replace`.
 
 use std::sync::Arc;
 
@@ -11,7 +10,8 @@ use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// Everything that an edit or a rotation changes is written in one call.
+/// Every field that an edit or a rotation may change is written by one call, because a
+/// change that is half written may be unsafe.
 pub(super) async fn every_changeable_field_is_written(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -41,7 +41,7 @@ pub(super) async fn every_changeable_field_is_written(
     org.has_exactly(&[&cleared, &other]).await
 }
 
-/// The time of creation stays as it is stored: the list is ordered by it.
+/// The stored time of creation stays, because the list is ordered by it.
 pub(super) async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
@@ -54,8 +54,8 @@ pub(super) async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Resu
     Ok(())
 }
 
-/// The time of the last use stays as it is stored: an editor that read the key
-/// before a use must not take the use back.
+/// The stored time of the last use stays, because the editor may have read the key before
+/// that use.
 pub(super) async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(ApiKey { last_used_at: Some(instant(5)), ..org.key() }).await?;
@@ -72,8 +72,8 @@ pub(super) async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), V
     expect::same_key("get of a key never used", found.as_deref(), &renamed)
 }
 
-/// Another revision than the stored one, earlier or later, is a `Conflict` and
-/// nothing is written: an edit must not undo a revocation it has not seen.
+/// With a revision other than the stored one `replace` is a `Conflict` and writes nothing,
+/// because an edit must not undo a revocation that its author has not seen.
 pub(super) async fn another_revision_is_a_conflict(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -89,7 +89,8 @@ pub(super) async fn another_revision_is_a_conflict(
     org.has_exactly(&[&key]).await
 }
 
-/// A key that was never there is `NotFound`, and is not inserted.
+/// An unknown key is `NotFound` and is not inserted, because `replace` does not check the
+/// limit.
 pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
@@ -97,7 +98,7 @@ pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Res
     org.has_lost(&key).await
 }
 
-/// A deleted key is `NotFound`, and does not rise again.
+/// A deleted key is `NotFound` and stays deleted, because a late edit must not restore it.
 pub(super) async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
@@ -110,7 +111,8 @@ pub(super) async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Resu
     org.has_lost(&key).await
 }
 
-/// Once a rotation has returned, the old secret is dead and the new one works.
+/// Once a rotation has returned, only the new digest is found, because the old secret may
+/// have been stolen.
 pub(super) async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
@@ -125,8 +127,8 @@ pub(super) async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(
     Ok(())
 }
 
-/// A change that keeps the digest shows at once to those who look up by digest:
-/// a revocation stops the next request.
+/// Once `replace` has returned, `find_by_digest` gives the changed key, because a
+/// revocation must stop the next request.
 pub(super) async fn a_change_shows_in_find_at_once(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -140,8 +142,8 @@ pub(super) async fn a_change_shows_in_find_at_once(
     Ok(())
 }
 
-/// A digest that another key has, of whichever organisation, is a `Conflict`;
-/// both keys stay as they are.
+/// A digest of another key in any organisation is a `Conflict` and both keys stay as they
+/// are, because one secret must not belong to two keys.
 pub(super) async fn a_taken_digest_is_a_conflict(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -158,8 +160,7 @@ pub(super) async fn a_taken_digest_is_a_conflict(
     Ok(())
 }
 
-/// A digest that a rotation gave up is free again, and leads to the key that
-/// takes it.
+/// A digest that a rotation replaced can be inserted again, because it belongs to no key.
 pub(super) async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let old = org.add(org.key()).await?;
@@ -170,7 +171,8 @@ pub(super) async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(
     org.has_exactly(&[&key, &heir]).await
 }
 
-/// A change of one key leaves the organisation's others alone.
+/// A change of one key leaves the other keys as they are, because each key is edited on its
+/// own.
 pub(super) async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b, c) =

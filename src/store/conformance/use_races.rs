@@ -1,5 +1,4 @@
-//! Races of `record_uses`: it never takes a change back, and no change takes a
-//! use back.
+//! Races of `record_uses`.
 
 use std::sync::Arc;
 
@@ -11,8 +10,8 @@ use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::{KeyStore, StoreError};
 
-/// A use that races a revocation does not un-revoke the key, nor is its time
-/// lost; and since uses are no changes, the revocation succeeds at once.
+/// A use and a simultaneous revocation are both stored, and the revocation succeeds the
+/// first time, because a use is not a change.
 pub(super) async fn a_use_does_not_undo_a_revocation(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -24,8 +23,8 @@ pub(super) async fn a_use_does_not_undo_a_revocation(
     Ok(())
 }
 
-/// A use that races a rotation neither brings the old secret back nor loses the
-/// new one.
+/// A use and a simultaneous rotation are both stored and only the new digest is found,
+/// because the old secret may have been stolen.
 pub(super) async fn a_use_does_not_undo_a_rotation(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -39,7 +38,8 @@ pub(super) async fn a_use_does_not_undo_a_rotation(
     Ok(())
 }
 
-/// A use that races a deletion does not bring the key back.
+/// A key stays deleted although a use was recorded at the same time, because its owner
+/// deleted it.
 pub(super) async fn a_use_does_not_undo_a_deletion(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -59,7 +59,8 @@ pub(super) async fn a_use_does_not_undo_a_deletion(
     org.has_exactly(&[]).await
 }
 
-/// Of several uses recorded at once, the latest stays, whichever came last.
+/// Of simultaneous uses the latest is stored, because several processes record the uses of
+/// one key.
 pub(super) async fn the_latest_of_several_uses_stays(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -78,8 +79,8 @@ pub(super) async fn the_latest_of_several_uses_stays(
     Ok(())
 }
 
-/// Batches that name the same keys in opposite orders all succeed: two processes
-/// that lock rows as they come would wait for each other.
+/// Simultaneous batches with the same keys in opposite orders all succeed, because
+/// processes that lock rows in the order of the batch would deadlock.
 pub(super) async fn batches_in_opposite_orders_do_not_deadlock(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
@@ -104,7 +105,7 @@ pub(super) async fn batches_in_opposite_orders_do_not_deadlock(
     org.has_exactly(&expected.iter().collect::<Vec<_>>()).await
 }
 
-/// Records a use while the key is replaced; both are there afterwards.
+/// Records a use while the key is replaced, and checks that both are stored.
 async fn use_beside(org: &TestOrg, from: &ApiKey, to: &ApiKey, at: u64) -> Result<(), Violation> {
     let uses = vec![KeyUse { id: from.id, at: instant(at) }];
     let replace = {

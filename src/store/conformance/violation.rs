@@ -1,4 +1,4 @@
-//! What the suite hands back: the properties that hold, or those that do not.
+//! The result of a check: the properties that hold, or those that do not.
 
 use std::error::Error;
 use std::fmt;

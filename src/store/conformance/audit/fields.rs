@@ -1,4 +1,4 @@
-//! Properties of the fields of a record: what comes back is what went in.
+//! Properties of the fields of a record: they come back as they were written.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -81,7 +81,8 @@ pub(super) async fn actors_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
     changes_come_back(&log, with_actors()).await
 }
 
-/// Times keep their microseconds, and ids all their bytes.
+/// Times keep their microseconds and ids all their bytes, because both decide the order of
+/// the records.
 pub(super) async fn times_and_ids_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let times = [0, 1, 498, 499, 998, 999_998].map(|micros| test.request(test.at(micros)));
@@ -95,7 +96,8 @@ pub(super) async fn times_and_ids_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(
     test.has_requests(&records).await
 }
 
-/// The earliest and the latest time are kept, and ordered among the others.
+/// The earliest and the latest time are kept and ordered among the others, because a host
+/// chooses its clock.
 pub(super) async fn every_time_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     undisturbed(&log, |test| async move {
         let micros = [-1, 0, 1, 2_147_483_648_000_000, 9_223_372_037_000_001];

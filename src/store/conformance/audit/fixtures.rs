@@ -1,4 +1,4 @@
-//! An organisation's part of an audit log, for one property alone.
+//! An organisation's part of an audit log, for one property.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};

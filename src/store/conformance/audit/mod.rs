@@ -19,8 +19,8 @@ pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::
         a_repeated_batch_is_stored_once,
         the_new_part_of_a_batch_is_stored,
         a_record_twice_in_a_batch_is_stored_once,
-        records_alike_are_all_kept,
-        batches_at_once_are_all_kept,
+        equal_records_with_different_ids_are_kept,
+        simultaneous_batches_are_all_kept,
     }
     pages {
         the_newest_comes_first,
@@ -28,8 +28,8 @@ pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::
         paging_back_meets_every_record_once,
         paging_forward_meets_every_record_once,
         new_records_do_not_disturb_paging,
-        the_ends_lead_no_further,
-        back_and_forth_is_the_same_page,
+        the_ends_have_no_further_page,
+        paging_back_and_forth_gives_the_same_page,
         a_log_without_records_is_an_empty_page,
         an_empty_page_leads_back,
         a_cursor_needs_no_record,
@@ -37,10 +37,10 @@ pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::
     }
     scope {
         organisations_do_not_see_each_other,
-        organisations_much_alike_are_apart,
+        similar_organisations_are_separate,
         a_key_has_its_own_records,
         org_changes_spans_all_keys,
-        requests_and_changes_are_apart,
+        requests_and_changes_are_separate,
     }
     fields {
         methods_are_kept,
@@ -58,7 +58,7 @@ pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::
     purge {
         the_older_records_are_removed,
         every_organisation_is_purged,
-        the_number_of_removed_records_is_told,
+        the_number_of_removed_records_is_returned,
         old_records_may_be_written_after_a_purge,
     }
 };

@@ -1,4 +1,4 @@
-//! Properties of `page`: the order of the records, and the way from page to page.
+//! Properties of `page`: the order of the records, and paging.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use crate::store::conformance::expect;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
-/// The newest record comes first, in whichever order they were recorded.
+/// The newest record is first whatever the order of writing, because records of several
+/// processes arrive late.
 pub(super) async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let times = [5, 1, 1_000, 4, 0, 1_000_000, 2];
@@ -18,8 +19,8 @@ pub(super) async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(
     test.has_requests(&records).await
 }
 
-/// Records of one instant are ordered by the bytes of their ids, taken without a
-/// sign, so that a cursor has one place.
+/// Records of one instant are ordered by the unsigned bytes of their ids, because a cursor
+/// needs one position in the order.
 pub(super) async fn records_of_one_instant_are_ordered_by_id(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -47,8 +48,8 @@ pub(super) async fn records_of_one_instant_are_ordered_by_id(
     Ok(())
 }
 
-/// Paging back from the newest meets every record once, in pages that are full
-/// but for the last, and comes to an end.
+/// Paging back from the newest record gives every record once, on full pages except the
+/// last, because an auditor must see every record.
 pub(super) async fn paging_back_meets_every_record_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -66,8 +67,8 @@ pub(super) async fn paging_back_meets_every_record_once(
     Ok(())
 }
 
-/// Paging forward from the oldest meets every record once; each page is newest
-/// first as well.
+/// Paging forward from the oldest record gives every record once, newest first on each
+/// page, because an auditor must see every record.
 pub(super) async fn paging_forward_meets_every_record_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -87,8 +88,8 @@ pub(super) async fn paging_forward_meets_every_record_once(
     Ok(())
 }
 
-/// Records that arrive while somebody pages back neither repeat a record nor
-/// hide one.
+/// Records that are written during paging back neither repeat nor hide others, because the
+/// log is in use.
 pub(super) async fn new_records_do_not_disturb_paging(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -111,9 +112,11 @@ pub(super) async fn new_records_do_not_disturb_paging(
     same_records("the records there at the start", &found, &newest_first(&records))
 }
 
-/// There is nothing newer than the newest page and nothing older than the
-/// oldest: the buttons that lead there are off.
-pub(super) async fn the_ends_lead_no_further(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// The newest page has no `newer` cursor and the oldest page has no `older` cursor, because
+/// the settings page disables its buttons by them.
+pub(super) async fn the_ends_have_no_further_page(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(6);
     test.write(&records).await?;
@@ -135,9 +138,9 @@ pub(super) async fn the_ends_lead_no_further(log: Arc<dyn SinkAndLog>) -> Result
     expect::equal("`newer` of a page that holds all", &whole.newer, &None)
 }
 
-/// Going back a page and forward again leads to the same records, and the other
-/// way round.
-pub(super) async fn back_and_forth_is_the_same_page(
+/// Paging back and then forward gives the same page, because people return to what they
+/// saw.
+pub(super) async fn paging_back_and_forth_gives_the_same_page(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let (test, _) = with_ties(&log).await?;
@@ -158,7 +161,8 @@ pub(super) async fn back_and_forth_is_the_same_page(
     Ok(())
 }
 
-/// A key without records has an empty page, which leads nowhere.
+/// A key without records has an empty page without cursors, because a new key has no
+/// records.
 pub(super) async fn a_log_without_records_is_an_empty_page(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -169,8 +173,8 @@ pub(super) async fn a_log_without_records_is_an_empty_page(
     expect::equal("`newer`", &page.newer, &None)
 }
 
-/// An empty page beyond either end leads back to all there is, the record under
-/// the cursor included: whoever paged past a purge is not stuck.
+/// An empty page beyond either end has a cursor back to all records, because a reader may
+/// be on a page whose records were purged.
 pub(super) async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = newest_first(&test.requests(3));
@@ -194,8 +198,8 @@ pub(super) async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result
     same_records("the records that it leads back to", &page.records, &records)
 }
 
-/// A cursor names a place, not a record: it holds where the record is gone, or
-/// belongs to another key.
+/// A cursor keeps its position if its record does not exist, because that record may have
+/// been purged.
 pub(super) async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let stored = [0, 1, 3, 4].map(|micros| test.request(test.at(micros)));
@@ -208,8 +212,8 @@ pub(super) async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result
     same_records("the records after a place between", &page.records, &newest_first(newer))
 }
 
-/// A page holds as many records as the query allows, up to the largest limit,
-/// and no more.
+/// A page has as many records as the query allows, up to the largest limit, because a short
+/// page looks like the last one.
 pub(super) async fn a_page_holds_its_limit(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(AuditQuery::MAX_LIMIT as u64 + 1);

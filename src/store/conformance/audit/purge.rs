@@ -1,5 +1,4 @@
-//! Properties of `purge_before`: retention removes what is older, and nothing
-//! else. All of it happens in 1971, where no host has records to lose.
+//! Properties of `purge_before`. They purge in 1971, when no host has records of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use crate::store::conformance::expect;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
-/// Exactly the records from before the instant are removed; one of that very
-/// instant stays.
+/// Exactly the records from before the instant are removed, because a host keeps records
+/// for a fixed time.
 pub(super) async fn the_older_records_are_removed(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -31,7 +30,8 @@ pub(super) async fn the_older_records_are_removed(
     .await
 }
 
-/// Requests and changes are removed, of every organisation and every key.
+/// Requests and changes of all organisations and keys are removed, because retention
+/// applies to the whole log.
 pub(super) async fn every_organisation_is_purged(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -59,9 +59,9 @@ pub(super) async fn every_organisation_is_purged(
     .await
 }
 
-/// The number of removed records is told: an operator's only sign that
+/// The number of removed records is returned, because an operator checks by it that
 /// retention works.
-pub(super) async fn the_number_of_removed_records_is_told(
+pub(super) async fn the_number_of_removed_records_is_returned(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     undisturbed(&log, |test| async move {
@@ -79,8 +79,8 @@ pub(super) async fn the_number_of_removed_records_is_told(
     .await
 }
 
-/// A record that comes again after it was purged, or for the first time, may be
-/// written: a purge forbids nothing.
+/// Records from before the instant can be written after a purge, because a writer may
+/// deliver them late.
 pub(super) async fn old_records_may_be_written_after_a_purge(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {

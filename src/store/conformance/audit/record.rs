@@ -1,4 +1,4 @@
-//! Properties of `record`: all of a batch, at once, and each record once.
+//! Properties of `record`.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::race::{rounds, together};
 use crate::store::conformance::violation::Violation;
 
-/// A whole batch can be read once `record` has returned, by every task: an
-/// answer before that would make strict delivery a lie.
+/// Every task can read a whole batch once `record` has returned, because strict delivery
+/// answers a request only after its record is stored.
 pub(super) async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut records = Vec::new();
@@ -30,15 +30,15 @@ pub(super) async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Res
     Ok(())
 }
 
-/// A batch of nothing is no error.
+/// An empty batch is no error, because it asks for nothing.
 pub(super) async fn an_empty_batch_is_no_error(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     test.write(&[]).await?;
     test.has_requests(&[]).await
 }
 
-/// A thousand records, requests and changes of several keys and organisations
-/// among each other, fit into one batch.
+/// A batch of a thousand records of several keys and organisations is stored completely,
+/// because databases limit the parameters of a statement.
 pub(super) async fn a_batch_of_a_thousand_is_kept(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -63,8 +63,8 @@ pub(super) async fn a_batch_of_a_thousand_is_kept(
     Ok(())
 }
 
-/// A batch that comes again is stored once: what was written before a deadline
-/// that then passed is written again.
+/// A batch that is repeated is stored once, because the writer repeats a batch whose
+/// deadline passed before the answer.
 pub(super) async fn a_repeated_batch_is_stored_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -79,7 +79,8 @@ pub(super) async fn a_repeated_batch_is_stored_once(
     test.has_changes(&changes).await
 }
 
-/// A batch that is partly known already adds its new records.
+/// The new records of a batch are stored although others are known, because a repeated
+/// batch may have grown.
 pub(super) async fn the_new_part_of_a_batch_is_stored(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -91,7 +92,8 @@ pub(super) async fn the_new_part_of_a_batch_is_stored(
     test.has_requests(&records).await
 }
 
-/// A record that stands twice in one batch is stored once.
+/// A record that is in a batch twice is stored once, because records are identified by
+/// their ids.
 pub(super) async fn a_record_twice_in_a_batch_is_stored_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -102,9 +104,11 @@ pub(super) async fn a_record_twice_in_a_batch_is_stored_once(
     test.has_requests(&records).await
 }
 
-/// Records are told apart by their ids alone: requests alike in all else are as
-/// many records.
-pub(super) async fn records_alike_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Records that differ in their ids alone are all stored, because a client may send the
+/// same request several times in an instant.
+pub(super) async fn equal_records_with_different_ids_are_kept(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records: Vec<AuditRecord> = (0..10).map(|_| test.request(test.at(0))).collect();
     let (some, others) = records.split_at(6);
@@ -113,9 +117,9 @@ pub(super) async fn records_alike_are_all_kept(log: Arc<dyn SinkAndLog>) -> Resu
     test.has_requests(&records).await
 }
 
-/// Batches of several writers at once are all kept; those that overlap, because
-/// one is the repetition of another, are stored once.
-pub(super) async fn batches_at_once_are_all_kept(
+/// Simultaneous batches are all stored, and records that are in several of them are stored
+/// once, because several processes write to one log.
+pub(super) async fn simultaneous_batches_are_all_kept(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     for _ in rounds(10) {
