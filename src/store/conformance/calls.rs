@@ -103,10 +103,10 @@ pub(super) async fn a_dropped_delete_does_no_harm(
     Ok(())
 }
 
-/// Of a call that waits more often, the first waits only are tried.
+/// A call is dropped at one of its first waits only.
 const MOST_WAITS: u32 = 12;
-/// A database may finish what it was sent before the drop: mostly within this time,
-/// but perhaps only after the next call.
+/// A database may finish a call after it was dropped, usually within this time but perhaps
+/// only after the next call.
 const TIME_TO_FINISH: Duration = Duration::from_millis(25);
 const TIME_TO_SETTLE: Duration = Duration::from_secs(2);
 

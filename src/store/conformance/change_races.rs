@@ -227,7 +227,7 @@ fn edit(
     key: &ApiKey,
     change: impl Fn(&ApiKey) -> ApiKey + Send + 'static,
 ) -> impl Future<Output = Result<(), Violation>> + Send + 'static {
-    /// Of 40 edits at once, each fails at most 39 times.
+    /// More than enough: of 40 simultaneous edits, each fails at most 39 times.
     const ATTEMPTS: usize = 1_000;
     let (org, id) = (org.clone(), key.id);
     async move {

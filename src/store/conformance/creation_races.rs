@@ -21,7 +21,7 @@ pub(super) async fn one_of_64_creators_gets_the_last_place(
         let results = together(keys.iter().map(|key| insert(&store, key, 20))).await?;
         let winner = expect::one_winner("64 inserts at 19 of 20", results, expect::limit_reached)?;
         expect::equal("the number of keys", &org.list().await?.len(), &20)?;
-        // The place is free again, for the next round.
+        // The next round needs a free place.
         if let Some(key) = keys.get(winner) {
             org.delete(key).await?;
         }

@@ -14,7 +14,7 @@ use crate::store::contract::KeyStore;
 pub(super) async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
-    // A store that caches what it found has the key cached now.
+    // A store with a cache has the key in it now.
     org.has_exactly(&[&key]).await?;
     org.delete(&key).await?;
     org.has_lost(&key).await?;
@@ -64,7 +64,7 @@ pub(super) async fn a_deleted_key_loses_all_its_digests(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
-    // A store that caches what it found has each digest cached in turn.
+    // A store with a cache has had each digest in it.
     let first = org.add(org.key()).await?;
     org.has_exactly(&[&first]).await?;
     let second = org.change(&first, org.rotated(&first)).await?;

@@ -114,7 +114,7 @@ pub(super) async fn deleted_keys_are_not_exported(
     let last = block.add(&block.org, 2).await?;
     block.org.delete(&gone).await?;
     block.has_exactly(&[first.id, last.id]).await?;
-    // It need not be there to be paged from.
+    // A page may begin after a key that does not exist.
     let page = block.page(Some(&gone.id), 1).await?;
     expect::equal("the id after it", &page.first().map(|key| key.id), &Some(last.id))
 }
@@ -135,7 +135,7 @@ pub(super) async fn keys_may_be_added_and_deleted_between_pages(
     while let Some(page) = block.page_within(&after, 1).await? {
         found.extend(page.iter().map(|key| key.id).filter(|id| stays.contains(id)));
         after = page.last().map_or(after, |key| key.id);
-        // The one that is paged from next goes, and one before it comes.
+        // The last key of the page is deleted, and a key with a lower id is added.
         if let Some(key) = goes.iter().find(|key| key.id == after) {
             block.org.delete(key).await?;
             block.add(&block.org, new).await?;
@@ -155,8 +155,7 @@ pub(super) async fn the_end_is_an_empty_page(
     expect::equal("the keys after the highest id", &page.len(), &0)
 }
 
-/// Ids that differ in their last byte only, so that no key of anybody else's is
-/// between them.
+/// Ids that differ only in their last byte, so that no other key is between them.
 struct Block {
     store: Arc<dyn StoreAndExport>,
     org: TestOrg,
@@ -168,8 +167,8 @@ impl Block {
         let org = TestOrg::new(&(Arc::clone(&store) as Arc<dyn KeyStore>))?;
         let id = org.fresh.key_id().to_bytes();
         let mut beginning = id.first_chunk().copied().unwrap_or_default();
-        // The number is what makes blocks differ; the last byte but one leaves
-        // room for an id before the block.
+        // The first bytes distinguish blocks. The last of them is odd, so that the id before
+        // the block belongs to no other block.
         beginning[14] |= 1;
         Ok(Self { store, org, beginning })
     }

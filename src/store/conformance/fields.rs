@@ -276,7 +276,7 @@ fn with_times(org: &TestOrg, at: Timestamp) -> ApiKey {
     }
 }
 
-/// Each key comes back from `insert`, and its changeable fields from `replace`.
+/// Checks that each key comes back as `insert` and as `replace` wrote it.
 async fn come_back(org: &TestOrg, keys: Vec<ApiKey>) -> Result<(), Violation> {
     for key in keys {
         comes_back(org, key).await?;
@@ -298,7 +298,7 @@ async fn comes_back(org: &TestOrg, key: ApiKey) -> Result<(), Violation> {
     };
     org.change(&plain, replaced.clone()).await?;
     same_everywhere(org, &replaced).await?;
-    // The list of the next round stays short.
+    // The list stays short for the next key.
     org.delete(&replaced).await?;
     org.delete(&key).await
 }

@@ -35,7 +35,7 @@ pub(super) async fn digests_are_compared_in_full(
         let found = org.find(&near).await?;
         expect::no_key(&format!("a digest with byte {byte} changed"), found.as_deref())?;
     }
-    // The nearest one is another key's as well as any.
+    // Another key may have the nearest digest.
     let near = with_bit_flipped(&stored, 31, 0x01)?;
     let neighbour = org.add(ApiKey { digest: near, ..org.key() }).await?;
     org.has_exactly(&[&key, &neighbour]).await

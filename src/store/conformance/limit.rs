@@ -116,7 +116,7 @@ pub(super) async fn a_deleted_key_makes_room_for_one(
     let keys = org.add_keys(2).await?;
     let refused = org.key();
     refuse(&org, &refused, limit).await?;
-    // Deleting what is not there, or not theirs, makes no room.
+    // A delete that fails makes no room.
     let gone = org.key();
     expect::not_found("delete of an unknown key", store.delete(&org.id, &gone.id, None).await)?;
     for key in &keys {

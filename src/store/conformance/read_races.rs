@@ -26,7 +26,7 @@ pub(super) async fn an_old_digest_is_gone_at_once(
     let mut key = org.add(org.key()).await?;
     let mut old = Vec::new();
     for _ in rounds(ROUNDS) {
-        // A store that caches has nothing cached after this one.
+        // A store with a cache no longer has the key in it.
         let first = org.change(&key, org.rotated(&key)).await?;
         key = org.rotated(&first);
         race(&org, &first, Some(&key)).await?;
@@ -46,7 +46,7 @@ pub(super) async fn a_finished_edit_is_seen_by_every_find(
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for n in rounds(ROUNDS) {
-        // A store that caches has nothing cached after this one.
+        // A store with a cache no longer has the key in it.
         let first = org.change(&key, renamed(&key, &format!("First edit {n}"))?).await?;
         key = renamed(&first, &format!("Second edit {n}"))?;
         race(&org, &first, Some(&key)).await?;
@@ -96,11 +96,11 @@ async fn race(org: &TestOrg, before: &ApiKey, after: Option<&ApiKey>) -> Result<
     let readers = [race.clone(), race.clone(), race.clone()]
         .map(|race| Box::pin(race.read()) as BoxFuture<'static, Result<(), Violation>>);
     let writer = Box::pin(race.clone().write()) as BoxFuture<'static, Result<(), Violation>>;
-    // The writer first: where it fails, the readers' complaints say less.
+    // The error of the writer comes first, since it may be the cause of the others.
     for result in together([writer].into_iter().chain(readers)).await? {
         result?;
     }
-    // Nor does a late answer to a reader bring the old state back.
+    // A late answer to a reader must not restore the old state.
     race.is_finished().await
 }
 
@@ -116,7 +116,7 @@ impl Race {
     async fn write(self) -> Result<(), Violation> {
         let result = match &self.after {
             None => self.org.delete(&self.before).await,
-            // Uses are no changes: the revision stays.
+            // A use does not change the revision.
             Some(after) if after.revision == self.before.revision => {
                 let uses = after.last_used_at.map(|at| KeyUse { id: after.id, at });
                 self.org.record_uses(uses.as_slice()).await

@@ -117,7 +117,7 @@ pub(super) async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for _ in 0..3 {
-        // A store that caches what it found has the old digest cached now.
+        // A store with a cache has the old digest in it now.
         org.has_exactly(&[&key]).await?;
         let old = key.clone();
         key = org.change(&old, org.rotated(&old)).await?;

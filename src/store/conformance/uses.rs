@@ -177,7 +177,7 @@ pub(super) async fn a_thousand_uses_fit_into_a_batch(
     let ids = keys.iter().map(|key| key.id).chain(unknown).cycle().take(1_000);
     let batch: Vec<KeyUse> = (0..).zip(ids).map(|(n, id)| KeyUse { id, at: instant(n) }).collect();
     org.record_uses(&batch).await?;
-    // The second round of 500 has the later times.
+    // The second 500 uses have the later times.
     let expected: Vec<ApiKey> = (500..).zip(&keys).map(|(n, key)| used(key, instant(n))).collect();
     org.has_exactly(&expected.iter().collect::<Vec<_>>()).await
 }

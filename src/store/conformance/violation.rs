@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// How a store departs from one property.
+/// How a store violates a property.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected}, found {found}")]
 pub struct Violation {
@@ -19,7 +19,7 @@ impl Violation {
         Self { expected: expected.into(), found: found.into() }
     }
 
-    /// What the property asks for.
+    /// What the property requires.
     pub fn expected(&self) -> &str {
         &self.expected
     }
@@ -30,8 +30,8 @@ impl Violation {
     }
 }
 
-/// The properties that a store does not have. `Debug` is the readable list,
-/// so that a plain `unwrap` in a test shows it.
+/// The properties that do not hold. `Debug` prints the same list as `Display`, so that
+/// `unwrap` in a test shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Violations {
     checked: usize,
@@ -43,7 +43,7 @@ impl Violations {
         Self { checked, list }
     }
 
-    /// The name of each property that does not hold, and how.
+    /// The name of each property that does not hold, and its violation.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Violation)> {
         self.list.iter().map(|(property, violation)| (*property, violation))
     }
@@ -73,7 +73,7 @@ impl fmt::Debug for Violations {
 
 impl Error for Violations {}
 
-/// The properties that were checked, all of which hold.
+/// The properties that were checked, all of which hold. `Display` lists their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     passed: Vec<(&'static str, Duration)>,

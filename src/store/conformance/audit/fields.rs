@@ -14,7 +14,7 @@ use crate::store::conformance::audit::purge::undisturbed;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
-/// Texts that a database, a log line or a page might take for something else.
+/// Texts that a database, a log or a page might misinterpret.
 const TEXTS: [&str; 12] = [
     "",
     "/",

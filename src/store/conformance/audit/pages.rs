@@ -113,7 +113,8 @@ pub(super) async fn new_records_do_not_disturb_paging(
 }
 
 /// The newest page has no `newer` cursor and the oldest page has no `older` cursor, because
-/// the settings page disables its buttons by them.
+/// the settings page shows by them whether there are
+/// more records.
 pub(super) async fn the_ends_have_no_further_page(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {

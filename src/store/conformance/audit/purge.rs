@@ -23,7 +23,7 @@ pub(super) async fn the_older_records_are_removed(
         test.write(&younger).await?;
         purge(&test, instant).await?;
         test.has_requests(&younger).await?;
-        // A second time there is nothing left to remove.
+        // A second purge removes nothing.
         purge(&test, instant).await?;
         test.has_requests(&younger).await
     })
@@ -66,7 +66,7 @@ pub(super) async fn the_number_of_removed_records_is_returned(
 ) -> Result<(), Violation> {
     undisturbed(&log, |test| async move {
         let instant = in_1971(&test);
-        // What others left from before the instant must not be counted below.
+        // Records that others left must not be counted below.
         purge(&test, instant).await?;
         let old: Vec<_> = (1..=7).map(|micros| test.request(before(instant, micros))).collect();
         test.write(&old).await?;
@@ -97,7 +97,7 @@ pub(super) async fn old_records_may_be_written_after_a_purge(
     .await
 }
 
-/// Checks a property that purges, on a part of the log of its own.
+/// Checks a property that another purge may disturb. Each try gets its own part of the log.
 pub(super) async fn undisturbed<F>(
     log: &Arc<dyn SinkAndLog>,
     property: impl Fn(TestLog) -> F + Send + Sync,
@@ -127,7 +127,7 @@ pub(super) async fn purge(test: &TestLog, instant: Timestamp) -> Result<u64, Vio
     expect::done("purge_before", test.log.purge_before(instant).await)
 }
 
-/// Another instant in every run.
+/// A random instant, so that simultaneous runs rarely disturb each other.
 pub(super) fn in_1971(test: &TestLog) -> Timestamp {
     let year = Duration::from_secs(365 * 24 * 3_600);
     let start = Timestamp::MIN.max(Timestamp::from_unix_micros(0).unwrap_or(Timestamp::MIN));

@@ -79,8 +79,8 @@ pub(super) async fn a_repeated_batch_is_stored_once(
     test.has_changes(&changes).await
 }
 
-/// The new records of a batch are stored although others are known, because a repeated
-/// batch may have grown.
+/// The new records of a batch are stored although others are known, because a part of the
+/// batch may have been stored before.
 pub(super) async fn the_new_part_of_a_batch_is_stored(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
@@ -126,7 +126,7 @@ pub(super) async fn simultaneous_batches_are_all_kept(
         let test = TestLog::new(&log)?;
         let records = test.requests(80);
         let writers = (0..16).map(|n| {
-            // Every batch goes out twice, by writers that name it in opposite orders.
+            // Two writers write each batch, in opposite orders.
             let mut batch: Vec<_> = records.iter().skip(n / 2 * 10).take(10).cloned().collect();
             if n % 2 == 1 {
                 batch.reverse();
