@@ -4,7 +4,7 @@
 //! Every change appends the whole record to the journal and syncs it before it is
 //! acknowledged; opening the journal reads the records back. It is short rather than
 //! fast, and for one process.
-#![allow(clippy::print_stdout, reason = "an example prints")]
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "an example prints and may fail")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -13,6 +13,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use keygate::conformance::{check_reopened_store, check_store};
 use keygate::{
     Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, KeyUse, OrgId, OrgLimit, Revision,
     StoreError, Timestamp,
@@ -213,15 +214,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::temp_dir().join(format!("keygate-custom-store-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let path = folder.join("keys.jsonl");
-    let store = Arc::new(JournalStore::open(&path)?);
 
     // One store for all properties: each works on organisations of its own.
-    let report = keygate::conformance::check_store(|| async { Arc::clone(&store) }).await?;
-    println!("{report}");
+    let store = Arc::new(JournalStore::open(&path)?);
+    println!("{}", check_store(|| async { Arc::clone(&store) }).await?);
+    drop(store);
 
-    let read_back = JournalStore::open(&path)?;
-    assert_eq!(read_back.lock().keys, store.lock().keys);
-    println!("{} keys read back from the journal", read_back.lock().keys.len());
+    // The journal is opened several times for each property.
+    let path = folder.join("reopened.jsonl");
+    let open = || async { JournalStore::open(&path).expect("the journal opens") };
+    println!("{}", check_reopened_store(open).await?);
 
     std::fs::remove_dir_all(&folder)?;
     Ok(())

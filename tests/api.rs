@@ -44,6 +44,7 @@ fn types() -> Vec<&'static str> {
         CacheState, CachedStore, ChangeAction, ChangeEvent, ChangePhase,
         ClientIp, CountryCode, Delivery, Expiration, HealthReport, IdempotencyKey, Imported, IssuedKey, KeyDigest, KeyFormat,
         KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch, KeyRejection, KeyUse, Limits,
+        conformance::Report, conformance::TwoHandles<()>,
         ManualClock, MaxMindCountries, Metadata, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,

@@ -67,6 +67,17 @@ async fn two_stores_on_one_schema_conform_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
+async fn a_schema_that_is_connected_to_again_conforms() {
+    in_schema(|options| async move {
+        let connect = || async { options.clone().connect().await.unwrap() };
+        conformance::check_reopened_store(connect).await.unwrap();
+        conformance::check_reopened_audit_log(connect).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
 async fn the_audit_log_conforms() {
     in_schema(|options| async move {
         let store = options.connect().await.unwrap();

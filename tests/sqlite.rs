@@ -51,6 +51,15 @@ async fn the_store_conforms() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_reopened_file_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let open = || async { SqliteStore::open(&path).unwrap() };
+    conformance::check_reopened_store(open).await.unwrap();
+    conformance::check_reopened_audit_log(open).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_handles_on_one_file_conform_together() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");

@@ -112,8 +112,8 @@ impl BrokenStore {
             Fault::ExpiredKeysDoNotCount => key.expires_at.is_none(),
             _ => true,
         };
-        let everybody = self.is(Fault::LimitCountsEverybody);
-        let own = state.keys.values().filter(|key| everybody || self.same_org(&key.org, org));
+        let all_orgs = self.is(Fault::LimitCountsAllOrgs);
+        let own = state.keys.values().filter(|key| all_orgs || self.same_org(&key.org, org));
         let extra = state.extra_places.get(org).copied().unwrap_or(0);
         let count = own.filter(counts).count().checked_add_signed(extra).unwrap_or(0);
         let Some(max) = limit.get() else {

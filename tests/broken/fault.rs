@@ -23,7 +23,7 @@ pub(crate) enum Fault {
     RevokedKeysDoNotCount,
     ExpiredKeysDoNotCount,
     EveryWriteCounts,
-    LimitCountsEverybody,
+    LimitCountsAllOrgs,
     DeletedKeysCount,
     EveryDeleteMakesRoom,
     ConflictTakesAPlace,
@@ -110,6 +110,30 @@ pub(crate) enum Fault {
     ExportKeepsDeleted,
     ExportStartsOverAtGoneKey,
     ExportEndsInAnError,
+    // Reopening
+    ReopenedWithout(Field),
+    ReopenedWithDeletedKeys,
+    ReopenedWithFirstVersions,
+    ReopenedWithoutCount,
+    ReopenedWithoutUniqueness,
+    ReopenedStoreIsNotSaved,
+}
+
+/// A field of a key that is lost upon reopening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    Org,
+    Name,
+    KeyPrefix,
+    Digest,
+    Status,
+    Allowlist,
+    CreatedAt,
+    ExpiresAt,
+    RotatedAt,
+    LastUsedAt,
+    Revision,
+    Attributes,
 }
 
 /// What is wrong with the log.
@@ -161,4 +185,10 @@ pub(crate) enum LogFault {
     PurgeKeepsChanges,
     PurgeTellsWhatIsLeft,
     PurgeForbidsOldRecords,
+    // Reopening
+    ReopenedWithPurgedRecords,
+    ReopenedWithoutCountries,
+    ReopenedWithoutPhases,
+    ReopenedOldestFirst,
+    ReopenedWithoutIds,
 }

@@ -18,16 +18,21 @@ use super::gap;
 /// See [`LogFault`].
 #[derive(Clone, Debug)]
 pub(crate) struct BrokenLog {
-    fault: LogFault,
+    pub(super) fault: LogFault,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    records: Vec<AuditRecord>,
+pub(super) struct State {
+    pub(super) records: Vec<AuditRecord>,
     /// How many records there are before the one that a cursor was made of.
     counts: HashMap<AuditId, usize>,
     purged_before: Option<Timestamp>,
+    pub(super) purged: Vec<AuditRecord>,
+    pub(super) is_open: bool,
+    pub(super) is_reopened: bool,
+    /// How many records there were when the log was opened.
+    pub(super) known_from: usize,
 }
 
 impl BrokenLog {
@@ -39,7 +44,7 @@ impl BrokenLog {
         self.fault == fault
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
@@ -101,6 +106,9 @@ impl BrokenLog {
             let repeated = match self.fault {
                 LogFault::RepeatsAreStored | LogFault::CheckThenWrite => false,
                 LogFault::RepeatsWithinABatch => known.contains(&record.id),
+                LogFault::ReopenedWithoutIds => {
+                    state.records.iter().skip(state.known_from).any(|other| other.id == record.id)
+                }
                 LogFault::SameInstantIsSame => {
                     let same =
                         |other: &AuditRecord| (other.at, other.key) == (record.at, record.key);
@@ -191,6 +199,7 @@ impl AuditLog for BrokenLog {
         match self.fault {
             LogFault::TiesAreSigned => records.sort_by_key(|r| Reverse((r.at, signed(r)))),
             LogFault::OldestFirst => records.reverse(),
+            LogFault::ReopenedOldestFirst if state.is_reopened => records.reverse(),
             LogFault::EmptyLogIsAnError if records.is_empty() => {
                 return Err(AuditError::unavailable("no rows"));
             }
@@ -260,6 +269,9 @@ impl AuditLog for BrokenLog {
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         let mut state = self.lock();
         let before = state.records.len();
+        let old = state.records.iter().filter(|record| record.at < instant).cloned();
+        let old: Vec<AuditRecord> = old.collect();
+        state.purged.extend(old);
         state.records.retain(|record| match self.fault {
             LogFault::PurgeTakesTheInstant => record.at > instant,
             LogFault::PurgeKeepsChanges => record.at >= instant || !is_request(record),

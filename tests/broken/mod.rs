@@ -1,12 +1,13 @@
-//! Stores and logs that are right but for one fault of choice.
+//! Stores and logs with exactly one fault, which the test chooses.
 
 mod checks;
 mod export;
 pub(crate) mod fault;
 pub(crate) mod log;
+mod reopening;
 pub(crate) mod store;
 
-/// Between a check and what was checked for: long enough for others to pass.
+/// Lets other tasks run between a check and what depends on it.
 async fn gap() {
     for _ in 0..3 {
         tokio::task::yield_now().await;

@@ -23,7 +23,7 @@ pub(crate) struct BrokenStore {
 pub(super) struct State {
     pub(super) keys: HashMap<KeyId, ApiKey>,
     pub(super) by_digest: HashMap<KeyDigest, KeyId>,
-    /// What a fault keeps of keys that are no more.
+    /// Deleted keys that a fault keeps.
     pub(super) ghosts: HashMap<KeyDigest, ApiKey>,
     pub(super) taken_digests: HashSet<KeyDigest>,
     pub(super) taken_ids: HashSet<KeyId>,
@@ -33,6 +33,10 @@ pub(super) struct State {
     pub(super) writes: Vec<KeyId>,
     pub(super) locked: HashSet<KeyId>,
     pub(super) busy: bool,
+    pub(super) openings: usize,
+    /// Each key as it was inserted.
+    pub(super) first_versions: HashMap<KeyId, ApiKey>,
+    pub(super) saved: HashMap<KeyId, ApiKey>,
 }
 
 impl BrokenStore {
@@ -59,7 +63,8 @@ impl State {
         self.writes.contains(id)
     }
 
-    fn put(&mut self, key: ApiKey) {
+    pub(super) fn put(&mut self, key: ApiKey) {
+        self.first_versions.entry(key.id).or_insert_with(|| key.clone());
         self.by_digest.insert(key.digest, key.id);
         self.cache.remove(&key.digest);
         self.writes.push(key.id);
@@ -68,6 +73,7 @@ impl State {
 
     fn remove(&mut self, id: &KeyId) -> Option<ApiKey> {
         let key = self.keys.remove(id)?;
+        self.first_versions.remove(id);
         self.by_digest.remove(&key.digest);
         self.cache.remove(&key.digest);
         Some(key)
@@ -95,7 +101,7 @@ impl KeyStore for BrokenStore {
                 gap().await;
             }
             Fault::HalfDoneWhenDropped => {
-                let half = ApiKey { org: OrgId::new("nobody").unwrap(), ..key.clone() };
+                let half = ApiKey { org: OrgId::new("unknown").unwrap(), ..key.clone() };
                 self.lock().put(half);
                 gap().await;
                 self.lock().remove(&key.id);
@@ -300,7 +306,9 @@ impl KeyStore for BrokenStore {
         }
         let Some(key) = state.remove(id) else { return Err(StoreError::NotFound) };
         match self.fault {
-            Fault::DeleteLeavesDigest | Fault::ExportKeepsDeleted => {
+            Fault::DeleteLeavesDigest
+            | Fault::ExportKeepsDeleted
+            | Fault::ReopenedWithDeletedKeys => {
                 state.ghosts.insert(key.digest, key);
             }
             Fault::DeletedIdStaysTaken => {

@@ -1,5 +1,5 @@
-//! Properties of every call: finished, it is visible to all; dropped half-way, it
-//! does no harm.
+//! Properties of every call: once it has returned, every task sees its effect; if it is
+//! dropped before that, it takes place completely or not at all.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,28 +12,30 @@ use crate::store::conformance::race::{dropped_at, rounds, together};
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::{KeyStore, StoreError};
 
-/// What one task has written, all others see as soon as the call has returned,
-/// over whichever connection they ask.
-pub async fn a_finished_call_is_visible_to_every_task(
+/// Once a call has returned, every task sees its effect on any connection, because the next
+/// request may arrive anywhere.
+pub(super) async fn a_finished_call_is_visible_to_every_task(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(10) {
         let key = org.add(org.key()).await?;
-        everybody_has_exactly(&org, Some(key.clone())).await?;
+        all_tasks_have_exactly(&org, Some(key.clone())).await?;
         let rotated = org.change(&key, org.rotated(&key)).await?;
-        everybody_has_exactly(&org, Some(rotated.clone())).await?;
+        all_tasks_have_exactly(&org, Some(rotated.clone())).await?;
         org.record_uses(&[KeyUse { id: key.id, at: instant(1) }]).await?;
-        everybody_has_exactly(&org, Some(used(&rotated, instant(1)))).await?;
+        all_tasks_have_exactly(&org, Some(used(&rotated, instant(1)))).await?;
         org.delete(&rotated).await?;
-        everybody_has_exactly(&org, None).await?;
+        all_tasks_have_exactly(&org, None).await?;
     }
     Ok(())
 }
 
-/// An insert that is dropped, as at a deadline, takes place or does not; the
-/// store stays in order and keeps answering.
-pub async fn a_dropped_insert_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// An `insert` that is dropped takes place completely or not at all and the store keeps
+/// working, because callers have deadlines.
+pub(super) async fn a_dropped_insert_does_no_harm(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for waits in 1..=MOST_WAITS {
         let org = TestOrg::new(&store)?;
         let key = org.key();
@@ -50,8 +52,11 @@ pub async fn a_dropped_insert_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(
     Ok(())
 }
 
-/// A replace that is dropped is written whole or not at all.
-pub async fn a_dropped_replace_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A `replace` that is dropped takes place completely or not at all, because callers have
+/// deadlines.
+pub(super) async fn a_dropped_replace_does_no_harm(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for waits in 1..=MOST_WAITS {
         let org = TestOrg::new(&store)?;
         let key = org.add(org.key()).await?;
@@ -76,8 +81,11 @@ pub async fn a_dropped_replace_does_no_harm(store: Arc<dyn KeyStore>) -> Result<
     Ok(())
 }
 
-/// A delete that is dropped takes place or does not.
-pub async fn a_dropped_delete_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A `delete` that is dropped takes place completely or not at all, because callers have
+/// deadlines.
+pub(super) async fn a_dropped_delete_does_no_harm(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for waits in 1..=MOST_WAITS {
         let org = TestOrg::new(&store)?;
         let key = org.add(org.key()).await?;
@@ -95,14 +103,14 @@ pub async fn a_dropped_delete_does_no_harm(store: Arc<dyn KeyStore>) -> Result<(
     Ok(())
 }
 
-/// Of a call that waits more often, the first waits only are tried.
+/// A call is dropped at one of its first waits only.
 const MOST_WAITS: u32 = 12;
-/// A database may finish what it was sent before the drop: mostly within this time,
-/// but perhaps only after the next call.
+/// A database may finish a call after it was dropped, usually within this time but perhaps
+/// only after the next call.
 const TIME_TO_FINISH: Duration = Duration::from_millis(25);
 const TIME_TO_SETTLE: Duration = Duration::from_secs(2);
 
-/// `Some` where the call had no such wait, and is done.
+/// Drops the call at the given wait. `Some` means that the call was done before.
 async fn cut_off(
     waits: u32,
     call: impl Future<Output = Result<(), StoreError>>,
@@ -114,8 +122,8 @@ async fn cut_off(
     result.map(|result| expect::done("a call that was not dropped", result)).transpose()
 }
 
-/// Waits until the organisation has exactly one of these lists of keys, whichever way
-/// one looks, and says which.
+/// Waits until the organisation has exactly one of these lists of keys by every method, and
+/// gives that list.
 async fn settled<'a>(
     org: &TestOrg,
     possible: &[&[&'a ApiKey]],
@@ -148,7 +156,7 @@ async fn whole(org: &TestOrg, keys: &[&ApiKey], possible: &[&[&ApiKey]]) -> Resu
     Ok(())
 }
 
-async fn everybody_has_exactly(org: &TestOrg, key: Option<ApiKey>) -> Result<(), Violation> {
+async fn all_tasks_have_exactly(org: &TestOrg, key: Option<ApiKey>) -> Result<(), Violation> {
     let readers = (0..4).map(|_| {
         let (org, key) = (org.clone(), key.clone());
         async move { org.has_exactly(&key.iter().collect::<Vec<_>>()).await }

@@ -1,5 +1,4 @@
-//! Races of `replace` and `delete`, with themselves and with each other: no edit
-//! is lost, and nothing that is gone comes back.
+//! Races of `replace` and `delete`, with themselves and with each other.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,9 +12,12 @@ use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::{KeyStore, StoreError};
 
-/// Of several changes that expect one revision, one is written and the others
-/// are `Conflict`; no digest of a loser leads anywhere.
-pub async fn one_of_several_replaces_wins(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Of simultaneous changes that expect one revision, one succeeds and the others are
+/// `Conflict`, because no change may be lost and no digest of a refused change may be
+/// found.
+pub(super) async fn one_of_several_replaces_wins(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for _ in rounds(40) {
@@ -36,9 +38,11 @@ pub async fn one_of_several_replaces_wins(store: Arc<dyn KeyStore>) -> Result<()
     Ok(())
 }
 
-/// Of two keys that rotate to one digest, one gets it and the other stays as it
-/// was.
-pub async fn one_of_two_keys_gets_a_digest(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Of two keys that are rotated to one digest simultaneously, one gets it and the other
+/// stays as it was, because one secret must not belong to two keys.
+pub(super) async fn one_of_two_keys_gets_a_digest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(40) {
         let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
@@ -56,8 +60,9 @@ pub async fn one_of_two_keys_gets_a_digest(store: Arc<dyn KeyStore>) -> Result<(
     Ok(())
 }
 
-/// A digest that an insert and a rotation want at once goes to one of them.
-pub async fn an_insert_or_a_replace_gets_a_digest(
+/// Of an insert and a rotation to one digest, one succeeds, because one secret must not
+/// belong to two keys.
+pub(super) async fn an_insert_or_a_replace_gets_a_digest(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -81,9 +86,9 @@ pub async fn an_insert_or_a_replace_gets_a_digest(
     Ok(())
 }
 
-/// A change of the name that races a revocation, each reading again after a
-/// `Conflict`, ends with both: revoked, under the new name.
-pub async fn a_rename_and_a_revocation_both_stay(
+/// A rename and a simultaneous revocation, each repeated after a `Conflict`, are both
+/// stored, because neither may overwrite the other.
+pub(super) async fn a_rename_and_a_revocation_are_both_kept(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for _ in rounds(60) {
@@ -101,8 +106,9 @@ pub async fn a_rename_and_a_revocation_both_stay(
     Ok(())
 }
 
-/// Eight editors that each add networks of their own to one list lose none.
-pub async fn no_edit_is_lost(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// If eight editors repeat their edits after a `Conflict`, every edit is stored, because
+/// `Ok` means that an edit is written.
+pub(super) async fn no_edit_is_lost(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(5) {
         let key = org.add(org.key()).await?;
@@ -129,9 +135,11 @@ async fn add_networks(org: TestOrg, key: ApiKey, editor: u8) -> Result<(), Viola
     Ok(())
 }
 
-/// A deletion that races an edit or a rotation wins: the edit is `NotFound` or
-/// came before, and the key does not rise again.
-pub async fn a_replace_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A key stays deleted although an edit or a rotation ran at the same time, because its
+/// owner deleted it.
+pub(super) async fn a_replace_does_not_undo_a_deletion(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for round in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -148,9 +156,9 @@ pub async fn a_replace_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Res
     org.has_exactly(&[]).await
 }
 
-/// Of a change and a deletion that both expect one revision, one takes place: a key that has
-/// just been changed is not deleted by who meant what it was before.
-pub async fn a_replace_or_a_deletion_gets_a_revision(
+/// Of a change and a deletion that expect one revision, one takes place, because the caller
+/// of the other has not seen it.
+pub(super) async fn one_of_a_replace_and_a_delete_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -172,8 +180,11 @@ pub async fn a_replace_or_a_deletion_gets_a_revision(
     Ok(())
 }
 
-/// Of several deletions of one key, one succeeds and the others are `NotFound`.
-pub async fn one_of_several_deletions_wins(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Of simultaneous deletions of one key, one succeeds and the others are `NotFound`,
+/// because `Ok` means that this call deleted the key.
+pub(super) async fn one_of_several_deletions_wins(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(40) {
         let key = org.add(org.key()).await?;
@@ -184,8 +195,9 @@ pub async fn one_of_several_deletions_wins(store: Arc<dyn KeyStore>) -> Result<(
     Ok(())
 }
 
-/// Edits of two organisations' keys go side by side: none fails for another's.
-pub async fn edits_of_different_keys_do_not_collide(
+/// Simultaneous edits of different keys all succeed, because a `Conflict` makes the caller
+/// read the key again for nothing.
+pub(super) async fn edits_of_different_keys_do_not_collide(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
@@ -209,13 +221,13 @@ pub async fn edits_of_different_keys_do_not_collide(
     Ok(())
 }
 
-/// Reads, changes and writes the key until no other change comes between.
+/// Reads, changes and writes the key, again after each `Conflict`.
 fn edit(
     org: &TestOrg,
     key: &ApiKey,
     change: impl Fn(&ApiKey) -> ApiKey + Send + 'static,
 ) -> impl Future<Output = Result<(), Violation>> + Send + 'static {
-    /// Of 40 edits at once, each fails at most 39 times.
+    /// More than enough: of 40 simultaneous edits, each fails at most 39 times.
     const ATTEMPTS: usize = 1_000;
     let (org, id) = (org.clone(), key.id);
     async move {

@@ -1,5 +1,4 @@
-//! Races of `insert`, with itself and with `delete`: the limit and uniqueness
-//! hold under any concurrency.
+//! Races of `insert`, with itself and with `delete`.
 
 use std::sync::Arc;
 
@@ -10,9 +9,9 @@ use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::{KeyStore, StoreError};
 
-/// With 19 keys of 20, one of 64 simultaneous creators gets the last place, and
-/// the others get `LimitReached`. Counting and inserting are one atomic step.
-pub async fn one_of_64_creators_gets_the_last_place(
+/// With 19 keys of 20, one of 64 simultaneous inserts succeeds and the others are
+/// `LimitReached`, because counting and inserting must be one atomic step.
+pub(super) async fn one_of_64_creators_gets_the_last_place(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -22,7 +21,7 @@ pub async fn one_of_64_creators_gets_the_last_place(
         let results = together(keys.iter().map(|key| insert(&store, key, 20))).await?;
         let winner = expect::one_winner("64 inserts at 19 of 20", results, expect::limit_reached)?;
         expect::equal("the number of keys", &org.list().await?.len(), &20)?;
-        // The place is free again, for the next round.
+        // The next round needs a free place.
         if let Some(key) = keys.get(winner) {
             org.delete(key).await?;
         }
@@ -30,9 +29,11 @@ pub async fn one_of_64_creators_gets_the_last_place(
     Ok(())
 }
 
-/// A new organisation has no row yet that a creator could lock: its first
-/// places are given out as exactly as its last.
-pub async fn the_first_places_are_counted_too(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Simultaneous inserts keep to the limit of a new organisation too, because it has no row
+/// yet that they could lock.
+pub(super) async fn the_first_places_are_counted_too(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for _ in rounds(20) {
         let org = TestOrg::new(&store)?;
         let keys: Vec<ApiKey> = (0..16).map(|_| org.key()).collect();
@@ -50,8 +51,11 @@ pub async fn the_first_places_are_counted_too(store: Arc<dyn KeyStore>) -> Resul
     Ok(())
 }
 
-/// Organisations do not take each other's places, nor make each other fail.
-pub async fn organisations_fill_up_side_by_side(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Simultaneous inserts of different organisations neither take each other's places nor
+/// fail, because each organisation has its own limit.
+pub(super) async fn organisations_fill_up_independently(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     for _ in rounds(10) {
         let orgs = [(); 16].map(|()| TestOrg::new(&store)).into_iter();
         let orgs = orgs.collect::<Result<Vec<_>, _>>()?;
@@ -68,9 +72,9 @@ pub async fn organisations_fill_up_side_by_side(store: Arc<dyn KeyStore>) -> Res
     Ok(())
 }
 
-/// Of several inserts of one digest, each for another organisation, one
-/// succeeds: a lock on the organisation alone is not enough.
-pub async fn one_of_several_inserts_of_a_digest_wins(
+/// Of simultaneous inserts of one digest for different organisations one succeeds, because
+/// a lock on the organisation alone does not protect the digest.
+pub(super) async fn one_of_several_inserts_of_a_digest_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for _ in rounds(30) {
@@ -84,8 +88,9 @@ pub async fn one_of_several_inserts_of_a_digest_wins(
     Ok(())
 }
 
-/// Of several inserts of one id, one succeeds.
-pub async fn one_of_several_inserts_of_an_id_wins(
+/// Of simultaneous inserts of one id for different organisations one succeeds, because a
+/// lock on the organisation alone does not protect the id.
+pub(super) async fn one_of_several_inserts_of_an_id_wins(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     for _ in rounds(30) {
@@ -99,9 +104,9 @@ pub async fn one_of_several_inserts_of_an_id_wins(
     Ok(())
 }
 
-/// Creators that race deletions never pass the limit, and no place is lost: what
-/// is counted in the end is what is there.
-pub async fn a_churning_organisation_keeps_to_its_limit(
+/// Inserts and simultaneous deletes neither exceed the limit nor lose a place, because the
+/// limit counts the keys that are stored.
+pub(super) async fn inserts_beside_deletes_keep_to_the_limit(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;

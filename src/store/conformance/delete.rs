@@ -1,4 +1,4 @@
-//! Properties of `delete`: gone is gone, for good and in every respect.
+//! Properties of `delete`.
 
 use std::sync::Arc;
 
@@ -9,21 +9,23 @@ use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// Once `delete` has returned, the key is gone from `find_by_digest`, `get` and
-/// `list`: the next request is refused.
-pub async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Once `delete` has returned, `find_by_digest`, `get` and `list` no longer give the key,
+/// because the next request with it must be refused.
+pub(super) async fn a_deleted_key_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
-    // A store that caches what it found has the key cached now.
+    // A store with a cache has the key in it now.
     org.has_exactly(&[&key]).await?;
     org.delete(&key).await?;
     org.has_lost(&key).await?;
     org.has_exactly(&[]).await
 }
 
-/// With another revision than the stored one, earlier or later, it is a `Conflict` and
-/// the key stays; with the stored one the key is removed.
-pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// With a revision other than the stored one `delete` is a `Conflict` and keeps the key,
+/// because the caller has not seen its latest change.
+pub(super) async fn another_revision_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(ApiKey { revision: Revision::new(5), ..org.key() }).await?;
     let key = org.change(&key, ApiKey { revision: Revision::new(6), ..org.rotated(&key) }).await?;
@@ -39,8 +41,8 @@ pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<
     org.has_lost(&key).await
 }
 
-/// A key that was never there is `NotFound`.
-pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// An unknown key is `NotFound`, because `Ok` means that this call deleted a key.
+pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     let result = store.delete(&org.id, &org.fresh.key_id(), None).await;
@@ -48,21 +50,21 @@ pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(),
     org.has_exactly(&[&key]).await
 }
 
-/// A key can be deleted once: the second time it is `NotFound`.
-pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A key that is already deleted is `NotFound`, because a key is deleted only once.
+pub(super) async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.delete(&key).await?;
     expect::not_found("a second delete", store.delete(&org.id, &key.id, None).await)
 }
 
-/// Deleting a rotated key takes all its digests along, the earlier ones
-/// included.
-pub async fn a_rotated_key_goes_with_all_its_digests(
+/// Deleting a rotated key removes all its digests, earlier ones included, because none of
+/// its secrets may work.
+pub(super) async fn a_deleted_key_loses_all_its_digests(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
-    // A store that caches what it found has each digest cached in turn.
+    // A store with a cache has had each digest in it.
     let first = org.add(org.key()).await?;
     org.has_exactly(&[&first]).await?;
     let second = org.change(&first, org.rotated(&first)).await?;
@@ -76,8 +78,11 @@ pub async fn a_rotated_key_goes_with_all_its_digests(
     Ok(())
 }
 
-/// The id and the digest are free again: a backup can be put back.
-pub async fn the_id_and_the_digest_are_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The id and the digest of a deleted key can be inserted again, because a backup may be
+/// restored.
+pub(super) async fn the_id_and_the_digest_are_free(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.delete(&key).await?;
@@ -92,9 +97,11 @@ pub async fn the_id_and_the_digest_are_free(store: Arc<dyn KeyStore>) -> Result<
     org.has_exactly(&[&same_id, &same_digest]).await
 }
 
-/// A key that takes a deleted one's id inherits nothing, neither its last use
-/// nor its revision.
-pub async fn nothing_is_inherited(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A key that is inserted with the id of a deleted one has neither its last use nor its
+/// revision, because it is another key.
+pub(super) async fn a_reused_id_inherits_nothing(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     org.record_uses(&[KeyUse { id: first.id, at: instant(7) }]).await?;
@@ -107,8 +114,8 @@ pub async fn nothing_is_inherited(store: Arc<dyn KeyStore>) -> Result<(), Violat
     org.has_exactly(&[&heir]).await
 }
 
-/// Deleting one key leaves the others alone.
-pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Deleting a key leaves all other keys as they are, because they belong to other clients.
+pub(super) async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (a, b, c) =
         (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);

@@ -1,4 +1,4 @@
-//! What a property may say of an answer, and the violation where it is not so.
+//! Checks of what a store returned, which give a violation where it is not as expected.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -7,12 +7,12 @@ use crate::record::ApiKey;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::StoreError;
 
-/// The call has to succeed.
+/// The call must succeed.
 pub(super) fn done<T, E: Error>(call: &str, result: Result<T, E>) -> Result<T, Violation> {
     result.map_err(|error| Violation::new(format!("{call} to succeed"), error_text(&error)))
 }
 
-/// The suite's own input has to be good.
+/// A value that the suite itself needs must be valid.
 pub(super) fn made<T, E: Error>(result: Result<T, E>) -> Result<T, Violation> {
     result.map_err(|error| Violation::new("what the suite needs to be there", error_text(&error)))
 }
@@ -21,7 +21,7 @@ fn error_text(error: &impl Error) -> String {
     format!("Err({error:?}): {error}")
 }
 
-/// The call has to be refused with `Conflict`.
+/// The call must be refused with `Conflict`.
 pub(super) fn conflict<T: Debug>(
     call: &str,
     result: Result<T, StoreError>,
@@ -29,7 +29,7 @@ pub(super) fn conflict<T: Debug>(
     refused(call, "Conflict", result, |error| matches!(error, StoreError::Conflict))
 }
 
-/// The call has to be refused with `NotFound`.
+/// The call must be refused with `NotFound`.
 pub(super) fn not_found<T: Debug>(
     call: &str,
     result: Result<T, StoreError>,
@@ -37,7 +37,7 @@ pub(super) fn not_found<T: Debug>(
     refused(call, "NotFound", result, |error| matches!(error, StoreError::NotFound))
 }
 
-/// The call has to be refused with `LimitReached`.
+/// The call must be refused with `LimitReached`.
 pub(super) fn limit_reached<T: Debug>(
     call: &str,
     result: Result<T, StoreError>,
@@ -59,7 +59,7 @@ fn refused<T: Debug>(
     }
 }
 
-/// One of several calls has to succeed, and all others have to be refused so.
+/// One of several calls must succeed, and `loser` must accept the results of all others.
 pub(super) fn one_winner<T: Debug>(
     calls: &str,
     results: Vec<Result<T, StoreError>>,
@@ -81,7 +81,7 @@ pub(super) fn one_winner<T: Debug>(
     }
 }
 
-/// The two have to be equal.
+/// The two values must be equal.
 pub(super) fn equal<T: PartialEq + Debug>(
     what: &str,
     found: &T,
@@ -93,7 +93,7 @@ pub(super) fn equal<T: PartialEq + Debug>(
     Err(Violation::new(format!("{what} to be {expected:?}"), format!("{found:?}")))
 }
 
-/// The condition has to hold.
+/// The condition must hold.
 pub(super) fn holds(
     condition: bool,
     expected: impl Into<String>,
@@ -113,7 +113,7 @@ pub(super) fn no_key(call: &str, found: Option<&ApiKey>) -> Result<(), Violation
     }
 }
 
-/// There has to be this key, in every field. Names the fields that differ.
+/// The key must be found and equal in every field. The violation names the fields that differ.
 pub(super) fn same_key(
     call: &str,
     found: Option<&ApiKey>,
@@ -128,8 +128,7 @@ pub(super) fn same_key(
     Err(differing(call, fields(found), fields(expected)))
 }
 
-/// There has to be this key, as `find_by_digest` may give it: its last use may lag
-/// behind, and is never ahead.
+/// The key must be found as `find_by_digest` may give it: with an earlier last use at most.
 pub(super) fn found_key(
     call: &str,
     found: Option<&ApiKey>,
@@ -139,7 +138,7 @@ pub(super) fn found_key(
     same_key(call, found, &ApiKey { last_used_at, ..expected.clone() })
 }
 
-/// Names what differs only, of two records told field by field.
+/// A violation that names only the fields that differ.
 pub(super) fn differing<const N: usize>(
     call: &str,
     found: [String; N],
@@ -150,7 +149,7 @@ pub(super) fn differing<const N: usize>(
     Violation::new(format!("{call} to give {}", expected.join(", ")), found.join(", "))
 }
 
-fn fields(key: &ApiKey) -> [String; 12] {
+fn fields(key: &ApiKey) -> [String; 13] {
     let digest: String = key.digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     let readable = if key.allowlist.is_readable() { "readable" } else { "unreadable" };
     [
@@ -166,5 +165,6 @@ fn fields(key: &ApiKey) -> [String; 12] {
         format!("rotated_at {:?}", key.rotated_at),
         format!("last_used_at {:?}", key.last_used_at),
         format!("revision {}", key.revision.get()),
+        format!("attributes {}", key.attributes),
     ]
 }

@@ -12,9 +12,11 @@ use crate::store::conformance::handles::StoreAndExport;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// Keys come in the order of their ids, taken as bytes without a sign, and
-/// each comes once, on pages of whatever size.
-pub async fn every_key_comes_once(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// On pages of any size each key is given once, in the order of the unsigned bytes of its
+/// id, because an import continues after the last id of a page.
+pub(super) async fn every_key_is_exported_once(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let mut ids = Vec::new();
     for end in [0x80, 0x7f, 0xfe, 0x01, 0x61, 0x5a, 0x00] {
@@ -33,8 +35,11 @@ pub async fn every_key_comes_once(store: Arc<dyn StoreAndExport>) -> Result<(), 
     Ok(())
 }
 
-/// A page has as many keys as were asked for, where there are as many.
-pub async fn a_page_holds_its_limit(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// A page has as many keys as the limit allows if that many are left, because a short page
+/// would cost more calls.
+pub(super) async fn a_page_holds_its_limit(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     for end in 0..150 {
         block.add(&block.org, end).await?;
@@ -46,8 +51,9 @@ pub async fn a_page_holds_its_limit(store: Arc<dyn StoreAndExport>) -> Result<()
     Ok(())
 }
 
-/// Without `after`, the page begins with the lowest id there is.
-pub async fn the_first_page_begins_with_the_first(
+/// Without `after`, the page begins with the lowest id, because an import must not miss a
+/// key.
+pub(super) async fn the_first_page_begins_with_the_first(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
     let block = Block::new(store)?;
@@ -59,8 +65,8 @@ pub async fn the_first_page_begins_with_the_first(
     })
 }
 
-/// The keys of all organisations come, not those of one.
-pub async fn keys_of_every_organisation_come(
+/// Keys of all organisations are given, because an import moves the whole store.
+pub(super) async fn keys_of_every_organisation_are_exported(
     store: Arc<dyn StoreAndExport>,
 ) -> Result<(), Violation> {
     let block = Block::new(store)?;
@@ -71,8 +77,11 @@ pub async fn keys_of_every_organisation_come(
     block.has_exactly(&ids).await
 }
 
-/// Revoked, expired, changed and used keys come as they are stored, in every field.
-pub async fn what_is_stored_comes(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// Revoked, expired, changed and used keys are given with every field as it is stored,
+/// because they must work in the new store as they did in the old one.
+pub(super) async fn every_field_is_exported(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let org = &block.org;
     let new = block.add(org, 0).await?;
@@ -94,21 +103,27 @@ pub async fn what_is_stored_comes(store: Arc<dyn StoreAndExport>) -> Result<(), 
     Ok(())
 }
 
-/// A deleted key does not come, and takes no neighbour with it.
-pub async fn deleted_keys_do_not_come(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// A deleted key is not given, but its id can still be `after`, because keys may be deleted
+/// during an import.
+pub(super) async fn deleted_keys_are_not_exported(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let first = block.add(&block.org, 0).await?;
     let gone = block.add(&block.org, 1).await?;
     let last = block.add(&block.org, 2).await?;
     block.org.delete(&gone).await?;
     block.has_exactly(&[first.id, last.id]).await?;
-    // It need not be there to be paged from.
+    // A page may begin after a key that does not exist.
     let page = block.page(Some(&gone.id), 1).await?;
     expect::equal("the id after it", &page.first().map(|key| key.id), &Some(last.id))
 }
 
-/// Keys that come and go between two pages neither hide the others nor repeat them.
-pub async fn other_keys_may_come_and_go(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// Keys that are added or deleted between two pages neither hide nor repeat others, because
+/// the store may be in use during an import.
+pub(super) async fn keys_may_be_added_and_deleted_between_pages(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     let (mut stays, mut goes) = (Vec::new(), Vec::new());
     for end in [0x10, 0x20, 0x30, 0x40] {
@@ -120,7 +135,7 @@ pub async fn other_keys_may_come_and_go(store: Arc<dyn StoreAndExport>) -> Resul
     while let Some(page) = block.page_within(&after, 1).await? {
         found.extend(page.iter().map(|key| key.id).filter(|id| stays.contains(id)));
         after = page.last().map_or(after, |key| key.id);
-        // The one that is paged from next goes, and one before it comes.
+        // The last key of the page is deleted, and a key with a lower id is added.
         if let Some(key) = goes.iter().find(|key| key.id == after) {
             block.org.delete(key).await?;
             block.add(&block.org, new).await?;
@@ -130,16 +145,17 @@ pub async fn other_keys_may_come_and_go(store: Arc<dyn StoreAndExport>) -> Resul
     expect::equal("the ids that were there all the time", &found, &stays)
 }
 
-/// After the highest id there is an empty page, and no error.
-pub async fn the_end_is_an_empty_page(store: Arc<dyn StoreAndExport>) -> Result<(), Violation> {
+/// After the highest id the page is empty and no error, because an import ends there.
+pub(super) async fn the_end_is_an_empty_page(
+    store: Arc<dyn StoreAndExport>,
+) -> Result<(), Violation> {
     let block = Block::new(store)?;
     block.add(&block.org, 0).await?;
     let page = block.page(Some(&KeyId::from_bytes([0xff; 16])), 10).await?;
     expect::equal("the keys after the highest id", &page.len(), &0)
 }
 
-/// Ids that differ in their last byte only, so that no key of anybody else's is
-/// between them.
+/// Ids that differ only in their last byte, so that no other key is between them.
 struct Block {
     store: Arc<dyn StoreAndExport>,
     org: TestOrg,
@@ -151,8 +167,8 @@ impl Block {
         let org = TestOrg::new(&(Arc::clone(&store) as Arc<dyn KeyStore>))?;
         let id = org.fresh.key_id().to_bytes();
         let mut beginning = id.first_chunk().copied().unwrap_or_default();
-        // The number is what makes blocks differ; the last byte but one leaves
-        // room for an id before the block.
+        // The first bytes distinguish blocks. The last of them is odd, so that the id before
+        // the block belongs to no other block.
         beginning[14] |= 1;
         Ok(Self { store, org, beginning })
     }
@@ -165,7 +181,7 @@ impl Block {
         KeyId::from_bytes(bytes)
     }
 
-    /// An id before all of the block's.
+    /// An id that is lower than all ids of the block.
     fn begin(&self) -> KeyId {
         let first = u128::from_be_bytes(self.id(0).to_bytes());
         KeyId::from_bytes(first.wrapping_sub(1).to_be_bytes())
@@ -183,7 +199,7 @@ impl Block {
         expect::done("export", self.store.export(after, limit).await)
     }
 
-    /// The part of a page that is in the block; `None` where nothing is.
+    /// The keys of a page that are in the block, or `None` if there are none.
     async fn page_within(
         &self,
         after: &KeyId,

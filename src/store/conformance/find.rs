@@ -11,9 +11,9 @@ use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// An unknown digest, an unknown id and an unknown organisation are no errors:
-/// nothing is found.
-pub async fn what_is_unknown_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// An unknown digest, id or organisation gives an empty result and no error, because
+/// requests with unknown keys are common.
+pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     org.has_lost(&org.key()).await?;
     org.has_exactly(&[]).await?;
@@ -22,9 +22,11 @@ pub async fn what_is_unknown_is_not_found(store: Arc<dyn KeyStore>) -> Result<()
     org.has_exactly(&[&key]).await
 }
 
-/// All 32 bytes of a digest count, zero bytes and those behind them included: a
-/// store that keeps digests as texts or in part lets strangers in.
-pub async fn digests_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// All 32 bytes of a digest are compared, because a store that compares fewer, or stops at
+/// a zero byte, accepts wrong secrets.
+pub(super) async fn digests_are_compared_in_full(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let stored = with_zero_bytes(&org.fresh.digest())?;
     let key = org.add(ApiKey { digest: stored, ..org.key() }).await?;
@@ -33,14 +35,14 @@ pub async fn digests_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<()
         let found = org.find(&near).await?;
         expect::no_key(&format!("a digest with byte {byte} changed"), found.as_deref())?;
     }
-    // The nearest one is another key's as well as any.
+    // Another key may have the nearest digest.
     let near = with_bit_flipped(&stored, 31, 0x01)?;
     let neighbour = org.add(ApiKey { digest: near, ..org.key() }).await?;
     org.has_exactly(&[&key, &neighbour]).await
 }
 
-/// All 16 bytes of an id count.
-pub async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// All 16 bytes of an id are compared, because otherwise the wrong key may be changed.
+pub(super) async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     for byte in 0..16 {
@@ -54,9 +56,11 @@ pub async fn ids_are_compared_in_full(store: Arc<dyn KeyStore>) -> Result<(), Vi
     org.has_exactly(&[&key]).await
 }
 
-/// Revoked and expired keys are found and listed like all others: whether a key
-/// may be used is not for the store to say, and its refusal is to be recorded.
-pub async fn revoked_and_expired_keys_are_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Revoked and expired keys are found and listed, because the manager refuses them and
+/// records the refusal.
+pub(super) async fn revoked_and_expired_keys_are_found(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     let expired = org.add(ApiKey { expires_at: Some(key.created_at), ..key }).await?;
@@ -64,9 +68,11 @@ pub async fn revoked_and_expired_keys_are_found(store: Arc<dyn KeyStore>) -> Res
     org.has_exactly(&[&expired, &off]).await
 }
 
-/// The list is ordered by time of creation, oldest first, to the microsecond,
-/// and not by the order of the inserts.
-pub async fn the_list_begins_with_the_oldest(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The list is ordered by the time of creation to the microsecond, oldest first, because
+/// the order of the inserts may differ after an import.
+pub(super) async fn the_list_begins_with_the_oldest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut keys = Vec::new();
     for micros in [5, 3, 1_000_000, 4, 0, 2_000, 1] {
@@ -75,9 +81,9 @@ pub async fn the_list_begins_with_the_oldest(store: Arc<dyn KeyStore>) -> Result
     org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
 }
 
-/// Keys of one instant are ordered by the bytes of their ids, taken without a
-/// sign, so that every reading of the list shows the same order.
-pub async fn keys_of_one_instant_are_ordered_by_id(
+/// Keys with the same time of creation are ordered by the unsigned bytes of their ids,
+/// because the order must be the same on every call.
+pub(super) async fn keys_of_one_instant_are_ordered_by_id(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -93,8 +99,9 @@ pub async fn keys_of_one_instant_are_ordered_by_id(
     org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
 }
 
-/// The order of the list stays when keys are changed, rotated and used.
-pub async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The list keeps its order when keys are changed, rotated and used, because people look
+/// for a key where they saw it last.
+pub(super) async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b, c) =
         (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);
@@ -104,9 +111,9 @@ pub async fn the_list_keeps_its_order(store: Arc<dyn KeyStore>) -> Result<(), Vi
     org.has_exactly(&[&a, &b, &used(&c, instant(9))]).await
 }
 
-/// The list holds all keys. An organisation without a limit may have more than
-/// a page of them.
-pub async fn the_list_is_complete(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The list has all keys, because an organisation without a limit may have more keys than
+/// fit on one page of a database.
+pub(super) async fn the_list_is_complete(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let keys = org.add_keys(150).await?;
     org.has_exactly(&keys.iter().collect::<Vec<_>>()).await

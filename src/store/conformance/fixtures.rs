@@ -1,4 +1,4 @@
-//! An organisation that a property has to itself, and its keys.
+//! An organisation for one property, and its keys.
 
 use std::sync::Arc;
 
@@ -11,10 +11,11 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Status};
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::{Fresh, instant};
+use crate::store::conformance::property::Opener;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// A new organisation in the store. Its methods expect every call to succeed.
+/// A new organisation. Its methods expect every call to succeed.
 #[derive(Clone, Debug)]
 pub(super) struct TestOrg {
     pub(super) store: Arc<dyn KeyStore>,
@@ -36,11 +37,19 @@ impl TestOrg {
         })
     }
 
+    /// Closes the store and opens it again.
+    pub(super) async fn reopened(self, opener: &Opener<dyn KeyStore>) -> Result<Self, Violation> {
+        let Self { store, id, fresh, name, allowlist } = self;
+        // The store is closed first, since a file may allow only one handle.
+        drop(store);
+        Ok(Self { store: opener.open().await?, id, fresh, name, allowlist })
+    }
+
     pub(super) fn with_id(&self, id: OrgId) -> Self {
         Self { id, ..self.clone() }
     }
 
-    /// A key that is not in the store yet, younger than those before it.
+    /// A key that is not stored yet, younger than the keys before it.
     pub(super) fn key(&self) -> ApiKey {
         let created_at = instant(self.fresh.count() * 1_000_003);
         ApiKey {
@@ -54,7 +63,7 @@ impl TestOrg {
         }
     }
 
-    /// Inserts the key and hands it back.
+    /// Inserts the key and returns it.
     pub(super) async fn add(&self, key: ApiKey) -> Result<ApiKey, Violation> {
         expect::done("insert of a new key", self.store.insert(&key, OrgLimit::NONE).await)?;
         Ok(key)
@@ -68,7 +77,7 @@ impl TestOrg {
         Ok(keys)
     }
 
-    /// Writes `to` over `from` and hands it back.
+    /// Replaces `from` with `to` and returns `to`.
     pub(super) async fn change(&self, from: &ApiKey, to: ApiKey) -> Result<ApiKey, Violation> {
         expect::done(
             "replace at the stored revision",
@@ -97,7 +106,7 @@ impl TestOrg {
         expect::done("list", self.store.list(&self.id).await)
     }
 
-    /// Exactly these keys are in the organisation, whichever way one looks.
+    /// Checks that the organisation has exactly these keys, by every method.
     pub(super) async fn has_exactly(&self, keys: &[&ApiKey]) -> Result<(), Violation> {
         let mut keys = keys.to_vec();
         keys.sort_by_key(|key| (key.created_at, key.id));
@@ -117,7 +126,7 @@ impl TestOrg {
         Ok(())
     }
 
-    /// Neither the key's id nor its digest leads anywhere.
+    /// Checks that the key is found by no method.
     pub(super) async fn has_lost(&self, key: &ApiKey) -> Result<(), Violation> {
         expect::no_key("get with its id", self.get(&key.id).await?.as_deref())?;
         self.has_lost_digest_of(key).await?;
@@ -125,7 +134,7 @@ impl TestOrg {
         expect::holds(!listed, "list without the key", "the key in it")
     }
 
-    /// The key's digest leads nowhere.
+    /// Checks that no key has the digest.
     pub(super) async fn has_lost_digest_of(&self, key: &ApiKey) -> Result<(), Violation> {
         expect::no_key("find_by_digest with its digest", self.find(&key.digest).await?.as_deref())
     }

@@ -1,4 +1,4 @@
-//! Ids, digests and organisations that no store has seen before.
+//! Ids, digests and organisations that are not in the store yet.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,14 +12,13 @@ use crate::random::{Random, SystemRandom};
 use crate::store::conformance::expect;
 use crate::store::conformance::violation::Violation;
 
-/// 2026-01-31T12:00:00.000001Z: a store that cuts off microseconds shows it
-/// everywhere.
+/// 2026-01-31T12:00:00.000001Z, so that most properties notice if microseconds are lost.
 const START: Timestamp = match Timestamp::from_unix_micros(1_769_860_800_000_001) {
     Some(start) => start,
     None => Timestamp::MIN,
 };
 
-/// The instant that many microseconds after a fixed one.
+/// The instant `micros` microseconds after [`START`].
 pub(super) fn instant(micros: u64) -> Timestamp {
     START.saturating_add(Duration::from_micros(micros))
 }
@@ -70,9 +69,9 @@ impl Fresh {
         expect::made(OrgId::new(format!("conformance-{:016x}", self.number())))
     }
 
-    /// Families of organisations that a database takes for one another where
-    /// it compares texts by anything but their bytes.
-    pub(super) fn orgs_alike(&self) -> Result<Vec<Vec<OrgId>>, Violation> {
+    /// Families of organisations that a database may confuse if it does not compare texts by
+    /// their bytes.
+    pub(super) fn similar_orgs(&self) -> Result<Vec<Vec<OrgId>>, Violation> {
         let (base, number) = (self.number().to_string(), self.number().to_string());
         let longest = format!("{base}{}", "é".repeat(116));
         let after = |beginning: &str, endings: &[&str]| -> Vec<String> {

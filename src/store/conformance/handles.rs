@@ -1,4 +1,4 @@
-//! One database through two handles, as two processes have it.
+//! One database through two handles, as two processes use it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::contract::{KeyStore, StoreError};
 use crate::store::transfer::KeyExport;
 
-/// A store or log that sends its calls to two handles in turn, so that what
-/// one handle wrote is mostly read through the other.
+/// A store or a log that passes its calls to two handles in turn, so that one handle mostly
+/// reads what the other wrote.
 ///
-/// Give the suite one of these to prove what holds between processes: that the
-/// limit counts everybody's keys, and that no handle answers from a cache that
-/// the other could not clear. More than two handles nest.
+/// Pass one to the suite to check what holds between processes: that the limit counts the keys
+/// of all of them, and that no handle returns a stale entry of its cache. For more than two
+/// handles, nest it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::store::transfer::KeyExport;
 /// # #[tokio::main(worker_threads = 4)]
 /// # async fn main() {
 /// let report = check_store(|| async {
-///     // Here: two connections to one database.
+///     // Two connections to one database in a real test.
 ///     let database = Arc::new(MemoryStore::new());
 ///     TwoHandles::new(Arc::clone(&database), database)
 /// });
@@ -122,14 +122,12 @@ impl<L: AuditLog> AuditLog for TwoHandles<L> {
     }
 }
 
-/// What [`check_audit_log`](crate::conformance::check_audit_log) checks:
-/// everything that is both an [`AuditSink`] and an [`AuditLog`].
-pub trait SinkAndLog: AuditSink + AuditLog + fmt::Debug {}
+/// An [`AuditSink`] that is also an [`AuditLog`].
+pub(super) trait SinkAndLog: AuditSink + AuditLog + fmt::Debug {}
 
 impl<T: AuditSink + AuditLog> SinkAndLog for T {}
 
-/// What [`check_export`](crate::conformance::check_export) checks: everything
-/// that is both a [`KeyStore`] and a [`KeyExport`].
-pub trait StoreAndExport: KeyStore + KeyExport + fmt::Debug {}
+/// A [`KeyStore`] that is also a [`KeyExport`].
+pub(super) trait StoreAndExport: KeyStore + KeyExport + fmt::Debug {}
 
 impl<T: KeyStore + KeyExport> StoreAndExport for T {}

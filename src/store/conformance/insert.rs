@@ -1,4 +1,4 @@
-//! Properties of `insert`: ids and digests are unique, and nothing else is.
+//! Properties of `insert`: ids and digests are unique, and no other field is.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use crate::store::conformance::fixtures::TestOrg;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// A key is there by digest, by id and in the list once `insert` has returned:
-/// its owner may use it in the same instant.
-pub async fn a_new_key_is_there_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A key is found by digest, by id and in the list once `insert` has returned, because its
+/// owner may use it immediately.
+pub(super) async fn a_new_key_is_there_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     org.has_exactly(&[&first]).await?;
@@ -18,8 +18,10 @@ pub async fn a_new_key_is_there_at_once(store: Arc<dyn KeyStore>) -> Result<(), 
     org.has_exactly(&[&first, &second]).await
 }
 
-/// A digest that is taken is a `Conflict`: one secret must not open two keys.
-pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A digest that is taken is a `Conflict`, because one secret must not belong to two keys.
+pub(super) async fn a_taken_digest_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     let second = ApiKey { digest: first.digest, ..org.key() };
@@ -27,8 +29,9 @@ pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<()
     org.has_exactly(&[&first]).await
 }
 
-/// An id that is taken is a `Conflict`: the key that has it stays as it is.
-pub async fn a_taken_id_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// An id that is taken is a `Conflict`, because the key that has it must not be
+/// overwritten.
+pub(super) async fn a_taken_id_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     let second = ApiKey { id: first.id, ..org.key() };
@@ -37,9 +40,9 @@ pub async fn a_taken_id_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Vi
     org.has_exactly(&[&first]).await
 }
 
-/// Digests are unique across organisations, since a request is looked up by
-/// nothing else.
-pub async fn a_digest_of_another_organisation_is_a_conflict(
+/// Digests are unique across organisations, because a request is looked up by its digest
+/// alone.
+pub(super) async fn a_digest_of_another_organisation_is_a_conflict(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let (theirs, ours) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
@@ -49,9 +52,9 @@ pub async fn a_digest_of_another_organisation_is_a_conflict(
     theirs.has_exactly(&[&first]).await
 }
 
-/// Ids are unique across organisations, since `record_uses` and the audit log
-/// know a key by nothing else.
-pub async fn an_id_of_another_organisation_is_a_conflict(
+/// Ids are unique across organisations, because `record_uses` and the audit log identify a
+/// key by its id alone.
+pub(super) async fn an_id_of_another_organisation_is_a_conflict(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let (theirs, ours) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
@@ -62,18 +65,20 @@ pub async fn an_id_of_another_organisation_is_a_conflict(
     theirs.has_exactly(&[&first]).await
 }
 
-/// The same record again is a `Conflict` too: an insert that looks repeated may
-/// be somebody else's.
-pub async fn the_same_key_again_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Inserting the same record again is a `Conflict` too, because the caller must be able to
+/// rely on an `Ok` meaning that this call inserted the key.
+pub(super) async fn the_same_key_again_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     refuse(&org, &key).await?;
     org.has_exactly(&[&key]).await
 }
 
-/// After a refused insert its other half is still free: a key refused for its
-/// digest has not used up its id, nor the other way round.
-pub async fn a_refused_insert_leaves_nothing_behind(
+/// A refused insert uses up neither the id nor the digest, because a later insert may need
+/// them.
+pub(super) async fn a_refused_insert_leaves_nothing_behind(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -86,9 +91,11 @@ pub async fn a_refused_insert_leaves_nothing_behind(
     org.has_exactly(&[&first, &taken_digest, &taken_id]).await
 }
 
-/// Only id and digest are unique: keys may share name, key prefix, instant of
-/// creation and everything else.
-pub async fn all_but_id_and_digest_may_repeat(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Keys may share every field other than id and digest, because customers choose names
+/// freely and create keys at the same instant.
+pub(super) async fn all_but_id_and_digest_may_repeat(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;
     let twin = ApiKey { id: org.fresh.key_id(), digest: org.fresh.digest(), ..first.clone() };

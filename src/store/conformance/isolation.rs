@@ -1,4 +1,4 @@
-//! Properties of isolation: another organisation's key does not exist.
+//! Properties of isolation: to an organisation, the keys of another do not exist.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use crate::store::conformance::fixtures::{TestOrg, renamed, revoked};
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// `get` with the id of another organisation's key gives `None`.
-pub async fn get_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// `get` with the id of another organisation's key gives `None`, because organisations must
+/// not see each other's keys.
+pub(super) async fn get_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (own, key) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     let found = ours.get(&key.id).await?;
@@ -17,9 +18,11 @@ pub async fn get_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(),
     ours.has_exactly(&[&own]).await
 }
 
-/// `list` gives the organisation's own keys, and an organisation without keys
-/// gets none.
-pub async fn list_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// `list` gives only the organisation's own keys, because organisations must not see each
+/// other's keys.
+pub(super) async fn list_gives_no_key_of_another(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let key = theirs.add(theirs.key()).await?;
     ours.has_exactly(&[]).await?;
@@ -28,9 +31,11 @@ pub async fn list_gives_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<()
     theirs.has_exactly(&[&key]).await
 }
 
-/// `replace` of another organisation's key is `NotFound`, changes nothing and
-/// does not move the key.
-pub async fn replace_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// `replace` of another organisation's key is `NotFound` and does not change or move it,
+/// because organisations must not change each other's keys.
+pub(super) async fn replace_touches_no_key_of_another(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (own, key) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     for edit in [revoked(&key), theirs.rotated(&key), renamed(&key, "Ours")?] {
@@ -43,8 +48,11 @@ pub async fn replace_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Resu
     Ok(())
 }
 
-/// `delete` of another organisation's key is `NotFound`, and the key stays.
-pub async fn delete_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// `delete` of another organisation's key is `NotFound` and keeps it, because organisations
+/// must not delete each other's keys.
+pub(super) async fn delete_touches_no_key_of_another(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (own, key) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     let result = store.delete(&ours.id, &key.id, None).await;
@@ -53,12 +61,12 @@ pub async fn delete_touches_no_key_of_another(store: Arc<dyn KeyStore>) -> Resul
     theirs.has_exactly(&[&key]).await
 }
 
-/// Organisations are told apart, in `get` and `list`, by every byte of their ids:
-/// case, blanks, wildcards, quotes, accents and length.
-pub async fn organisations_much_alike_read_apart(
+/// `get` and `list` compare every byte of an organisation's id, because databases may
+/// ignore case, accents, trailing spaces or the end of a long text.
+pub(super) async fn similar_organisations_are_separate_in_reads(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
-    for_each_pair_alike(&store, async |ours: &TestOrg, theirs: &ApiKey| {
+    for_each_similar_pair(&store, async |ours: &TestOrg, theirs: &ApiKey| {
         let found = ours.get(&theirs.id).await?;
         let call = format!("get in {:?} of a key of {:?}", ours.id, theirs.org);
         expect::no_key(&call, found.as_deref())
@@ -66,11 +74,12 @@ pub async fn organisations_much_alike_read_apart(
     .await
 }
 
-/// Nor does `replace` or `delete` take one of them for another.
-pub async fn organisations_much_alike_write_apart(
+/// `replace` and `delete` compare every byte of an organisation's id, because databases may
+/// ignore case, accents, trailing spaces or the end of a long text.
+pub(super) async fn similar_organisations_are_separate_in_writes(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
-    for_each_pair_alike(&store, async |ours: &TestOrg, theirs: &ApiKey| {
+    for_each_similar_pair(&store, async |ours: &TestOrg, theirs: &ApiKey| {
         let call = |name| format!("{name} in {:?} of a key of {:?}", ours.id, theirs.org);
         let edit = ApiKey { org: ours.id.clone(), ..revoked(theirs) };
         let result = ours.store.replace(&edit, theirs.revision).await;
@@ -80,14 +89,14 @@ pub async fn organisations_much_alike_write_apart(
     .await
 }
 
-/// Calls `check` with every organisation and the key of every other one of its
-/// family; none of that may change anything.
-async fn for_each_pair_alike(
+/// Calls `check` with each organisation and the key of each other organisation of its
+/// family. The calls must change nothing.
+async fn for_each_similar_pair(
     store: &Arc<dyn KeyStore>,
     check: impl AsyncFn(&TestOrg, &ApiKey) -> Result<(), Violation>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(store)?;
-    for family in org.fresh.orgs_alike()? {
+    for family in org.fresh.similar_orgs()? {
         let mut members = Vec::new();
         for id in family {
             let org = org.with_id(id);

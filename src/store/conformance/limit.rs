@@ -1,5 +1,5 @@
-//! Properties of the limit in `insert`: it counts every key, and only this
-//! organisation's. Its races are in [`creation_races`](super::creation_races).
+//! Properties of the limit in `insert`. Its races are in
+//! [`creation_races`](super::creation_races).
 
 use std::sync::Arc;
 
@@ -10,9 +10,11 @@ use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// Twenty keys fit under a limit of twenty; the next one is `LimitReached`, and
-/// leaves nothing behind.
-pub async fn the_limit_is_reached_exactly(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Under a limit of twenty, twenty keys fit and the next one is `LimitReached` and not
+/// stored, because customers are promised exactly that many.
+pub(super) async fn the_limit_is_reached_exactly(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut keys = Vec::new();
     for _ in 0..20 {
@@ -26,55 +28,60 @@ pub async fn the_limit_is_reached_exactly(store: Arc<dyn KeyStore>) -> Result<()
     org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
 }
 
-/// A limit of zero admits no key: it is how a host closes an organisation.
-pub async fn a_limit_of_zero_admits_nobody(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A limit of zero admits no key, because hosts use it to close an organisation.
+pub(super) async fn a_limit_of_zero_admits_no_key(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     refuse(&org, &org.key(), OrgLimit::at_most(0)).await?;
     org.has_exactly(&[]).await
 }
 
-/// `OrgLimit::NONE` admits a key whatever is there; imports rely on it.
-pub async fn no_limit_admits_everybody(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// `OrgLimit::NONE` always admits a key, because imports must store every key.
+pub(super) async fn without_a_limit_every_key_is_admitted(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     org.add_keys(21).await?;
     let count = org.list().await?.len();
     expect::equal("the number of keys inserted without a limit", &count, &21)
 }
 
-/// The largest limit is a limit like any other, and no negative number.
-pub async fn the_largest_limit_admits(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The largest limit admits keys, because it is not a negative number.
+pub(super) async fn the_largest_limit_admits(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     admit(&org, &org.key(), OrgLimit::at_most(u32::MAX)).await?;
     admit(&org, &org.key(), OrgLimit::at_most(u32::MAX)).await
 }
 
-/// Where there are more keys than a limit that was lowered, it is reached all
-/// the same.
-pub async fn a_lowered_limit_refuses(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A limit below the number of existing keys refuses a new one, because a host may lower
+/// the limit.
+pub(super) async fn a_lowered_limit_refuses(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     org.add_keys(5).await?;
     refuse(&org, &org.key(), OrgLimit::at_most(3)).await?;
     admit(&org, &org.key(), OrgLimit::at_most(6)).await
 }
 
-/// Revoked keys count; else revoking and re-enabling would pass the limit.
-pub async fn revoked_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Revoked keys count, because otherwise revoking and re-enabling would exceed the limit.
+pub(super) async fn revoked_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.change(&key, revoked(&key)).await?;
     refuse(&org, &org.key(), OrgLimit::at_most(1)).await
 }
 
-/// Expired keys count: they are listed until somebody deletes them.
-pub async fn expired_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Expired keys count, because they stay in the list until they are deleted.
+pub(super) async fn expired_keys_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     org.add(ApiKey { expires_at: Some(key.created_at), ..key }).await?;
     refuse(&org, &org.key(), OrgLimit::at_most(1)).await
 }
 
-/// A key counts once, however often it was changed, rotated or used.
-pub async fn a_changed_key_counts_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A key counts once however often it is changed or used, because the limit applies to keys
+/// and not to writes.
+pub(super) async fn a_changed_key_counts_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for _ in 0..3 {
@@ -85,11 +92,13 @@ pub async fn a_changed_key_counts_once(store: Arc<dyn KeyStore>) -> Result<(), V
     refuse(&org, &org.key(), OrgLimit::at_most(2)).await
 }
 
-/// Other organisations' keys do not count, those with an id much like it
-/// included.
-pub async fn other_organisations_do_not_count(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Keys of other organisations do not count, even if their ids are similar, because each
+/// organisation has its own limit.
+pub(super) async fn other_organisations_do_not_count(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
-    for id in org.fresh.orgs_alike()?.into_iter().flatten() {
+    for id in org.fresh.similar_orgs()?.into_iter().flatten() {
         let org = org.with_id(id);
         admit(&org, &org.key(), OrgLimit::at_most(1)).await?;
         refuse(&org, &org.key(), OrgLimit::at_most(1)).await?;
@@ -97,14 +106,17 @@ pub async fn other_organisations_do_not_count(store: Arc<dyn KeyStore>) -> Resul
     Ok(())
 }
 
-/// A deleted key makes room for one, and only a deleted one does.
-pub async fn a_deleted_key_makes_room_for_one(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Deleting a key makes room for exactly one, and a `delete` that fails makes none, because
+/// the limit counts the stored keys.
+pub(super) async fn a_deleted_key_makes_room_for_one(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let limit = OrgLimit::at_most(2);
     let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let keys = org.add_keys(2).await?;
     let refused = org.key();
     refuse(&org, &refused, limit).await?;
-    // Deleting what is not there, or not theirs, makes no room.
+    // A delete that fails makes no room.
     let gone = org.key();
     expect::not_found("delete of an unknown key", store.delete(&org.id, &gone.id, None).await)?;
     for key in &keys {
@@ -119,8 +131,8 @@ pub async fn a_deleted_key_makes_room_for_one(store: Arc<dyn KeyStore>) -> Resul
     refuse(&org, &org.key(), limit).await
 }
 
-/// An insert refused as a `Conflict` takes no place.
-pub async fn a_conflict_takes_no_place(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// An insert that is a `Conflict` takes no place, because it stored no key.
+pub(super) async fn a_conflict_takes_no_place(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let limit = OrgLimit::at_most(2);
     let org = TestOrg::new(&store)?;
     let first = org.add(org.key()).await?;

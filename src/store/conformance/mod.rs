@@ -1,35 +1,45 @@
-//! The suite that every store and every audit log should pass: one public async
-//! function a property, races included.
+//! Tests that every implementation of a storage trait should pass, races included.
 //!
-//! [`check_store`] runs all properties of a [`KeyStore`], [`check_audit_log`]
-//! those of an [`AuditSink`] that is an [`AuditLog`] as well, and [`check_export`]
-//! those of a [`KeyExport`]. In a test of yours, under `#[tokio::test(flavor = "multi_thread", worker_threads = 4)]`:
+//! Each function checks one trait, or two that belong together:
+//!
+//! | function | what it checks |
+//! |---|---|
+//! | [`check_store`] | a [`KeyStore`] |
+//! | [`check_reopened_store`] | a [`KeyStore`] that keeps its keys on disk or on a server: it reads back what it wrote |
+//! | [`check_export`] | a [`KeyExport`] |
+//! | [`check_audit_log`] | an [`AuditSink`] that is also an [`AuditLog`] |
+//! | [`check_reopened_audit_log`] | such a log on disk or on a server: it reads back what it wrote |
+//!
+//! Call them in a test with a function that opens your store:
 //!
 //! ```
 //! use keygate::MemoryStore;
 //! use keygate::conformance::check_store;
 //!
+//! # /*
+//! #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+//! async fn my_store_conforms() {
+//! # */
 //! # #[tokio::main(worker_threads = 4)]
 //! # async fn main() {
-//! check_store(|| async { MemoryStore::new() }).await.unwrap();
-//! # }
+//!     // MemoryStore stands for your store.
+//!     check_store(|| async { MemoryStore::new() }).await.unwrap();
+//! }
 //! ```
 //!
-//! Three things to know:
+//! A test that fails lists each property that does not hold, with what was expected and
+//! what was found. A [`Report`] that is printed lists the properties that hold.
 //!
-//! - **The runtime** has to be tokio's multi-thread one, with timers and at least
-//!   two workers: on one thread nothing races.
-//! - **The store need not be empty**, and others may work on it meanwhile, this
-//!   suite included: every property makes organisations, ids and digests of its
-//!   own. It leaves them behind, so take a database made for tests. The audit
-//!   suite purges records of 1971 and earlier.
-//! - **The factory is called for every property.** It may make a new store each
-//!   time, or connect to the same database. [`TwoHandles`] checks one database
-//!   through two connections.
-//!
-//! To run one property, or all but one, see [`store_properties`],
-//! [`audit_log_properties`] and [`export_properties`]; or call its function, which has the name that a
-//! [`Violation`] is reported under.
+//! - **The runtime** must be tokio's multi-thread runtime with timers and at least two
+//!   workers: races do not occur on one thread.
+//! - **The factory is called for every property**, and twice or more by the functions for
+//!   reopened stores. It may create a new store each time or open the same one; only
+//!   reopened stores must be the same one. It panics where the store cannot be opened.
+//! - **The store need not be empty**, and others may use it at the same time: every
+//!   property creates organisations, ids and digests of its own. It does not delete all
+//!   of its keys, so use a database made for tests. The checks of an audit log purge
+//!   records of 1971 and earlier.
+//! - **Several processes**: [`TwoHandles`] checks one database through two connections.
 
 use std::sync::Arc;
 
@@ -38,76 +48,136 @@ use crate::audit::sink::AuditSink;
 use crate::store::contract::KeyStore;
 use crate::store::transfer::KeyExport;
 
-pub mod audit;
-pub mod calls;
+mod audit;
+mod calls;
 mod catalogue;
-pub mod change_races;
-pub mod creation_races;
-pub mod delete;
+mod change_races;
+mod creation_races;
+mod delete;
 mod expect;
-pub mod export;
-pub mod fields;
-pub mod find;
+mod export;
+mod fields;
+mod find;
 mod fixtures;
 mod fresh;
 mod handles;
-pub mod insert;
-pub mod isolation;
-pub mod limit;
+mod insert;
+mod isolation;
+mod limit;
 mod property;
 mod race;
-pub mod read_races;
-pub mod replace;
-pub mod use_races;
-pub mod uses;
+mod read_races;
+mod reopened;
+mod replace;
+mod use_races;
+mod uses;
 mod violation;
 
-pub use catalogue::{audit_log_properties, export_properties, store_properties};
-pub use handles::{SinkAndLog, StoreAndExport, TwoHandles};
-pub use property::Property;
+use handles::{SinkAndLog, StoreAndExport};
+use property::check_all;
+
+pub use handles::TwoHandles;
+#[doc(hidden)]
+pub use property::only;
 pub use violation::{Report, Violation, Violations};
 
-/// Checks all [`store_properties`], each on a store that the factory makes or
-/// connects to.
+/// Checks a [`KeyStore`].
 ///
 /// # Errors
 ///
-/// Every property that does not hold; or that the runtime cannot run the races.
+/// The properties that do not hold, or a runtime on which races cannot occur.
 pub async fn check_store<S, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
 where
     S: KeyStore,
     F: Future<Output = S>,
 {
     let factory = || async { Arc::new(factory().await) as Arc<dyn KeyStore> };
-    property::check_all(store_properties(), factory).await
+    check_all(catalogue::STORE, factory).await
 }
 
-/// Checks all [`export_properties`], each on a store that the factory makes or
-/// connects to. [`check_store`] is to be run as well.
+/// Checks that a [`KeyStore`] reads back what it wrote: each property opens the store,
+/// writes, drops the store, opens it again and reads.
+///
+/// The factory must open the same store each time. A store that keeps its keys in memory
+/// only does not pass. Run [`check_store`] as well.
+///
+/// ```
+#[cfg_attr(feature = "sqlite", doc = "use keygate::SqliteStore;")]
+#[cfg_attr(not(feature = "sqlite"), doc = "# use keygate::MemoryStore;")]
+/// use keygate::conformance::check_reopened_store;
+///
+/// # #[tokio::main(worker_threads = 4)]
+/// # async fn main() {
+#[cfg_attr(
+    feature = "sqlite",
+    doc = r#"
+let folder = tempfile::tempdir().unwrap();
+let path = folder.path().join("keys.db");
+// SqliteStore stands for your store.
+check_reopened_store(|| async { SqliteStore::open(&path).unwrap() }).await.unwrap();
+"#
+)]
+#[cfg_attr(
+    not(feature = "sqlite"),
+    doc = r#"
+// MemoryStore forgets its keys.
+check_reopened_store(|| async { MemoryStore::new() }).await.unwrap_err();
+"#
+)]
+/// # }
+/// ```
 ///
 /// # Errors
 ///
-/// Every property that does not hold; or that the runtime cannot run the races.
+/// The properties that do not hold, or a runtime on which races cannot occur.
+pub async fn check_reopened_store<S, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
+where
+    S: KeyStore,
+    F: Future<Output = S>,
+{
+    let factory = || async { Arc::new(factory().await) as Arc<dyn KeyStore> };
+    check_all(catalogue::REOPENED_STORE, factory).await
+}
+
+/// Checks the [`KeyExport`] of a store. Run [`check_store`] as well.
+///
+/// # Errors
+///
+/// The properties that do not hold, or a runtime on which races cannot occur.
 pub async fn check_export<S, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
 where
     S: KeyStore + KeyExport,
     F: Future<Output = S>,
 {
     let factory = || async { Arc::new(factory().await) as Arc<dyn StoreAndExport> };
-    property::check_all(export_properties(), factory).await
+    check_all(catalogue::EXPORT, factory).await
 }
 
-/// Checks all [`audit_log_properties`], each on a log that the factory makes or
-/// connects to.
+/// Checks an [`AuditSink`] that is also an [`AuditLog`].
 ///
 /// # Errors
 ///
-/// Every property that does not hold; or that the runtime cannot run the races.
+/// The properties that do not hold, or a runtime on which races cannot occur.
 pub async fn check_audit_log<L, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
 where
     L: AuditSink + AuditLog,
     F: Future<Output = L>,
 {
     let factory = || async { Arc::new(factory().await) as Arc<dyn SinkAndLog> };
-    property::check_all(audit_log_properties(), factory).await
+    check_all(audit::ALL, factory).await
+}
+
+/// Checks that an audit log reads back what it wrote, as [`check_reopened_store`] does
+/// for a store. Run [`check_audit_log`] as well.
+///
+/// # Errors
+///
+/// The properties that do not hold, or a runtime on which races cannot occur.
+pub async fn check_reopened_audit_log<L, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
+where
+    L: AuditSink + AuditLog,
+    F: Future<Output = L>,
+{
+    let factory = || async { Arc::new(factory().await) as Arc<dyn SinkAndLog> };
+    check_all(audit::REOPENED, factory).await
 }

@@ -1,61 +1,69 @@
-//! A property as a value: its name, and how it is checked.
+//! A property and the way it is checked.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
 
 use crate::runtime::BoxFuture;
 use crate::store::conformance::race::{Task, need_parallel_runtime};
 use crate::store::conformance::violation::{Report, Violation, Violations};
 
-/// Far more than any property needs, over a network as well: what takes
-/// longer hangs.
+/// A property that takes longer than this hangs. It is far more than any property
+/// needs, even over a network.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// One property of a store or of an audit log. It can be checked by itself,
-/// for one test a property or to leave some out.
-pub struct Property<S: ?Sized> {
-    name: &'static str,
-    check: fn(Arc<S>) -> BoxFuture<'static, Result<(), Violation>>,
+tokio::task_local! {
+    static ONLY: Vec<&'static str>;
 }
 
-impl<S: ?Sized + Send + Sync + 'static> Property<S> {
-    pub(super) const fn new(
-        name: &'static str,
-        check: fn(Arc<S>) -> BoxFuture<'static, Result<(), Violation>>,
-    ) -> Self {
-        Self { name, check }
-    }
+/// Makes the checks within `check` run the named properties only.
+#[doc(hidden)]
+pub async fn only<T>(names: Vec<&'static str>, check: impl Future<Output = T>) -> T {
+    ONLY.scope(names, check).await
+}
 
-    /// The path of its function in [`conformance`](crate::conformance), such
-    /// as `insert::a_taken_digest_is_a_conflict`.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
+/// One property of a store or of an audit log.
+pub(super) struct Property<S: ?Sized> {
+    pub(super) name: &'static str,
+    pub(super) check: fn(Opener<S>) -> BoxFuture<'static, Result<(), Violation>>,
+}
 
-    /// Checks the property. Other than its bare function does, this turns a
-    /// panic and a call that never ends into violations.
-    pub async fn check(&self, subject: Arc<S>) -> Result<(), Violation> {
-        need_parallel_runtime()?;
-        let task = Task::spawn((self.check)(subject));
-        match tokio::time::timeout(DEADLINE, task.join()).await {
-            Ok(joined) => joined?,
-            Err(_) => Err(Violation::new(
-                format!("every call to return, within {DEADLINE:?} in all"),
-                "one that hangs",
-            )),
-        }
+/// Opens the store or the log that a property is checked on, by the caller's factory.
+pub(super) struct Opener<S: ?Sized>(mpsc::UnboundedSender<oneshot::Sender<Arc<S>>>);
+
+impl<S: ?Sized> Opener<S> {
+    pub(super) async fn open(&self) -> Result<Arc<S>, Violation> {
+        let (reply, opened) = oneshot::channel();
+        let gone = || Violation::new("the factory to be called", "the check ended early");
+        self.0.send(reply).map_err(|_| gone())?;
+        opened.await.map_err(|_| gone())
     }
 }
 
-impl<S: ?Sized> fmt::Debug for Property<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Property").field(&self.name).finish()
-    }
+/// Lists properties by the names of their functions. The text before each module is the
+/// path that its name is reported under.
+///
+/// A function listed under `open` takes one store; one listed under `reopen` takes the
+/// [`Opener`].
+macro_rules! properties {
+    ($how:ident: $parent:literal $($module:ident { $($name:ident,)+ })+) => {
+        &[$($($crate::store::conformance::property::Property {
+            name: concat!($parent, stringify!($module), "::", stringify!($name)),
+            check: $crate::store::conformance::property::properties!(@$how $module::$name),
+        },)+)+]
+    };
+    (@open $property:path) => {
+        |opener| Box::pin(async move { $property(opener.open().await?).await })
+    };
+    (@reopen $property:path) => {
+        |opener| Box::pin(async move { $property(&opener).await })
+    };
 }
+pub(super) use properties;
 
-/// Checks one property after the other, each on a subject of its own, so that
-/// the races have the machine to themselves.
+/// Checks the properties one after the other, so that races do not compete with those
+/// of another property. Each property opens a store of its own.
 pub(super) async fn check_all<S, F>(
     properties: &[Property<S>],
     factory: impl Fn() -> F,
@@ -64,14 +72,13 @@ where
     S: ?Sized + Send + Sync + 'static,
     F: Future<Output = Arc<S>>,
 {
-    // Said once, and not by every property.
     need_parallel_runtime()
         .map_err(|violation| Violations::new(1, vec![("runtime", violation)]))?;
+    let is_wanted = |name: &str| ONLY.try_with(|only| only.contains(&name)).unwrap_or(true);
     let (mut passed, mut failed) = (Vec::new(), Vec::new());
-    for property in properties {
-        let subject = factory().await;
+    for property in properties.iter().filter(|property| is_wanted(property.name)) {
         let begun = Instant::now();
-        match property.check(subject).await {
+        match check(property, &factory).await {
             Ok(()) => passed.push((property.name, begun.elapsed())),
             Err(violation) => failed.push((property.name, violation)),
         }
@@ -79,6 +86,30 @@ where
     if failed.is_empty() {
         Ok(Report::new(passed))
     } else {
-        Err(Violations::new(properties.len(), failed))
+        Err(Violations::new(passed.len() + failed.len(), failed))
     }
+}
+
+/// Turns a panic and a call that never returns into violations.
+async fn check<S, F>(property: &Property<S>, factory: impl Fn() -> F) -> Result<(), Violation>
+where
+    S: ?Sized + Send + Sync + 'static,
+    F: Future<Output = Arc<S>>,
+{
+    let (sender, mut requests) = mpsc::unbounded_channel();
+    let checked = async {
+        // A task, since only a task turns a panic into an error. The factory may borrow
+        // from the caller, so it is called here and not in the task.
+        let task = Task::spawn((property.check)(Opener(sender)));
+        while let Some(reply) = requests.recv().await {
+            // A property that has ended needs no store.
+            let _ = reply.send(factory().await);
+        }
+        task.join().await?
+    };
+    let hangs = |_| {
+        let expected = format!("every call to return, within {DEADLINE:?} in all");
+        Err(Violation::new(expected, "a call that hangs"))
+    };
+    tokio::time::timeout(DEADLINE, checked).await.unwrap_or_else(hangs)
 }

@@ -1,4 +1,4 @@
-//! Tasks that start at the same moment, on threads of their own.
+//! Tasks that start at the same moment, on several threads.
 
 use std::any::Any;
 use std::future::poll_fn;
@@ -14,16 +14,15 @@ use tokio::task::{JoinError, JoinHandle, yield_now};
 
 use crate::store::conformance::violation::Violation;
 
-/// However slow a store is, a race has so many rounds.
+/// A race has at least this many rounds, even on a slow store.
 const FEWEST_ROUNDS: u32 = 5;
-/// However fast a store is, a race goes on for so long: where a gap between two
-/// steps is short, it takes many rounds to fall into it.
+/// A race on a fast store lasts at least this long, since it takes many rounds to hit a
+/// short gap between two steps.
 const SHORTEST_RACE: Duration = Duration::from_millis(150);
-/// A race on a slow store has no further rounds after this time.
+/// A race on a slow store begins no further round after this time.
 const LONGEST_RACE: Duration = Duration::from_secs(3);
 
-/// The rounds of a race: about `usual`, more where they are fast and fewer
-/// where they are slow.
+/// The rounds of a race: about `usual`, more on a fast store and fewer on a slow one.
 pub(super) fn rounds(usual: u32) -> impl Iterator<Item = u32> {
     let begun = Instant::now();
     (0..).take_while(move |n| {
@@ -32,7 +31,7 @@ pub(super) fn rounds(usual: u32) -> impl Iterator<Item = u32> {
     })
 }
 
-/// On one thread nothing races, and a broken store would pass.
+/// Races do not occur on one thread, so a broken store would pass.
 pub(super) fn need_parallel_runtime() -> Result<(), Violation> {
     let expected = "a multi-thread tokio runtime with at least 2 workers, such as \
                     #[tokio::test(flavor = \"multi_thread\", worker_threads = 4)]";
@@ -47,7 +46,7 @@ pub(super) fn need_parallel_runtime() -> Result<(), Violation> {
     Err(Violation::new(expected, found))
 }
 
-/// A spawned task that ends with whoever waits for it.
+/// A spawned task that is aborted when the handle is dropped.
 pub(super) struct Task<T>(JoinHandle<T>);
 
 impl<T: Send + 'static> Task<T> {
@@ -79,7 +78,7 @@ fn message_of(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
-/// Runs the tasks at the same time; gives their results in the order of the tasks.
+/// Runs the tasks at the same time and gives their results in the order of the tasks.
 pub(super) async fn together<F>(
     work: impl IntoIterator<Item = F>,
 ) -> Result<Vec<F::Output>, Violation>
@@ -87,7 +86,6 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    need_parallel_runtime()?;
     let work: Vec<F> = work.into_iter().collect();
     let gate = Gate::new(work.len());
     let tasks: Vec<_> = work.into_iter().map(|work| gate.spawn(work)).collect();
@@ -104,15 +102,13 @@ where
     A: Future<Output: Send> + Send + 'static,
     B: Future<Output: Send> + Send + 'static,
 {
-    need_parallel_runtime()?;
     let gate = Gate::new(2);
     let (a, b) = (gate.spawn(a), gate.spawn(b));
     Ok((a.join().await?, b.join().await?))
 }
 
-/// Holds every task back until the last one has come. It spins: a wake-up
-/// would start them one after the other. Who then comes first is left to chance,
-/// not to the order in which they were spawned.
+/// Makes tasks wait until all of them run. The tasks spin, since a wake-up would start them
+/// one after the other. Which of them is first is random.
 struct Gate(Arc<AtomicUsize>);
 
 impl Gate {
@@ -136,8 +132,8 @@ impl Gate {
     }
 }
 
-/// Passes a time by chance, mostly a very short one and sometimes some ten
-/// microseconds, so that two calls meet at every point of each.
+/// Waits for a random time, usually very short and sometimes about ten microseconds, so that
+/// two calls overlap at every point.
 pub(super) async fn some_time() {
     let chance = RandomState::new().hash_one(());
     for _ in 0..(chance % 8).saturating_sub(4) {
@@ -148,8 +144,8 @@ pub(super) async fn some_time() {
     }
 }
 
-/// Runs the call up to the place where it waits for that many times, and drops
-/// it there, as a deadline does; or gives its result where it is done before.
+/// Polls the call until it has waited `waits` times and drops it, as a deadline does. Gives
+/// the result if the call is done before.
 pub(super) async fn dropped_at<T>(waits: u32, call: impl Future<Output = T>) -> Option<T> {
     let mut call = pin!(call);
     let mut left = waits;

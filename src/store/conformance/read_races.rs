@@ -1,5 +1,4 @@
-//! Races of `find_by_digest` with changes: a look-up that begins after a change
-//! has returned sees the change, whatever was read or cached before.
+//! Races of `find_by_digest` with changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,14 +16,17 @@ use crate::store::contract::KeyStore;
 
 const ROUNDS: u32 = 80;
 
-/// Rotations race look-ups: one begun after `replace` returned never finds the
-/// old digest, and always finds the new one.
-pub async fn a_rotated_secret_is_dead_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A look-up that begins after a rotation returned finds the new digest and not the old
+/// one, even if a slower look-up was under way, because the old secret may have been
+/// stolen.
+pub(super) async fn an_old_digest_is_gone_at_once(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     let mut old = Vec::new();
     for _ in rounds(ROUNDS) {
-        // A store that caches has nothing cached after this one.
+        // A store with a cache no longer has the key in it.
         let first = org.change(&key, org.rotated(&key)).await?;
         key = org.rotated(&first);
         race(&org, &first, Some(&key)).await?;
@@ -36,15 +38,15 @@ pub async fn a_rotated_secret_is_dead_at_once(store: Arc<dyn KeyStore>) -> Resul
     org.has_exactly(&[&key]).await
 }
 
-/// Edits race look-ups: one begun after `replace` returned sees that revision,
-/// so that a revocation stops the very next request.
-pub async fn a_finished_edit_is_seen_by_every_find(
+/// A look-up that begins after an edit returned gives that edit, even if a slower look-up
+/// was under way, because a revocation must stop the next request.
+pub(super) async fn a_finished_edit_is_seen_by_every_find(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for n in rounds(ROUNDS) {
-        // A store that caches has nothing cached after this one.
+        // A store with a cache no longer has the key in it.
         let first = org.change(&key, renamed(&key, &format!("First edit {n}"))?).await?;
         key = renamed(&first, &format!("Second edit {n}"))?;
         race(&org, &first, Some(&key)).await?;
@@ -52,8 +54,9 @@ pub async fn a_finished_edit_is_seen_by_every_find(
     org.has_exactly(&[&key]).await
 }
 
-/// Uses race look-ups: each finds the key, and nothing else has changed.
-pub async fn a_use_keeps_nobody_from_being_found(
+/// A look-up finds the key while its use is recorded and sees no other change, because a
+/// use must not interrupt service.
+pub(super) async fn a_key_is_found_while_its_use_is_recorded(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -68,9 +71,11 @@ pub async fn a_use_keeps_nobody_from_being_found(
     org.has_exactly(&[&key]).await
 }
 
-/// Deletions race look-ups: none begun after `delete` returned finds the key,
-/// and none that was slow brings it back for the next.
-pub async fn a_deleted_key_is_dead_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A look-up that begins after a deletion returned does not find the key, even if a slower
+/// look-up was under way, because the next request must be refused.
+pub(super) async fn a_deleted_key_is_gone_at_once(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(ROUNDS) {
         let key = org.add(org.key()).await?;
@@ -80,7 +85,7 @@ pub async fn a_deleted_key_is_dead_at_once(store: Arc<dyn KeyStore>) -> Result<(
     org.has_exactly(&[]).await
 }
 
-/// Writes `after` over `before`, or deletes that, while others look the key up.
+/// Writes `after` over `before`, or deletes `before`, during look-ups of the key.
 async fn race(org: &TestOrg, before: &ApiKey, after: Option<&ApiKey>) -> Result<(), Violation> {
     let race = Race {
         org: org.clone(),
@@ -91,11 +96,11 @@ async fn race(org: &TestOrg, before: &ApiKey, after: Option<&ApiKey>) -> Result<
     let readers = [race.clone(), race.clone(), race.clone()]
         .map(|race| Box::pin(race.read()) as BoxFuture<'static, Result<(), Violation>>);
     let writer = Box::pin(race.clone().write()) as BoxFuture<'static, Result<(), Violation>>;
-    // The writer first: where it fails, the readers' complaints say less.
+    // The error of the writer comes first, since it may be the cause of the others.
     for result in together([writer].into_iter().chain(readers)).await? {
         result?;
     }
-    // Nor does a late answer to a reader bring the old state back.
+    // A late answer to a reader must not restore the old state.
     race.is_finished().await
 }
 
@@ -111,7 +116,7 @@ impl Race {
     async fn write(self) -> Result<(), Violation> {
         let result = match &self.after {
             None => self.org.delete(&self.before).await,
-            // Uses are no changes: the revision stays.
+            // A use does not change the revision.
             Some(after) if after.revision == self.before.revision => {
                 let uses = after.last_used_at.map(|at| KeyUse { id: after.id, at });
                 self.org.record_uses(uses.as_slice()).await
@@ -141,7 +146,7 @@ impl Race {
         self.is_finished().await
     }
 
-    /// The state after the write, and no trace of the one before.
+    /// Checks the state after the write.
     async fn is_finished(&self) -> Result<(), Violation> {
         let same_digest =
             self.after.as_ref().is_some_and(|after| after.digest == self.before.digest);

@@ -1,5 +1,4 @@
-//! Properties of `replace`: it writes at the expected revision only, and only
-//! what an edit or a rotation may change.
+//! Properties of `replace`.
 
 use std::sync::Arc;
 
@@ -11,8 +10,11 @@ use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::KeyStore;
 
-/// Everything that an edit or a rotation changes is written in one call.
-pub async fn every_changeable_field_is_written(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Every field that an edit or a rotation may change is written by one call, because a
+/// change that is half written may be unsafe.
+pub(super) async fn every_changeable_field_is_written(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
     let changed = ApiKey {
@@ -39,8 +41,8 @@ pub async fn every_changeable_field_is_written(store: Arc<dyn KeyStore>) -> Resu
     org.has_exactly(&[&cleared, &other]).await
 }
 
-/// The time of creation stays as it is stored: the list is ordered by it.
-pub async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The stored time of creation stays, because the list is ordered by it.
+pub(super) async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     for created_at in [instant(0), instant(u64::MAX)] {
@@ -52,9 +54,9 @@ pub async fn the_time_of_creation_stays(store: Arc<dyn KeyStore>) -> Result<(), 
     Ok(())
 }
 
-/// The time of the last use stays as it is stored: an editor that read the key
-/// before a use must not take the use back.
-pub async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The stored time of the last use stays, because the editor may have read the key before
+/// that use.
+pub(super) async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(ApiKey { last_used_at: Some(instant(5)), ..org.key() }).await?;
     for last_used_at in [None, Some(instant(4)), Some(instant(6))] {
@@ -70,9 +72,11 @@ pub async fn the_last_use_stays(store: Arc<dyn KeyStore>) -> Result<(), Violatio
     expect::same_key("get of a key never used", found.as_deref(), &renamed)
 }
 
-/// Another revision than the stored one, earlier or later, is a `Conflict` and
-/// nothing is written: an edit must not undo a revocation it has not seen.
-pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// With a revision other than the stored one `replace` is a `Conflict` and writes nothing,
+/// because an edit must not undo a revocation that its author has not seen.
+pub(super) async fn another_revision_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(ApiKey { revision: Revision::new(5), ..org.key() }).await?;
     let key = org.change(&key, revoked(&key)).await?;
@@ -85,16 +89,17 @@ pub async fn another_revision_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<
     org.has_exactly(&[&key]).await
 }
 
-/// A key that was never there is `NotFound`, and is not inserted.
-pub async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// An unknown key is `NotFound` and is not inserted, because `replace` does not check the
+/// limit.
+pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     expect::not_found("replace of an unknown key", store.replace(&key, key.revision).await)?;
     org.has_lost(&key).await
 }
 
-/// A deleted key is `NotFound`, and does not rise again.
-pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A deleted key is `NotFound` and stays deleted, because a late edit must not restore it.
+pub(super) async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.delete(&key).await?;
@@ -106,12 +111,13 @@ pub async fn a_deleted_key_is_not_found(store: Arc<dyn KeyStore>) -> Result<(), 
     org.has_lost(&key).await
 }
 
-/// Once a rotation has returned, the old secret is dead and the new one works.
-pub async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Once a rotation has returned, only the new digest is found, because the old secret may
+/// have been stolen.
+pub(super) async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for _ in 0..3 {
-        // A store that caches what it found has the old digest cached now.
+        // A store with a cache has the old digest in it now.
         org.has_exactly(&[&key]).await?;
         let old = key.clone();
         key = org.change(&old, org.rotated(&old)).await?;
@@ -121,9 +127,11 @@ pub async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(), Viol
     Ok(())
 }
 
-/// A change that keeps the digest shows at once to those who look up by digest:
-/// a revocation stops the next request.
-pub async fn a_change_shows_in_find_at_once(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Once `replace` has returned, `find_by_digest` gives the changed key, because a
+/// revocation must stop the next request.
+pub(super) async fn a_change_shows_in_find_at_once(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let mut key = org.add(org.key()).await?;
     for status in [Status::Revoked, Status::Active, Status::Revoked] {
@@ -134,9 +142,11 @@ pub async fn a_change_shows_in_find_at_once(store: Arc<dyn KeyStore>) -> Result<
     Ok(())
 }
 
-/// A digest that another key has, of whichever organisation, is a `Conflict`;
-/// both keys stay as they are.
-pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A digest of another key in any organisation is a `Conflict` and both keys stay as they
+/// are, because one secret must not belong to two keys.
+pub(super) async fn a_taken_digest_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (key, neighbour) = (org.add(org.key()).await?, org.add(org.key()).await?);
     let stranger = other.add(other.key()).await?;
@@ -150,9 +160,8 @@ pub async fn a_taken_digest_is_a_conflict(store: Arc<dyn KeyStore>) -> Result<()
     Ok(())
 }
 
-/// A digest that a rotation gave up is free again, and leads to the key that
-/// takes it.
-pub async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A digest that a rotation replaced can be inserted again, because it belongs to no key.
+pub(super) async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let old = org.add(org.key()).await?;
     let key = org.change(&old, org.rotated(&old)).await?;
@@ -162,8 +171,9 @@ pub async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Viol
     org.has_exactly(&[&key, &heir]).await
 }
 
-/// A change of one key leaves the organisation's others alone.
-pub async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A change of one key leaves the other keys as they are, because each key is edited on its
+/// own.
+pub(super) async fn other_keys_stay(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b, c) =
         (org.add(org.key()).await?, org.add(org.key()).await?, org.add(org.key()).await?);

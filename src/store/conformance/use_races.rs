@@ -1,5 +1,4 @@
-//! Races of `record_uses`: it never takes a change back, and no change takes a
-//! use back.
+//! Races of `record_uses`.
 
 use std::sync::Arc;
 
@@ -11,9 +10,11 @@ use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
 use crate::store::contract::{KeyStore, StoreError};
 
-/// A use that races a revocation does not un-revoke the key, nor is its time
-/// lost; and since uses are no changes, the revocation succeeds at once.
-pub async fn a_use_does_not_undo_a_revocation(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A use and a simultaneous revocation are both stored, and the revocation succeeds the
+/// first time, because a use is not a change.
+pub(super) async fn a_use_does_not_undo_a_revocation(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for n in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -22,9 +23,11 @@ pub async fn a_use_does_not_undo_a_revocation(store: Arc<dyn KeyStore>) -> Resul
     Ok(())
 }
 
-/// A use that races a rotation neither brings the old secret back nor loses the
-/// new one.
-pub async fn a_use_does_not_undo_a_rotation(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A use and a simultaneous rotation are both stored and only the new digest is found,
+/// because the old secret may have been stolen.
+pub(super) async fn a_use_does_not_undo_a_rotation(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for n in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -35,8 +38,11 @@ pub async fn a_use_does_not_undo_a_rotation(store: Arc<dyn KeyStore>) -> Result<
     Ok(())
 }
 
-/// A use that races a deletion does not bring the key back.
-pub async fn a_use_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A key stays deleted although a use was recorded at the same time, because its owner
+/// deleted it.
+pub(super) async fn a_use_does_not_undo_a_deletion(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for n in rounds(100) {
         let key = org.add(org.key()).await?;
@@ -53,8 +59,11 @@ pub async fn a_use_does_not_undo_a_deletion(store: Arc<dyn KeyStore>) -> Result<
     org.has_exactly(&[]).await
 }
 
-/// Of several uses recorded at once, the latest stays, whichever came last.
-pub async fn the_latest_of_several_uses_stays(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Of simultaneous uses the latest is stored, because several processes record the uses of
+/// one key.
+pub(super) async fn the_latest_of_several_uses_stays(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for round in rounds(60) {
         let key = org.add(org.key()).await?;
@@ -70,9 +79,9 @@ pub async fn the_latest_of_several_uses_stays(store: Arc<dyn KeyStore>) -> Resul
     Ok(())
 }
 
-/// Batches that name the same keys in opposite orders all succeed: two processes
-/// that lock rows as they come would wait for each other.
-pub async fn batches_in_opposite_orders_do_not_deadlock(
+/// Simultaneous batches with the same keys in opposite orders all succeed, because
+/// processes that lock rows in the order of the batch would deadlock.
+pub(super) async fn batches_in_opposite_orders_do_not_deadlock(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -96,7 +105,7 @@ pub async fn batches_in_opposite_orders_do_not_deadlock(
     org.has_exactly(&expected.iter().collect::<Vec<_>>()).await
 }
 
-/// Records a use while the key is replaced; both are there afterwards.
+/// Records a use while the key is replaced, and checks that both are stored.
 async fn use_beside(org: &TestOrg, from: &ApiKey, to: &ApiKey, at: u64) -> Result<(), Violation> {
     let uses = vec![KeyUse { id: from.id, at: instant(at) }];
     let replace = {

@@ -1,5 +1,4 @@
-//! Properties of `record_uses`: forward, nothing but the time, and out of a future that
-//! a wrong clock set.
+//! Properties of `record_uses`.
 
 use std::sync::Arc;
 
@@ -15,8 +14,9 @@ use crate::store::contract::KeyStore;
 const DAY: u64 = 86_400_000_000;
 const YEAR: u64 = 365 * DAY;
 
-/// A use shows in `get` and `list` once the call has returned.
-pub async fn a_use_shows(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A use shows in `get` and `list` once `record_uses` has returned, because people look
+/// there for keys that are no longer used.
+pub(super) async fn a_use_shows(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
     org.has_exactly(&[&key, &other]).await?;
@@ -24,9 +24,9 @@ pub async fn a_use_shows(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     org.has_exactly(&[&used(&key, instant(3)), &other]).await
 }
 
-/// The time moves forward, by a microsecond as by a year, and not back, by up to a
-/// day: batches of several processes arrive in any order.
-pub async fn the_time_does_not_move_back(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// The time moves forward, even by a microsecond, and does not move back by up to a day,
+/// because batches of several processes arrive in any order.
+pub(super) async fn the_time_does_not_move_back(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     let steps = [(5, 5), (6, 6), (5, 6), (6, 6), (0, 6), (YEAR, YEAR), (YEAR - 1, YEAR)];
@@ -37,10 +37,9 @@ pub async fn the_time_does_not_move_back(store: Arc<dyn KeyStore>) -> Result<(),
     Ok(())
 }
 
-/// A stored time that lies more than a day after a use is replaced by it: it was set
-/// by a process with a wrong clock, and would stay for as long as that was ahead. So
-/// it is within a batch, where the uses come in their order.
-pub async fn a_time_far_in_the_future_does_not_stay(
+/// A use replaces a stored time that is more than a day later, also within a batch, because
+/// a process with a wrong clock wrote that time.
+pub(super) async fn a_time_far_in_the_future_does_not_stay(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -65,9 +64,9 @@ pub async fn a_time_far_in_the_future_does_not_stay(
     Ok(())
 }
 
-/// The first use counts whenever it was, before 1970 too: no time at all is
-/// earlier than the earliest.
-pub async fn the_first_use_counts_whenever_it_was(
+/// The first use is stored whatever its time, also before 1970, because a key that was
+/// never used has no time to compare with.
+pub(super) async fn the_first_use_counts_whenever_it_was(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -80,9 +79,11 @@ pub async fn the_first_use_counts_whenever_it_was(
     Ok(())
 }
 
-/// Where a key occurs several times in a batch, in any order, its latest use
-/// counts.
-pub async fn the_latest_use_in_a_batch_counts(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// If a batch has several uses of a key, the latest is stored, because a batch is in no
+/// particular order.
+pub(super) async fn the_latest_use_in_a_batch_counts(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for times in [[1, 2, 9], [9, 2, 1], [1, 9, 2], [9, 9, 9]] {
         let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
@@ -96,9 +97,11 @@ pub async fn the_latest_use_in_a_batch_counts(store: Arc<dyn KeyStore>) -> Resul
     Ok(())
 }
 
-/// Keys that are gone are skipped, wherever they stand in the batch, and the
-/// others recorded: one deleted key must not cost the whole batch.
-pub async fn keys_that_are_gone_are_skipped(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// Unknown and deleted keys are skipped and the other uses of the batch are recorded,
+/// because a key may be deleted between its use and the batch.
+pub(super) async fn keys_that_are_gone_are_skipped(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
     let deleted = org.add(org.key()).await?;
@@ -111,8 +114,11 @@ pub async fn keys_that_are_gone_are_skipped(store: Arc<dyn KeyStore>) -> Result<
     org.has_lost(&unknown).await
 }
 
-/// A batch of nothing but gone keys, and an empty one, are no errors.
-pub async fn a_batch_may_come_to_nothing(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// An empty batch, and one with only unknown keys, is no error, because all its keys may
+/// have been deleted.
+pub(super) async fn a_batch_without_stored_keys_is_no_error(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.add(org.key()).await?;
     org.record_uses(&[]).await?;
@@ -120,8 +126,11 @@ pub async fn a_batch_may_come_to_nothing(store: Arc<dyn KeyStore>) -> Result<(),
     org.has_exactly(&[&key]).await
 }
 
-/// The revision and all else stay: an edit begun before a use still fits.
-pub async fn nothing_but_the_time_changes(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A use changes no other field, not even the revision, because an edit that began before
+/// it must still succeed.
+pub(super) async fn nothing_but_the_time_changes(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let key = org.key();
     let key = ApiKey { expires_at: Some(key.created_at), rotated_at: Some(instant(1)), ..key };
@@ -132,9 +141,9 @@ pub async fn nothing_but_the_time_changes(store: Arc<dyn KeyStore>) -> Result<()
     org.has_exactly(&[&used(&edited, instant(2))]).await
 }
 
-/// Uses of revoked and expired keys are recorded: they passed while the request
-/// was verified.
-pub async fn revoked_and_expired_keys_are_recorded(
+/// Uses of revoked and expired keys are recorded, because the key was valid when it was
+/// used.
+pub(super) async fn revoked_and_expired_keys_are_recorded(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -145,8 +154,11 @@ pub async fn revoked_and_expired_keys_are_recorded(
     org.has_exactly(&[&used(&expired, instant(3)), &used(&off, instant(3))]).await
 }
 
-/// One batch may name keys of several organisations.
-pub async fn a_batch_crosses_organisations(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// One batch may have keys of several organisations, because the manager collects the uses
+/// of all of them.
+pub(super) async fn a_batch_crosses_organisations(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let (ours, theirs) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
     let (a, b) = (ours.add(ours.key()).await?, theirs.add(theirs.key()).await?);
     ours.record_uses(&[use_of(&a, 1), use_of(&b, 2)]).await?;
@@ -154,16 +166,18 @@ pub async fn a_batch_crosses_organisations(store: Arc<dyn KeyStore>) -> Result<(
     theirs.has_exactly(&[&used(&b, instant(2))]).await
 }
 
-/// A thousand uses fit into one batch, in spite of a database's limits on
-/// parameters.
-pub async fn a_thousand_uses_fit_into_a_batch(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+/// A batch of a thousand uses is recorded completely, because the manager sends that many
+/// and databases limit the parameters of a statement.
+pub(super) async fn a_thousand_uses_fit_into_a_batch(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let keys = org.add_keys(50).await?;
     let unknown: Vec<KeyId> = (0..450).map(|_| org.fresh.key_id()).collect();
     let ids = keys.iter().map(|key| key.id).chain(unknown).cycle().take(1_000);
     let batch: Vec<KeyUse> = (0..).zip(ids).map(|(n, id)| KeyUse { id, at: instant(n) }).collect();
     org.record_uses(&batch).await?;
-    // The second round of 500 has the later times.
+    // The second 500 uses have the later times.
     let expected: Vec<ApiKey> = (500..).zip(&keys).map(|(n, key)| used(key, instant(n))).collect();
     org.has_exactly(&expected.iter().collect::<Vec<_>>()).await
 }

@@ -1,4 +1,4 @@
-//! What the suite hands back: the properties that hold, or those that do not.
+//! The result of a check: the properties that hold, or those that do not.
 
 use std::error::Error;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// How a store departs from one property.
+/// How a store violates a property.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected}, found {found}")]
 pub struct Violation {
@@ -15,12 +15,11 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// For properties of your own: what should have been, and what was.
-    pub fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(super) fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self { expected: expected.into(), found: found.into() }
     }
 
-    /// What the property asks for.
+    /// What the property requires.
     pub fn expected(&self) -> &str {
         &self.expected
     }
@@ -31,8 +30,8 @@ impl Violation {
     }
 }
 
-/// The properties that a store does not have. `Debug` is the readable list,
-/// so that a plain `unwrap` in a test shows it.
+/// The properties that do not hold. `Debug` prints the same list as `Display`, so that
+/// `unwrap` in a test shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Violations {
     checked: usize,
@@ -44,7 +43,7 @@ impl Violations {
         Self { checked, list }
     }
 
-    /// The name of each property that does not hold, and how.
+    /// The name of each property that does not hold, and its violation.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Violation)> {
         self.list.iter().map(|(property, violation)| (*property, violation))
     }
@@ -58,7 +57,11 @@ impl fmt::Display for Violations {
             writeln!(f, "    expected: {}", violation.expected)?;
             writeln!(f, "    found:    {}", violation.found)?;
         }
-        write!(f, "\nThe documentation of keygate::conformance has the reason for each.")
+        write!(
+            f,
+            "\nThe reason for each is in the source of keygate, in src/store/conformance, at the \
+             function of that name."
+        )
     }
 }
 
@@ -70,7 +73,7 @@ impl fmt::Debug for Violations {
 
 impl Error for Violations {}
 
-/// The properties that were checked, all of which hold.
+/// The properties that were checked, all of which hold. `Display` lists their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     passed: Vec<(&'static str, Duration)>,
@@ -90,6 +93,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total: Duration = self.passed.iter().map(|(_, time)| *time).sum();
-        write!(f, "{} properties hold, checked in {total:.1?}", self.passed.len())
+        write!(f, "{} properties hold, checked in {total:.1?}", self.passed.len())?;
+        self.passed.iter().try_for_each(|(name, _)| write!(f, "\n{name}"))
     }
 }

@@ -1,4 +1,4 @@
-//! Properties of the fields of a record: what comes back is what went in.
+//! Properties of the fields of a record: they come back as they were written.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::store::conformance::audit::purge::undisturbed;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
-/// Texts that a database, a log line or a page might take for something else.
+/// Texts that a database, a log or a page might misinterpret.
 const TEXTS: [&str; 12] = [
     "",
     "/",
@@ -30,91 +30,60 @@ const TEXTS: [&str; 12] = [
     "<img src=x onerror=alert(1)>",
 ];
 
-/// Methods are kept, those included that no standard names, and so is their case.
-pub async fn methods_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let methods =
-        ["GET", "get", "PATCH", "PROPFIND", "M-SEARCH", "X!#$%&'*+.^_`|~", &"A".repeat(64)]
-            .map(|method| RequestEvent { method: Cow::Owned(method.to_owned()), ..a_request() });
-    requests_come_back(&log, methods).await
+/// Methods are kept exactly, non-standard ones and their case included, because they say
+/// what a client did.
+pub(super) async fn methods_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_methods()).await
 }
 
-/// Endpoints are kept to the letter, up to the longest.
-pub async fn endpoints_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let longest = format!("/{}…", "é".repeat((RequestEvent::MAX_ENDPOINT_LEN - 4) / 2));
-    let texts = TEXTS.into_iter().chain([longest.as_str()]);
-    let events = texts.map(|text| RequestEvent { endpoint: text.into(), ..a_request() });
-    requests_come_back(&log, events).await
+/// Endpoints are kept exactly, up to the longest, because they say what a client did.
+pub(super) async fn endpoints_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_endpoints()).await
 }
 
-/// Addresses of both families are kept, and an unknown one stays unknown.
-pub async fn addresses_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let texts = ["192.0.2.1", "0.0.0.0", "255.255.255.255", "::", "::1", "2001:db8::ff00:42:8329"];
-    let known = texts.into_iter().map(|text| text.parse::<IpAddr>().ok());
-    let events = known.chain([None]).map(|ip| RequestEvent { ip, ..a_request() });
-    requests_come_back(&log, events).await
+/// Addresses of both families are kept and an unknown one stays unknown, because they say
+/// where a client was.
+pub(super) async fn addresses_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_addresses()).await
 }
 
-/// Countries are kept, and an unknown one stays unknown.
-pub async fn countries_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let codes = ["DE", "AA", "ZZ", "NO"].map(CountryCode::new);
-    let codes = codes.into_iter().chain([None]);
-    requests_come_back(&log, codes.map(|country| RequestEvent { country, ..a_request() })).await
+/// Countries are kept and an unknown one stays unknown, because they say where a client
+/// was.
+pub(super) async fn countries_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_countries()).await
 }
 
-/// Every HTTP status is kept; a request without an answer has none, which is not
-/// zero.
-pub async fn statuses_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let codes = [100, 200, 204, 301, 404, 499, 503, 599, 999].map(Some);
-    let codes = codes.into_iter().chain([None]);
-    requests_come_back(&log, codes.map(|status| RequestEvent { status, ..a_request() })).await
+/// Every HTTP status is kept and a missing one stays missing, because a request without an
+/// answer must not look like one that was answered.
+pub(super) async fn statuses_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_statuses()).await
 }
 
-/// Every outcome is kept.
-pub async fn outcomes_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let outcomes = [
-        Outcome::Allowed,
-        Outcome::Revoked,
-        Outcome::Expired,
-        Outcome::IpNotAllowed,
-        Outcome::Aborted,
-    ];
-    requests_come_back(&log, outcomes.map(|outcome| RequestEvent { outcome, ..a_request() })).await
+/// Every outcome is kept, because it says why a request was refused.
+pub(super) async fn outcomes_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_outcomes()).await
 }
 
-/// The number of requests that a record stands for is kept.
-pub async fn counts_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let counts = [1, 2, 256_000, u32::MAX];
-    requests_come_back(&log, counts.map(|count| RequestEvent { count, ..a_request() })).await
+/// The number of requests that a record stands for is kept, because refusals may be
+/// summed.
+pub(super) async fn counts_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_counts()).await
 }
 
-/// Every action is kept in either phase.
-pub async fn actions_and_phases_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let actions = [
-        ChangeAction::Created,
-        ChangeAction::Updated,
-        ChangeAction::Rotated,
-        ChangeAction::Deleted,
-    ];
-    let events = actions.into_iter().flat_map(|action| {
-        [ChangePhase::Begun, ChangePhase::Abandoned].map(|phase| ChangeEvent {
-            action,
-            phase,
-            ..a_change()
-        })
-    });
-    changes_come_back(&log, events).await
+/// Every action is kept in both phases, because an abandoned change did not take place.
+pub(super) async fn actions_and_phases_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    changes_come_back(&log, with_actions()).await
 }
 
-/// The names of actors are kept to the letter, up to the longest.
-pub async fn actors_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
-    let longest = "x".repeat(crate::org::Actor::MAX_NAME_LEN);
-    let texts = TEXTS.into_iter().chain(["Ada Lovelace", longest.as_str()]);
-    changes_come_back(&log, texts.map(|text| ChangeEvent { actor: text.into(), ..a_change() }))
-        .await
+/// The names of actors are kept exactly, up to the longest, because they say who changed
+/// a key.
+pub(super) async fn actors_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    changes_come_back(&log, with_actors()).await
 }
 
-/// Times keep their microseconds, and ids all their bytes.
-pub async fn times_and_ids_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Times keep their microseconds and ids all their bytes, because both decide the order of
+/// the records.
+pub(super) async fn times_and_ids_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let times = [0, 1, 498, 499, 998, 999_998].map(|micros| test.request(test.at(micros)));
     let mut id = test.fresh.audit_id().to_bytes();
@@ -127,8 +96,9 @@ pub async fn times_and_ids_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
     test.has_requests(&records).await
 }
 
-/// The earliest and the latest time are kept, and ordered among the others.
-pub async fn every_time_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// The earliest and the latest time are kept and ordered among the others, because a host
+/// chooses its clock.
+pub(super) async fn every_time_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     undisturbed(&log, |test| async move {
         let micros = [-1, 0, 1, 2_147_483_648_000_000, 9_223_372_037_000_001];
         let times = micros.into_iter().filter_map(Timestamp::from_unix_micros);
@@ -140,9 +110,96 @@ pub async fn every_time_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violatio
     .await
 }
 
+/// Requests with all the values that the properties of this module try.
+pub(super) fn unusual_requests() -> Vec<RequestEvent> {
+    let events = [
+        with_methods(),
+        with_endpoints(),
+        with_addresses(),
+        with_countries(),
+        with_statuses(),
+        with_outcomes(),
+        with_counts(),
+    ];
+    events.concat()
+}
+
+/// Changes with all the values that the properties of this module try.
+pub(super) fn unusual_changes() -> Vec<ChangeEvent> {
+    [with_actions(), with_actors()].concat()
+}
+
+fn with_methods() -> Vec<RequestEvent> {
+    let longest = "A".repeat(64);
+    let methods = ["GET", "get", "PATCH", "PROPFIND", "M-SEARCH", "X!#$%&'*+.^_`|~", &longest];
+    methods
+        .map(|method| RequestEvent { method: Cow::Owned(method.to_owned()), ..a_request() })
+        .to_vec()
+}
+
+fn with_endpoints() -> Vec<RequestEvent> {
+    let longest = format!("/{}…", "é".repeat((RequestEvent::MAX_ENDPOINT_LEN - 4) / 2));
+    let texts = TEXTS.into_iter().chain([longest.as_str()]);
+    texts.map(|text| RequestEvent { endpoint: text.into(), ..a_request() }).collect()
+}
+
+fn with_addresses() -> Vec<RequestEvent> {
+    let texts = ["192.0.2.1", "0.0.0.0", "255.255.255.255", "::", "::1", "2001:db8::ff00:42:8329"];
+    let known = texts.into_iter().map(|text| text.parse::<IpAddr>().ok());
+    known.chain([None]).map(|ip| RequestEvent { ip, ..a_request() }).collect()
+}
+
+fn with_countries() -> Vec<RequestEvent> {
+    let codes = ["DE", "AA", "ZZ", "NO"].map(CountryCode::new).into_iter().chain([None]);
+    codes.map(|country| RequestEvent { country, ..a_request() }).collect()
+}
+
+fn with_statuses() -> Vec<RequestEvent> {
+    let codes = [100, 200, 204, 301, 404, 499, 503, 599, 999].map(Some).into_iter().chain([None]);
+    codes.map(|status| RequestEvent { status, ..a_request() }).collect()
+}
+
+fn with_outcomes() -> Vec<RequestEvent> {
+    let outcomes = [
+        Outcome::Allowed,
+        Outcome::Revoked,
+        Outcome::Expired,
+        Outcome::IpNotAllowed,
+        Outcome::Aborted,
+    ];
+    outcomes.map(|outcome| RequestEvent { outcome, ..a_request() }).to_vec()
+}
+
+fn with_counts() -> Vec<RequestEvent> {
+    [1, 2, 256_000, u32::MAX].map(|count| RequestEvent { count, ..a_request() }).to_vec()
+}
+
+fn with_actions() -> Vec<ChangeEvent> {
+    let actions = [
+        ChangeAction::Created,
+        ChangeAction::Updated,
+        ChangeAction::Rotated,
+        ChangeAction::Deleted,
+    ];
+    let phases = |action| {
+        [ChangePhase::Begun, ChangePhase::Abandoned].map(|phase| ChangeEvent {
+            action,
+            phase,
+            ..a_change()
+        })
+    };
+    actions.into_iter().flat_map(phases).collect()
+}
+
+fn with_actors() -> Vec<ChangeEvent> {
+    let longest = "x".repeat(crate::org::Actor::MAX_NAME_LEN);
+    let texts = TEXTS.into_iter().chain(["Ada Lovelace", longest.as_str()]);
+    texts.map(|text| ChangeEvent { actor: text.into(), ..a_change() }).collect()
+}
+
 async fn requests_come_back(
     log: &Arc<dyn SinkAndLog>,
-    events: impl IntoIterator<Item = RequestEvent> + Send,
+    events: Vec<RequestEvent>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(log)?;
     let events = (0..).zip(events);
@@ -154,7 +211,7 @@ async fn requests_come_back(
 
 async fn changes_come_back(
     log: &Arc<dyn SinkAndLog>,
-    events: impl IntoIterator<Item = ChangeEvent> + Send,
+    events: Vec<ChangeEvent>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(log)?;
     let events = (0..).zip(events);

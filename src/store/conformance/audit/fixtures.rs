@@ -1,4 +1,4 @@
-//! An organisation's part of an audit log, for one property alone.
+//! An organisation's part of an audit log, for one property.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,10 +16,10 @@ use crate::org::OrgId;
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::Fresh;
 use crate::store::conformance::handles::SinkAndLog;
+use crate::store::conformance::property::Opener;
 use crate::store::conformance::violation::Violation;
 
-/// A new organisation with one key, in the log. Its methods expect every call to
-/// succeed.
+/// A new organisation with one key. Its methods expect every call to succeed.
 #[derive(Clone, Debug)]
 pub(super) struct TestLog {
     pub(super) log: Arc<dyn SinkAndLog>,
@@ -41,6 +41,14 @@ impl TestLog {
         })
     }
 
+    /// Closes the log and opens it again.
+    pub(super) async fn reopened(self, opener: &Opener<dyn SinkAndLog>) -> Result<Self, Violation> {
+        let Self { log, org, key, fresh, start } = self;
+        // The log is closed first, since a file may allow only one handle.
+        drop(log);
+        Ok(Self { log: opener.open().await?, org, key, fresh, start })
+    }
+
     pub(super) fn with_org(&self, org: OrgId) -> Self {
         Self { org, ..self.clone() }
     }
@@ -49,7 +57,7 @@ impl TestLog {
         Self { key, ..self.clone() }
     }
 
-    /// A time that no retention of the host's has reached yet.
+    /// A time so recent that no host purges its records yet.
     pub(super) fn at(&self, micros: u64) -> Timestamp {
         self.start.saturating_add(Duration::from_micros(micros))
     }
@@ -90,14 +98,14 @@ impl TestLog {
         Ok(page)
     }
 
-    /// All records in that scope, read from the newest to the oldest.
+    /// All records in the scope, newest first.
     pub(super) async fn all(&self, scope: AuditScope) -> Result<Vec<AuditRecord>, Violation> {
         let query = AuditQuery::new(self.org.clone(), scope).limit(AuditQuery::MAX_LIMIT);
         let newest = self.page(&query).await?;
         Ok(self.back_from(&query, newest).await?.into_iter().flatten().collect())
     }
 
-    /// This page and all that are older.
+    /// This page and all older ones.
     pub(super) async fn back_from(
         &self,
         query: &AuditQuery,
@@ -106,7 +114,7 @@ impl TestLog {
         self.follow(query, page, |page| page.older, Position::Before).await
     }
 
-    /// This page and all that are newer.
+    /// This page and all newer ones.
     pub(super) async fn on_from(
         &self,
         query: &AuditQuery,
@@ -122,7 +130,7 @@ impl TestLog {
         next: fn(&AuditPage) -> Option<AuditCursor>,
         position: fn(AuditCursor) -> Position,
     ) -> Result<Vec<Vec<AuditRecord>>, Violation> {
-        /// No property writes more records than this, and a page has one at least.
+        /// No property writes more records than this.
         const MOST_PAGES: usize = 2_000;
         let mut pages = Vec::new();
         while pages.len() < MOST_PAGES {
@@ -134,13 +142,13 @@ impl TestLog {
         Err(Violation::new("the pages to come to an end", format!("more than {MOST_PAGES}")))
     }
 
-    /// The key's requests are exactly these, newest first.
+    /// Checks that the key has exactly these requests, newest first.
     pub(super) async fn has_requests(&self, records: &[AuditRecord]) -> Result<(), Violation> {
         let found = self.all(AuditScope::KeyRequests(self.key)).await?;
         same_records("the requests of the key", &found, &newest_first(records))
     }
 
-    /// The key's changes are exactly these, newest first.
+    /// Checks that the key has exactly these changes, newest first.
     pub(super) async fn has_changes(&self, records: &[AuditRecord]) -> Result<(), Violation> {
         let found = self.all(AuditScope::KeyChanges(self.key)).await?;
         same_records("the changes of the key", &found, &newest_first(records))
@@ -173,7 +181,8 @@ pub(super) fn newest_first(records: &[AuditRecord]) -> Vec<AuditRecord> {
     records
 }
 
-/// The same records in the same order. Names how the first pair differs.
+/// Checks that the records and their order are the same. The violation shows how the first
+/// pair differs.
 pub(super) fn same_records(
     what: &str,
     found: &[AuditRecord],
@@ -197,7 +206,7 @@ fn fields(record: &AuditRecord) -> [String; 5] {
     ]
 }
 
-/// Ends in a microsecond that is no whole millisecond.
+/// A time that is one microsecond after a whole second.
 fn an_hour_ago() -> Timestamp {
     let now = Timestamp::from(SystemTime::now()).saturating_sub(Duration::from_secs(3_600));
     let part = now.unix_micros().rem_euclid(1_000_000).unsigned_abs();

@@ -1,4 +1,4 @@
-//! Properties of `page`: the order of the records, and the way from page to page.
+//! Properties of `page`: the order of the records, and paging.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use crate::store::conformance::expect;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
-/// The newest record comes first, in whichever order they were recorded.
-pub async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// The newest record is first whatever the order of writing, because records of several
+/// processes arrive late.
+pub(super) async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let times = [5, 1, 1_000, 4, 0, 1_000_000, 2];
     let records = times.map(|micros| test.request(test.at(micros)));
@@ -18,9 +19,9 @@ pub async fn the_newest_comes_first(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
     test.has_requests(&records).await
 }
 
-/// Records of one instant are ordered by the bytes of their ids, taken without a
-/// sign, so that a cursor has one place.
-pub async fn records_of_one_instant_are_ordered_by_id(
+/// Records of one instant are ordered by the unsigned bytes of their ids, because a cursor
+/// needs one position in the order.
+pub(super) async fn records_of_one_instant_are_ordered_by_id(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
@@ -47,9 +48,9 @@ pub async fn records_of_one_instant_are_ordered_by_id(
     Ok(())
 }
 
-/// Paging back from the newest meets every record once, in pages that are full
-/// but for the last, and comes to an end.
-pub async fn paging_back_meets_every_record_once(
+/// Paging back from the newest record gives every record once, on full pages except the
+/// last, because an auditor must see every record.
+pub(super) async fn paging_back_meets_every_record_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let (test, records) = with_ties(&log).await?;
@@ -66,9 +67,9 @@ pub async fn paging_back_meets_every_record_once(
     Ok(())
 }
 
-/// Paging forward from the oldest meets every record once; each page is newest
-/// first as well.
-pub async fn paging_forward_meets_every_record_once(
+/// Paging forward from the oldest record gives every record once, newest first on each
+/// page, because an auditor must see every record.
+pub(super) async fn paging_forward_meets_every_record_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let (test, records) = with_ties(&log).await?;
@@ -87,9 +88,11 @@ pub async fn paging_forward_meets_every_record_once(
     Ok(())
 }
 
-/// Records that arrive while somebody pages back neither repeat a record nor
-/// hide one.
-pub async fn new_records_do_not_disturb_paging(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Records that are written during paging back neither repeat nor hide others, because the
+/// log is in use.
+pub(super) async fn new_records_do_not_disturb_paging(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(20);
     test.write(&records).await?;
@@ -109,9 +112,12 @@ pub async fn new_records_do_not_disturb_paging(log: Arc<dyn SinkAndLog>) -> Resu
     same_records("the records there at the start", &found, &newest_first(&records))
 }
 
-/// There is nothing newer than the newest page and nothing older than the
-/// oldest: the buttons that lead there are off.
-pub async fn the_ends_lead_no_further(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// The newest page has no `newer` cursor and the oldest page has no `older` cursor, because
+/// the settings page shows by them whether there are
+/// more records.
+pub(super) async fn the_ends_have_no_further_page(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(6);
     test.write(&records).await?;
@@ -133,9 +139,11 @@ pub async fn the_ends_lead_no_further(log: Arc<dyn SinkAndLog>) -> Result<(), Vi
     expect::equal("`newer` of a page that holds all", &whole.newer, &None)
 }
 
-/// Going back a page and forward again leads to the same records, and the other
-/// way round.
-pub async fn back_and_forth_is_the_same_page(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Paging back and then forward gives the same page, because people return to what they
+/// saw.
+pub(super) async fn paging_back_and_forth_gives_the_same_page(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let (test, _) = with_ties(&log).await?;
     let query = test.query().limit(4);
     let mut page = test.page(&query).await?;
@@ -154,8 +162,9 @@ pub async fn back_and_forth_is_the_same_page(log: Arc<dyn SinkAndLog>) -> Result
     Ok(())
 }
 
-/// A key without records has an empty page, which leads nowhere.
-pub async fn a_log_without_records_is_an_empty_page(
+/// A key without records has an empty page without cursors, because a new key has no
+/// records.
+pub(super) async fn a_log_without_records_is_an_empty_page(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
@@ -165,9 +174,9 @@ pub async fn a_log_without_records_is_an_empty_page(
     expect::equal("`newer`", &page.newer, &None)
 }
 
-/// An empty page beyond either end leads back to all there is, the record under
-/// the cursor included: whoever paged past a purge is not stuck.
-pub async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// An empty page beyond either end has a cursor back to all records, because a reader may
+/// be on a page whose records were purged.
+pub(super) async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = newest_first(&test.requests(3));
     test.write(&records).await?;
@@ -190,9 +199,9 @@ pub async fn an_empty_page_leads_back(log: Arc<dyn SinkAndLog>) -> Result<(), Vi
     same_records("the records that it leads back to", &page.records, &records)
 }
 
-/// A cursor names a place, not a record: it holds where the record is gone, or
-/// belongs to another key.
-pub async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// A cursor keeps its position if its record does not exist, because that record may have
+/// been purged.
+pub(super) async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let stored = [0, 1, 3, 4].map(|micros| test.request(test.at(micros)));
     test.write(&stored).await?;
@@ -204,9 +213,9 @@ pub async fn a_cursor_needs_no_record(log: Arc<dyn SinkAndLog>) -> Result<(), Vi
     same_records("the records after a place between", &page.records, &newest_first(newer))
 }
 
-/// A page holds as many records as the query allows, up to the largest limit,
-/// and no more.
-pub async fn a_page_holds_its_limit(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// A page has as many records as the query allows, up to the largest limit, because a short
+/// page looks like the last one.
+pub(super) async fn a_page_holds_its_limit(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(AuditQuery::MAX_LIMIT as u64 + 1);
     test.write(&records).await?;
@@ -220,7 +229,9 @@ pub async fn a_page_holds_its_limit(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
 }
 
 /// Twenty requests, up to four of them in one instant.
-async fn with_ties(log: &Arc<dyn SinkAndLog>) -> Result<(TestLog, Vec<AuditRecord>), Violation> {
+pub(super) async fn with_ties(
+    log: &Arc<dyn SinkAndLog>,
+) -> Result<(TestLog, Vec<AuditRecord>), Violation> {
     let test = TestLog::new(log)?;
     let times = (0..20).map(|n| test.at(n * n / 20));
     let records: Vec<AuditRecord> = times.map(|at| test.request(at)).collect();

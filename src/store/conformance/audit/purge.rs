@@ -1,5 +1,4 @@
-//! Properties of `purge_before`: retention removes what is older, and nothing
-//! else. All of it happens in 1971, where no host has records to lose.
+//! Properties of `purge_before`. They purge in 1971, when no host has records of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +10,11 @@ use crate::store::conformance::expect;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
-/// Exactly the records from before the instant are removed; one of that very
-/// instant stays.
-pub async fn the_older_records_are_removed(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Exactly the records from before the instant are removed, because a host keeps records
+/// for a fixed time.
+pub(super) async fn the_older_records_are_removed(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     undisturbed(&log, |test| async move {
         let instant = in_1971(&test);
         let older = [1, 1_000, 1_000_000].map(|micros| test.request(before(instant, micros)));
@@ -22,15 +23,18 @@ pub async fn the_older_records_are_removed(log: Arc<dyn SinkAndLog>) -> Result<(
         test.write(&younger).await?;
         purge(&test, instant).await?;
         test.has_requests(&younger).await?;
-        // A second time there is nothing left to remove.
+        // A second purge removes nothing.
         purge(&test, instant).await?;
         test.has_requests(&younger).await
     })
     .await
 }
 
-/// Requests and changes are removed, of every organisation and every key.
-pub async fn every_organisation_is_purged(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Requests and changes of all organisations and keys are removed, because retention
+/// applies to the whole log.
+pub(super) async fn every_organisation_is_purged(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     undisturbed(&log, |one| async move {
         let other = TestLog::new(&one.log)?;
         let instant = in_1971(&one);
@@ -55,14 +59,14 @@ pub async fn every_organisation_is_purged(log: Arc<dyn SinkAndLog>) -> Result<()
     .await
 }
 
-/// The number of removed records is told: an operator's only sign that
+/// The number of removed records is returned, because an operator checks by it that
 /// retention works.
-pub async fn the_number_of_removed_records_is_told(
+pub(super) async fn the_number_of_removed_records_is_returned(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     undisturbed(&log, |test| async move {
         let instant = in_1971(&test);
-        // What others left from before the instant must not be counted below.
+        // Records that others left must not be counted below.
         purge(&test, instant).await?;
         let old: Vec<_> = (1..=7).map(|micros| test.request(before(instant, micros))).collect();
         test.write(&old).await?;
@@ -75,9 +79,9 @@ pub async fn the_number_of_removed_records_is_told(
     .await
 }
 
-/// A record that comes again after it was purged, or for the first time, may be
-/// written: a purge forbids nothing.
-pub async fn old_records_may_be_written_after_a_purge(
+/// Records from before the instant can be written after a purge, because a writer may
+/// deliver them late.
+pub(super) async fn old_records_may_be_written_after_a_purge(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     undisturbed(&log, |test| async move {
@@ -93,38 +97,45 @@ pub async fn old_records_may_be_written_after_a_purge(
     .await
 }
 
-/// Tries again where the property does not hold: another run of the suite on the
-/// same database may have purged its records. A log that is wrong is wrong each
-/// time.
+/// Checks a property that another purge may disturb. Each try gets its own part of the log.
 pub(super) async fn undisturbed<F>(
     log: &Arc<dyn SinkAndLog>,
-    property: impl Fn(TestLog) -> F + Send,
+    property: impl Fn(TestLog) -> F + Send + Sync,
 ) -> Result<(), Violation>
+where
+    F: Future<Output = Result<(), Violation>> + Send,
+{
+    retried(|| async { property(TestLog::new(log)?).await }).await
+}
+
+/// Tries again where a property does not hold, since another run of the suite on the same
+/// database may have purged its records. A log that has a fault fails every time.
+pub(super) async fn retried<F>(attempt: impl Fn() -> F + Send) -> Result<(), Violation>
 where
     F: Future<Output = Result<(), Violation>> + Send,
 {
     const TRIES: usize = 4;
     for _ in 1..TRIES {
-        if property(TestLog::new(log)?).await.is_ok() {
+        if attempt().await.is_ok() {
             return Ok(());
         }
     }
-    property(TestLog::new(log)?).await
+    attempt().await
 }
 
-async fn purge(test: &TestLog, instant: Timestamp) -> Result<u64, Violation> {
+pub(super) async fn purge(test: &TestLog, instant: Timestamp) -> Result<u64, Violation> {
     expect::done("purge_before", test.log.purge_before(instant).await)
 }
 
-/// Another instant in every run.
-fn in_1971(test: &TestLog) -> Timestamp {
+/// A random instant, so that simultaneous runs rarely disturb each other.
+pub(super) fn in_1971(test: &TestLog) -> Timestamp {
     let year = Duration::from_secs(365 * 24 * 3_600);
     let start = Timestamp::MIN.max(Timestamp::from_unix_micros(0).unwrap_or(Timestamp::MIN));
     let within = test.fresh.number() % (year.as_secs() * 1_000_000 - 1);
     start.saturating_add(year).saturating_add(Duration::from_micros(within))
 }
 
-fn before(instant: Timestamp, micros: u64) -> Timestamp {
+pub(super) fn before(instant: Timestamp, micros: u64) -> Timestamp {
     instant.saturating_sub(Duration::from_micros(micros))
 }
 

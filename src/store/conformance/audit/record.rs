@@ -1,4 +1,4 @@
-//! Properties of `record`: all of a batch, at once, and each record once.
+//! Properties of `record`.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::race::{rounds, together};
 use crate::store::conformance::violation::Violation;
 
-/// A whole batch can be read once `record` has returned, by every task: an
-/// answer before that would make strict delivery a lie.
-pub async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Every task can read a whole batch once `record` has returned, because strict delivery
+/// answers a request only after its record is stored.
+pub(super) async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut records = Vec::new();
     for n in 0..5 {
@@ -30,16 +30,18 @@ pub async fn a_batch_can_be_read_at_once(log: Arc<dyn SinkAndLog>) -> Result<(),
     Ok(())
 }
 
-/// A batch of nothing is no error.
-pub async fn an_empty_batch_is_no_error(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// An empty batch is no error, because it asks for nothing.
+pub(super) async fn an_empty_batch_is_no_error(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     test.write(&[]).await?;
     test.has_requests(&[]).await
 }
 
-/// A thousand records, requests and changes of several keys and organisations
-/// among each other, fit into one batch.
-pub async fn a_batch_of_a_thousand_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// A batch of a thousand records of several keys and organisations is stored completely,
+/// because databases limit the parameters of a statement.
+pub(super) async fn a_batch_of_a_thousand_is_kept(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let tests = [(); 4].map(|()| TestLog::new(&log)).into_iter();
     let tests = tests.collect::<Result<Vec<_>, _>>()?;
     let mut batch = Vec::new();
@@ -61,9 +63,11 @@ pub async fn a_batch_of_a_thousand_is_kept(log: Arc<dyn SinkAndLog>) -> Result<(
     Ok(())
 }
 
-/// A batch that comes again is stored once: what was written before a deadline
-/// that then passed is written again.
-pub async fn a_repeated_batch_is_stored_once(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// A batch that is repeated is stored once, because the writer repeats a batch whose
+/// deadline passed before the answer.
+pub(super) async fn a_repeated_batch_is_stored_once(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut batch = test.requests(5);
     batch.extend((0..5).map(|n| test.change(test.at(n))));
@@ -75,8 +79,11 @@ pub async fn a_repeated_batch_is_stored_once(log: Arc<dyn SinkAndLog>) -> Result
     test.has_changes(&changes).await
 }
 
-/// A batch that is partly known already adds its new records.
-pub async fn the_new_part_of_a_batch_is_stored(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// The new records of a batch are stored although others are known, because a part of the
+/// batch may have been stored before.
+pub(super) async fn the_new_part_of_a_batch_is_stored(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records = test.requests(9);
     let known: Vec<AuditRecord> = records.iter().step_by(2).cloned().collect();
@@ -85,8 +92,9 @@ pub async fn the_new_part_of_a_batch_is_stored(log: Arc<dyn SinkAndLog>) -> Resu
     test.has_requests(&records).await
 }
 
-/// A record that stands twice in one batch is stored once.
-pub async fn a_record_twice_in_a_batch_is_stored_once(
+/// A record that is in a batch twice is stored once, because records are identified by
+/// their ids.
+pub(super) async fn a_record_twice_in_a_batch_is_stored_once(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
@@ -96,9 +104,11 @@ pub async fn a_record_twice_in_a_batch_is_stored_once(
     test.has_requests(&records).await
 }
 
-/// Records are told apart by their ids alone: requests alike in all else are as
-/// many records.
-pub async fn records_alike_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Records that differ in their ids alone are all stored, because a client may send the
+/// same request several times in an instant.
+pub(super) async fn equal_records_with_different_ids_are_kept(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let records: Vec<AuditRecord> = (0..10).map(|_| test.request(test.at(0))).collect();
     let (some, others) = records.split_at(6);
@@ -107,14 +117,16 @@ pub async fn records_alike_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), 
     test.has_requests(&records).await
 }
 
-/// Batches of several writers at once are all kept; those that overlap, because
-/// one is the repetition of another, are stored once.
-pub async fn batches_at_once_are_all_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Simultaneous batches are all stored, and records that are in several of them are stored
+/// once, because several processes write to one log.
+pub(super) async fn simultaneous_batches_are_all_kept(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     for _ in rounds(10) {
         let test = TestLog::new(&log)?;
         let records = test.requests(80);
         let writers = (0..16).map(|n| {
-            // Every batch goes out twice, by writers that name it in opposite orders.
+            // Two writers write each batch, in opposite orders.
             let mut batch: Vec<_> = records.iter().skip(n / 2 * 10).take(10).cloned().collect();
             if n % 2 == 1 {
                 batch.reverse();

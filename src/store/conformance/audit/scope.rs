@@ -1,5 +1,4 @@
-//! Properties of the scope of a query: nobody reads what is not theirs or not
-//! asked for.
+//! Properties of the scope of a query.
 
 use std::sync::Arc;
 
@@ -8,9 +7,9 @@ use crate::store::conformance::audit::fixtures::{TestLog, newest_first, same_rec
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
 
-/// No scope gives a record of another organisation, not even with that
-/// organisation's key or cursor in hand.
-pub async fn organisations_do_not_see_each_other(
+/// No scope gives a record of another organisation, even with its key or its cursor,
+/// because audit records are confidential.
+pub(super) async fn organisations_do_not_see_each_other(
     log: Arc<dyn SinkAndLog>,
 ) -> Result<(), Violation> {
     let (ours, theirs) = (TestLog::new(&log)?, TestLog::new(&log)?);
@@ -35,12 +34,14 @@ pub async fn organisations_do_not_see_each_other(
     Ok(())
 }
 
-/// Organisations are told apart by every byte of their ids, even where their
-/// keys had the same id.
-pub async fn organisations_much_alike_are_apart(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// Every byte of an organisation's id is compared, because databases may ignore case,
+/// accents, trailing spaces or the end of a long text.
+pub(super) async fn similar_organisations_are_separate(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut members = Vec::new();
-    for org in test.fresh.orgs_alike()?.into_iter().flatten() {
+    for org in test.fresh.similar_orgs()?.into_iter().flatten() {
         let test = test.with_org(org);
         let records = [test.request(test.at(0)), test.change(test.at(0))];
         test.write(&records).await?;
@@ -55,9 +56,8 @@ pub async fn organisations_much_alike_are_apart(log: Arc<dyn SinkAndLog>) -> Res
     Ok(())
 }
 
-/// The scopes of a key hold its own records, and not those of the
-/// organisation's other keys.
-pub async fn a_key_has_its_own_records(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// The scopes of a key give its own records only, because an auditor asks what one key did.
+pub(super) async fn a_key_has_its_own_records(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let one = TestLog::new(&log)?;
     let other = one.with_key(one.fresh.key_id());
     let requests = [one.request(one.at(0)), other.request(other.at(1)), one.request(one.at(2))];
@@ -72,9 +72,9 @@ pub async fn a_key_has_its_own_records(log: Arc<dyn SinkAndLog>) -> Result<(), V
     Ok(())
 }
 
-/// `OrgChanges` holds the changes of all the organisation's keys, in one order,
-/// and pages like any other scope.
-pub async fn org_changes_spans_all_keys(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// `OrgChanges` gives the changes of all keys of the organisation in one order and on
+/// pages, because an auditor asks what happened in the organisation.
+pub(super) async fn org_changes_spans_all_keys(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let mut changes = Vec::new();
     for n in 0..12 {
@@ -93,9 +93,11 @@ pub async fn org_changes_spans_all_keys(log: Arc<dyn SinkAndLog>) -> Result<(), 
     same_records("the changes paged back", &pages.concat(), &expected)
 }
 
-/// Requests are no changes and changes no requests, though they belong to one
-/// key and one instant.
-pub async fn requests_and_changes_are_apart(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+/// The scopes of requests give no changes and those of changes give no requests, and pages
+/// are full although both are stored, because they are shown in separate lists.
+pub(super) async fn requests_and_changes_are_separate(
+    log: Arc<dyn SinkAndLog>,
+) -> Result<(), Violation> {
     let test = TestLog::new(&log)?;
     let requests: Vec<_> = (0..8).map(|n| test.request(test.at(n))).collect();
     let changes: Vec<_> = (0..8).map(|n| test.change(test.at(n))).collect();
