@@ -105,12 +105,6 @@ where
     }
 }
 
-impl From<AdmitError> for Refusal {
-    fn from(error: AdmitError) -> Self {
-        Self::from_status(error.http_status())
-    }
-}
-
 impl Admission {
     /// Hands the request to the service, with its key.
     pub(super) fn serve<S, ReqBody, ResBody>(

@@ -71,10 +71,11 @@ use crate::runtime::BoxFuture;
 /// | `org` | its `as_str` | [`OrgId::new`] |
 /// | `name` | its `as_str` | [`KeyName::restore`](crate::KeyName::restore): an earlier version may have taken what [`KeyName::new`](crate::KeyName::new) refuses by now |
 /// | `digest` | [`KeyDigest::as_bytes`] | [`KeyDigest::from_slice`] |
-/// | `status` | [`Status::as_str`](crate::Status::as_str) | [`Status::parse`](crate::Status::parse) |
+/// | `status` | [`Status::as_str`](crate::Status::as_str) | [`str::parse`] |
 /// | `allowlist` | [`Allowlist::entries`](crate::Allowlist::entries) | [`Allowlist::restore`](crate::Allowlist::restore) |
 /// | times | [`Timestamp::unix_micros`](crate::Timestamp::unix_micros) | [`Timestamp::from_unix_micros`](crate::Timestamp::from_unix_micros) |
 /// | `revision` | [`Revision::get`] | [`Revision::new`] |
+/// | `attributes` | its text, by `to_string` | [`str::parse`] |
 ///
 /// # A whole store
 ///

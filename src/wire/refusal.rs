@@ -9,6 +9,9 @@ use http::header::{
 };
 use http::{Response, StatusCode, Version};
 
+use crate::manager::admission::AdmitError;
+use crate::manager::verify::VerifyError;
+use crate::policy::Denial;
 use crate::wire::grpc::{self, is_grpc};
 use crate::wire::unread::{close, has_body};
 
@@ -34,15 +37,6 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The refusal that goes with the HTTP status of a failed verification.
-    pub(crate) fn from_status(status: u16) -> Self {
-        match status {
-            401 => Self::InvalidToken,
-            403 => Self::NotAllowed,
-            _ => Self::Unavailable,
-        }
-    }
-
     /// What the operator is told of a credential that was not even looked up.
     pub(crate) fn reason(self) -> &'static str {
         match self {
@@ -86,6 +80,23 @@ impl Refusal {
                 503 "Service Unavailable" "unavailable";
                 "The API key could not be checked. Try again shortly."
             },
+        }
+    }
+}
+
+impl From<AdmitError> for Refusal {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Refused(VerifyError::Denied { denial, .. }) => match denial {
+                Denial::Revoked | Denial::Expired => Self::InvalidToken,
+                Denial::IpNotAllowed | Denial::AllowlistUnreadable => Self::NotAllowed,
+            },
+            AdmitError::Refused(VerifyError::Malformed(_) | VerifyError::Unknown) => {
+                Self::InvalidToken
+            }
+            AdmitError::Refused(VerifyError::Unavailable(_)) | AdmitError::NotRecorded(_) => {
+                Self::Unavailable
+            }
         }
     }
 }

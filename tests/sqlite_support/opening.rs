@@ -214,7 +214,7 @@ async fn a_damaged_page_that_is_met_shows_in_health_and_good_ones_are_read_on() 
     capture_logs();
     for _ in 0..3 {
         let page = store.page(&AuditQuery::new(org("acme"), AuditScope::KeyRequests(key.id))).await;
-        assert!(matches!(page, Err(AuditError::Rejected(_))), "{page:?}");
+        assert!(matches!(page, Err(AuditError::Unavailable(_))), "{page:?}");
     }
     assert_eq!(logs().matches("is damaged").count(), 1, "{}", logs());
     for _ in 0..3 {
