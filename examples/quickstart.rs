@@ -2,7 +2,6 @@
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::error::Error;
-use std::sync::Arc;
 use std::time::Duration;
 
 use keygate::{
@@ -12,8 +11,7 @@ use keygate::{
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let keys =
-        KeyManager::builder(MemoryStore::new()).audit(Arc::new(MemoryAuditLog::new())).build()?;
+    let keys = KeyManager::builder(MemoryStore::new()).audit(MemoryAuditLog::new()).build()?;
     let ada = Actor::new(OrgId::new("acme")?, "ada@acme.example");
 
     // Create. The full key is here once; only its digest is stored.

@@ -122,12 +122,12 @@ async fn store() -> Result<KeyManagerBuilder, Failure> {
         }
         "sqlite" => {
             let store = SqliteStore::open(&url).map_err(|e| format!("KEYGATE_STORE: {e}"))?;
-            Ok(KeyManager::builder(store.clone()).audit(Arc::new(store)))
+            Ok(KeyManager::builder(store.clone()).audit(store))
         }
         "postgres" | "postgresql" => {
             let store = PostgresStore::connect(&url).await;
             let store = store.map_err(|e| format!("KEYGATE_STORE: {e}"))?;
-            Ok(KeyManager::builder(store.clone()).audit(Arc::new(store)))
+            Ok(KeyManager::builder(store.clone()).audit(store))
         }
         _ => Err("KEYGATE_STORE: must be memory:, sqlite:<path> or postgres://…".into()),
     }

@@ -21,11 +21,10 @@
 //! ```
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use std::sync::Arc;
 //! use keygate::{Actor, Expiration, KeyManager, MemoryAuditLog, MemoryStore, NewKey, OrgId};
 //!
 //! let keys = KeyManager::builder(MemoryStore::new())
-//!     .audit(Arc::new(MemoryAuditLog::new()))
+//!     .audit(MemoryAuditLog::new())
 //!     .build()?;
 //!
 //! // On behalf of a user who is logged in:
@@ -95,10 +94,10 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 mod allowlist;
 mod audit;
 mod clock;
+#[cfg(feature = "tower")]
+mod guard;
 pub mod guide;
 mod key;
-#[cfg(feature = "tower")]
-mod layer;
 mod manager;
 mod names;
 mod network;
@@ -193,7 +192,7 @@ pub use crate::web::unread::close_if_unread;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::{
-    layer::{
+    guard::{
         body::ResponseBody, config::PeerAddr, future::ResponseFuture, layer::ApiKeyLayer,
         service::ApiKeyService,
     },

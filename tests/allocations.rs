@@ -253,7 +253,7 @@ fn case_47_a_long_path_or_method_is_not_copied_whole() {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let tokio = TokioRuntime::new(runtime.handle().clone());
-    let builder = KeyManager::builder(MemoryStore::new()).audit(Arc::new(MemoryAuditLog::new()));
+    let builder = KeyManager::builder(MemoryStore::new()).audit(MemoryAuditLog::new());
     let keys = builder.delivery(Delivery::buffered()).runtime(tokio).build().unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
     let create =

@@ -500,7 +500,7 @@ async fn a_lost_standby_stops_changes_and_not_verification() {
             Some(cached) => KeyManager::builder(cached.clone()),
             None => KeyManager::builder(store.clone()),
         };
-        let keys = builder.audit(Arc::new(store.clone())).build().unwrap();
+        let keys = builder.audit(store.clone()).build().unwrap();
         let acme = actor(&format!("acme-{is_cached}"));
         let made = keys.create(&acme, new_key()).await.unwrap();
         let secret = made.secret.expose_secret();

@@ -63,12 +63,12 @@ async fn builder(place: &Place) -> KeyManagerBuilder {
     #[cfg(feature = "sqlite")]
     if place.url.starts_with("sqlite:") {
         let store = keygate::SqliteStore::open(&place.url).unwrap();
-        return KeyManager::builder(store.clone()).audit(Arc::new(store));
+        return KeyManager::builder(store.clone()).audit(store);
     }
     #[cfg(feature = "postgres")]
     if place.url.starts_with("postgres") {
         let store = postgres(place).await;
-        return KeyManager::builder(store.clone()).audit(Arc::new(store));
+        return KeyManager::builder(store.clone()).audit(store);
     }
     panic!("{}: no store of this build", place.url);
 }

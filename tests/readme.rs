@@ -10,7 +10,6 @@
 
 use std::error::Error;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use keygate::{
@@ -25,11 +24,10 @@ type Tried<T = ()> = Result<T, Box<dyn Error>>;
 #[rustfmt::skip]
 async fn in_a_service(presented: &str, client_ip: Option<IpAddr>) -> Tried<KeyManager> {
     // Within an async function; `presented` is what the caller sent, `client_ip` where from.
-    use std::sync::Arc;
     use keygate::{Actor, Expiration, KeyManager, MemoryAuditLog, MemoryStore, NewKey, OrgId};
 
     let keys = KeyManager::builder(MemoryStore::new())
-        .audit(Arc::new(MemoryAuditLog::new()))
+        .audit(MemoryAuditLog::new())
         .build()?;
 
     // On behalf of somebody who is logged in:
@@ -121,7 +119,7 @@ async fn strictly_and_not_for_ever(store: SqliteStore) -> Tried<KeyManager> {
     use keygate::{AuditLog, Delivery};
 
     let keys = KeyManager::builder(store.clone())
-        .audit(Arc::new(store.clone()))
+        .audit(store.clone())
         .delivery(Delivery::strict())
         .build()?;
 
@@ -133,7 +131,7 @@ async fn strictly_and_not_for_ever(store: SqliteStore) -> Tried<KeyManager> {
 
 fn on_sqlite() -> Tried<KeyManager> {
     let store = SqliteStore::open("keygate.db")?;
-    let keys = KeyManager::builder(store.clone()).audit(Arc::new(store)).build()?;
+    let keys = KeyManager::builder(store.clone()).audit(store).build()?;
     Ok(keys)
 }
 
@@ -142,7 +140,7 @@ async fn through_a_cache(url: &str) -> Tried<KeyManager> {
     let cached = CachedStore::builder(store.clone(), Duration::from_secs(2))
         .feed(store.changes())
         .build()?;
-    let keys = KeyManager::builder(cached.clone()).audit(Arc::new(store)).build()?;
+    let keys = KeyManager::builder(cached.clone()).audit(store).build()?;
     Ok(keys)
 }
 

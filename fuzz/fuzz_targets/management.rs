@@ -52,7 +52,7 @@ static API: LazyLock<Mutex<Api>> = LazyLock::new(|| {
     let (keys, router) = {
         let _entered = runtime.enter();
         let store = Arc::new(MemoryStore::new());
-        let logged = KeyManager::builder(Arc::clone(&store)).audit(Arc::new(MemoryAuditLog::new()));
+        let logged = KeyManager::builder(Arc::clone(&store)).audit(MemoryAuditLog::new());
         let router = keygate::admin::router(logged.build().unwrap());
         (KeyManager::builder(store).build().unwrap(), router)
     };

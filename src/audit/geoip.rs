@@ -25,13 +25,12 @@ const MAX_BYTES: u64 = 1 << 30;
 /// A [`CountryLookup`] over a MaxMind DB file (`.mmdb`).
 ///
 /// ```no_run
-/// use std::sync::Arc;
 /// use keygate::{KeyManager, MaxMindCountries, MemoryAuditLog, MemoryStore};
 ///
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let keys = KeyManager::builder(MemoryStore::new())
-///     .audit(Arc::new(MemoryAuditLog::new()))
+///     .audit(MemoryAuditLog::new())
 ///     .countries(MaxMindCountries::open("/var/lib/geoip/country.mmdb")?)
 ///     .build()?;
 /// # Ok(())

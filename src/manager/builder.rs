@@ -30,11 +30,10 @@ use crate::throttle::Throttle;
 /// ```
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::sync::Arc;
 /// use keygate::{Delivery, KeyFormat, KeyManager, MemoryAuditLog, MemoryStore};
 ///
 /// let keys = KeyManager::builder(MemoryStore::new())
-///     .audit(Arc::new(MemoryAuditLog::new()))
+///     .audit(MemoryAuditLog::new())
 ///     .delivery(Delivery::strict())
 ///     .format(KeyFormat::new("acme_")?)
 ///     .build()?;
@@ -79,7 +78,8 @@ impl KeyManager {
 
 impl KeyManagerBuilder {
     /// Writes audit records to that log, and reads them from it.
-    pub fn audit<L: AuditSink + AuditLog>(self, log: Arc<L>) -> Self {
+    pub fn audit(self, log: impl AuditSink + AuditLog) -> Self {
+        let log = Arc::new(log);
         Self { sink: Some(log.clone()), log: Some(log), ..self }
     }
 

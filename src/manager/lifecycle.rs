@@ -149,6 +149,24 @@ impl KeyManager {
         self.edit(actor, id, patch, None).await
     }
 
+    /// Revokes a key: [`KeyManager::update`] with [`KeyPatch::revoke`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KeyManager::update`].
+    pub async fn revoke(&self, actor: &Actor, id: &KeyId) -> Result<Arc<ApiKey>, ManageError> {
+        self.update(actor, id, KeyPatch::revoke()).await
+    }
+
+    /// Enables a revoked key again: [`KeyManager::update`] with [`KeyPatch::enable`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KeyManager::update`].
+    pub async fn enable(&self, actor: &Actor, id: &KeyId) -> Result<Arc<ApiKey>, ManageError> {
+        self.update(actor, id, KeyPatch::enable()).await
+    }
+
     /// Edits a key only if it is still at that revision.
     ///
     /// # Errors

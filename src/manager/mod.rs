@@ -51,7 +51,7 @@ use crate::throttle::Throttle;
 /// let verified = keys.verify(issued.secret.expose_secret(), None).await?;
 /// assert_eq!(verified.org().as_str(), "acme");
 ///
-/// keys.update(&actor, &issued.key.id, KeyPatch::revoke()).await?;
+/// keys.revoke(&actor, &issued.key.id).await?;
 /// assert!(keys.verify(issued.secret.expose_secret(), None).await.is_err());
 /// # Ok(())
 /// # }

@@ -8,7 +8,7 @@ use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 
-use crate::layer::config::Anonymous;
+use crate::guard::config::Anonymous;
 use crate::manager::verify::VerifiedKey;
 use crate::wire::refusal::{Asked, Refusal, Refusals};
 use crate::wire::unread::close;

@@ -1,7 +1,5 @@
 //! What a host may set of the page, and where it may mount it.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::middleware;
 use keygate::{KeyManager, MemoryAuditLog, MemoryStore, SettingsPage};
@@ -26,7 +24,7 @@ const GERMAN: &str = r#"{
 }"#;
 
 fn page() -> SettingsPage {
-    let keys = KeyManager::builder(MemoryStore::new()).audit(Arc::new(MemoryAuditLog::new()));
+    let keys = KeyManager::builder(MemoryStore::new()).audit(MemoryAuditLog::new());
     SettingsPage::new(keys.build().unwrap())
 }
 

@@ -225,7 +225,7 @@ impl Drop for House {
 }
 
 fn app(store: SqliteStore, clock: Shifted, way: watch::Receiver<Way>) -> Router {
-    let builder = KeyManager::builder(store.clone()).audit(Arc::new(store));
+    let builder = KeyManager::builder(store.clone()).audit(store);
     let builder = builder.delivery(Delivery::strict()).clock(clock).countries(Atlas);
     let keys = builder.build().unwrap();
     let proxy = ClientIp::behind(["127.0.0.0/8".parse().unwrap()], ProxyHeader::XForwardedFor);

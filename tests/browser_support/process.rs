@@ -4,7 +4,6 @@ use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Instant;
 
@@ -104,7 +103,7 @@ impl Server {
     /// The library on the server's file, with another clock.
     pub(crate) fn library(&self, clock: impl Clock) -> KeyManager {
         let store = SqliteStore::open(self.file()).unwrap();
-        let builder = KeyManager::builder(store.clone()).audit(Arc::new(store));
+        let builder = KeyManager::builder(store.clone()).audit(store);
         builder.clock(clock).build().unwrap()
     }
 

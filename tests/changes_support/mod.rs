@@ -176,7 +176,7 @@ impl World {
     pub(crate) fn new(delivery: Delivery) -> Self {
         let store = Arc::new(Stopping::default());
         let keys = KeyManager::builder(store.clone())
-            .audit(Arc::new(StoppingLog::default()))
+            .audit(StoppingLog::default())
             .delivery(delivery)
             .limits(Limits::default().max_keys(10_000))
             .store_deadline(PATIENCE)

@@ -113,7 +113,7 @@ impl Worker {
     pub(crate) fn over(builder: KeyManagerBuilder, store: &PostgresStore, org: &str) -> Self {
         let random = Seeded::new(number());
         let manager = builder
-            .audit(Arc::new(store.clone()))
+            .audit(store.clone())
             .delivery(Delivery::strict())
             .random(random.clone())
             .build()

@@ -1,6 +1,5 @@
 //! Only the audit log is behind the proxy: what the declared mode promises, while keys can be read.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use keygate::{Delivery, KeyPatch, NewKey, PostgresOptions};
@@ -20,7 +19,7 @@ const ILLS: [Network; 6] = [
 
 async fn world(options: &PostgresOptions, delivery: Delivery) -> World {
     World::with(options, |near, direct, builder| {
-        builder(direct).audit(Arc::new(near)).delivery(delivery.deadline(DEADLINE))
+        builder(direct).audit(near).delivery(delivery.deadline(DEADLINE))
     })
     .await
 }

@@ -41,7 +41,7 @@ impl World {
     pub(crate) async fn new(options: &PostgresOptions) -> Self {
         Self::with(options, |near, _, builder| {
             builder(near.clone())
-                .audit(Arc::new(near))
+                .audit(near)
                 .delivery(Delivery::strict().deadline(DEADLINE).sum_refusals(u32::MAX, DEADLINE))
         })
         .await

@@ -1,7 +1,5 @@
 //! Rows that somebody has edited: an error that says where, and never an admission.
 
-use std::sync::Arc;
-
 use keygate::{
     Actor, AuditError, AuditEvent, AuditLog, AuditQuery, AuditScope, AuditSink, ChangeAction,
     ChangePhase, Denial, IssuedKey, KeyManager, KeyStore, ManageError, NewKey, Outcome,
@@ -222,7 +220,7 @@ async fn a_damaged_audit_row_is_an_error_by_name() {
         }
         assert_eq!(store.page(&query(whole.id)).await.unwrap().records.len(), 1);
         let log: SqliteStore = store.clone();
-        let keys = KeyManager::builder(store).audit(Arc::new(log)).build().unwrap();
+        let keys = KeyManager::builder(store).audit(log).build().unwrap();
         let page = keys.audit_page(&query(damaged.id)).await.unwrap();
         assert!(matches!(page, Err(ManageError::Unavailable(_))), "{page:?}");
     }

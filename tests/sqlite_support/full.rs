@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use keygate::{
@@ -158,7 +157,7 @@ async fn case_34_a_manager_on_a_full_disk_is_unavailable_and_recovers() {
     let disk = SmallDisk::mount();
     let store = SqliteStore::open(disk.file("keys.db")).unwrap();
     let keys = KeyManager::builder(store.clone())
-        .audit(Arc::new(store))
+        .audit(store)
         .delivery(Delivery::strict().deadline(Duration::from_millis(500)))
         .limits(Limits::default().max_keys(100_000))
         .build()

@@ -1,6 +1,5 @@
 //! Another process holds the file's write lock for longer than anybody waits.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keygate::{
@@ -71,7 +70,7 @@ async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_go_on() {
 async fn case_38_a_manager_on_a_locked_file_is_unavailable_and_recovers() {
     let (_folder, path, store) = new_store();
     let keys = KeyManager::builder(store.clone())
-        .audit(Arc::new(store))
+        .audit(store)
         .delivery(Delivery::strict())
         .build()
         .unwrap();

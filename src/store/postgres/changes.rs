@@ -74,7 +74,6 @@ impl PostgresStore {
 /// ```no_run
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::sync::Arc;
 /// use std::time::Duration;
 /// use keygate::{CachedStore, KeyManager, PostgresStore};
 ///
@@ -82,7 +81,7 @@ impl PostgresStore {
 /// let cached = CachedStore::builder(store.clone(), Duration::from_secs(2))
 ///     .feed(store.changes())
 ///     .build()?;
-/// let keys = KeyManager::builder(cached).audit(Arc::new(store)).build()?;
+/// let keys = KeyManager::builder(cached).audit(store).build()?;
 /// # Ok(())
 /// # }
 /// ```

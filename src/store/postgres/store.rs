@@ -50,11 +50,10 @@ use crate::store::transfer::KeyExport;
 /// ```no_run
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::sync::Arc;
 /// use keygate::{KeyManager, PostgresStore};
 ///
 /// let store = PostgresStore::connect("postgres://app:password@localhost/app").await?;
-/// let keys = KeyManager::builder(store.clone()).audit(Arc::new(store)).build()?;
+/// let keys = KeyManager::builder(store.clone()).audit(store).build()?;
 /// # Ok(())
 /// # }
 /// ```

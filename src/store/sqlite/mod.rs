@@ -53,11 +53,10 @@ use crate::store::transfer::KeyExport;
 /// # let folder = std::env::temp_dir().join(format!("keygate-doc-{}", std::process::id()));
 /// # std::fs::create_dir_all(&folder)?;
 /// # let path = folder.join("keygate.db");
-/// use std::sync::Arc;
 /// use keygate::{KeyManager, SqliteStore};
 ///
 /// let store = SqliteStore::open(&path)?;
-/// let keys = KeyManager::builder(store.clone()).audit(Arc::new(store)).build()?;
+/// let keys = KeyManager::builder(store.clone()).audit(store).build()?;
 /// # drop(keys);
 /// # std::fs::remove_dir_all(&folder)?;
 /// # Ok(())

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use http::Extensions;
 use tower_layer::Layer;
 
-use crate::layer::config::Config;
-use crate::layer::service::ApiKeyService;
+use crate::guard::config::Config;
+use crate::guard::service::ApiKeyService;
 use crate::manager::KeyManager;
 use crate::wire::client_ip::ClientIp;
 use crate::wire::refusal::Refusals;

@@ -11,12 +11,12 @@ use http::header::AUTHORIZATION;
 use http::{Method, Request, Response};
 use tower_service::Service;
 
-use crate::key::digest::KeyDigest;
-use crate::layer::body::ResponseBody;
+use crate::guard::body::ResponseBody;
 #[cfg(feature = "axum")]
-use crate::layer::config::Anonymous;
-use crate::layer::config::{Config, PeerAddr};
-use crate::layer::future::{ResponseFuture, State};
+use crate::guard::config::Anonymous;
+use crate::guard::config::{Config, PeerAddr};
+use crate::guard::future::{ResponseFuture, State};
+use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::admission::{Checked, Opening, RequestInfo};
 use crate::manager::endpoint::seen;

@@ -11,8 +11,8 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::audit::delivery::DeliveryError;
-use crate::layer::body::ResponseBody;
-use crate::layer::config::Config;
+use crate::guard::body::ResponseBody;
+use crate::guard::config::Config;
 use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::BoxFuture;
 use crate::throttle::Throttle;
