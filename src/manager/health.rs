@@ -77,9 +77,10 @@ impl KeyManager {
                 let seconds = since.elapsed().as_secs();
                 PartHealth::fails(format!("no records could be written for {seconds} s"))
             }
-            None if health.queued >= health.capacity => {
-                PartHealth::fails(format!("the queue is full: {} records are waiting", health.queued))
-            }
+            None if health.queued >= health.capacity => PartHealth::fails(format!(
+                "the queue is full: {} records are waiting",
+                health.queued
+            )),
             None => PartHealth(None),
         }
     }
@@ -115,7 +116,10 @@ impl KeyManager {
         let _ = within(&*inner.runtime, deadline / 2, inner.changes.ended()).await;
         let unfinished_changes = inner.changes.under_way();
         if unfinished_changes > 0 {
-            tracing::error!(unfinished_changes, "changes were still in progress at the end of the shutdown");
+            tracing::error!(
+                unfinished_changes,
+                "changes were still in progress at the end of the shutdown"
+            );
         }
         inner.uses.close();
         if let Some(audit) = &inner.audit {

@@ -24,8 +24,8 @@ use crate::throttle::Throttle;
 const SHARDS: usize = 16;
 /// How long uses are collected before they are written.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Until uses that could not be written are tried again. New uses wait for that as well, and
-/// are to be read back within a second.
+/// How long to wait before uses that could not be written are retried. New uses wait as
+/// well, and must be readable within a second.
 const RETRY: Duration = Duration::from_millis(250);
 const BATCH: usize = 1_000;
 /// After this many uses, those of the same key are merged.
