@@ -1,6 +1,6 @@
-//! API keys for Rust services: your customers create, restrict, rotate, revoke
-//! and delete them; every request is verified in-process and logged; nothing is
-//! stored but a hash.
+//! API keys for Rust services. Your customers create, restrict, rotate, revoke and delete
+//! their keys; every request is verified in-process and logged; only a hash of each key is
+//! stored.
 //!
 //! A key looks like `vsp_sk_` followed by 48 letters and digits ([`KeyFormat`]).
 //! [`KeyManager`] makes and verifies them, over any [`KeyStore`] and [`AuditSink`].
@@ -76,18 +76,18 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 //! | `settings-page` | [`SettingsPage`], the page that uses it |
 //! | `sqlite` | [`SqliteStore`]: keys and audit records in one file |
 //! | `postgres` | [`PostgresStore`]: keys and audit records that many processes share |
-//! | `postgres-tls` | its connections may be encrypted, by rustls |
+//! | `postgres-tls` | TLS for its connections, by rustls |
 //! | `cache` | [`CachedStore`]: keys kept in memory in front of a store across a network |
 //! | `geoip` | [`MaxMindCountries`]: countries in audit records, from a MaxMind DB file |
 //! | `conformance` | the test suite for stores and audit logs |
 //!
-//! # What goes where
+//! # How it works
 //!
-//! What a caller presents is checked in this order: parse, one look-up by digest,
+//! A presented credential is checked in this order: parse, one look-up by digest,
 //! comparison in constant time, status, expiry, address ([`VerifyError`], [`Denial`]).
-//! Changes are made in the name of an [`Actor`] and reach only the keys of the
-//! actor's organisation. Every request with a known key, and every change, is an
-//! [`AuditRecord`]; [`Delivery`] says how surely it is kept.
+//! Changes are made on behalf of an [`Actor`] and reach only the keys of the actor's
+//! organisation. Every request with a known key, and every change, leaves an
+//! [`AuditRecord`]; [`Delivery`] sets how reliably it is kept.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -704,7 +704,7 @@ async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_surplus_is_sh
     }
     let stats = b.keys.audit_stats();
     assert_eq!((stats.queued, stats.shed, stats.written, stats.failed), (10, 40, 0, 0));
-    assert_eq!(logged.lines(&["WARN", "being shed"]), 1, "no flood of log lines");
+    assert_eq!(logged.lines(&["WARN", "records are dropped"]), 1, "no flood of log lines");
     b.sink.hold(false);
     let stats = b.settled(50).await;
     assert_eq!((stats.written, stats.shed), (10, 40));

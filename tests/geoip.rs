@@ -205,7 +205,7 @@ fn a_file_that_is_no_database_is_refused() {
         let error = refused(&bytes);
         assert!(matches!(error, GeoIpError::NotMaxMindDb { .. }), "{error:?}");
         let text = error.to_string();
-        assert!(text.contains("country.mmdb is no MaxMind DB file, or a damaged one"), "{text}");
+        assert!(text.contains("country.mmdb is not a MaxMind DB file or is damaged"), "{text}");
         assert!(error.source().is_some());
     }
 }
@@ -452,9 +452,9 @@ mod server {
     fn the_example_server_does_not_start_with_a_bad_file() {
         let (folder, path) = folder_with(b"no database");
         for (path, said) in [
-            (path, "is no MaxMind DB file"),
+            (path, "is not a MaxMind DB file"),
             (folder.path().join("missing.mmdb"), "No such file"),
-            (folder.path().to_owned(), "no regular file"),
+            (folder.path().to_owned(), "not a regular file"),
         ] {
             let output = command(&path).output().unwrap();
             assert!(!output.status.success());

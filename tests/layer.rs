@@ -1129,7 +1129,7 @@ async fn case_35_a_full_queue_that_sheds_answers_everybody_and_counts() {
     }
     let stats = world.keys.audit_stats();
     assert_eq!((stats.shed, stats.queued), (8, 2));
-    assert!(logs().contains("records are being shed"));
+    assert!(logs().contains("records are dropped"));
     world.sink.sink(Sink::Works);
     assert!(world.keys.shutdown(PATIENCE).await.is_complete());
     let stats = world.keys.audit_stats();

@@ -45,9 +45,9 @@ impl fmt::Debug for CountryCode {
 
 /// Finds the country of an address, for the audit log.
 ///
-/// It is asked by the task that writes the records, never on a request's path
-/// (but in strict delivery a request waits for that task). It must not block.
+/// It is called by the task that writes the records, never on a request's path (although in
+/// strict delivery a request waits for that task). It must not block.
 pub trait CountryLookup: fmt::Debug + Send + Sync + 'static {
-    /// The country, or `None` where it is not known.
+    /// The country, or `None` if it is not known.
     fn country(&self, ip: IpAddr) -> Option<CountryCode>;
 }

@@ -1,4 +1,4 @@
-//! How audit records reach their sink: strictly or buffered, and what was lost.
+//! How audit records are delivered to the sink, and counts of what was lost.
 
 use std::error::Error as StdError;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,31 +11,31 @@ use crate::audit::sink::AuditError;
 use crate::text::with_causes;
 use crate::throttle::Throttle;
 
-/// How audit records of requests reach the sink. Records of *changes* are
-/// always strict, and do not wait for those of requests.
+/// How audit records of requests are delivered to the sink. Records of *changes* are always
+/// strict, and do not wait for those of requests.
 ///
 /// | | strict | buffered |
 /// |---|---|---|
-/// | the answer leaves | once its record is durable | at once |
+/// | the response is sent | once its record is durable | at once |
 /// | a sink that fails or hangs | 503 within the deadline | retried with pauses |
 /// | a full queue | 503 | wait for room up to the deadline, then 503; or shed |
-/// | `kill -9` | loses no record of an answer that left | loses what was queued |
-/// | refusals of one key beyond 20 in 10 seconds | summed, and not waited for | summed |
-/// | a refusal for which the queue has no room | summed, and not waited for | summed |
+/// | `kill -9` | loses no record of a response that was sent | loses what was queued |
+/// | refusals of one key beyond 20 in 10 seconds | summed, without waiting | summed |
+/// | a refusal for which the queue has no room | summed, without waiting | summed |
 ///
 /// # Sums of refusals
 ///
-/// A key that is refused all the time, because it is revoked, expired or used from an
-/// address that is not allowed, does not fill the log. Of each key and outcome, the first 20
-/// refusals in 10 seconds have records of their own, and the rest share one, which has
-/// their [`count`](crate::RequestEvent::count) and the time, path and address of the last.
-/// [`Delivery::sum_refusals`] sets other figures. The 10 seconds begin with the first
-/// refusal, and the sum is queued when they are over, or at shutdown. While there is no room in
-/// the queue the sum goes on.
+/// A key that is refused repeatedly, because it is revoked, expired or used from an address
+/// that is not allowed, does not fill the log. Per key and outcome, the first 20 refusals
+/// in 10 seconds get a record each. The rest share one record, which has their
+/// [`count`](crate::RequestEvent::count) and the time, path and address of the last.
+/// [`Delivery::sum_refusals`] changes these limits. The 10 seconds begin with the first
+/// refusal. When they are over, or at shutdown, the sum is queued; while the queue has no
+/// room, the sum continues.
 ///
-/// Refusals are counted for at most 4,096 keys and outcomes at a time, in at most 10 kB
-/// each. For another one the oldest sum is queued early; where the queue has no room for
-/// that either, the refusal is counted in [`AuditStats::shed`].
+/// Refusals are counted for at most 4,096 pairs of key and outcome at a time, in at most 10
+/// kB each. When another pair comes up, the oldest sum is queued early; if the queue has no
+/// room for it, the refusal is counted in [`AuditStats::shed`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -58,26 +58,25 @@ pub struct Delivery {
     pub(crate) refusal_window: Duration,
 }
 
-/// What happens to a record for which the queue of buffered delivery has no room.
+/// What happens to a record when the queue of buffered delivery is full.
 ///
-/// The type is closed; there is no third way.
+/// No variants will be added to this type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// The request waits for room before it is handled; once the deadline has
-    /// passed, it is refused with 503.
+    /// The request waits for room before it is handled. After the deadline, it is refused
+    /// with 503.
     Wait,
-    /// The record is dropped. It is counted in [`AuditStats::shed`], and the log
-    /// says so.
+    /// The record is dropped, counted in [`AuditStats::shed`], and reported in the log.
     Shed,
 }
 
 impl Delivery {
-    /// The record is durable before the answer leaves.
+    /// The record is durable before the response is sent.
     pub fn strict() -> Self {
         Self { strict: true, ..Self::buffered() }
     }
 
-    /// The record is queued and written soon after; a full queue waits.
+    /// The record is queued and written soon after. When the queue is full, requests wait.
     pub fn buffered() -> Self {
         Self {
             strict: false,
@@ -96,20 +95,19 @@ impl Delivery {
         Self { when_full, ..self }
     }
 
-    /// Sets how many records of admitted requests may be queued or in the sink's hands
-    /// before there is no room for more; at least 1. Requests under way at that moment
-    /// may add theirs on top. Changes have as much room of their own, and refusals a
-    /// quarter of it.
+    /// Sets how many records of admitted requests may be queued or in the sink before the
+    /// queue is full; at least 1. Requests in progress at that moment may add their records
+    /// on top. Changes have separate room of the same size, and refusals a quarter of it.
     pub fn capacity(self, records: usize) -> Self {
         Self { capacity: records.max(1), ..self }
     }
 
-    /// Sets the largest batch that the sink is given; at least 1.
+    /// Sets the largest batch given to the sink; at least 1.
     pub fn batch(self, records: usize) -> Self {
         Self { batch: records.max(1), ..self }
     }
 
-    /// Sets how long buffered records wait for company before they are written.
+    /// Sets how long buffered records are collected before they are written.
     pub fn linger(self, time: Duration) -> Self {
         Self { linger: time, ..self }
     }
@@ -120,9 +118,9 @@ impl Delivery {
         Self { deadline: time, ..self }
     }
 
-    /// Sets how many refusals of one key and outcome have records of their own in that
-    /// time, before the rest are summed; 20 in 10 seconds otherwise. With no time at all,
-    /// only what finds no room in the queue is summed.
+    /// Sets how many refusals of one key and outcome within this time get a record each,
+    /// before the rest are summed. The default is 20 in 10 seconds. With a time of zero,
+    /// only refusals that find no room in the queue are summed.
     pub fn sum_refusals(self, beyond: u32, within: Duration) -> Self {
         Self { refusals_alone: beyond, refusal_window: within, ..self }
     }
@@ -132,21 +130,21 @@ impl Delivery {
     }
 }
 
-/// What became of the audit records since the manager was built.
+/// Counts of audit records since the manager was built.
 ///
-/// The figures are requests and changes, not rows of the log: a record that sums up 80
-/// refusals counts as 80. Together they are all that there was to record.
+/// The counts are requests and changes, not rows of the log: a record that sums up 80
+/// refusals counts as 80. Together they cover everything that was to be recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditStats {
-    /// Handed over to the sink and acknowledged.
+    /// Written and acknowledged by the sink.
     pub written: u64,
     /// Dropped because the queue was full.
     pub shed: u64,
-    /// Given up: rejected by the sink, left over at shutdown, or, where somebody
-    /// waits for it, failed or not begun in time. The log of the service says so, too.
+    /// Given up: rejected by the sink, left over at shutdown, or failed or not begun in
+    /// time while a caller waited. Also reported in the log.
     pub failed: u64,
-    /// Waiting to be written, or in the sink's hands.
+    /// Waiting to be written, or in the sink.
     pub queued: u64,
     /// Refusals in sums that are still open, and so not queued yet.
     pub summed: u64,
@@ -167,13 +165,12 @@ impl AuditStats {
 /// Whether audit records are being written, for the health report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AuditHealth {
-    /// Records in the queue or in the sink's hands, those of changes and refusals
-    /// included.
+    /// Records in the queue or in the sink, including those of changes and refusals.
     pub(crate) queued: usize,
-    /// The number of records of admitted requests at which others have to wait.
+    /// The number of records of admitted requests at which the queue is full.
     pub(crate) capacity: usize,
-    /// Since when every call of the sink has failed, with requests or with changes; `None`
-    /// where the last one of each succeeded, or there was none yet.
+    /// Since when every call of the sink has failed, with requests or with changes. `None`
+    /// if the last one of each succeeded, or there was none yet.
     pub(crate) failing: Option<Instant>,
 }
 
@@ -197,11 +194,11 @@ impl Counters {
     pub(crate) fn shed(&self) {
         let shed = self.shed.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(left_out) = self.shedding.pass() {
-            tracing::warn!(shed, left_out, "the audit queue is full: records are being shed");
+            tracing::warn!(shed, left_out, "the audit queue is full, records are dropped");
         }
     }
 
-    /// Counts what is given up.
+    /// Counts records that were given up.
     pub(crate) fn failed(&self, records: u64, error: &dyn StdError) {
         if records > 0 {
             self.failed.fetch_add(records, Ordering::Relaxed);
@@ -212,7 +209,7 @@ impl Counters {
         }
     }
 
-    /// Counts what is left when the writer ends, which is always said.
+    /// Counts the records left when the writer ends. Always logged.
     pub(crate) fn left_over(&self, records: u64) {
         if records > 0 {
             let failed = self.failed.fetch_add(records, Ordering::Relaxed) + records;
@@ -221,7 +218,7 @@ impl Counters {
         }
     }
 
-    /// Says that a batch is to be tried again.
+    /// Logs that a batch will be retried.
     pub(crate) fn retried(&self, records: usize, error: &AuditError) {
         if let Some(left_out) = self.retries.pass() {
             let error = with_causes(error);
@@ -229,7 +226,7 @@ impl Counters {
         }
     }
 
-    /// Notes whether a call of the sink succeeded.
+    /// Stores whether a call of the sink succeeded.
     pub(crate) fn called(&self, works: bool) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         *failing = if works { None } else { failing.or_else(|| Some(Instant::now())) };
@@ -258,11 +255,11 @@ pub enum DeliveryError {
     /// There was no room in the queue within the deadline.
     #[error("the audit queue is full")]
     Full,
-    /// The record was not durable within the deadline. If it was in the sink's
-    /// hands by then, it may become so.
+    /// The record was not durable within the deadline. If the sink had it by then, it may
+    /// still become durable.
     #[error("the audit log did not confirm the record in time")]
     TimedOut,
-    /// The sink failed; the log has its error.
+    /// The sink failed; its error is in the log.
     #[error("the audit log failed")]
     Failed,
     /// The manager has been shut down.

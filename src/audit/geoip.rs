@@ -17,9 +17,9 @@ use thiserror::Error;
 
 use crate::audit::country::{CountryCode, CountryLookup};
 
-/// How often the file is looked at, to see whether it is another one by now.
+/// How often the file is checked for changes.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Whatever is larger is not a database of countries.
+/// A larger file is not a database of countries.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// A [`CountryLookup`] over a MaxMind DB file (`.mmdb`).
@@ -39,33 +39,33 @@ const MAX_BYTES: u64 = 1 << 30;
 ///
 /// # Files
 ///
-/// | field of a record | of |
+/// | field of a record | used by |
 /// |---|---|
 /// | `country.iso_code` | MaxMind's GeoIP2 and GeoLite2 (Country, City), DB-IP |
 /// | `country_code` | ip-location-db, IPinfo Lite |
-/// | `country`, if it is a text of two letters | older files of IPinfo |
+/// | `country`, if it is a text of two letters | older IPinfo files |
 ///
-/// The first of these that is a [`CountryCode`] counts. `registered_country` does
-/// not: it says where a network is registered, not where the address is used, and
-/// no country is better than a wrong one. An IPv4-mapped IPv6 address is looked up
-/// as the IPv4 address. Private addresses are not treated differently: some files
-/// of poor quality have a country for them.
+/// The first of these that is a [`CountryCode`] is used. `registered_country` is not: it
+/// says where a network is registered, not where the address is used, and no country is
+/// better than a wrong one. An IPv4-mapped IPv6 address is looked up as the IPv4 address.
+/// Private addresses are looked up like any other; some files of poor quality list a
+/// country for them.
 ///
 /// # Replacing the file
 ///
-/// A thread of its own looks at the file every 5 seconds, and reads it once it is
-/// another one and has rested between two looks: a new file is in use within about
-/// 10 seconds. It may be renamed into place or written over the old one. While it
-/// is missing, broken, or without countries, the one read before stays in use; the
-/// log says so once. [`reload`](Self::reload) does not wait.
+/// A thread checks the file every 5 seconds. It reads a new file once two checks in a row
+/// find it unchanged, so that a new file is in use within about 10 seconds. The file may be
+/// renamed into place or overwritten. While it is missing, broken or without countries, the
+/// previous one stays in use, which is logged once. [`reload`](Self::reload) reads the file
+/// at once.
 ///
 /// # Costs
 ///
-/// The file is held in memory (twice for a moment when it is replaced), not mapped:
-/// writing over a mapped file would crash the process. Lookups are made by the task
-/// that writes the audit records, never on a request's path; each takes about a
-/// microsecond and waits for no file. The thread ends when the last clone of the
-/// value is dropped.
+/// The file is held in memory (twice for a moment when it is replaced). It is not mapped,
+/// since overwriting a mapped file would crash the process. Look-ups are made by the task
+/// that writes the audit records, never on a request's path; each takes about a microsecond
+/// and never waits for the file. The thread ends when the last clone of the value is
+/// dropped.
 #[derive(Clone)]
 pub struct MaxMindCountries {
     database: Arc<Database>,
@@ -74,19 +74,19 @@ pub struct MaxMindCountries {
 }
 
 impl MaxMindCountries {
-    /// Reads a file, and watches it from now on.
+    /// Reads a file and starts to watch it.
     ///
-    /// It blocks while it reads: some 0.1 seconds for 10 MB.
+    /// This blocks while it reads: some 0.1 seconds for 10 MB.
     ///
     /// # Errors
     ///
-    /// See [`GeoIpError`]; each says what to do.
+    /// See [`GeoIpError`]; each message says what to do.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, GeoIpError> {
         Self::open_watched(path.into(), INTERVAL)
     }
 
     fn open_watched(path: PathBuf, interval: Duration) -> Result<Self, GeoIpError> {
-        // Before reading, so that whatever is written meanwhile is noticed.
+        // Taken before reading, so that a write during the read is noticed.
         let stamp = Stamp::of(&path);
         let reader = RwLock::new(Arc::new(read(&path)?));
         let database = Arc::new(Database { path, reader });
@@ -100,12 +100,12 @@ impl MaxMindCountries {
         Ok(Self { database, _alive: alive })
     }
 
-    /// Reads the file again, now; without a call that happens by itself, a little
-    /// later. It blocks, as [`open`](Self::open) does.
+    /// Reads the file again now, without waiting for the next check. This blocks, like
+    /// [`open`](Self::open).
     ///
     /// # Errors
     ///
-    /// Those of [`open`](Self::open); what was read before stays in use.
+    /// Those of [`open`](Self::open). On an error, the previous file stays in use.
     pub fn reload(&self) -> Result<(), GeoIpError> {
         self.database.reload()
     }
@@ -114,7 +114,7 @@ impl MaxMindCountries {
 impl CountryLookup for MaxMindCountries {
     fn country(&self, ip: IpAddr) -> Option<CountryCode> {
         let reader = self.database.reader();
-        // Fails for IPv6 addresses in a file that has none, and in damaged files.
+        // Fails for IPv6 addresses in an IPv4 file, and in damaged files.
         country(&reader.lookup(ip.to_canonical()).ok()?)
     }
 }
@@ -131,36 +131,36 @@ impl fmt::Debug for MaxMindCountries {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum GeoIpError {
-    /// The file is missing, no regular file, not permitted, or larger than 1 GiB.
-    #[error("{path} cannot be read; check the path and the rights on it")]
+    /// The file is missing, not a regular file, not permitted, or larger than 1 GiB.
+    #[error("{path} cannot be read; check its path and permissions")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What was reported.
+        /// The underlying error.
         source: io::Error,
     },
     /// The file is of another format, incomplete, or damaged.
     #[error(
-        "{path} is no MaxMind DB file, or a damaged one; give an unpacked .mmdb, or download it again"
+        "{path} is not a MaxMind DB file or is damaged; use an unpacked .mmdb file, or download it again"
     )]
     NotMaxMindDb {
         /// The file.
         path: PathBuf,
-        /// What was reported.
+        /// The underlying error.
         source: Box<dyn StdError + Send + Sync>,
     },
     /// No record of the file has a country, as in databases of networks (ASN).
-    #[error("{path} has no countries, its type is {database_type:?}; give a Country or City file")]
+    #[error("{path} contains no countries (type {database_type:?}); use a Country or City file")]
     NoCountries {
         /// The file.
         path: PathBuf,
-        /// What the file says of itself; at most 64 characters.
+        /// The database type that the file states, truncated to 64 characters.
         database_type: String,
     },
     /// The thread that watches the file could not be started.
-    #[error("the thread that watches the countries' file cannot be started")]
+    #[error("cannot start the thread that watches the country file")]
     NoThread {
-        /// What was reported.
+        /// The underlying error.
         source: io::Error,
     },
 }
@@ -181,19 +181,19 @@ impl Database {
         let new = Arc::new(read(&self.path)?);
         let mut reader = self.reader.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::replace(&mut *reader, new);
-        // Not while lookups wait.
+        // Freed after the lock is released, so that look-ups do not wait.
         drop(reader);
         drop(old);
         Ok(())
     }
 }
 
-/// Looks at the file again and again.
+/// Checks the file periodically.
 struct Watch {
     database: Arc<Database>,
-    /// The file as it was at the last look; `None` where there was none,
+    /// The file at the last check; `None` if there was none,
     seen: Option<Stamp>,
-    /// and as it was when it was last read, or tried to.
+    /// and when it was last read, successfully or not.
     judged: Option<Stamp>,
 }
 
@@ -206,7 +206,7 @@ impl Watch {
 
     fn look(&mut self) {
         let stamp = Stamp::of(&self.database.path);
-        // A file that changed since the last look may be half-written.
+        // A file that changed since the last check may be half-written.
         let rests = stamp == self.seen;
         self.seen.clone_from(&stamp);
         if !rests || stamp == self.judged {
@@ -215,17 +215,17 @@ impl Watch {
         self.judged = stamp;
         match self.database.reload() {
             Ok(()) => {
-                tracing::info!(path = %self.database.path.display(), "the countries' file was read again");
+                tracing::info!(path = %self.database.path.display(), "the country file was reloaded");
             }
             Err(error) => {
                 let source = error.source().map(ToString::to_string).unwrap_or_default();
-                tracing::warn!(%error, source, "the countries' file read before stays in use");
+                tracing::warn!(%error, source, "the country file could not be reloaded, the previous one stays in use");
             }
         }
     }
 }
 
-/// What tells one state of a file from another.
+/// Distinguishes versions of a file.
 #[derive(Clone, PartialEq, Eq)]
 struct Stamp {
     bytes: u64,
@@ -253,20 +253,20 @@ fn identity(_: &Metadata) -> [i64; 3] {
     [0; 3]
 }
 
-/// Reads a file and makes sure that it is good for something.
+/// Reads a file and checks that it has countries.
 fn read(path: &Path) -> Result<Bytes, GeoIpError> {
     let unreadable = |source| GeoIpError::Unreadable { path: path.to_owned(), source };
     let damaged = |source| GeoIpError::NotMaxMindDb { path: path.to_owned(), source };
     let file = fs::metadata(path).map_err(unreadable)?;
     // Reading a pipe may never end.
     if !file.is_file() {
-        return Err(unreadable(io::Error::other("it is no regular file")));
+        return Err(unreadable(io::Error::other("not a regular file")));
     }
     if file.len() > MAX_BYTES {
-        return Err(unreadable(io::Error::other("it is larger than 1 GiB")));
+        return Err(unreadable(io::Error::other("larger than 1 GiB")));
     }
     let bytes = fs::read(path).map_err(unreadable)?;
-    // No panic is known for damaged files, but one would end the thread for good.
+    // No damaged file is known to cause a panic, but a panic would end the thread.
     let parsed = catch_unwind(|| {
         let reader = Reader::from_source(bytes)?;
         let found = has_countries(&reader)?;
@@ -283,13 +283,13 @@ fn read(path: &Path) -> Result<Bytes, GeoIpError> {
     }
 }
 
-/// Whether any record has a country. In a database of countries that is one of
-/// the first; only one without is read to its end.
+/// Whether any record has a country. In a database of countries one of the first does; only
+/// a database without them is read to the end.
 fn has_countries(reader: &Bytes) -> Result<bool, maxminddb::MaxMindDbError> {
-    // A tree of n nodes has n + 1 leaves, and the IPv4 part may be reached by
-    // several ways. A damaged one may be endless.
+    // A tree of n nodes has n + 1 leaves, and the IPv4 part may be reached by several
+    // paths. A damaged tree may be endless.
     let leaves = (reader.metadata().node_count as usize).saturating_add(1).saturating_mul(8);
-    // All of them: the iterator passes over others without an end, too.
+    // Counts all of them: the iterator may skip others endlessly, too.
     let all = WithinOptions::default().include_aliased_networks().include_networks_without_data();
     let mut last = None;
     for leaf in reader.networks(all)?.take(leaves) {
@@ -307,7 +307,7 @@ fn country(found: &LookupResult<'_, Vec<u8>>) -> Option<CountryCode> {
     use PathElement::Key;
     let paths: [&[_]; 3] =
         [&[Key("country"), Key("iso_code")], &[Key("country_code")], &[Key("country")]];
-    // A path fails where the file has another type there than a text.
+    // Decoding fails if the value is not a text.
     paths.iter().find_map(|path| CountryCode::new(found.decode_path::<&str>(path).ok().flatten()?))
 }
 
@@ -446,10 +446,10 @@ mod tests {
         let aside = path.with_extension("aside");
         let stays = ["stays in use"];
         look(&|| fs::write(&path, "<html>404</html>").unwrap(), "DE", &stays);
-        look(&|| rename(&file(4, &[]), &path), "DE", &["has no countries"]);
+        look(&|| rename(&file(4, &[]), &path), "DE", &["contains no countries"]);
         look(&|| rename(&of("FR"), &path), "FR", &["read again"]);
         look(&|| fs::rename(&path, &aside).unwrap(), "FR", &["No such file"]);
-        look(&|| fs::create_dir(&path).unwrap(), "FR", &["no regular file"]);
+        look(&|| fs::create_dir(&path).unwrap(), "FR", &["not a regular file"]);
         look(&|| fs::remove_dir(&path).unwrap(), "FR", &stays);
         look(&|| fs::rename(&aside, &path).unwrap(), "FR", &["read again"]);
         look(&|| rename(&of("IT"), &path), "IT", &["read again"]);

@@ -1,4 +1,4 @@
-//! The reading side of an audit log: pages, cursors, retention.
+//! Reading the audit log: pages, cursors, retention.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,30 +13,30 @@ use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 
-/// Reads audit records, and drops old ones.
+/// Reads and purges audit records.
 ///
 /// # Writing an audit log
 ///
-/// [`AuditLog`] is a trait of its own, since a sink may be write-only. Records
-/// are ordered by `(at, id)`; no two are equal. For a page, fetch `limit + 1`
-/// records next to the [`Position`] and let [`AuditPage::assemble`] do the rest:
+/// [`AuditLog`] is separate from the sink, since a sink may be write-only. Records are
+/// ordered by `(at, id)`; no two are equal. For a page, fetch the `limit + 1` records next
+/// to the [`Position`] and let [`AuditPage::assemble`] do the rest:
 ///
 /// | position | fetch | order |
 /// |---|---|---|
-/// | `Newest` | all | falling |
-/// | `Before(c)` | those with `(at, id) < (c.at(), c.id())` | falling |
-/// | `After(c)` | those with `(at, id) > (c.at(), c.id())` | rising |
+/// | `Newest` | all | descending |
+/// | `Before(c)` | those with `(at, id) < (c.at(), c.id())` | descending |
+/// | `After(c)` | those with `(at, id) > (c.at(), c.id())` | ascending |
 ///
-/// Since a cursor names a place in that order and not a count, records that
-/// arrive meanwhile repeat and hide none of those that were there. The record of
-/// a slow request arrives late, at the place of its verification.
+/// Since a cursor is a place in that order and not a count, new records cause no repeated
+/// or missing ones. The record of a slow request arrives late, at the place of its
+/// verification.
 #[async_trait]
 pub trait AuditLog: fmt::Debug + Send + Sync + 'static {
     /// One page of the records of one organisation, newest first.
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError>;
 
-    /// Removes every record from before that instant, of every organisation,
-    /// and says how many there were.
+    /// Deletes the records of all organisations from before this instant, and returns how
+    /// many there were.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError>;
 }
 
@@ -62,11 +62,11 @@ impl<L: AuditLog + ?Sized> AuditLog for Arc<L> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditQuery {
-    /// The organisation; no other's record is ever returned.
+    /// The organisation. Records of other organisations are never returned.
     pub org: OrgId,
-    /// Which of its records.
+    /// Which of its records to read.
     pub scope: AuditScope,
-    /// Where the page lies.
+    /// The position of the page.
     pub position: Position,
     /// The size of the page.
     pub limit: usize,
@@ -81,21 +81,21 @@ impl AuditQuery {
         Self { org, scope, position: Position::Newest, limit: 25 }
     }
 
-    /// Sets where the page lies.
+    /// Sets the position of the page.
     pub fn at(self, position: Position) -> Self {
         Self { position, ..self }
     }
 
-    /// Sets the size of the page, held between 1 and [`AuditQuery::MAX_LIMIT`].
+    /// Sets the size of the page, clamped between 1 and [`AuditQuery::MAX_LIMIT`].
     pub fn limit(self, limit: usize) -> Self {
         Self { limit: limit.clamp(1, Self::MAX_LIMIT), ..self }
     }
 }
 
-/// Which of an organisation's records to read. A deleted key's records stay
-/// readable until they are purged.
+/// Which of an organisation's records to read. A deleted key's records stay readable until
+/// they are purged.
 ///
-/// The type is closed: every log has to answer each of them.
+/// No variants will be added to this type: every log has to handle each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuditScope {
     /// The requests made with one key.
@@ -106,21 +106,21 @@ pub enum AuditScope {
     OrgChanges,
 }
 
-/// Where a page lies.
+/// The position of a page.
 ///
-/// The type is closed: every log has to answer each of them.
+/// No variants will be added to this type: every log has to handle each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// The newest records.
     Newest,
-    /// Those next before the cursor.
+    /// The records just before the cursor.
     Before(AuditCursor),
-    /// Those next after the cursor.
+    /// The records just after the cursor.
     After(AuditCursor),
 }
 
-/// A place in the order of the records. Its text is opaque: take it from a
-/// page and give it back.
+/// A place in the order of the records. Its text is opaque: take it from a page and pass it
+/// back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AuditCursor {
     at: Timestamp,
@@ -172,28 +172,26 @@ impl FromStr for AuditCursor {
     }
 }
 
-/// The text is no cursor that a page gave out.
+/// The text is not a cursor from an audit page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a cursor from an audit page")]
 pub struct AuditCursorError;
 
-/// One page of records, newest first, and the way to its neighbours.
+/// A page of records, newest first, with cursors to the neighbouring pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditPage {
     /// The records, newest first.
     pub records: Vec<AuditRecord>,
-    /// Give it to [`Position::Before`] for the next older page; `None` where
-    /// there is none.
+    /// Pass it to [`Position::Before`] for the next older page; `None` if there is none.
     pub older: Option<AuditCursor>,
-    /// Give it to [`Position::After`] for the next newer page; `None` where
-    /// there was none yet.
+    /// Pass it to [`Position::After`] for the next newer page; `None` if there is none yet.
     pub newer: Option<AuditCursor>,
 }
 
 impl AuditPage {
-    /// Makes a page of the up to `limit + 1` records next to the query's
-    /// position, in the order that [`AuditLog`] names.
+    /// Makes a page from up to `limit + 1` records next to the query's position, in the
+    /// order described at [`AuditLog`].
     pub fn assemble(query: &AuditQuery, mut fetched: Vec<AuditRecord>) -> Self {
         let more = fetched.len() > query.limit;
         fetched.truncate(query.limit);
@@ -204,8 +202,8 @@ impl AuditPage {
         let last = fetched.last().map(AuditCursor::of);
         let (older, newer) = match query.position {
             Position::Newest => (last.filter(|_| more), None),
-            // An empty page leads back to where the query came from, the
-            // record under its cursor included.
+            // From an empty page, the cursor leads back to where the query came from,
+            // including the record under its cursor.
             Position::Before(c) => {
                 let back = AuditCursor { id: c.id.before(), ..c };
                 (last.filter(|_| more), first.or(Some(back)))

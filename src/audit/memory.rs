@@ -14,8 +14,8 @@ use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 
-/// An audit log in memory, for tests and for services that need none after a
-/// restart. When it is full, the oldest records make room; [`MemoryAuditLog::dropped`]
+/// An audit log in memory, for tests and for services that do not need the log after a
+/// restart. When it is full, the oldest records are dropped; [`MemoryAuditLog::dropped`]
 /// counts them.
 pub struct MemoryAuditLog {
     capacity: usize,
@@ -42,12 +42,12 @@ impl MemoryAuditLog {
         Self::with_capacity(1_000_000)
     }
 
-    /// A log that keeps so many records.
+    /// A log that keeps at most `capacity` records.
     pub fn with_capacity(records: usize) -> Self {
         Self { capacity: records, state: Mutex::default() }
     }
 
-    /// How many records there are.
+    /// The number of records.
     pub fn len(&self) -> usize {
         self.lock().records.len()
     }
@@ -57,7 +57,7 @@ impl MemoryAuditLog {
         self.len() == 0
     }
 
-    /// How many records had to make room for newer ones.
+    /// The number of records dropped for newer ones.
     pub fn dropped(&self) -> u64 {
         self.lock().dropped
     }
@@ -73,7 +73,7 @@ impl Default for MemoryAuditLog {
     }
 }
 
-/// How many records there are; not those of every organisation.
+/// Shows only the number of records: they belong to many organisations.
 impl fmt::Debug for MemoryAuditLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryAuditLog").field("records", &self.len()).finish_non_exhaustive()

@@ -1,4 +1,4 @@
-//! What was done with keys: records, where they go, and how they get there.
+//! Audit records of requests and changes, and their delivery to a sink.
 
 pub(crate) mod country;
 pub(crate) mod delivery;

@@ -1,8 +1,8 @@
-//! A bounded queue of records for the audit writer, which has one for requests and one for changes.
+//! A bounded queue of records for the audit writer, one for requests and one for changes.
 //!
-//! Room is reserved before a request is handled, so that afterwards its record
-//! can always be queued, even from a `Drop`, where nothing can wait. Refusals have room
-//! of their own, so that they take none of that of admitted requests.
+//! Room is reserved before a request is handled, so that its record can always be queued
+//! afterwards, even from a `Drop`, which cannot wait. Refusals have separate room, so that
+//! they take none from admitted requests.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,17 +20,17 @@ use crate::runtime::{Runtime, within};
 
 mod contents;
 
-/// Makes out the record of a sum of refusals.
+/// Builds the record of a sum of refusals.
 pub(crate) type Draft = Arc<dyn Fn(Sum) -> AuditRecord + Send + Sync>;
 
-/// How many keys and outcomes may have a sum at the same time.
+/// How many pairs of key and outcome may have a sum at the same time.
 const MOST_SUMS: usize = 4_096;
 
 pub(crate) struct Queue {
-    /// From here on the writer need not wait for more records.
+    /// The batch size, at which the writer wakes early.
     batch: usize,
     draft: Draft,
-    /// Locked before `state`, where both are.
+    /// Locked before `state`, if both are locked.
     sums: Mutex<Sums>,
     state: Mutex<State>,
     work: Event,
@@ -40,23 +40,22 @@ pub(crate) struct Queue {
 
 struct State {
     contents: Contents<Place>,
-    /// Once closed, the writer may go on until then.
+    /// Once closed, the writer may continue until this time.
     closed: Option<Instant>,
     ended: bool,
     settled: bool,
 }
 
-/// While the sink fails, it is tried again no sooner than this, even if
-/// somebody waits.
+/// The shortest pause between retries while the sink fails, even if a caller waits.
 const SHORTEST_RETRY: Duration = Duration::from_millis(50);
 
-/// What the writer finds when it wakes.
+/// What the writer has to do when it wakes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wake {
     Work,
-    /// Nothing is left, and nothing can come any more.
+    /// Nothing is left, and nothing can be added.
     Finished,
-    /// The time to finish in is over.
+    /// The deadline for finishing has passed.
     GiveUp,
 }
 
@@ -83,7 +82,7 @@ impl Queue {
         }
     }
 
-    /// Takes a place in the queue, if there is one for which nobody waits.
+    /// Reserves a place in the queue, if one is free and no caller waits for it.
     pub(crate) fn try_reserve(self: &Arc<Self>, kind: Kind) -> Result<Place, DeliveryError> {
         self.place(&mut self.lock(), kind)
     }
@@ -99,8 +98,8 @@ impl Queue {
         Ok(Place { queue: Some(Arc::clone(self)), kind })
     }
 
-    /// Takes a place in the queue for a record other than a refusal's, waiting for one up to
-    /// the deadline.
+    /// Reserves a place in the queue for a record other than a refusal's. Waits for one
+    /// until the deadline.
     pub(crate) async fn reserve(
         self: &Arc<Self>,
         runtime: &dyn Runtime,
@@ -116,7 +115,7 @@ impl Queue {
             state.contents.room(Kind::Other).waiting.push_back(waiter);
             place
         };
-        // What is queued makes room once it is written.
+        // Writing what is queued makes room.
         self.work.notify(1);
         match within(runtime, deadline, place).await {
             Ok(Ok(place)) => Ok(place),
@@ -125,7 +124,7 @@ impl Queue {
         }
     }
 
-    /// Lets in who waits, if there is room.
+    /// Hands free places to the callers that wait.
     fn grant(self: &Arc<Self>) {
         let kind = Kind::Other;
         loop {
@@ -137,12 +136,12 @@ impl Queue {
             let Some(waiter) = room.waiting.pop_front() else { return };
             state.contents.reserve(kind);
             drop(state);
-            // Unwanted, it is dropped, and so free again.
+            // If the caller is gone, the place is dropped, and so free again.
             let _ = waiter.send(Place { queue: Some(Arc::clone(self)), kind });
         }
     }
 
-    /// Counts a refusal, and says what is to be queued of it.
+    /// Counts a refusal and queues the records that it leads to.
     pub(crate) fn refuse(
         self: &Arc<Self>,
         refusal: Refusal,
@@ -155,7 +154,7 @@ impl Queue {
         let added = sums.add(refusal, now, || self.try_reserve(Kind::Refusal).ok());
         drop(sums);
         if added.opened {
-            // It is to end the window.
+            // Wakes the writer, which ends the window.
             self.work.notify(1);
         }
         Ok(added)
@@ -166,8 +165,9 @@ impl Queue {
         (self.draft)(sum)
     }
 
-    /// Queues the sums of windows that are over, as far as there is room for refusals: of
-    /// the oldest, if its time is known to have passed, and of all once the queue is closed.
+    /// Queues the sums of windows that have ended, as far as there is room for refusals.
+    /// With `oldest`, the oldest window counts as ended, and once the queue is closed, all
+    /// do.
     fn end_windows(self: &Arc<Self>, oldest: bool) {
         let ended = {
             let mut sums = self.lock_sums();
@@ -181,17 +181,17 @@ impl Queue {
             })
         };
         for (place, sum) in ended {
-            // The writer, which does this, has not ended.
+            // The writer, which calls this, has not ended.
             let _ = place.fill(self.draft(sum));
         }
     }
 
-    /// Gives up the sums that are left. Says how many refusals they were of.
+    /// Drops the remaining sums. Returns how many refusals they stood for.
     pub(crate) fn give_up_sums(&self) -> u64 {
         self.lock_sums().give_up()
     }
 
-    /// Queues a record without a place reserved for it.
+    /// Queues a record without a reserved place.
     pub(crate) fn push(&self, record: AuditRecord) -> Result<(), DeliveryError> {
         let mut state = self.lock();
         if state.closed.is_some() {
@@ -204,7 +204,7 @@ impl Queue {
         }
     }
 
-    /// Whether the time to finish in is over.
+    /// Whether the deadline for finishing has passed.
     pub(crate) fn is_over(&self) -> bool {
         self.lock().closed.is_some_and(|deadline| Instant::now() >= deadline)
     }
@@ -213,7 +213,7 @@ impl Queue {
         self.lock().closed.is_some()
     }
 
-    /// Returns once the time to finish in is over.
+    /// Returns once the deadline for finishing has passed.
     pub(crate) async fn given_up(&self, runtime: &dyn Runtime) {
         loop {
             let listener = self.closing.listen();
@@ -226,19 +226,19 @@ impl Queue {
         }
     }
 
-    /// How many records are queued or being written.
+    /// The number of records queued or being written.
     pub(crate) fn len(&self) -> usize {
         self.lock().contents.occupied()
     }
 
-    /// How many requests or changes are queued or being written, and how many refusals
-    /// are in open sums.
+    /// The number of requests or changes queued or being written, and the number of
+    /// refusals in open sums.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let sums = self.lock_sums();
         (self.lock().contents.count(), sums.summed())
     }
 
-    /// Lets nothing more in; the writer has until `deadline` to write the rest.
+    /// Refuses new records. The writer has until `deadline` to write the rest.
     pub(crate) fn close(&self, deadline: Instant) {
         let waiting = {
             let mut sums = self.lock_sums();
@@ -252,9 +252,9 @@ impl Queue {
         drop(waiting);
     }
 
-    /// Waits until there is something to write: at once if somebody waits for
-    /// it or a batch is full, otherwise after `linger`, so that batches grow.
-    /// With `retry`, after that time, or sooner if somebody waits.
+    /// Waits until there is something to write. Returns at once if a caller waits for a
+    /// record or a batch is full, otherwise after `linger`, so that batches grow. With
+    /// `retry`, returns after that time, or sooner if a caller waits.
     pub(crate) async fn wake(
         self: &Arc<Self>,
         runtime: &dyn Runtime,
@@ -282,9 +282,8 @@ impl Queue {
         }
     }
 
-    /// What there is to do now; otherwise how long to wait for more records
-    /// before it is to be done, `None` for as long as it takes, and how long until a
-    /// window is to be ended.
+    /// What there is to do now. Otherwise, how long to wait for more records (`None`
+    /// without limit), and how long until a window ends.
     fn prospect(
         &self,
         linger: Duration,
@@ -309,7 +308,7 @@ impl Queue {
             }
             None => left,
         };
-        // Without room, a sum goes on until what is queued has been written.
+        // Without room, a sum continues until queued records have been written.
         let window = if state.contents.room(Kind::Refusal).is_full() {
             None
         } else {
@@ -318,17 +317,17 @@ impl Queue {
         Ok((pause.map(|pause| pause.min(left.unwrap_or(pause))), window))
     }
 
-    /// Moves up to `max` records over to the writer.
+    /// Moves up to `max` records to the writer.
     pub(crate) fn take(&self, max: usize, each: impl FnMut(AuditRecord, Option<Ack>)) {
         self.lock().contents.take(max, each);
     }
 
-    /// From here on nobody takes records.
+    /// Marks the queue as no longer read.
     pub(crate) fn end(&self) {
         self.lock().ended = true;
     }
 
-    /// Says that the writer has ended.
+    /// Reports that the writer has ended.
     pub(crate) fn say_ended(&self) {
         self.lock().settled = true;
         self.end.notify(usize::MAX);
@@ -345,7 +344,7 @@ impl Queue {
         }
     }
 
-    /// Says that the writer is done with these records, one way or the other.
+    /// Frees the places of records that the writer has finished, written or not.
     pub(crate) fn release<'a>(
         self: &Arc<Self>,
         records: impl IntoIterator<Item = &'a AuditRecord>,
@@ -373,14 +372,14 @@ impl Queue {
     }
 }
 
-/// Not the records: they are many, and of every organisation.
+/// Shows no records: they are many and belong to all organisations.
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
-/// A reserved place in the queue. Dropped unused, it is free again.
+/// A reserved place in the queue. It is freed if dropped unused.
 #[derive(Debug)]
 pub(crate) struct Place {
     queue: Option<Arc<Queue>>,
@@ -393,7 +392,7 @@ impl Place {
         self.fill_with(record, None)
     }
 
-    /// Queues the record; the receiver hears when it is durable.
+    /// Queues the record; the receiver is notified once it is durable.
     pub(crate) fn fill_acknowledged(
         mut self,
         record: AuditRecord,

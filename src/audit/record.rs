@@ -17,10 +17,10 @@ use crate::random::{Random, RandomError};
 /// One entry of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRecord {
-    /// Unique. Orders records of the same instant, and lets a sink that is
-    /// given a record again know it.
+    /// Unique. Orders records of the same instant, and lets a sink recognise a record that
+    /// it already has.
     pub id: AuditId,
-    /// When the request was verified, or the change begun.
+    /// When the request was verified or the change begun.
     pub at: Timestamp,
     /// The organisation that owns the key.
     pub org: OrgId,
@@ -31,7 +31,7 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
-    /// How many requests or changes the record stands for.
+    /// The number of requests or changes that the record stands for.
     pub(crate) fn count(&self) -> u64 {
         match &self.event {
             AuditEvent::Request(request) => request.count.into(),
@@ -62,29 +62,29 @@ pub enum AuditEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RequestEvent {
-    /// The HTTP method; a longer one than any known is cut off.
+    /// The HTTP method, truncated if it is longer than any known one.
     pub method: Cow<'static, str>,
-    /// The path without the query: in visible ASCII, with segments that hold a key
-    /// blotted out, of at most [`RequestEvent::MAX_ENDPOINT_LEN`] bytes.
+    /// The path without the query, in visible ASCII, with segments that contain a key
+    /// redacted. At most [`RequestEvent::MAX_ENDPOINT_LEN`] bytes.
     pub endpoint: Box<str>,
-    /// The client's address, where it is known.
+    /// The client's address, if known.
     pub ip: Option<IpAddr>,
-    /// The country of that address, where it is known.
+    /// The country of that address, if known.
     pub country: Option<CountryCode>,
-    /// The HTTP status of the answer; `None` where there was no answer.
+    /// The HTTP status of the response; `None` if there was none.
     pub status: Option<u16>,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// How many requests the record stands for: 1, or more where refusals of one key
-    /// were summed. The record then has the time, path and address of the last of them.
+    /// The number of requests that the record stands for: 1, or more if refusals of one key
+    /// were summed. The time, path and address are then those of the last one.
     pub count: u32,
 }
 
 impl RequestEvent {
-    /// A longer path is cut off here, and ends in `…`.
+    /// A longer path is truncated to this length and ends in `…`.
     pub const MAX_ENDPOINT_LEN: usize = 2_048;
 
-    /// One request, of which nothing else is known.
+    /// A single request with no other details.
     pub fn new(
         method: impl Into<Cow<'static, str>>,
         endpoint: impl Into<Box<str>>,
@@ -106,33 +106,32 @@ names! {
     /// How a request with a known key ended.
     #[non_exhaustive]
     pub enum Outcome: "the outcome of a request" {
-        /// The key was good and the service answered.
+        /// The key was valid and the service answered.
         Allowed = "allowed",
         /// Refused: the key is revoked.
         Revoked = "revoked",
         /// Refused: the key is expired.
         Expired = "expired",
-        /// Refused: the address is not on the allowlist, is not known, or the
-        /// stored allowlist is unreadable.
+        /// Refused: the address is not on the allowlist or not known, or the stored
+        /// allowlist cannot be read.
         IpNotAllowed = "ip_not_allowed",
-        /// The key was good, but the client was gone, or the service had failed,
-        /// before there was an answer.
+        /// The key was valid, but the client disconnected or the service failed before
+        /// there was a response.
         Aborted = "aborted",
-        /// A log has a name that this version does not know. Logs read it with
-        /// [`Outcome::restore`].
+        /// A stored name that this version does not know; read by [`Outcome::restore`].
         Unknown = "unknown",
     }
 }
 
 impl Outcome {
-    /// Reads a stored name. A later version may have written one that this version does not
-    /// know: that record is shown with [`Outcome::Unknown`], and the page around it is shown
-    /// as well.
+    /// Reads a stored name. A name that this version does not know, written by a later
+    /// version, becomes [`Outcome::Unknown`], so that the rest of the page can still be
+    /// shown.
     pub fn restore(text: &str) -> Self {
         text.parse().unwrap_or(Self::Unknown)
     }
 
-    /// Whether the request was refused for what is known of its key.
+    /// Whether the key was known and refused.
     pub(crate) const fn is_refusal(self) -> bool {
         matches!(self, Self::Revoked | Self::Expired | Self::IpNotAllowed)
     }
@@ -150,23 +149,22 @@ impl From<Denial> for Outcome {
 
 /// A change to a key.
 ///
-/// The record is durable before the change begins, so there is no change
-/// without one. Where the change then fails and is known not to have happened,
-/// a second record in phase [`ChangePhase::Abandoned`] says so, as far as the sink
-/// takes it.
+/// The record is durable before the change begins, so there is no change without one. If
+/// the change then fails and is known not to have happened, a second record in phase
+/// [`ChangePhase::Abandoned`] says so, unless the sink fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChangeEvent {
-    /// The name of the [`Actor`](crate::Actor) who made the change.
+    /// The name of the [`Actor`](crate::Actor) that made the change.
     pub actor: Arc<str>,
     /// What the actor did.
     pub action: ChangeAction,
-    /// Whether the change was begun, or came to nothing.
+    /// Whether the change was begun or abandoned.
     pub phase: ChangePhase,
 }
 
 impl ChangeEvent {
-    /// A change by the actor of that name.
+    /// A change by the actor of this name.
     pub fn new(actor: impl Into<Arc<str>>, action: ChangeAction, phase: ChangePhase) -> Self {
         Self { actor: actor.into(), action, phase }
     }
@@ -184,7 +182,7 @@ names! {
         Rotated = "rotated",
         /// It was deleted.
         Deleted = "deleted",
-        /// A log has a name that this version does not know.
+        /// A stored name that this version does not know.
         Unknown = "unknown",
     }
 }
@@ -197,14 +195,14 @@ impl ChangeAction {
 }
 
 names! {
-    /// Whether a change was begun, or came to nothing.
+    /// Whether a change was begun or abandoned.
     #[non_exhaustive]
     pub enum ChangePhase: "the phase of a change" {
         /// Written before the change.
         Begun = "begun",
         /// Written after the change failed: nothing was changed.
         Abandoned = "abandoned",
-        /// A log has a name that this version does not know.
+        /// A stored name that this version does not know.
         Unknown = "unknown",
     }
 }
@@ -216,17 +214,17 @@ impl ChangePhase {
     }
 }
 
-/// Identifies an audit record: 16 bytes, in rising order within one process.
+/// Identifies an audit record: 16 bytes, ascending within one process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuditId(u128);
 
 impl AuditId {
-    /// The identifier behind these bytes, as [`AuditId::to_bytes`] gave them.
+    /// The identifier from the bytes that [`AuditId::to_bytes`] returned.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
     }
 
-    /// Sixteen bytes; comparing them compares the identifiers.
+    /// Sixteen bytes, which sort like the identifiers.
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
@@ -246,8 +244,8 @@ impl fmt::Debug for AuditId {
     }
 }
 
-/// Numbers the records of one process: a random half that tells processes
-/// apart, and a count.
+/// Numbers the records of one process: a random half that identifies the process, and a
+/// counter.
 #[derive(Debug)]
 pub(crate) struct AuditIds {
     process: u64,

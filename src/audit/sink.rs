@@ -13,22 +13,21 @@ use crate::audit::record::AuditRecord;
 ///
 /// # Writing a sink
 ///
-/// A sink is given batches of records and answers once the *whole* batch is as
-/// durable as the sink promises. Three rules:
+/// A sink is given batches of records and returns once the *whole* batch is as durable as
+/// the sink promises. Three rules:
 ///
-/// 1. **`Ok` means all of it.** A sink that answers before its data is safe makes
-///    strict delivery a lie.
-/// 2. **The same record may come again.** A batch that timed out may have been
-///    written; it is retried. A record whose [`id`](AuditRecord::id) the sink has
-///    already is not stored twice.
-/// 3. **Errors are classified.** [`AuditError::unavailable`] is retried, with
-///    pauses. [`AuditError::rejected`] is for a record that can never be written:
-///    it is counted and logged as failed, and does not hold up the others.
+/// 1. **`Ok` means all of it.** With a sink that returns before its data is safe, strict
+///    delivery can lose records.
+/// 2. **A record may be given again.** A batch that timed out may have been written; it is
+///    retried. If the sink already has a record with this [`id`](AuditRecord::id), it does
+///    not store it again.
+/// 3. **Errors are classified.** [`AuditError::unavailable`] is retried, with pauses.
+///    [`AuditError::rejected`] is for a record that can never be written: it is counted and
+///    logged as failed, and does not delay the others.
 ///
-/// A batch holds either requests or changes, and at most one of each is under way at a
-/// time: changes do not wait behind requests. A call that takes longer than the deadline of
-/// the [`Delivery`](crate::Delivery) is dropped; a sink that panics is treated
-/// as one that rejects.
+/// A batch contains either requests or changes, and at most one batch of each is written at
+/// a time, so changes do not wait behind requests. A call that exceeds the deadline of the
+/// [`Delivery`](crate::Delivery) is dropped. A panic in a sink counts as a rejection.
 ///
 /// A sink that appends a line for each record to a file:
 ///
@@ -61,9 +60,9 @@ use crate::audit::record::AuditRecord;
 /// ```
 #[async_trait]
 pub trait AuditSink: fmt::Debug + Send + Sync + 'static {
-    /// Returns only when the whole batch is as durable as the sink promises.
+    /// Returns only once the whole batch is as durable as the sink promises.
     ///
-    /// Must be safe to call again with records that were written already.
+    /// Must accept records that it has already written.
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError>;
 }
 
@@ -78,21 +77,21 @@ impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AuditError {
-    /// It does not work now and may later; worth a retry.
+    /// The log does not work now; retry later.
     #[error("the audit log is unavailable")]
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
-    /// It will never work for these records.
+    /// The log will never accept these records.
     #[error("the audit log rejected a record")]
     Rejected(#[source] Box<dyn StdError + Send + Sync>),
 }
 
 impl AuditError {
-    /// An error that may pass: a lost connection, a full disk, a lock.
+    /// A temporary error: a lost connection, a full disk, a lock.
     pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Unavailable(source.into())
     }
 
-    /// An error that stays however often it is tried.
+    /// A permanent error, which no retry resolves.
     pub fn rejected(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Rejected(source.into())
     }

@@ -1,4 +1,4 @@
-//! Sums of refusals: a key that is refused again and again leaves a few records, not a flood.
+//! Sums of refusals, so that a key that is refused repeatedly leaves few records.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -10,8 +10,8 @@ use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 
-/// A refused request with a known key. Its path and method are as they came: most
-/// refusals are only counted, and nothing is computed from them.
+/// A refused request with a known key. Its path and method are unprocessed, since most
+/// refusals are only counted.
 pub(crate) struct Refusal {
     pub(crate) at: Timestamp,
     pub(crate) org: OrgId,
@@ -23,7 +23,7 @@ pub(crate) struct Refusal {
     pub(crate) ip: Option<IpAddr>,
 }
 
-/// Refusals that one record stands for.
+/// The refusals that one record stands for.
 pub(crate) struct Sum {
     pub(crate) last: Refusal,
     pub(crate) count: u32,
@@ -35,25 +35,25 @@ impl Sum {
     }
 }
 
-/// Counts the refusals of each key and outcome in windows of time. The first ones of
-/// a window have records of their own, the others are summed.
+/// Counts the refusals of each key and outcome in windows of time. The first ones of a
+/// window get a record each, the others are summed.
 ///
-/// A window begins with its first refusal. It ends with a refusal outside of it, by the
-/// clock of the records, or when it has lasted so long by the clock of the process,
-/// whichever comes first: a clock that is set back keeps no sum open. A sum for which
-/// there is no room goes on.
+/// A window begins with its first refusal. It ends when a refusal falls outside it by the
+/// clock of the records, or when its time has passed by the clock of the process, whichever
+/// comes first: this way a clock that is set back keeps no sum open. A sum for which there
+/// is no room continues.
 pub(crate) struct Sums {
-    /// How many refusals of a window have records of their own.
+    /// How many refusals of a window get a record each.
     alone: u32,
     window: Duration,
     /// How many windows may be open.
     most: usize,
     windows: HashMap<WindowId, Window>,
-    /// The windows by their numbers, so the oldest first.
+    /// The windows by number, so the oldest comes first.
     by_age: BTreeMap<u64, WindowId>,
     opened: u64,
     summed: u64,
-    /// Takes no more refusals.
+    /// Accepts no more refusals.
     pub(crate) closed: bool,
 }
 
@@ -67,19 +67,19 @@ struct Window {
     sum: Option<Sum>,
 }
 
-/// What is to be queued of a refusal, each with its place.
+/// The records to queue after a refusal, each with its place.
 pub(crate) struct Added<P> {
-    /// The refusal, where it has a record of its own.
+    /// The refusal, if it gets a separate record.
     pub(crate) own: Option<(P, Sum)>,
     /// The sum of a window that ended.
     pub(crate) ended: Option<(P, Sum)>,
-    /// There was room neither to queue the refusal nor to sum it.
+    /// There was no room to queue or to sum the refusal.
     pub(crate) shed: bool,
-    /// It began a window.
+    /// The refusal began a window.
     pub(crate) opened: bool,
 }
 
-/// There is no room in the queue for the sum of a window.
+/// The queue has no room for the sum of a window.
 struct NoRoom;
 
 impl Sums {
@@ -96,7 +96,7 @@ impl Sums {
         }
     }
 
-    /// Counts a refusal. `reserve` gives a place in the queue, if there is one.
+    /// Counts a refusal. `reserve` returns a place in the queue, if one is free.
     pub(crate) fn add<P>(
         &mut self,
         refusal: Refusal,
@@ -141,8 +141,8 @@ impl Sums {
         added
     }
 
-    /// Ends the windows that have lasted long enough, and the `least` oldest whatever their
-    /// age. Gives out their sums as far as there is room for them.
+    /// Ends the windows whose time has passed, and the `least` oldest at any age. Returns
+    /// their sums as far as there is room for them.
     pub(crate) fn end_old<P>(
         &mut self,
         now: Instant,
@@ -170,7 +170,7 @@ impl Sums {
         self.summed
     }
 
-    /// Gives all sums up, and says how many refusals were in them.
+    /// Drops all sums, and returns how many refusals were in them.
     pub(crate) fn give_up(&mut self) -> u64 {
         self.windows.clear();
         self.by_age.clear();
@@ -210,8 +210,8 @@ impl Sums {
 }
 
 impl Window {
-    /// Whether it takes a refusal of that time. Threads may be overtaken on the way here,
-    /// so that a time a little before the window is none of another.
+    /// Whether the window includes this time. Threads may overtake each other, so a time
+    /// slightly before the window belongs to it as well.
     fn takes(&self, at: Timestamp, length: Duration) -> bool {
         let full = self.sum.as_ref().is_some_and(|sum| sum.count == u32::MAX);
         !full && at < self.since.saturating_add(length) && self.since < at.saturating_add(length)

@@ -1,5 +1,5 @@
-//! The background tasks that hand queued audit records to the sink: one for requests and one
-//! for changes, so that changes never wait behind requests.
+//! The background tasks that write queued audit records to the sink: one for requests and
+//! one for changes, so that changes never wait behind requests.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -19,10 +19,10 @@ use crate::runtime::{BoxFuture, Elapsed, Panicked, Runtime, caught, within};
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
-/// What a manager that is dropped, not shut down, still allows for writing.
+/// The time for writing after a manager is dropped without a shutdown.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Takes audit records in, and has them written by tasks of its own.
+/// Accepts audit records, which background tasks write.
 #[derive(Debug)]
 pub(crate) struct AuditWriter {
     requests: Lane,
@@ -31,18 +31,18 @@ pub(crate) struct AuditWriter {
     runtime: Arc<dyn Runtime>,
 }
 
-/// The records of one kind, which wait for no others.
+/// The queue for records of one kind.
 #[derive(Clone, Debug)]
 struct Lane {
     queue: Arc<Queue>,
     counters: Arc<Counters>,
 }
 
-/// A place for the one record of a request that is about to be handled.
+/// A place for the record of a request that is about to be handled.
 #[derive(Debug)]
 pub(crate) enum Reserved {
     Place(Place),
-    /// Shedding needs no place: it is seen at the end whether there is one.
+    /// Shedding needs no place: whether there is room is checked at the end.
     None,
 }
 
@@ -71,13 +71,13 @@ impl AuditWriter {
         }
     }
 
-    /// Whether the records of requests are durable before their answers leave.
+    /// Whether the records of requests are durable before their responses are sent.
     pub(crate) fn is_strict(&self) -> bool {
         self.delivery.strict
     }
 
-    /// Makes sure, before a request is handled, that its record will find room;
-    /// `None` where that takes a while.
+    /// Reserves room for the record of a request before the request is handled. `None` if
+    /// that requires waiting.
     pub(crate) fn reserve_now(&self) -> Option<Result<Reserved, DeliveryError>> {
         if self.delivery.sheds() {
             let closed = self.requests.queue.is_closed();
@@ -89,7 +89,7 @@ impl AuditWriter {
         }
     }
 
-    /// The same, however long it takes up to the deadline.
+    /// As `reserve_now`, but waits for room until the deadline.
     pub(crate) async fn reserve(&self) -> Result<Reserved, DeliveryError> {
         match self.reserve_now() {
             Some(reserved) => reserved,
@@ -101,7 +101,7 @@ impl AuditWriter {
         }
     }
 
-    /// Delivers the record of a request in the mode of the writer.
+    /// Delivers the record of a request in the configured mode.
     pub(crate) async fn deliver(
         &self,
         reserved: Reserved,
@@ -118,7 +118,7 @@ impl AuditWriter {
         }
     }
 
-    /// Records a refusal, by itself or in a sum; what there is to wait for, in strict
+    /// Records a refusal, in a separate record or in a sum. Returns a future in strict
     /// delivery.
     pub(crate) fn refuse(
         &self,
@@ -141,7 +141,7 @@ impl AuditWriter {
         Ok(None)
     }
 
-    /// Queues a record where nothing can wait for it.
+    /// Queues a record without waiting for it.
     pub(crate) fn enqueue(&self, reserved: Reserved, record: AuditRecord) {
         let count = record.count();
         let Lane { queue, counters } = self.lane_of(&record);
@@ -156,7 +156,7 @@ impl AuditWriter {
         }
     }
 
-    /// Returns once the record is durable, whatever the mode.
+    /// Returns once the record is durable, in any mode.
     pub(crate) async fn write(&self, record: AuditRecord) -> Result<(), DeliveryError> {
         let queue = &self.lane_of(&record).queue;
         let place = queue.reserve(&*self.runtime, self.delivery.deadline).await?;
@@ -202,10 +202,10 @@ impl AuditWriter {
         }
     }
 
-    /// Lets no more records in and returns once the rest is written, or given up
-    /// at the deadline.
+    /// Refuses new records, and returns once the rest is written, or given up at the
+    /// deadline.
     pub(crate) async fn shutdown(&self, deadline: Duration) {
-        // The tasks count what they give up; they get a moment more for that.
+        // Extra time for the tasks to count what they give up.
         const GRACE: Duration = Duration::from_millis(500);
         self.close(deadline);
         let ended = async {
@@ -235,17 +235,17 @@ struct Task {
     sink: Arc<dyn AuditSink>,
     countries: Option<Arc<dyn CountryLookup>>,
     batch: Batch,
-    /// While a rejected record is sought: those that are not tried yet,
+    /// While searching for a rejected record: those not tried yet,
     rest: VecDeque<(AuditRecord, Option<Ack>)>,
-    /// and those to be tried again.
+    /// and those to be retried.
     retry: Vec<AuditRecord>,
 }
 
-/// The records in the writer's hands, and who waits for which of them.
+/// The records that are being written, and the callers that wait for them.
 #[derive(Debug, Default)]
 struct Batch {
     records: Vec<AuditRecord>,
-    /// By position in `records`, rising.
+    /// By position in `records`, ascending.
     acks: Vec<(usize, Ack)>,
 }
 
@@ -294,8 +294,8 @@ impl Task {
         let room = delivery.batch.saturating_sub(batch.records.len());
         let mut taken = Vec::new();
         queue.take(room, |record, ack| taken.push((record, ack)));
-        // A change that gave up waiting is not made, so that it has no record. A
-        // request was handled, whether its client is still there or not.
+        // A change whose caller gave up is not made, so it gets no record. A request was
+        // handled even if the client is gone.
         let given_up = |(record, ack): &mut (AuditRecord, Option<Ack>)| {
             matches!(record.event, AuditEvent::Change(_))
                 && ack.as_ref().is_some_and(Ack::is_canceled)
@@ -303,7 +303,7 @@ impl Task {
         let late: Vec<_> = taken.extract_if(.., given_up).map(|(record, _)| record).collect();
         counters.failed(count(&late), &DeliveryError::TimedOut);
         queue.release(&late);
-        // Not under the queue's lock, and whatever it does.
+        // Done without holding the queue's lock, since the look-up is the host's code.
         for (mut record, ack) in taken {
             if let (Some(countries), AuditEvent::Request(request)) = (&countries, &mut record.event)
             {
@@ -314,7 +314,7 @@ impl Task {
         }
     }
 
-    /// Tries to write the batch. What is left in it afterwards is to be retried.
+    /// Tries to write the batch. What remains in it is to be retried.
     async fn write(&mut self) {
         match self.attempt(&self.batch.records).await {
             Ok(()) => {
@@ -351,15 +351,15 @@ impl Task {
         {
             self.batch.records.push(record);
             self.batch.acks.extend(ack.map(|ack| (0, ack)));
-            // A sink that is unavailable by now leaves the record for later.
+            // If the sink has become unavailable, the record is kept for later.
             Box::pin(self.write()).await;
             self.retry.append(&mut self.batch.records);
         }
         self.batch.records = std::mem::take(&mut self.retry);
     }
 
-    /// One call of the sink, within its deadline and that of a closing queue; a
-    /// panic counts as a rejection.
+    /// Calls the sink once, within its deadline and that of a closing queue. A panic counts
+    /// as a rejection.
     async fn attempt(&self, records: &[AuditRecord]) -> Result<(), AuditError> {
         let call = caught(async { self.sink.record(records).await });
         let (mut call, mut over) = (pin!(call), pin!(self.lane.queue.given_up(&*self.runtime)));
@@ -368,13 +368,13 @@ impl Task {
             Poll::Ready(done) => Poll::Ready(Some(done)),
         });
         let called = within(&*self.runtime, self.delivery.deadline, call).await;
-        // A sink that rejects a record works.
+        // A sink that rejects a record still works.
         let works = matches!(called, Ok(Some(Ok(Ok(()) | Err(AuditError::Rejected(_))))));
         self.lane.counters.called(works);
         match called {
             Ok(Some(Ok(result))) => result,
             Ok(Some(Err(Panicked))) => Err(AuditError::rejected("the sink panicked")),
-            Ok(None) => Err(AuditError::unavailable("the time to write in is over")),
+            Ok(None) => Err(AuditError::unavailable("the shutdown deadline has passed")),
             Err(Elapsed) => Err(AuditError::unavailable("the sink exceeded its deadline")),
         }
     }
@@ -388,7 +388,7 @@ impl Batch {
         self.records.push(record);
     }
 
-    /// Each record with who waits for it.
+    /// Each record with the caller that waits for it.
     fn into_parts(self) -> impl Iterator<Item = (AuditRecord, Option<Ack>)> {
         let mut acks = self.acks.into_iter().peekable();
         self.records.into_iter().enumerate().map(move |(position, record)| {
@@ -397,7 +397,7 @@ impl Batch {
         })
     }
 
-    /// Takes out the records that somebody waits for, and tells them.
+    /// Removes the records that a caller waits for, and notifies the callers.
     fn fail_acknowledged(&mut self) -> Vec<AuditRecord> {
         let mut failed = Vec::with_capacity(self.acks.len());
         for (position, ack) in self.acks.drain(..).rev() {
@@ -408,16 +408,16 @@ impl Batch {
     }
 }
 
-/// How many requests or changes the records stand for.
+/// The number of requests or changes that the records stand for.
 fn count(records: &[AuditRecord]) -> u64 {
     records.iter().map(AuditRecord::count).sum()
 }
 
 impl Drop for Task {
-    /// Whatever ends the task, nothing goes uncounted.
+    /// Counts what is left, however the task ends.
     fn drop(&mut self) {
         self.lane.queue.close(Instant::now());
-        // Whoever fills a place from now on counts for himself.
+        // Records queued from now on are counted by their callers.
         self.lane.queue.end();
         let mut unwritten = std::mem::take(&mut self.batch.records);
         unwritten.append(&mut self.retry);

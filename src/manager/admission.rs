@@ -54,11 +54,11 @@ impl RequestInfo {
 }
 
 impl KeyManager {
-    /// Admits a request, or refuses it. Either way, a request with a known key is in the
-    /// audit log: in a record of its own, or in one that sums up many refusals (see
+    /// Admits a request, or refuses it. Either way, a request with a known key appears in
+    /// the audit log: in a separate record, or in one that sums up many refusals (see
     /// [`Delivery`](crate::Delivery)). The only exception is a request that is refused
-    /// because there is no room for its record. The tower layer is built on this, and so can be the middleware of another
-    /// framework.
+    /// because there is no room for its record. The tower layer is built on this;
+    /// middleware for other frameworks can be, too.
     ///
     /// ```
     /// # #[tokio::main]
@@ -127,8 +127,8 @@ impl KeyManager {
         }
         let keys = self.clone();
         Opening::Waiting(Box::pin(async move {
-            // Whoever gives up meanwhile leaves the record all the same, if there is
-            // room by then.
+            // If the caller gives up while waiting, the record is still queued if there is
+            // room.
             let reserved = entry.audit.reserve().await;
             keys.enter(key, at, entry, reserved).settled().await
         }))
@@ -207,15 +207,15 @@ impl KeyManager {
     }
 }
 
-/// A path or method without what does not come to matter for its record, since a sum
-/// keeps it as it came.
+/// Truncates a path or method to the part that can matter for its record, since a sum keeps
+/// it unprocessed.
 fn kept(mut text: String) -> String {
     const LONGEST: usize = 8_192;
     truncate(&mut text, LONGEST);
     text
 }
 
-/// What makes out the records of refusals.
+/// Builds the records of refusals.
 pub(super) fn refusal_records(format: KeyFormat, ids: Arc<AuditIds>) -> Draft {
     Arc::new(move |Sum { last, count }| {
         let event = RequestEvent {
@@ -237,14 +237,14 @@ pub(super) fn refusal_records(format: KeyFormat, ids: Arc<AuditIds>) -> Draft {
     })
 }
 
-/// A key that passed, and when, or why none did.
+/// A key that passed and the time of the check, or why the check failed.
 pub(crate) type Checked = Result<(VerifiedKey, Timestamp), VerifyError>;
 
-/// What comes of a request. Mostly it is known at once.
+/// The result of opening a request, which is mostly known at once.
 pub(crate) enum Opening {
     Done(Result<Admission, AdmitError>),
-    /// The store is asked, there is no room in the audit queue yet, or a refusal is
-    /// being recorded in strict delivery.
+    /// Waiting for the store, for room in the audit queue, or for the record of a refusal
+    /// in strict delivery.
     Waiting(BoxFuture<'static, Result<Admission, AdmitError>>),
 }
 
@@ -257,10 +257,10 @@ impl Opening {
     }
 }
 
-/// A request that was let in. Say how it ended with [`Admission::finish`]; one
-/// that is dropped leaves an audit record marked as aborted.
+/// A request that was admitted. Report its outcome with [`Admission::finish`]; if dropped
+/// instead, it leaves an audit record marked as aborted.
 #[derive(Debug)]
-#[must_use = "dropped at once, the request is recorded as aborted"]
+#[must_use = "an admission that is dropped is recorded as aborted"]
 pub struct Admission {
     key: VerifiedKey,
     entry: Option<Entry>,
@@ -272,12 +272,12 @@ impl Admission {
         &self.key
     }
 
-    /// Records the status of the answer that is about to leave.
+    /// Records the status of the response, which is about to be sent.
     ///
     /// # Errors
     ///
-    /// In strict delivery, where the record is not durable within the deadline:
-    /// answer with 503 then.
+    /// In strict delivery, if the record is not durable within the deadline. Answer with
+    /// 503 then.
     pub async fn finish(self, status: u16) -> Result<(), DeliveryError> {
         match self.close(status) {
             Some(recorded) => recorded.await,
@@ -285,7 +285,7 @@ impl Admission {
         }
     }
 
-    /// Records the status; what there is to wait for, if there is anything.
+    /// Records the status. Returns a future if delivery has to be waited for.
     pub(crate) fn close(
         self,
         status: u16,
@@ -299,8 +299,7 @@ impl Admission {
     }
 }
 
-/// The audit record of a request, made out and not yet delivered. Dropped, it is
-/// queued.
+/// The audit record of a request, complete but not yet delivered. If dropped, it is queued.
 #[derive(Debug)]
 struct Entry {
     audit: Arc<AuditWriter>,
@@ -309,13 +308,13 @@ struct Entry {
 }
 
 impl Entry {
-    /// Delivers the record; what there is to wait for, in strict delivery.
+    /// Delivers the record. Returns a future in strict delivery.
     fn close(mut self) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
         if !self.audit.is_strict() {
             return None;
         }
         Some(Box::pin(async move {
-            // Not before this is polled: dropped earlier, it is queued all the same.
+            // Taken only when polled: if dropped earlier, the record is still queued.
             match self.take() {
                 Some((reserved, record)) => self.audit.deliver(reserved, record).await,
                 None => Ok(()),
@@ -344,13 +343,13 @@ pub enum AdmitError {
     /// The credential does not authenticate.
     #[error(transparent)]
     Refused(#[from] VerifyError),
-    /// The credential may be good, but its use could not be recorded.
+    /// The credential may be valid, but its use could not be recorded.
     #[error("the request could not be recorded")]
     NotRecorded(#[from] DeliveryError),
 }
 
 impl AdmitError {
-    /// The HTTP status to refuse with: that of the [`VerifyError`], or 503.
+    /// The HTTP status of the refusal: that of the [`VerifyError`], or 503.
     pub fn http_status(&self) -> u16 {
         match self {
             Self::Refused(error) => error.http_status(),

@@ -1,4 +1,4 @@
-//! Puts a `KeyManager` together.
+//! The builder of a `KeyManager`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::runtime::{self, Runtime};
 use crate::store::contract::KeyStore;
 use crate::throttle::Throttle;
 
-/// Puts a [`KeyManager`] together. Only the store is required; without an audit
-/// sink, nothing is logged.
+/// Builds a [`KeyManager`]. Only the store is required; without an audit sink, nothing is
+/// logged.
 ///
 /// ```
 /// # #[tokio::main]
@@ -57,8 +57,8 @@ pub struct KeyManagerBuilder {
 }
 
 impl KeyManager {
-    /// Begins a manager over that store: one of this crate's, yours, or an
-    /// `Arc` of either.
+    /// Starts building a manager for this store: one of this crate's, your own, or an `Arc`
+    /// of either.
     pub fn builder(store: impl KeyStore) -> KeyManagerBuilder {
         KeyManagerBuilder {
             store: Arc::new(store),
@@ -77,23 +77,23 @@ impl KeyManager {
 }
 
 impl KeyManagerBuilder {
-    /// Writes audit records to that log, and reads them from it.
+    /// Writes audit records to this log, and reads them from it.
     pub fn audit(self, log: impl AuditSink + AuditLog) -> Self {
         let log = Arc::new(log);
         Self { sink: Some(log.clone()), log: Some(log), ..self }
     }
 
-    /// Writes audit records to that sink.
+    /// Writes audit records to this sink.
     pub fn audit_sink(self, sink: impl AuditSink) -> Self {
         Self { sink: Some(Arc::new(sink)), ..self }
     }
 
-    /// Reads audit records from that log.
+    /// Reads audit records from this log.
     pub fn audit_log(self, log: impl AuditLog) -> Self {
         Self { log: Some(Arc::new(log)), ..self }
     }
 
-    /// Sets how the records of requests reach the sink; buffered otherwise.
+    /// Sets how the records of requests reach the sink. The default is buffered delivery.
     pub fn delivery(self, delivery: Delivery) -> Self {
         Self { delivery, ..self }
     }
@@ -103,35 +103,35 @@ impl KeyManagerBuilder {
         Self { countries: Some(Arc::new(lookup)), ..self }
     }
 
-    /// Sets how keys look; `vsp_sk_…` otherwise.
+    /// Sets the format of keys. The default is `vsp_sk_…`.
     pub fn format(self, format: KeyFormat) -> Self {
         Self { format, ..self }
     }
 
-    /// Sets how much an organisation may have; 20 keys and 50 allowlist entries
-    /// a key otherwise.
+    /// Sets the limits per organisation. The default is 20 keys, and 50 allowlist entries
+    /// per key.
     pub fn limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// Sets how long one call of the store may take before it counts as
-    /// unavailable; 2 seconds otherwise.
+    /// Sets how long a call of the store may take before the store counts as unavailable.
+    /// The default is 2 seconds.
     pub fn store_deadline(self, deadline: Duration) -> Self {
         Self { store_deadline: deadline, ..self }
     }
 
-    /// Sets the clock; the system's otherwise.
+    /// Sets the clock. The default is the system clock.
     pub fn clock(self, clock: impl Clock) -> Self {
         Self { clock: Arc::new(clock), ..self }
     }
 
-    /// Sets the source of random bytes; the system's otherwise.
+    /// Sets the source of random bytes. The default is the operating system.
     pub fn random(self, random: impl Random) -> Self {
         Self { random: Arc::new(random), ..self }
     }
 
-    /// Sets the async runtime; otherwise the tokio runtime that
-    /// [`build`](Self::build) is called on.
+    /// Sets the async runtime. The default is the tokio runtime that [`build`](Self::build)
+    /// is called on.
     pub fn runtime(self, runtime: impl Runtime) -> Self {
         Self { runtime: Some(Arc::new(runtime)), ..self }
     }
@@ -140,8 +140,8 @@ impl KeyManagerBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError::NoRuntime`] where no runtime is set and this is not called
-    /// on a tokio runtime.
+    /// [`BuildError::NoRuntime`] if no runtime is set and this is not called on a tokio
+    /// runtime.
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(runtime::current).ok_or(BuildError::NoRuntime)?;
         let audit_ids = Arc::new(AuditIds::new(&*self.random).map_err(BuildError::Random)?);
@@ -180,7 +180,7 @@ impl KeyManagerBuilder {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// There is nothing to run background tasks on.
+    /// There is no runtime for the background tasks.
     #[error("no async runtime: call `build` on a tokio runtime, or set one with `runtime`")]
     NoRuntime,
     /// The random number generator failed.

@@ -1,5 +1,5 @@
-//! Changes are carried through: what has begun comes to its end, whether or not its caller
-//! still waits, and what did not take place is taken back in the audit log.
+//! Runs changes to completion, even if the caller stops waiting, and corrects the audit log
+//! when a change did not take place.
 
 use std::future::Future;
 
@@ -19,14 +19,14 @@ use crate::runtime::caught;
 /// How a change ended that did not fail.
 pub(super) enum Done<T> {
     Changed(T),
-    /// Others had changed the same meanwhile: nothing was left to do.
+    /// The key already was in the requested state, through another change.
     Unchanged(T),
 }
 
 impl KeyManager {
-    /// Makes a change in a task of its own, after its record: a caller who is dropped ends
-    /// neither of them. A change whose caller is gone before the record is durable is not
-    /// made. Where nothing was changed, a second record says so.
+    /// Writes the change's audit record and makes the change in a separate task, so that
+    /// dropping the caller stops neither. If the caller is gone before the record is
+    /// durable, the change is not made. If nothing was changed, a second record says so.
     pub(super) async fn carry_through<T, F>(
         &self,
         actor: &Actor,
@@ -58,7 +58,7 @@ impl KeyManager {
                         .await
                 }
             };
-            // Nobody may be left to hear it.
+            // The caller may be gone.
             let _ = caller.send(result);
         };
         self.inner.runtime.spawn(Box::pin(task.in_current_span()));
@@ -94,8 +94,8 @@ impl Entry {
         }
     }
 
-    /// Returns once the record is durable. The first of a change that is not made for want
-    /// of it may turn up all the same, and so is followed by its opposite.
+    /// Returns once the record is durable. If writing the first record fails, it may still
+    /// reach the log later, so the abandoned change is followed by a second record.
     async fn write(&self, phase: ChangePhase) -> Result<(), DeliveryError> {
         let Some(audit) = &self.keys.inner.audit else { return Ok(()) };
         let written = audit.write(self.record(phase)).await;

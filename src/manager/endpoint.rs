@@ -1,4 +1,5 @@
-//! The path and method of a request as the audit log shows them: visible, bounded, without keys.
+//! The path and method of a request as shown in the audit log: printable, bounded, without
+//! keys.
 
 use std::borrow::Cow;
 
@@ -6,26 +7,26 @@ use crate::audit::record::RequestEvent;
 use crate::key::format::{KeyFormat, LONGEST_KEY};
 use crate::text::{cut, percent_decode, truncate};
 
-/// A shorter text has no room for a prefix and a good part of a secret.
+/// A shorter text has no room for a prefix and a large part of a secret.
 const SHORTEST_LEAK: usize = 24;
 const SHOWN: usize = RequestEvent::MAX_ENDPOINT_LEN;
-/// How much of a path is looked at, which leaves room for the longest key behind what
-/// is shown, with each of its bytes escaped three times over: a key that the cut goes
-/// through is seen whole.
+/// How many bytes of a path are searched for keys. This leaves room behind the part that is
+/// shown for the longest key, with each byte percent-encoded three times, so that a key at
+/// the cut is seen whole.
 const SEEN: usize = SHOWN + LONGEST_KEY * 3 * 3 * 3;
 const LONGEST_METHOD: usize = 32;
 const REDACTED: &str = "[REDACTED]";
 const CUT: &str = "…";
 
-/// As much of a path or method as comes to matter for the audit log.
+/// The part of a path or method that matters for the audit log.
 #[cfg(feature = "tower")]
 pub(crate) fn seen(text: &str) -> &str {
     cut(text, SEEN)
 }
 
-/// Shows a path. A segment that holds what looks like a key of this service is
-/// blotted out; bytes that are no visible ASCII are percent-encoded, as
-/// RFC 3986 wants them; what is too long is cut off.
+/// Shows a path. A segment that contains what looks like a key of this service is redacted;
+/// bytes that are not visible ASCII are percent-encoded as in RFC 3986; a long path is
+/// truncated.
 pub(super) fn endpoint(path: Box<str>, format: &KeyFormat) -> Box<str> {
     let path_seen = cut(&path, SEEN);
     let plain = path_seen.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
@@ -55,7 +56,7 @@ pub(super) fn endpoint(path: Box<str>, format: &KeyFormat) -> Box<str> {
     shown.into_boxed_str()
 }
 
-/// Shows a method: bounded, and without a key that was sent in its place.
+/// Shows a method: bounded, and without a key sent in its place.
 pub(super) fn method(method: Cow<'static, str>, format: &KeyFormat) -> Cow<'static, str> {
     match method {
         Cow::Borrowed(_) => method,
@@ -67,7 +68,7 @@ pub(super) fn method(method: Cow<'static, str>, format: &KeyFormat) -> Cow<'stat
     }
 }
 
-/// Whether a text of at most `SEEN` bytes holds a key.
+/// Whether a text of at most `SEEN` bytes contains a key.
 fn holds_key(text: &str, format: &KeyFormat) -> bool {
     if text.len() < SHORTEST_LEAK {
         return false;
@@ -78,7 +79,7 @@ fn holds_key(text: &str, format: &KeyFormat) -> bool {
     if !text.contains('%') {
         return false;
     }
-    // Encoded more than once, it is still a key to whoever reads the log.
+    // A key that is encoded more than once can still be read from the log.
     let mut copy = [0; SEEN];
     let mut decoded = copy.as_mut_slice();
     for (place, byte) in decoded.iter_mut().zip(text.bytes()) {

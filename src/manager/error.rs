@@ -1,4 +1,4 @@
-//! What can go wrong in managing keys.
+//! Errors of key management.
 
 use std::error::Error as StdError;
 
@@ -17,50 +17,50 @@ use crate::store::contract::StoreError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ManageError {
-    /// The organisation has no such key; it may be another's.
+    /// The organisation has no such key. Another organisation may have it.
     #[error("no such key")]
     NotFound,
-    /// The organisation has as many keys as it may have.
+    /// The organisation has reached its limit of keys.
     #[error("the organisation has reached its limit of {max} keys")]
     LimitReached {
         /// The limit.
         max: u32,
     },
-    /// The allowlist has more entries than one key may have.
+    /// The allowlist has more entries than a key may have.
     #[error("an allowlist has at most {max} entries")]
     AllowlistTooLong {
         /// The limit.
         max: u32,
     },
-    /// The name holds what is, or was meant to be, a key of this service.
-    #[error("the name holds an API key")]
+    /// The name contains an API key of this service, or most of one.
+    #[error("the name contains an API key")]
     NameHoldsKey,
-    /// The instant at which the key is to expire is not in the future.
+    /// The expiration is not in the future.
     #[error("the expiration is not in the future")]
     ExpirationInThePast,
     /// Another change to the key came first.
     #[error("another change to the key came first")]
     Conflict,
-    /// The key is not at the revision that the change was meant for.
-    #[error("the key is at revision {} by now", current.get())]
+    /// The key is not at the expected revision.
+    #[error("the key is now at revision {}", current.get())]
     StaleRevision {
-        /// The revision that the key is at.
+        /// The key's current revision.
         current: Revision,
     },
-    /// The organisation has made a key with this idempotency key in the last 24 hours.
-    #[error("key {id} was made with this idempotency key already")]
+    /// The organisation has created a key with this idempotency key in the last 24 hours.
+    #[error("key {id} was already created with this idempotency key")]
     AlreadyCreated {
-        /// The key that was made.
+        /// The key that was created.
         id: KeyId,
     },
-    /// The store or the audit log does not work now; worth a retry. A change did not
-    /// take place, and does not take place later.
+    /// The store or the audit log does not work now; retry later. A change did not take
+    /// place and will not take place later.
     #[error("key management is unavailable")]
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
-    /// The store did not confirm the change in time, and it may have taken place: read
-    /// the key before you try again. Where it has not taken place by the store's own
-    /// deadline, it does not take place later.
-    #[error("the change was not confirmed, and may have taken place")]
+    /// The store did not confirm the change in time, so it may have taken place. Read the
+    /// key before you retry. If it has not taken place by the store's own deadline, it will
+    /// not take place later.
+    #[error("the change was not confirmed and may have taken place")]
     InDoubt(#[source] Box<dyn StdError + Send + Sync>),
 }
 
@@ -87,17 +87,17 @@ impl From<RandomError> for ManageError {
     }
 }
 
-/// A call of the store or the audit log took longer than the manager allows.
+/// A call of the store or the audit log exceeded its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the database exceeded its deadline")]
 pub(crate) struct StoreTimeout;
 
-/// Other changes of a key took all the time that this one had.
+/// Other changes of the same key used up the time of this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("other changes of the same key are under way")]
 pub(crate) struct Busy;
 
-/// The manager takes no more changes.
+/// The manager accepts no more changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the key manager has been shut down")]
 pub(crate) struct ShutDown;

@@ -1,4 +1,4 @@
-//! Whether a manager works, and its orderly end.
+//! Health checks and shutdown.
 
 use std::time::{Duration, Instant};
 
@@ -8,24 +8,24 @@ use crate::manager::KeyManager;
 use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
 use crate::runtime::{Elapsed, both, within};
 
-/// A probe that asks for the health usually gives up after a second. While look-ups work, it is
-/// told so, however long changes take.
+/// Probes that ask for the health usually give up after a second. This lets them learn that
+/// look-ups work even while changes hang.
 const CHANGES: Duration = Duration::from_millis(500);
-/// What is closed last gets at least this, even where the deadline has passed.
+/// Time for closing the audit log and the last-used times, even after the deadline.
 const GRACE: Duration = Duration::from_millis(100);
-/// An `Instant` so far ahead can still be told.
+/// The longest deadline; an `Instant` this far ahead does not overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl KeyManager {
-    /// Says which parts work now, within the deadline of the store. What does not is in the
-    /// log, too.
+    /// Reports which parts work now, within the deadline of the store. Failures are also
+    /// logged.
     ///
-    /// - **Look-ups**: the store is asked for a key that cannot be, each time another one,
-    ///   to which no cache has the answer.
-    /// - **Changes**: the store is asked whether it takes writes, by
-    ///   [`record_uses`](crate::KeyStore::record_uses) without a use. Its answer is kept for
-    ///   one second, so that many health checks cost little. No answer in half a second is
-    ///   reported as a failure.
+    /// - **Look-ups**: the store is asked for a key that cannot exist, a different one each
+    ///   time, so that no cache has the answer.
+    /// - **Changes**: the store is asked whether it accepts writes, by
+    ///   [`record_uses`](crate::KeyStore::record_uses) without a use. The answer is kept
+    ///   for one second, so that many health checks cost little. No answer within half a
+    ///   second is reported as a failure.
     /// - **The audit log**: whether the last records could be written, and whether there is
     ///   room for more.
     ///
@@ -35,13 +35,13 @@ impl KeyManager {
     /// # let keys = keygate::KeyManager::builder(keygate::MemoryStore::new()).build()?;
     /// let health = keys.health().await;
     /// assert!(health.lookups.works(), "requests are answered: {}", health.lookups);
-    /// assert!(health.works(), "all else works as well: {health:?}");
+    /// assert!(health.works(), "everything else works as well: {health:?}");
     /// # Ok(())
     /// # }
     /// ```
     pub async fn health(&self) -> HealthReport {
         let inner = &*self.inner;
-        // The digest of no possible key.
+        // The digest of a text that is no key.
         let nothing = KeyDigest::of(self.now().to_string());
         let lookup = inner.bounded(inner.store.find_by_digest(&nothing));
         let change = inner.probe.answer(async {
@@ -75,24 +75,25 @@ impl KeyManager {
         match health.failing {
             Some(since) => {
                 let seconds = since.elapsed().as_secs();
-                PartHealth::fails(format!("records could not be written for {seconds} s"))
+                PartHealth::fails(format!("no records could be written for {seconds} s"))
             }
-            None if health.queued >= health.capacity => {
-                PartHealth::fails(format!("the queue is full: {} records wait", health.queued))
-            }
+            None if health.queued >= health.capacity => PartHealth::fails(format!(
+                "the queue is full: {} records are waiting",
+                health.queued
+            )),
             None => PartHealth(None),
         }
     }
 
-    /// What became of the audit records so far; all zero without an audit sink.
+    /// Counts of audit records so far; all zero without an audit sink.
     pub fn audit_stats(&self) -> AuditStats {
         self.inner.audit.as_ref().map(|audit| audit.stats()).unwrap_or_default()
     }
 
-    /// Takes no more changes, waits for those under way, and writes what is queued, all
-    /// within the deadline, of which the changes get at most half. Later changes are refused
-    /// as unavailable; where there is an audit sink, requests are as well. Call it once the
-    /// service has stopped taking requests.
+    /// Refuses new changes, waits for those in progress, and writes what is queued. All of
+    /// it happens within the deadline, of which the changes get at most half. Later changes
+    /// are refused as unavailable; if there is an audit sink, so are requests. Call it once
+    /// the service has stopped accepting requests.
     ///
     /// ```
     /// # #[tokio::main]
@@ -110,12 +111,15 @@ impl KeyManager {
         let left = || give_up.saturating_duration_since(Instant::now());
         let failed_before = self.audit_stats().failed;
         inner.changes.close();
-        // Before the audit log is closed: a change that comes to nothing is yet to be
-        // taken back.
+        // The audit log stays open until here: a change that fails still has to record
+        // that.
         let _ = within(&*inner.runtime, deadline / 2, inner.changes.ended()).await;
         let unfinished_changes = inner.changes.under_way();
         if unfinished_changes > 0 {
-            tracing::error!(unfinished_changes, "changes were still under way");
+            tracing::error!(
+                unfinished_changes,
+                "changes were still in progress at the end of the shutdown"
+            );
         }
         inner.uses.close();
         if let Some(audit) = &inner.audit {

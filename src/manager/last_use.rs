@@ -1,4 +1,5 @@
-//! Last-used times: noted on the request's path, written in batches behind it.
+//! Last-used times: recorded in memory by requests, written in batches by a background
+//! task.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -19,20 +20,20 @@ use crate::store::contract::{KeyStore, StoreError};
 use crate::text::with_causes;
 use crate::throttle::Throttle;
 
-/// Each thread notes in a map of its own, as far as they go round.
+/// The number of maps. Threads share them only if there are more threads than maps.
 const SHARDS: usize = 16;
-/// How long uses are gathered before they are written.
+/// How long uses are collected before they are written.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Until uses that could not be written are tried again. New uses wait for that as well, and
-/// are to be read back within a second.
+/// How long to wait before uses that could not be written are retried. New uses wait as
+/// well, and must be readable within a second.
 const RETRY: Duration = Duration::from_millis(250);
 const BATCH: usize = 1_000;
-/// So many uses are gathered before those of one key become one.
+/// After this many uses, those of the same key are merged.
 const RECENT: usize = 1_024;
 
 type Uses = HashMap<KeyId, Timestamp, BuildUniformHasher>;
 
-/// Notes uses and has them written by a task of its own.
+/// Records uses and has a background task write them.
 pub(crate) struct LastUses {
     shared: Arc<Shared>,
     runtime: Arc<dyn Runtime>,
@@ -43,7 +44,7 @@ struct Shared {
     shards: [Shard; SHARDS],
     /// Set by the first use after a flush.
     pending: AtomicBool,
-    /// How many uses the task has drained and not written.
+    /// How many uses the task has drained but not yet written.
     in_hand: AtomicUsize,
     closed: AtomicBool,
     ended: AtomicBool,
@@ -52,14 +53,14 @@ struct Shared {
     end: Event,
 }
 
-/// On a cache line of its own, so that threads do not slow each other.
+/// On a separate cache line, so that threads do not slow each other down.
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard(Mutex<Noted>);
 
 #[derive(Default)]
 struct Noted {
-    /// Appended to by each request, which a map would keep waiting for memory.
+    /// A list, because a request that inserts into a map would wait when the map grows.
     recent: Vec<KeyUse>,
     latest: Uses,
 }
@@ -82,7 +83,7 @@ impl LastUses {
         Self { shared, runtime }
     }
 
-    /// Notes that the key was used at that time.
+    /// Records that the key was used at this time.
     pub(crate) fn record(&self, id: KeyId, at: Timestamp) {
         self.shared.note(shard_of_this_thread(), id, at);
         if !self.shared.pending.load(Ordering::Relaxed)
@@ -92,15 +93,15 @@ impl LastUses {
         }
     }
 
-    /// Lets the task write what was noted and end.
+    /// Lets the task write the remaining uses and end.
     pub(crate) fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.closing.notify(usize::MAX);
         self.shared.work.notify(usize::MAX);
     }
 
-    /// Waits for the end of the task, no longer than that. Says how many uses
-    /// were not written.
+    /// Waits for the task to end, at most until the deadline. Returns how many uses were
+    /// not written.
     pub(crate) async fn ended(&self, deadline: Duration) -> u64 {
         let ended = async {
             loop {
@@ -115,7 +116,7 @@ impl LastUses {
         let noted = self.shared.shards.iter().map(|shard| shard.lock().keys() as u64).sum::<u64>();
         let unwritten = noted + self.shared.in_hand.load(Ordering::Acquire) as u64;
         if unwritten > 0 {
-            tracing::error!(unwritten, "last-used times were not written");
+            tracing::error!(unwritten, "last-used times were not written before the shutdown");
         }
         unwritten
     }
@@ -144,7 +145,7 @@ impl Noted {
         if self.recent.len() == RECENT {
             self.fold();
         }
-        // All of it at the first use: no request afterwards waits for more.
+        // Allocated in full at the first use, so that no later request waits for it.
         self.recent.reserve(RECENT - self.recent.len());
         self.recent.push(used);
     }
@@ -162,7 +163,7 @@ impl Noted {
     }
 }
 
-/// Of uses that come in their order.
+/// For uses that arrive in order.
 fn keep_latest(uses: &mut Uses, used: KeyUse) {
     let latest = uses.entry(used.id).or_insert(used.at);
     if used.replaces(Some(*latest)) {
@@ -170,8 +171,8 @@ fn keep_latest(uses: &mut Uses, used: KeyUse) {
     }
 }
 
-/// Of uses whose order is not known. Where they lie more than a day apart, a clock was
-/// wrong, and the earlier is kept: the next use corrects a time that is too early.
+/// For uses in any order. If they are more than a day apart, a clock was wrong, and the
+/// earlier is kept: the next use corrects a time that is too early.
 fn keep_plausible(uses: &mut Uses, KeyUse { id, at }: KeyUse) {
     let kept = uses.entry(id).or_insert(at);
     let (earlier, later) = (at.min(*kept), at.max(*kept));
@@ -186,7 +187,7 @@ impl Shared {
         }
     }
 
-    /// What was noted, after what was drained earlier and has not been written.
+    /// The unwritten uses of earlier rounds together with the new ones.
     fn drain(&self, unwritten: Vec<KeyUse>) -> Vec<KeyUse> {
         let mut noted = Uses::default();
         for shard in &self.shards {
@@ -232,7 +233,7 @@ impl Task {
                 break;
             }
             if !unwritten.is_empty() {
-                // A closing manager does not wait for the pause.
+                // A manager that is closing does not wait for the pause.
                 let closing = self.shared.closing.listen();
                 if !self.shared.closed.load(Ordering::Acquire) {
                     let _ = within(&*self.runtime, RETRY, closing).await;
@@ -242,7 +243,7 @@ impl Task {
         }
     }
 
-    /// Waits for uses and then for their company, or for the end.
+    /// Waits for uses and then for the batch to fill, or for the shutdown.
     async fn wait(&self) -> bool {
         let is_closed = || self.shared.closed.load(Ordering::Acquire);
         loop {
@@ -258,7 +259,7 @@ impl Task {
         }
     }
 
-    /// Writes in batches, and returns those that failed, to be tried again.
+    /// Writes in batches. Returns the uses that could not be written, for a retry.
     async fn write(&self, uses: &[KeyUse]) -> Vec<KeyUse> {
         let mut unwritten = Vec::new();
         self.shared.in_hand.store(uses.len(), Ordering::Release);

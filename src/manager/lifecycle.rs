@@ -21,29 +21,27 @@ use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
 use crate::runtime::within;
 use crate::store::contract::StoreError;
 
-/// How often a change that others keep overtaking is tried. Of those that
-/// compete, one succeeds each time.
+/// How often a change is retried when other changes come first. Of the competing changes,
+/// one succeeds each time.
 const ATTEMPTS: usize = 20;
 
-/// A key with the secret that it was just given. This is the only time that
-/// anyone sees it.
+/// A key and its new secret, which is available only here.
 ///
-/// The type is closed: both parts are all there is.
+/// No fields will be added to this type.
 #[derive(Debug)]
 pub struct IssuedKey {
     /// The record, as it was stored.
     pub key: Arc<ApiKey>,
-    /// The full key.
+    /// The full key, to be shown once.
     pub secret: PlaintextKey,
 }
 
-/// Changes are carried through: once a change is on record, it is made whether or not its
-/// caller still waits. A caller who is dropped earlier begins none. Where the answer with a
-/// new secret is lost, nobody can read that secret again: look whether the key is there,
-/// and rotate it.
+/// Once a change is in the audit log, it is made even if the caller stops waiting. If the
+/// caller is dropped earlier, no change is made. If the response with a new secret is lost,
+/// the secret cannot be read again: check whether the key exists, and rotate it.
 impl KeyManager {
-    /// Makes a key for the actor's organisation. Where the answer may be lost on its way and
-    /// the call be made again, [`NewKey::idempotent`] keeps it from making a second key.
+    /// Creates a key for the actor's organisation. If the response may be lost and the call
+    /// repeated, [`NewKey::idempotent`] prevents a second key.
     ///
     /// # Errors
     ///
@@ -51,8 +49,8 @@ impl KeyManager {
     /// [`NameHoldsKey`](ManageError::NameHoldsKey),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
     /// [`ExpirationInThePast`](ManageError::ExpirationInThePast),
-    /// [`AlreadyCreated`](ManageError::AlreadyCreated) where the new key has an
-    /// idempotency key, [`Unavailable`](ManageError::Unavailable), or
+    /// [`AlreadyCreated`](ManageError::AlreadyCreated) if the new key has an idempotency
+    /// key, [`Unavailable`](ManageError::Unavailable), or
     /// [`InDoubt`](ManageError::InDoubt).
     pub async fn create(&self, actor: &Actor, new: NewKey) -> Result<IssuedKey, ManageError> {
         let inner = &*self.inner;
@@ -71,7 +69,8 @@ impl KeyManager {
             Some(once) => unused_id(once, actor.org(), &present, max, now)?,
             None => KeyId::random(&*inner.random)?,
         };
-        // The store decides; this only spares the audit log what is sure to fail.
+        // The store decides. This check only avoids an audit record for a change that would
+        // fail.
         if !limit.admits_one_more(present.len()) {
             return Err(ManageError::LimitReached { max });
         }
@@ -116,7 +115,7 @@ impl KeyManager {
         .await
     }
 
-    /// The organisation's keys, oldest first; revoked and expired ones too.
+    /// The organisation's keys, oldest first, including revoked and expired ones.
     pub async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, ManageError> {
         Ok(self.inner.bounded(self.inner.store.list(org)).await?)
     }
@@ -131,8 +130,8 @@ impl KeyManager {
         found.ok_or(ManageError::NotFound)
     }
 
-    /// Edits a key, over whatever others change meanwhile: a rename that races
-    /// a revocation ends in a revoked key with the new name.
+    /// Edits a key, and keeps concurrent changes: a rename that races with a revocation
+    /// ends in a revoked key with the new name.
     ///
     /// # Errors
     ///
@@ -167,7 +166,7 @@ impl KeyManager {
         self.update(actor, id, KeyPatch::enable()).await
     }
 
-    /// Edits a key only if it is still at that revision.
+    /// Edits a key only if it is still at this revision.
     ///
     /// # Errors
     ///
@@ -221,21 +220,19 @@ impl KeyManager {
         .await
     }
 
-    /// Gives a key a new secret; all else stays. The old secret fails from the
-    /// moment that this returns. Where the answer is lost on its way, so is the new secret:
-    /// rotate again.
+    /// Gives a key a new secret; everything else stays. Once this returns, the old secret
+    /// fails. If the response is lost, so is the new secret: rotate again.
     ///
     /// # Errors
     ///
     /// [`NotFound`](ManageError::NotFound), [`Unavailable`](ManageError::Unavailable),
-    /// [`InDoubt`](ManageError::InDoubt),
-    /// and [`Conflict`](ManageError::Conflict) where another rotation came first:
-    /// that one's secret is the one that works.
+    /// [`InDoubt`](ManageError::InDoubt), and [`Conflict`](ManageError::Conflict) if
+    /// another rotation came first. The secret of that rotation is valid.
     pub async fn rotate(&self, actor: &Actor, id: &KeyId) -> Result<IssuedKey, ManageError> {
         self.renew(actor, id, None).await
     }
 
-    /// Gives a key a new secret only if it is still at that revision.
+    /// Gives a key a new secret only if it is still at this revision.
     ///
     /// # Errors
     ///
@@ -259,7 +256,7 @@ impl KeyManager {
         let (org, id) = (actor.org().clone(), *id);
         let first = self.get_at(&org, &id, only_at).await?;
         let turn = self.turn(&org, &id).await?;
-        // A rotation that came first stands: its secret may be in use by now.
+        // If another rotation came first, it stands: its secret may be in use already.
         let mut current = self.get_at(&org, &id, only_at).await?;
         if current.digest != first.digest {
             return Err(ManageError::Conflict);
@@ -282,7 +279,8 @@ impl KeyManager {
                     Err(StoreError::Conflict) => {}
                     Err(error) => return Err(error.into()),
                 }
-                // An edit came between: it is kept. A rotation came first: it stands.
+                // After a concurrent edit, retry and keep the edit. After a concurrent
+                // rotation, give up.
                 current = keys.get_at(&org, &id, only_at).await?;
                 if current.digest != first.digest {
                     break;
@@ -293,7 +291,7 @@ impl KeyManager {
         .await
     }
 
-    /// Removes a key for good. Its audit records stay until they are purged.
+    /// Deletes a key permanently. Its audit records stay until they are purged.
     ///
     /// # Errors
     ///
@@ -303,7 +301,7 @@ impl KeyManager {
         self.remove(actor, id, None).await
     }
 
-    /// Removes a key only if it is still at that revision.
+    /// Deletes a key only if it is still at this revision.
     ///
     /// # Errors
     ///
@@ -341,8 +339,8 @@ impl KeyManager {
         .await
     }
 
-    /// Reads a page of the audit log; `None` where the manager was built without
-    /// one to read from. It has as long as a call of the store.
+    /// Reads a page of the audit log, within the deadline for calls of the store. `None` if
+    /// the manager was built without a log to read from.
     pub async fn audit_page(&self, query: &AuditQuery) -> Option<Result<AuditPage, ManageError>> {
         let inner = &*self.inner;
         let page = inner.audit_log.as_ref()?.page(query);
@@ -352,15 +350,15 @@ impl KeyManager {
         })
     }
 
-    /// Waits until no other change of the key is under way in this process. A caller that
-    /// gives up meanwhile leaves nothing behind.
+    /// Waits until no other change of the key is in progress in this process. Dropping the
+    /// future while it waits leaves nothing behind.
     async fn turn(&self, org: &OrgId, id: &KeyId) -> Result<Turn, ManageError> {
         let inner = &*self.inner;
         let turn = within(&*inner.runtime, inner.store_deadline, inner.turns.take(org, id)).await;
         turn.map_err(|_| ManageError::Unavailable(Box::new(Busy)))
     }
 
-    /// Names are shown and logged.
+    /// Names are shown and logged, so they must not contain a key.
     fn check_name(&self, name: &KeyName) -> Result<(), ManageError> {
         if self.inner.format.occurs_in(name.as_str().as_bytes()) {
             return Err(ManageError::NameHoldsKey);
@@ -368,7 +366,7 @@ impl KeyManager {
         Ok(())
     }
 
-    /// One key of the organisation, if it is at that revision.
+    /// One key of the organisation, if it is at this revision.
     async fn get_at(
         &self,
         org: &OrgId,
@@ -391,10 +389,11 @@ impl KeyManager {
     }
 }
 
-/// The id of a key that is made with this idempotency key: the first that no key of the
-/// organisation has, so that of two creations at once the store refuses one.
+/// The id for a key created with this idempotency key: the first id that no key of the
+/// organisation has. Two concurrent creations choose the same id, and the store refuses
+/// one.
 ///
-/// An organisation that has at most `max` keys has no key at an id further on.
+/// An organisation with at most `max` keys has none at a later id.
 fn unused_id(
     once: &IdempotencyKey,
     org: &OrgId,
@@ -402,7 +401,7 @@ fn unused_id(
     max: u32,
     now: Timestamp,
 ) -> Result<KeyId, ManageError> {
-    /// What an organisation without a limit in practice may cost.
+    /// Bounds the work for an organisation that has no practical limit.
     const MOST: u32 = 1_000;
     let made: HashMap<KeyId, Timestamp> =
         present.iter().map(|key| (key.id, key.created_at)).collect();

@@ -1,4 +1,4 @@
-//! `KeyManager`: the one handle through which keys are made, changed and checked.
+//! `KeyManager`: creates, changes and verifies keys.
 
 pub(crate) mod admission;
 pub(crate) mod builder;
@@ -33,10 +33,10 @@ use crate::runtime::Runtime;
 use crate::store::contract::KeyStore;
 use crate::throttle::Throttle;
 
-/// Makes, changes and verifies the keys of one service.
+/// Creates, changes and verifies the keys of one service.
 ///
-/// A clone is another handle to the same manager and costs one atomic
-/// increment. Made by [`KeyManager::builder`].
+/// Cloning is cheap: it returns another handle to the same manager. Create one with
+/// [`KeyManager::builder`].
 ///
 /// ```
 /// # #[tokio::main]
@@ -46,7 +46,7 @@ use crate::throttle::Throttle;
 /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
 /// let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
 ///
-/// // The full key is here once, and nowhere later.
+/// The full key is available only here.
 /// let issued = keys.create(&actor, NewKey::named("CI deploy")?).await?;
 /// let verified = keys.verify(issued.secret.expose_secret(), None).await?;
 /// assert_eq!(verified.org().as_str(), "acme");
@@ -73,7 +73,7 @@ struct Inner {
     uses: LastUses,
     changes: Arc<Changes>,
     turns: Arc<Turns>,
-    /// Whether the store takes changes, as it said last.
+    /// Whether the store accepts changes, by its last answer.
     probe: Probe,
     audit: Option<Arc<AuditWriter>>,
     audit_ids: Arc<AuditIds>,
@@ -82,27 +82,27 @@ struct Inner {
     unverified: Throttle,
     /// For requests refused because they could not be recorded.
     unrecorded: Throttle,
-    /// For health checks that found something not working.
+    /// For health checks that found a failure.
     unhealthy: Throttle,
 }
 
 impl KeyManager {
-    /// How the keys of this manager look.
+    /// The format of this manager's keys.
     pub fn format(&self) -> &KeyFormat {
         &self.inner.format
     }
 
-    /// How much an organisation may have.
+    /// The limits per organisation.
     pub fn limits(&self) -> Limits {
         self.inner.limits
     }
 
-    /// The present instant, by the manager's clock.
+    /// The current time, by the manager's clock.
     pub fn now(&self) -> Timestamp {
         self.inner.clock.now()
     }
 
-    /// The readable audit log, where there is one.
+    /// The audit log to read from, if there is one.
     pub fn audit_log(&self) -> Option<&Arc<dyn AuditLog>> {
         self.inner.audit_log.as_ref()
     }

@@ -1,4 +1,4 @@
-//! Whether the store takes changes, asked once for all who want to know at the same time.
+//! Asks whether the store accepts changes, once for all concurrent callers.
 
 use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,8 +11,8 @@ use crate::manager::report::PartHealth;
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_secs(1);
 
-/// A question whose answer is kept for a moment. Of those who ask meanwhile one asks on,
-/// and the others wait for what he hears.
+/// A question whose answer is kept for a moment. Of concurrent callers one asks the store,
+/// and the others wait for the answer.
 #[derive(Debug, Default)]
 pub(super) struct Probe {
     state: Mutex<Answer>,
@@ -53,7 +53,7 @@ impl Probe {
     }
 }
 
-/// Where the one who asks is dropped, another asks.
+/// If the caller that is asking is dropped, another one asks.
 struct Asking<'p>(&'p Probe);
 
 impl Drop for Asking<'_> {

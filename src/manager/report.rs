@@ -1,4 +1,4 @@
-//! What a manager says of its health, and of its end.
+//! Reports on a manager's health and shutdown.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,18 +7,19 @@ use crate::manager::error::ShutDown;
 use crate::store::contract::StoreError;
 use crate::text::with_causes;
 
-/// Which parts of a [`KeyManager`](crate::KeyManager) work, as [`KeyManager::health`](crate::KeyManager::health) found it.
+/// The parts of a [`KeyManager`](crate::KeyManager) that work, as reported by
+/// [`KeyManager::health`](crate::KeyManager::health).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HealthReport {
-    /// Whether keys are found, and so whether requests are answered.
+    /// Whether keys can be looked up, and so whether requests can be verified.
     pub lookups: PartHealth,
-    /// Whether the store takes changes: keys made, edited, rotated and deleted, and
+    /// Whether the store accepts changes: new keys, edits, rotations, deletions, and
     /// last-used times.
     pub changes: PartHealth,
-    /// Whether audit records are written; it works as well where there is no audit sink. While
-    /// it does not, changes are refused, in strict delivery requests are, and in buffered
-    /// delivery requests once the queue is full.
+    /// Whether audit records are written; true without an audit sink. While this fails,
+    /// changes are refused. Requests are refused, too: in strict delivery at once, in
+    /// buffered delivery when the queue is full.
     pub audit_log: PartHealth,
 }
 
@@ -29,7 +30,7 @@ impl HealthReport {
     }
 }
 
-/// Whether one part works. Shown, it is `works`, or what is wrong, in words for operators.
+/// Whether one part works. Its `Display` is `works`, or the error for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartHealth(pub(super) Option<Arc<str>>);
 
@@ -39,8 +40,7 @@ impl PartHealth {
         self.0.is_none()
     }
 
-    /// What is wrong, and what caused it. It is for operators alone: it may name hosts and
-    /// files.
+    /// What failed and why. For operators only: it may name hosts and files.
     pub fn error(&self) -> Option<&str> {
         self.0.as_deref()
     }
@@ -67,17 +67,18 @@ impl fmt::Display for PartHealth {
     }
 }
 
-/// What [`KeyManager::shutdown`](crate::KeyManager::shutdown) could not finish or write. Each loss is in the log, too.
+/// What [`KeyManager::shutdown`](crate::KeyManager::shutdown) could not finish or write.
+/// Losses are also logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "a loss should be reported"]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Changes to keys that were still under way. They go on for as long as the runtime
-    /// does; after that, a record that one was begun may be all that there is of it.
+    /// Changes of keys that were still in progress. They continue while the runtime does;
+    /// if it stops, the audit log may show only that a change was begun.
     pub unfinished_changes: u64,
     /// Requests and changes whose audit records are lost.
     pub unwritten_records: u64,
-    /// Keys whose last-used time is older than their last use.
+    /// Keys whose last-used time was not brought up to date.
     pub unwritten_uses: u64,
 }
 

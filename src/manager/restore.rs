@@ -1,4 +1,4 @@
-//! What can be done about keys that work again after a backup was restored.
+//! Revokes keys that work again after a backup was restored.
 
 use crate::clock::Timestamp;
 use crate::manager::KeyManager;
@@ -8,25 +8,23 @@ use crate::record::{ApiKey, KeyPatch, Status};
 use crate::store::transfer::{KeyExport, next_page};
 
 impl KeyManager {
-    /// Revokes every active key, of all organisations, whose secret was issued before that
-    /// instant: that was made before it, and not rotated since. For the host, after a backup
-    /// was restored; says how many keys it revoked.
+    /// Revokes every active key, of all organisations, whose secret was issued before this
+    /// instant: keys created before it and not rotated since. Use it after restoring a
+    /// backup. Returns how many keys were revoked.
     ///
-    /// After a restore the database knows nothing that was done since the backup. A key that
-    /// was revoked since is active again, and so is one that was deleted; of one that was
-    /// rotated, the old secret works again. No record tells them from keys that nobody
-    /// touched. With the instant of the restore, this revokes them all; organisations can
-    /// enable or rotate the keys that they still want. Keys that were made or rotated after
-    /// the instant go on working.
+    /// After a restore, the database has lost all changes since the backup. Keys that were
+    /// revoked or deleted since then are active again, and the old secrets of rotated keys
+    /// work again. These keys cannot be told from unchanged ones. With the time of the
+    /// restore, this revokes all of them; organisations can then enable or rotate the keys
+    /// that they still need. Keys created or rotated after that time keep working.
     ///
-    /// It does not bring back what the backup does not have: keys that were made since, secrets that
-    /// were rotated since, edits of names and allowlists, and audit records. An earlier
-    /// instant spares the keys that were issued between it and the backup, which may have been revoked
-    /// since as well.
+    /// It does not recover changes that are missing from the backup: new keys, new secrets,
+    /// edits of names and allowlists, and audit records. An earlier instant spares the keys
+    /// issued between it and the backup, although they may have been revoked since.
     ///
-    /// Each key is revoked as [`update`](Self::update) does it, with an audit record in the
-    /// name of `by`. `keys` is the store of this manager, which has to have [`KeyExport`].
-    /// Keys go one after the other: some hundreds a second in a database.
+    /// Each key is revoked as by [`update`](Self::update), with an audit record in the name
+    /// of `by`. `keys` is the store of this manager, which has to implement [`KeyExport`].
+    /// Keys are revoked one after the other, some hundreds a second in a database.
     ///
     /// ```
     /// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId, Timestamp};
@@ -48,8 +46,8 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ManageError::Unavailable) and [`InDoubt`](ManageError::InDoubt). What
-    /// was revoked until then stays so; run it again.
+    /// [`Unavailable`](ManageError::Unavailable) and [`InDoubt`](ManageError::InDoubt).
+    /// Keys revoked before the error stay revoked; run it again.
     pub async fn revoke_issued_before(
         &self,
         keys: &dyn KeyExport,
@@ -68,7 +66,7 @@ impl KeyManager {
         }
     }
 
-    /// Revokes the key if it is still one of those, whatever others do meanwhile.
+    /// Revokes the key if its secret is still older, despite concurrent changes.
     async fn revoke_old(
         &self,
         key: &ApiKey,
@@ -90,7 +88,7 @@ impl KeyManager {
             };
             match self.update_if(&actor, &key.id, KeyPatch::revoke(), current.revision).await {
                 Ok(_) => return Ok(true),
-                // It was changed or deleted meanwhile.
+                // It was changed or deleted in the meantime: read it again.
                 Err(ManageError::StaleRevision { .. } | ManageError::NotFound) => {}
                 Err(error) => return Err(error),
             }

@@ -1,5 +1,5 @@
-//! One change of a key at a time: those that want the same key wait, and do not get in each
-//! other's way at the store.
+//! Runs one change of a key at a time, so that changes of the same key do not conflict in
+//! the store.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,19 +9,19 @@ use async_lock::MutexGuardArc;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 
-/// An id that is another organisation's key is none of this one's keys.
+/// The organisation is part of the name, so that a foreign key's id blocks nothing.
 type Name = (OrgId, KeyId);
 
-/// The keys that are being changed in this process, and no others.
+/// The keys that are being changed in this process.
 #[derive(Debug, Default)]
 pub(super) struct Turns(Mutex<HashMap<Name, Arc<async_lock::Mutex<()>>>>);
 
 impl Turns {
-    /// Waits until no other change of the key is under way.
+    /// Waits until no other change of the key is in progress.
     pub(super) async fn take(self: &Arc<Self>, org: &OrgId, id: &KeyId) -> Turn {
         let name = (org.clone(), *id);
         let own = Arc::clone(self.lock().entry(name.clone()).or_default());
-        // Made before the wait, so that nothing is left of a caller that gives up.
+        // Made before the wait, so that it is cleaned up if the caller gives up.
         let mut turn = Turn { turns: Arc::clone(self), name, own: None };
         turn.own = Some(own.lock_arc().await);
         turn
@@ -32,7 +32,7 @@ impl Turns {
     }
 }
 
-/// Keeps other changes of the key waiting until it is dropped.
+/// Makes other changes of the key wait until it is dropped.
 #[derive(Debug)]
 pub(super) struct Turn {
     turns: Arc<Turns>,
@@ -44,7 +44,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.own = None;
         let mut turns = self.turns.lock();
-        // All who wait for it hold it.
+        // All callers that wait for it hold a reference.
         if turns.get(&self.name).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             turns.remove(&self.name);
         }

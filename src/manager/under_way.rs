@@ -1,4 +1,4 @@
-//! The changes that are under way, so that a shutdown can wait for them.
+//! Counts the changes in progress, so that a shutdown can wait for them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -6,7 +6,7 @@ use event_listener::Event;
 
 use crate::manager::error::ShutDown;
 
-/// How many changes are under way, for a shutdown that waits for them.
+/// The number of changes in progress.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     state: Mutex<State>,
@@ -20,7 +20,7 @@ struct State {
 }
 
 impl Changes {
-    /// Lets no more changes begin.
+    /// Refuses new changes.
     pub(super) fn close(&self) {
         self.lock().closed = true;
     }
@@ -33,7 +33,7 @@ impl Changes {
         self.lock().under_way
     }
 
-    /// Returns once no change is under way.
+    /// Returns once no change is in progress.
     pub(super) async fn ended(&self) {
         loop {
             let listener = self.ended.listen();
@@ -49,11 +49,11 @@ impl Changes {
     }
 }
 
-/// One change that is under way.
+/// A change in progress.
 pub(super) struct UnderWay(Arc<Changes>);
 
 impl UnderWay {
-    /// Refused once the manager is shut down.
+    /// Fails once the manager is shut down.
     pub(super) fn begin(changes: &Arc<Changes>) -> Result<Self, ShutDown> {
         let mut state = changes.lock();
         if state.closed {

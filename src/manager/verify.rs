@@ -1,4 +1,4 @@
-//! Verification: parse, one look-up by digest, compare, policy.
+//! Verification: parse, look up by digest, compare, apply the policy.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -22,20 +22,19 @@ use crate::runtime::within;
 use crate::store::contract::StoreError;
 
 impl KeyManager {
-    /// Checks a presented credential: is it a key that may be used now, from
-    /// that address?
+    /// Checks whether a presented credential is a key that may be used now, from this
+    /// address.
     ///
-    /// `ip` is the client's address; `None` where it is not known, which only
-    /// keys without an allowlist let pass. The credential is looked at before the
-    /// first `await` and not held across it.
+    /// `ip` is the client's address. If it is `None`, only keys without an allowlist pass.
+    /// The credential is read before the first `await` and not held across it.
     ///
-    /// A key that passes is marked as used. Nothing is written to the audit log:
-    /// that takes a request, see [`KeyManager::admit`].
+    /// A key that passes is marked as used. Nothing is written to the audit log; use
+    /// [`KeyManager::admit`] for that.
     ///
     /// # Errors
     ///
-    /// Whatever the error, the credential authenticates nobody. Do not tell the
-    /// caller more than [`VerifyError::http_status`]: the rest is for the operator.
+    /// On any error, the credential is not authenticated. Tell the caller no more than
+    /// [`VerifyError::http_status`]: the details are for the operator.
     pub fn verify(
         &self,
         credential: &str,
@@ -51,13 +50,13 @@ impl KeyManager {
 }
 
 impl KeyManager {
-    /// The first half of a verification: what can be done without the store.
+    /// The first half of a verification: the part that does not need the store.
     #[cfg(feature = "tower")]
     pub(crate) fn digest(&self, credential: &[u8]) -> Result<KeyDigest, VerifyError> {
         self.inner.digest(credential)
     }
 
-    /// The second half; it marks no use.
+    /// The second half. It does not mark a use.
     #[cfg(feature = "tower")]
     pub(crate) async fn check(
         &self,
@@ -83,11 +82,11 @@ impl Inner {
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
         let found = self.bounded(self.store.find_by_digest(&digest)).await;
         let key = found.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
-        // Though found by its digest: a store that finds too much lets nobody in.
+        // A second check, in case a faulty store returns the wrong key.
         if !bool::from(key.digest.ct_eq(&digest)) {
             return Err(VerifyError::Unknown);
         }
-        // The time after the look-up: a slow store prolongs no key.
+        // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
         match policy::evaluate(&key, ip, now) {
             Ok(()) => Ok((VerifiedKey(key), now)),
@@ -105,8 +104,8 @@ impl Inner {
             .unwrap_or_else(|_| Err(StoreError::unavailable(StoreTimeout)))
     }
 
-    /// Runs a call of the store that changes something, within its deadline: by then it may
-    /// have changed it.
+    /// Runs a call of the store that changes something within its deadline. If the deadline
+    /// passes, the change may have taken place.
     pub(super) async fn confirmed(
         &self,
         call: impl Future<Output = Result<(), StoreError>>,
@@ -117,8 +116,8 @@ impl Inner {
     }
 }
 
-/// A key that has passed every check. Only a [`KeyManager`] makes one, so to hold
-/// one is to be authenticated.
+/// A key that has passed every check. Only a [`KeyManager`] creates one, so it proves
+/// authentication.
 ///
 /// ```compile_fail
 /// fn forge(key: std::sync::Arc<keygate::ApiKey>) -> keygate::VerifiedKey {
@@ -129,7 +128,7 @@ impl Inner {
 pub struct VerifiedKey(Arc<ApiKey>);
 
 impl VerifiedKey {
-    /// The organisation that the caller acts for.
+    /// The organisation that the caller belongs to.
     pub fn org(&self) -> &OrgId {
         &self.0.org
     }
@@ -144,49 +143,49 @@ impl VerifiedKey {
         &self.0.name
     }
 
-    /// The host's own texts, such as the plan that the key belongs to.
+    /// The host's own metadata, such as the customer's plan.
     pub fn metadata(&self) -> &Metadata {
         &self.0.attributes.metadata
     }
 
-    /// The whole record, as the store gave it for this verification: the last-used
-    /// time may be out of date.
+    /// The whole record as the store returned it for this verification. Its last-used time
+    /// may be out of date.
     pub fn record(&self) -> &ApiKey {
         &self.0
     }
 }
 
-/// Why a credential authenticates nobody.
+/// Why a credential was not authenticated.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum VerifyError {
     /// The text cannot be a key; nothing was looked up.
     #[error(transparent)]
     Malformed(MalformedKey),
-    /// There is no such key, or no longer.
+    /// There is no such key, or it was deleted.
     #[error("no such key")]
     Unknown,
-    /// The key exists and may not be used.
+    /// The key exists but may not be used.
     #[error("{denial}")]
     Denied {
-        /// Why.
+        /// The reason.
         denial: Denial,
         /// The key.
         key: Arc<ApiKey>,
     },
-    /// The store failed or took too long, so nobody knows.
+    /// The store failed or took too long, so the result is unknown.
     #[error("the key could not be checked")]
     Unavailable(#[source] StoreError),
 }
 
 impl VerifyError {
-    /// Whether the credential might pass later: the caller may be told to retry.
+    /// Whether the credential might pass later, so that a retry makes sense.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
 
-    /// The HTTP status to refuse with: 401, for an address that is not allowed
-    /// 403, where the key could not be checked 503.
+    /// The HTTP status of the refusal: 403 for an address that is not allowed, 503 if the
+    /// key could not be checked, and 401 otherwise.
     pub fn http_status(&self) -> u16 {
         match self {
             Self::Malformed(_) | Self::Unknown => 401,

@@ -1,4 +1,4 @@
-//! The `KeyStore` trait: what a place for keys owes to the rest.
+//! The `KeyStore` trait: storage for keys.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,63 +13,61 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::runtime::BoxFuture;
 
-/// Keeps key records.
+/// Stores key records.
 ///
 /// # Writing a store
 ///
-/// A store keeps [`ApiKey`] records and finds them by their digest. It decides
-/// nothing: whether a key may be used is the manager's business. What a store
-/// does owe are these properties, each of them checked by the
-/// `conformance` suite (feature `conformance`):
+/// A store keeps [`ApiKey`] records and finds them by their digest. It does not decide
+/// whether a key may be used; the manager does. A store must have these properties, each
+/// checked by the `conformance` suite (feature `conformance`):
 ///
 /// 1. **Ids and digests are unique.** A second record with either is
 ///    [`StoreError::Conflict`], in `insert` and in `replace`, across organisations.
-/// 2. **`insert` counts and inserts in one atomic step.** With 64 writers at 19
-///    of 20 keys, one gets through. Counting first and inserting then is not
-///    enough, and on a database with snapshots neither is `INSERT … SELECT …
-///    WHERE count < 20`: lock something of the organisation's first.
-/// 3. **`replace` compares and writes in one atomic step**, and so does `delete` where
-///    it is given a revision. They act only where the stored revision is `expected`, so
-///    that an edit never undoes a revocation. The old digest is gone when `replace` returns. It leaves `created_at`, `org` and
-///    `last_used_at` as they are stored.
-/// 4. **Organisations do not see each other.** `get`, `list`, `replace` and
-///    `delete` treat a key of another organisation as one that does not exist.
-/// 5. **`record_uses` moves last-used times forward only**, touches nothing else
-///    (the revision neither), and skips keys that are gone. The one exception is a
-///    stored time more than a day after the use, which a process with a wrong clock
-///    set: [`KeyUse::replaces`] is the rule.
-/// 6. **What comes back is what went in**, to the microsecond, in any script.
-///    A stored allowlist goes through
-///    [`Allowlist::restore`](crate::Allowlist::restore), so that a damaged one
-///    refuses everybody. Keep its entries apart, one without text too: joined, a
-///    list of one damaged entry may come back as an empty list, which allows every
-///    address.
-/// 7. **A finished call is visible to every call that begins after it**, and is as
-///    durable as the store promises. A digest that a rotation gave up, and the id and
-///    digest of a deleted key, are free again. Last-used times are visible in `get`
-///    and `list`; `find_by_digest` may give an earlier one, since nothing is decided
-///    by it: so a store can leave alone what every request reads.
-/// 8. **A call that is dropped happens whole or not at all**, and the store goes on
-///    answering: the manager drops calls at their deadline. A change whose time is over
-///    never takes place later: a store across a network tells its server when to give up.
-/// 9. **Calls do not block each other for good**: two batches of uses that name the
-///    same keys in opposite order both come to their end.
-/// 10. **Errors are classified and keep their source.** What may work later is
-///     [`StoreError::unavailable`]; a change that may have taken place, since its answer
-///     was lost, is [`StoreError::in_doubt`]. A store across a network sets deadlines of
-///     its own; the manager has one as a last resort.
+/// 2. **`insert` counts and inserts in one atomic step.** With 64 writers at 19 of 20 keys,
+///    one succeeds. Counting before inserting is not enough, and on a database with
+///    snapshots neither is `INSERT … SELECT … WHERE count < 20`: first lock a row of the
+///    organisation.
+/// 3. **`replace` compares and writes in one atomic step**, and so does `delete` if it is
+///    given a revision. They act only if the stored revision is `expected`, so that an edit
+///    never undoes a revocation. The old digest is gone when `replace` returns.
+///    `created_at`, `org` and `last_used_at` keep their stored values.
+/// 4. **Organisations are isolated.** `get`, `list`, `replace` and `delete` treat a key of
+///    another organisation as one that does not exist.
+/// 5. **`record_uses` moves last-used times forward only**, changes nothing else (not the
+///    revision either), and skips keys that are gone. The one exception is a stored time
+///    more than a day after the use, set by a process with a wrong clock:
+///    [`KeyUse::replaces`] is the rule.
+/// 6. **Records are returned exactly as stored**, to the microsecond, in any script. A
+///    stored allowlist is read by [`Allowlist::restore`](crate::Allowlist::restore), so
+///    that a damaged one allows no address. Keep its entries separate, even empty ones: if
+///    they are joined, a list of one damaged entry may be read as an empty list, which
+///    allows every address.
+/// 7. **A finished call is visible to every call that begins after it**, and is as durable
+///    as the store promises. After a rotation the old digest is free again, and after a
+///    deletion the id and digest. Last-used times are visible in `get` and `list`;
+///    `find_by_digest` may return an earlier one, since no decision depends on it. This
+///    lets a store leave the data that every request reads unchanged.
+/// 8. **A call that is dropped happens whole or not at all**, and the store keeps working:
+///    the manager drops calls at their deadline. A change that has exceeded its deadline
+///    never takes place later, so a store across a network must give its server a deadline.
+/// 9. **Calls do not deadlock**: two batches of uses that name the same keys in opposite
+///    order both finish.
+/// 10. **Errors are classified and keep their source.** An error that may pass is
+/// [`StoreError::unavailable`]; a change that may have taken place, since its response was
+/// lost, is [`StoreError::in_doubt`]. A store across a network sets its own deadlines; the
+/// manager's is a last resort.
 ///
 /// # What to keep of a record
 ///
-/// Each part of an [`ApiKey`] becomes a value that any database keeps, and comes back
-/// from it; what does not is [`StoreError::corrupt`].
+/// Each part of an [`ApiKey`] is stored as a simple value. A stored value that cannot be
+/// read back is [`StoreError::corrupt`].
 ///
 /// | part | kept as | read back by |
 /// |---|---|---|
 /// | `id` | [`KeyId::to_bytes`], or its text | [`KeyId::from_bytes`], or `parse` |
-/// | `key_prefix` | its text | as it is |
+/// | `key_prefix` | its text | using the text |
 /// | `org` | its `as_str` | [`OrgId::new`] |
-/// | `name` | its `as_str` | [`KeyName::restore`](crate::KeyName::restore): an earlier version may have taken what [`KeyName::new`](crate::KeyName::new) refuses by now |
+/// | `name` | its `as_str` | [`KeyName::restore`](crate::KeyName::restore): an earlier version may have accepted a name that [`KeyName::new`](crate::KeyName::new) now refuses |
 /// | `digest` | [`KeyDigest::as_bytes`] | [`KeyDigest::from_slice`] |
 /// | `status` | [`Status::as_str`](crate::Status::as_str) | [`str::parse`] |
 /// | `allowlist` | [`Allowlist::entries`](crate::Allowlist::entries) | [`Allowlist::restore`](crate::Allowlist::restore) |
@@ -79,9 +77,9 @@ use crate::runtime::BoxFuture;
 ///
 /// # A whole store
 ///
-/// There are no default methods: a default is a bug that every store inherits.
+/// There are no default methods, since every store would inherit a bug in them.
 ///
-/// On one mutex:
+/// An example with one mutex:
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -180,40 +178,40 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`LimitReached`](StoreError::LimitReached) where `limit` admits no further
-    /// key, [`Conflict`](StoreError::Conflict) where the id or the digest is
-    /// taken; nothing is inserted then.
+    /// [`LimitReached`](StoreError::LimitReached) if `limit` admits no further key, and
+    /// [`Conflict`](StoreError::Conflict) if the id or the digest is taken. Nothing is
+    /// inserted then.
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError>;
 
-    /// The key with that digest, of any organisation: the one call on the path
-    /// of every request. Its last-used time may be out of date.
+    /// The key with this digest, of any organisation: the only call that every request
+    /// makes. Its last-used time may be out of date.
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError>;
 
-    /// The organisation's key with that id.
+    /// The organisation's key with this id.
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError>;
 
     /// All keys of the organisation, by `(created_at, id)`, oldest first.
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError>;
 
-    /// Writes name, key prefix, digest, status, allowlist, expiry, rotation time
-    /// and revision, where the stored revision is `expected`: an edit never
-    /// undoes a revocation.
+    /// Writes name, key prefix, digest, status, allowlist, expiry, rotation time and
+    /// revision, if the stored revision is `expected`, so that an edit never undoes a
+    /// revocation.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](StoreError::NotFound) where the organisation has no such key,
-    /// [`Conflict`](StoreError::Conflict) where the revision is another or the
-    /// new digest is taken; nothing is written then.
+    /// [`NotFound`](StoreError::NotFound) if the organisation has no such key, and
+    /// [`Conflict`](StoreError::Conflict) if the revision is different or the new digest is
+    /// taken. Nothing is written then.
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError>;
 
-    /// Removes the organisation's key with that id; with `expected`, only where the
-    /// stored revision is that one.
+    /// Deletes the organisation's key with this id; with `expected`, only if that is the
+    /// stored revision.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](StoreError::NotFound) where the organisation has no such key,
-    /// [`Conflict`](StoreError::Conflict) where the revision is another; nothing is
-    /// removed then.
+    /// [`NotFound`](StoreError::NotFound) if the organisation has no such key, and
+    /// [`Conflict`](StoreError::Conflict) if the revision is different. Nothing is deleted
+    /// then.
     async fn delete(
         &self,
         org: &OrgId,
@@ -221,9 +219,9 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         expected: Option<Revision>,
     ) -> Result<(), StoreError>;
 
-    /// Writes the last-used times that [`KeyUse::replaces`] admits: forward, not back,
-    /// but for a stored time that lies more than a day ahead. It touches nothing else.
-    /// A key may occur more than once; one that is gone is skipped.
+    /// Writes the last-used times that [`KeyUse::replaces`] permits: only later ones,
+    /// except that a stored time more than a day ahead is corrected. It changes nothing
+    /// else. A key may occur more than once; a key that is gone is skipped.
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError>;
 }
 
@@ -233,8 +231,7 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
         (**self).insert(key, limit).await
     }
 
-    /// Written out: as an `async fn` it would put a second future on the heap for
-    /// every request.
+    /// Written out, since an `async fn` would allocate a second future for every request.
     fn find_by_digest<'life0, 'life1, 'async_trait>(
         &'life0 self,
         digest: &'life1 KeyDigest,
@@ -273,45 +270,45 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
     }
 }
 
-/// Why a store did not do what it was asked.
+/// Errors of a key store.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The organisation has as many keys as it may have.
+    /// The organisation has reached its limit of keys.
     #[error("the organisation has reached its limit of keys")]
     LimitReached,
     /// The organisation has no such key.
     #[error("no such key")]
     NotFound,
     /// Another change came first, or the id or digest is taken.
-    #[error("the key was changed meanwhile, or its id or digest is taken")]
+    #[error("another change came first, or the id or digest is taken")]
     Conflict,
-    /// The store does not work now and may later. A change did not take place, and
-    /// does not take place later.
+    /// The store does not work now; retry later. A change did not take place and will not
+    /// take place later.
     #[error("the key store is unavailable")]
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
-    /// The answer to a change was lost: whether it took place is not known. Where it
-    /// has not, it does not take place later.
-    #[error("the key store did not confirm the change, which may have taken place")]
+    /// The response to a change was lost, so it may have taken place. If it has not, it
+    /// will not take place later.
+    #[error("the key store did not confirm the change; it may have taken place")]
     InDoubt(#[source] Box<dyn StdError + Send + Sync>),
-    /// What is stored cannot be read as a key.
-    #[error("the key store holds a record that cannot be read")]
+    /// The stored data cannot be read as a key.
+    #[error("the key store contains a record that cannot be read")]
     Corrupt(#[source] Box<dyn StdError + Send + Sync>),
 }
 
 impl StoreError {
-    /// An error that may pass: a lost connection, a full disk, a lock, a deadline.
+    /// A temporary error: a lost connection, a full disk, a lock, a deadline.
     pub fn unavailable(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Unavailable(source.into())
     }
 
-    /// A change that may have taken place: the connection was lost, or the deadline
-    /// passed, before the answer came.
+    /// A change that may have taken place: the connection was lost or the deadline passed
+    /// before the response.
     pub fn in_doubt(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::InDoubt(source.into())
     }
 
-    /// A row that is no key.
+    /// A row that cannot be read as a key.
     pub fn corrupt(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Corrupt(source.into())
     }

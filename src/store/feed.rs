@@ -1,4 +1,4 @@
-//! What a cache is told of the changes that others make.
+//! The `ChangeFeed` trait: announces changes to a cache.
 
 use std::fmt;
 use std::time::Instant;
@@ -7,41 +7,41 @@ use async_trait::async_trait;
 
 use crate::key::id::KeyId;
 
-/// Tells of every change to the keys of a store, whoever makes it.
+/// Announces every change to the keys of a store, from any process.
 ///
 /// # Writing a feed
 ///
-/// One task calls [`next`](Self::next) again and again, for as long as the cache
-/// lives. A feed owes it this:
+/// One task calls [`next`](Self::next) in a loop for as long as the cache lives. A feed
+/// must meet these requirements:
 ///
-/// 1. **It begins with [`News::Missed`]**, and says so again whenever it may have
-///    lost news: after each reconnection, *once it is listening*, so that what is read
-///    from then on is covered; and as soon as it knows that the connection is gone.
-/// 2. **[`News::UpToDate`] is proof, not hope.** `as_of` is an instant such that
-///    every change that was finished before it has been told already. A feed that
-///    sends a mark through the same channel as the changes, and gets it back behind
-///    them, may give the instant at which it sent the mark.
-/// 3. **It says so often**: several times within the cache's `max_staleness`. A feed
-///    that cannot is silent, and the cache goes without entries meanwhile.
-/// 4. **It never ends.** It reconnects by itself, with pauses, and waits until then.
+/// 1. **It begins with [`News::Missed`]**, and repeats it whenever it may have lost news:
+///    after each reconnection, *once it is listening*, so that everything read from then on
+///    is covered; and as soon as it knows that the connection is lost.
+/// 2. **[`News::UpToDate`] is proof.** Every change that was finished before `as_of` must
+///    have been announced already. A feed that sends a heartbeat through the same channel
+///    as the changes, and receives it after them, may use the instant at which it sent the
+///    heartbeat.
+/// 3. **It sends `UpToDate` often**: several times within the cache's `max_staleness`.
+///    Otherwise the cache is not used.
+/// 4. **It never ends.** It reconnects by itself, with pauses, and waits meanwhile.
 #[async_trait]
 pub trait ChangeFeed: fmt::Debug + Send + 'static {
-    /// Waits for what comes next. Nothing may be lost where the call is dropped and
-    /// made again.
+    /// Waits for the next news. No news may be lost if the call is dropped and repeated.
     async fn next(&mut self) -> News;
 }
 
-/// One piece of news. The type is closed: a cache has to know them all.
+/// One piece of news. No variants will be added to this type: a cache has to handle them
+/// all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// That key was made, changed or removed. A use is no change.
+    /// This key was created, changed or removed. A use is not a change.
     Changed(KeyId),
-    /// Every change that was finished before this instant has been told.
+    /// Every change that was finished before this instant has been announced.
     UpToDate {
         /// The instant, on this machine's monotonic clock.
         as_of: Instant,
     },
-    /// Changes may have been missed: whatever was read before is worth nothing, and
-    /// nothing is worth keeping until the next [`News::UpToDate`].
+    /// Changes may have been missed. All earlier answers are invalid, and nothing may be
+    /// cached until the next [`News::UpToDate`].
     Missed,
 }

@@ -1,4 +1,4 @@
-//! Where keys are kept: the `KeyStore` trait and its implementations.
+//! Storage for keys: the `KeyStore` trait and its implementations.
 
 #[cfg(feature = "cache")]
 pub(crate) mod cache;

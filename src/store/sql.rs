@@ -1,4 +1,4 @@
-//! The columns of the tables that stores in SQL databases have, and the statements made of them.
+//! The tables' columns in SQL databases, and parts of statements built from them.
 
 use std::fmt::Write;
 
@@ -6,13 +6,13 @@ use std::fmt::Write;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Column {
     pub(super) name: &'static str,
-    /// As PostgreSQL names it; SQLite's tables are written out in its schema.
+    /// The type in PostgreSQL. The SQLite schema is written in full elsewhere.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for PostgreSQL"))]
     pub(super) sql_type: &'static str,
     role: Role,
 }
 
-/// What writes a column after the key was inserted.
+/// What writes a column after the insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     /// Nothing.
@@ -56,8 +56,8 @@ pub(super) fn key_columns() -> String {
     list(KEYS.iter().map(|column| column.name))
 }
 
-/// `name = $4, …`: what an edit writes, with the numbers of parameters from `first` up,
-/// each in the order of [`KEYS`].
+/// `name = $4, …`: the columns that an edit writes, with parameters numbered from `first`,
+/// in the order of [`KEYS`].
 pub(super) fn edited(mark: char, first: usize) -> String {
     let edited = KEYS.iter().filter(|column| column.role == Role::Edited);
     list((first..).zip(edited).map(|(number, column)| format!("{} = {mark}{number}", column.name)))
@@ -69,19 +69,19 @@ pub(super) fn edited_count() -> usize {
     KEYS.iter().filter(|column| column.role == Role::Edited).count()
 }
 
-/// The columns whose change may change how a key is judged or shown.
+/// The columns that affect how a key is verified or shown.
 #[cfg(feature = "postgres")]
 pub(super) fn announced() -> String {
     list(KEYS.iter().filter(|column| column.role != Role::Used).map(|column| column.name))
 }
 
-/// Of the values of a whole row, those that an edit writes.
+/// Selects the values that an edit writes from those of a whole row.
 pub(super) fn only_edited<T>(row: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
     let edited = KEYS.iter().map(|column| column.role == Role::Edited);
     row.into_iter().zip(edited).filter_map(|(value, edited)| edited.then_some(value))
 }
 
-/// `$1, $2, …`: so many parameters from `first` up.
+/// `$1, $2, …`: `count` parameters numbered from `first`.
 pub(super) fn parameters(mark: char, first: usize, count: usize) -> String {
     list((first..first + count).map(|number| format!("{mark}{number}")))
 }

@@ -1,4 +1,4 @@
-//! Keys move from one store to another: `KeyExport` and `import`.
+//! Copies keys from one store to another: `KeyExport` and `import`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,30 +10,28 @@ use crate::key::id::KeyId;
 use crate::record::{ApiKey, KeyUse, OrgLimit};
 use crate::store::contract::{KeyStore, StoreError};
 
-/// How many keys are asked for at a time.
+/// How many keys are read at a time.
 const PAGE: usize = 500;
 
-/// Gives out the keys of all organisations, for [`import`]: a store that has this
-/// can be moved away from.
+/// Exports the keys of all organisations, for [`import`].
 ///
-/// It hands out digests and never a secret, since no store has one. Nothing on the
-/// path of a request uses it.
+/// It returns digests and never a secret, since no store has one. Requests do not use it.
 ///
 /// The `conformance` suite checks it with
 #[cfg_attr(feature = "conformance", doc = "[`check_export`](crate::conformance::check_export).")]
 #[cfg_attr(not(feature = "conformance"), doc = "`check_export`.")]
 #[async_trait]
 pub trait KeyExport: fmt::Debug + Send + Sync + 'static {
-    /// The keys with the lowest ids after `after`, in the order of their ids
-    /// (as bytes without a sign): `limit` of them, or as many as are left. `None`
-    /// begins with the first; an empty answer is the end.
+    /// The `limit` keys with the lowest ids after `after`, or fewer if there are no more,
+    /// ordered by id (as unsigned bytes). `None` begins with the first key; an empty answer
+    /// is the end.
     ///
-    /// A key that is there from the first page to the last is handed out once,
-    /// whatever else comes and goes meanwhile.
+    /// A key that exists from the first page to the last is returned exactly once, despite
+    /// other keys that are added or removed meanwhile.
     ///
     /// # Errors
     ///
-    /// A record that cannot be read is [`StoreError::Corrupt`], and not left out.
+    /// A record that cannot be read is [`StoreError::Corrupt`]; it is not skipped.
     async fn export(
         &self,
         after: Option<&KeyId>,
@@ -52,18 +50,18 @@ impl<S: KeyExport + ?Sized> KeyExport for Arc<S> {
     }
 }
 
-/// Copies all keys of one store into another, where they work as they did: same
-/// ids, digests, names, statuses, allowlists, times and revisions. Limits on keys
-/// do not apply. Audit records stay where they are.
+/// Copies all keys of one store into another, where they work as before: same ids, digests,
+/// names, statuses, allowlists, times and revisions. Limits on keys do not apply. Audit
+/// records are not copied.
 ///
-/// Nothing that `into` holds is overwritten; last uses move forward only. A key that
-/// it holds already, equal in all but its last use, counts as
-/// [`present`](Imported::present), so that an import that was interrupted can be run
-/// again. Keys go one after the other: some hundreds a second into a database.
+/// Keys in `into` are not overwritten; last-used times only move forward. A key that is
+/// there already, equal except for its last use, counts as [`present`](Imported::present),
+/// so that an interrupted import can be repeated. Keys are copied one after the other, some
+/// hundreds a second into a database.
 ///
-/// Import into a store that nobody uses yet, while nobody changes keys in `from`:
-/// what changes there after it was copied is not copied, a revocation and a deletion
-/// neither. Requests may go on, except that their last uses are not copied.
+/// Import into a store that is not in use yet, and allow no changes of keys in `from`
+/// meanwhile: changes to a key after it was copied are not copied, including revocations
+/// and deletions. Requests may continue, but their last-used times may not be copied.
 ///
 /// ```
 /// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId, import};
@@ -71,7 +69,7 @@ impl<S: KeyExport + ?Sized> KeyExport for Arc<S> {
 ///
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// // Two that are kept in memory stand for a `SqliteStore` and a `PostgresStore`.
+/// Two stores in memory take the place of a `SqliteStore` and a `PostgresStore`.
 /// let (old, new) = (Arc::new(MemoryStore::new()), Arc::new(MemoryStore::new()));
 /// let keys = KeyManager::builder(old.clone()).build()?;
 /// let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
@@ -89,8 +87,8 @@ impl<S: KeyExport + ?Sized> KeyExport for Arc<S> {
 ///
 /// # Errors
 ///
-/// An [`ImportError`]. What was copied until then stays; once the cause is gone,
-/// the import can be run again.
+/// An [`ImportError`]. Keys copied before the error stay; once the cause is fixed, the
+/// import can be repeated.
 pub async fn import(from: &dyn KeyExport, into: &dyn KeyStore) -> Result<Imported, ImportError> {
     let mut imported = Imported::default();
     let mut after = None;
@@ -113,7 +111,7 @@ pub async fn import(from: &dyn KeyExport, into: &dyn KeyStore) -> Result<Importe
     }
 }
 
-/// The keys after that one; an empty page is the end.
+/// The keys after this one; an empty page is the end.
 pub(crate) async fn next_page(
     from: &dyn KeyExport,
     after: Option<&KeyId>,
@@ -121,13 +119,13 @@ pub(crate) async fn next_page(
     let page = from.export(after, PAGE).await?;
     match (page.last(), after) {
         (Some(last), Some(after)) if last.id <= *after => {
-            Err(StoreError::corrupt("the keys do not come in the order of their ids"))
+            Err(StoreError::corrupt("the keys are not in the order of their ids"))
         }
         _ => Ok(page),
     }
 }
 
-/// Makes sure that what is in the way is the key itself.
+/// Checks that the conflicting key is the same key.
 async fn meet(key: &ApiKey, into: &dyn KeyStore) -> Result<(), ImportError> {
     let failed = |source| ImportError::Insert { key: key.id, source };
     let found = into.get(&key.org, &key.id).await.map_err(failed)?;
@@ -149,38 +147,38 @@ async fn meet(key: &ApiKey, into: &dyn KeyStore) -> Result<(), ImportError> {
 pub struct Imported {
     /// Keys that were copied.
     pub added: u64,
-    /// Keys that were there already.
+    /// Keys that `into` had already.
     pub present: u64,
 }
 
-/// Why an [`import`] ended early.
+/// Why an [`import`] failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ImportError {
-    /// The store that is copied did not give out its keys.
-    #[error("the keys{} cannot be exported", behind(.after))]
+    /// The source store did not export its keys.
+    #[error("cannot export the keys{}", behind(.after))]
     Export {
-        /// The last key that was copied; `None` for none.
+        /// The last key that was copied, if any.
         after: Option<KeyId>,
-        /// What it said.
+        /// The store's error.
         source: StoreError,
     },
-    /// The store that is copied to did not take a key.
-    #[error("key {key} cannot be imported")]
+    /// The target store did not accept a key.
+    #[error("cannot import key {key}")]
     Insert {
         /// The key.
         key: KeyId,
-        /// What it said.
+        /// The store's error.
         source: StoreError,
     },
-    /// The store that is copied to has another key with this id or digest, or a
-    /// copy of the key that was changed on one of the two sides since.
+    /// The target store has another key with this id or digest, or a copy of the key that
+    /// differs from the source.
     #[error(
-        "key {key} is there already and differs, or its id or digest is another key's; \
+        "cannot import key {key}: a different key with its id or digest exists; \
          import into an empty store"
     )]
     Taken {
-        /// The key as it is named in the store that is copied.
+        /// The key in the source store.
         key: KeyId,
     },
 }

@@ -172,5 +172,5 @@ async fn a_file_that_is_gone_is_logged_once_in_a_while() {
     }
     let said = logs();
     assert_eq!(said.matches("is gone").count(), 1, "{said}");
-    assert!(said.contains("stop the service, put the right file in its place"), "{said}");
+    assert!(said.contains("stop the service, restore the right file"), "{said}");
 }

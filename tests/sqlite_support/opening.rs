@@ -273,8 +273,8 @@ fn what_is_in_the_way_of_a_file_is_named() {
         ("missing/deep/keys.db", "missing", "does not exist"),
         ("file/keys.db", "file", "is a file, not a folder"),
         ("file/deep/keys.db", "file", "is a file, not a folder"),
-        ("link", "link", "is a link to what does not exist"),
-        ("linked/keys.db", "linked", "is a link to what does not exist"),
+        ("link", "link", "is a link whose target does not exist"),
+        ("linked/keys.db", "linked", "is a link whose target does not exist"),
     ] {
         let before = contents(folder.path());
         let error = SqliteStore::open(within(path)).unwrap_err();
@@ -315,12 +315,12 @@ fn a_folder_that_may_not_be_entered_is_named() {
     let locked = folder.path().join("locked");
     fs::create_dir_all(locked.join("deep")).unwrap();
     fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
-    let named = format!("{} is a folder that may not be entered", locked.display());
+    let named = format!("{} is a folder that cannot be entered", locked.display());
     let said = opened_within_its_rights(&locked.join("deep/keys.db"));
     assert!(said.contains(&named), "{said}");
     fs::set_permissions(&locked, Permissions::from_mode(0o500)).unwrap();
     let said = opened_within_its_rights(&locked.join("keys.db"));
-    assert!(said.contains("check the rights on the file and its folder"), "{said}");
+    assert!(said.contains("check the permissions of the file and its folder"), "{said}");
     fs::set_permissions(&locked, Permissions::from_mode(0o700)).unwrap();
 }
 
@@ -392,7 +392,7 @@ fn files_that_other_users_may_read_are_warned_about() {
         fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
         let third = SqliteStore::open(&path).unwrap();
         let warning =
-            format!("{} is open to other users of this machine (mode {mode:03o})", file.display());
+            format!("{} can be read by other users of this machine (mode {mode:03o})", file.display());
         assert_eq!(logs().matches(&warning).count(), 1, "{}", logs());
         assert_eq!(logs().matches("other users").count(), 1, "{}", logs());
         fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();

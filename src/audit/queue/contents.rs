@@ -1,4 +1,4 @@
-//! The queued records, with room for those of refusals and for all others.
+//! The queued records, with separate room for refusals.
 
 use std::collections::VecDeque;
 
@@ -7,10 +7,10 @@ use futures_channel::oneshot;
 use crate::audit::delivery::DeliveryError;
 use crate::audit::record::{AuditEvent, AuditRecord};
 
-/// Tells whoever waits for a record what became of it.
+/// Reports the result of a record to the caller that waits for it.
 pub(crate) type Ack = oneshot::Sender<Result<(), DeliveryError>>;
 
-/// Whose room a record takes.
+/// Which room a record takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Refusal,
@@ -26,11 +26,11 @@ impl Kind {
     }
 }
 
-/// The room for records of one kind, queued or in the writer's hands.
+/// The room for records of one kind, queued or held by the writer.
 pub(super) struct Room<P> {
     capacity: usize,
     occupied: usize,
-    /// Who waits for a place, in that order.
+    /// The callers that wait for a place, in order of arrival.
     pub(super) waiting: VecDeque<oneshot::Sender<P>>,
 }
 
@@ -43,7 +43,7 @@ impl<P> Room<P> {
         self.occupied >= self.capacity
     }
 
-    /// Whether there is room for which nobody waits: who came first is served first.
+    /// Whether there is room and no caller waits for it: first come, first served.
     pub(super) fn is_free(&mut self) -> bool {
         while self.waiting.front().is_some_and(oneshot::Sender::is_canceled) {
             self.waiting.pop_front();
@@ -56,14 +56,14 @@ impl<P> Room<P> {
     }
 }
 
-/// What is queued, and what room is left. `P` is a place that somebody may wait for.
+/// The queued records and the remaining room. `P` is a place that a caller may wait for.
 pub(super) struct Contents<P> {
     records: VecDeque<(AuditRecord, Option<Ack>)>,
     for_refusals: Room<P>,
     for_others: Room<P>,
-    /// How many requests or changes the records stand for.
+    /// The number of requests or changes that the records stand for.
     count: u64,
-    /// How many of the queued records somebody waits for.
+    /// The number of queued records that a caller waits for.
     awaited: usize,
     reserved: usize,
 }
@@ -87,36 +87,36 @@ impl<P> Contents<P> {
         }
     }
 
-    /// How many records are queued.
+    /// The number of queued records.
     pub(super) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// How many records are queued or in the writer's hands.
+    /// The number of records queued or held by the writer.
     pub(super) fn occupied(&self) -> usize {
         self.for_refusals.occupied + self.for_others.occupied
     }
 
-    /// How many requests or changes these stand for.
+    /// The number of requests or changes that these stand for.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether a place is out that is not filled yet.
+    /// Whether a reserved place has not been filled yet.
     pub(super) fn is_reserved(&self) -> bool {
         self.reserved > 0
     }
 
-    /// Whether somebody waits for a record, or for room.
+    /// Whether a caller waits for a record or for room.
     pub(super) fn is_pressing(&self) -> bool {
         self.awaited > 0 || self.for_others.waiting.iter().any(|waiter| !waiter.is_canceled())
     }
 
-    /// Counts a place that is given out.
+    /// Counts a reserved place.
     ///
-    /// Requests under way take no room: there are as many as the host lets in, and one
-    /// that never ends must not keep others waiting. The record of a refusal follows at
-    /// once, and takes it beforehand.
+    /// Requests in progress take no room: the host limits their number, and one that never
+    /// ends must not make others wait. The record of a refusal follows at once, so it takes
+    /// its room in advance.
     pub(super) fn reserve(&mut self, kind: Kind) {
         self.reserved += 1;
         if kind == Kind::Refusal {
@@ -124,7 +124,7 @@ impl<P> Contents<P> {
         }
     }
 
-    /// Counts a place that is filled or not needed.
+    /// Counts a place that was filled or is not needed.
     pub(super) fn give_back(&mut self, kind: Kind) {
         self.reserved = self.reserved.saturating_sub(1);
         if kind == Kind::Refusal {
@@ -132,8 +132,7 @@ impl<P> Contents<P> {
         }
     }
 
-    /// Queues a record. Says whether the writer, which wants so many for a batch, is to
-    /// be told.
+    /// Queues a record. Returns whether to wake the writer, which wants `batch` records.
     pub(super) fn push(&mut self, record: AuditRecord, ack: Option<Ack>, batch: usize) -> bool {
         let kind = Kind::of(&record);
         self.count += record.count();
@@ -144,7 +143,7 @@ impl<P> Contents<P> {
         self.len() == 1 || first_awaited || self.len() == batch
     }
 
-    /// Moves up to `max` records over to the writer, the oldest first.
+    /// Moves up to `max` records to the writer, oldest first.
     pub(super) fn take(&mut self, max: usize, mut each: impl FnMut(AuditRecord, Option<Ack>)) {
         for (record, ack) in self.records.drain(..max.min(self.records.len())) {
             self.awaited = self.awaited.saturating_sub(usize::from(ack.is_some()));
@@ -152,7 +151,7 @@ impl<P> Contents<P> {
         }
     }
 
-    /// The writer is done with a record.
+    /// Frees the place of a record that the writer has finished.
     pub(super) fn release(&mut self, record: &AuditRecord) {
         self.count = self.count.saturating_sub(record.count());
         self.room(Kind::of(record)).vacate();

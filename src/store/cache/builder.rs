@@ -1,4 +1,4 @@
-//! Puts a `CachedStore` together.
+//! The builder of a `CachedStore`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::runtime::{self, Runtime};
 use crate::store::contract::KeyStore;
 use crate::store::feed::ChangeFeed;
 
-/// A key that is accepted longer than this after its revocation is accepted too long.
+/// The largest `max_staleness`, which bounds how long a revoked key may be accepted.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Puts a [`CachedStore`] together; see there for an example.
+/// Builds a [`CachedStore`]; see there for an example.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct CachedStoreBuilder {
@@ -29,8 +29,8 @@ pub struct CachedStoreBuilder {
 }
 
 impl CachedStore {
-    /// Begins a cache in front of that store. `max_staleness` is how old an answer
-    /// may be: more than nothing, and at most 5 seconds.
+    /// Starts building a cache in front of this store. `max_staleness` is how old an answer
+    /// may be: more than zero, and at most 5 seconds.
     pub fn builder(store: impl KeyStore, max_staleness: Duration) -> CachedStoreBuilder {
         CachedStoreBuilder {
             store: Arc::new(store),
@@ -44,37 +44,37 @@ impl CachedStore {
 }
 
 impl CachedStoreBuilder {
-    /// Sets for how many keys there is room; 100,000 otherwise. Where there are more,
-    /// those stay that are used most. The room is in parts that fill up one by one, so
-    /// that it may become narrow in one of them a little earlier.
+    /// Sets how many keys are cached at most. The default is 100,000. If there are more,
+    /// those used most often are kept. The cache is divided into parts that fill up
+    /// separately, so a part may evict keys slightly before the total is reached.
     pub fn entries(self, entries: usize) -> Self {
         Self { entries, ..self }
     }
 
-    /// Sets how many digests without a key are remembered; 10,000 otherwise. They
-    /// have a room of their own, so that no flood of unknown keys pushes out real ones.
+    /// Sets how many digests without a key are remembered. The default is 10,000. They have
+    /// separate room, so that a flood of unknown keys does not evict real ones.
     pub fn absent_entries(self, absent_entries: usize) -> Self {
         Self { absent_entries, ..self }
     }
 
-    /// Listens to that feed. Entries have no age then: they are used until a change
-    /// is told, and not at all while the feed is silent.
+    /// Listens to this feed. Entries then have no maximum age: they are used until a change
+    /// is announced, and not at all while the feed is silent.
     pub fn feed(self, feed: impl ChangeFeed) -> Self {
         Self { feed: Some(Box::new(feed)), ..self }
     }
 
-    /// Sets the async runtime that listens to the feed; otherwise the tokio runtime
+    /// Sets the async runtime that listens to the feed. The default is the tokio runtime
     /// that [`build`](Self::build) is called on. Not needed without a feed.
     pub fn runtime(self, runtime: impl Runtime) -> Self {
         Self { runtime: Some(Arc::new(runtime)), ..self }
     }
 
-    /// Makes the cache, and starts to listen to the feed.
+    /// Creates the cache, and starts to listen to the feed.
     ///
     /// # Errors
     ///
-    /// [`CacheError::MaxStaleness`] where it is zero or more than 5 seconds,
-    /// [`CacheError::NoRuntime`] where there is a feed and nothing to listen on.
+    /// [`CacheError::MaxStaleness`] if it is zero or more than 5 seconds,
+    /// [`CacheError::NoRuntime`] if there is a feed but no runtime to listen on.
     pub fn build(self) -> Result<CachedStore, CacheError> {
         let Self { store, max_staleness, .. } = self;
         if max_staleness.is_zero() || max_staleness > LONGEST {
@@ -97,14 +97,14 @@ impl CachedStoreBuilder {
     }
 }
 
-/// Why a cache could not be made.
+/// Why a cache could not be created.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// An answer has to be younger than that, or cannot be as young.
-    #[error("max_staleness is {0:?}: it has to be more than zero, and at most 5 s")]
+    /// `max_staleness` is out of range.
+    #[error("max_staleness is {0:?}: it must be more than zero and at most 5 s")]
     MaxStaleness(Duration),
-    /// There is nothing to listen to the feed on.
+    /// There is no runtime to listen to the feed on.
     #[error("no async runtime: call `build` on a tokio runtime, or set one with `runtime`")]
     NoRuntime,
 }

@@ -1,4 +1,4 @@
-//! What the store has answered, bounded; and who may still be given it.
+//! The cached answers of the store, and the checks of whether they are current.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -15,20 +15,20 @@ use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::ApiKey;
 
-/// A key, or that there is none with the digest.
+/// A key, or `None` if no key has the digest.
 pub(super) type Found = Option<Arc<ApiKey>>;
 
-/// Enough that a busy stream of changes keeps few answers of other keys from being kept.
+/// Enough that frequent changes rarely keep answers about other keys out of the cache.
 const PLACES: usize = 4096;
 
-/// Numbers places. Random, so that no caller can aim at the place of another's key.
+/// Hashes keys to places. Random, so that no caller can target another key's place.
 static NUMBERS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// When the store was asked: what was changed or seen before that, its answer shows.
+/// When the store was asked. The answer includes all changes before that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
     pub(super) stamp: Stamp,
-    /// In nanoseconds since the cache was made.
+    /// In nanoseconds since the cache was created.
     pub(super) at: u64,
 }
 
@@ -40,15 +40,15 @@ struct Present {
 
 pub(super) struct Entries {
     validity: Validity,
-    /// Held while entries are kept or removed, and not while they are looked at.
+    /// Held while entries are inserted or removed, but not while they are read.
     index: Mutex<Index>,
-    /// Digests of keys that exist: nobody can choose them.
+    /// Digests of existing keys, which no caller can choose.
     present: Cache<KeyDigest, Present, UnitWeighter, BuildUniformHasher, Evicted>,
-    /// Digests of whatever was presented: hashed so that nobody can aim at one place.
+    /// Digests of presented credentials, hashed so that no caller can target a place.
     absent: Cache<KeyDigest, Asked, UnitWeighter, RandomState>,
     epoch: Instant,
     max_staleness: u64,
-    /// How old an entry may be; any age where a feed tells of changes.
+    /// The maximum age of an entry; unlimited if a feed announces changes.
     max_age: u64,
 }
 
@@ -88,13 +88,13 @@ impl Entries {
         (is_young(asked) && self.validity.is_unchanged_since(asked.stamp)).then_some(None)
     }
 
-    /// To be called before the store is asked.
+    /// Must be called before the store is asked.
     pub(super) fn asking(&self) -> Asked {
         Asked { stamp: self.validity.stamp(), at: self.now() }
     }
 
-    /// Keeps an answer, unless the cache is bypassed, or something was changed or seen
-    /// meanwhile that the answer may not show.
+    /// Caches an answer, unless the cache is bypassed or the answer may lack a change that
+    /// was made or seen in the meantime.
     pub(super) fn keep(&self, digest: KeyDigest, asked: Asked, found: &Found) {
         if self.is_bypassed() {
             return;
@@ -127,21 +127,21 @@ impl Entries {
         index.add(key.id, digest);
         let mut evicted = Vec::new();
         self.present.insert_with_lifecycle(digest, present, &mut evicted);
-        // What was replaced is among them, too.
+        // A replaced entry is reported as evicted, too.
         evicted.retain(|(digest, _)| self.present.peek(digest).is_none());
         for (digest, present) in evicted {
             index.remove(present.key.id, &digest);
         }
     }
 
-    /// Removes what is kept of the key and is void.
+    /// Removes the key's entries that are out of date.
     fn void(&self, index: &mut Index, id: KeyId, is_void: impl Fn(&ApiKey) -> bool) {
         index.retain(id, |digest| {
             self.present.remove_if(digest, |kept| is_void(&kept.key)).is_none()
         });
     }
 
-    /// Whether the answer shows all that was changed or seen until now.
+    /// Whether the answer includes all changes that were made or seen until now.
     pub(super) fn is_current(&self, digest: &KeyDigest, asked: Asked, found: &Found) -> bool {
         match found {
             Some(key) => {
@@ -155,28 +155,28 @@ impl Entries {
         }
     }
 
-    /// Whether a request that begins now may wait for the answer to this question, and
-    /// then see whether it [is current](Self::is_current).
+    /// Whether a request that begins now may wait for the answer to this question, and then
+    /// check whether it [is current](Self::is_current).
     ///
-    /// Not after any change. Nor where the question is an old one: its answer may
-    /// come too late, and a store that hangs should be asked again.
+    /// Not after any change, and not if the question is old: its answer may come too late,
+    /// and a store that hangs should be asked again.
     pub(super) fn may_join(&self, asked: Asked) -> bool {
         self.validity.is_unchanged_since(asked.stamp) && self.age(asked) <= self.max_staleness / 2
     }
 
-    /// Whether an answer that comes now is too old to be trusted.
+    /// Whether an answer that arrives now is too old to be trusted.
     pub(super) fn is_too_old(&self, asked: Asked) -> bool {
         self.age(asked) > self.max_staleness
     }
 
-    /// The key was made, changed or removed, or may have been.
+    /// The key was created, changed or removed, or may have been.
     pub(super) fn changed(&self, id: KeyId) {
         self.validity.changed(NUMBERS.hash_one(id));
         self.void(&mut self.lock(), id, |_| true);
     }
 
-    /// The store has this key. What is kept of it stays if it is the same, and from now
-    /// on nothing older is given.
+    /// The store has this key. Its entry stays if it is the same, and from now on no older
+    /// version is returned.
     pub(super) fn seen(&self, key: &ApiKey) {
         self.validity.seen(Self::place_of(&key.org, key.id));
         self.validity.seen(NUMBERS.hash_one(key.digest));
@@ -187,23 +187,24 @@ impl Entries {
         self.absent.remove(&key.digest);
     }
 
-    /// The store has no such key of the organisation, or another version of it than the
-    /// caller knows.
+    /// The organisation has no such key in the store, or a version of it that the caller
+    /// does not know.
     pub(super) fn doubted(&self, org: &OrgId, id: KeyId) {
         self.validity.seen(Self::place_of(org, id));
         self.void(&mut self.lock(), id, |kept| kept.org == *org);
     }
 
-    /// Every change that was finished before that instant has been told.
+    /// Every change that was finished before this instant has been announced.
     pub(super) fn up_to_date(&self, as_of: Instant) {
-        // A feed cannot know what is yet to come.
+        // A feed cannot know the future.
         let as_of = as_of.min(Instant::now());
         let until = as_of.checked_add(Duration::from_nanos(self.max_staleness));
         let until = until.and_then(|until| until.checked_duration_since(self.epoch));
         self.validity.trust_until(until.map_or(0, nanos));
     }
 
-    /// Voids and frees everything. Nothing is kept until the next proof.
+    /// Invalidates and frees all entries. Nothing is cached until the feed is up to date
+    /// again.
     pub(super) fn drop_all(&self) {
         self.validity.trust_until(0);
         self.validity.all_changed();
@@ -225,8 +226,8 @@ impl Entries {
         self.absent.len()
     }
 
-    /// A caller may name any id, and only in its own organisation: so it finds no place
-    /// of another's key.
+    /// A caller may pass any id, but only with its own organisation, so it cannot target
+    /// the place of another's key.
     fn place_of(org: &OrgId, id: KeyId) -> u64 {
         NUMBERS.hash_one((org, id))
     }
@@ -250,7 +251,7 @@ impl fmt::Debug for Entries {
     }
 }
 
-/// Hands out what made room, for the index.
+/// Collects evicted entries for the index.
 #[derive(Clone, Debug)]
 struct Evicted;
 
@@ -271,7 +272,7 @@ where
     Cache::with(entries, entries as u64, UnitWeighter, B::default(), lifecycle)
 }
 
-/// For 584 years.
+/// Overflows after 584 years.
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! One question to the store at a time for each digest, shared by all who ask it.
+//! Single flight: one call of the store at a time for each digest, shared by all callers.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -18,7 +18,7 @@ use crate::store::contract::{KeyStore, StoreError};
 
 type Answer = Result<Found, Arc<StoreError>>;
 
-/// The questions that are under way. No more than there are callers waiting.
+/// The calls in progress. There are never more than waiting callers.
 #[derive(Default)]
 pub(super) struct Flights(Mutex<State>);
 
@@ -36,8 +36,8 @@ struct Flight {
 }
 
 impl Flights {
-    /// The store's answer. Whichever caller is polled drives the call, so that none
-    /// of them is needed: one that goes away leaves it to the others.
+    /// The store's answer. Any of the waiting callers drives the call when polled, so that
+    /// a caller that is dropped does not stop it.
     pub(super) async fn ask(
         self: &Arc<Self>,
         store: &Arc<dyn KeyStore>,
@@ -85,7 +85,7 @@ impl Flights {
                 call: flight.call.clone(),
             });
         }
-        // A flight may have landed since the caller looked.
+        // The answer may have arrived since the caller checked.
         if let Some(found) = entries.find(digest) {
             return Boarding::Landed(found);
         }
@@ -103,13 +103,13 @@ impl Flights {
         let flight = Flight { number, asked, passengers: 1, call: call.clone() };
         let replaced = state.by_digest.insert(*digest, flight);
         drop(state);
-        // Outside of the lock: it may end a call of the store.
+        // Dropped outside the lock, since this may drop a call of the store.
         drop(replaced);
         let flights = Arc::clone(self);
         Boarding::Seat(Seat { flights, digest: *digest, number, joined: false, asked, call })
     }
 
-    /// Takes the flight off, where it is the one of that number and `when` says so.
+    /// Removes the flight if it has this number and `when` returns true.
     fn end(&self, digest: &KeyDigest, number: u64, when: impl FnOnce(&mut Flight) -> bool) {
         let mut state = self.lock();
         let flight = state.by_digest.get_mut(digest).filter(|flight| flight.number == number);
@@ -134,12 +134,12 @@ enum Boarding {
     Landed(Found),
 }
 
-/// One caller's part in a flight. The last to go takes the flight off.
+/// One caller's share of a flight. The last one to be dropped removes the flight.
 struct Seat {
     flights: Arc<Flights>,
     digest: KeyDigest,
     number: u64,
-    /// Whether another caller had put the question.
+    /// Whether another caller had started the flight.
     joined: bool,
     asked: Asked,
     call: Call,
@@ -154,7 +154,7 @@ impl Drop for Seat {
     }
 }
 
-/// The call of the store, and what wakes all who wait for its answer.
+/// The call of the store, and the waker of all callers that wait for it.
 #[derive(Clone)]
 struct Call {
     answer: Shared<BoxFuture<'static, Answer>>,
@@ -166,7 +166,7 @@ impl Call {
         let everyone = Arc::new(OnceLock::new());
         let waker = Arc::clone(&everyone);
         let answer: BoxFuture<'static, Answer> = Box::pin(async move {
-            // `Shared` polls what it shares with a waker of its own.
+            // `Shared` polls the inner future with a waker that wakes all callers.
             poll_fn(|cx| Poll::Ready(_ = waker.set(cx.waker().clone()))).await;
             question.put().await
         });
@@ -185,7 +185,7 @@ struct Question {
 
 impl Question {
     async fn put(self) -> Answer {
-        // A panic would otherwise reach every caller that waits.
+        // Otherwise a panic would reach every caller that waits.
         let found = caught(self.store.find_by_digest(&self.digest)).await;
         let found = found.unwrap_or_else(|_| Err(StoreError::unavailable(Panicked)));
         if let Ok(found) = &found {
@@ -196,16 +196,16 @@ impl Question {
     }
 }
 
-/// The answer took longer than `max_staleness`, and so may be older.
+/// The answer took longer than `max_staleness`, so it may be older than that.
 #[derive(Debug, Error)]
-#[error("the store took longer to answer than an answer may be old")]
+#[error("the store took longer to answer than max_staleness permits")]
 struct TooOld;
 
 #[derive(Debug, Error)]
 #[error("the store panicked")]
 struct Panicked;
 
-/// An error of one's own, of the same kind and saying the same.
+/// A copy of the error for another caller, of the same kind and text.
 fn own(error: Arc<StoreError>) -> StoreError {
     let error = match Arc::try_unwrap(error) {
         Ok(error) => return error,
@@ -221,7 +221,7 @@ fn own(error: Arc<StoreError>) -> StoreError {
     }
 }
 
-/// The source of an error that several callers got.
+/// The source of an error that several callers share.
 #[derive(Debug)]
 struct SharedSource(Arc<StoreError>);
 

@@ -14,7 +14,7 @@ use crate::runtime::{Panicked, Runtime, caught, within};
 use crate::store::feed::{ChangeFeed, News};
 use crate::throttle::Throttle;
 
-/// Ends the task when it is dropped.
+/// Stops the task when dropped.
 #[derive(Debug, Default)]
 pub(super) struct Listening(Arc<End>);
 
@@ -60,8 +60,8 @@ impl Follower {
         let mut following = false;
         let (lost, found) = (Throttle::default(), Throttle::default());
         loop {
-            // Entries are not served after their time whether or not this task runs;
-            // here they are dropped, and the log told.
+            // Expired entries are never served, even if this task does not run. Here they
+            // are freed, and the log is informed.
             let news = or_end(&self.end, caught(self.feed.next()));
             match within(&*self.runtime, self.max_staleness, news).await {
                 Ok(None) => return,
@@ -69,7 +69,7 @@ impl Follower {
                 Ok(Some(Err(Panicked))) => {
                     self.entries.drop_all();
                     tracing::error!(
-                        "the feed of changes panicked: the cache of keys is bypassed from now on"
+                        "the change feed panicked: the key cache is bypassed until a restart"
                     );
                     return;
                 }
@@ -79,13 +79,16 @@ impl Follower {
             if following && bypassed {
                 self.entries.drop_all();
                 if let Some(left_out) = lost.pass() {
-                    tracing::warn!(left_out, "no word of changes: the cache of keys is bypassed");
+                    tracing::warn!(
+                        left_out,
+                        "the change feed is silent: the key cache is bypassed"
+                    );
                 }
             } else if !following
                 && !bypassed
                 && let Some(left_out) = found.pass()
             {
-                tracing::info!(left_out, "the cache of keys follows the changes");
+                tracing::info!(left_out, "the change feed works: the key cache is in use");
             }
             following = !bypassed;
         }
@@ -100,7 +103,7 @@ impl Follower {
     }
 }
 
-/// What the work comes to; nothing once the end is reached.
+/// The output of the future, or `None` once the end is reached.
 async fn or_end<T>(end: &End, work: impl Future<Output = T>) -> Option<T> {
     let mut ended = pin!(end.event.listen());
     if end.reached.load(Ordering::Acquire) {

@@ -1,6 +1,6 @@
-//! How a cache does.
+//! The health of a cache.
 
-/// How a [`CachedStore`](crate::CachedStore) does, for a host's health report.
+/// The health of a [`CachedStore`](crate::CachedStore), for a host's health report.
 ///
 /// ```
 /// use std::time::Duration;
@@ -16,9 +16,9 @@
 pub struct CacheHealth {
     /// Whether the cache is used.
     pub state: CacheState,
-    /// How many keys are kept. Some of them may be too old to be used.
+    /// How many keys are cached. Some of them may be too old to be used.
     pub entries: usize,
-    /// How many digests without a key are kept.
+    /// How many digests without a key are cached.
     pub absent_entries: usize,
 }
 
@@ -28,8 +28,8 @@ pub struct CacheHealth {
 pub enum CacheState {
     /// There is no feed: answers are used for `max_staleness`.
     WithoutFeed,
-    /// The feed tells of changes: answers are used until one is told.
+    /// The feed announces changes: answers are used until they change.
     Following,
-    /// There is no word of the feed, or not yet: every look-up goes to the store.
+    /// The feed is silent or has not started: every look-up goes to the store.
     Bypassed,
 }

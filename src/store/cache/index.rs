@@ -1,4 +1,4 @@
-//! Under which digests each key is kept: exactly what the cache holds.
+//! Maps each key to the digests under which the cache holds it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 
-/// A key is kept under one digest; for a moment under two, where it was rotated.
+/// A key has one digest, or briefly two after a rotation.
 #[derive(Debug, Default)]
 pub(super) struct Index(HashMap<KeyId, SmallVec<[KeyDigest; 1]>>);
 

@@ -26,18 +26,17 @@ use crate::store::contract::{KeyStore, StoreError};
 pub use self::builder::{CacheError, CachedStoreBuilder};
 pub use self::health::{CacheHealth, CacheState};
 
-/// What `validity.rs` and `quiet.rs` share between threads: here the real thing.
+/// What `validity.rs` and `quiet.rs` share between threads; loom replaces it in tests.
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 }
 
-/// A [`KeyStore`] that keeps in memory what another one answered: for stores across a
-/// network.
+/// A [`KeyStore`] that caches the answers of another one, for stores across a network.
 ///
 /// **No process accepts a key later than `max_staleness` after its revocation was
-/// acknowledged, whatever fails**; normally within milliseconds, and where the change
-/// was made through this store or a clone of it, from the moment the call returned. The
-/// same goes for every other change: rotated, deleted and edited keys, and new ones.
+/// acknowledged, whatever fails.** Normally a revocation takes effect within milliseconds.
+/// If it was made through this store or a clone of it, it takes effect when the call
+/// returns. The same applies to every other change: rotated, deleted, edited and new keys.
 ///
 /// ```
 /// # #[tokio::main]
@@ -53,30 +52,30 @@ mod atomic {
 /// # }
 /// ```
 ///
-/// # What is kept, and for how long
+/// # What is cached, and for how long
 ///
-/// The answers of [`find_by_digest`](KeyStore::find_by_digest), the call of every
-/// request: keys, and, in a room of their own, digests without a key. Status, expiry
-/// and address are still judged at each request. All other calls go to the store.
-/// `last_used_at` in what is found may be behind; `get` and `list` have it right.
+/// The answers of [`find_by_digest`](KeyStore::find_by_digest), which every request calls,
+/// are cached: keys and, in separate room, digests without a key. Status, expiry and
+/// address are still checked on each request. All other calls go to the store. The cached
+/// `last_used_at` may be out of date; `get` and `list` return the stored one.
 ///
-/// - Without a [`ChangeFeed`](crate::ChangeFeed), each answer is used for
-///   `max_staleness` from the moment that the store was asked.
-/// - With one, answers are used until the feed tells of a change, so that a key in
-///   use costs the store nothing. Where the feed has given no proof for
-///   `max_staleness` that it still tells everything (a lost connection, a half-open
-///   socket, a pooler in between), the cache is dropped and every look-up goes to the
-///   store until the proof is back. [`health`](CachedStore::health) says so.
+/// - Without a [`ChangeFeed`](crate::ChangeFeed), each answer is used for `max_staleness`
+///   from when the store was asked.
+/// - With one, answers are used until the feed announces a change, so that a key in use
+///   costs the store nothing. If the feed has not proved for `max_staleness` that it is
+///   complete (a lost connection, a half-open socket, an unsuitable pooler), the cache is
+///   emptied, and every look-up goes to the store until it does.
+///   [`health`](CachedStore::health) reports this.
 ///
-/// Look-ups of one digest at one time share one call of the store. An answer that
-/// took the store longer than `max_staleness` is refused as
-/// [`StoreError::Unavailable`]: nobody knows whether it still holds.
+/// Concurrent look-ups of one digest share one call of the store. An answer that took
+/// longer than `max_staleness` is refused as [`StoreError::Unavailable`], since it may be
+/// out of date.
 ///
-/// Time is that of this machine's monotonic clock ([`Instant`](std::time::Instant)),
-/// which no correction moves. On most systems it stands still while the machine is
-/// suspended: what was kept before is as old afterwards as it was.
+/// Time is measured by this machine's monotonic clock ([`Instant`](std::time::Instant)),
+/// which is never adjusted. On most systems it stops while the machine is suspended, so
+/// cached answers do not age during that time.
 ///
-/// Clones share one cache. The feed is listened to until the last of them is dropped.
+/// Clones share one cache. It listens to the feed until the last clone is dropped.
 #[derive(Clone)]
 pub struct CachedStore {
     store: Arc<dyn KeyStore>,
@@ -116,14 +115,15 @@ impl KeyStore for CachedStore {
         if let Some(found) = self.entries.find(digest) {
             return Ok(found);
         }
-        // On the heap by itself, so that a hit does not pay for its size.
+        // Boxed, so that a cache hit does not pay for its size.
         Box::pin(self.flights.ask(&self.store, &self.entries, digest)).await
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
         let found = self.store.get(org, id).await?;
-        // A caller who finds the key as it should be and changes nothing relies on that: it
-        // may have been changed elsewhere, or by a call whose answer was lost.
+        // A caller that finds the key in the desired state makes no change. The cache may
+        // be out of date, if the change was made elsewhere or by a call whose answer was
+        // lost.
         match &found {
             Some(key) => self.entries.seen(key),
             None => self.entries.doubted(org, *id),
@@ -155,7 +155,7 @@ impl KeyStore for CachedStore {
     }
 }
 
-/// How the cache does, and what the inner store is.
+/// Shows the health of the cache and the inner store.
 impl fmt::Debug for CachedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedStore")
@@ -165,12 +165,12 @@ impl fmt::Debug for CachedStore {
     }
 }
 
-/// A change is under way. Once it is over the key's entry is void: also where it
-/// failed and may have taken place, and where the call is dropped.
+/// A change in progress. When it ends, the key's entry is invalidated, even if the change
+/// failed and may have taken place, or if the call was dropped.
 ///
-/// A call that was given up may still take place later, and a look-up in between is
-/// kept with the old record. Nobody was told that such a change was made; the feed
-/// tells of it, or `max_staleness` passes.
+/// A call that was given up may still take place later, and a look-up in between caches the
+/// old record. That change was never acknowledged; the entry lasts until the feed announces
+/// the change or `max_staleness` passes.
 struct Changing<'a> {
     entries: &'a Entries,
     /// `None` once it is known that nothing was changed.
@@ -178,8 +178,8 @@ struct Changing<'a> {
 }
 
 impl Changing<'_> {
-    /// Ends the change of a key of that organisation. A change that was refused changed
-    /// nothing, and says that the key is not as the caller thought.
+    /// Ends the change of a key of this organisation. A refused change changed nothing, but
+    /// shows that the key is not in the state that the caller assumed.
     fn end(mut self, org: &OrgId, done: Result<(), StoreError>) -> Result<(), StoreError> {
         use StoreError::{Conflict, LimitReached, NotFound};
         if let Err(LimitReached | NotFound | Conflict) = &done

@@ -1,7 +1,7 @@
-//! Waiting for what several tasks share, without being woken by one's own answer.
+//! Waiting for a shared future without being woken by one's own poll.
 //!
-//! `tests/cache_model.rs` compiles this file against loom's atomics and runs it in
-//! every order; hence `super::atomic`, and nothing else of the crate.
+//! `tests/cache_model.rs` compiles this file against loom's atomics and runs it in every
+//! order. For that it uses `super::atomic`, and nothing else of the crate.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -10,13 +10,13 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use super::atomic::{AtomicU8, Ordering};
 
-/// What the future gives, for a caller who is not woken by getting it.
+/// Awaits the future, without a wake-up for the caller that completes it.
 ///
-/// A future that is shared wakes every task that waits for it once it is done, and so
-/// the one too in which it was done: a runtime would run that one again for nothing,
-/// often on another thread. That is a tenth of the time that a database nearby takes.
+/// A shared future that completes wakes every task that waits for it, including the task
+/// that polled it. The runtime would then poll that task again needlessly, often on another
+/// thread. That costs a tenth of the time of a query to a nearby database.
 ///
-/// `everyone` wakes all who wait for the future.
+/// `everyone` wakes all tasks that wait for the future.
 pub(super) async fn quietly<T>(
     mut shared: impl Future<Output = T> + Unpin,
     everyone: &OnceLock<Waker>,
@@ -30,7 +30,7 @@ pub(super) async fn quietly<T>(
     .await
 }
 
-/// The task of a caller, which is not woken while it asks anyway.
+/// A caller's task, which is not woken while it is polling.
 struct Caller {
     waker: Waker,
     state: AtomicU8,
@@ -52,11 +52,11 @@ impl Caller {
         self.state.store(ASKS, Ordering::SeqCst);
         let answer = ask(&mut Context::from_waker(&Waker::from(Arc::clone(self))));
         let state = self.state.swap(0, Ordering::SeqCst);
-        // What woke it may have come after the part of the question that looks for it.
+        // The wake-up may have come after the future checked for it.
         if answer.is_pending() && state & WAS_WOKEN != 0 {
             self.waker.wake_by_ref();
-            // Who came in since then was told that somebody is asking already, and
-            // not woken. This caller may go away before it asks again.
+            // Callers that arrived since then saw that a caller is polling, and were not
+            // woken. This caller may be dropped before it polls again.
             if let Some(everyone) = everyone.get() {
                 everyone.wake_by_ref();
             }

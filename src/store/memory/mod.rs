@@ -1,4 +1,4 @@
-//! Keys in memory: threads that read do not wait for each other.
+//! Keys in memory, for concurrent reads.
 
 mod table;
 
@@ -21,13 +21,13 @@ use crate::store::transfer::KeyExport;
 /// A [`KeyStore`] in memory, for tests, and for services whose keys need not
 /// survive a restart.
 ///
-/// Changes are made one at a time, under a lock. Of the look-ups by digest only a
-/// thread's first takes a lock, and another one: so threads which verify do not slow each
-/// other, and no change waits for them. What was removed stays in memory for a while,
-/// found by nobody.
+/// Changes are made one at a time, under a lock. A look-up by digest takes a lock, a
+/// different one, only the first time in each thread. So threads that verify keys do not
+/// slow each other down, and changes do not wait for them. A removed record stays in memory
+/// for a while, but look-ups do not find it.
 #[derive(Default)]
 pub struct MemoryStore {
-    /// Follows `state`, which is locked whenever this is changed.
+    /// Updated with `state`, which is locked on every change.
     by_digest: Table,
     state: Mutex<State>,
 }
@@ -35,7 +35,8 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct State {
     keys: BTreeMap<KeyId, Arc<ApiKey>>,
-    /// Of each key; apart, so that a use changes nothing that requests read.
+    /// The last use of each key. Separate, so that a use does not modify what requests
+    /// read.
     last_uses: HashMap<KeyId, Option<Timestamp>, BuildUniformHasher>,
     orgs: HashMap<OrgId, BTreeMap<(Timestamp, KeyId), KeyId>>,
 }
@@ -51,7 +52,7 @@ impl MemoryStore {
     }
 }
 
-/// How many keys there are; not the keys of every organisation.
+/// Shows only the number of keys: they belong to all organisations.
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys = self.lock().keys.len();

@@ -1,4 +1,4 @@
-//! Keys by digest, as threads read them: no reader waits for a writer, and no writer for a reader.
+//! A map of keys by digest in which readers and writers do not wait for each other.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ impl Table {
         self.keys.pin().insert(key.digest, key);
     }
 
-    /// Puts a record in place of another: where the digest is the same, readers find either.
+    /// Replaces a record. If the digest is the same, readers find one of the two.
     pub(super) fn replace(&self, old: &KeyDigest, key: Arc<ApiKey>) {
-        // First the old secret goes, then the new one comes: never both. A KeyManager tells
-        // the new one only once it is here.
+        // The old secret is removed before the new one is added, so that both are never
+        // valid. A KeyManager returns the new secret only after this.
         if *old != key.digest {
             self.remove(old);
         }
@@ -42,39 +42,38 @@ impl Table {
     }
 }
 
-/// What a thread is busy with. On cache lines of its own: what one thread writes here no
-/// other has near.
+/// The keys that a thread uses most. On separate cache lines, to avoid false sharing.
 #[derive(Default)]
 #[repr(align(128))]
 struct Reader(RefCell<[Hot; HOT]>);
 
-/// So many keys at a time can be hot for a thread.
+/// How many keys a thread may copy.
 const HOT: usize = 16;
-/// So often on end must a thread be asked for a key before a copy pays.
+/// After how many requests in a row a copy is made.
 const OFTEN: u32 = 8;
 
-/// A place for one of the keys that a thread is asked for time and again.
+/// A slot for a key that a thread looks up repeatedly.
 ///
-/// Threads that count references to one and the same record slow each other, however
-/// little they do: so each has a copy of its own of the records that it is busy with.
+/// Threads that count references to the same record slow each other down, so each thread
+/// has its own copy of the records that it uses most.
 #[derive(Default)]
 struct Hot {
-    /// The last key of this place that had no copy here, and how often on end.
+    /// The last key of this slot without a copy, and how often it came in a row.
     last: u64,
     times: u32,
-    /// The record in the table, and the copy.
+    /// The record in the table, and its copy.
     copy: Option<[Arc<ApiKey>; 2]>,
 }
 
 impl Reader {
-    /// The thread's own copy of a record in the table, or the record.
+    /// The thread's copy of a record in the table, or the record itself.
     fn own(&self, key: &Arc<ApiKey>) -> Arc<ApiKey> {
         let word = key.digest.first_word();
-        // There is a place, and nobody else has it: the thread does one thing at a time.
+        // The slot exists and is not borrowed: the thread does one thing at a time.
         let Ok(mut hot) = self.0.try_borrow_mut() else { return Arc::clone(key) };
         let Some(hot) = hot.get_mut(word as usize % HOT) else { return Arc::clone(key) };
         if let Some([original, copy]) = &hot.copy
-            // Any change to a key makes a new record of it.
+            // Any change of a key creates a new record.
             && Arc::ptr_eq(original, key)
         {
             hot.times = 0;

@@ -17,12 +17,12 @@ use crate::store::sql::{self, CHANGES, REQUESTS};
 use crate::store::sqlite::columns::Columns;
 use crate::store::sqlite::error::Outcome;
 
-/// As many rows of a table are purged in one transaction.
+/// How many rows of a table are purged in one transaction.
 const PURGE_BATCH: i64 = 1_000;
-/// As many pages are given back with them, more than they filled.
+/// How many pages are returned to the file system with them, more than they filled.
 const PURGE_PAGES: i64 = 256;
 
-/// To write a request, and to write a change.
+/// The statements that write a request and a change.
 static TEXTS: LazyLock<(String, String)> = LazyLock::new(|| {
     let insert = |table, columns: &[&str]| {
         let (names, values) = (sql::list(columns), sql::parameters('?', 1, columns.len()));
@@ -31,7 +31,7 @@ static TEXTS: LazyLock<(String, String)> = LazyLock::new(|| {
     (insert("requests", &REQUESTS), insert("changes", &CHANGES))
 });
 
-/// Writes the batch; a record that is there already stays as it is.
+/// Writes the batch. A record that is stored already is left unchanged.
 pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
     let mut request_row = db.prepare_cached(&TEXTS.0)?;
     let mut change_row = db.prepare_cached(&TEXTS.1)?;
@@ -66,7 +66,7 @@ pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
     Ok(())
 }
 
-/// One short scan along an index, however many records there are.
+/// One short scan along an index, at any size of the log.
 pub(super) fn page(db: &Connection, query: &AuditQuery) -> Outcome<AuditPage> {
     let (table, scope) = match query.scope {
         AuditScope::KeyRequests(_) => ("requests", "key = ?2 AND org = ?1"),
@@ -101,7 +101,7 @@ pub(super) fn page(db: &Connection, query: &AuditQuery) -> Outcome<AuditPage> {
     Ok(AuditPage::assemble(query, fetched?))
 }
 
-/// Removes some of the records from before that instant, and says how many.
+/// Deletes some of the records from before this instant, and returns how many.
 pub(super) fn purge(db: &Connection, before: Timestamp) -> Outcome<usize> {
     let mut purged = 0;
     for table in ["requests", "changes"] {
@@ -111,8 +111,7 @@ pub(super) fn purge(db: &Connection, before: Timestamp) -> Outcome<usize> {
         );
         purged += db.prepare_cached(&sql)?.execute([before.unix_micros()])?;
     }
-    // Of no effect on a file from before there was `auto_vacuum`: its free pages are
-    // filled again.
+    // Has no effect on a file created without `auto_vacuum`: its free pages are reused.
     let mut vacuum = db.prepare(&format!("PRAGMA incremental_vacuum({PURGE_PAGES})"))?;
     let mut steps = vacuum.query([])?;
     while steps.next()?.is_some() {}

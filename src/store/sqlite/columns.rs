@@ -1,4 +1,4 @@
-//! Reading stored columns, and what is said of one that cannot be read.
+//! Reads stored columns and reports unreadable ones.
 
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
@@ -7,7 +7,7 @@ use crate::allowlist::Allowlist;
 use crate::clock::Timestamp;
 use crate::store::sqlite::error::{Fault, Outcome};
 
-/// One row of a table whose rows are called `name`.
+/// One row of a table; `name` is what errors call it.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
     pub(super) row: &'a Row<'a>,
@@ -77,9 +77,8 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Where a column is: by its name, or by its place in the query and its name.
-/// Places are for the look-up on every request, of which the comparing of names
-/// would be a tenth.
+/// Identifies a column by name, or by its position in the query and its name. Positions are
+/// for the look-up on every request, where comparing names would take a tenth of the time.
 pub(super) trait Place: Copy {
     fn read<'a>(self, row: &'a Row<'_>) -> rusqlite::Result<ValueRef<'a>>;
     fn name(self) -> &'static str;
@@ -105,25 +104,24 @@ impl Place for (usize, &'static str) {
     }
 }
 
-/// An allowlist as it is stored: each entry ended by a line feed, so that no
-/// list but the empty one is an empty text. A line feed within a damaged entry
-/// is written as `\n`, so that it does not make two good entries of a bad one.
+/// An allowlist as stored: each entry ends with a line feed, so that only the empty list is
+/// an empty text. A line feed in a damaged entry is escaped as `\n`, so that one bad entry
+/// does not become two good ones.
 pub(super) fn lines(list: &Allowlist) -> String {
     let escaped = |entry: &String| entry.replace('\\', "\\\\").replace('\n', "\\n") + "\n";
     list.entries().iter().map(escaped).collect()
 }
 
-/// Reads what [`lines`] wrote. What is left of a damaged text is no readable list,
-/// since part of an address may be another one, and part of a range a wider one;
-/// but nothing tells a list that has lost whole entries, or a digit that has become
-/// another one.
+/// Reads what [`lines`] wrote. A truncated text is not a readable list, since part of an
+/// address may be a different address, and part of a range a wider one. The loss of whole
+/// entries, or of a digit that became another one, cannot be detected.
 pub(super) fn from_lines(text: &str) -> Allowlist {
     if text.is_empty() {
         return Allowlist::default();
     }
     let (entries, missing) = match text.strip_suffix('\n') {
         Some(entries) => (entries, None),
-        // No store reads a list with an empty entry.
+        // No store accepts a list with an empty entry.
         None => (text, Some("")),
     };
     let entries = entries.split('\n').chain(missing);
@@ -134,7 +132,7 @@ pub(super) fn from_lines(text: &str) -> Allowlist {
     }
 }
 
-/// `None` for a backslash that [`lines`] does not write.
+/// `None` for an escape that [`lines`] does not write.
 fn unescaped(entry: &str) -> Option<String> {
     let mut chars = entry.chars();
     let mut plain = String::with_capacity(entry.len());

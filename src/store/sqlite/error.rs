@@ -1,4 +1,4 @@
-//! SQLite's errors, sorted into those of the store and of the audit log.
+//! SQLite's errors, and their conversion to errors of the store and of the audit log.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use thiserror::Error;
 use crate::audit::sink::AuditError;
 use crate::store::contract::StoreError;
 
-/// What a statement gives, or the fault that it ran into.
+/// The result of a statement.
 pub(super) type Outcome<T> = Result<T, Fault>;
 
-/// What went wrong with a statement.
+/// Why a statement failed.
 #[derive(Debug, Error)]
 pub(super) enum Fault {
     #[error("the limit of keys is reached")]
@@ -26,13 +26,13 @@ pub(super) enum Fault {
     Unreadable { row: &'static str, column: &'static str },
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
-    /// The transaction that carried this change, and others, did not take place.
+    /// The transaction with this and other changes did not take place.
     #[error("the transaction failed: {0}")]
     NotCommitted(#[source] Arc<Fault>),
-    /// It failed at a moment when its pages may have reached the disk.
-    #[error("the transaction may be on disk or not: {0}")]
+    /// The transaction failed when its pages may already have been on disk.
+    #[error("the transaction failed but may be on disk: {0}")]
     InDoubt(#[source] Arc<Fault>),
-    #[error("{path} is gone, or can no longer be reached")]
+    #[error("{path} is missing or cannot be reached")]
     Gone { path: PathBuf, source: io::Error },
     #[error("{path} is no longer the file that was opened")]
     Replaced { path: PathBuf },
@@ -43,7 +43,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// Whether trying again could be of use.
+    /// Whether a retry may help.
     fn may_pass(&self) -> bool {
         match self {
             Self::NotCommitted(_) | Self::InDoubt(_) => true,
@@ -62,7 +62,7 @@ impl Fault {
         }
     }
 
-    /// Whether a damaged page of the file is the reason.
+    /// Whether the cause is a damaged page in the file.
     pub(super) fn is_damage(&self) -> bool {
         let damage = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase];
         matches!(self, Self::Sqlite(e) if e.sqlite_error_code().is_some_and(|c| damage.contains(&c)))
@@ -89,7 +89,7 @@ impl From<Fault> for StoreError {
 
 impl From<Fault> for AuditError {
     fn from(fault: Fault) -> Self {
-        // Damage is not the fault of a record: none may be given up for it.
+        // No record causes damage, so none may be given up because of it.
         let keeps = fault.may_pass() || fault.is_damage();
         if keeps { Self::unavailable(fault) } else { Self::rejected(fault) }
     }

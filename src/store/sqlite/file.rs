@@ -1,4 +1,4 @@
-//! Whether the file on disk is still the one that is open, and whether it is whole.
+//! Checks that the file on disk is still the one that is open, and is not damaged.
 
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -10,8 +10,8 @@ use std::{fs, io};
 use crate::store::sqlite::error::{Fault, Outcome};
 use crate::throttle::Throttle;
 
-/// How often look-ups ask which file is at the path. Asking takes a fifth of the time
-/// of a look-up.
+/// How often look-ups check which file is at the path. A check takes a fifth of the time of
+/// a look-up.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The database file and the two that SQLite keeps beside it.
@@ -19,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct DatabaseFile {
     parts: [Part; 3],
     opened: Instant,
-    /// When look-ups ask again which file is at the path, in milliseconds after `opened`.
+    /// When look-ups check the file next, in milliseconds after `opened`.
     look_again: AtomicU64,
     replaced: AtomicBool,
     damaged: AtomicBool,
@@ -33,17 +33,17 @@ struct Part {
     identity: Identity,
 }
 
-/// Device and inode. The number of an open file is not given to another one.
+/// Device and inode. The inode of an open file is not reused.
 #[cfg(unix)]
 type Identity = (u64, u64);
-/// Elsewhere an open file can be neither removed nor replaced.
+/// On other systems an open file can be neither removed nor replaced.
 #[cfg(not(unix))]
 type Identity = ();
 
 impl DatabaseFile {
-    /// The file at that path, which a connection has open in WAL mode.
+    /// The file at this path, which a connection has open in WAL mode.
     pub(super) fn opened(path: &Path) -> io::Result<Self> {
-        // SQLite follows links, and keeps its files beside the file itself.
+        // SQLite follows links, and keeps its files next to the target.
         let [wal, shm] = beside(&fs::canonicalize(path)?);
         let part = |path: PathBuf| {
             let identity = identity(&fs::metadata(&path)?);
@@ -60,8 +60,8 @@ impl DatabaseFile {
         })
     }
 
-    /// Fails where one of the files is gone or is another one: what is written then is
-    /// lost with the next restart.
+    /// Fails if one of the files is gone or was replaced: changes written then would be
+    /// lost at the next restart.
     pub(super) fn is_there(&self) -> Outcome<()> {
         let checked = self.parts.iter().try_for_each(Part::is_there);
         self.replaced.store(matches!(checked, Err(Fault::Replaced { .. })), Ordering::Relaxed);
@@ -70,17 +70,17 @@ impl DatabaseFile {
         {
             tracing::error!(
                 left_out,
-                "{fault}; changes and audit records are refused; stop the service, \
-                 put the right file in its place, and start it again"
+                "{fault}; changes and audit records are refused: stop the service, \
+                 restore the right file, and start it again"
             );
         }
         checked
     }
 
-    /// Fails where another file is in the place of one of them. Another process may open
-    /// that file and change keys in it, so that what is read from this one is out of date,
-    /// or mixed with the other's. Where there is none, no process changes anything, and
-    /// reading goes on.
+    /// Fails if one of the files was replaced. Another process may open that file and
+    /// change keys in it, so data read from this one may be out of date, or mixed with the
+    /// other's. If a file is only missing, no process changes anything, and reading
+    /// continues.
     pub(super) fn may_be_read(&self) -> Outcome<()> {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         let known = now < self.look_again.load(Ordering::Relaxed);
@@ -95,7 +95,7 @@ impl DatabaseFile {
         }
     }
 
-    /// Fails once a damaged page has been met.
+    /// Fails once a damaged page has been found.
     pub(super) fn is_whole(&self) -> Outcome<()> {
         if self.damaged.load(Ordering::Relaxed) {
             return Err(Fault::Damaged { path: self.path().to_owned() });
@@ -103,7 +103,7 @@ impl DatabaseFile {
         Ok(())
     }
 
-    /// Remembers where a statement has met a damaged page.
+    /// Remembers the damage if a statement found a damaged page.
     pub(super) fn watch<T>(&self, outcome: Outcome<T>) -> Outcome<T> {
         if let Err(fault) = &outcome
             && fault.is_damage()
@@ -120,7 +120,7 @@ impl DatabaseFile {
         outcome
     }
 
-    /// Warns where other users of the machine may read what is stored.
+    /// Warns if other users of the machine can read the data.
     #[cfg(unix)]
     pub(super) fn warn_of_readers(&self) {
         use std::os::unix::fs::PermissionsExt;
@@ -128,8 +128,8 @@ impl DatabaseFile {
             let mode = fs::metadata(path).map_or(0, |file| file.permissions().mode());
             if mode & 0o066 != 0 {
                 tracing::warn!(
-                    "{} is open to other users of this machine (mode {:03o}); \
-                     it holds digests and the audit log: chmod 600",
+                    "{} can be read by other users of this machine (mode {:03o}): \
+                     it contains digests and the audit log, so set mode 600",
                     path.display(),
                     mode & 0o777,
                 );
@@ -166,7 +166,7 @@ fn identity(file: &Metadata) -> Identity {
 #[cfg(not(unix))]
 fn identity(_: &Metadata) -> Identity {}
 
-/// The names of the write-ahead log and of its index.
+/// The paths of the write-ahead log and of its index.
 pub(super) fn beside(path: &Path) -> [PathBuf; 2] {
     ["-wal", "-shm"].map(|ending| {
         let mut name = OsString::from(path);

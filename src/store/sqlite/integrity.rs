@@ -1,4 +1,4 @@
-//! Whether a file is whole, as SQLite sees it, within a bounded time.
+//! Checks a file for damage within a bounded time.
 
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -9,14 +9,14 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::store::sqlite::open_error::SqliteOpenError;
 
-/// The keys first, with their indexes: a key that one of them leaves out would be refused,
-/// or not be seen. Then the pages of the whole file.
+/// First the keys with their indexes, since a key missing from an index would be refused or
+/// not listed. Then the pages of the whole file.
 const CHECKS: [&str; 2] = ["PRAGMA integrity_check(keys)", "PRAGMA quick_check(1)"];
 
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Fails where the file is found to be damaged. What cannot be read within that time is not
-/// checked; none at all with a time of zero.
+/// Fails if the file is damaged. What cannot be read within this time is not checked; with
+/// a time of zero, nothing is.
 pub(super) fn check(
     connection: &Connection,
     path: &Path,
@@ -39,7 +39,9 @@ fn run(
         Err(Finding::Failed(error)) => match error.sqlite_error_code() {
             Some(ErrorCode::OperationInterrupted) => {
                 let path = path.display();
-                tracing::info!("{path} is large: only a part was checked for damage in {within:?}");
+                tracing::info!(
+                    "{path} is large: only part of it was checked for damage within {within:?}"
+                );
                 Ok(())
             }
             _ => Err(SqliteOpenError::from_sqlite(path, error)),
@@ -64,13 +66,13 @@ fn sound(connection: &Connection, sql: &str) -> Result<(), Finding> {
     }
 }
 
-/// Does the work, and interrupts it after that time.
+/// Does the work, and interrupts it after this time.
 fn bounded<T>(connection: &Connection, within: Duration, work: impl FnOnce() -> T) -> T {
     let interrupt = connection.get_interrupt_handle();
     let (done, wait) = mpsc::channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
-            // Again and again: only a statement that runs is interrupted.
+            // Repeated, since only a running statement is interrupted.
             let mut left = within;
             while wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
                 interrupt.interrupt();

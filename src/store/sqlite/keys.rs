@@ -45,7 +45,7 @@ static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
 });
 
 pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Outcome<()> {
-    // The transaction is IMMEDIATE: nobody inserts between these statements.
+    // The transaction is IMMEDIATE: there is no other insert between these statements.
     let taken = db
         .prepare_cached("SELECT 1 FROM keys WHERE id = ?1 OR digest = ?2")?
         .exists(params![key.id.to_bytes(), key.digest.as_bytes()])?;
@@ -80,7 +80,7 @@ pub(super) fn list(db: &Connection, org: &OrgId) -> Outcome<Vec<ApiKey>> {
 
 /// The keys of all organisations, by id.
 pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Outcome<Vec<ApiKey>> {
-    // The empty blob comes before every id.
+    // The empty blob sorts before every id.
     let after = after.map_or(Vec::new(), |id| id.to_bytes().to_vec());
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut statement = db.prepare_cached(&TEXTS.export)?;
@@ -113,7 +113,7 @@ pub(super) fn delete(
     if deleted == 1 { Ok(()) } else { Err(conflict_or_not_found(db, org, id)?) }
 }
 
-/// Why no row of the key was at the expected revision.
+/// Why no row of the key had the expected revision.
 fn conflict_or_not_found(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<Fault> {
     let exists = db
         .prepare_cached("SELECT 1 FROM keys WHERE id = ?1 AND org = ?2")?

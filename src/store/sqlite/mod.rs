@@ -36,16 +36,15 @@ use crate::store::sqlite::scans::Scans;
 use crate::store::sqlite::writer::Writer;
 use crate::store::transfer::KeyExport;
 
-/// Keys and audit records in one SQLite file: [`KeyStore`], [`AuditSink`] and
-/// [`AuditLog`] at once. A clone is another handle to the same file.
+/// Keys and audit records in one SQLite file. It implements [`KeyStore`], [`AuditSink`] and
+/// [`AuditLog`]. A clone is another handle to the same file.
 ///
-/// Look-ups take microseconds and happen in place, on connections of their own; lists and
-/// pages are read on other threads. Writes go through one thread, which puts what waits
-/// for it into one transaction; a call returns once its transaction is on disk (`WAL`,
-/// `synchronous=FULL`). Several processes may share the file on one machine; a
-/// network file system will not do. Dropping the last handle closes the file and copies the
-/// write-ahead log into it, for which it blocks the thread, usually for milliseconds and for
-/// 5 seconds at most.
+/// Look-ups take microseconds and run on the calling thread; lists and pages are read on
+/// other threads. Writes go through one thread, which combines waiting changes into one
+/// transaction. A call returns once its transaction is on disk (`WAL`, `synchronous=FULL`).
+/// Several processes on one machine may share the file; network file systems are not
+/// supported. Dropping the last handle closes the file and copies the write-ahead log into
+/// it. This blocks the thread, usually for milliseconds and for 5 seconds at most.
 ///
 /// ```
 /// # #[tokio::main]
@@ -62,43 +61,44 @@ use crate::store::transfer::KeyExport;
 /// # Ok(())
 /// # }
 /// ```
+///
 /// # A change that is given up or fails
 ///
-/// A change whose caller gives up before its turn has come is not made. One whose
-/// transaction has reached it is carried through, and takes the milliseconds that the
-/// disk needs, so that a deadline that passes meanwhile leaves open whether it was made.
+/// A change whose caller gives up before its transaction begins is not made. Once its
+/// transaction has begun, the change is completed, which takes the disk some milliseconds.
+/// If a deadline passes during that time, the caller does not know whether the change was
+/// made.
 ///
-/// [`StoreError::InDoubt`] is a transaction that was written and could not be synced to the
-/// disk: it may come back after a crash. Every other failure is
-/// [`StoreError::Unavailable`], and the change does not take place later.
+/// [`StoreError::InDoubt`] means that a transaction was written but could not be synced to
+/// the disk: it may reappear after a crash. Every other failure is
+/// [`StoreError::Unavailable`], and the change will not take place later.
 ///
 /// # The file while it is in use
 ///
-/// Before each transaction the store looks whether the file and the two beside it
-/// (`-wal`, `-shm`) are the ones that it has open. Where one is gone or is another file,
-/// changes and audit records are refused, since a restart would lose them, and
-/// `record_uses(&[])` fails, by which the health check asks whether changes can be made.
+/// Before each transaction the store checks that the file and the two beside it (`-wal`,
+/// `-shm`) are the ones that it has open. If one is missing or was replaced, changes and
+/// audit records are refused, since a restart would lose them. `record_uses(&[])` fails as
+/// well, so that the health check reports it.
 ///
-/// - Where a file is *gone*, look-ups go on: no other process makes changes that this
+/// - If a file is *missing*, look-ups continue: no other process can make changes that this
 ///   one does not see.
-/// - Where *another file* is in its place, look-ups are refused as well, within 50 ms:
-///   another process may open that file and revoke keys in it.
+/// - If a file *was replaced*, look-ups are refused as well, within 50 ms: another process
+///   may open that file and revoke keys in it.
 ///
-/// Once the same file is in its place again, the store takes changes again. Otherwise stop the service, put
-/// the right file there and start it; a store does not change over to another file. To
-/// restore a backup, follow the guide: copying it over a file in use undoes it silently,
-/// or damages the file.
+/// Once the original file is back, the store accepts changes again. Otherwise stop the
+/// service, restore the right file and start the service; a store does not switch to
+/// another file. To restore a backup, follow the guide: a copy over a file in use is
+/// silently undone or damages the file.
 ///
-/// A page that is found damaged makes `record_uses(&[])` fail until the next start. Good
-/// pages are read and written on.
+/// After a damaged page is found, `record_uses(&[])` fails until the next start. Intact
+/// pages can still be read and written.
 ///
-/// # Room on the disk
+/// # Disk space
 ///
-/// The write-ahead log is cut off at 8 MiB once its pages are in the file.
-/// [`purge_before`](AuditLog::purge_before) gives the room of old records back to the file
-/// system, batch by batch. In a file that an older version made it is filled again instead,
-/// until `PRAGMA auto_vacuum = INCREMENTAL; VACUUM` was run on it once, with the service
-/// stopped.
+/// The write-ahead log is truncated to 8 MiB once its pages are in the file.
+/// [`purge_before`](AuditLog::purge_before) returns the space of old records to the file
+/// system, in batches. A file created by an older version reuses the space instead, until
+/// you stop the service and run `PRAGMA auto_vacuum = INCREMENTAL; VACUUM` on it once.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
     inner: Arc<Inner>,
@@ -112,20 +112,19 @@ struct Inner {
 }
 
 impl SqliteStore {
-    /// Opens the file, and makes it where there is none; brings an older schema
-    /// up to date. The folder must exist. [`SqliteOptions`] has all settings.
+    /// Opens the file, or creates it if it does not exist, and migrates an older schema.
+    /// The folder must exist. [`SqliteOptions`] has all settings.
     ///
-    /// A path, or a URL such as `sqlite:keygate.db` or `sqlite:///var/lib/keys.db`.
-    /// A new file can be read by its owner only.
+    /// Takes a path, or a URL such as `sqlite:keygate.db` or `sqlite:///var/lib/keys.db`. A
+    /// new file is readable only by its owner.
     ///
-    /// A file that is there already is checked for damage first, for two seconds at
-    /// most, which blocks the thread.
+    /// An existing file is first checked for damage, for two seconds at most. This blocks
+    /// the thread.
     ///
     /// # Errors
     ///
-    /// A [`SqliteOpenError`], where the file is none of keygate's or damaged, its schema
-    /// is newer than this version, or it cannot be opened for writing. The file is left as
-    /// it was.
+    /// A [`SqliteOpenError`] if the file is damaged or not keygate's, its schema is newer
+    /// than this version, or it cannot be opened for writing. The file is left unchanged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, SqliteOpenError> {
         SqliteOptions::new().open(path)
     }
@@ -158,20 +157,19 @@ impl SqliteOptions {
         Self { check_within: Duration::from_secs(2) }
     }
 
-    /// How long a file may be checked for damage before it is used: 2 seconds unless this
-    /// is called, and not at all with a time of zero. A second is enough for some 100 MB
-    /// that are in the system's cache. The keys come first; what was not reached is used
-    /// unchecked.
+    /// Sets how long a file may be checked for damage before it is used. The default is 2
+    /// seconds; zero disables the check. A second is enough for some 100 MB in the system's
+    /// cache. The keys are checked first; the part not reached is used unchecked.
     pub fn check_within(mut self, time: Duration) -> Self {
         self.check_within = time;
         self
     }
 
-    /// Opens the file, as [`SqliteStore::open`] does.
+    /// Opens the file, like [`SqliteStore::open`].
     ///
     /// # Errors
     ///
-    /// A [`SqliteOpenError`], as there.
+    /// A [`SqliteOpenError`], as for [`SqliteStore::open`].
     pub fn open(self, path: impl AsRef<Path>) -> Result<SqliteStore, SqliteOpenError> {
         let path = path::file_path(path.as_ref())?;
         let cannot_open = |e| SqliteOpenError::cannot_open(&path, e);
@@ -265,7 +263,7 @@ impl AuditLog for SqliteStore {
         Ok(self.inner.scans.run(move |db| audit::page(db, &query)).await?)
     }
 
-    /// In batches, between which other writes get their turn.
+    /// In batches, so that other writes can run in between.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         let mut purged = 0;
         loop {

@@ -1,4 +1,4 @@
-//! Opening a database file: what it has to be, and its settings.
+//! Opens a database file: checks and settings.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,30 +13,31 @@ use crate::store::sqlite::{file, integrity, schema};
 
 /// How long a write waits for another process that is writing.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a read waits in the rare moments when a reader has to. It blocks a
-/// thread of the caller's runtime.
+/// How long a read waits in the rare cases in which it must. It blocks a thread of the
+/// caller's runtime.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
-/// How large the write-ahead log stays, in bytes, once its pages are in the file. SQLite
-/// begins to copy them at half of that.
+/// The size of the write-ahead log, in bytes, once its pages are in the file. SQLite begins
+/// to copy them at half of that.
 const LOG_LIMIT: u32 = 8 << 20;
 
-/// Opens the file for writing, checks that it is keygate's and whole, and brings its
-/// schema up to date.
+/// Opens the file for writing, checks that it is keygate's and undamaged, and migrates its
+/// schema.
 pub(super) fn prepare(path: &Path, check_within: Duration) -> Result<Connection, SqliteOpenError> {
     if let Some((place, reason)) = obstacle(path) {
         return Err(SqliteOpenError::BadPath { path: path.to_owned(), place, reason });
     }
     create_private(path).map_err(|source| SqliteOpenError::cannot_open(path, source))?;
-    // SQLite takes a single byte for an empty file, and would write over it. The
-    // file is not opened for that: closing it would give up the locks that other
-    // connections of this process hold.
+    // SQLite treats a file of one byte as empty and would overwrite it. The file is not
+    // opened for this check: closing it would release the locks that other connections of
+    // this process hold.
     if fs::metadata(path).is_ok_and(|file| file.len() == 1) {
         return Err(SqliteOpenError::NotKeygate { path: path.to_owned() });
     }
     let log_is_left = log_is_left(path);
     let mut connection = connect(path, BUSY_TIMEOUT)?;
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
-    // A file that is refused is not mixed with a log that may be another file's.
+    // If the file is refused, the log, which may belong to another file, is not merged into
+    // it.
     let leave_log = |leave| {
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave).map_err(failed)
     };
@@ -55,20 +56,20 @@ pub(super) fn prepare(path: &Path, check_within: Duration) -> Result<Connection,
         let reason = format!("its journal mode is {mode} and cannot be set to WAL");
         return Err(SqliteOpenError::cannot_open(path, reason));
     }
-    // The first read makes the write-ahead log.
+    // The first read creates the write-ahead log.
     let settings = format!("PRAGMA journal_size_limit = {LOG_LIMIT}; PRAGMA user_version");
     connection.execute_batch(&settings).map_err(failed)?;
     Ok(connection)
 }
 
-/// Whether changes are in the write-ahead log that may not be in the file yet.
+/// Whether the write-ahead log contains changes that may not be in the file yet.
 fn log_is_left(path: &Path) -> bool {
     let [log, _] = file::beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
     fs::metadata(log).is_ok_and(|log| log.len() > 0)
 }
 
-/// Sets the journal mode, and says which it is now. SQLite does not wait here
-/// for others who are opening the file.
+/// Sets the journal mode, and returns the resulting mode. SQLite does not wait here for
+/// other processes that open the file.
 fn write_ahead(connection: &Connection) -> rusqlite::Result<String> {
     const PAUSE: Duration = Duration::from_millis(5);
     let give_up = Instant::now() + BUSY_TIMEOUT;
@@ -85,7 +86,7 @@ fn write_ahead(connection: &Connection) -> rusqlite::Result<String> {
     }
 }
 
-/// Opens another connection to a file that [`prepare`] has seen.
+/// Opens another connection to a file that [`prepare`] has checked.
 pub(super) fn reader(path: &Path) -> Result<Connection, SqliteOpenError> {
     let connection = connect(path, READ_TIMEOUT)?;
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
@@ -97,7 +98,7 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, SqliteOpen
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-    // Before anything is read: reading leaves files beside this one.
+    // Done before any read, since reading creates files next to this one.
     if connection.is_readonly("main").map_err(failed)? {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         return Err(SqliteOpenError::cannot_open(path, denied));
@@ -112,7 +113,7 @@ fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection, SqliteOpen
     Ok(connection)
 }
 
-/// Makes an empty file that only its owner may read, where there is none.
+/// Creates an empty file that only its owner can read, unless it exists.
 fn create_private(path: &Path) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);

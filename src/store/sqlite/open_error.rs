@@ -1,4 +1,4 @@
-//! Why a database file could not be opened.
+//! Errors of opening a database file.
 
 use std::error::Error as StdError;
 use std::io;
@@ -14,72 +14,74 @@ pub enum SqliteOpenError {
     /// The path or URL names no file.
     #[error("{url}: {reason}")]
     BadUrl {
-        /// What was given.
+        /// The path or URL.
         url: String,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// Something on the way to the file is not as it should be: a folder is missing or may
-    /// not be entered, or is where the file should be.
+    /// A place on the path is wrong: a folder is missing, cannot be entered, or is where
+    /// the file should be.
     #[error("{path} cannot be opened: {place} {reason}")]
     BadPath {
         /// The file.
         path: PathBuf,
-        /// The file, a folder above it, or a link.
+        /// The file, a parent folder, or a link.
         place: PathBuf,
         /// What is wrong with that place.
         reason: &'static str,
     },
-    /// The file holds something else than keys, or its beginning is damaged.
+    /// The file is not a keygate database, or its beginning is damaged.
     #[error(
-        "{path} is no keygate database, or a damaged one; give another path or restore it from a backup, nothing was changed"
+        "{path} is not a keygate database or is damaged; use another path or restore the file from a backup; nothing was changed"
     )]
     NotKeygate {
         /// The file.
         path: PathBuf,
     },
-    /// The file is damaged. If a backup was restored over it just now, the write-ahead log of
-    /// the former file was left beside it.
+    /// The file is damaged. If a backup was just restored over it, the write-ahead log of
+    /// the previous file may have been left next to it.
     #[error(
-        "{path} is damaged ({found}), nothing was changed; stop every process that uses it and copy it, {path}-wal and {path}-shm away; then remove {path}-wal and {path}-shm, and copy a backup to {path}, also where that was done before"
+        "{path} is damaged ({found}); nothing was changed. Stop every process that uses it, and save copies of it, {path}-wal and {path}-shm; then remove {path}-wal and {path}-shm, and copy a backup to {path}, even if you have already done so"
     )]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What SQLite found first.
+        /// The first damage that SQLite found.
         found: String,
     },
-    /// A newer version of keygate has written to the file.
-    #[error("{path} has schema {found}, this version knows {supported}; use a newer keygate")]
+    /// The file was written by a newer version of keygate.
+    #[error(
+        "{path} has schema {found}, but this version supports up to {supported}; use a newer keygate"
+    )]
     TooNew {
         /// The file.
         path: PathBuf,
         /// The schema of the file.
         found: i64,
-        /// The newest schema that this version knows.
+        /// The newest schema that this version supports.
         supported: i64,
     },
     /// Another process holds a lock on the file.
-    #[error("{path} is locked by another process; try again when it is done")]
+    #[error("{path} is locked by another process; try again when that process has finished")]
     Locked {
         /// The file.
         path: PathBuf,
     },
     /// The file cannot be written.
-    #[error("{path} cannot be written; check the rights on the file and its folder")]
+    #[error("{path} cannot be written; check the permissions of the file and its folder")]
     ReadOnly {
         /// The file.
         path: PathBuf,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
     /// The file cannot be opened for another reason.
-    #[error("{path} cannot be opened; check the rights on the file and its folder")]
+    #[error("{path} cannot be opened; check the permissions of the file and its folder")]
     CannotOpen {
         /// The file.
         path: PathBuf,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },

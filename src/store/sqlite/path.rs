@@ -1,4 +1,4 @@
-//! Which file a path or a URL names, and what is wrong on the way to it.
+//! Parses paths and URLs of files, and explains why a file cannot be opened.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io, path};
@@ -14,11 +14,13 @@ pub(super) fn file_path(path: &Path) -> Result<PathBuf, SqliteOpenError> {
             let url = text.strip_prefix("sqlite:");
             let file = url.map_or(text, |rest| rest.strip_prefix("//").unwrap_or(rest));
             if file.is_empty() {
-                return Err(bad_url("it names no file"));
+                return Err(bad_url("it does not name a file"));
             } else if file == ":memory:" || text.starts_with("file:") {
-                return Err(bad_url("it names no file; for keys in memory there is MemoryStore"));
+                return Err(bad_url(
+                    "it does not name a file; for keys in memory, use MemoryStore",
+                ));
             } else if url.is_some() && file.contains('?') {
-                return Err(bad_url("parameters are not supported; the path ends the URL"));
+                return Err(bad_url("parameters are not supported; end the URL after the path"));
             } else if url.is_none() && text.contains("://") {
                 return Err(bad_url("it is not a `sqlite:` URL"));
             }
@@ -29,8 +31,8 @@ pub(super) fn file_path(path: &Path) -> Result<PathBuf, SqliteOpenError> {
     path::absolute(file).map_err(|source| SqliteOpenError::cannot_open(file, source))
 }
 
-/// What is in the way of a file that cannot be opened, as far as it can be seen: the place
-/// and what is wrong with it.
+/// The place on the path that prevents opening the file, and what is wrong with it, if that
+/// can be determined.
 pub(super) fn obstacle(file: &Path) -> Option<(PathBuf, &'static str)> {
     let named = |place: &Path, what| Some((place.to_owned(), what));
     match fs::metadata(file) {
@@ -39,7 +41,7 @@ pub(super) fn obstacle(file: &Path) -> Option<(PathBuf, &'static str)> {
         Ok(_) => return None,
         Err(_) => {}
     }
-    // From the root on, the first place that is not as it should be.
+    // The first wrong place, from the root on.
     let mut places: Vec<_> = file.ancestors().collect();
     places.reverse();
     let mut inside = None;
@@ -51,10 +53,10 @@ pub(super) fn obstacle(file: &Path) -> Option<(PathBuf, &'static str)> {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return inside
-                    .and_then(|folder| named(folder, "is a folder that may not be entered"));
+                    .and_then(|folder| named(folder, "is a folder that cannot be entered"));
             }
             Err(_) if place.is_symlink() => {
-                return named(place, "is a link to what does not exist");
+                return named(place, "is a link whose target does not exist");
             }
             Err(_) if place != file => return named(place, "does not exist"),
             Err(_) => {}

@@ -1,4 +1,4 @@
-//! Connections for reading, in place: a look-up takes less than a thread hop.
+//! Connections for reads on the calling thread, which are faster than a switch of threads.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,13 +22,13 @@ pub(super) struct Readers {
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Where a thread begins to look for a connection: it comes back to the one
-    /// that it had, and stays out of the way of others.
+    /// Where a thread starts to look for a connection, so that it reuses its previous one
+    /// and avoids those of other threads.
     static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Readers {
-    /// As many connections as there are processors, two at least.
+    /// Opens one connection per processor, at least two.
     pub(super) fn open(path: &Path, file: &Arc<DatabaseFile>) -> Result<Self, SqliteOpenError> {
         let count = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16));
         let connections: Result<Vec<_>, _> =
@@ -36,7 +36,7 @@ impl Readers {
         Ok(Self { connections: connections?.into(), file: Arc::clone(file) })
     }
 
-    /// Reads on the thread's own connection, or on another one that is free.
+    /// Reads on the thread's usual connection, or on another that is free.
     pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Outcome<T>) -> Outcome<T> {
         self.file.may_be_read()?;
         self.file.watch(self.read(read))

@@ -1,4 +1,4 @@
-//! Threads for reads that may take long, which would hold up the caller's runtime.
+//! Threads for long reads, which would block the caller's runtime.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -12,10 +12,10 @@ use crate::store::sqlite::file::DatabaseFile;
 use crate::store::sqlite::open;
 use crate::store::sqlite::open_error::SqliteOpenError;
 
-/// So many long reads do not wait for each other.
+/// How many long reads can run at the same time.
 pub(super) const THREADS: usize = 4;
 
-/// Hands reads to the threads. Dropped, it lets them end.
+/// Hands reads to the threads, which end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Scans {
     jobs: mpsc::Sender<Job>,
@@ -43,8 +43,8 @@ impl Scans {
         Ok((Self { jobs, file: Arc::clone(file) }, threads?))
     }
 
-    /// Reads on a thread of its own. Where the caller gives up before its turn comes,
-    /// nothing is read.
+    /// Reads on one of the threads. If the caller gives up before its turn, nothing is
+    /// read.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,

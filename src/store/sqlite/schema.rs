@@ -1,4 +1,4 @@
-//! The tables, and how older ones are brought up to date.
+//! The tables, and their migrations.
 
 use std::path::Path;
 
@@ -6,14 +6,13 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::store::sqlite::open_error::SqliteOpenError;
 
-/// `kgte`, in the header of every file that is keygate's.
+/// `kgte`, in the header of every keygate file.
 const APPLICATION_ID: i64 = 0x6B67_7465;
 
-/// Each takes the schema from its position to the next one. Those that have
-/// been released never change.
+/// Each migrates the schema from its position to the next. Released ones never change.
 const MIGRATIONS: [&str; 3] = [
-    // Times are microseconds since 1970. Ids and digests are raw bytes. An
-    // allowlist is its entries, each ended by a line feed.
+    // Times are microseconds since 1970. Ids and digests are raw bytes. Each entry of an
+    // allowlist ends with a line feed.
     "CREATE TABLE keys (
          id           BLOB NOT NULL PRIMARY KEY,
          org          TEXT NOT NULL,
@@ -59,13 +58,13 @@ const MIGRATIONS: [&str; 3] = [
      CREATE INDEX changes_by_time ON changes (at);",
     // How many requests a row stands for.
     "ALTER TABLE requests ADD COLUMN count INTEGER NOT NULL DEFAULT 1;",
-    // A JSON object: what is kept about a key and never searched for.
+    // A JSON object of parts that are never searched for.
     "ALTER TABLE keys ADD COLUMN attributes TEXT NOT NULL DEFAULT '{}';",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;
 
-/// Whether the file is still without a schema.
+/// Whether the file has no schema yet.
 ///
 /// # Errors
 ///
@@ -76,8 +75,7 @@ pub(super) fn is_new(connection: &Connection, path: &Path) -> Result<bool, Sqlit
     Ok(version(&transaction, path)?.is_none())
 }
 
-/// Brings the schema up to date in one transaction; several processes may do so
-/// at once.
+/// Migrates the schema in one transaction. Several processes may do so at once.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), SqliteOpenError> {
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
     let transaction =
@@ -112,7 +110,7 @@ fn version(transaction: &Transaction<'_>, path: &Path) -> Result<Option<i64>, Sq
     Ok(Some(version))
 }
 
-/// Writes a page, and changes nothing.
+/// Rewrites a page without changing it.
 pub(super) fn rewrite(db: &Connection) -> rusqlite::Result<()> {
     let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     db.execute_batch(&format!("PRAGMA user_version = {version}"))

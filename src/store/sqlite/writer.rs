@@ -1,4 +1,4 @@
-//! The one thread that writes, many changes to a transaction.
+//! The only thread that writes, with many changes per transaction.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -15,12 +15,13 @@ use crate::store::sqlite::schema;
 /// Changes beyond these wait for the next transaction.
 const GROUP: usize = 256;
 
-/// A process may end right after the last handle is dropped. Until the write-ahead log is
-/// copied into the file, a copy of the file alone lacks what is in the log.
+/// How long dropping the last handle may take. The process may end right afterwards, and
+/// until the write-ahead log is copied into the file, a copy of the file alone is
+/// incomplete.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Hands changes to the writing thread. Dropped, it lets the thread finish what waits,
-/// close the file and end.
+/// Sends changes to the writing thread. When this is dropped, the thread makes the waiting
+/// changes, closes the file and ends.
 #[derive(Debug)]
 pub(super) struct Writer {
     /// `None` once it is being dropped.
@@ -38,22 +39,22 @@ impl Drop for Writer {
     }
 }
 
-/// One change, answered after the commit.
+/// A change, answered after the commit.
 trait Job: Send {
-    /// Whether nobody waits for the answer any more.
+    /// Whether the caller has given up.
     fn is_abandoned(&self) -> bool;
-    /// Makes the change. `false` asks for it to be rolled back.
+    /// Makes the change. Returns `false` to have it rolled back.
     fn run(&mut self, connection: &Connection) -> bool;
-    /// Answers; with what went wrong where the transaction failed.
+    /// Sends the answer, or the error if the transaction failed.
     fn answer(self: Box<Self>, failed: Option<&Failed>);
 }
 
 /// Why a transaction failed.
 enum Failed {
-    /// It did not take place, and does not later.
+    /// It did not take place, and will not later.
     Surely(Arc<Fault>),
-    /// Its pages are in the write-ahead log perhaps, where the next process to open the
-    /// file would find them.
+    /// Its pages may be in the write-ahead log, where the next process to open the file
+    /// would find them.
     InDoubt(Arc<Fault>),
 }
 
@@ -79,7 +80,7 @@ where
 
     fn answer(self: Box<Self>, failed: Option<&Failed>) {
         let outcome = match (self.outcome, failed) {
-            // A change that failed by itself has its own reason to give.
+            // A change that failed by itself reports its own error.
             (Some(Err(fault)), _) => Err(fault),
             (_, Some(Failed::Surely(fault))) => Err(Fault::NotCommitted(Arc::clone(fault))),
             (_, Some(Failed::InDoubt(fault))) => Err(Fault::InDoubt(Arc::clone(fault))),
@@ -91,8 +92,8 @@ where
 }
 
 impl Writer {
-    /// The thread ends after the `readers`: only the last connection that closes, and not
-    /// two at once, copies the write-ahead log into the file.
+    /// The thread ends after the `readers`: only the last connection to close copies the
+    /// write-ahead log into the file, so no two may close at once.
     pub(super) fn start(
         mut connection: Connection,
         file: &Arc<DatabaseFile>,
@@ -112,8 +113,8 @@ impl Writer {
         Ok(Self { jobs: Some(jobs), file: Arc::clone(file), closed: Mutex::new(closed) })
     }
 
-    /// Makes a change, and returns once it is on disk. Where the caller gives up
-    /// before its turn comes, the change is not made.
+    /// Makes a change, and returns once it is on disk. If the caller gives up before its
+    /// turn, the change is not made.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
@@ -125,7 +126,7 @@ impl Writer {
         self.file.watch(answer.await.unwrap_or(Err(Fault::Ended)))
     }
 
-    /// Whether changes can be made: writes a page, and changes nothing.
+    /// Tests whether changes can be made: rewrites a page without changing it.
     pub(super) async fn probe(&self) -> Outcome<()> {
         self.file.is_whole()?;
         self.run(|db| Ok(schema::rewrite(db)?)).await
@@ -147,8 +148,8 @@ fn write_all(
     }
 }
 
-/// Makes a group of changes in one transaction. One that fails is taken back;
-/// the others stay.
+/// Makes a group of changes in one transaction. A change that fails is rolled back; the
+/// others are kept.
 fn write(
     connection: &mut Connection,
     file: &DatabaseFile,
@@ -165,30 +166,30 @@ fn write(
         Err(error) => return Err(surely(error.into())),
     };
     let Err(error) = outcome else { return Ok(()) };
-    // Another transaction takes the place of this one in the write-ahead log.
+    // Overwrites this transaction in the write-ahead log with another one.
     if may_be_on_disk(&error) && rewritten(connection).is_err() {
         return Err(Failed::InDoubt(Arc::new(error.into())));
     }
     Err(surely(error.into()))
 }
 
-/// Runs the changes; `false` where there is nothing to commit.
+/// Makes the changes. Returns `false` if there is nothing to commit.
 fn run_all(
     transaction: &mut Transaction<'_>,
     group: &mut [Box<dyn Job>],
 ) -> rusqlite::Result<bool> {
-    // One alone is taken back with its transaction; a savepoint would copy every
+    // A single change is rolled back with its transaction; a savepoint would copy every
     // page that a large batch changes.
     if let [job] = group {
         return Ok(!job.is_abandoned() && job.run(transaction));
     }
-    // Some may have been given up while the transaction waited for another process.
+    // Callers may have given up while the transaction waited for another process.
     for job in group.iter_mut().filter(|job| !job.is_abandoned()) {
         let savepoint = transaction.savepoint()?;
         if job.run(&savepoint) {
             savepoint.commit()?;
         } else if savepoint.is_autocommit() {
-            // SQLite has taken the whole transaction back: a full disk, say.
+            // SQLite has rolled back the whole transaction, for example on a full disk.
             return Err(rusqlite::Error::SqliteFailure(
                 ffi::Error::new(ffi::SQLITE_ABORT),
                 Some("the transaction was rolled back".into()),
@@ -198,8 +199,8 @@ fn run_all(
     Ok(true)
 }
 
-/// Whether the pages of a transaction may be on disk although its commit failed: all
-/// were written, and then it failed to sync, or to enter them in the index.
+/// Whether the pages of a transaction may be on disk although its commit failed: all were
+/// written, but the sync or the update of the index failed.
 fn may_be_on_disk(error: &rusqlite::Error) -> bool {
     let io = [ErrorCode::SystemIoFailure, ErrorCode::OutOfMemory];
     matches!(error.sqlite_error(), Some(error)
