@@ -1648,7 +1648,7 @@ async fn case_32_a_store_that_hangs_is_unavailable_once_the_deadline_has_passed(
     assert_all_unavailable(&b, &issued).await;
     // Ten calls, each within its deadline and not by somebody else's.
     assert!(started.elapsed() >= Duration::from_millis(300));
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     b.store.heal();
     b.verify(&issued).await.unwrap();
 
@@ -1835,8 +1835,8 @@ async fn case_32_an_audit_log_that_cannot_be_read_is_unavailable_within_the_dead
     let b =
         bench_with(|builder| builder.audit_log(HungLog).store_deadline(Duration::from_millis(30)));
     let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
-    let page = tokio::time::timeout(Duration::from_secs(1), b.keys.audit_page(&query)).await;
-    assert_unavailable(page.expect("in time").unwrap());
+    let page = soon(b.keys.audit_page(&query)).await;
+    assert_unavailable(page.unwrap());
 }
 
 // ---- runtimes and types ----

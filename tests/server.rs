@@ -988,15 +988,12 @@ fn strict_records_are_there_when_the_answer_is() {
 }
 
 #[test]
-fn buffered_records_and_uses_are_there_within_a_second() {
+fn buffered_records_and_uses_arrive() {
     let server = Server::start(&[("KEYGATE_AUDIT", "buffered")]);
     let key = Key::named(&server, "key");
-    let started = Instant::now();
     assert_eq!(key.status(&server), 200);
     key.await_records(&server, 1);
     key.await_use(&server);
-    let took = started.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]

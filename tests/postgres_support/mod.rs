@@ -85,7 +85,7 @@ pub(crate) fn in_session(schema: &str, name: &str) -> PostgresOptions {
 pub(crate) async fn sessions_end(name: &str) {
     let administrator = administrator().await;
     let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
-    let give_up = Instant::now() + Duration::from_secs(5);
+    let give_up = Instant::now() + PATIENT;
     while !administrator.query(sessions, &[&name]).await.unwrap().is_empty() {
         assert!(Instant::now() < give_up, "sessions are left");
         tokio::time::sleep(Duration::from_millis(5)).await;
