@@ -17,23 +17,13 @@
 #[allow(dead_code, reason = "not all of it is used here")]
 mod validity;
 
-#[path = "../src/store/cache/quiet.rs"]
-mod quiet;
-
-/// What `validity.rs` and `quiet.rs` share between threads.
+/// What `validity.rs` shares between threads.
 mod atomic {
-    pub(super) use loom::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+    pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
 }
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::{Arc as StdArc, OnceLock};
-use std::task::{Context, Poll, Wake, Waker};
-
-use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use quiet::quietly;
 use validity::{FOR_EVER, Stamp, Validity};
 
 const KEY: u64 = 0;
@@ -41,7 +31,7 @@ const KEY: u64 = 0;
 const OTHER: u64 = 1;
 
 /// A store with one record, whose revisions are counted, and a cache of it: what
-/// `Entries` and `Flights` do, without the maps.
+/// `Entries` and `SingleFlight` do, without the maps.
 struct World {
     validity: Validity,
     store: Mutex<u64>,
@@ -389,60 +379,5 @@ fn case_30_a_late_fill_is_void_after_missed_news() {
         assert!(world.find(5) >= changed);
         late.join().unwrap();
         assert!(world.find(5) >= changed);
-    });
-}
-
-/// Something that is done by one thread and waited for by another.
-#[derive(Default)]
-struct Answer {
-    is_there: AtomicBool,
-    waker: Mutex<Option<Waker>>,
-}
-
-impl Answer {
-    fn lands(&self) {
-        self.is_there.store(true, SeqCst);
-        let waker = self.waker.lock().unwrap().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        *self.waker.lock().unwrap() = Some(cx.waker().clone());
-        if self.is_there.load(SeqCst) { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
-/// A task, and how often it was woken since it was last run.
-#[derive(Default)]
-struct Task(AtomicUsize);
-
-impl Wake for Task {
-    fn wake(self: StdArc<Self>) {
-        self.0.fetch_add(1, SeqCst);
-    }
-}
-
-/// A task that is run once more meanwhile, as a deadline may have it.
-#[test]
-fn a_caller_who_waits_is_woken() {
-    loom::model(|| {
-        let answer = Arc::new(Answer::default());
-        let landing = thread::spawn({
-            let answer = Arc::clone(&answer);
-            move || answer.lands()
-        });
-        let task = StdArc::new(Task::default());
-        let waker = Waker::from(StdArc::clone(&task));
-        let everyone = OnceLock::new();
-        let mut call = pin!(quietly(poll_fn(|cx| answer.poll(cx)), &everyone));
-        let mut run = || {
-            task.0.store(0, SeqCst);
-            call.as_mut().poll(&mut Context::from_waker(&waker))
-        };
-        let has_answer = run().is_ready() || run().is_ready();
-        landing.join().unwrap();
-        assert!(has_answer || task.0.load(SeqCst) == 1);
     });
 }

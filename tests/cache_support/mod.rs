@@ -1,10 +1,9 @@
 //! What the tests of the cache are made of: a store that can be held, and a feed by hand.
 
 use std::fmt;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, pending};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -116,7 +115,6 @@ struct State {
     after: Mutex<Option<Gate>>,
     after_change: Mutex<Option<Gate>>,
     failure: Mutex<Option<Failure>>,
-    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl fmt::Debug for Probe {
@@ -139,7 +137,6 @@ impl Probe {
             after: Mutex::default(),
             after_change: Mutex::default(),
             failure: Mutex::default(),
-            meanwhile: Mutex::default(),
         }))
     }
 
@@ -183,11 +180,6 @@ impl Probe {
     /// Look-ups fail like this, and changes that are made say so too.
     pub(crate) fn fail(&self, failure: Option<Failure>) {
         *self.0.failure.lock().unwrap() = failure;
-    }
-
-    /// The next look-up wakes its task while it is polled, and then this is done.
-    pub(crate) fn meanwhile(&self, work: impl FnOnce() + Send + 'static) {
-        *self.0.meanwhile.lock().unwrap() = Some(Box::new(work));
     }
 
     fn outcome<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -242,16 +234,6 @@ impl KeyStore for Probe {
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
         self.0.finds.fetch_add(1, SeqCst);
         let mut count = CountDrop(Some(&self.0.dropped));
-        let mut meanwhile = self.0.meanwhile.lock().unwrap().take();
-        poll_fn(|cx| match meanwhile.take() {
-            None => Poll::Ready(()),
-            Some(work) => {
-                cx.waker().wake_by_ref();
-                work();
-                Poll::Pending
-            }
-        })
-        .await;
         stop(&self.0.before).await;
         let found = self.0.inner.find_by_digest(digest).await;
         stop(&self.0.after).await;

@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::CachedStore;
 use super::entries::Entries;
-use super::flight::Flights;
 use super::follow::Listening;
+use super::singleflight::SingleFlight;
 use crate::runtime::{self, Runtime};
 use crate::store::contract::KeyStore;
 use crate::store::feed::ChangeFeed;
@@ -93,7 +93,12 @@ impl CachedStoreBuilder {
                 Some(Arc::new(listening))
             }
         };
-        Ok(CachedStore { store, entries, flights: Arc::new(Flights::default()), listening })
+        Ok(CachedStore {
+            store,
+            entries,
+            singleflight: Arc::new(SingleFlight::default()),
+            listening,
+        })
     }
 }
 

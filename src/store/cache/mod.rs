@@ -2,11 +2,10 @@
 
 mod builder;
 mod entries;
-mod flight;
 mod follow;
 mod health;
 mod index;
-mod quiet;
+mod singleflight;
 mod validity;
 
 use std::fmt;
@@ -15,8 +14,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use self::entries::Entries;
-use self::flight::Flights;
 use self::follow::Listening;
+use self::singleflight::SingleFlight;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
@@ -26,9 +25,9 @@ use crate::store::contract::{KeyStore, StoreError};
 pub use self::builder::{CacheError, CachedStoreBuilder};
 pub use self::health::{CacheHealth, CacheState};
 
-/// What `validity.rs` and `quiet.rs` share between threads; loom replaces it in tests.
+/// What `validity.rs` shares between threads; loom replaces it in tests.
 mod atomic {
-    pub(super) use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 }
 
 /// A [`KeyStore`] that caches the answers of another one, for stores across a network.
@@ -80,7 +79,7 @@ mod atomic {
 pub struct CachedStore {
     store: Arc<dyn KeyStore>,
     entries: Arc<Entries>,
-    flights: Arc<Flights>,
+    singleflight: Arc<SingleFlight>,
     listening: Option<Arc<Listening>>,
 }
 
@@ -116,7 +115,7 @@ impl KeyStore for CachedStore {
             return Ok(found);
         }
         // Boxed, so that a cache hit does not pay for its size.
-        Box::pin(self.flights.ask(&self.store, &self.entries, digest)).await
+        Box::pin(self.singleflight.ask(&self.store, &self.entries, digest)).await
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {

@@ -3,15 +3,12 @@
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt;
-use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{FutureExt, Shared};
 use thiserror::Error;
 
 use super::entries::{Asked, Entries, Found};
-use super::quiet::quietly;
 use crate::key::digest::KeyDigest;
 use crate::runtime::{BoxFuture, caught};
 use crate::store::contract::{KeyStore, StoreError};
@@ -20,22 +17,22 @@ type Answer = Result<Found, Arc<StoreError>>;
 
 /// The calls in progress. There are never more than waiting callers.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<State>);
+pub(super) struct SingleFlight(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    by_digest: HashMap<KeyDigest, Flight>,
+    by_digest: HashMap<KeyDigest, Started>,
     started: u64,
 }
 
-struct Flight {
+struct Started {
     number: u64,
     asked: Asked,
-    passengers: usize,
+    waiters: usize,
     call: Call,
 }
 
-impl Flights {
+impl SingleFlight {
     /// The store's answer. Any of the waiting callers drives the call when polled, so that
     /// a caller that is dropped does not stop it.
     pub(super) async fn ask(
@@ -46,74 +43,74 @@ impl Flights {
     ) -> Result<Found, StoreError> {
         let mut may_join = true;
         loop {
-            let mut seat = match self.board(store, entries, digest, may_join) {
-                Boarding::Seat(seat) => seat,
-                Boarding::Landed(found) => return Ok(found),
+            let mut waiter = match self.join(store, entries, digest, may_join) {
+                Joined::Waiter(waiter) => waiter,
+                Joined::Answered(found) => return Ok(found),
             };
-            let Call { answer, everyone } = &mut seat.call;
-            let found = quietly(answer, everyone).await.map_err(own)?;
-            if entries.is_too_old(seat.asked) {
+            let found = (&mut waiter.call).await.map_err(own)?;
+            if entries.is_too_old(waiter.asked) {
                 return Err(StoreError::unavailable(TooOld));
             }
             // The store may have been asked before a change that this caller has seen.
-            if !seat.joined || entries.is_current(digest, seat.asked, &found) {
+            if !waiter.joined || entries.is_current(digest, waiter.asked, &found) {
                 return Ok(found);
             }
             may_join = false;
         }
     }
 
-    fn board(
+    fn join(
         self: &Arc<Self>,
         store: &Arc<dyn KeyStore>,
         entries: &Arc<Entries>,
         digest: &KeyDigest,
         may_join: bool,
-    ) -> Boarding {
+    ) -> Joined {
         let mut state = self.lock();
         if may_join
-            && let Some(flight) = state.by_digest.get_mut(digest)
-            && entries.may_join(flight.asked)
+            && let Some(started) = state.by_digest.get_mut(digest)
+            && entries.may_join(started.asked)
         {
-            flight.passengers += 1;
-            return Boarding::Seat(Seat {
-                flights: Arc::clone(self),
+            started.waiters += 1;
+            return Joined::Waiter(Waiter {
+                calls: Arc::clone(self),
                 digest: *digest,
-                number: flight.number,
+                number: started.number,
                 joined: true,
-                asked: flight.asked,
-                call: flight.call.clone(),
+                asked: started.asked,
+                call: started.call.clone(),
             });
         }
         // The answer may have arrived since the caller checked.
         if let Some(found) = entries.find(digest) {
-            return Boarding::Landed(found);
+            return Joined::Answered(found);
         }
         state.started += 1;
         let (number, asked) = (state.started, entries.asking());
         let question = Question {
-            flights: Arc::clone(self),
+            calls: Arc::clone(self),
             store: Arc::clone(store),
             entries: Arc::clone(entries),
             digest: *digest,
             number,
             asked,
         };
-        let call = Call::new(question);
-        let flight = Flight { number, asked, passengers: 1, call: call.clone() };
-        let replaced = state.by_digest.insert(*digest, flight);
+        let answer: BoxFuture<'static, Answer> = Box::pin(question.put());
+        let call = answer.shared();
+        let started = Started { number, asked, waiters: 1, call: call.clone() };
+        let replaced = state.by_digest.insert(*digest, started);
         drop(state);
         // Dropped outside the lock, since this may drop a call of the store.
         drop(replaced);
-        let flights = Arc::clone(self);
-        Boarding::Seat(Seat { flights, digest: *digest, number, joined: false, asked, call })
+        let calls = Arc::clone(self);
+        Joined::Waiter(Waiter { calls, digest: *digest, number, joined: false, asked, call })
     }
 
-    /// Removes the flight if it has this number and `when` returns true.
-    fn end(&self, digest: &KeyDigest, number: u64, when: impl FnOnce(&mut Flight) -> bool) {
+    /// Removes the call if it has this number and `when` returns true.
+    fn end(&self, digest: &KeyDigest, number: u64, when: impl FnOnce(&mut Started) -> bool) {
         let mut state = self.lock();
-        let flight = state.by_digest.get_mut(digest).filter(|flight| flight.number == number);
-        let ended = flight.is_some_and(when).then(|| state.by_digest.remove(digest));
+        let started = state.by_digest.get_mut(digest).filter(|started| started.number == number);
+        let ended = started.is_some_and(when).then(|| state.by_digest.remove(digest));
         drop(state);
         drop(ended);
     }
@@ -123,59 +120,43 @@ impl Flights {
     }
 }
 
-impl fmt::Debug for Flights {
+impl fmt::Debug for SingleFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flights").finish_non_exhaustive()
+        f.debug_struct("SingleFlight").finish_non_exhaustive()
     }
 }
 
-enum Boarding {
-    Seat(Seat),
-    Landed(Found),
+enum Joined {
+    Waiter(Waiter),
+    /// The answer arrived meanwhile.
+    Answered(Found),
 }
 
-/// One caller's share of a flight. The last one to be dropped removes the flight.
-struct Seat {
-    flights: Arc<Flights>,
+/// One caller that waits. The last one to be dropped removes the call.
+struct Waiter {
+    calls: Arc<SingleFlight>,
     digest: KeyDigest,
     number: u64,
-    /// Whether another caller had started the flight.
+    /// Whether another caller had started it.
     joined: bool,
     asked: Asked,
     call: Call,
 }
 
-impl Drop for Seat {
+impl Drop for Waiter {
     fn drop(&mut self) {
-        self.flights.end(&self.digest, self.number, |flight| {
-            flight.passengers -= 1;
-            flight.passengers == 0
+        self.calls.end(&self.digest, self.number, |started| {
+            started.waiters -= 1;
+            started.waiters == 0
         });
     }
 }
 
-/// The call of the store, and the waker of all callers that wait for it.
-#[derive(Clone)]
-struct Call {
-    answer: Shared<BoxFuture<'static, Answer>>,
-    everyone: Arc<OnceLock<Waker>>,
-}
-
-impl Call {
-    fn new(question: Question) -> Self {
-        let everyone = Arc::new(OnceLock::new());
-        let waker = Arc::clone(&everyone);
-        let answer: BoxFuture<'static, Answer> = Box::pin(async move {
-            // `Shared` polls the inner future with a waker that wakes all callers.
-            poll_fn(|cx| Poll::Ready(_ = waker.set(cx.waker().clone()))).await;
-            question.put().await
-        });
-        Self { answer: answer.shared(), everyone }
-    }
-}
+/// The call of the store, which all that wait for it drive.
+type Call = Shared<BoxFuture<'static, Answer>>;
 
 struct Question {
-    flights: Arc<Flights>,
+    calls: Arc<SingleFlight>,
     store: Arc<dyn KeyStore>,
     entries: Arc<Entries>,
     digest: KeyDigest,
@@ -191,7 +172,7 @@ impl Question {
         if let Ok(found) = &found {
             self.entries.keep(self.digest, self.asked, found);
         }
-        self.flights.end(&self.digest, self.number, |_| true);
+        self.calls.end(&self.digest, self.number, |_| true);
         found.map_err(Arc::new)
     }
 }
