@@ -391,8 +391,10 @@ fn files_that_other_users_may_read_are_warned_about() {
         let file = path.with_file_name(file);
         fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
         let third = SqliteStore::open(&path).unwrap();
-        let warning =
-            format!("{} can be read by other users of this machine (mode {mode:03o})", file.display());
+        let warning = format!(
+            "{} can be read by other users of this machine (mode {mode:03o})",
+            file.display()
+        );
         assert_eq!(logs().matches(&warning).count(), 1, "{}", logs());
         assert_eq!(logs().matches("other users").count(), 1, "{}", logs());
         fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
