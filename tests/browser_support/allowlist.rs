@@ -140,8 +140,8 @@ async fn a_bad_entry_is_said_at_the_field_while_it_is_typed() {
         open(browser).await;
         add(browser, "::ffff:1.2.3.4").await;
         for (entry, problem) in [
-            ("10.0.0.1/8", "10.0.0.1/8: bits are set behind the prefix; 10.0.0.0/8 may be meant"),
-            ("2001:db8::1/32", "2001:db8::/32 may be meant"),
+            ("10.0.0.1/8", "10.0.0.1/8: bits are set after the prefix; did you mean 10.0.0.0/8?"),
+            ("2001:db8::1/32", "did you mean 2001:db8::/32?"),
             ("010.0.0.1", "010.0.0.1: a number begins with 0, which some read as octal"),
             ("fe80::1%eth0", "fe80::1%eth0: leave out the zone, from % on"),
             ("10.0.0.0/33", "10.0.0.0/33: the prefix length must be 0 to 32"),

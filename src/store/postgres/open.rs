@@ -137,8 +137,8 @@ pub enum PostgresOpenError {
     },
     /// The database's encoding lacks characters that names may contain.
     #[error(
-        "database {database} has the encoding {encoding}, which lacks characters; create one with ENCODING 'UTF8' and \
-         TEMPLATE template0, and name it in the URL"
+        "database {database} has the encoding {encoding}, which lacks characters; create one \
+         with ENCODING 'UTF8' and TEMPLATE template0, and name it in the URL"
     )]
     NotUtf8 {
         /// The database.
