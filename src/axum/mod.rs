@@ -1,4 +1,4 @@
-//! What the layer knows of axum, and the management API.
+//! The integration with axum, and the management API.
 
 #[cfg(feature = "admin")]
 pub mod admin;

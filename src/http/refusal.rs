@@ -1,7 +1,7 @@
-//! The answers to requests that are not let in (RFC 6750 § 3, RFC 9457).
+//! The responses to refused requests (RFC 6750 § 3, RFC 9457).
 //!
-//! An answer says no more than its status: whether a key is malformed, unknown,
-//! revoked or expired looks the same, byte for byte.
+//! A response reveals no more than its status: malformed, unknown, revoked and expired keys
+//! get the same response, byte for byte.
 
 use ::http::header::{
     CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
@@ -23,7 +23,7 @@ macro_rules! problem {
     )};
 }
 
-/// Why a request is refused, as far as its sender is told.
+/// Why a request is refused, as told to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NoCredentials,
@@ -34,7 +34,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The refusal that goes with the HTTP status of a failed verification.
+    /// The refusal for the HTTP status of a failed verification.
     pub(crate) fn from_status(status: u16) -> Self {
         match status {
             401 => Self::InvalidToken,
@@ -43,7 +43,7 @@ impl Refusal {
         }
     }
 
-    /// What the operator is told of a credential that was not even looked up.
+    /// The reason, for the operator, why a credential was not looked up.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::NoCredentials => "no credentials",
@@ -63,7 +63,7 @@ impl Refusal {
         }
     }
 
-    /// Its body, and the sentence in it that is meant for people.
+    /// The JSON body, and its `detail`.
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::NoCredentials => problem! {
@@ -90,7 +90,7 @@ impl Refusal {
     }
 }
 
-/// What of a request decides how its refusal is written.
+/// The properties of a request that determine the format of its refusal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) has_body: bool,
@@ -103,7 +103,7 @@ impl Asked {
     }
 }
 
-/// Writes refusals; holds the challenges of one realm.
+/// Writes refusals, with prepared challenges for one realm.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusals {
     bare: HeaderValue,
@@ -112,8 +112,8 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    /// Refusals of that realm, in which characters that cannot stand in a quoted
-    /// header value become `_`.
+    /// Refusals for this realm. Characters that are not allowed in a quoted header value
+    /// are replaced by `_`.
     pub(crate) fn new(realm: &str) -> Self {
         let allowed = |c: char| (c == ' ' || c.is_ascii_graphic()) && c != '"' && c != '\\';
         let realm: String = realm.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
@@ -128,7 +128,7 @@ impl Refusals {
         }
     }
 
-    /// The answer to a request whose body has not been read.
+    /// The response to a request whose body has not been read.
     pub(crate) fn response(&self, refusal: Refusal, asked: Asked) -> Response<Bytes> {
         let (body, detail) = refusal.text();
         let mut response = if asked.is_grpc {

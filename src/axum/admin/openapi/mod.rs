@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the document that describes the API to programs.
+//! `GET /openapi.json`: the document that describes the API.
 
 pub(super) mod operations;
 mod problems;
@@ -14,7 +14,7 @@ use crate::record::Limits;
 
 const PATH: &str = "/openapi.json";
 
-const DESCRIPTION: &str = "The API keys of one organisation: listed, made, edited, rotated, \
+const DESCRIPTION: &str = "The API keys of one organisation: list, create, edit, rotate, \
 deleted, and the log of their use.\n\n\
 Requests are authenticated by the service that this API is part of, with its own login, which \
 also decides whose keys they are: without it, every answer is 401. An API key does not open this \
@@ -25,7 +25,7 @@ path with 404 (`not_found`); where there is `GET`, there is `HEAD`. Unknown fiel
 are refused. Changes that a browser asks for on behalf of another site are refused by \
 `Sec-Fetch-Site`, or by `Origin` and `Host` where that is missing. No answer may be cached.";
 
-/// The document of these routes, as it is served at that path.
+/// The document for these routes, as served at this path.
 pub(super) fn document(
     limits: Limits,
     path: &str,
@@ -44,7 +44,7 @@ pub(super) fn document(
         .schemas_from_iter(requests::all(limits))
         .schemas_from_iter(problems::schemas())
         .responses_from_iter(problems::responses());
-    // Where the host has nested the router.
+    // The path at which the host has nested the router.
     let base = path.strip_suffix(PATH).filter(|base| !base.is_empty()).unwrap_or("/");
     OpenApi::builder()
         .info(info.build())
