@@ -35,7 +35,7 @@ pub(super) enum Fault {
     #[error("{0} keys are locked by other transactions")]
     Locked(i64),
     /// A change that may have taken place.
-    #[error("the connection was lost or timed out during a change")]
+    #[error("no answer to the change was received")]
     InDoubt(#[source] Box<Fault>),
     #[error("the server's name has no address")]
     NoAddress(#[source] io::Error),
