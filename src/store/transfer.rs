@@ -69,7 +69,7 @@ impl<S: KeyExport + ?Sized> KeyExport for Arc<S> {
 ///
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// Two stores in memory take the place of a `SqliteStore` and a `PostgresStore`.
+/// // Two stores in memory take the place of a `SqliteStore` and a `PostgresStore`.
 /// let (old, new) = (Arc::new(MemoryStore::new()), Arc::new(MemoryStore::new()));
 /// let keys = KeyManager::builder(old.clone()).build()?;
 /// let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");

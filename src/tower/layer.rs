@@ -101,7 +101,7 @@ impl ApiKeyLayer {
     /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
     ///
     /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
-    /// An inner layer accepts JWTs, and refuses requests with neither.
+    /// // An inner layer accepts JWTs, and refuses requests with neither.
     /// let layer = ApiKeyLayer::new(keys).optional().ignore_foreign_tokens();
     /// # Ok(())
     /// # }

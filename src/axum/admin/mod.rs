@@ -71,7 +71,7 @@ routes! {
 /// use keygate::{Actor, KeyManager, MemoryStore, OrgId};
 ///
 /// async fn login(mut request: Request, next: Next) -> Result<Response, StatusCode> {
-/// Check your session here: which user is it, of which organisation?
+///     // Check your session here: which user is it, of which organisation?
 ///     let (org, user) = ("acme", "ada@acme.example");
 ///     let org = OrgId::new(org).map_err(|_| StatusCode::UNAUTHORIZED)?;
 ///     request.extensions_mut().insert(Actor::new(org, user));
