@@ -69,7 +69,7 @@ use crate::runtime::BoxFuture;
 /// | `org` | its `as_str` | [`OrgId::new`] |
 /// | `name` | its `as_str` | [`KeyName::restore`](crate::KeyName::restore): an earlier version may have accepted a name that [`KeyName::new`](crate::KeyName::new) now refuses |
 /// | `digest` | [`KeyDigest::as_bytes`] | [`KeyDigest::from_slice`] |
-/// | `status` | [`Status::as_str`](crate::Status::as_str) | [`Status::parse`](crate::Status::parse) |
+/// | `status` | [`Status::as_str`](crate::Status::as_str) | [`str::parse`] |
 /// | `allowlist` | [`Allowlist::entries`](crate::Allowlist::entries) | [`Allowlist::restore`](crate::Allowlist::restore) |
 /// | times | [`Timestamp::unix_micros`](crate::Timestamp::unix_micros) | [`Timestamp::from_unix_micros`](crate::Timestamp::from_unix_micros) |
 /// | `revision` | [`Revision::get`] | [`Revision::new`] |

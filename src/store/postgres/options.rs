@@ -17,7 +17,7 @@ use crate::store::postgres::target::Target;
 /// A longer duration may overflow when added to a point in time.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Settings of a [`PostgresStore`].
+/// Settings of a [`PostgresStore`](crate::PostgresStore).
 ///
 /// ```no_run
 /// # #[tokio::main]
