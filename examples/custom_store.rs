@@ -1,9 +1,9 @@
-//! A store of one's own: keys in a JSON-lines journal on disk, checked by the
-//! conformance suite: `cargo run --example custom_store --features conformance`.
+//! A custom store: keys in a JSON-lines journal on disk, checked by the conformance suite:
+//! `cargo run --example custom_store --features conformance`.
 //!
 //! Every change appends the whole record to the journal and syncs it before it is
-//! acknowledged; opening the journal reads the records back. It is short rather than
-//! fast, and for one process.
+//! acknowledged. Opening the journal reads the records back. It is short rather than fast,
+//! and only for a single process.
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "an example prints and may fail")]
 
 use std::collections::BTreeMap;
@@ -29,18 +29,18 @@ struct JournalStore {
 struct State {
     keys: BTreeMap<KeyId, ApiKey>,
     journal: File,
-    /// How much of the journal is acknowledged.
+    /// How many bytes of the journal are acknowledged.
     length: u64,
 }
 
 impl JournalStore {
-    /// Opens the journal, or makes it; of what it says of a key, the last line counts.
+    /// Opens the journal, or creates it. The last line about a key is its current record.
     fn open(path: &Path) -> io::Result<Self> {
         let mut journal = File::options().read(true).append(true).create(true).open(path)?;
         let mut text = Vec::new();
         journal.read_to_end(&mut text)?;
-        // A last line without its end was being written when the process was killed,
-        // and not acknowledged; `append` takes it away.
+        // An unterminated last line was being written when the process was killed. It was
+        // not acknowledged, and `append` removes it.
         text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
         let length = text.len() as u64;
         let text = String::from_utf8(text).map_err(io::Error::other)?;
@@ -60,7 +60,7 @@ impl JournalStore {
         Ok(Self { state: Mutex::new(State { keys, journal, length }) })
     }
 
-    /// Every method holds the lock to its end, which makes it one atomic step.
+    /// Every method holds the lock until it returns, which makes it one atomic step.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -75,7 +75,7 @@ impl State {
         self.keys.get(id).filter(|key| key.org == *org)
     }
 
-    /// First the journal, then the map: what cannot be written is not done.
+    /// Written to the journal before the map, so that a failed write changes nothing.
     fn save(&mut self, key: ApiKey) -> Result<(), StoreError> {
         let micros = |t: Option<keygate::Timestamp>| t.map(|t| t.unix_micros());
         let line = json!({
@@ -101,7 +101,7 @@ impl State {
     fn append(&mut self, line: &Value) -> Result<(), StoreError> {
         let line = format!("{line}\n");
         let written = || {
-            // Half a line, of a write that failed, would spoil this one.
+            // Removes what a failed write left, which would corrupt this line.
             self.journal.set_len(self.length)?;
             (&self.journal).write_all(line.as_bytes())?;
             self.journal.sync_data()
@@ -112,8 +112,8 @@ impl State {
     }
 }
 
-/// Reads a line of [`State::save`]; nothing of a damaged one, since a key of which an
-/// expiry is missing, say, would be good for ever.
+/// Reads a line of [`State::save`]. A damaged line is an error: without its expiry, for
+/// example, a key would never expire.
 fn read(line: &Value) -> Option<ApiKey> {
     let text = |field: &str| line.get(field)?.as_str();
     let list = |field: &str| line.get(field)?.as_array();
@@ -130,7 +130,7 @@ fn read(line: &Value) -> Option<ApiKey> {
         key_prefix: text("key_prefix")?.to_owned(),
         digest: KeyDigest::from_slice(&bytes.collect::<Option<Vec<u8>>>()?).ok()?,
         status: text("status")?.parse().ok()?,
-        // Entries that are no text become empty ones, with which it allows nobody.
+        // Entries that are not strings become empty, so that the list allows no address.
         allowlist: Allowlist::restore(
             list("allowlist")?.iter().map(|entry| entry.as_str().unwrap_or_default()),
         ),
@@ -215,7 +215,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&folder)?;
     let path = folder.join("keys.jsonl");
 
-    // One store for all properties: each works on organisations of its own.
+    // One store for all properties, since each uses its own organisations.
     let store = Arc::new(JournalStore::open(&path)?);
     println!("{}", check_store(|| async { Arc::clone(&store) }).await?);
     drop(store);

@@ -1,7 +1,7 @@
-//! The layer on a gRPC server, tonic's, and what its clients see:
-//! `cargo run --example grpc --features tower`.
+//! The layer on a tonic gRPC server, and what its clients see: `cargo run --example grpc
+//! --features tower`.
 //!
-//! The service is gRPC's own health check. A key may be used from this machine only.
+//! The service is gRPC's health check. The key may be used only from this machine.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
 
 use std::error::Error;
@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let actor = Actor::new(OrgId::new("acme")?, "grpc");
     let issued = keys.create(&actor, NewKey::named("example")?.allow(["127.0.0.1"])?).await?;
 
-    // tonic knows the peer, and the layer has to be told where.
+    // tonic knows the peer; the layer has to be told where to find it.
     let layer = ApiKeyLayer::new(keys.clone())
         .peer_from(|extensions| extensions.get::<TcpConnectInfo>()?.remote_addr());
     let (_, health) = tonic_health::server::health_reporter();
@@ -38,11 +38,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let key = issued.secret.expose_secret();
     println!("with the key: {:?}", check(&channel, Some(key)).await?);
     keys.update(&actor, &issued.key.id, KeyPatch::revoke()).await?;
-    println!("once it is revoked: {:?}", check(&channel, Some(key)).await?);
+    println!("after it was revoked: {:?}", check(&channel, Some(key)).await?);
     Ok(())
 }
 
-/// Asks how the server is, and says how the call ended.
+/// Calls the health check, and returns how the call ended.
 async fn check(channel: &Channel, key: Option<&str>) -> Result<Code, Box<dyn Error>> {
     let mut request = Request::new(HealthCheckRequest::default());
     if let Some(key) = key {

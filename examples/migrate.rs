@@ -1,10 +1,10 @@
-//! Copies all keys from one database to another, where they go on working:
+//! Copies all keys from one database to another, where they keep working:
 //!
 //! ```sh
 //! cargo run --example migrate --all-features -- sqlite:keygate.db postgres://app@localhost/app
 //! ```
 //!
-//! Stop changing keys first: what is changed after it was copied stays as it was.
+//! Stop changing keys first: changes made to a key after it was copied are not copied.
 
 use std::error::Error;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use keygate::{KeyExport, KeyStore, PostgresStore, SqliteStore, import};
 
-/// A store that keys can be moved to and away from.
+/// A store that keys can be copied to and from.
 trait Database: KeyStore + KeyExport {}
 
 impl<S: KeyStore + KeyExport> Database for S {}
@@ -26,11 +26,11 @@ async fn open(url: &str) -> Result<Box<dyn Database>, Box<dyn Error>> {
 }
 
 async fn migrate(from: &str, into: &str) -> Result<String, Box<dyn Error>> {
-    // A file that is not there would be made.
+    // A missing file would be created.
     if let Some(path) = from.strip_prefix("sqlite:")
         && !Path::new(path.strip_prefix("//").unwrap_or(path)).exists()
     {
-        return Err(format!("there is no file {path}").into());
+        return Err(format!("the file {path} does not exist").into());
     }
     let (from, into) = (open(from).await?, open(into).await?);
     let imported = import(&*from, &*into).await?;
@@ -40,7 +40,7 @@ async fn migrate(from: &str, into: &str) -> Result<String, Box<dyn Error>> {
     Ok(format!("{} keys copied, {} were there already", imported.added, imported.present))
 }
 
-/// An error and what caused it, in one line.
+/// An error with its causes, in one line.
 fn told(error: &dyn Error) -> String {
     error.source().map_or(error.to_string(), |source| format!("{error}: {}", told(source)))
 }

@@ -14,31 +14,31 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let keys = KeyManager::builder(MemoryStore::new()).audit(MemoryAuditLog::new()).build()?;
     let ada = Actor::new(OrgId::new("acme")?, "ada@acme.example");
 
-    // Create. The full key is here once; only its digest is stored.
+    // Create. The full key is available only here; the store has only its digest.
     let new = NewKey::named("CI deploy")?.expires(Expiration::ThreeMonths).allow(["10.0.0.0/8"])?;
     let issued = keys.create(&ada, new).await?;
     let id = issued.key.id;
     println!("created  {}…  expires {:?}", issued.key.key_prefix, issued.key.expires_at);
 
-    // Verify: a good key from a good address, and from another one.
+    // Verify the key from an allowed address, and from another one.
     let inside = Some("10.1.2.3".parse()?);
     let verified = keys.verify(issued.secret.expose_secret(), inside).await?;
     println!("verified as {} of {}", verified.name(), verified.org());
     let outside = Some("192.0.2.1".parse()?);
     show(&keys, "from outside", issued.secret.expose_secret(), outside).await;
 
-    // Revoke, and enable again.
+    // Revoke, and re-enable.
     keys.update(&ada, &id, KeyPatch::revoke()).await?;
     show(&keys, "revoked", issued.secret.expose_secret(), inside).await;
     keys.update(&ada, &id, KeyPatch::enable()).await?;
     show(&keys, "enabled", issued.secret.expose_secret(), inside).await;
 
-    // Rotate: a new secret for the same key. The old one is dead.
+    // Rotate: a new secret for the same key. The old one no longer works.
     let rotated = keys.rotate(&ada, &id).await?;
     show(&keys, "old secret", issued.secret.expose_secret(), inside).await;
     show(&keys, "new secret", rotated.secret.expose_secret(), inside).await;
 
-    // Delete. The changes made to it remain on record.
+    // Delete. The audit log still has the changes.
     keys.delete(&ada, &id).await?;
     show(&keys, "deleted", rotated.secret.expose_secret(), inside).await;
     let changes = AuditQuery::new(ada.org().clone(), AuditScope::KeyChanges(id));

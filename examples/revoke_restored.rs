@@ -1,12 +1,12 @@
-//! After a backup was restored: revokes every key whose secret was issued before an instant,
-//! such as that of the restore:
+//! Use this after restoring a backup. It revokes every key whose secret was issued before
+//! an instant, such as the time of the restore:
 //!
 //! ```sh
 //! cargo run --example revoke_restored --all-features -- sqlite:keygate.db 2027-05-03T12:00:00Z
 //! ```
 //!
-//! Run it before requests come in. What was revoked, rotated or deleted since the backup
-//! works again until then.
+//! Run it before you accept requests. Until then, keys that were revoked, rotated or
+//! deleted since the backup work again.
 
 use std::error::Error;
 use std::path::Path;
@@ -17,13 +17,13 @@ use std::time::Duration;
 use keygate::{KeyManager, PostgresStore, SqliteStore, Timestamp};
 
 async fn revoke(url: &str, instant: &str) -> Result<u64, Box<dyn Error>> {
-    let instant = Timestamp::parse(instant).ok_or("the instant is no RFC 3339 time")?;
+    let instant = Timestamp::parse(instant).ok_or("the instant is not an RFC 3339 time")?;
     let by = "revoke_restored";
-    // A file that is not there would be made.
+    // A missing file would be created.
     if let Some(path) = url.strip_prefix("sqlite:")
         && !Path::new(path.strip_prefix("//").unwrap_or(path)).exists()
     {
-        return Err(format!("there is no file {path}").into());
+        return Err(format!("the file {path} does not exist").into());
     }
     let (keys, revoked) = match url.split_once(':') {
         Some(("sqlite", _)) => {
@@ -45,7 +45,7 @@ async fn revoke(url: &str, instant: &str) -> Result<u64, Box<dyn Error>> {
     Ok(revoked?)
 }
 
-/// An error and what caused it, in one line.
+/// An error with its causes, in one line.
 fn told(error: &dyn Error) -> String {
     error.source().map_or(error.to_string(), |source| format!("{error}: {}", told(source)))
 }

@@ -1,4 +1,4 @@
-//! An axum service with everything mounted:
+//! An axum service with all features:
 //! `cargo run --release --example server --all-features`.
 //!
 //! | variable | default | |
@@ -9,7 +9,7 @@
 //! | `KEYGATE_TRUSTED_PROXIES` | none | comma-separated addresses and CIDR ranges |
 //! | `KEYGATE_PROXY_HEADER` | `x-forwarded-for` | or `forwarded`, or a header with one address |
 //! | `KEYGATE_GEOIP` | none | a MaxMind DB file (`.mmdb`), for countries in the audit log |
-//! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | what keys begin with |
+//! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | the prefix of keys |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::env::{self, VarError};
@@ -37,8 +37,8 @@ use tracing_subscriber::EnvFilter;
 
 type Failure = Box<dyn Error>;
 
-/// What requests under way get after SIGTERM, and then the audit queue: together
-/// less than the 10 seconds after which many supervisors kill.
+/// The time for requests in progress after SIGTERM, and then for the audit queue. Together
+/// less than the 10 seconds after which many supervisors kill a process.
 const FAREWELL: Duration = Duration::from_secs(4);
 
 #[tokio::main]
@@ -56,7 +56,7 @@ async fn main() -> Result<(), Failure> {
         .route("/whoami", get(whoami))
         .route("/status/{code}", any(status))
         .route("/slow/{ms}", get(slow))
-        // Without it, axum answers unknown paths past the layer.
+        // Otherwise axum answers unknown paths without going through the layer.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(ApiKeyLayer::new(keys.clone()).client_ip(client_ip));
     let named = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
@@ -87,7 +87,7 @@ async fn main() -> Result<(), Failure> {
     };
     tokio::select! {
         served = serve.into_future() => served?,
-        () = too_late => tracing::warn!("requests still under way are cut off"),
+        () = too_late => tracing::warn!("aborting the requests still in progress"),
     }
     let report = keys.shutdown(FAREWELL).await;
     println!("stopped; {report:?}");
@@ -165,12 +165,12 @@ fn variable(name: &str, default: &str) -> Result<String, Failure> {
     match env::var(name) {
         Ok(value) if !value.is_empty() => Ok(value),
         Ok(_) | Err(VarError::NotPresent) => Ok(default.to_owned()),
-        Err(VarError::NotUnicode(_)) => Err(format!("{name}: it is not UTF-8").into()),
+        Err(VarError::NotUnicode(_)) => Err(format!("{name} is not UTF-8").into()),
     }
 }
 
-/// The hosts of the management API. The stand-in for a login asks for nothing, so that
-/// a page of any site could use the API if its name led here.
+/// The hosts of the management API. The placeholder login has no password, so without this
+/// a page of any site could use the API by DNS rebinding.
 fn hosts(named: String, address: SocketAddr) -> Vec<String> {
     let mut hosts = vec![named, address.to_string()];
     if address.ip().is_loopback() || address.ip().is_unspecified() {
@@ -180,14 +180,14 @@ fn hosts(named: String, address: SocketAddr) -> Vec<String> {
     hosts
 }
 
-/// A stand-in for the host's login: it believes anybody who names an
-/// organisation. A real service takes it from its own session.
+/// A placeholder for the host's login: it trusts any request that names an organisation. A
+/// real service uses its own session.
 async fn demo_login(mut request: Request, next: Next) -> Response {
     let org = match request.headers().get("x-demo-org") {
         Some(org) => org.to_str().ok().and_then(|org| OrgId::new(org).ok()),
         None => OrgId::new("demo").ok(),
     };
-    // Without an organisation there is no actor, and the API answers 401.
+    // Without an organisation there is no actor, and the API responds with 401.
     if let Some(org) = org {
         request.extensions_mut().insert(Actor::new(org, "demo user"));
     }
@@ -201,7 +201,7 @@ async fn whoami(key: VerifiedKey) -> Json<Value> {
 }
 
 async fn status(Path(code): Path<String>) -> StatusCode {
-    // 1xx are no final answers.
+    // 1xx responses are not final.
     let code = code.parse().ok().filter(|code: &StatusCode| !code.is_informational());
     code.unwrap_or(StatusCode::BAD_REQUEST)
 }
@@ -212,7 +212,7 @@ async fn slow(Path(ms): Path<String>) -> Result<String, StatusCode> {
     Ok(format!("answered after {ms} ms\n"))
 }
 
-/// What is wrong is in the log; whoever asks here only learns of which part.
+/// The response shows only which part failed; the cause is in the log.
 async fn healthz(State(keys): State<KeyManager>) -> (StatusCode, Json<Value>) {
     let health = keys.health().await;
     let status =
@@ -234,7 +234,7 @@ async fn shutdown_signal() {
             }
         }
         Err(error) => {
-            tracing::warn!(%error, "SIGTERM is not handled");
+            tracing::warn!(%error, "cannot handle SIGTERM");
             let _ = tokio::signal::ctrl_c().await;
         }
     }

@@ -22,7 +22,7 @@ use tower::{ServiceBuilder, service_fn};
 async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let text = match request.extensions().get::<VerifiedKey>() {
         Some(key) => format!("Hello, {}\n", key.org()),
-        None => "Hello, nobody\n".to_owned(),
+        None => "Hello, stranger\n".to_owned(),
     };
     Ok(Response::new(text.into()))
 }
@@ -54,7 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The layer checks allowlists against the peer, which only the server knows.
+/// The layer checks allowlists against the peer's address, which only the server knows.
 fn with_peer(mut request: Request<Incoming>, peer: SocketAddr) -> Request<Incoming> {
     request.extensions_mut().insert(PeerAddr(peer));
     request

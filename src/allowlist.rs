@@ -8,8 +8,8 @@ use thiserror::Error;
 
 use crate::network::{Network, NetworkError};
 
-/// The addresses from which a key may be used: canonical, without duplicates.
-/// An empty list allows every address.
+/// The addresses from which a key may be used, canonical and without duplicates. An empty
+/// list allows every address.
 ///
 /// ```
 /// use keygate::Allowlist;
@@ -23,14 +23,13 @@ use crate::network::{Network, NetworkError};
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Allowlist(Entries);
 
-/// So many networks lie in the record itself: one place in memory less to go to for
-/// each request.
+/// How many networks are stored inline, which saves a memory access per request.
 const INLINE: usize = 4;
 
 #[derive(Clone, PartialEq, Eq)]
 enum Entries {
     Networks(SmallVec<[Network; INLINE]>),
-    /// What a store held and could not be read. It allows nobody.
+    /// Stored entries that could not be read. The list allows no address.
     Unreadable(Box<[String]>),
 }
 
@@ -41,9 +40,8 @@ impl Default for Entries {
 }
 
 impl Allowlist {
-    /// Reads a list as a person enters it; white space around an entry is
-    /// dropped. The first entry that is no [`Network`], or is on the list
-    /// already, is the error.
+    /// Parses a list entered by a person. White space around an entry is dropped. Fails at
+    /// the first entry that is not a [`Network`] or is already on the list.
     pub fn parse<T: AsRef<str>>(
         entries: impl IntoIterator<Item = T>,
     ) -> Result<Self, AllowlistError> {
@@ -67,10 +65,10 @@ impl Allowlist {
         Ok(Self(Entries::Networks(networks)))
     }
 
-    /// Reads a list as a store kept it, and never fails: a list that does not
-    /// parse is kept as it is and allows *nobody*, so that a damaged row is
-    /// refused, shown to its owner and can be mended. White space is damage here:
-    /// `10.0.0.1 ` may have been `10.0.0.13`.
+    /// Reads a stored list. This never fails: a list that does not parse is kept unchanged
+    /// and allows *no address*, so that a damaged list refuses requests, and its owner can
+    /// see and repair it. White space counts as damage here: `10.0.0.1 ` may have been
+    /// `10.0.0.13`.
     ///
     /// ```
     /// use keygate::Allowlist;
@@ -87,8 +85,8 @@ impl Allowlist {
         })
     }
 
-    /// Whether a request from this address may pass. `None` (no known address)
-    /// passes only an empty list.
+    /// Whether a request from this address may pass. `None` (unknown address) passes only
+    /// if the list is empty.
     pub fn allows(&self, ip: Option<IpAddr>) -> bool {
         match (&self.0, ip) {
             (Entries::Unreadable(_), _) => false,
@@ -101,12 +99,13 @@ impl Allowlist {
         }
     }
 
-    /// `false` for a list that [`Allowlist::restore`] could not read.
+    /// Whether the list is readable; `false` after [`Allowlist::restore`] of a damaged
+    /// list.
     pub fn is_readable(&self) -> bool {
         matches!(self.0, Entries::Networks(_))
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         match &self.0 {
             Entries::Networks(networks) => networks.len(),
@@ -114,13 +113,13 @@ impl Allowlist {
         }
     }
 
-    /// Whether there is no entry, so that every address is allowed.
+    /// Whether there are no entries, so that every address is allowed.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The entries as texts, in the order in which they were entered: what a
-    /// store keeps and [`Allowlist::restore`] takes.
+    /// The entries as texts, in the order in which they were entered. A store keeps these
+    /// and passes them to [`Allowlist::restore`].
     pub fn entries(&self) -> Vec<String> {
         match &self.0 {
             Entries::Networks(networks) => networks.iter().map(Network::to_string).collect(),
@@ -130,7 +129,7 @@ impl Allowlist {
 }
 
 impl FromIterator<Network> for Allowlist {
-    /// Collects networks; a repeated one is kept once.
+    /// Collects networks, without duplicates.
     fn from_iter<I: IntoIterator<Item = Network>>(networks: I) -> Self {
         let mut list: SmallVec<[Network; INLINE]> = SmallVec::new();
         for network in networks {
@@ -151,7 +150,7 @@ impl fmt::Debug for Allowlist {
     }
 }
 
-/// The entry for which an allowlist was refused.
+/// The invalid entry of an allowlist.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{entry}: {problem}")]
 pub struct AllowlistError {
@@ -161,9 +160,9 @@ pub struct AllowlistError {
 }
 
 impl AllowlistError {
-    /// No address is longer, nor has so many letters and digits in a row as an API key
-    /// has, with its prefix or without: one pasted into the wrong field is not repeated
-    /// in the error.
+    /// No address is longer, and none has as many letters and digits in a row as an API
+    /// key, with or without its prefix. This way a key pasted into the wrong field does not
+    /// appear in the error.
     const LONGEST_ADDRESS: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128".len();
     const LONGEST_RUN: usize = 24;
 
@@ -184,8 +183,8 @@ impl AllowlistError {
         self.index
     }
 
-    /// The entry itself, or `entry <position from 1>` for a text that could be
-    /// no address anyway.
+    /// The entry itself, or `entry <position from 1>` for a text that is certainly not an
+    /// address.
     pub fn entry(&self) -> &str {
         &self.entry
     }
@@ -200,10 +199,10 @@ impl AllowlistError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum EntryProblem {
-    /// It is no address or range.
+    /// It is not an address or range.
     #[error(transparent)]
     Invalid(NetworkError),
-    /// It stands further up already, perhaps in another spelling.
+    /// It is a duplicate, perhaps in another spelling.
     #[error("already on the list")]
     Duplicate,
 }

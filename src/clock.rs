@@ -1,4 +1,4 @@
-//! Instants in UTC with microseconds, and the clock that supplies them.
+//! Instants in UTC with microseconds, and clocks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,9 +12,8 @@ const MICROS_PER_SECOND: i64 = 1_000_000;
 
 /// An instant in UTC, in whole microseconds since 1970-01-01T00:00:00Z.
 ///
-/// Microseconds are what every store can keep, so an instant that went through
-/// a store compares equal to the one that went in. The years run from 1 to
-/// 9999, the range of RFC 3339.
+/// Every store can keep microseconds, so an instant is unchanged by a store. The years run
+/// from 1 to 9999, the range of RFC 3339.
 ///
 /// ```
 /// use keygate::Timestamp;
@@ -32,8 +31,8 @@ impl Timestamp {
     /// 9999-12-31T23:59:59.999999Z, the latest instant.
     pub const MAX: Self = Self(253_402_300_800 * MICROS_PER_SECOND - 1);
 
-    /// The instant that many microseconds after 1970, or `None` outside of
-    /// [`Timestamp::MIN`] to [`Timestamp::MAX`].
+    /// The instant `micros` microseconds after 1970, or `None` outside [`Timestamp::MIN`]
+    /// to [`Timestamp::MAX`].
     pub const fn from_unix_micros(micros: i64) -> Option<Self> {
         if micros < Self::MIN.0 || micros > Self::MAX.0 { None } else { Some(Self(micros)) }
     }
@@ -43,19 +42,19 @@ impl Timestamp {
         self.0
     }
 
-    /// Reads an RFC 3339 time with any offset; digits below a microsecond are
-    /// cut off. `None` where the text is no such time.
+    /// Parses an RFC 3339 time with any offset. Digits below a microsecond are truncated.
+    /// `None` if the text is not such a time.
     pub fn parse(rfc3339: &str) -> Option<Self> {
         OffsetDateTime::parse(rfc3339, &Rfc3339).ok().and_then(Self::from_datetime)
     }
 
-    /// This instant moved forward, stopping at [`Timestamp::MAX`].
+    /// This instant moved forward, at most to [`Timestamp::MAX`].
     pub fn saturating_add(self, by: Duration) -> Self {
         let micros = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_add(micros).min(Self::MAX.0))
     }
 
-    /// This instant moved back, stopping at [`Timestamp::MIN`].
+    /// This instant moved back, at most to [`Timestamp::MIN`].
     pub fn saturating_sub(self, by: Duration) -> Self {
         let micros = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_sub(micros).max(Self::MIN.0))
@@ -78,10 +77,10 @@ impl Timestamp {
 }
 
 impl From<SystemTime> for Timestamp {
-    /// Cut off to microseconds, and held within the range of the type.
+    /// Truncated to microseconds, and clamped to the range of the type.
     fn from(at: SystemTime) -> Self {
         match at.duration_since(UNIX_EPOCH) {
-            // Not `as_micros`: its 128 bits cost as much as reading the clock.
+            // Not `as_micros`: its 128-bit division costs as much as reading the clock.
             Ok(after) => {
                 let seconds = i64::try_from(after.as_secs()).unwrap_or(i64::MAX);
                 let micros = seconds.saturating_mul(MICROS_PER_SECOND);
@@ -109,14 +108,13 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// Tells the time.
+/// Returns the current time.
 ///
-/// The clock may step back (an operator sets it, NTP corrects it). Nothing
-/// panics then: a key that had expired is valid again for as long as the clock
-/// says that it has not, and last-used times wait until the clock has caught up, or
-/// follow it where it was ahead by more than a day.
+/// The clock may step back, by an operator or NTP. An expired key is then valid again until
+/// the clock passes its expiry. Last-used times stay until the clock has caught up; a time
+/// that is more than a day ahead is set back.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The present instant.
+    /// The current time.
     fn now(&self) -> Timestamp;
 }
 
@@ -136,7 +134,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved, for tests.
+/// A clock that moves only when told, for tests.
 ///
 /// ```
 /// use std::time::Duration;
@@ -151,7 +149,7 @@ impl Clock for SystemClock {
 pub struct ManualClock(AtomicI64);
 
 impl ManualClock {
-    /// A clock that says `now`.
+    /// A clock that shows `now`.
     pub fn new(now: Timestamp) -> Self {
         Self(AtomicI64::new(now.0))
     }

@@ -1,4 +1,4 @@
-//! Closed sets of names, each defined once: its members, their texts, and its parser.
+//! Enums with a fixed set of names, each defined once with its texts and its parser.
 
 use thiserror::Error;
 
@@ -15,7 +15,7 @@ impl UnknownName {
     }
 }
 
-/// Defines an enum by the texts of its members.
+/// Defines an enum by the texts of its variants.
 macro_rules! names {
     (
         $(#[$attribute:meta])*
@@ -30,7 +30,7 @@ macro_rules! names {
         }
 
         impl $name {
-            /// All of them.
+            /// All variants.
             pub const ALL: &'static [Self] = &[$(Self::$member),+];
 
             /// The name in snake case, which [`str::parse`] reads.

@@ -9,9 +9,9 @@ use thiserror::Error;
 
 /// An address or a CIDR range, IPv4 or IPv6 (RFC 4632, RFC 4291).
 ///
-/// Only the canonical reading of a text is taken: no octal or shortened IPv4,
-/// no zone id, no bits set behind the prefix. An IPv4-mapped IPv6 address or
-/// range (`::ffff:10.0.0.0/104`) *is* the IPv4 one (`10.0.0.0/8`).
+/// Only the canonical form is accepted: no octal or shortened IPv4, no zone id, no bits set
+/// after the prefix. An IPv4-mapped IPv6 address or range (`::ffff:10.0.0.0/104`) is
+/// converted to the IPv4 one (`10.0.0.0/8`).
 ///
 /// ```
 /// use keygate::Network;
@@ -29,13 +29,12 @@ pub struct Network(IpNet);
 const MAPPED_PREFIX_LEN: u8 = 96;
 
 impl Network {
-    /// Whether the address lies within.
+    /// Whether the network contains the address.
     pub fn contains(&self, ip: IpAddr) -> bool {
         self.contains_canonical(ip.to_canonical())
     }
 
-    /// The same for an address that is no IPv4-mapped one: whether it has the
-    /// network's leading bits.
+    /// The same for an address that is not IPv4-mapped: compares the leading bits.
     pub(crate) fn contains_canonical(&self, ip: IpAddr) -> bool {
         let prefix_len = u32::from(self.0.prefix_len());
         match (self.0.addr(), ip) {
@@ -69,10 +68,10 @@ impl Network {
         Ok(Self(net))
     }
 
-    /// What was meant by a range with bits behind its prefix: the range without them.
-    /// Not where that would be wider than people write, or keep nothing of the address;
-    /// nor for an IPv4 address with a length that is too short for its IPv6 spelling.
-    /// Then it is the address alone.
+    /// The likely meaning of a range with bits after its prefix: the range without those
+    /// bits. If that would be implausibly wide or keep nothing of the address, or for an
+    /// IPv4 address with a length that is too short for its IPv6 form, it is the address
+    /// alone.
     fn meant(net: IpNet) -> Self {
         let is_plausible = match net {
             IpNet::V4(net) => net.prefix_len() >= 8,
@@ -86,7 +85,7 @@ impl Network {
 }
 
 impl From<IpAddr> for Network {
-    /// The network of just this address.
+    /// The network of this address only.
     fn from(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Self(Ipv4Net::from(ip).into()),
@@ -137,7 +136,7 @@ fn parse_prefix_len(digits: &str) -> Option<u8> {
     (plain && canonical).then(|| digits.parse().ok()).flatten()
 }
 
-/// `10.0.0.0/8`, and a single address without a prefix length.
+/// Writes `10.0.0.0/8`, and a single address without a prefix length.
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.prefix_len() == self.0.max_prefix_len() {
@@ -154,36 +153,36 @@ impl fmt::Debug for Network {
     }
 }
 
-/// Why a text is no [`Network`].
+/// Why a text is not a [`Network`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum NetworkError {
-    /// Neither an IPv4 nor an IPv6 address; a host name, for instance.
+    /// Not an IPv4 or IPv6 address; a host name, for example.
     #[error("not an IP address or CIDR range")]
     NotAnAddress,
-    /// `010.0.0.1`: octal to some programs, decimal to others.
+    /// `010.0.0.1`: some programs read this as octal, others as decimal.
     #[error("IPv4 numbers must not begin with 0")]
     LeadingZero,
-    /// `fe80::1%eth0`: the zone means something on one machine only.
+    /// `fe80::1%eth0`: a zone has a meaning only on one machine.
     #[error("a zone id is not allowed")]
     ZoneId,
-    /// The part behind `/` is no number from 0 to `max`.
+    /// The part after `/` is not a number from 0 to `max`.
     #[error("the prefix length must be a number from 0 to {max}")]
     PrefixLength {
         /// 32 for IPv4, 128 for IPv6.
         max: u8,
     },
-    /// `10.0.0.1/8`: either the address or the range is a slip.
-    #[error("bits are set behind the prefix; {meant} may be meant")]
+    /// `10.0.0.1/8`: either the address or the prefix length is a mistake.
+    #[error("bits are set after the prefix; did you mean {meant}?")]
     HostBits {
-        /// The range without those bits, or the address alone where that range is wider
-        /// than anybody is likely to have meant.
+        /// The range without those bits, or the address alone if that range is implausibly
+        /// wide.
         meant: Network,
     },
 }
 
-/// The address behind `text`, in the spellings that proxies write:
-/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
+/// Parses an address in the forms that proxies write: `192.0.2.1`, `192.0.2.1:80`,
+/// `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 #[cfg(feature = "tower")]
 pub(crate) fn parse_hop(text: &str) -> Option<IpAddr> {
     let valid_port =
@@ -252,7 +251,7 @@ mod tests {
         let host_bits = parse("10.0.0.1/8").map_err(|e| e.to_string());
         assert_eq!(
             host_bits.unwrap_err(),
-            "bits are set behind the prefix; 10.0.0.0/8 may be meant"
+            "bits are set after the prefix; did you mean 10.0.0.0/8?"
         );
     }
 

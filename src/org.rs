@@ -1,4 +1,4 @@
-//! Organisations, and who acts for one.
+//! Organisations and actors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl OrgId {
     /// The longest identifier, in bytes.
     pub const MAX_LEN: usize = 255;
 
-    /// Takes the host's identifier; refuses an empty, overlong or unprintable one.
+    /// Takes the host's identifier; refuses an empty, too long or unprintable one.
     pub fn new(id: impl AsRef<str>) -> Result<Self, OrgIdError> {
         let id = id.as_ref();
         if id.is_empty() {
@@ -60,26 +60,26 @@ impl fmt::Debug for OrgId {
     }
 }
 
-/// Why a text is no organisation identifier.
+/// Why a text is not an organisation identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum OrgIdError {
-    /// The text is empty. An empty identifier would be a wildcard in waiting.
+    /// The text is empty. An empty identifier could be mistaken for a wildcard.
     #[error("an organisation id must not be empty")]
     Empty,
-    /// The text is over [`OrgId::MAX_LEN`] bytes.
+    /// The text is longer than [`OrgId::MAX_LEN`] bytes.
     #[error("an organisation id has at most {} bytes", OrgId::MAX_LEN)]
     TooLong,
-    /// The text holds a control character, NUL among them.
+    /// The text contains a control character, such as NUL.
     #[error("an organisation id must not contain control characters")]
     ControlCharacter,
 }
 
 /// Who manages keys, and for which organisation.
 ///
-/// The host makes one from its own login. Every change is made in the name of
-/// an actor, lands in the audit log under that name, and reaches the keys of
-/// the actor's organisation only.
+/// The host creates one from its own login. Every change is made in the name of an actor,
+/// is recorded in the audit log under that name, and affects only keys of the actor's
+/// organisation.
 ///
 /// ```
 /// use keygate::{Actor, OrgId};
@@ -95,11 +95,11 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// The longest name that is kept, in bytes; what is longer is cut off.
+    /// The longest name, in bytes; a longer one is truncated.
     pub const MAX_NAME_LEN: usize = 255;
 
-    /// An actor of that organisation. The name is for the audit log: a login,
-    /// an address, a service's name. Control characters in it become spaces.
+    /// An actor of this organisation. The name is for the audit log: a login, an email
+    /// address, a service's name. Control characters are replaced by spaces.
     pub fn new(org: OrgId, name: impl AsRef<str>) -> Self {
         let mut name: String =
             name.as_ref().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -112,7 +112,7 @@ impl Actor {
         &self.org
     }
 
-    /// The name that the audit log shows.
+    /// The name shown in the audit log.
     pub fn name(&self) -> &str {
         &self.name
     }

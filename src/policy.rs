@@ -1,4 +1,4 @@
-//! Whether a known key may be used now, from there: a pure function.
+//! Decides whether a known key may be used now, from an address: a pure function.
 
 use std::net::IpAddr;
 
@@ -7,10 +7,10 @@ use thiserror::Error;
 use crate::clock::Timestamp;
 use crate::record::{ApiKey, Status};
 
-/// Decides in the order status, expiry, address, and names the first obstacle.
+/// Checks status, expiry and address in this order, and returns the first reason for
+/// refusal.
 ///
-/// `ip` is the address of the client; `None` where it is not known, which only
-/// an empty allowlist lets pass.
+/// `ip` is the client's address. If it is `None`, only keys with an empty allowlist pass.
 pub(crate) fn evaluate(key: &ApiKey, ip: Option<IpAddr>, now: Timestamp) -> Result<(), Denial> {
     if key.status != Status::Active {
         Err(Denial::Revoked)
@@ -25,21 +25,20 @@ pub(crate) fn evaluate(key: &ApiKey, ip: Option<IpAddr>, now: Timestamp) -> Resu
     }
 }
 
-/// Why a known key was refused. For the operator and the audit log; the caller
-/// is not told.
+/// Why a known key was refused. For the operator and the audit log; the caller is not told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum Denial {
-    /// The owner has switched the key off.
+    /// The owner has revoked the key.
     #[error("the key is revoked")]
     Revoked,
-    /// The key's time is over; at `expires_at` itself, it already is.
+    /// The key is expired, which includes the instant `expires_at`.
     #[error("the key is expired")]
     Expired,
-    /// The client's address is not on the key's allowlist, or not known.
+    /// The client's address is not on the key's allowlist or not known.
     #[error("the client's address is not on the key's allowlist")]
     IpNotAllowed,
-    /// The stored allowlist does not parse, so nobody is on it.
+    /// The stored allowlist does not parse, so it allows no address.
     #[error("the key's stored allowlist is unreadable")]
     AllowlistUnreadable,
 }

@@ -6,10 +6,10 @@ use thiserror::Error;
 
 /// Supplies random bytes fit for secrets.
 ///
-/// The default is [`SystemRandom`]. Another implementation is for tests, or for
-/// a hardware generator: whoever can predict its bytes can forge keys.
+/// The default is [`SystemRandom`]. Use another implementation in tests, or for a hardware
+/// generator. Anyone who can predict its bytes can forge keys.
 pub trait Random: fmt::Debug + Send + Sync + 'static {
-    /// Overwrites all of `bytes`, or fails and nothing is made of them.
+    /// Overwrites all of `bytes`. If this fails, the bytes are not used.
     fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError>;
 }
 
@@ -23,7 +23,7 @@ impl Random for SystemRandom {
     }
 }
 
-/// No random bytes were to be had.
+/// The random number generator failed.
 #[derive(Debug, Error)]
 #[error("the random number generator failed")]
 pub struct RandomError(#[source] Box<dyn std::error::Error + Send + Sync>);

@@ -1,4 +1,4 @@
-//! The stored record of a key, and what makes and changes one.
+//! The stored record of a key, and how it is created and changed.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ pub(crate) mod attributes;
 
 use attributes::{Attributes, Metadata};
 
-/// Everything that is kept about one key: one row of a store.
+/// The record of a key: one row of a store.
 ///
-/// The type is closed on purpose: each field but the last is a column in every store. What
-/// is added to a key later is added to its [`Attributes`], which no store looks into.
-// In this order, so that what every request reads lies side by side.
+/// No fields will be added to this type: each field but the last is a column in every
+/// store. New properties are added to [`Attributes`], which stores treat as opaque.
+// Ordered so that the fields read on every request are adjacent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ApiKey {
@@ -28,33 +28,33 @@ pub struct ApiKey {
     pub digest: KeyDigest,
     /// The first instant at which the key is expired; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// Where the key may be used from.
+    /// The addresses from which the key may be used.
     pub allowlist: Allowlist,
-    /// Whether the owner has switched the key off.
+    /// Whether the owner has revoked the key.
     pub status: Status,
-    /// Identifies the key for good. Unique in a store.
+    /// Identifies the key permanently. Unique in a store.
     pub id: KeyId,
     /// The organisation that owns the key. Never changes.
     pub org: OrgId,
-    /// The name that people gave it.
+    /// The key's name.
     pub name: KeyName,
-    /// The first characters of the key, shown to recognise it. Never looked up.
+    /// The first characters of the key, shown to recognise it. Not used for look-ups.
     pub key_prefix: String,
-    /// When the key was made.
+    /// When the key was created.
     pub created_at: Timestamp,
-    /// When the current secret replaced an earlier one.
+    /// When the current secret replaced an earlier one, if it did.
     pub rotated_at: Option<Timestamp>,
     /// The time of the last request that the key authenticated.
     pub last_used_at: Option<Timestamp>,
-    /// Counts the changes; uses are no changes.
+    /// Counts the changes; a use is not a change.
     pub revision: Revision,
-    /// What is kept and never searched for: one text in a store.
+    /// Properties that are never searched for: one text in a store.
     pub attributes: Attributes,
 }
 
 impl ApiKey {
-    /// A complete record, for tests of a store: active, without expiry or allowlist. Its id,
-    /// its digest and the time at which it was created follow from the number.
+    /// A complete record for tests of a store: active, without expiry or allowlist. Its id,
+    /// digest and creation time are derived from the number.
     ///
     /// ```
     /// use keygate::{ApiKey, Status};
@@ -81,15 +81,15 @@ impl ApiKey {
         }
     }
 
-    /// Whether the key is expired at that instant: `expires_at <= now`.
+    /// Whether the key is expired at this instant: `expires_at <= now`.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
     }
 }
 
 names! {
-    /// Whether the owner has switched a key off. Expiry is another matter:
-    /// [`ApiKey::is_expired`]. There is no third state.
+    /// Whether the owner has revoked a key. Expiry is separate: [`ApiKey::is_expired`].
+    /// There is no third state.
     pub enum Status: "active or revoked" {
         /// The key may be used.
         Active = "active",
@@ -98,12 +98,12 @@ names! {
     }
 }
 
-/// The number of a record's version, from 1 up. Every change raises it by one.
+/// The version of a record, counted from 1. Every change increments it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(u32);
 
 impl Revision {
-    /// That of a new key.
+    /// The revision of a new key.
     pub const FIRST: Self = Self(1);
 
     /// The revision with this number.
@@ -116,13 +116,13 @@ impl Revision {
         self.0
     }
 
-    /// The one after this.
+    /// The next revision.
     pub const fn next(self) -> Self {
         Self(self.0.wrapping_add(1))
     }
 }
 
-/// A key to be made.
+/// A key to be created.
 ///
 /// ```
 /// use keygate::{Expiration, NewKey};
@@ -153,7 +153,7 @@ impl NewKey {
         }
     }
 
-    /// Like [`NewKey::new`], checking the name.
+    /// Like [`NewKey::new`], but parses the name.
     pub fn named(name: impl AsRef<str>) -> Result<Self, KeyNameError> {
         Ok(Self::new(KeyName::new(name)?))
     }
@@ -176,23 +176,23 @@ impl NewKey {
         Self { allowlist, ..self }
     }
 
-    /// Gives the key texts of the host's own.
+    /// Adds the host's own metadata to the key.
     pub fn metadata(self, metadata: Metadata) -> Self {
         Self { metadata, ..self }
     }
 
-    /// Makes the key only if the organisation has none that it made with the same
-    /// idempotency key in the last 24 hours:
-    /// [`ManageError::AlreadyCreated`](crate::ManageError::AlreadyCreated) otherwise. One
-    /// that was deleted does not count. It holds under any concurrency, across processes.
+    /// Creates the key only if the organisation has none that was created with the same
+    /// idempotency key in the last 24 hours; otherwise the error is
+    /// [`ManageError::AlreadyCreated`](crate::ManageError::AlreadyCreated). Deleted keys do
+    /// not count. This holds for concurrent calls, even across processes.
     ///
-    /// The secret of a key whose answer was lost is not shown again: rotate that key.
+    /// If the response is lost, the secret is not shown again: rotate the key.
     pub fn idempotent(self, key: IdempotencyKey) -> Self {
         Self { idempotency_key: Some(key), ..self }
     }
 }
 
-/// A change to a key: what is `None` stays as it is.
+/// A change of a key. Fields that are `None` stay unchanged.
 ///
 /// ```
 /// use keygate::{KeyName, KeyPatch};
@@ -208,9 +208,9 @@ pub struct KeyPatch {
     pub name: Option<KeyName>,
     /// The new status.
     pub status: Option<Status>,
-    /// The new list, in place of the whole old one.
+    /// The new allowlist, which replaces the old one.
     pub allowlist: Option<Allowlist>,
-    /// The host's own texts, in place of all the old ones.
+    /// The host's new metadata, which replaces all of the old.
     pub metadata: Option<Metadata>,
 }
 
@@ -220,12 +220,12 @@ impl KeyPatch {
         Self { name: Some(name), ..Self::default() }
     }
 
-    /// Switches the key off.
+    /// Revokes the key.
     pub fn revoke() -> Self {
         Self { status: Some(Status::Revoked), ..Self::default() }
     }
 
-    /// Switches the key on again.
+    /// Activates the key again.
     pub fn enable() -> Self {
         Self { status: Some(Status::Active), ..Self::default() }
     }
@@ -235,8 +235,7 @@ impl KeyPatch {
         Self { allowlist: Some(allowlist), ..Self::default() }
     }
 
-    /// The record after the change, at the next revision; `None` where it says
-    /// so already.
+    /// The record after the change, at the next revision; `None` if nothing changes.
     pub(crate) fn apply(&self, key: &ApiKey) -> Option<ApiKey> {
         let mut changed = key.clone();
         changed.name = self.name.clone().unwrap_or(changed.name);
@@ -249,7 +248,7 @@ impl KeyPatch {
     }
 }
 
-/// How much an organisation may have.
+/// Limits per organisation.
 ///
 /// ```
 /// use keygate::Limits;
@@ -265,7 +264,7 @@ impl KeyPatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Keys per organisation; revoked and expired ones count.
+    /// Keys per organisation, including revoked and expired ones.
     pub max_keys: u32,
     /// Entries in the allowlist of one key.
     pub max_ips_per_key: u32,
@@ -289,7 +288,7 @@ impl Default for Limits {
     }
 }
 
-/// How many keys an organisation may have once an insert has taken place.
+/// How many keys an organisation may have after an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrgLimit(Option<u32>);
 
@@ -297,17 +296,17 @@ impl OrgLimit {
     /// No limit; for imports.
     pub const NONE: Self = Self(None);
 
-    /// At most so many keys.
+    /// At most this many keys.
     pub const fn at_most(keys: u32) -> Self {
         Self(Some(keys))
     }
 
-    /// Whether an organisation with `present` keys may have one more.
+    /// Whether an organisation with `present` keys may have another one.
     pub fn admits_one_more(self, present: usize) -> bool {
         self.0.is_none_or(|max| present < max as usize)
     }
 
-    /// The limit, for a store that has its database compare; `None` for none.
+    /// The limit as a number, for a comparison in the database; `None` for no limit.
     pub const fn get(self) -> Option<u32> {
         self.0
     }
@@ -323,9 +322,8 @@ pub struct KeyUse {
 }
 
 impl KeyUse {
-    /// Whether a store that holds `stored` as the key's last-used time writes this use
-    /// in its place: where there is none, where it is earlier, and where it is later
-    /// than [`KeyUse::latest_plausible`].
+    /// Whether this use replaces the stored last-used time: if there is none, if it is
+    /// earlier, or if it is later than [`KeyUse::latest_plausible`].
     ///
     /// ```
     /// use keygate::{KeyId, KeyUse, Timestamp};
@@ -342,8 +340,8 @@ impl KeyUse {
         stored.is_none_or(|stored| stored < self.at || stored > self.latest_plausible())
     }
 
-    /// One day after this use. A stored time that is later was set by a process whose
-    /// clock was wrong: it would otherwise stay for as long as the clock was ahead.
+    /// One day after this use. A later stored time was set by a process with a wrong clock,
+    /// and would otherwise stay for as long as that clock was ahead.
     pub fn latest_plausible(self) -> Timestamp {
         self.at.saturating_add(Duration::from_secs(24 * 60 * 60))
     }

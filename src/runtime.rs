@@ -1,4 +1,4 @@
-//! The async runtime: background tasks, and deadlines for what may hang.
+//! The async runtime: background tasks and deadlines.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// A future on the heap, of any type.
+/// A boxed future.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Runs background tasks and tells when time has passed.
+/// Runs background tasks, and provides timers.
 ///
-/// With the feature `tokio` (on by default) there is
+/// With the feature `tokio` (on by default),
 #[cfg_attr(feature = "tokio", doc = "[`TokioRuntime`]")]
 #[cfg_attr(not(feature = "tokio"), doc = "`TokioRuntime`")]
-/// and nothing to do. On another runtime, implement the two methods:
+/// implements it. For another runtime, implement the two methods:
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,10 +39,10 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// }
 /// ```
 pub trait Runtime: fmt::Debug + Send + Sync + 'static {
-    /// Runs the task to its end in the background.
+    /// Runs the task to completion in the background.
     fn spawn(&self, task: BoxFuture<'static, ()>);
 
-    /// Completes after that time.
+    /// Completes after this time.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 }
 
@@ -50,10 +50,10 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Elapsed;
 
-/// Runs `work` for at most that time, and drops it then.
+/// Runs `work`, and drops it after this time.
 ///
-/// A timer is made only once the work has to wait: what answers at once, as a
-/// store in memory does, pays nothing.
+/// A timer is created only once the work has to wait, so that work that completes at once,
+/// such as a call of a store in memory, does not pay for one.
 pub(crate) async fn within<T>(
     runtime: &dyn Runtime,
     deadline: Duration,
@@ -71,7 +71,7 @@ pub(crate) async fn within<T>(
     .await
 }
 
-/// Runs the two at the same time.
+/// Runs both futures concurrently.
 pub(crate) async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
     let (mut a, mut b) = (pin!(a), pin!(b));
     let (mut of_a, mut of_b) = (None, None);
@@ -101,7 +101,7 @@ pub(crate) async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Panicked;
 
-/// Runs `work`, which is not ours, so that its panic ends only itself.
+/// Runs the host's code so that a panic in it is caught.
 pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     let mut work = pin!(work);
     poll_fn(move |cx| {
@@ -114,7 +114,7 @@ pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panick
     .await
 }
 
-/// The tokio runtime that this is called on, where there is one.
+/// The current tokio runtime, if there is one.
 pub(crate) fn current() -> Option<Arc<dyn Runtime>> {
     #[cfg(feature = "tokio")]
     if let Ok(runtime) = TokioRuntime::current() {
@@ -137,12 +137,12 @@ mod tokio_runtime {
     pub struct TokioRuntime(Handle);
 
     impl TokioRuntime {
-        /// The runtime that this is called on; an error outside of one.
+        /// The current runtime. Fails outside of one.
         pub fn current() -> Result<Self, TryCurrentError> {
             Handle::try_current().map(Self)
         }
 
-        /// The runtime of that handle.
+        /// The runtime of this handle.
         pub fn new(handle: Handle) -> Self {
             Self(handle)
         }

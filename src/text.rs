@@ -1,8 +1,8 @@
-//! Texts cut off between characters, percent-encoded ones decoded, and errors with their causes.
+//! Truncation, percent-decoding, and errors with their causes.
 
 use std::error::Error;
 
-/// The text up to that many bytes, and less where a character would be cut in two.
+/// The text truncated to `max` bytes or fewer, without splitting a character.
 pub(crate) fn cut(text: &str, max: usize) -> &str {
     if text.len() <= max {
         return text;
@@ -15,7 +15,7 @@ pub(crate) fn truncate(text: &mut String, max: usize) {
     text.truncate(cut(text, max).len());
 }
 
-/// Decodes `%41` to `A`; what is no escape stays as it is.
+/// Decodes `%41` to `A`. Invalid escapes are kept.
 #[cfg(feature = "admin")]
 pub(crate) fn percent_decoded(text: &[u8]) -> Vec<u8> {
     let mut decoded = text.to_vec();
@@ -24,7 +24,7 @@ pub(crate) fn percent_decoded(text: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// Decodes in place; the length of what is decoded.
+/// Decodes in place, and returns the decoded length.
 pub(crate) fn percent_decode(text: &mut [u8]) -> usize {
     let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let (mut from, mut to) = (0, 0);

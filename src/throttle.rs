@@ -1,13 +1,13 @@
-//! Keeps a log line that repeats from flooding the log.
+//! Limits how often a log line is repeated.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two lines that one throttle lets pass.
+/// The pause between two lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets one line pass at once, and then one in ten seconds. One throttle is for one
-/// kind of line.
+/// Allows one line at once, and then one per ten seconds. Each kind of line has its own
+/// throttle.
 ///
 /// ```ignore
 /// if let Some(left_out) = throttle.pass() {
@@ -34,8 +34,8 @@ impl Throttle {
         Self(Mutex::new(State { last: None, left_out: 0 }))
     }
 
-    /// Whether the line may be written: the number of lines left out since the last
-    /// one, or `None` where this one is left out as well.
+    /// Whether the line may be written: the number of lines left out since the last one, or
+    /// `None` if this one is left out, too.
     pub(crate) fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }

@@ -409,7 +409,7 @@ mod tests {
             watch.look();
         });
         assert_eq!(log.len(), 1, "{log:?}");
-        assert!(log[0].contains("read again"), "{log:?}");
+        assert!(log[0].contains("was reloaded"), "{log:?}");
     }
 
     #[test]
@@ -447,12 +447,12 @@ mod tests {
         let stays = ["stays in use"];
         look(&|| fs::write(&path, "<html>404</html>").unwrap(), "DE", &stays);
         look(&|| rename(&file(4, &[]), &path), "DE", &["contains no countries"]);
-        look(&|| rename(&of("FR"), &path), "FR", &["read again"]);
+        look(&|| rename(&of("FR"), &path), "FR", &["was reloaded"]);
         look(&|| fs::rename(&path, &aside).unwrap(), "FR", &["No such file"]);
         look(&|| fs::create_dir(&path).unwrap(), "FR", &["not a regular file"]);
         look(&|| fs::remove_dir(&path).unwrap(), "FR", &stays);
-        look(&|| fs::rename(&aside, &path).unwrap(), "FR", &["read again"]);
-        look(&|| rename(&of("IT"), &path), "IT", &["read again"]);
+        look(&|| fs::rename(&aside, &path).unwrap(), "FR", &["was reloaded"]);
+        look(&|| rename(&of("IT"), &path), "IT", &["was reloaded"]);
         look(&|| (), "IT", &[]);
     }
 

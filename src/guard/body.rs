@@ -31,13 +31,13 @@ impl<B> ResponseBody<B> {
     }
 
     pub(crate) fn refusal(body: Bytes) -> Self {
-        // Without a body, the headers are the end of the answer.
+        // Without a body, the response ends with its headers.
         Self { kind: Kind::Refusal { body: Some(body).filter(|body| !body.is_empty()) } }
     }
 }
 
-/// No body, whatever that of the service is: for layers further out that answer by
-/// themselves.
+/// An empty body, even if the service's body has no default: for outer layers that create
+/// responses.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::refusal(Bytes::new())

@@ -1,4 +1,4 @@
-//! What a layer is set to, and what it shares with others through extensions.
+//! The settings of a layer, and its request extensions.
 
 use std::net::SocketAddr;
 
@@ -18,13 +18,13 @@ pub(super) struct Config {
     pub(super) ignores_foreign: bool,
 }
 
-/// The peer of a connection. A server other than axum's puts it into the
-/// extensions of each request.
+/// The address of the peer. A server other than axum's puts it into the extensions of each
+/// request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// In the extensions of a request that optional authentication let through
-/// without credentials: how the layer would have refused it.
+/// Present in the extensions of a request without credentials that optional authentication
+/// admitted: how the layer would have refused it.
 #[cfg(feature = "axum")]
 #[derive(Clone, Debug)]
 pub(crate) struct Anonymous(pub(crate) Refusals);

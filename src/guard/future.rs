@@ -22,8 +22,8 @@ use crate::wire::refusal::{Asked, Refusal};
 static WITHHELD: Throttle = Throttle::new();
 
 pin_project! {
-    /// The future of [`ApiKeyService`](crate::ApiKeyService). Dropped before it is
-    /// done, it leaves an audit record marked as aborted.
+    /// The future of [`ApiKeyService`](crate::ApiKeyService). If it is dropped before it
+    /// completes, the audit record is marked as aborted.
     pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
         pub(super) config: Arc<Config>,
         pub(super) asked: Asked,
@@ -35,14 +35,14 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     pub(super) enum State<S, F, R, B> {
-        /// The store is asked, or there is no room in the audit queue yet.
+        /// Waiting for the store, or for room in the audit queue.
         Admitting {
             admission: BoxFuture<'static, Result<Admission, AdmitError>>,
             inner: S,
             request: Option<R>,
         },
         Serving { #[pin] response: F, admission: Option<Admission> },
-        /// The answer waits for its audit record to be durable.
+        /// The response waits until its audit record is durable.
         Recording {
             recorded: BoxFuture<'static, Result<(), DeliveryError>>,
             response: Option<Response<B>>,
@@ -65,7 +65,7 @@ where
                     match (ready!(admission.as_mut().poll(cx)), request.take()) {
                         (Ok(admission), Some(request)) => admission.serve(inner, request),
                         (Err(error), _) => State::Refused { refusal: error.into() },
-                        // It was polled after its end.
+                        // Polled after completion.
                         (Ok(_), None) => State::Refused { refusal: Refusal::Unavailable },
                     }
                 }
@@ -89,7 +89,7 @@ where
                         (Ok(()), None) => {}
                         (Err(error), _) => {
                             if let Some(left_out) = WITHHELD.pass() {
-                                tracing::error!(%error, left_out, "an answer was withheld: it could not be recorded");
+                                tracing::error!(%error, left_out, "a response was withheld because its audit record could not be written");
                             }
                         }
                     }
@@ -106,7 +106,7 @@ where
 }
 
 impl Admission {
-    /// Hands the request to the service, with its key.
+    /// Passes the request to the service, with its key.
     pub(super) fn serve<S, ReqBody, ResBody>(
         self,
         inner: &mut S,

@@ -1,4 +1,4 @@
-//! The layer: what to guard with, and how.
+//! The layer and its settings.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use crate::manager::KeyManager;
 use crate::wire::client_ip::ClientIp;
 use crate::wire::refusal::Refusals;
 
-/// Lets a request through to the service only with a good key, and puts the
-/// [`VerifiedKey`](crate::VerifiedKey) into its extensions, and into those of the
-/// answer, for an access log further out.
+/// Passes a request to the service only if it has a valid key. It puts the
+/// [`VerifiedKey`](crate::VerifiedKey) into the extensions of the request, and of the
+/// response for outer layers such as an access log.
 ///
-/// It works on any `http` request and response, under axum, hyper or tonic, and
-/// answers what it refuses itself:
+/// It works with any `http` request and response, under axum, hyper or tonic. It answers
+/// refused requests itself:
 ///
 /// | case | answer |
 /// |---|---|
@@ -27,23 +27,23 @@ use crate::wire::refusal::Refusals;
 /// | address not on the key's allowlist | 403 |
 /// | store or audit log unavailable | 503 with `Retry-After` |
 ///
-/// Give a nested axum router that it guards a `fallback` of its own: axum answers
-/// the paths that it has no route for past the layer otherwise.
+/// If it wraps a nested axum router, give that router its own `fallback`. Otherwise axum
+/// answers unknown paths without going through the layer.
 ///
-/// A gRPC call (`Content-Type: application/grpc…`) is refused as one: with `grpc-status`
-/// `UNAUTHENTICATED` for 400 and 401, `PERMISSION_DENIED` for 403 and `UNAVAILABLE` for
-/// 503. The audit log shows the HTTP status. Of an admitted call that fails, it shows
-/// the status that stands for its `grpc-status`, if that is in the headers of the answer,
-/// and 200 if it comes behind messages.
+/// A gRPC call (`Content-Type: application/grpc…`) is refused in gRPC's format: with
+/// `grpc-status` `UNAUTHENTICATED` for 400 and 401, `PERMISSION_DENIED` for 403 and
+/// `UNAVAILABLE` for 503. The audit log shows the HTTP status. For an admitted call that
+/// fails, it shows the HTTP status that corresponds to `grpc-status` if that is in the
+/// headers of the response, and 200 if it follows after messages.
 ///
-/// The client's address is that of the peer, which the server has to supply: as
-/// axum's `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`](crate::PeerAddr) in the
-/// request's extensions, or in a type of its own, see [`ApiKeyLayer::peer_from`].
-/// Without it only keys without an allowlist get in. Behind proxies, set
+/// The client's address is that of the peer, which the server has to supply: as axum's
+/// `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`](crate::PeerAddr) in the
+/// request's extensions, or in another type, see [`ApiKeyLayer::peer_from`]. Without it,
+/// only keys without an allowlist are admitted. Behind proxies, set
 /// [`ApiKeyLayer::client_ip`].
 ///
-/// Once the server has stopped, call [`KeyManager::shutdown`]: what is queued for the
-/// audit log is lost otherwise.
+/// Once the server has stopped, call [`KeyManager::shutdown`]; otherwise queued audit
+/// records are lost.
 ///
 /// ```
 /// # #[tokio::main]
@@ -72,7 +72,7 @@ pub struct ApiKeyLayer {
 }
 
 impl ApiKeyLayer {
-    /// A layer that requires a good key of that manager.
+    /// A layer that requires a valid key of this manager.
     pub fn new(keys: KeyManager) -> Self {
         let config = Config {
             keys,
@@ -85,16 +85,15 @@ impl ApiKeyLayer {
         Self { config: Arc::new(config) }
     }
 
-    /// Lets requests without credentials through as well, without a
-    /// `VerifiedKey`. A request that presents a bad key is still refused.
+    /// Also admits requests without credentials, which have no `VerifiedKey`. A request
+    /// that presents an invalid key is still refused.
     pub fn optional(self) -> Self {
         self.with(|config| config.optional = true)
     }
 
-    /// Takes a bearer token that does not begin with the prefix of this service's keys
-    /// for no credential of this service, whatever its length. Together with
-    /// [`ApiKeyLayer::optional`], keys and the tokens of another issuer, such as JWTs,
-    /// share a route:
+    /// Ignores bearer tokens that do not begin with the prefix of this service's keys,
+    /// whatever their length. Together with [`ApiKeyLayer::optional`], this lets keys and
+    /// the tokens of another issuer, such as JWTs, share a route:
     ///
     /// ```
     /// # #[tokio::main]
@@ -102,20 +101,20 @@ impl ApiKeyLayer {
     /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
     ///
     /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
-    /// // What lets in JWTs comes behind it, and refuses requests with neither.
+    /// // An inner layer accepts JWTs, and refuses requests with neither.
     /// let layer = ApiKeyLayer::new(keys).optional().ignore_foreign_tokens();
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// What begins with the prefix and is no good key is still refused, and so are two
-    /// credentials in one request, of whatever kind.
+    /// A token that begins with the prefix but is not a valid key is still refused, and so
+    /// are two credentials of any kind in one request.
     pub fn ignore_foreign_tokens(self) -> Self {
         self.with(|config| config.ignores_foreign = true)
     }
 
-    /// Finds the peer in what the server puts into the extensions of a request, before
-    /// the layer looks for the peer itself. For tonic, in one line:
+    /// Sets a function that finds the peer in the extensions that the server adds to a
+    /// request. It takes precedence over the layer's own search. For tonic:
     ///
     /// ```
     /// # #[tokio::main]
@@ -136,12 +135,12 @@ impl ApiKeyLayer {
         self.with(|config| config.peer_from = Some(find))
     }
 
-    /// Sets how the client's address is found; the peer's address otherwise.
+    /// Sets how the client's address is determined. The default is the peer's address.
     pub fn client_ip(self, client_ip: ClientIp) -> Self {
         self.with(|config| config.client_ip = client_ip)
     }
 
-    /// Sets the realm that challenges name; `api` otherwise.
+    /// Sets the realm of challenges. The default is `api`.
     pub fn realm(self, realm: &str) -> Self {
         self.with(|config| config.refusals = Refusals::new(realm))
     }

@@ -1,4 +1,4 @@
-//! A tower middleware that lets in requests with a good key and no others.
+//! A tower middleware that admits only requests with a valid key.
 
 pub(crate) mod body;
 pub(crate) mod config;

@@ -1,4 +1,4 @@
-//! The middleware itself: one request from its credential to its audit record.
+//! The middleware: handles a request from its credential to its audit record.
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -30,7 +30,7 @@ pub struct ApiKeyService<S> {
     pub(super) config: Arc<Config>,
 }
 
-/// What is known of a request before the store is asked.
+/// What is known about a request before the store is asked.
 enum Claim {
     Key(KeyDigest),
     Nothing,
@@ -55,7 +55,7 @@ where
         let claim = config.claim(&request);
         let asked = Asked::with(request.version(), request.headers());
         if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
-            // So that nobody further in prints the key by printing the headers.
+            // Keeps inner layers that print the headers from printing the key.
             credential.set_sensitive(true);
         }
         let state = match claim {
@@ -86,9 +86,8 @@ impl<S: Clone> ApiKeyService<S> {
     {
         let keys = &self.config.keys;
         let mut checking = Box::pin(check(keys.clone(), digest, ip));
-        // Where nothing has to wait, as with a store in memory, the service that is
-        // ready is called at once. Otherwise the caller of the future polls again,
-        // with a waker that wakes it.
+        // If nothing has to wait, as with a store in memory, the service that is ready is
+        // called at once. Otherwise the caller polls the future again with a real waker.
         let opening = match checking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(checked) => keys.open(checked, info(&request, ip)),
             Poll::Pending => {
@@ -103,7 +102,7 @@ impl<S: Clone> ApiKeyService<S> {
             Opening::Done(Ok(admission)) => admission.serve(&mut self.inner, request),
             Opening::Done(Err(error)) => self.refuse(error.into()),
             Opening::Waiting(admission) => {
-                // The clone may not be ready; the service that was polled is.
+                // The clone may not be ready, but the original is, since it was polled.
                 let clone = self.inner.clone();
                 let inner = mem::replace(&mut self.inner, clone);
                 State::Admitting { admission, inner, request: Some(request) }
@@ -112,7 +111,7 @@ impl<S: Clone> ApiKeyService<S> {
     }
 
     fn refuse<F, R, B>(&mut self, refusal: Refusal) -> State<S, F, R, B> {
-        // What made the service ready, such as a permit, is given back.
+        // Releases what made the service ready, such as a permit.
         self.inner = self.inner.clone();
         State::Refused { refusal }
     }
@@ -157,7 +156,7 @@ impl Config {
     }
 }
 
-/// The path as the client sent it; axum takes the mount point off the URI.
+/// The path as the client sent it; axum strips the mount point from the URI.
 fn path<B>(request: &Request<B>) -> &str {
     #[cfg(feature = "axum")]
     if let Some(axum::extract::OriginalUri(uri)) =

@@ -1,7 +1,6 @@
-//! Which characters a key's name may hold, and where.
+//! The characters that a key's name may contain.
 //!
-//! The ranges are those of Unicode 18; which characters are marks is in a table of
-//! another crate.
+//! The ranges are those of Unicode 18; the table of marks is in another crate.
 
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
@@ -12,16 +11,16 @@ pub(super) enum Flaw {
     TooManyMarks,
 }
 
-/// Marks on one letter, in the scripts that stack most: a Tibetan syllable has up to
-/// eight, a Burmese one five.
+/// The limit of marks on one letter. A Tibetan syllable has up to eight, a Burmese one
+/// five.
 const MAX_MARKS: usize = 8;
-/// Marks on one letter that belong to no script: Vietnamese needs two of them,
+/// The limit of marks on one letter that belong to no script. Vietnamese needs two,
 /// phonetic transcription four.
 const MAX_DIACRITICS: usize = 4;
 
-/// Whether no character of the text deceives whoever reads it.
+/// Whether the text contains no characters that deceive readers.
 pub(super) fn check(text: &str) -> Result<(), Flaw> {
-    // What can be seen by itself, the last of it.
+    // The last visible character.
     let mut base = None;
     let (mut marks, mut diacritics) = (0, 0);
     let mut before = None;
@@ -51,16 +50,16 @@ pub(super) fn check(text: &str) -> Result<(), Flaw> {
     Ok(())
 }
 
-/// A character that breaks a line or its direction, wherever it stands: of these, no
-/// stored name has ever had one.
+/// A character that breaks a line or changes its direction, in any position. No stored name
+/// has ever contained one.
 pub(super) fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}'
             | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether a character that cannot be seen changes how its neighbours look. `base` is
-/// the last visible character, `before` the one right before, `after` the next.
+/// Whether an invisible character changes how its neighbours look. `base` is the last
+/// visible character, `before` the previous one, and `after` the next.
 fn is_part_of_a_sign(
     c: char,
     base: Option<char>,
@@ -68,7 +67,7 @@ fn is_part_of_a_sign(
     after: Option<char>,
 ) -> bool {
     let Some(base) = base else { return false };
-    // One selector is enough, and it stands behind what it selects a form of.
+    // One selector is enough, directly after its character.
     let is_behind = |is_selected: fn(char) -> bool| before == Some(base) && is_selected(base);
     match c {
         '\u{200C}' | '\u{200D}' => joins(base) && after.is_some_and(joins),
@@ -91,8 +90,8 @@ fn is_tag(c: char) -> bool {
     matches!(c, '\u{E0000}'..='\u{E007F}')
 }
 
-/// What follows the tags of a black flag, which make it that of a part of a country:
-/// its code in three to six letters and digits, and the end.
+/// The tags after a black flag, which make it the flag of a region: its code in three to
+/// six letters and digits, and the end tag.
 fn after_tags(text: &str) -> Result<&str, Flaw> {
     let is_code = |c: &char| matches!(c, '\u{E0030}'..='\u{E0039}' | '\u{E0061}'..='\u{E007A}');
     let code = text.chars().take_while(is_code).count();
@@ -103,7 +102,7 @@ fn after_tags(text: &str) -> Result<&str, Flaw> {
     }
 }
 
-/// Marks that go with letters of any script.
+/// Marks that combine with letters of any script.
 fn is_diacritic(c: char) -> bool {
     matches!(c,
         '\u{0300}'..='\u{036F}' | '\u{0483}'..='\u{0489}' | '\u{1AB0}'..='\u{1AFF}'
@@ -111,8 +110,8 @@ fn is_diacritic(c: char) -> bool {
         | '\u{FE20}'..='\u{FE2F}' | '\u{1D165}'..='\u{1D1AD}')
 }
 
-/// Characters without a visible form of their own: controls, line separators, all of
-/// `Default_Ignorable_Code_Point`, and a few more that show nothing.
+/// Characters that are invisible by themselves: controls, line separators, all of
+/// `Default_Ignorable_Code_Point`, and a few more.
 fn is_hidden(c: char) -> bool {
     is_control(c)
         || matches!(c,
@@ -123,8 +122,8 @@ fn is_hidden(c: char) -> bool {
             | '\u{E0000}'..='\u{E0FFF}')
 }
 
-/// Whether a joiner beside this character changes how it looks: scripts from
-/// Arabic to Mongolian, and pictures.
+/// Whether a joiner next to this character changes how it looks: scripts from Arabic to
+/// Mongolian, and pictures.
 fn joins(c: char) -> bool {
     is_picture(c)
         || matches!(c,

@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 
-/// The SHA-256 digest (FIPS 180-4) of a whole key: 32 bytes, all that a store
-/// ever sees of it.
+/// The SHA-256 digest (FIPS 180-4) of a whole key: 32 bytes. A store never sees more of a
+/// key.
 ///
-/// A random secret of 250 bits needs no slow hash: nobody can try the inputs
-/// one by one. `==` on digests compares in constant time.
+/// A random secret of 250 bits needs no slow hash, since it cannot be guessed. `==` on
+/// digests compares in constant time.
 ///
 /// ```
 /// use keygate::KeyDigest;
@@ -27,13 +27,13 @@ use thiserror::Error;
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {
-    /// The digest of these bytes.
+    /// The digest of this text.
     pub fn of(key: impl AsRef<[u8]>) -> Self {
         Self(Sha256::digest(key.as_ref()).into())
     }
 
-    /// A digest as a store kept it. Refused: any other length than 32 bytes,
-    /// and 32 zero bytes, which stand for a row that was never filled in.
+    /// Reads a stored digest. Fails for any length other than 32 bytes, and for 32 zero
+    /// bytes, which indicate a column that was never filled in.
     pub fn from_slice(stored: &[u8]) -> Result<Self, KeyDigestError> {
         match <[u8; 32]>::try_from(stored) {
             Ok(bytes) if bytes != [0; 32] => Ok(Self(bytes)),
@@ -41,12 +41,12 @@ impl KeyDigest {
         }
     }
 
-    /// The digest's bytes, for a store to keep.
+    /// The digest's bytes, for storage.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Enough to choose a place by.
+    /// The first bytes, for choosing a place in a table.
     pub(crate) fn first_word(&self) -> u64 {
         let [first, ..] = self.words();
         first
@@ -62,8 +62,8 @@ impl KeyDigest {
 }
 
 impl ConstantTimeEq for KeyDigest {
-    // All differences in one word: `subtle` takes a byte slice byte by byte, at
-    // many times the cost.
+    // Combines all differences in one word. `subtle` compares slices byte by byte, which is
+    // many times slower.
     fn ct_eq(&self, other: &Self) -> Choice {
         let pairs = self.words().into_iter().zip(other.words());
         pairs.fold(0, |differences, (a, b)| differences | (a ^ b)).ct_eq(&0)
@@ -84,7 +84,7 @@ impl Hash for KeyDigest {
     }
 }
 
-/// The first four bytes only: enough to tell digests apart in a log.
+/// Shows only the first four bytes: enough to tell digests apart in a log.
 impl fmt::Debug for KeyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, ..] = self.0;
@@ -92,14 +92,14 @@ impl fmt::Debug for KeyDigest {
     }
 }
 
-/// The stored bytes are no digest.
+/// The stored bytes are not a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("a key digest is 32 bytes, not all of them zero")]
 pub struct KeyDigestError;
 
 /// For hash maps keyed by digests or ids of keys.
 ///
-/// Nobody can choose those that this crate makes, so a map cannot be filled with collisions.
+/// No caller can choose these values, so a map cannot be filled with collisions.
 pub(crate) type BuildUniformHasher = BuildHasherDefault<UniformHasher>;
 
 /// See [`BuildUniformHasher`].
@@ -107,12 +107,12 @@ pub(crate) type BuildUniformHasher = BuildHasherDefault<UniformHasher>;
 pub(crate) struct UniformHasher(u64);
 
 impl Hasher for UniformHasher {
-    /// Digests, which are random as they are.
+    /// Digests are random already.
     fn write_u64(&mut self, word: u64) {
         self.0 = word;
     }
 
-    /// Ids: those of an import may be counted upwards or begin with the time.
+    /// Ids are not always random: those of an import may be counters or begin with a time.
     fn write_u128(&mut self, id: u128) {
         let (low, high) = (id as u64, (id >> 64) as u64);
         let product =
@@ -120,7 +120,7 @@ impl Hasher for UniformHasher {
         self.0 = product as u64 ^ (product >> 64) as u64;
     }
 
-    /// Neither.
+    /// Not used.
     fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.write_u128(u128::from(self.0) << 8 | u128::from(byte));

@@ -13,8 +13,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long a new key is valid.
 ///
-/// Months and years are those of the calendar, in UTC: the same day and time,
-/// or the month's last day where it is shorter.
+/// Months and years follow the calendar, in UTC: the same day and time, or the last day of
+/// a shorter month.
 ///
 /// ```
 /// use keygate::{Expiration, Timestamp};
@@ -39,17 +39,17 @@ pub enum Expiration {
     OneYear,
     /// `never`.
     Never,
-    /// At this instant; in the library only.
+    /// At this instant; only in the library.
     At(Timestamp),
 }
 
 impl Expiration {
-    /// The spellings that [`FromStr`] takes, in rising order.
+    /// The texts that [`FromStr`] accepts, in ascending order.
     pub const CHOICES: [&'static str; 6] =
         ["1_day", "1_week", "1_month", "3_months", "1_year", "never"];
 
-    /// The first instant at which a key made at `created` is expired; `None`
-    /// for never. It stops at [`Timestamp::MAX`].
+    /// The first instant at which a key created at `created` is expired, at most
+    /// [`Timestamp::MAX`]; `None` for never.
     pub fn after(self, created: Timestamp) -> Option<Timestamp> {
         match self {
             Self::OneDay => Some(created.saturating_add(DAY)),
@@ -108,7 +108,7 @@ impl fmt::Display for Expiration {
     }
 }
 
-/// The text is none of [`Expiration::CHOICES`].
+/// The text is not one of [`Expiration::CHOICES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("must be one of 1_day, 1_week, 1_month, 3_months, 1_year, never")]
 pub struct ExpirationError;

@@ -1,10 +1,9 @@
 //! The text of a key: `<prefix><secret><checksum>`.
 //!
-//! The secret is 42 characters of `[0-9A-Za-z]`, each drawn uniformly: 250
-//! bits. The checksum is the CRC-32 (IEEE 802.3) of everything before it, in
-//! base 62, most significant digit first, padded with `0` to 6 characters. It
-//! lets a scanner recognise a leaked key, and weeds out typing errors before any
-//! look-up; it is no security check.
+//! The secret is 42 characters of `[0-9A-Za-z]`, each drawn uniformly: 250 bits. The
+//! checksum is the CRC-32 (IEEE 802.3) of everything before it, in base 62, most
+//! significant digit first, padded with `0` to 6 characters. It lets scanners recognise
+//! leaked keys and rejects typing errors before any look-up; it does not add security.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use crate::key::secret::PlaintextKey;
 use crate::random::{Random, RandomError};
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-/// What each byte stands for as a digit; 0 where it is none.
+/// The value of each byte as a digit; 0 if it is not a digit.
 const VALUES: [u8; 256] = {
     let mut values = [0; 256];
     let (mut rest, mut byte) = (values.as_mut_slice(), 0);
@@ -36,13 +35,13 @@ pub(super) const SECRET_LEN: usize = 42;
 pub(super) const CHECKSUM_LEN: usize = 6;
 pub(super) const DIGITS_LEN: usize = SECRET_LEN + CHECKSUM_LEN;
 const LONGEST_PREFIX: usize = 24;
-/// The length of a key of any format, in bytes, at most.
+/// The longest key of any format, in bytes.
 pub(crate) const LONGEST_KEY: usize = LONGEST_PREFIX + DIGITS_LEN;
 
-/// A credential longer than this, in bytes, is refused before it is looked at.
+/// A credential longer than this, in bytes, is refused without parsing.
 pub const MAX_CREDENTIAL_LEN: usize = 256;
 
-/// How the keys of this service look; they differ in their prefix only.
+/// The format of a service's keys. Formats differ only in their prefix.
 ///
 /// ```
 /// use keygate::KeyFormat;
@@ -58,12 +57,12 @@ pub struct KeyFormat {
 }
 
 impl KeyFormat {
-    /// The prefix of [`KeyFormat::default`]: a default key is then 55 bytes,
-    /// and its SHA-256 a single block.
+    /// The prefix of [`KeyFormat::default`]. A default key has 55 bytes, which SHA-256
+    /// hashes as a single block.
     pub const DEFAULT_PREFIX: &'static str = "vsp_sk_";
 
-    /// Keys with a prefix of your own: 2 to 24 of `[a-z0-9_]`, the first a
-    /// letter and the last `_`.
+    /// A format with your own prefix: 2 to 24 of `[a-z0-9_]`, beginning with a letter and
+    /// ending with `_`.
     pub fn new(prefix: &str) -> Result<Self, PrefixError> {
         let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         let valid = (2..=LONGEST_PREFIX).contains(&prefix.len())
@@ -73,7 +72,7 @@ impl KeyFormat {
         if valid { Ok(Self { prefix: prefix.into() }) } else { Err(PrefixError) }
     }
 
-    /// What every key begins with.
+    /// The prefix of every key.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -83,7 +82,7 @@ impl KeyFormat {
         self.prefix.len() + DIGITS_LEN
     }
 
-    /// Draws a new key.
+    /// Generates a new key.
     pub fn generate(&self, random: &dyn Random) -> Result<PlaintextKey, RandomError> {
         let mut key = Zeroizing::new(String::with_capacity(self.key_len()));
         key.push_str(&self.prefix);
@@ -98,22 +97,21 @@ impl KeyFormat {
         Ok(PlaintextKey::new(key))
     }
 
-    /// The digest under which a presented credential would be stored, or an
-    /// error for a text that cannot be a key of this format. Nothing is
-    /// allocated, and nothing is looked up.
+    /// The digest under which a presented credential would be stored, or an error for a
+    /// text that cannot be a key of this format. It allocates nothing and looks up nothing.
     pub fn digest(&self, credential: impl AsRef<[u8]>) -> Result<KeyDigest, MalformedKey> {
         let credential = credential.as_ref();
         if self.matches(credential) { Ok(KeyDigest::of(credential)) } else { Err(MalformedKey) }
     }
 
-    /// The part of a key that is shown to recognise it by: the first 12
-    /// characters, or prefix + 5 where the prefix is longer than 7.
+    /// The part of a key shown to recognise it: the first 12 characters, or prefix + 5 if
+    /// the prefix is longer than 7.
     pub(crate) fn display_prefix(&self, key: &PlaintextKey) -> String {
         let len = usize::max(12, self.prefix.len() + 5);
         key.expose_secret().chars().take(len).collect()
     }
 
-    /// Whether a text holds a whole key, of whatever prefix.
+    /// Whether a text contains a whole key with any prefix.
     pub(crate) fn any_occurs_in(text: &[u8]) -> bool {
         let in_prefix = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_';
         let ends_in_key = |text: &[u8]| {
@@ -151,10 +149,9 @@ impl fmt::Debug for KeyFormat {
     }
 }
 
-/// Whether the digits that a credential ends with are letters and digits, and the last
-/// of them its checksum.
+/// Whether a credential ends with letters and digits whose checksum is correct.
 fn is_signed(credential: &[u8], digits: &[u8; DIGITS_LEN]) -> bool {
-    // No early exit, so that it is a few vector instructions.
+    // No early exit, so that it compiles to a few vector instructions.
     if !digits.iter().fold(true, |all, b| all & b.is_ascii_alphanumeric()) {
         return false;
     }
@@ -162,8 +159,8 @@ fn is_signed(credential: &[u8], digits: &[u8; DIGITS_LEN]) -> bool {
     number(presented) == u64::from(crc32fast::hash(signed))
 }
 
-/// The digit that a random byte stands for; bytes over the last whole multiple
-/// of 62 are rejected, so that every digit is equally likely.
+/// The digit for a random byte. Bytes from the last whole multiple of 62 up are rejected,
+/// so that every digit is equally likely.
 fn uniform_digit(byte: &u8) -> Option<char> {
     const FAIR: u8 = 62 * 4;
     (*byte < FAIR).then(|| digit(u32::from(*byte)).into())
@@ -179,7 +176,7 @@ fn checksum(signed: &[u8]) -> [u8; CHECKSUM_LEN] {
     digits
 }
 
-/// The number that base-62 digits stand for.
+/// The value of a number in base 62.
 pub(super) fn number(digits: &[u8]) -> u64 {
     let value = |digit: u8| VALUES.get(usize::from(digit)).copied().unwrap_or_default();
     digits.iter().fold(0, |number, digit| number * 62 + u64::from(value(*digit)))
@@ -190,14 +187,13 @@ fn digit(number: u32) -> u8 {
     DIGITS.get(number as usize % DIGITS.len()).copied().unwrap_or(b'0')
 }
 
-/// The credential cannot be a key: wrong prefix, length, characters or
-/// checksum. It does not say which, and does not repeat the credential.
+/// The credential cannot be a key: wrong prefix, length, characters or checksum. The error
+/// does not say which, and does not contain the credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a well-formed API key")]
 pub struct MalformedKey;
 
-/// The prefix is not 2 to 24 of `[a-z0-9_]` that begin with a letter and end
-/// with `_`.
+/// The prefix is not 2 to 24 of `[a-z0-9_]`, beginning with a letter and ending with `_`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("a key prefix is 2 to 24 of a-z, 0-9 and _, begins with a letter and ends with _")]
 pub struct PrefixError;

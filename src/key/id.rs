@@ -10,11 +10,11 @@ use uuid::Uuid;
 use crate::key::digest::KeyDigest;
 use crate::random::{Random, RandomError};
 
-/// Identifies a key for as long as it exists, over renames and rotations.
+/// Identifies a key for as long as it exists, through renames and rotations.
 ///
-/// A UUID (RFC 9562), written in lower case with hyphens: a random one (version 4),
-/// or one derived from an [`IdempotencyKey`](crate::IdempotencyKey) (version 8). It
-/// is no secret and authenticates nothing.
+/// A UUID (RFC 9562), written in lower case with hyphens. It is random (version 4), or
+/// derived from an [`IdempotencyKey`](crate::IdempotencyKey) (version 8). It is not a
+/// secret and authenticates nothing.
 ///
 /// ```
 /// use keygate::KeyId;
@@ -27,21 +27,21 @@ use crate::random::{Random, RandomError};
 pub struct KeyId(Uuid);
 
 impl KeyId {
-    /// A new identifier, different from every other.
+    /// A new, unique identifier.
     pub fn random(random: &dyn Random) -> Result<Self, RandomError> {
         let mut bytes = [0; 16];
         random.fill(&mut bytes)?;
         Ok(Self(uuid::Builder::from_random_bytes(bytes).into_uuid()))
     }
 
-    /// The identifier that belongs to the digest, and is no random one.
+    /// An identifier that is derived from a digest instead of random.
     pub(crate) fn derived(from: &KeyDigest) -> Self {
         let mut bytes = [0; 16];
         bytes.iter_mut().zip(from.as_bytes()).for_each(|(byte, of)| *byte = *of);
         Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
     }
 
-    /// The identifier behind these bytes, as [`KeyId::to_bytes`] gave them.
+    /// The identifier from the bytes that [`KeyId::to_bytes`] returned.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
@@ -52,7 +52,7 @@ impl KeyId {
     }
 }
 
-/// As one number: the maps here spread it by one multiplication.
+/// Hashed as one number: the maps here spread it by one multiplication.
 impl Hash for KeyId {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u128(self.0.as_u128());
@@ -62,7 +62,8 @@ impl Hash for KeyId {
 impl FromStr for KeyId {
     type Err = KeyIdError;
 
-    /// Takes the form that [`Display`](fmt::Display) writes, in any case (RFC 9562 § 4).
+    /// Parses the form that [`Display`](fmt::Display) writes, in upper or lower case (RFC
+    /// 9562 § 4).
     fn from_str(text: &str) -> Result<Self, KeyIdError> {
         let id = Uuid::try_parse(text).map_err(|_| KeyIdError)?;
         let mut canonical = Uuid::encode_buffer();
@@ -86,7 +87,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// The text is no key id. It is not repeated: it may be a key.
+/// The text is not a key id. It may be a key, so the error does not contain it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a key id")]
 pub struct KeyIdError;

@@ -1,4 +1,4 @@
-//! Names the creation of a key, so that it is not made twice.
+//! Names the creation of a key, so that a retry does not create a second one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,9 +13,9 @@ use crate::org::OrgId;
 /// The caller's name for one creation, for [`NewKey::idempotent`](crate::NewKey::idempotent):
 /// 1 to 255 characters of visible ASCII, such as a random UUID.
 ///
-/// A creation that is sent again, because its answer was lost, makes no second key within 24
-/// hours. Only a digest of the text is kept, and only in memory: the ids of the keys are
-/// derived from it.
+/// If a creation is sent again because its response was lost, no second key is created
+/// within 24 hours. The text itself is not stored: the ids of the keys are derived from its
+/// digest.
 ///
 /// ```
 /// use keygate::IdempotencyKey;
@@ -29,7 +29,7 @@ pub struct IdempotencyKey(KeyDigest);
 impl IdempotencyKey {
     /// The longest text.
     pub const MAX_LEN: usize = 255;
-    /// How long after a creation the same key makes no other: 24 hours.
+    /// How long after a creation the same idempotency key creates no other key: 24 hours.
     pub const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
     /// Takes the caller's text.
@@ -41,19 +41,18 @@ impl IdempotencyKey {
         Ok(Self(KeyDigest::of(text)))
     }
 
-    /// The ids of the keys that are made with it, one after the other, in that
-    /// organisation.
+    /// The ids of the keys that are created with it in this organisation, in order.
     pub(crate) fn ids(&self, org: &OrgId) -> impl Iterator<Item = KeyId> {
         let org = KeyDigest::of(org.as_str());
         (0_u32..).map(move |number| {
-            // All three have the same length for every key.
+            // The hashed parts have fixed lengths, so that they cannot run together.
             let parts: [&[u8]; 3] = [self.0.as_bytes(), org.as_bytes(), &number.to_be_bytes()];
             KeyId::derived(&KeyDigest::of(parts.concat()))
         })
     }
 }
 
-/// Not the digest: it would only look like a secret.
+/// The digest is hidden, since it looks like a secret.
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotencyKey").finish_non_exhaustive()
@@ -68,7 +67,7 @@ impl FromStr for IdempotencyKey {
     }
 }
 
-/// The text is no idempotency key. It is not repeated: it may be a key.
+/// The text is not an idempotency key. It may be a key, so the error does not contain it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("must be 1 to {} characters of visible ASCII", IdempotencyKey::MAX_LEN)]
 pub struct IdempotencyKeyError;

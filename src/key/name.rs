@@ -1,4 +1,4 @@
-//! The name that people know a key by.
+//! The name of a key.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,17 +9,15 @@ use thiserror::Error;
 use crate::key::characters::{self, Flaw};
 use crate::key::format::KeyFormat;
 
-/// A key's name: 1 to 100 characters (Unicode scalar values) in any script,
-/// white space at the ends dropped, otherwise kept exactly. Names need not be
-/// unique.
+/// A key's name: 1 to 100 characters (Unicode scalar values) in any script. White space at
+/// the ends is dropped; the rest is kept exactly. Names need not be unique.
 ///
-/// Refused are characters that nobody can see and that make a name read as
-/// another one: control characters, line separators, bidirectional controls,
-/// and all that Unicode has readers ignore (`Default_Ignorable_Code_Point`). Joiners,
-/// selectors and tags pass only where they are part of a visible letter or picture:
-/// between letters of scripts that are written with them, and within an emoji sequence.
-/// No letter carries more combining marks than scripts need, and no name holds a whole
-/// key, of whatever prefix: names are shown and logged.
+/// Invisible characters that make a name look like another one are refused: control
+/// characters, line separators, bidirectional controls, and all of
+/// `Default_Ignorable_Code_Point`. Joiners, selectors and tags are accepted only as part of
+/// a visible letter or picture: between letters of scripts that use them, and within an
+/// emoji sequence. A letter may carry only as many combining marks as scripts need. Since
+/// names are shown and logged, a name must not contain a whole key with any prefix.
 ///
 /// ```
 /// use keygate::{KeyName, KeyNameError};
@@ -40,7 +38,7 @@ impl KeyName {
         Self("Deploy".into())
     }
 
-    /// Takes a name as a person typed it.
+    /// Parses a name typed by a person.
     pub fn new(name: impl AsRef<str>) -> Result<Self, KeyNameError> {
         let name = name.as_ref().trim();
         if name.is_empty() {
@@ -59,9 +57,8 @@ impl KeyName {
         Ok(Self(name.into()))
     }
 
-    /// Takes a name from a store. A name that an earlier version of this crate took is
-    /// taken, whatever [`KeyName::new`] refuses by now; a text that never was a name is
-    /// an error.
+    /// Reads a stored name. A name that an earlier version accepted is still accepted, even
+    /// if [`KeyName::new`] now refuses it. A text that no version accepted is an error.
     pub fn restore(name: impl AsRef<str>) -> Result<Self, KeyNameError> {
         let name = name.as_ref();
         if name.is_empty() {
@@ -102,7 +99,7 @@ impl fmt::Debug for KeyName {
     }
 }
 
-/// Why a text is no name for a key.
+/// Why a text is not a valid name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum KeyNameError {
@@ -112,11 +109,11 @@ pub enum KeyNameError {
     /// There are more than [`KeyName::MAX_CHARS`] characters.
     #[error("must have at most {} characters", KeyName::MAX_CHARS)]
     TooLong,
-    /// A character that cannot be seen, where it is part of no letter or picture.
+    /// A character that is invisible and not part of a letter or picture.
     #[error("must not contain the invisible character U+{:04X}", u32::from(*.0))]
     ForbiddenCharacter(char),
     /// More combining marks on one letter than any script needs.
-    #[error("must not have so many marks on one letter")]
+    #[error("must not have that many combining marks on one letter")]
     TooManyMarks,
     /// A whole key.
     #[error("must not contain an API key")]

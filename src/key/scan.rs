@@ -1,11 +1,11 @@
-//! Finds keys in texts that are about to be shown, in one pass.
+//! Finds keys in texts that will be shown, in one pass.
 
 use crate::key::format::{CHECKSUM_LEN, DIGITS_LEN, KeyFormat, SECRET_LEN, number};
 
-/// Fewer letters and digits behind a prefix are a word.
+/// With fewer letters and digits after a prefix, it is taken for a word.
 const GOOD_PART: usize = 24;
 
-/// What a byte adds to a CRC-32 (IEEE) that ends with it.
+/// The contribution of a byte to a CRC-32 (IEEE) of a text that ends with it.
 const ENTERS: [u32; 256] = {
     let mut table = [0; 256];
     let (mut rest, mut byte) = (table.as_mut_slice(), 0);
@@ -15,7 +15,7 @@ const ENTERS: [u32; 256] = {
     }
     table
 };
-/// What it still adds once a whole secret stands behind it.
+/// Its contribution after a whole secret has followed.
 const LEAVES: [u32; 256] = {
     let mut table = ENTERS;
     let mut rest = table.as_mut_slice();
@@ -26,7 +26,7 @@ const LEAVES: [u32; 256] = {
     table
 };
 
-/// The state of a CRC-32 after so many more bytes of zeros.
+/// The state of a CRC-32 after this many zero bytes.
 const fn after_zeros(mut state: u32, bytes: usize) -> u32 {
     let mut bits = bytes * 8;
     while bits > 0 {
@@ -37,21 +37,21 @@ const fn after_zeros(mut state: u32, bytes: usize) -> u32 {
 }
 
 impl KeyFormat {
-    /// Whether a text holds what is, or was meant to be, a key of this format:
-    /// the prefix with a good part of a secret, or a whole secret with its
-    /// checksum but without the prefix.
+    /// Whether a text contains a key of this format, or what was meant to be one: the
+    /// prefix with a large part of a secret, or a whole secret with its checksum but
+    /// without the prefix.
     ///
-    /// Each byte is looked at once, whatever the text, and nothing is allocated.
+    /// Each byte is read once, and nothing is allocated.
     pub(crate) fn occurs_in(&self, text: &[u8]) -> bool {
-        // A CRC is linear: that of prefix and secret is that of the prefix and zeros,
-        // and what the bytes of the secret add to it.
+        // A CRC is linear: the CRC of prefix and secret combines that of the prefix
+        // followed by zeros with the contributions of the secret's bytes.
         let mut of_prefix = crc32fast::Hasher::new();
         of_prefix.update(self.prefix().as_bytes());
         of_prefix.update(&[0; SECRET_LEN]);
         let of_prefix = of_prefix.finalize();
 
-        // Letters and digits in a row, and what the last `SECRET_LEN` of them but the
-        // checksum add.
+        // The length of the run of letters and digits, and the contribution of the last
+        // `SECRET_LEN` of them before the checksum.
         let (mut run, mut added) = (0, 0);
         for (at, byte) in text.iter().enumerate() {
             #[cfg(test)]
@@ -61,7 +61,8 @@ impl KeyFormat {
                 continue;
             }
             run += 1;
-            // No prefix ends in a letter or digit: it ends where the run begins.
+            // A prefix does not end in a letter or digit, so it can only end where the run
+            // begins.
             if run == GOOD_PART && prefixed(text, at + 1 - run, self.prefix()) {
                 return true;
             }
@@ -87,7 +88,7 @@ fn prefixed(text: &[u8], end: usize, prefix: &str) -> bool {
     text.get(..end).is_some_and(|before| before.ends_with(prefix.as_bytes()))
 }
 
-/// The table's entry for the byte so far back.
+/// The table's entry for the byte this far back.
 fn back(text: &[u8], at: usize, distance: usize, table: &[u32; 256]) -> u32 {
     let byte = at.checked_sub(distance).and_then(|at| text.get(at));
     byte.map_or(0, |byte| of(table, *byte))
@@ -97,7 +98,7 @@ fn of(table: &[u32; 256], byte: u8) -> u32 {
     table.get(usize::from(byte)).copied().unwrap_or_default()
 }
 
-/// Counts the bytes that scans look at.
+/// Counts the bytes that scans read.
 #[cfg(test)]
 pub(crate) mod steps {
     use std::cell::Cell;
@@ -108,7 +109,7 @@ pub(crate) mod steps {
         STEPS.set(STEPS.get() + 1);
     }
 
-    /// How many steps this thread took for that.
+    /// The number of steps that this thread took for the work.
     pub(crate) fn of<T>(work: impl FnOnce() -> T) -> (T, usize) {
         let before = STEPS.get();
         let done = work();

@@ -1,4 +1,4 @@
-//! The full text of a key, on its single way to the person who made it.
+//! The full text of a key, on its way to the person who created it.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use zeroize::Zeroizing;
 
 use crate::key::digest::KeyDigest;
 
-/// A full key. It exists between its creation and the moment it has been shown;
-/// nobody can read it again afterwards.
+/// A full key. It exists only from its creation until it has been shown, and cannot be read
+/// again afterwards.
 ///
 /// It is wiped from memory when dropped, prints as `[REDACTED]`, and is neither
 /// `Clone` nor `Serialize`.
@@ -32,8 +32,8 @@ impl PlaintextKey {
         Self(key)
     }
 
-    /// The key itself. Show it to its owner once, over TLS, in an answer that
-    /// nothing caches or logs.
+    /// The key itself. Show it to its owner once, over TLS, in a response that is not
+    /// cached or logged.
     pub fn expose_secret(&self) -> &str {
         &self.0
     }

@@ -37,7 +37,7 @@ pub struct RequestInfo {
     pub method: Cow<'static, str>,
     /// The path, without the query.
     pub path: Box<str>,
-    /// The client's address, where it is known.
+    /// The client's address, if known.
     pub ip: Option<IpAddr>,
 }
 

@@ -75,7 +75,7 @@ impl KeyManager {
         match health.failing {
             Some(since) => {
                 let seconds = since.elapsed().as_secs();
-                PartHealth::fails(format!("no records could be written for {seconds} s"))
+                PartHealth::fails(format!("records could not be written for {seconds} s"))
             }
             None if health.queued >= health.capacity => PartHealth::fails(format!(
                 "the queue is full: {} records are waiting",

@@ -46,7 +46,7 @@ use crate::throttle::Throttle;
 /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
 /// let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
 ///
-/// The full key is available only here.
+/// // The full key is available only here.
 /// let issued = keys.create(&actor, NewKey::named("CI deploy")?).await?;
 /// let verified = keys.verify(issued.secret.expose_secret(), None).await?;
 /// assert_eq!(verified.org().as_str(), "acme");

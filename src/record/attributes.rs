@@ -1,4 +1,4 @@
-//! What is kept about a key and never searched for: one JSON text in a store.
+//! Properties of a key that are never searched for: one JSON text in a store.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,13 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// What is kept about a key and never searched for.
+/// Properties of a key that are never searched for.
 ///
-/// A store keeps the attributes as one text and does not look inside: it writes
-/// [`to_string`](ToString::to_string) and reads [`str::parse`]. The text is a JSON object
-/// (RFC 8259), `{}` where nothing is set, without characters below U+0020. Members that this
-/// version does not know are kept: a key that a newer process made can be edited by an
-/// older one during a deployment, and loses nothing.
+/// A store keeps them as one opaque text: it writes [`to_string`](ToString::to_string) and
+/// reads with [`str::parse`]. The text is a JSON object (RFC 8259), `{}` if nothing is set,
+/// without characters below U+0020. Members that this version does not know are kept, so
+/// that during a deployment an older process can edit a key of a newer one without loss.
 ///
 /// ```
 /// use keygate::Attributes;
@@ -31,13 +30,14 @@ use thiserror::Error;
 #[non_exhaustive]
 #[serde(default)]
 pub struct Attributes {
-    /// The name of the actor who created the key; `None` for a key from before this was kept.
+    /// The name of the actor who created the key; `None` for keys of versions that did not
+    /// store it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// Texts of the host's own.
+    /// The host's own metadata.
     #[serde(skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
-    /// Members that another version wrote.
+    /// Members written by another version.
     #[serde(flatten)]
     others: Map<String, Value>,
 }
@@ -53,7 +53,7 @@ impl FromStr for Attributes {
     type Err = AttributesError;
 
     fn from_str(text: &str) -> Result<Self, AttributesError> {
-        // Most keys of a bulk import have none, and each request may read them.
+        // Most keys of a bulk import have none, and every request may read them.
         if text == "{}" {
             return Ok(Self::default());
         }
@@ -61,17 +61,17 @@ impl FromStr for Attributes {
     }
 }
 
-/// A text is not what [`Attributes`] are written as. It does not say more, since the
-/// text may hold anything.
+/// A text is not a form of [`Attributes`]. The error does not contain the text, which may
+/// hold anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the attributes of a key are not the JSON object that they were written as")]
+#[error("the stored attributes of a key are not a valid JSON object")]
 pub struct AttributesError;
 
-/// Texts of the host's own that a key carries: the plan that it belongs to, a customer
-/// number. At hand in [`VerifiedKey::metadata`](crate::VerifiedKey::metadata) without a
-/// further look-up, and never shown or changed over the management API.
+/// The host's own metadata of a key, such as the customer's plan or number.
+/// [`VerifiedKey::metadata`](crate::VerifiedKey::metadata) returns it without another
+/// look-up. The management API neither shows nor changes it.
 ///
-/// At most 16 texts of up to 500 characters; their names have 1 to 40 characters.
+/// At most 16 values of up to 500 characters, with names of 1 to 40 characters.
 ///
 /// ```
 /// use keygate::{Metadata, NewKey};
@@ -86,23 +86,23 @@ pub struct AttributesError;
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Metadata {
-    /// The largest number of texts.
+    /// The largest number of values.
     pub const MAX_TEXTS: usize = 16;
     /// The longest name, in characters.
     pub const MAX_NAME_CHARS: usize = 40;
-    /// The longest text, in characters.
+    /// The longest value, in characters.
     pub const MAX_TEXT_CHARS: usize = 500;
 
-    /// No texts.
+    /// No metadata.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a text, or replaces the one with that name.
+    /// Adds a value, or replaces the one with this name.
     ///
     /// # Errors
     ///
-    /// What exceeds one of the three limits.
+    /// If one of the three limits is exceeded.
     pub fn with(
         mut self,
         name: impl Into<String>,
@@ -122,34 +122,34 @@ impl Metadata {
         Ok(self)
     }
 
-    /// The text with that name.
+    /// The value with this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// Each name with its text, in the order of the names.
+    /// All names and values, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
-    /// Whether there are no texts.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Why a text cannot be added to [`Metadata`].
+/// Why a value cannot be added to [`Metadata`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum MetadataError {
     /// The name is empty or too long.
-    #[error("a name of metadata has 1 to {} characters", Metadata::MAX_NAME_CHARS)]
+    #[error("a metadata name must have 1 to {} characters", Metadata::MAX_NAME_CHARS)]
     Name,
-    /// The text is too long.
-    #[error("a text of metadata has at most {} characters", Metadata::MAX_TEXT_CHARS)]
+    /// The value is too long.
+    #[error("a metadata value must have at most {} characters", Metadata::MAX_TEXT_CHARS)]
     TooLong,
-    /// There are as many texts as a key may have.
-    #[error("a key has at most {} texts of metadata", Metadata::MAX_TEXTS)]
+    /// The key has the largest number of values.
+    #[error("a key must have at most {} metadata values", Metadata::MAX_TEXTS)]
     TooMany,
 }
 

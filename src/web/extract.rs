@@ -24,7 +24,7 @@ use crate::wire::unread::close;
 ///
 /// /// Behind [`ApiKeyLayer::optional`](keygate::ApiKeyLayer::optional).
 /// async fn greet(key: Option<VerifiedKey>) -> String {
-///     key.map_or("Hello, whoever you are".into(), |key| format!("Hello, {}", key.org()))
+///     key.map_or("Hello, stranger".into(), |key| format!("Hello, {}", key.org()))
 /// }
 /// ```
 impl<S: Send + Sync> FromRequestParts<S> for VerifiedKey {
@@ -49,24 +49,23 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for VerifiedKey {
     }
 }
 
-/// The refusal of a request that optional authentication let through; an error
-/// where no layer has seen the request.
+/// The refusal for a request that optional authentication admitted. Fails if no layer has
+/// seen the request.
 fn anonymous(parts: &Parts) -> Result<KeyRejection, KeyRejection> {
     let asked = Asked::with(parts.version, &parts.headers);
     if let Some(Anonymous(refusals)) = parts.extensions.get() {
         return Ok(KeyRejection { refusals: Some(Box::new(refusals.clone())), asked });
     }
-    // The route as it was declared: a path could hold a key.
+    // The route as declared, since a path could contain a key.
     let route = parts.extensions.get().map_or("(fallback)", MatchedPath::as_str);
     let rejection = KeyRejection { refusals: None, asked };
     tracing::error!(route, "{rejection}");
     Err(rejection)
 }
 
-/// Why a handler got no [`VerifiedKey`]: either the route is not behind a layer,
-/// which is a mistake in the service and answered with 500; or optional
-/// authentication let the request through and the handler insists on a key,
-/// which is answered with 401.
+/// Why a handler got no [`VerifiedKey`]. Either the route is not behind a layer, which is a
+/// mistake in the service and answered with 500. Or optional authentication admitted the
+/// request but the handler requires a key, which is answered with 401.
 #[derive(Clone, Debug)]
 pub struct KeyRejection {
     refusals: Option<Box<Refusals>>,

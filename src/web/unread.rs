@@ -1,4 +1,4 @@
-//! A middleware for answers to requests whose body nobody has read.
+//! A middleware for responses to requests whose body was not read.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use axum::response::Response;
 
 use crate::wire::unread::{close, is_http_1};
 
-/// Says `Connection: close` in answers of HTTP/1 to requests whose body was not read to
+/// Adds `Connection: close` to HTTP/1 responses if the body of the request was not read to
 /// its end.
 ///
-/// hyper closes such a connection in any case. Without the header a client does not
-/// know: its next request on the connection fails. [`ApiKeyLayer`](crate::ApiKeyLayer),
+/// hyper closes such a connection in any case. Without the header the client does not know,
+/// and its next request on the connection fails. [`ApiKeyLayer`](crate::ApiKeyLayer),
 /// [`admin::router`](crate::admin::router) and the settings page do this by themselves;
-/// with this, the rest of a service does:
+/// this middleware does it for the rest of a service:
 ///
 /// ```
 /// use axum::{Router, middleware, routing::get};
@@ -36,14 +36,14 @@ pub async fn close_if_unread(request: Request, next: Next) -> Response {
     let watch = Arc::clone(&unread);
     let request = request.map(|body| Body::new(Watched { body, ended: false, unread: watch }));
     let mut response = next.run(request).await;
-    // A body that is still being read, for an answer that is a stream, is not given up.
+    // If the body is still being read, for a streaming response, it counts as in use.
     if unread.load(Ordering::Acquire) {
         close(&mut response);
     }
     response
 }
 
-/// A body that says when it is given up before its end.
+/// A body that reports if it is dropped before its end.
 struct Watched {
     body: Body,
     ended: bool,

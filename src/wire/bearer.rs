@@ -11,14 +11,14 @@ pub(crate) enum Presented<'a> {
     Nothing,
     /// One bearer credential, which may be anything.
     Bearer(&'a [u8]),
-    /// A bearer credential that is empty or overlong.
+    /// A bearer credential that is empty or too long.
     Malformed,
-    /// More than one credential: whoever picks one of them is fooled by the other.
+    /// More than one credential, of which different servers may read different ones.
     Ambiguous,
 }
 
-/// Finds the credential. A key in the query string or in any other header is none, and
-/// neither is a bearer credential that is foreign to a format, if there is one.
+/// Finds the credential. Keys in the query string or in other headers are ignored, and so
+/// are bearer credentials without the prefix of the format, if one is given.
 pub(crate) fn presented<'a>(
     headers: &'a HeaderMap,
     foreign_to: Option<&KeyFormat>,
@@ -31,7 +31,7 @@ pub(crate) fn presented<'a>(
     let line = line.as_bytes().trim_ascii();
     let (scheme, credential) = first_word(line);
     if !scheme.eq_ignore_ascii_case(b"bearer") {
-        // A list of credentials, with one of ours among others.
+        // A list of credentials that includes a bearer credential.
         let mut further = line.split(|b| *b == b',').skip(1).map(<[u8]>::trim_ascii_start);
         let ours = further.any(|item| first_word(item).0.eq_ignore_ascii_case(b"bearer"));
         return if ours { Presented::Ambiguous } else { Presented::Nothing };
@@ -41,10 +41,10 @@ pub(crate) fn presented<'a>(
     let is_foreign =
         foreign_to.is_some_and(|format| !credential.starts_with(format.prefix().as_bytes()));
     let is_too_long = credential.len() > MAX_CREDENTIAL_LEN && !is_foreign;
-    // A tab there is none of the spaces that belong there.
+    // A tab is not accepted in place of the spaces.
     if is_too_long || matches!(credential, [] | [b'\t', ..]) {
         Presented::Malformed
-    // No early exit, so that the loop is a few vector instructions.
+    // No early exit, so that the loop compiles to a few vector instructions.
     } else if credential.iter().fold(false, |any, b| any | matches!(b, b' ' | b'\t' | b',')) {
         Presented::Ambiguous
     } else if is_foreign {

@@ -1,4 +1,4 @@
-//! The client's address, behind proxies or not.
+//! Determines the client's address, with or without proxies.
 
 use std::net::IpAddr;
 
@@ -6,17 +6,16 @@ use http::{HeaderMap, HeaderName};
 
 use crate::network::{Network, parse_hop};
 
-/// How the client's address is found.
+/// How the client's address is determined.
 ///
-/// By default it is the address of the peer, and every forwarding header is
-/// ignored: anybody can write one. Behind proxies, name them and the one header
-/// that they write ([`ProxyHeader`]). The addresses in a list, of all its lines, are
-/// then walked from the right, past those of trusted proxies; the first other one is
-/// the client's. What stands further left is the client's own claim, well-formed or
-/// not, and is not looked at.
+/// By default it is the peer's address, and all forwarding headers are ignored, since a
+/// client can forge them. Behind proxies, set their networks and the one header that they
+/// write ([`ProxyHeader`]). The addresses in the header's list, over all its lines, are
+/// read from the right, skipping trusted proxies; the first other address is the client's.
+/// Everything further left was sent by the client, and is not read.
 ///
-/// Where an address on that walk does not parse, or all of them are proxies, the
-/// client's address is not known, and keys with an allowlist are refused.
+/// If an address read this way does not parse, or all of them are proxies, the client's
+/// address is unknown, and keys with an allowlist are refused.
 ///
 /// ```
 /// use keygate::{ClientIp, Network, ProxyHeader};
@@ -37,8 +36,8 @@ pub struct ClientIp {
     header: ProxyHeader,
 }
 
-/// The header in which trusted proxies write the addresses that they serve. All
-/// others are ignored: proxies pass on what they do not write.
+/// The header in which trusted proxies write the addresses of their clients. All others are
+/// ignored, since a proxy forwards unchanged the headers that it does not write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProxyHeader {
@@ -47,15 +46,15 @@ pub enum ProxyHeader {
     XForwardedFor,
     /// `Forwarded: for=client, for=proxy` (RFC 7239)
     Forwarded,
-    /// A header of that name with the client's address and nothing else, such as
-    /// `CF-Connecting-IP` or `X-Real-IP`. With two lines or two addresses, the
-    /// client's address is not known.
+    /// A header of this name that contains only the client's address, such as
+    /// `CF-Connecting-IP` or `X-Real-IP`. If it has two lines or two addresses, the
+    /// client's address is unknown.
     ///
-    /// The proxy must replace the header that a client sends.
+    /// The proxy must replace this header if the client sends it.
     SingleAddress(HeaderName),
 }
 
-/// The two lists by their names; any other header has a single address.
+/// Recognises the names of the two lists; any other header has a single address.
 impl From<HeaderName> for ProxyHeader {
     fn from(name: HeaderName) -> Self {
         match name.as_str() {
@@ -67,18 +66,18 @@ impl From<HeaderName> for ProxyHeader {
 }
 
 impl ClientIp {
-    /// The peer's address is the client's.
+    /// Uses the peer's address.
     pub fn peer() -> Self {
         Self::default()
     }
 
-    /// Peers in these networks are proxies, and write that header.
+    /// Trusts peers in these networks as proxies, which write this header.
     pub fn behind(proxies: impl IntoIterator<Item = Network>, header: ProxyHeader) -> Self {
         Self { proxies: proxies.into_iter().collect(), header }
     }
 
-    /// The client's address; `None` where it is not known. IPv4-mapped addresses
-    /// come out as IPv4.
+    /// The client's address; `None` if it is unknown. IPv4-mapped addresses are returned as
+    /// IPv4.
     pub fn resolve(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
         let peer = peer?.to_canonical();
         if !self.trusts(peer) {
@@ -98,7 +97,7 @@ impl ClientIp {
     fn client_in_x_forwarded_for(&self, headers: &HeaderMap) -> Option<IpAddr> {
         for line in headers.get_all("x-forwarded-for").iter().rev() {
             for hop in line.as_bytes().rsplit(|b| *b == b',').map(<[u8]>::trim_ascii) {
-                // Empty list elements are no elements (RFC 9110 § 5.6.1.2).
+                // Empty list elements are ignored (RFC 9110 § 5.6.1.2).
                 if hop.is_empty() {
                     continue;
                 }
@@ -117,7 +116,7 @@ impl ClientIp {
             while let Some(line) = rest {
                 let element;
                 (rest, element) = last_element(line);
-                // Empty elements, and in those empty pairs, are none.
+                // Empty elements and empty pairs are ignored.
                 if element.iter().all(|b| matches!(b, b' ' | b'\t' | b';')) {
                     continue;
                 }
@@ -137,11 +136,11 @@ fn single_address(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     parse_hop(line.to_str().ok()?.trim_ascii())
 }
 
-/// Splits the last element off a `Forwarded` line; with it, what is before its comma,
-/// if it has one.
+/// Splits the last element off a `Forwarded` line. Also returns the text before its comma,
+/// if there is one.
 ///
-/// Read from the right, the elements of the proxies come first, and are well-formed:
-/// a quoted string begins with a quotation mark behind `=`, and those within it have a
+/// The line is read from the right, where the well-formed elements of the proxies are: a
+/// quoted string begins with a quotation mark after `=`, and quotation marks inside have a
 /// backslash before them. A quotation mark that a client left open is further left.
 fn last_element(line: &[u8]) -> (Option<&[u8]>, &[u8]) {
     let mut quoted = false;
@@ -159,8 +158,7 @@ fn last_element(line: &[u8]) -> (Option<&[u8]>, &[u8]) {
     (None, line)
 }
 
-/// The `for` of an element (RFC 7239 § 4); `None` where it has not exactly one, or is
-/// not in order.
+/// The `for` of an element (RFC 7239 § 4); `None` if it is missing, repeated or malformed.
 fn forwarded_for(element: &str) -> Option<String> {
     let (mut hop, mut rest) = (None, element);
     loop {

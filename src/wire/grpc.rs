@@ -1,7 +1,7 @@
-//! gRPC: refusals that its clients understand, and what its answers amount to.
+//! gRPC: refusals in its format, and the HTTP status that a response corresponds to.
 //!
-//! gRPC answers with HTTP status 200, and says in `grpc-status` how a call ended. Where
-//! there is no message, that is one of the headers (a trailers-only response).
+//! gRPC responses have HTTP status 200, and `grpc-status` says how a call ended. If there
+//! is no message, that is a header (a trailers-only response).
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -11,10 +11,10 @@ const GRPC_STATUS: &str = "grpc-status";
 const GRPC_MESSAGE: &str = "grpc-message";
 const MEDIA_TYPE: &str = "application/grpc";
 
-/// Whether these are headers of a gRPC request or answer.
+/// Whether these are the headers of a gRPC request or response.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     let media_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    // Followed by `+proto`, `-web` or the like.
+    // May be followed by `+proto`, `-web` or similar.
     let begins = media_type.get(..MEDIA_TYPE.len());
     begins.is_some_and(|begins| begins.eq_ignore_ascii_case(MEDIA_TYPE.as_bytes()))
 }
@@ -29,19 +29,19 @@ pub(crate) fn refusal(status: StatusCode, message: &'static str) -> Response<Byt
     response
 }
 
-/// The gRPC code of a refusal with that HTTP status.
+/// The gRPC code for a refusal with this HTTP status.
 fn code(status: StatusCode) -> u16 {
     match status {
         StatusCode::FORBIDDEN => 7,
         StatusCode::TOO_MANY_REQUESTS => 8,
         StatusCode::SERVICE_UNAVAILABLE => 14,
-        // That of a call without exactly one good credential.
+        // For a call without exactly one valid credential.
         _ => 16,
     }
 }
 
-/// The HTTP status that an answer amounts to: for a call that failed before its first
-/// message, the one that stands for its `grpc-status`, as `google.rpc.Code` has it.
+/// The HTTP status that a response corresponds to. For a call that failed before its first
+/// message, it is derived from `grpc-status` as in `google.rpc.Code`.
 pub(crate) fn http_status<B>(response: &Response<B>) -> u16 {
     let status = response.status().as_u16();
     let headers = response.headers();

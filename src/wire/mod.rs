@@ -1,4 +1,4 @@
-//! What the tower layer and the axum adapters share: credentials, client address, refusals.
+//! Shared by the tower layer and the axum adapters: credentials, client address, refusals.
 
 pub(crate) mod bearer;
 pub(crate) mod client_ip;

@@ -1,7 +1,7 @@
-//! The answers to requests that are not let in (RFC 6750 § 3, RFC 9457).
+//! The responses to refused requests (RFC 6750 § 3, RFC 9457).
 //!
-//! An answer says no more than its status: whether a key is malformed, unknown,
-//! revoked or expired looks the same, byte for byte.
+//! A response reveals no more than its status: malformed, unknown, revoked and expired keys
+//! get the same response, byte for byte.
 
 use bytes::Bytes;
 use http::header::{
@@ -26,7 +26,7 @@ macro_rules! problem {
     )};
 }
 
-/// Why a request is refused, as far as its sender is told.
+/// Why a request is refused, as told to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NoCredentials,
@@ -37,7 +37,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// What the operator is told of a credential that was not even looked up.
+    /// The reason, for the operator, why a credential was not looked up.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::NoCredentials => "no credentials",
@@ -57,7 +57,7 @@ impl Refusal {
         }
     }
 
-    /// Its body, and the sentence in it that is meant for people.
+    /// The JSON body, and its `detail`.
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::NoCredentials => problem! {
@@ -101,7 +101,7 @@ impl From<AdmitError> for Refusal {
     }
 }
 
-/// What of a request decides how its refusal is written.
+/// The parts of a request that decide how its refusal is written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) has_body: bool,
@@ -114,7 +114,7 @@ impl Asked {
     }
 }
 
-/// Writes refusals; holds the challenges of one realm.
+/// Writes refusals, with prepared challenges for one realm.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusals {
     bare: HeaderValue,
@@ -123,8 +123,8 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    /// Refusals of that realm, in which characters that cannot stand in a quoted
-    /// header value become `_`.
+    /// Refusals for this realm. Characters that are not allowed in a quoted header value
+    /// are replaced by `_`.
     pub(crate) fn new(realm: &str) -> Self {
         let allowed = |c: char| (c == ' ' || c.is_ascii_graphic()) && c != '"' && c != '\\';
         let realm: String = realm.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
@@ -139,7 +139,7 @@ impl Refusals {
         }
     }
 
-    /// The answer to a request whose body has not been read.
+    /// The response to a request whose body has not been read.
     pub(crate) fn response(&self, refusal: Refusal, asked: Asked) -> Response<Bytes> {
         let (body, detail) = refusal.text();
         let mut response = if asked.is_grpc {

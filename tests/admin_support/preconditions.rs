@@ -116,7 +116,7 @@ async fn rotate_and_delete_are_held_to_it_too() {
 async fn a_tag_that_can_never_match_is_told_so() {
     let api = Api::new();
     let path = api.create_path("k").await;
-    let changed = "was changed meanwhile";
+    let changed = "was changed in the meantime";
     for (if_match, told) in [
         ("W/\"1\"", "weak tag"),
         ("W/\"1\", W/\"2\"", "weak tag"),
@@ -125,10 +125,10 @@ async fn a_tag_that_can_never_match_is_told_so() {
         ("w/\"1\"", "double quotes"),
         ("\"1", "double quotes"),
         ("\"", "double quotes"),
-        ("\"x\"", "no key's revision"),
-        ("\"01\"", "no key's revision"),
-        ("\"\"1\"\"", "no key's revision"),
-        ("\"4294967297\"", "no key's revision"),
+        ("\"x\"", "not the revision of a key"),
+        ("\"01\"", "not the revision of a key"),
+        ("\"\"1\"\"", "not the revision of a key"),
+        ("\"4294967297\"", "not the revision of a key"),
         (" , ", "is empty"),
         ("\"2\"", changed),
         ("x, \"2\"", changed),

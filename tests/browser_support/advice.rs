@@ -92,7 +92,7 @@ async fn a_note_is_put_away_for_this_view_and_stops_nobody() {
     };
     visit_house(before, async |browser, house, ()| {
         let never = "Never expires: “One”, “Two”, “Three”, and 2 more. \
-             A key with an end is one less to forget.";
+             Set an expiration when you create a key, so that forgotten keys stop working.";
         let expiring = "Expires within 7 days: “Six”. Create its successor in time.";
         assert_eq!(notes(browser).await, [expiring, never]);
 

@@ -140,15 +140,15 @@ async fn a_bad_entry_is_said_at_the_field_while_it_is_typed() {
         open(browser).await;
         add(browser, "::ffff:1.2.3.4").await;
         for (entry, problem) in [
-            ("10.0.0.1/8", "10.0.0.1/8: bits are set behind the prefix; 10.0.0.0/8 may be meant"),
-            ("2001:db8::1/32", "2001:db8::/32 may be meant"),
-            ("010.0.0.1", "010.0.0.1: a number begins with 0, which some read as octal"),
-            ("fe80::1%eth0", "fe80::1%eth0: leave out the zone, from % on"),
+            ("10.0.0.1/8", "10.0.0.1/8: bits are set after the prefix; did you mean 10.0.0.0/8?"),
+            ("2001:db8::1/32", "did you mean 2001:db8::/32?"),
+            ("010.0.0.1", "010.0.0.1: numbers must not begin with 0, which can mean octal"),
+            ("fe80::1%eth0", "fe80::1%eth0: remove the zone (% and what follows)"),
             ("10.0.0.0/33", "10.0.0.0/33: the prefix length must be 0 to 32"),
             ("2001:db8::/129", "2001:db8::/129: the prefix length must be 0 to 128"),
-            ("1.2.3.4", "1.2.3.4: is in the list already"),
-            ("::ffff:1.2.3.4/128", "is in the list already"),
-            ("example.com", "example.com: this is no IP address or CIDR range"),
+            ("1.2.3.4", "1.2.3.4: already on the list"),
+            ("::ffff:1.2.3.4/128", "already on the list"),
+            ("example.com", "example.com: not an IP address or CIDR range"),
         ] {
             add(browser, entry).await;
             browser.sees_error(FIELD, problem).await;
@@ -169,7 +169,7 @@ async fn a_bad_entry_is_said_at_the_field_while_it_is_typed() {
         browser.fill(FIELD, "10.0.").await;
         assert_eq!(browser.error_at(FIELD).await, "");
         browser.keys("x").await;
-        browser.sees_error(FIELD, "10.0.x: this is no IP address").await;
+        browser.sees_error(FIELD, "10.0.x: not an IP address").await;
         browser.key(Key::Backspace.into()).await;
         browser.keys("0.0/16").await;
         assert_eq!(browser.error_at(FIELD).await, "", "gone as soon as it is mended");

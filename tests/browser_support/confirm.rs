@@ -47,7 +47,7 @@ async fn a_key_is_rotated_only_under_its_name() {
         for _ in 0..3 {
             browser.key(Key::Escape.into()).await;
         }
-        browser.sees("This is the only time that the key is shown.").await;
+        browser.sees("This key is shown only once.").await;
         browser.press("Done").await;
         browser.no_dialog().await;
         browser.sees_focus("Actions for CI deploy").await;
@@ -65,9 +65,7 @@ async fn a_key_is_deleted_only_under_its_name() {
         let other = server.create("other");
         browser.reload().await;
         browser.menu("CI deploy", "Delete").await;
-        browser
-            .sees("Every request with this key is refused from then on. This cannot be undone.")
-            .await;
+        browser.sees("Every request with this key will be refused. This cannot be undone.").await;
         assert_closed_to(browser, "Delete key").await;
         assert_eq!(server.whoami(&secret), 200);
         browser.key(Key::Backspace.into()).await;

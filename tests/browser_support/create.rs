@@ -115,9 +115,7 @@ async fn the_21st_key_is_refused_and_the_page_says_why_beforehand() {
         browser.reload().await;
         browser.sees("20 of 20 keys").await;
         browser.press("Create API key").await;
-        browser
-            .sees("You have 20 of 20 keys, which is the limit. Delete one to create another.")
-            .await;
+        browser.sees("You have reached the limit of 20 keys. Delete one to create another.").await;
         browser.fill("Name", "one more").await;
         browser.press("Create key").await;
         browser.sees("Your organisation has reached its limit of keys.").await;
@@ -138,7 +136,7 @@ async fn the_last_place_may_be_gone_by_the_time_that_the_form_is_sent() {
         browser.reload().await;
         browser.press("Create API key").await;
         browser.fill("Name", "mine").await;
-        assert!(!browser.text().await.contains("which is the limit"));
+        assert!(!browser.text().await.contains("reached the limit"));
         server.create("somebody else's");
         browser.press("Create key").await;
         browser.sees("Your organisation has reached its limit of keys.").await;

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::browser_support::{Browser, Role, login, serve, visit, visit_at};
 
 const REVOKED: &str = "Revoked: every request is refused";
-const ACTIVE: &str = "Active: requests are let in";
+const ACTIVE: &str = "Active: requests are allowed";
 
 async fn focus_is_back(browser: &Browser, key: &str) {
     browser.sees_focus(&format!("Actions for {key}")).await;
@@ -106,7 +106,7 @@ async fn an_edit_is_cancelled_or_has_nothing_to_save() {
         browser.reload().await;
         browser.menu("CI deploy", "Edit").await;
         browser.press("Save changes").await;
-        browser.sees("There is nothing to save.").await;
+        browser.sees("There are no changes to save.").await;
         browser.fill("Name", "").await;
         browser.press("Save changes").await;
         browser.sees_error("Name", "Give the key a name.").await;

@@ -128,7 +128,7 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
             browser.sees_focus("Name").await;
             browser.key(Key::End.into()).await;
             browser.keys(" 2").await;
-            tab_to(browser, "Active: requests are let in").await;
+            tab_to(browser, "Active: requests are allowed").await;
             browser.key(DOWN).await;
             browser.sees_focus("Revoked: every request is refused").await;
             back_tab_to(browser, "Name").await;

@@ -9,7 +9,7 @@ use crate::house::{House, Way, visit_house};
 
 const DOWN: &str = "The server cannot be reached. Check your connection, then try again.";
 const UNAVAILABLE: &str = "The service is not available right now. Try again in a moment.";
-const LOGGED_OUT: &str = "You are not logged in any more. Log in, then reload this page.";
+const LOGGED_OUT: &str = "You are no longer logged in. Log in, then reload this page.";
 
 /// A mark that a reload would remove.
 async fn mark(browser: &Browser) {

@@ -5,7 +5,7 @@ use fantoccini::key::Key;
 use crate::browser_support::{Browser, Role, Server, visit};
 use crate::support::assert_no_leak;
 
-const WARNING: &str = "This is the only time that the key is shown.";
+const WARNING: &str = "This key is shown only once.";
 const FIELD: &str = "Your API key";
 
 async fn create(browser: &Browser) {

@@ -44,7 +44,7 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
         browser.client.switch_to_window(first).await.unwrap();
         browser.expect_console("status of 412");
         browser.press("Save changes").await;
-        browser.sees("Somebody else changed this key while you were editing it.").await;
+        browser.sees("Another user changed this key while you were editing it.").await;
         browser
             .sees("It is now called “Renamed elsewhere” (status: Active, allowed addresses: 3).")
             .await;
@@ -122,7 +122,7 @@ async fn a_key_that_another_tab_deletes_is_said_to_be_gone_and_leaves_the_table(
             browser.client.switch_to_window(first).await.unwrap();
 
             browser.press(button).await;
-            browser.sees("This key does not exist any more.").await;
+            browser.sees("This key no longer exists.").await;
             browser.press(if item == "View audit log" { "Close" } else { "Cancel" }).await;
             browser.no_dialog().await;
             left.retain(|other| other != name);

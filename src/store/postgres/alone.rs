@@ -1,4 +1,4 @@
-//! The one connection that is not shared, for what takes several statements: purging.
+//! The connection for purging, which takes several statements and so is not shared.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::store::postgres::connection::Connection;
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::error::{Fault, Outcome};
 
-/// Used by one call at a time, and made when first needed. The connection is taken out
-/// for the call and put back when all is well: a call that is dropped closes it, and the
-/// server takes the transaction back.
+/// Used by one call at a time, and opened when first needed. A call takes the connection
+/// out and puts it back on success. If the call is dropped, this closes the connection, and
+/// the server rolls back the transaction.
 #[derive(Debug)]
 pub(super) struct Alone {
     slot: Mutex<Option<Connection>>,
@@ -27,8 +27,8 @@ impl Alone {
         Self { slot: Mutex::new(None), dialer, deadline }
     }
 
-    /// Here rather than on a shared connection: it takes longer than others should have
-    /// to wait. Rows that are gone are purged again without harm.
+    /// Not done on a shared connection, which it would block for too long. Repeating the
+    /// purge of deleted rows does no harm.
     pub(super) async fn purge(&self, purge: Purge) -> Outcome<Purged> {
         let until = Instant::now() + self.deadline;
         let late = |_| Fault::Late(self.deadline);

@@ -23,11 +23,11 @@ use crate::store::postgres::keys::uuid;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 
-/// Writes the batch; a record that is there already stays as it is, so that the
-/// whole may be sent again.
+/// Writes the batch. A record that is stored already is left unchanged, so that the batch
+/// may be sent again.
 pub(super) async fn record(pool: &Pool, batch: &[AuditRecord]) -> Outcome<()> {
     let mut sorted: Vec<&AuditRecord> = batch.iter().collect();
-    // Two batches with the same records insert them in the same order, and so
+    // Sorted, so that two batches with the same records insert them in the same order and
     // do not deadlock.
     sorted.sort_unstable_by_key(|r| (r.key.to_bytes(), r.at, r.id));
     let (mut requests, mut changes) = (Requests::default(), Changes::default());
@@ -41,7 +41,7 @@ pub(super) async fn record(pool: &Pool, batch: &[AuditRecord]) -> Outcome<()> {
     changes.write(pool).await
 }
 
-/// What every record has, column by column.
+/// The fields that every record has, column by column.
 #[derive(Default)]
 struct Heads<'a> {
     keys: Vec<Uuid>,
@@ -150,7 +150,7 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> 
         AuditScope::OrgChanges => (Sql::OrgChangesBefore, Sql::OrgChangesAfter, None),
     };
     let (statement, at, id) = match query.position {
-        // No record is as late as this.
+        // Later than every record.
         Position::Newest => (before, i64::MAX, Uuid::max()),
         Position::Before(c) => (before, c.at().unix_micros(), Uuid::from_bytes(c.id().to_bytes())),
         Position::After(c) => (after, c.at().unix_micros(), Uuid::from_bytes(c.id().to_bytes())),
@@ -172,18 +172,18 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> 
     Ok(AuditPage::assemble(query, fetched?))
 }
 
-/// Some records to be removed.
+/// Which records to delete.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Purge {
-    /// The statement for their table.
+    /// The statement for the table.
     pub(super) statement: Sql,
-    /// The first instant that may have any.
+    /// The first instant that may have records.
     pub(super) from: Timestamp,
-    /// The first instant whose records stay.
+    /// The first instant whose records are kept.
     pub(super) before: Timestamp,
 }
 
-/// Records that were removed.
+/// The records that were deleted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Purged {
     pub(super) rows: u64,
@@ -191,16 +191,16 @@ pub(super) struct Purged {
     pub(super) last: Option<Timestamp>,
 }
 
-/// Leaves one plan, the one by the indexes. After a restore, until the tables are
-/// analysed, the server would sort all the rows that are left, in each batch. A session
-/// whose client is gone gives its locks back.
+/// Leaves only the plan that uses the indexes. Otherwise, after a restore and until the
+/// tables are analysed, the server would sort all remaining rows for each batch. A session
+/// whose client is gone releases its locks.
 const BEGIN_PURGE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
     SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
     SET LOCAL enable_mergejoin = off; \
     SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
-/// Opens a transaction, which the caller has to roll back after an error.
+/// Opens a transaction, which the caller must roll back after an error.
 pub(super) async fn purge(db: &Connection, purge: Purge) -> Outcome<Purged> {
     db.run(BEGIN_PURGE).await?;
     let (from, before) = (purge.from.unix_micros(), purge.before.unix_micros());

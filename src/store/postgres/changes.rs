@@ -1,4 +1,4 @@
-//! What the database announces of changes, heard on a connection of its own.
+//! The change feed: the database's announcements, received on a separate connection.
 
 use std::fmt;
 use std::future::{pending, poll_fn};
@@ -21,18 +21,19 @@ use crate::store::postgres::statements::Sql;
 use crate::store::postgres::store::PostgresStore;
 use crate::text::with_causes;
 
-/// A heartbeat that is not heard for this long, or for four intervals, has been lost.
+/// The shortest time after which a heartbeat counts as lost. It is also at least four
+/// intervals.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
-/// Between two attempts to listen; doubled from one to the next.
+/// The first pause between two attempts to listen; doubled each time.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// So many announcements may wait for whoever calls `next`. A listener that falls
-/// further behind is closed: the server would have to keep them, for everybody.
+/// How many announcements may wait for a call of `next`. A listener that falls further
+/// behind is closed, since the server would have to keep them for all listeners.
 const ROOM: usize = 10_000;
 
 impl PostgresStore {
-    /// Tells of the changes that anybody makes to the keys, for a cache in front of
-    /// this store. It has a connection of its own.
+    /// Announces changes of keys by any process, for a cache in front of this store. It has
+    /// a separate connection.
     #[cfg(feature = "cache")]
     #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
     pub fn changes(&self) -> PostgresChanges {
@@ -40,36 +41,35 @@ impl PostgresStore {
     }
 }
 
-/// Tells of the changes to the keys of a [`PostgresStore`], whichever process makes
-/// them; made by [`PostgresStore::changes`].
+/// Announces changes to the keys of a [`PostgresStore`] by any process. Created by
+/// [`PostgresStore::changes`].
 ///
 /// With it, no process accepts a key later than the cache's `max_staleness` after its
-/// revocation was acknowledged, whatever fails; normally it is milliseconds. That
-/// takes a database that keeps what it has acknowledged: a failover that loses
-/// commits loses revocations with them.
+/// revocation was acknowledged, whatever fails; normally it takes milliseconds. This
+/// requires a database that keeps acknowledged commits: a failover that loses commits also
+/// loses revocations.
 ///
-/// Triggers announce each change, in the transaction that makes it, by `NOTIFY`. So a
-/// change made by hand is announced as well. The channel has a random name, which is
-/// in the table `schema_version`: a role that changes keys has to be able to read
-/// it, and no other role can guess it. What is done while triggers are disabled is not
-/// announced. Afterwards, this statement makes every cache begin anew:
+/// Triggers announce each change by `NOTIFY`, in the transaction that makes it, so manual
+/// changes are announced as well. The channel has a random name, stored in the table
+/// `schema_version`: a role that changes keys must be able to read it, and no other role
+/// can guess it. Changes made while triggers are disabled are not announced. After such
+/// changes, clear every cache with this statement:
 ///
 /// ```sql
 /// SELECT pg_notify(channel || ' ' || tableoid, '*') FROM keygate.schema_version;
 /// ```
 ///
-/// It is not needed where a restored backup has replaced the tables
-/// ([how to restore one](crate::guide::restore)): no heartbeat comes back then, and the
-/// cache begins anew. However often it is said, a cache begins anew once in each
-/// heartbeat at most.
+/// It is not needed after restoring a backup that replaced the tables ([how to restore
+/// one](crate::guide::restore)): heartbeats then stop arriving, and the cache is cleared. A
+/// cache is cleared at most once per heartbeat, however often the statement runs.
 ///
-/// One connection only listens. A heartbeat is sent over those of the store; heard
-/// on that one, behind all changes that were finished earlier, it proves that none
-/// was missed. A connection on which it is not heard is made anew: one that is
-/// half-open, one to a server that the store no longer uses, one through a pooler
-/// that lends out server sessions by transaction. Through such a pooler there is never
-/// a proof, and a cache stays empty: take the changes from another store then, whose
-/// URL leads past it.
+/// The connection only listens. Heartbeats are sent over the store's connections. A
+/// heartbeat that arrives, after all changes that were finished earlier, proves that none
+/// was missed. A connection on which heartbeats do not arrive is replaced: one that is
+/// half-open, one to a server that the store no longer uses, or one through a pooler that
+/// assigns server sessions by transaction. Through such a pooler there is never a proof,
+/// and the cache stays empty; use the feed of another store then, whose URL bypasses the
+/// pooler.
 ///
 /// ```no_run
 /// # #[tokio::main]
@@ -91,7 +91,7 @@ pub struct PostgresChanges {
     listening: Option<Listening>,
 }
 
-/// The task that listens, ended when this is dropped.
+/// The task that listens; it stops when this is dropped.
 struct Listening {
     news: Receiver<News>,
     _task: JoinSet<()>,
@@ -102,10 +102,10 @@ impl PostgresChanges {
         Self { store, heartbeat: Duration::from_millis(250), listening: None }
     }
 
-    /// The time between two heartbeats: 250 ms at first, and from 10 ms to 5 seconds.
-    /// It should be a quarter of the cache's `max_staleness` at most.
+    /// The time between two heartbeats: from 10 ms to 5 seconds. The default is 250 ms. It
+    /// should be at most a quarter of the cache's `max_staleness`.
     ///
-    /// Each is a small transaction, and wakes every listener of the database: with
+    /// Each heartbeat is a small transaction and wakes every listener of the database. With
     /// very many processes, choose a second.
     pub fn heartbeat(self, interval: Duration) -> Self {
         Self {
@@ -122,13 +122,13 @@ impl ChangeFeed for PostgresChanges {
         let listening = self.listening.get_or_insert_with(|| {
             let (tell, news) = mpsc::channel(1);
             let mut task = JoinSet::new();
-            // On the store's runtime: the caller's may be another one.
+            // On the store's runtime, since the caller may use another one.
             task.spawn_on(listen(store.clone(), heartbeat, tell), &store.inner.lookups.runtime);
             Listening { news, _task: task }
         });
         match listening.news.recv().await {
             Some(news) => news,
-            // The runtime has ended, and the store with it.
+            // The runtime has stopped, and the store with it.
             None => pending().await,
         }
     }
@@ -142,17 +142,17 @@ impl fmt::Debug for PostgresChanges {
     }
 }
 
-/// Why a connection is listened to no longer.
+/// Why a connection was given up.
 enum End {
     Refused(Fault),
     Closed,
-    /// Nothing was heard of a heartbeat.
+    /// A heartbeat did not arrive.
     Silent,
-    /// Nobody asks for news any more.
+    /// The feed was dropped.
     Unwanted,
 }
 
-/// Listens for ever, over one connection after the other.
+/// Listens forever, on one connection after the other.
 async fn listen(store: PostgresStore, heartbeat: Duration, news: Sender<News>) {
     let mut listener = Listener {
         store,
@@ -176,17 +176,18 @@ async fn listen(store: PostgresStore, heartbeat: Duration, news: Sender<News>) {
         }
         if !is_said {
             is_said = true;
-            tracing::warn!(reason = end.reason(), "keygate: changes of keys are not heard");
+            tracing::warn!(reason = end.reason(), "keygate: the change feed was interrupted");
         }
-        // Processes that have lost their connections at once come back one by one.
+        // Random, so that processes that lost their connections together do not reconnect
+        // together.
         let random = getrandom::u32().unwrap_or(u32::MAX);
         sleep(pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))).await;
         pause = LONGEST_PAUSE.min(pause * 2);
     }
 }
 
-/// Nobody else can guess it, and so nobody else can send our heartbeat. The same one
-/// for all connections: a pooler may keep a session that listens to it.
+/// Random, so that no one else can send our heartbeat. The same for all connections, since
+/// a pooler may keep a session that listens to it.
 async fn own_channel() -> String {
     loop {
         match KeyId::random(&SystemRandom) {
@@ -202,7 +203,7 @@ impl End {
             Self::Refused(fault) => with_causes(&fault),
             Self::Closed => "the connection is closed".to_owned(),
             Self::Silent => {
-                "no heartbeat comes back; is a pooler in between, or the network gone, or were the \
+                "no heartbeat arrives; is there a pooler in between, is the network down, or were the \
                  tables replaced?"
                     .to_owned()
             }
@@ -217,22 +218,22 @@ struct Listener {
     patience: Duration,
     own_channel: String,
     news: Sender<News>,
-    /// How many were sent; none has the number of another.
+    /// How many were sent; also the number of the last one.
     heartbeats: u64,
-    /// How many of them came back.
+    /// How many of them arrived.
     proofs: u64,
 }
 
-/// The one that has not come back yet.
+/// The heartbeat that has not arrived yet.
 struct Sent {
     number: u64,
     at: Instant,
 }
 
 impl Listener {
-    /// Dials, and tells what is heard until the connection is of no more use.
+    /// Connects, and reports what arrives until the connection fails.
     async fn listen_once(&mut self) -> End {
-        // Whatever runs for this connection ends with it.
+        // All tasks of this connection end with it.
         let mut tasks = JoinSet::new();
         let (client, wire) = match self.store.inner.dialer.dial_bare().await {
             Ok(parts) => parts,
@@ -249,20 +250,20 @@ impl Listener {
             return End::Unwanted;
         }
         let end = self.tell_all(&channel, &mut heard, &mut tasks).await;
-        // At once: nothing more can be heard, and nobody should wait for us.
+        // Dropped at once, since nothing more can arrive.
         drop((client, tasks));
         if self.tell(News::Missed).await { end } else { End::Unwanted }
     }
 
-    /// Listens to the channel on which changes are announced, and gives its name. Once
-    /// there is another one, no heartbeat comes back.
+    /// Listens to the channel on which changes are announced, and returns its name. Once
+    /// the channel has changed, no heartbeat arrives.
     async fn begin(&self, client: &Client) -> Outcome<String> {
         let read = self.store.inner.dialer.texts.of(Sql::Channel);
         let rows = client.query_typed(read, &[]).await?;
         let unreadable = Fault::Unreadable { row: "schema_version", column: "channel" };
         let channel: String = rows.first().ok_or(unreadable)?.try_get(0)?;
-        // Nothing more is ever asked here, and still the session is in use. Servers
-        // before version 14 do not have the setting.
+        // No further statement runs here, but the session is in use. Servers before version
+        // 14 do not have the setting.
         let sql = format!(
             "LISTEN \"{channel}\"; LISTEN \"{}\"; SELECT set_config(name, '0', false) \
              FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'",
@@ -317,8 +318,9 @@ impl Listener {
                 }
                 Ok(Some(notification)) => match notification.payload().parse() {
                     Ok(id) => News::Changed(id),
-                    // All keys have changed, or a later version says what this one does not
-                    // know. It is told with the next proof, so that a flood costs no more.
+                    // All keys have changed, or a later version sent an unknown
+                    // announcement. Reported with the next proof, so that a flood of these
+                    // costs no more.
                     Err(_) => {
                         all_changed = true;
                         continue;
@@ -331,13 +333,13 @@ impl Listener {
         }
     }
 
-    /// Whether anybody wants to know.
+    /// Whether the feed is still in use.
     async fn tell(&self, news: News) -> bool {
         self.news.send(news).await.is_ok()
     }
 }
 
-/// Moves the connection's bytes, and passes on what is announced.
+/// Drives the connection, and passes on the announcements.
 async fn forward(mut wire: Wire, hear: Sender<Notification>) {
     while let Some(Ok(message)) = poll_fn(|cx| wire.poll_message(cx)).await {
         if let AsyncMessage::Notification(notification) = message
@@ -348,13 +350,13 @@ async fn forward(mut wire: Wire, hear: Sender<Notification>) {
     }
 }
 
-/// Never over the connection that listens. A pooler in between would lend it a server
-/// session for that statement: the heartbeat would come back, and what is announced
-/// in between would be lost.
+/// Never sent over the connection that listens. A pooler in between would assign it a
+/// server session for that statement: the heartbeat would arrive, although announcements
+/// were lost.
 async fn send(store: PostgresStore, own_channel: String, number: u64, channel: String) {
     let number = number.to_string();
     let parameters =
         [(&own_channel as _, Type::TEXT), (&number as _, Type::TEXT), (&channel as _, Type::TEXT)];
-    // One that is not sent is not heard either.
+    // A heartbeat that is not sent does not arrive either, which is noticed.
     let _: Outcome<_> = store.inner.lookups.query(Sql::Notify, &parameters).await;
 }

@@ -1,4 +1,4 @@
-//! Values as they are stored, and what is said of one that cannot be read.
+//! Reads stored values and reports unreadable ones.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::store::postgres::error::{Fault, Outcome};
 
-/// One row of a table whose rows are called `name`.
+/// One row of a table; `name` is what errors call it.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
     pub(super) row: &'a Row,
@@ -17,7 +17,7 @@ pub(super) struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// Reads a column, and makes something of it.
+    /// Reads a column and converts its value.
     pub(super) fn value<V: FromSql<'a>, T>(
         self,
         column: &'static str,
@@ -59,11 +59,11 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Begins a pair that stands for one character: a code point that is no
-/// character, so that hardly any text holds it.
+/// Starts an escape sequence: a code point that is not a character, so that texts rarely
+/// contain it.
 const ESCAPE: char = '\u{FDD0}';
 
-/// The text as PostgreSQL can hold it: without U+0000.
+/// The text in a form that PostgreSQL accepts, without U+0000.
 pub(super) fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(['\0', ESCAPE]) {
         return Cow::Borrowed(text);

@@ -1,4 +1,4 @@
-//! One connection: its statements, prepared when first used, and its end.
+//! One connection, with its prepared statements.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::store::postgres::error::{Fault, Outcome};
 use crate::store::postgres::session::ServerClock;
 use crate::store::postgres::statements::{Sql, Texts};
 
-/// The values of a statement, each with its type.
+/// The values of a statement, with their types.
 pub(super) type Parameters<'a> = [(&'a (dyn ToSql + Sync), Type)];
 
-/// May be shared: statements are sent as they come, and answered in that order. Or
-/// its users take turns.
+/// Can be shared, since statements are pipelined and answered in order. Otherwise its users
+/// take turns.
 pub(super) struct Connection {
     client: Client,
     texts: Arc<Texts>,
-    /// One for each statement; `None` where nothing is to be prepared.
+    /// One for each statement; `None` if statements are not prepared.
     prepared: Option<Box<[OnceCell<Statement>]>>,
     turn: Arc<Mutex<()>>,
     driver: AbortHandle,
@@ -35,7 +35,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Takes a client and the task that moves its bytes.
+    /// Takes a client and the task that drives it.
     pub(super) fn new(
         client: Client,
         driver: &JoinHandle<()>,
@@ -80,7 +80,7 @@ impl Connection {
         Ok(rows)
     }
 
-    /// Runs statements that have neither parameters nor rows.
+    /// Runs statements without parameters or rows.
     pub(super) async fn run(&self, sql: &str) -> Outcome<()> {
         Ok(self.client.batch_execute(sql).await?)
     }
@@ -93,23 +93,23 @@ impl Connection {
         !self.retired.load(Ordering::Relaxed) && !self.client.is_closed()
     }
 
-    /// Waits for those who came before.
+    /// Waits for earlier callers.
     pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.turn).lock_owned().await
     }
 
-    /// How many have it or wait for their turn.
+    /// How many callers use the connection or wait for it.
     pub(super) fn queue(&self) -> usize {
         Arc::strong_count(&self.turn).saturating_sub(1)
     }
 
-    /// Whether a call came to its end on it.
+    /// Whether a call was completed on it.
     pub(super) fn has_answered(&self) -> bool {
         self.answers.load(Ordering::Relaxed) > 0
     }
 
-    /// Closes the connection where the answer, or its lack, says that it is of no further
-    /// use: what is behind an answer that does not come would hang as well.
+    /// Closes the connection if the result shows that it is no longer usable. Calls behind
+    /// an answer that does not arrive would hang as well.
     pub(super) fn judge<T>(
         &self,
         answer: Result<Outcome<T>, Elapsed>,
@@ -122,15 +122,15 @@ impl Connection {
         answer
     }
 
-    /// Returns when the server is ready for more, after an error: that is told when it
-    /// comes, which may be before.
+    /// Returns when the server is ready again after an error, which is reported as soon as
+    /// it arrives, possibly earlier.
     pub(super) async fn settle(&self, deadline: Duration) {
         if !matches!(timeout(deadline, self.run("")).await, Ok(Ok(()))) {
             self.retire();
         }
     }
 
-    /// Uses the connection no more, and lets the server finish what it is at.
+    /// Stops using the connection, and lets the server finish its current call.
     pub(super) fn leave(&self) {
         self.retired.store(true, Ordering::Relaxed);
         self.left.notify_one();
@@ -141,13 +141,13 @@ impl Connection {
         self.left.notified().await;
     }
 
-    /// Closes the connection; what waits on it fails at once.
+    /// Closes the connection. Calls waiting on it fail at once.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
         self.driver.abort();
     }
 
-    /// Watches over one call, for the case that its caller gives up on it.
+    /// Watches a call in case its caller gives up.
     pub(super) fn watch(&self, patience: Duration) -> Watch<'_> {
         let answers = self.answers.load(Ordering::Relaxed);
         Watch { connection: self, begun: Instant::now(), answers, patience, done: false }
@@ -160,9 +160,9 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A caller's own deadline may be shorter than the store's. A call that is
-/// dropped retires its connection where that had not answered anything for as
-/// long as `patience`; otherwise a half-open socket would stay in use for good.
+/// A caller's own deadline may be shorter than the store's. A call that is dropped closes
+/// its connection if that has not answered anything for as long as `patience`; otherwise a
+/// half-open socket would stay in use.
 pub(super) struct Watch<'a> {
     connection: &'a Connection,
     begun: Instant,

@@ -1,4 +1,4 @@
-//! Making one connection.
+//! Opens a connection.
 
 use std::fmt;
 use std::io;
@@ -23,17 +23,17 @@ type Tls = tokio_postgres_rustls::MakeRustlsConnect;
 #[cfg(not(feature = "postgres-tls"))]
 type Tls = tokio_postgres::NoTls;
 
-/// What moves a connection's bytes, for as long as it is polled.
+/// Moves a connection's bytes while it is polled.
 pub(super) type Wire = tokio_postgres::Connection<Socket, <Tls as MakeTlsConnect<Socket>>::Stream>;
 
-/// Everything that a new connection takes.
+/// Everything needed to open a connection.
 pub(super) struct Dialer {
     pub(super) servers: Vec<Server>,
-    /// Whether each connection begins with another server.
+    /// Whether each connection tries the servers in a different order.
     pub(super) balanced: bool,
     pub(super) texts: Arc<Texts>,
     pub(super) prepared: bool,
-    /// How long it may take until one server has let us in.
+    /// How long connecting to one server may take, including authentication.
     pub(super) reach: Duration,
     pub(super) tls: Tls,
     pub(super) patience: Patience,
@@ -51,7 +51,7 @@ impl LastFailure {
     pub(super) fn set(&self, fault: &Fault) {
         let text = with_causes(fault);
         if let Some(left_out) = self.said.pass() {
-            tracing::warn!(reason = text, left_out, "keygate: no connection to PostgreSQL");
+            tracing::warn!(reason = text, left_out, "keygate: cannot connect to PostgreSQL");
         }
         *self.text.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
     }
@@ -62,27 +62,27 @@ impl LastFailure {
     }
 }
 
-/// What the server's clock shows.
+/// Reads the server's clock.
 const CLOCK: &str = concat!("SELECT ", micros!());
 
 impl Dialer {
-    /// A connection for statements, and the task that ends with it. The server gives up
-    /// on a statement before a caller does.
+    /// A connection for statements, and the task that ends with it. The server ends a
+    /// statement before its caller gives up.
     pub(super) async fn dial(&self) -> Outcome<(Connection, JoinHandle<()>)> {
         self.connection(self.prepared).await
     }
 
-    /// A connection on which a statement may take its time.
+    /// A connection for statements that may take long.
     pub(super) async fn dial_patiently(&self) -> Outcome<(Connection, JoinHandle<()>)> {
         self.connection(false).await
     }
 
-    /// Settings of a session are only made where it is used by nobody else: a pooler would
-    /// hand them on to the next client.
+    /// The session is configured only if it is not shared with other clients: a pooler
+    /// would pass the settings on to the next client.
     async fn connection(&self, settings: bool) -> Outcome<(Connection, JoinHandle<()>)> {
         let (client, wire) = self.dial_bare().await?;
         let driver = tokio::spawn(async move {
-            // What it ends with, the calls under way are told.
+            // Reports the end of the connection to the calls in progress.
             let _ = wire.await;
         });
         let begun = timeout(self.reach, self.begin(&client, settings)).await;
@@ -102,7 +102,7 @@ impl Dialer {
         if settings {
             let [needed, known_to_some] = self.patience.settings();
             client.batch_execute(&needed).await?;
-            // Not every system can tell whether a client is gone.
+            // Not every system can detect that a client is gone.
             let _ = client.batch_execute(&known_to_some).await;
         }
         let rows = client.query_typed(CLOCK, &[]).await?;
@@ -110,21 +110,21 @@ impl Dialer {
         Ok(ServerClock::new(rows.first().ok_or(unreadable)?.try_get(0)?))
     }
 
-    /// The two halves of a connection to the first server that is of use.
+    /// The client and the wire of a connection to the first usable server.
     pub(super) async fn dial_bare(&self) -> Outcome<(Client, Wire)> {
         let mut order: Vec<&Server> = self.servers.iter().collect();
         if self.balanced {
             shuffle(&mut order);
         }
-        // After a failover, calls that dial within their deadline would otherwise
-        // spend it on the server that is gone, every time.
+        // Failed servers come last. Otherwise, after a failover, each call that connects
+        // would spend its deadline on the lost server.
         order.sort_by_cached_key(|server| server.has_failed());
         let mut failed = Failed::default();
         for server in order {
             let attempt = server.attempt();
             let mut made = self.reach(server).await;
             if made.as_ref().is_err_and(Fault::is_an_ended_session) {
-                // The server may be there all the same, and the next one an old primary.
+                // The server may work all the same, and the next one be an old primary.
                 made = self.reach(server).await;
             }
             match made {
@@ -138,7 +138,7 @@ impl Dialer {
         Err(failed.into_fault())
     }
 
-    /// Each address of the server has its share of the time that is left.
+    /// The addresses of the server share the remaining time.
     async fn reach(&self, server: &Server) -> Outcome<(Client, Wire)> {
         let until = Instant::now() + self.reach;
         let late = |_| Fault::NoAddress(io::ErrorKind::TimedOut.into());
@@ -167,7 +167,7 @@ impl fmt::Debug for Dialer {
     }
 }
 
-/// Keeps the fault that says most, and who ran into one of that kind.
+/// Keeps the most informative fault, and the servers that had one of that kind.
 #[derive(Default)]
 struct Failed<'a> {
     names: Vec<&'a str>,

@@ -1,4 +1,4 @@
-//! Values as they are sent, for a call that may go on without its caller.
+//! Encoded values, for a call that may outlive its caller.
 
 use std::error::Error;
 
@@ -12,7 +12,7 @@ use crate::store::postgres::connection::Parameters;
 pub(super) struct Encoded(Result<Option<BytesMut>, String>);
 
 impl Encoded {
-    /// What cannot be encoded is an error of the statement that it is for.
+    /// A value that cannot be encoded is an error of its statement.
     pub(super) fn all(parameters: &Parameters<'_>) -> Vec<(Self, Type)> {
         let encode = |(value, kind): &(&(dyn ToSql + Sync), Type)| {
             let mut bytes = BytesMut::new();

@@ -1,4 +1,4 @@
-//! PostgreSQL's errors, sorted into those of the store and of the audit log.
+//! PostgreSQL's errors, and their conversion to errors of the store and of the audit log.
 
 use std::error::Error as _;
 use std::io;
@@ -10,10 +10,10 @@ use tokio_postgres::error::{DbError, Severity, SqlState};
 use crate::audit::sink::AuditError;
 use crate::store::contract::StoreError;
 
-/// What a statement gives, or the fault that it ran into.
+/// The result of a statement.
 pub(super) type Outcome<T> = Result<T, Fault>;
 
-/// What went wrong with a statement.
+/// Why a statement failed.
 #[derive(Debug, Error)]
 pub(super) enum Fault {
     #[error("the limit of keys is reached")]
@@ -28,14 +28,14 @@ pub(super) enum Fault {
     Postgres(#[from] tokio_postgres::Error),
     #[error("the database did not answer within {0:?}")]
     Late(Duration),
-    #[error("the change was not begun: others were before it for most of {0:?}")]
+    #[error("the change was not begun: earlier changes took most of the {0:?}")]
     NotBegun(Duration),
-    #[error("the change came too late: its {0:?} were over when the database got to it")]
+    #[error("the change was too late: its {0:?} had passed when the database reached it")]
     TooLate(Duration),
-    #[error("{0} of the keys are locked by other transactions")]
+    #[error("{0} keys are locked by other transactions")]
     Locked(i64),
     /// A change that may have taken place.
-    #[error("the answer to a change was lost")]
+    #[error("no answer to the change was received")]
     InDoubt(#[source] Box<Fault>),
     #[error("the server's name has no address")]
     NoAddress(#[source] io::Error),
@@ -51,8 +51,8 @@ pub(super) enum Fault {
     Ended,
 }
 
-/// Why a server does not let us in, or not work. What comes later says more of what
-/// has to be mended, where several servers fail in different ways.
+/// Why a server cannot be used. If several servers fail in different ways, the later
+/// variants are reported first, since they say more about what to fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Refusal {
     ReadOnly,
@@ -66,8 +66,8 @@ pub(super) enum Refusal {
 }
 
 impl Fault {
-    /// tokio-postgres tells its own errors apart by their texts only; each that is
-    /// looked for here is pinned by a test.
+    /// tokio-postgres distinguishes its own errors only by their texts; tests check each
+    /// text used here.
     pub(super) fn refusal(&self) -> Refusal {
         let error = match self {
             Self::Postgres(error) => error,
@@ -85,15 +85,15 @@ impl Fault {
             Some("42501") => Refusal::NoRights,
             Some("25006") => Refusal::ReadOnly,
             Some(_) => Refusal::Other,
-            // Without a password where one is asked for, it is the configuration
-            // that is said to be wrong.
+            // If a password is required and none is set, the error is about the
+            // configuration.
             None if text.starts_with("authentication")
                 || text.starts_with("invalid configuration") =>
             {
                 Refusal::AccessDenied
             }
             None if text.contains("TLS") => Refusal::Tls,
-            // What is reported of a server that is not the kind asked for.
+            // The error for a server that is not of the requested kind.
             None if own == Some(io::ErrorKind::PermissionDenied)
                 && text.starts_with("error connecting") =>
             {
@@ -104,9 +104,9 @@ impl Fault {
         }
     }
 
-    /// Whether the connection is of no further use: it is lost, its server is
-    /// no longer the primary or going down, or a pooler has put it in front of
-    /// another server session than the one that knows our statements.
+    /// Whether the connection is unusable: it is lost, its server is no longer the primary
+    /// or is shutting down, or a pooler has assigned it a server session that does not have
+    /// our prepared statements.
     pub(super) fn costs_the_connection(&self) -> bool {
         let Self::Postgres(error) = self else { return matches!(self, Self::Late(_)) };
         let Some(db) = error.as_db_error() else { return !is_about_a_value(error) };
@@ -124,10 +124,10 @@ impl Fault {
             .contains(db.code())
     }
 
-    /// Whether the change that ran into this surely did not take place, and never will.
+    /// Whether the change that failed with this did not take place and never will.
     pub(super) fn is_no_change(&self) -> bool {
         match self {
-            // A session that the server ends may have done its work.
+            // A session that the server ends may have committed.
             Self::Postgres(error) => match error.as_db_error() {
                 Some(db) => !ends_the_session(db),
                 None => is_about_a_value(error),
@@ -137,8 +137,8 @@ impl Fault {
         }
     }
 
-    /// Whether the server says that nothing was changed, and the same may succeed
-    /// at once or over another connection.
+    /// Whether the server reports that nothing was changed, and a retry may succeed at once
+    /// or over another connection.
     pub(super) fn changed_nothing(&self) -> bool {
         let codes = [
             SqlState::T_R_SERIALIZATION_FAILURE,
@@ -151,17 +151,17 @@ impl Fault {
         self.code().is_some_and(|code| codes.contains(code))
     }
 
-    /// Whether something that the statement needs is locked.
+    /// Whether the statement waited for a lock.
     pub(super) fn is_a_lock(&self) -> bool {
         self.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
-    /// Whether a call that may be made twice is worth another attempt at once.
+    /// Whether a repeatable call should be retried at once.
     pub(super) fn may_be_repeated(&self) -> bool {
         !matches!(self, Self::Late(_)) && (self.changed_nothing() || self.costs_the_connection())
     }
 
-    /// Whether a session had begun, and the server ended it: this one, or all of them.
+    /// Whether the server ended an established session: this one, or all of them.
     pub(super) fn is_an_ended_session(&self) -> bool {
         let Self::Postgres(error) = self else { return false };
         error.is_closed() || error.code() == Some(&SqlState::ADMIN_SHUTDOWN)
@@ -174,7 +174,7 @@ impl Fault {
         }
     }
 
-    /// Whether trying again could be of use.
+    /// Whether a retry may help.
     fn may_pass(&self) -> bool {
         match self {
             Self::Late(_)
@@ -186,7 +186,7 @@ impl Fault {
             | Self::Unconnected { .. }
             | Self::NoConnection { .. }
             | Self::Ended => true,
-            // Classes: 22 is a value that does not fit, 23 a constraint.
+            // Class 22 is a value that does not fit, and class 23 a constraint.
             Self::Postgres(error) => match error.code() {
                 Some(code) => !matches!(code.code().get(..2), Some("22" | "23")),
                 None => !is_about_a_value(error),
@@ -200,13 +200,13 @@ impl Fault {
     }
 }
 
-/// The word itself may be in the server's language.
+/// The severity may be translated into the server's language.
 fn ends_the_session(error: &DbError) -> bool {
     matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
 }
 
-/// Whether the client could not turn a value into a column or back. All else
-/// that it reports by itself is about the connection.
+/// Whether the client could not convert a value to or from a column. All other errors that
+/// the client reports are about the connection.
 fn is_about_a_value(error: &tokio_postgres::Error) -> bool {
     let text = error.to_string();
     ["error serializing", "error deserializing", "invalid column", "expected "]

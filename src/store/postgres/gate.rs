@@ -1,4 +1,4 @@
-//! One change at a time for each key, and a few for each organisation.
+//! Limits changes to one at a time for each key, and a few for each organisation.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,8 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 
-/// What changes must not pile up on: while a row is locked, those that want it wait here
-/// and hold no connection, except for the first.
+/// What changes queue for: while a row is locked, the changes that need it wait here
+/// without a connection, except for the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Gate {
     Creation(OrgId),
@@ -20,8 +20,8 @@ pub(super) enum Gate {
 }
 
 impl Gate {
-    /// How many may be through at a time. Of an organisation they are fewer than there are
-    /// connections: one is left for others, whatever is locked there.
+    /// How many may pass at a time. For an organisation, fewer than there are connections:
+    /// one is left for other organisations, whatever is locked.
     fn width(&self) -> usize {
         match self {
             Self::Creation(_) | Self::Key(_) => 1,
@@ -32,16 +32,16 @@ impl Gate {
 
 type Waiting = HashMap<Gate, Arc<Semaphore>>;
 
-/// The gates at which there is a change, and no others.
+/// The gates that are in use.
 #[derive(Clone, Default)]
 pub(super) struct Gates(Arc<Mutex<Waiting>>);
 
 impl Gates {
-    /// Waits for those who came before.
+    /// Waits for earlier changes.
     pub(super) async fn enter(&self, gate: Gate) -> Pass {
         let new = || Arc::new(Semaphore::new(gate.width()));
         let turn = Arc::clone(self.lock().entry(gate.clone()).or_insert_with(new));
-        // Made before the wait, so that the gate of a caller that gives up is forgotten.
+        // Made before the wait, so that the gate is cleaned up if the caller gives up.
         let mut pass = Pass { gates: self.clone(), gate, turn: None };
         // A gate is never closed.
         pass.turn = turn.acquire_owned().await.ok();
@@ -59,7 +59,7 @@ impl fmt::Debug for Gates {
     }
 }
 
-/// Keeps others out until it is dropped.
+/// Keeps other changes waiting until it is dropped.
 #[derive(Debug)]
 pub(super) struct Pass {
     gates: Gates,
@@ -71,7 +71,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         self.turn = None;
         let mut gates = self.gates.lock();
-        // All others that have it hold it through the map's lock.
+        // Other references are cloned only under the map's lock.
         if gates.get(&self.gate).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             gates.remove(&self.gate);
         }

@@ -24,7 +24,8 @@ use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 use crate::store::sql;
 
-/// Others that record uses hold their rows for moments; after that, it is for longer.
+/// Other calls that record uses lock rows only briefly. A row that is still locked after
+/// these pauses is locked for longer.
 const LOCKED_PAUSES: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(30), Duration::from_millis(60)];
 
@@ -40,13 +41,13 @@ pub(super) async fn insert(
         row(key).into_iter().chain(Encoded::all(&[(&limit as _, Type::INT8)])).collect();
     let parameters = Encoded::refs(&parameters);
     let until = changes.until();
-    // All connections may have been lost at once, before any of them knows.
+    // All connections may have been lost at once before this was noticed.
     let mut repeats = changes.size();
     let mut lost = false;
     let rows = loop {
         let gates = [Gate::Creation(key.org.clone()), Gate::Organisation(key.org.clone())];
         match changes.change(gates, Sql::InsertKey, &parameters, until).await {
-            // Made again where the answer was lost: the id is there at most once.
+            // Repeated if the answer was lost: the id is unique.
             Err(Fault::InDoubt(fault)) if repeats > 0 && fault.may_be_repeated() => {
                 (repeats, lost) = (repeats - 1, true);
             }
@@ -56,7 +57,7 @@ pub(super) async fn insert(
     };
     let result = rows.first().and_then(|row| row.try_get("result").ok());
     if lost && result != Some("done") {
-        // Was it there already, or did the first attempt take place?
+        // Either the key existed before, or the first attempt succeeded.
         return match get(reads, &key.org, &key.id).await {
             Ok(Some(stored)) if stored.digest == key.digest => Ok(()),
             Ok(_) if result == Some("taken") => Err(Fault::Conflict),
@@ -97,7 +98,7 @@ pub(super) async fn export(
     after: Option<&KeyId>,
     limit: usize,
 ) -> Outcome<Vec<ApiKey>> {
-    // No id comes after the highest one.
+    // No id follows the highest one.
     let next = |id: &KeyId| u128::from_be_bytes(id.to_bytes()).checked_add(1);
     let Some(first) = after.map_or(Some(0), next) else { return Ok(Vec::new()) };
     let (first, limit) = (Uuid::from_u128(first), i64::try_from(limit).unwrap_or(i64::MAX));
@@ -152,7 +153,7 @@ pub(super) async fn delete(
     changed(&rows, changes, reads, (org, id)).await
 }
 
-/// What the answer to a statement says that changes one key.
+/// Interprets the answer to a statement that changes one key.
 async fn changed(
     rows: &[Row],
     changes: &Pool,
@@ -163,8 +164,8 @@ async fn changed(
         (true, ..) => Ok(()),
         (false, _, true) => Err(Fault::TooLate(changes.deadline())),
         (false, false, _) => Err(Fault::NotFound),
-        // The answer is from before the statement waited for others that change
-        // the key. One of them may have deleted it.
+        // The answer shows the state before the statement waited for concurrent changes of
+        // the key, one of which may have deleted it.
         (false, true, false) => match get(reads, org, id).await? {
             Some(_) => Err(Fault::Conflict),
             None => Err(Fault::NotFound),
@@ -172,8 +173,8 @@ async fn changed(
     }
 }
 
-/// Whether changes can be made: needs the rights, tables and locks that they need, over
-/// the connections that they use, and changes nothing.
+/// Tests whether changes can be made: uses the same rights, tables, locks and connections
+/// as a change, but changes nothing.
 pub(super) async fn probe(changes: &Pool) -> Outcome<()> {
     changes.query(Sql::Probe, &[]).await.map(drop)
 }
@@ -217,7 +218,7 @@ fn row(key: &ApiKey) -> Vec<(Encoded, Type)> {
         (&time(key.rotated_at), Type::INT8),
         (&time(key.last_used_at), Type::INT8),
         (&i64::from(key.revision.get()), Type::INT8),
-        // JSON, and so without U+0000.
+        // JSON, so it contains no U+0000.
         (&key.attributes.to_string(), Type::TEXT),
     ])
 }
@@ -242,7 +243,7 @@ fn key(row: &Row) -> Outcome<ApiKey> {
     })
 }
 
-/// An element that somebody has set to NULL restores as a damaged entry.
+/// An element that was set to NULL by hand is restored as a damaged entry.
 fn allowlist(stored: Vec<Option<&str>>) -> Allowlist {
     Allowlist::restore(stored.into_iter().map(|entry| plain(entry.unwrap_or_default())))
 }

@@ -1,4 +1,4 @@
-//! Opening a database: what may be wrong with it.
+//! Errors of opening a database.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::store::postgres::error::{Fault, Refusal};
 use crate::store::postgres::schema::{self, SchemaFault};
 use crate::store::postgres::target::Target;
 
-/// Why a database could not be opened. No password is ever part of it.
+/// Why a database could not be opened. No error contains the password.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PostgresOpenError {
@@ -19,61 +19,63 @@ pub enum PostgresOpenError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The schema cannot be named like that.
+    /// The name is not valid for a schema.
     #[error(
-        "{name:?} cannot name a schema; use 1 to 63 of a-z, 0-9 and _, not beginning with a digit"
+        "{name:?} is not a valid schema name; use 1 to 63 of a-z, 0-9 and _, not beginning with a digit"
     )]
     BadSchema {
-        /// What was given.
+        /// The name.
         name: String,
     },
     /// There is no tokio runtime.
-    #[error("a PostgresStore is opened within a tokio runtime")]
+    #[error("no tokio runtime: open a PostgresStore within one")]
     NoRuntime,
-    /// Nobody answers there.
-    #[error("{servers} cannot be reached; check host, port and network, and that PostgreSQL runs")]
+    /// The server cannot be reached.
+    #[error(
+        "{servers} cannot be reached; check host, port and network, and that PostgreSQL is running"
+    )]
     Unreachable {
         /// Hosts and ports.
         servers: String,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// The server, or what is listening there, did not answer in time.
+    /// The server, or whatever listens there, did not answer in time.
     #[error(
-        "{servers} did not answer within {waited:?}; check that it is PostgreSQL and in health"
+        "{servers} did not answer within {waited:?}; check that it is a healthy PostgreSQL server"
     )]
     NoAnswer {
         /// Hosts and ports.
         servers: String,
-        /// How long it was waited for.
+        /// How long the store waited.
         waited: Duration,
     },
-    /// The server does not let this user in.
+    /// The server does not accept this user.
     #[error(
-        "{servers} does not let {user} in; check user and password, and the server's pg_hba.conf"
+        "{servers} does not accept the user {user}; check user and password, and the server's pg_hba.conf"
     )]
     AccessDenied {
         /// Hosts and ports.
         servers: String,
         /// The user.
         user: String,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// There is no such database.
-    #[error("{servers} has no database {database}; create it, or name another")]
+    /// The database does not exist.
+    #[error("{servers} has no database {database}; create it, or use another")]
     NoDatabase {
         /// Hosts and ports.
         servers: String,
         /// The database.
         database: String,
     },
-    /// The user may not do what is needed.
+    /// The user lacks a right that the store needs.
     #[error(
         "{user} lacks rights on schema {schema} of database {database}; grant CREATE on the \
-         database, or make the schema and grant CREATE and USAGE on it and its tables"
+         database, or create the schema and grant CREATE and USAGE on it and its tables"
     )]
     NoRights {
         /// The user.
@@ -82,61 +84,61 @@ pub enum PostgresOpenError {
         database: String,
         /// The schema.
         schema: String,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// The server takes no writes.
-    #[error("{servers} takes no writes; name the primary, or all hosts, in the URL")]
+    /// The server is read-only.
+    #[error("{servers} is read-only; give the primary, or all hosts, in the URL")]
     ReadOnly {
         /// Hosts and ports.
         servers: String,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// TLS is asked for and was not built in.
-    #[error("{servers} is to be reached over TLS; build with feature `postgres-tls`")]
+    /// TLS is required but was not built in.
+    #[error("{servers} requires TLS; build with feature `postgres-tls`")]
     NoTls {
         /// Hosts and ports.
         servers: String,
     },
-    /// There is no secure connection to the server.
+    /// A TLS connection to the server failed.
     #[error(
-        "no TLS with {servers}; check that the server offers it and that its certificate is \
+        "TLS with {servers} failed; check that the server offers it and that its certificate is \
          trusted here (SSL_CERT_FILE), or give sslmode=disable on a network you trust"
     )]
     Tls {
         /// Hosts and ports.
         servers: String,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// A newer version of keygate has changed the schema.
+    /// The schema was changed by a newer version of keygate.
     #[error(
-        "schema {schema} has version {found}, this version knows {supported}; use a newer keygate"
+        "schema {schema} has version {found}, but this keygate supports up to {supported}; use a newer keygate"
     )]
     TooNew {
         /// The schema.
         schema: String,
         /// The version of the schema.
         found: i64,
-        /// The newest version known.
+        /// The newest version that this keygate supports.
         supported: i64,
     },
-    /// The schema holds something else than keys.
+    /// The schema contains other tables.
     #[error(
-        "schema {schema} holds tables that are not keygate's; name another, nothing was changed"
+        "schema {schema} contains tables that are not keygate's; use another schema; nothing was changed"
     )]
     NotKeygate {
         /// The schema.
         schema: String,
     },
-    /// The database cannot hold every character of a name.
+    /// The database's encoding lacks characters that names may contain.
     #[error(
-        "database {database} has the encoding {encoding}; create one with ENCODING 'UTF8' and \
-         TEMPLATE template0, and name it in the URL"
+        "database {database} has the encoding {encoding}, which lacks characters; create one \
+         with ENCODING 'UTF8' and TEMPLATE template0, and name it in the URL"
     )]
     NotUtf8 {
         /// The database.
@@ -144,24 +146,24 @@ pub enum PostgresOpenError {
         /// Its encoding.
         encoding: String,
     },
-    /// The tables have to be brought up to date, and are in use all the time.
+    /// The tables have to be migrated, but stayed in use.
     #[error(
-        "the tables of schema {schema} could not be brought up to date within {waited:?}: another \
-         transaction or a vacuum uses them (see pg_locks); end it and try again, nothing was \
+        "the tables of schema {schema} could not be migrated within {waited:?}: another \
+         transaction or a vacuum uses them (see pg_locks); end it and try again; nothing was \
          changed"
     )]
     InUse {
         /// The schema.
         schema: String,
-        /// How long it was tried.
+        /// How long the store waited.
         waited: Duration,
     },
-    /// Something else went wrong.
-    #[error("{servers} cannot be used for keys")]
+    /// Another error.
+    #[error("{servers} cannot be used as a key store")]
     Failed {
         /// Hosts and ports.
         servers: String,
-        /// What was reported.
+        /// The underlying error.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },

@@ -1,4 +1,4 @@
-//! How to reach the database, and how to use it.
+//! Settings of a store: how to connect, and how to use connections.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Texts;
 use crate::store::postgres::target::Target;
 
-/// More than this cannot always be added to a point in time.
+/// A longer duration may overflow when added to a point in time.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Settings of a [`PostgresStore`](crate::PostgresStore).
@@ -46,44 +46,45 @@ pub struct PostgresOptions {
 impl PostgresOptions {
     /// Reads a URL such as `postgres://user:password@host:5432/database`.
     ///
-    /// Several hosts may be given, separated by commas; the one that takes writes
-    /// is used. They are tried in that order (`load_balance_hosts=random`: in any),
-    /// those that failed last time after the others; each has `connect_timeout`
-    /// seconds, or else the deadline of a call, to let us in.
+    /// Several hosts may be given, separated by commas; the one that accepts writes is
+    /// used. They are tried in this order (with `load_balance_hosts=random` in random
+    /// order), but hosts that failed last time come last. Connecting to each may take
+    /// `connect_timeout` seconds, or else the deadline of a call.
     ///
-    /// `sslmode=require` asks for TLS (feature `postgres-tls`) and checks the
-    /// certificate and its name, as libpq's `verify-full` does; without it there
-    /// is none.
+    /// `sslmode=require` requires TLS (feature `postgres-tls`) and checks the certificate
+    /// and its name, as `verify-full` does in libpq. Without it, TLS is not used.
     ///
     /// # Errors
     ///
-    /// [`PostgresOpenError::BadUrl`]. It does not repeat the URL, which may hold
-    /// a password.
+    /// [`PostgresOpenError::BadUrl`]. It does not repeat the URL, which may contain a
+    /// password.
     pub fn from_url(url: &str) -> Result<Self, PostgresOpenError> {
         let bad = |reason| PostgresOpenError::BadUrl { reason };
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(bad("it does not begin with `postgres://`"));
         }
-        let unreadable = "check it, and write special characters in user and password as %XX";
+        let unreadable = "check it, and encode special characters in user and password as %XX";
         let config: Config = url.parse().map_err(|_| match url.contains("sslmode=verify-") {
-            true => bad("sslmode is `require`, which checks certificate and name, or `disable`"),
+            true => {
+                bad("sslmode must be `require`, which checks certificate and name, or `disable`")
+            }
             false => bad(unreadable),
         })?;
-        // What follows an `@` may be the rest of a password.
+        // Text after an `@` may be the rest of a password.
         let odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
         if config.get_hosts().iter().any(odd) {
             return Err(bad(unreadable));
         }
         servers(&config).map_err(bad)?;
         if config.get_target_session_attrs() == TargetSessionAttrs::ReadOnly {
-            return Err(bad("a store has to write: leave out target_session_attrs=read-only"));
+            return Err(bad("a store needs write access: remove target_session_attrs=read-only"));
         }
         Ok(Self::new(config))
     }
 
-    /// Takes a configuration of tokio-postgres. Keepalives, timeouts and the
-    /// application's name are set where it leaves them open. Only servers that
-    /// take writes are used, unless it asks for another kind.
+    /// Takes a configuration of tokio-postgres. Keepalives, timeouts and the application's
+    /// name are set if they are missing. Only servers that accept writes are used, unless
+    /// the configuration requests another kind.
     pub fn new(config: Config) -> Self {
         Self {
             config,
@@ -94,13 +95,13 @@ impl PostgresOptions {
         }
     }
 
-    /// The schema that holds the tables, `keygate` at first; it is made where there
-    /// is none.
+    /// Sets the schema that contains the tables. The default is `keygate`. It is created if
+    /// it does not exist.
     ///
     /// # Errors
     ///
-    /// [`PostgresOpenError::BadSchema`] where the name is not 1 to 63 of
-    /// `[a-z0-9_]`, beginning with no digit.
+    /// [`PostgresOpenError::BadSchema`] if the name is not 1 to 63 of `[a-z0-9_]`, or
+    /// begins with a digit.
     pub fn schema(self, name: impl Into<String>) -> Result<Self, PostgresOpenError> {
         let schema = name.into();
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
@@ -111,49 +112,51 @@ impl PostgresOptions {
         Ok(Self { schema, ..self })
     }
 
-    /// How many connections are for look-ups, 1 at least. At first they are 2: each
-    /// carries many calls at a time, so few do. Without [prepared](Self::prepared)
-    /// statements they are 4, since each carries one call at a time.
+    /// Sets how many connections are for look-ups, at least 1. The default is 2: each
+    /// carries many calls at a time, so few are enough. Without [prepared](Self::prepared)
+    /// statements the default is 4, since each carries one call at a time.
     ///
     /// There are 9 more, so that calls of different kinds do not wait for each other: 4 for
-    /// changes, 2 for audit records (one batch of requests and one of changes), and one each
-    /// for last-used times, pages of the audit log, and purging. A store has 11 sessions at
-    /// the server by default, however long others hold rows or tables locked. While the server does not answer at all, each may have one
+    /// changes, 2 for audit records (one batch of requests and one of changes), and one
+    /// each for last-used times, pages of the audit log, and purging. So a store has 11
+    /// sessions at the server by default, even while rows or tables are locked. While the
+    /// server does not answer at all, each connection may have one more session, which the
+    /// server has not ended yet. A cache's feed has another one.
     /// more, which the server has not ended yet. A cache's feed is another one.
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: Some(connections.max(1)), ..self }
     }
 
-    /// How long a call may take, 1 second at first and a day at most. It is also the
-    /// time to reach one host and be let in, where the URL gives no `connect_timeout`.
+    /// Sets how long a call may take, at most a day. The default is 1 second. It is also
+    /// the time limit for connecting to one host if the URL gives no `connect_timeout`.
     ///
-    /// The server knows it as well. A statement waits for a lock for a quarter of that time
-    /// (`lock_timeout`) and ends after three quarters (`statement_timeout`), and a statement
-    /// that changes a key compares its deadline with the server's clock once it has the
-    /// row: so a change that was answered with an error because of time never takes place
-    /// later.
+    /// The server enforces it as well. A statement waits for a lock for a quarter of that
+    /// time (`lock_timeout`) and ends after three quarters (`statement_timeout`). A
+    /// statement that changes a key compares its deadline with the server's clock once it
+    /// has locked the row. So a change that failed because of its deadline never takes
+    /// place later.
     pub fn deadline(self, deadline: Duration) -> Self {
         Self { deadline: deadline.min(LONGEST), ..self }
     }
 
-    /// Whether statements are prepared, once on each connection; they are at first.
+    /// Sets whether statements are prepared, once on each connection. The default is
+    /// `true`.
     ///
-    /// It must be `false` behind a pooler that hands out server sessions by
-    /// transaction, such as PgBouncer with `pool_mode = transaction`. Otherwise the time
-    /// limits of a session are handed on to its next client. Without
-    /// `max_prepared_statements` (it came with PgBouncer 1.21), moreover, a statement is
-    /// looked for in a session that does not have it, and calls fail as unavailable; or
-    /// worse, that of another process is found there under the same name, and run in its
-    /// place.
+    /// It must be `false` behind a pooler that assigns server sessions by transaction, such
+    /// as PgBouncer with `pool_mode = transaction`. Otherwise the time limits of a session
+    /// are passed on to its next client. In addition, without `max_prepared_statements`
+    /// (since PgBouncer 1.21), a statement may be run in a session that does not have it,
+    /// so that calls fail as unavailable. Worse, the session may have another process's
+    /// statement of the same name, which is run instead.
     ///
-    /// Where it is `false`, a connection also carries one call at a time, and a call
-    /// whose caller gives up goes on, until the deadline at most. An older PgBouncer
-    /// (1.18 does it, 1.24 does not) hands on the session of a client that leaves with
-    /// several calls under way, and whoever is next gets the answers to them.
+    /// If it is `false`, a connection carries one call at a time, and a call whose caller
+    /// gives up continues, until the deadline at most. This is because an older PgBouncer
+    /// (1.18, but not 1.24) reassigns the session of a client that disconnects during
+    /// several calls, and the next client receives their answers.
     ///
-    /// Of the parameters at the start of a session, PgBouncer knows those that the
-    /// store sends (`application_name` and `client_encoding`), but not `options`:
-    /// it takes a URL with that only where it is among its
+    /// Of the parameters at the start of a session, PgBouncer accepts those that the store
+    /// sends (`application_name` and `client_encoding`), but not `options`: it accepts a
+    /// URL with that only if it is listed in `ignore_startup_parameters`.
     /// `ignore_startup_parameters`.
     pub fn prepared(self, prepared: bool) -> Self {
         Self { prepared, ..self }
@@ -172,8 +175,8 @@ impl PostgresOptions {
             return Err(PostgresOpenError::NoTls { servers: target.servers });
         }
         let mut config = self.config;
-        // TLS that gives way to none protects nobody, and what worked without the
-        // feature goes on working with it.
+        // TLS with a fallback to plain text protects against nothing, and what worked
+        // without the feature keeps working with it.
         if config.get_ssl_mode() == SslMode::Prefer {
             config.ssl_mode(SslMode::Disable);
         }

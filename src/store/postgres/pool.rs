@@ -1,4 +1,4 @@
-//! A few shared connections, each kept up by a task of its own.
+//! A few shared connections, each maintained by a background task.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,14 +21,14 @@ use crate::store::postgres::gate::{Gate, Gates, Pass};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Sql;
 
-/// Between two attempts to connect; doubled from one to the next.
+/// The first pause between two attempts to connect; doubled each time.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How the connections of a pool are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
-    /// Each carries many calls, one behind the other, without waiting for answers.
+    /// Each carries many calls, pipelined.
     Shared,
     /// Each carries one call at a time: a call may wait for a lock.
     InTurn,
@@ -44,18 +44,18 @@ pub(super) struct Pool {
     deadline: Duration,
     patience: Patience,
     gates: Gates,
-    /// How many changes are under way.
+    /// How many changes are in progress.
     changing: Arc<AtomicUsize>,
-    /// Half of the connections: the others are for changes that are tried for the first time.
+    /// Half of the connections: the others are for first attempts.
     retries: Semaphore,
     dialer: Arc<Dialer>,
-    /// The one that the store was opened on.
+    /// The runtime that the store was opened on.
     pub(super) runtime: Handle,
     keepers: Vec<JoinHandle<()>>,
 }
 
 impl Pool {
-    /// Without prepared statements, every pool takes turns.
+    /// Without prepared statements, the calls of every pool take turns.
     pub(super) fn start(
         dialer: &Arc<Dialer>,
         connections: usize,
@@ -84,15 +84,15 @@ impl Pool {
         }
     }
 
-    /// A call that reads, or writes what may be written twice: it is made again where its
-    /// connection is lost.
+    /// A call that reads, or writes something that may be written twice. It is retried if
+    /// its connection is lost.
     pub(super) async fn query(
         &self,
         statement: Sql,
         parameters: &Parameters<'_>,
     ) -> Outcome<Vec<Row>> {
         let until = self.until();
-        // All connections may have been lost at once, before any of them knows.
+        // All connections may have been lost at once before this was noticed.
         let mut repeats = self.size();
         loop {
             let answer = match self.used {
@@ -110,9 +110,9 @@ impl Pool {
         }
     }
 
-    /// A call that changes what must not be changed twice. It takes place within its
-    /// deadline or never: its last parameters tell the server of it. While what it needs is
-    /// locked, it is tried again and again, and others get by in between.
+    /// A change that must not be made twice. It takes place within its deadline or never,
+    /// since its last parameters pass the deadline to the server. While a lock is held by
+    /// others, it is retried repeatedly, so that other calls can run in between.
     pub(super) async fn change(
         &self,
         gates: [Gate; 2],
@@ -155,12 +155,12 @@ impl Pool {
         self.keepers.len()
     }
 
-    /// When a call that begins now has to be over.
+    /// When a call that begins now must have ended.
     pub(super) fn until(&self) -> Instant {
         Instant::now() + self.deadline
     }
 
-    /// Behind what others have asked, without waiting for their answers.
+    /// Pipelined behind other calls.
     async fn ask(
         &self,
         statement: Sql,
@@ -174,10 +174,10 @@ impl Pool {
         connection.judge(answer, self.deadline)
     }
 
-    /// When everybody before has been answered. The call goes on without a caller that
-    /// gives up on it, so that its connection is not used while the server is still at it.
-    /// (A pooler may also hand on the session of a client that left in the midst of
-    /// several questions, and somebody else gets the answers: PgBouncer 1.18 does.)
+    /// Waits until earlier calls were answered. If the caller gives up, the call continues,
+    /// so that its connection is not used while the server still works on it. (A pooler may
+    /// also reassign the session of a client that disconnected during several calls, and
+    /// another client receives their answers: PgBouncer 1.18 does.)
     async fn ask_in_turn(&self, call: Call, until: Instant) -> Outcome<Vec<Row>> {
         let deadline = self.deadline;
         let (connection, turn) = loop {
@@ -201,14 +201,14 @@ impl Pool {
         answer
     }
 
-    /// Where one connection has gone silent, others may have as well: each of them would
-    /// cost a call its deadline.
+    /// If one connection hangs, others may hang as well, and each would cost a call its
+    /// deadline.
     fn retire_idle(&self) {
         let slots = self.slots.borrow().clone();
         slots.iter().flatten().filter(|slot| slot.queue() == 0).for_each(|slot| slot.retire());
     }
 
-    /// The next connection in turn; waits where there is none.
+    /// The next connection in turn. Waits if there is none.
     async fn live(&self, until: Instant) -> Outcome<Arc<Connection>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         if let Some(connection) = pick(&self.slots.borrow(), turn) {
@@ -229,22 +229,23 @@ impl Pool {
     }
 }
 
-/// One call on a connection that takes turns.
+/// A call on a connection whose calls take turns.
 struct Call {
     statement: Sql,
     parameters: Vec<(Encoded, Type)>,
     change: Option<Change>,
 }
 
-/// What belongs to a call that changes a key.
+/// The part of a call that is specific to changes.
 #[derive(Clone)]
 struct Change {
-    /// How many there are: the more, the less each waits for a lock at a time.
+    /// The number of changes in progress: the more there are, the shorter each waits for a
+    /// lock.
     under_way: Arc<AtomicUsize>,
     _passes: Arc<(Pass, Pass)>,
 }
 
-/// Counts one for as long as it lives.
+/// Counts one while it lives.
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -260,7 +261,7 @@ impl Drop for Counted {
     }
 }
 
-/// A call's turn has come.
+/// A call whose turn has come.
 struct Begun {
     connection: Arc<Connection>,
     _turn: OwnedMutexGuard<()>,
@@ -270,8 +271,8 @@ struct Begun {
 }
 
 impl Begun {
-    /// A call that is not answered in time is left to the server, and not broken off: a
-    /// commit that waits for a synchronous standby would count as done.
+    /// A call that is not answered in time is left to the server and not cancelled: a
+    /// cancelled commit that waits for a synchronous standby would count as done.
     async fn carry_out(self, mut call: Call) -> Outcome<Vec<Row>> {
         let Self { connection, until, deadline, patience, .. } = &self;
         if let Some(Change { under_way, .. }) = &call.change {
@@ -309,8 +310,8 @@ impl Drop for Pool {
     }
 }
 
-/// A live connection, at that place or else at the next one that has any; where they
-/// take turns, the one that the fewest wait for.
+/// A live connection, at this index or the next one that has any. If calls take turns, the
+/// one with the shortest queue.
 fn pick(slots: &Slots, place: usize) -> Option<Arc<Connection>> {
     let place = place % slots.len().max(1);
     let from_there = slots.iter().skip(place).chain(slots.iter().take(place));
@@ -318,7 +319,7 @@ fn pick(slots: &Slots, place: usize) -> Option<Arc<Connection>> {
     live.min_by_key(|connection| connection.queue()).cloned()
 }
 
-/// Keeps one slot filled, until it is aborted.
+/// Keeps one slot filled until it is aborted.
 async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>) {
     let publish = |connection: Option<Arc<Connection>>| {
         slots.send_modify(|slots| {
@@ -339,11 +340,12 @@ async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>
                     matches!(select(&mut end, pin!(connection.left())).await, Either::Right(_));
                 publish(None);
                 if is_left && let Some(earlier) = left.replace(end) {
-                    // The server may still be at what was left to it: there is never more
-                    // than one such session beside the one that is used.
+                    // The server may still work on a call that was left to it. There is
+                    // never more than one such session beside the one in use.
                     let _ = earlier.await;
                 }
-                // One that was lost at once is no sign of a server in health.
+                // A connection that was lost at once does not show that the server is
+                // healthy.
                 let lasted = begun.elapsed() > LONGEST_PAUSE;
                 if lasted || connection.has_answered() {
                     pause = SHORTEST_PAUSE;

@@ -1,4 +1,4 @@
-//! The tables, and how older ones are brought up to date.
+//! The tables, and their migrations.
 
 use std::time::Duration;
 
@@ -10,11 +10,10 @@ use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::error::{Fault, Outcome};
 use crate::store::sql::{self, KEYS};
 
-/// Each takes the schema from its position to the next one. Those that have
-/// been released never change.
+/// Each migrates the schema from its position to the next. Released ones never change.
 const MIGRATIONS: [&str; 6] = [
-    // Times are microseconds since 1970. A row of `organisations` is there to be
-    // locked. Texts hold U+FDD0 and a digit for the characters that they cannot.
+    // Times are microseconds since 1970. The rows of `organisations` exist to be locked.
+    // Characters that PostgreSQL cannot store are escaped as U+FDD0 and a digit.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
 
      CREATE TABLE {schema}.keys (
@@ -60,11 +59,11 @@ const MIGRATIONS: [&str; 6] = [
      );
      CREATE INDEX changes_by_org ON {schema}.changes (org, at, id);
      CREATE INDEX changes_by_time ON {schema}.changes (at);",
-    // Every change of a key but its last use is announced on the channel that is
-    // named as the schema, as its id or `*` for all. By triggers, so that a change
-    // made by hand or by an older version is announced as well; with ALWAYS, so is
-    // one that logical replication brings. For PostgreSQL to keep announcements in
-    // order, such transactions are made durable one after the other.
+    // Every change of a key except its last use is announced on the channel named after the
+    // schema, as the key's id or `*` for all. Triggers do this, so that changes made by
+    // hand or by an older version are announced as well, and with ALWAYS those from logical
+    // replication, too. To keep announcements in order, PostgreSQL commits such
+    // transactions one after the other.
     "CREATE FUNCTION {schema}.announce_change() RETURNS trigger
      LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
      BEGIN
@@ -91,12 +90,12 @@ const MIGRATIONS: [&str; 6] = [
      ALTER TABLE {schema}.keys ENABLE ALWAYS TRIGGER announce_truncation;",
     // How many requests a row stands for.
     "ALTER TABLE {schema}.requests ADD COLUMN count bigint NOT NULL DEFAULT 1;",
-    // Changes are announced on a channel that another role cannot guess: its name is
-    // in `schema_version`, and not in the function, whose text every role may read. The
-    // schema's name is not in the text either, so that a schema can be renamed. The
-    // table's oid is part of the channel: a restored table has a channel of its own.
-    // Processes of earlier versions listen on the channel that is named as the schema.
-    // The lock waits for transactions that have announced a change only there.
+    // Changes are announced on a channel that another role cannot guess. Its name is in
+    // `schema_version` and not in the function, whose text every role may read. The
+    // schema's name is not in the text either, so that a schema can be renamed. The table's
+    // oid is part of the channel, so that a restored table has a different channel.
+    // Processes of earlier versions listen on the channel named after the schema. The lock
+    // waits for transactions that have announced a change only there.
     "LOCK TABLE {schema}.keys IN SHARE ROW EXCLUSIVE MODE;
      ALTER TABLE {schema}.schema_version
          ADD COLUMN channel uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid();
@@ -123,10 +122,10 @@ const MIGRATIONS: [&str; 6] = [
          RETURN NULL;
      END
      $body$;",
-    // A creation in one step: each statement of a function sees what was committed before
-    // it, and so the count what was inserted before the organisation was locked.
-    // It is told its schema, so that a schema can be renamed. Organisations without keys
-    // are forgotten from now on.
+    // A creation in one round trip. Each statement of a function sees what was committed
+    // before it, so the count includes keys inserted before the organisation was locked.
+    // The schema is a parameter, so that a schema can be renamed. From now on the rows of
+    // organisations without keys are deleted.
     "CREATE FUNCTION {schema}.insert_key(
          own_schema text, new_id uuid, new_org text, new_name text, new_key_prefix text, new_digest bytea,
          new_status text, new_allowlist text[], new_created_at bigint, new_expires_at bigint,
@@ -159,13 +158,13 @@ const MIGRATIONS: [&str; 6] = [
      $body$;
      DELETE FROM {schema}.organisations AS organisations
          WHERE NOT EXISTS (SELECT 1 FROM {schema}.keys WHERE keys.org = organisations.org);",
-    // A JSON object: what is kept about a key and never searched for.
+    // A JSON object of parts that are never searched for.
     "ALTER TABLE {schema}.keys ADD COLUMN attributes text NOT NULL DEFAULT '{}';",
 ];
 
-/// What follows from the columns of the table of keys, made anew after the migrations: the
-/// function that inserts a key, and the trigger that announces changes. The functions of
-/// earlier versions stay, for processes that are not replaced yet.
+/// Objects that depend on the columns of the table of keys, recreated after the migrations:
+/// the function that inserts a key, and the trigger that announces changes. The functions
+/// of earlier versions are kept for processes that are not upgraded yet.
 fn routines() -> String {
     let columns = sql::key_columns();
     let taken = sql::list(KEYS.map(|column| format!("new_{} {}", column.name, column.sql_type)));
@@ -206,20 +205,20 @@ fn routines() -> String {
 
 pub(super) const CURRENT: i64 = MIGRATIONS.len() as i64;
 
-/// How often a migration that another process got in the way of is begun again.
+/// How often a migration is retried after a conflict with another process.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long all of it may take.
+/// How long the whole migration may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
-/// For so long an attempt waits for a table that is in use. Queries that need the
-/// table meanwhile wait behind it, and their deadline is a second.
+/// How long an attempt waits for a table that is in use. Queries that need the table wait
+/// behind it, and their deadline is a second.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
-/// Until the next attempt, so that those queries get their turn.
+/// The pause before the next attempt, in which those queries run.
 const LOCK_PAUSE: Duration = Duration::from_secs(1);
-/// For so long it is tried to lock the tables.
+/// How long locking the tables is attempted.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why the schema is of no use.
+/// Why the schema cannot be used.
 #[derive(Debug)]
 pub(super) enum SchemaFault {
     TooNew { found: i64 },
@@ -236,15 +235,15 @@ impl From<Fault> for SchemaFault {
     }
 }
 
-/// Brings the schema up to date; several processes may do so at once. One that
-/// is up to date is only looked at, which takes no right to change it.
+/// Migrates the schema. Several processes may do so at once. A current schema is only read,
+/// which requires no right to change it.
 pub(super) async fn open(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
     check_encoding(db).await?;
     migrate(db, schema).await?;
     check_rights(db, schema).await
 }
 
-/// Names are in any script, and other encodings lack characters.
+/// Names may be in any script, and other encodings lack characters.
 async fn check_encoding(db: &Connection) -> Result<(), SchemaFault> {
     let sql = "SELECT pg_catalog.current_setting('server_encoding')";
     match text(db, sql, &[]).await? {
@@ -253,7 +252,8 @@ async fn check_encoding(db: &Connection) -> Result<(), SchemaFault> {
     }
 }
 
-/// What every store needs. To purge audit records takes more, and may be denied.
+/// The rights that every store needs. Purging audit records needs more, which may be
+/// denied.
 async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
     let sql = "SELECT string_agg(missing, ', ') FROM ( \
          SELECT needed || ' on ' || relname AS missing FROM (VALUES \
@@ -297,7 +297,7 @@ async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
             continue;
         }
         if !is_race(&fault) || attempt == ATTEMPTS {
-            // Nobody else is at it any more, and still a table is in the way.
+            // No other process is migrating any more, but a table is still in the way.
             let others = [SqlState::DUPLICATE_TABLE, SqlState::UNDEFINED_COLUMN];
             let taken = fault.code().is_some_and(|code| others.contains(code));
             return Err(if taken { SchemaFault::NotKeygate } else { fault.into() });
@@ -309,8 +309,8 @@ async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
 
 async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
     let quoted = format!("\"{schema}\"");
-    // Looked for first: `IF NOT EXISTS` takes the right to make one even where
-    // there is one.
+    // Checked first, since `IF NOT EXISTS` needs the right to create a schema even if it
+    // exists.
     if !exists(db, "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1", schema).await? {
         db.run(&format!("CREATE SCHEMA {quoted}")).await?;
     }
@@ -366,18 +366,19 @@ async fn text(db: &Connection, sql: &str, parameters: &Parameters<'_>) -> Outcom
     Ok(rows.first().map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
-/// What a process may run into while another one makes the same tables.
+/// Errors that a process may get while another one creates the same tables.
 fn is_race(fault: &Fault) -> bool {
     let races = [
         SqlState::UNIQUE_VIOLATION,
         SqlState::DUPLICATE_SCHEMA,
         SqlState::DUPLICATE_TABLE,
-        // A table is a type, too.
+        // A table is also a type.
         SqlState::DUPLICATE_OBJECT,
         SqlState::INTERNAL_ERROR,
         SqlState::T_R_SERIALIZATION_FAILURE,
         SqlState::T_R_DEADLOCK_DETECTED,
-        // The table was there, but its maker has not committed yet, or took it back.
+        // The table was there, but its transaction has not committed yet, or was rolled
+        // back.
         SqlState::UNDEFINED_TABLE,
     ];
     fault.code().is_some_and(|code| races.contains(code))

@@ -1,4 +1,4 @@
-//! The servers that a configuration names, each on its own.
+//! The servers of a configuration.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -9,11 +9,11 @@ use tokio_postgres::config::{Host, LoadBalanceHosts};
 
 use crate::store::postgres::error::{Fault, Outcome};
 
-/// One of the hosts. tokio-postgres goes from one to the next as well, but has no
-/// time limit for a host that takes the connection and then says nothing.
+/// One of the hosts. tokio-postgres tries one after the other as well, but has no time
+/// limit for a host that accepts the connection and then does not answer.
 #[derive(Debug)]
 pub(super) struct Server {
-    /// Names this host only, or none at all where there are addresses to add.
+    /// Contains only this host, or none if addresses are to be added.
     config: Config,
     name: String,
     unresolved: Option<(String, u16)>,
@@ -21,12 +21,12 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Host and port, in the words of errors.
+    /// Host and port, for error messages.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether the last attempt there failed; such a server is tried last.
+    /// Whether the last attempt failed; such a server is tried last.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
@@ -35,7 +35,7 @@ impl Server {
         Attempt { server: self, failed: true }
     }
 
-    /// A configuration for each address that the host's name stands for.
+    /// A configuration for each address of the host's name.
     pub(super) async fn addresses(&self) -> Outcome<Vec<Config>> {
         let Some((host, port)) = self.unresolved.clone() else {
             return Ok(vec![self.config.clone()]);
@@ -49,7 +49,7 @@ impl Server {
         if self.config.get_load_balance_hosts() == LoadBalanceHosts::Random {
             shuffle(&mut addresses);
         }
-        // The zone of an IPv6 address has no place in a configuration.
+        // A configuration cannot contain the zone of an IPv6 address.
         let zoned =
             |address: &SocketAddr| matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
         if addresses.iter().any(zoned) {
@@ -64,8 +64,8 @@ impl Server {
     }
 }
 
-/// Remembers how an attempt ended. One that is dropped has failed: its caller has
-/// waited for as long as it could.
+/// Stores the result of an attempt. A dropped attempt counts as failed, since its caller
+/// has waited for as long as it could.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     server: &'a Server,
@@ -84,19 +84,19 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// Takes a configuration apart, or says why it cannot be used.
+/// Splits a configuration by server, or returns why it cannot be used.
 pub(super) fn servers(config: &Config) -> Result<Vec<Server>, &'static str> {
     let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
     let count = hosts.len().max(addresses.len());
     if count == 0 {
-        return Err("it names no host");
+        return Err("it does not name a host");
     }
     if ![0, count].contains(&hosts.len()) || ![0, count].contains(&addresses.len()) {
-        return Err("it gives as many hosts as addresses, or only one of both");
+        return Err("give as many addresses as hosts, or only one of the two lists");
     }
     let ports = config.get_ports();
     if ![0, 1, count].contains(&ports.len()) {
-        return Err("it gives one port for each host, or one for all");
+        return Err("give one port for each host, or one for all");
     }
     let server = |n: usize| {
         let (host, address) = (hosts.get(n), addresses.get(n));
@@ -141,8 +141,8 @@ pub(super) fn servers(config: &Config) -> Result<Vec<Server>, &'static str> {
     Ok((0..count).map(server).collect())
 }
 
-/// All other settings; hosts cannot be taken out of a configuration. The time to
-/// connect is the dialer's business.
+/// All settings except hosts, which cannot be removed from a configuration. The dialer
+/// enforces the connect timeout.
 fn without_hosts(of: &Config) -> Config {
     let mut config = Config::new();
     if let Some(user) = of.get_user() {
@@ -180,7 +180,7 @@ fn without_hosts(of: &Config) -> Config {
     config
 }
 
-/// Spreads load; nothing is lost where it does not.
+/// Spreads the load; it need not be perfectly random.
 pub(super) fn shuffle<T>(items: &mut [T]) {
     items.sort_by_cached_key(|_| getrandom::u64().unwrap_or_default());
 }

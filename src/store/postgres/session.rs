@@ -1,12 +1,12 @@
-//! How long a server session may take over a statement, and what time it is there.
+//! Time limits of server sessions, and the server's clock.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The times within the deadline of a call. The server gives up before the client does,
-/// so that what the client calls a failure is one.
+/// The time limits within the deadline of a call. The server gives up before the client
+/// does, so that a change that the client reports as failed has failed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     deadline: Duration,
@@ -17,26 +17,27 @@ impl Patience {
         Self { deadline }
     }
 
-    /// A change is made for so long before the client gives up, and no later: it may have
-    /// to wait for a lock once more when it commits.
+    /// How long before the client's deadline the server stops making changes, since the
+    /// commit may have to wait for a lock once more.
     fn margin(self) -> Duration {
         self.deadline / 8
     }
 
-    /// How long a statement that changes a key waits for a lock, where so many changes are
-    /// under way. It is tried again after that, so that others get by.
+    /// How long a statement that changes a key waits for a lock, with this many changes in
+    /// progress. It is retried after that, so that others can run in between.
     pub(super) fn lock(self, under_way: usize) -> Duration {
         let under_way = u32::try_from(under_way).unwrap_or(u32::MAX).max(1);
         (self.deadline / 16 / under_way).max(self.deadline / 200)
     }
 
-    /// Whether there is too little time left to begin a change.
+    /// Whether too little time is left to begin a change.
     pub(super) fn is_spent(self, until: Instant) -> bool {
         until.saturating_duration_since(Instant::now()) < self.deadline / 4
     }
 
-    /// What a change that ends at that instant is told: its deadline by the server's clock,
-    /// how far ahead of the clock that can be, both in microseconds, and `lock_timeout`.
+    /// The parameters of a change that ends at this instant: its deadline by the server's
+    /// clock and how far ahead of the clock that can be, both in microseconds, and
+    /// `lock_timeout`.
     pub(super) fn of_a_change(
         self,
         until: Instant,
@@ -47,8 +48,8 @@ impl Patience {
         (clock.at(until - self.margin()), window, setting(lock))
     }
 
-    /// Settings for a session that is used by nobody else. The last one, which tells the
-    /// server to look whether the client is still there, is not known to every server.
+    /// Settings for a session that is not shared. The last one makes the server check
+    /// whether the client is still connected; not every server has it.
     pub(super) fn settings(self) -> [String; 2] {
         let (lock, statement) = (setting(self.deadline / 4), setting(self.deadline * 3 / 4));
         let idle = setting(self.deadline);
@@ -66,23 +67,23 @@ impl Patience {
     }
 }
 
-/// A setting of the server, in milliseconds; zero would stand for no limit.
+/// A server setting in milliseconds. Zero would mean no limit.
 fn setting(time: Duration) -> String {
     time.as_millis().clamp(1, i32::MAX as u128).to_string()
 }
 
-/// The clock of the server, as the last answer over a connection showed it.
+/// The server's clock, as of the last answer over a connection.
 #[derive(Debug)]
 pub(super) struct ServerClock(Mutex<(Instant, i64)>);
 
 impl ServerClock {
-    /// `micros` since 1970 is what the server's clock has just shown.
+    /// `micros` since 1970 is the current time of the server.
     pub(super) fn new(micros: i64) -> Self {
         Self(Mutex::new((Instant::now(), micros)))
     }
 
-    /// `micros` is what it showed some time before this answer came. A clock that was set
-    /// back shows less than can be explained by `delay`.
+    /// `micros` is the server's time shortly before this answer arrived. If it is further
+    /// back than `delay` can explain, the server's clock was set back.
     pub(super) fn learn(&self, micros: i64, delay: Duration) {
         let now = Instant::now();
         let known = self.at(now);
@@ -92,8 +93,8 @@ impl ServerClock {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (now, micros);
     }
 
-    /// That instant by the server's clock, in microseconds since 1970: early by the time
-    /// that the answer took, and never late.
+    /// This instant by the server's clock, in microseconds since 1970. It may be early by
+    /// the time that the answer took, but is never late.
     pub(super) fn at(&self, instant: Instant) -> i64 {
         let (learned, micros) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = instant.saturating_duration_since(learned);

@@ -1,4 +1,4 @@
-//! The statements, each written out once for the schema that it works in.
+//! The SQL statements, generated for the schema in use.
 
 use crate::store::sql::{self, CHANGES, KEYS, REQUESTS};
 
@@ -9,8 +9,8 @@ macro_rules! keys {
     };
 }
 
-/// One side of a cursor, in the order that pages are put together from. A limit
-/// on an index in that order: a short scan, however large the table is.
+/// One side of a cursor, in the order that pages are assembled from. With a limit on an
+/// index in that order, this is a short scan at any table size.
 macro_rules! page {
     ($table:literal, $columns:literal, $scope:expr, $side:literal, $order:literal) => {
         concat!(
@@ -31,19 +31,19 @@ macro_rules! page {
     };
 }
 
-/// The records of one key. How many of them are the organisation's the planner
-/// must not guess: it would take them for few, read all, and sort them.
+/// The records of one key. The condition is written so that the planner cannot estimate how
+/// many belong to the organisation: it would guess few, read all and sort them.
 macro_rules! of_key {
     () => {
         "CASE WHEN org = $1 THEN true END AND key = $2"
     };
 }
 
-/// Rows are locked in the order of the index, so that two purges at once wait
-/// for each other instead of deadlocking, and neither ends before the rows are gone.
-/// The limit is no parameter: a plan for any number of rows reads the whole table.
-/// Each batch begins where the last one ended, since rows that are gone are still
-/// walked over for as long as somebody's snapshot shows them.
+/// Rows are locked in the order of the index, so that concurrent purges wait for each other
+/// instead of deadlocking, and neither ends before the rows are gone. The limit is not a
+/// parameter, since a plan for any number of rows reads the whole table. Each batch begins
+/// where the last one ended, since deleted rows are still scanned while a snapshot may need
+/// them.
 macro_rules! purge {
     ($table:literal) => {
         concat!(
@@ -58,7 +58,7 @@ macro_rules! purge {
     };
 }
 
-/// What the server's clock shows, in microseconds since 1970.
+/// The server's time, in microseconds since 1970.
 macro_rules! micros {
     () => {
         "(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint"
@@ -67,9 +67,9 @@ macro_rules! micros {
 pub(super) use micros;
 
 /// A change of one key. Its last three parameters are those of
-/// [`Patience::of_a_change`](super::session::Patience::of_a_change). The row is locked first, at the revision that is
-/// expected, and only then the clock is looked at: whatever the statement had to wait
-/// for, it changes nothing once its time is over.
+/// [`Patience::of_a_change`](super::session::Patience::of_a_change). The row is locked at
+/// the expected revision before the clock is read: however long the statement waited, it
+/// changes nothing after its deadline.
 macro_rules! change {
     ($revision:literal, $deadline:literal, $window:literal, $lock_timeout:literal, $change:expr) => {
         concat!(
@@ -119,8 +119,8 @@ statements! {
     ReplaceKey: change!("revision = $3", "{edit by}", "{edit window}", "{edit patience}",
         "changed AS (UPDATE {schema}.keys AS keys SET {edited} \
          FROM timely WHERE keys.id = timely.id RETURNING 1)"),
-    // The row of an organisation without keys goes as well, unless somebody has it locked:
-    // it is there only to be locked, and comes back with the next creation.
+    // The row of an organisation without keys is deleted as well, unless it is locked: it
+    // exists only to be locked, and the next creation adds it again.
     DeleteKey: change!("($3 IS NULL OR revision = $3)", "$4", "$5", "$6",
         "changed AS (DELETE FROM {schema}.keys AS keys USING timely WHERE keys.id = timely.id \
          RETURNING 1), \
@@ -130,15 +130,15 @@ statements! {
          FOR UPDATE SKIP LOCKED), \
          forgotten AS (DELETE FROM {schema}.organisations USING left_over \
          WHERE organisations.org = left_over.org)"),
-    // What a creation, an edit and its announcement need, with no row.
+    // What a creation, an edit and its announcement need, without changing a row.
     Probe: "WITH organisation AS (INSERT INTO {schema}.organisations (org) SELECT '' WHERE false), \
         created AS (INSERT INTO {schema}.keys SELECT * FROM {schema}.keys WHERE false), \
         edited AS (UPDATE {schema}.keys SET revision = revision WHERE false), \
         deleted AS (DELETE FROM {schema}.keys WHERE false) \
         SELECT count(*) FROM {schema}.schema_version",
-    // Locked in the order of their ids: two batches that name the same keys in
-    // opposite order do not deadlock. A row that is locked is left out, and counted. A
-    // time a day ahead is that of a clock that was wrong.
+    // Locked in the order of their ids, so that two batches that name the same keys in
+    // opposite order do not deadlock. A locked row is skipped and counted. A stored time a
+    // day ahead was set by a wrong clock.
     RecordUses: "WITH locked AS MATERIALIZED (SELECT id FROM {schema}.keys WHERE id = ANY($1) \
         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED), \
         written AS (UPDATE {schema}.keys AS keys SET last_used_at = uses.at \
@@ -161,7 +161,7 @@ statements! {
     PurgeChanges: purge!("changes"),
     #[cfg(feature = "cache")]
     Channel: "SELECT channel || ' ' || tableoid FROM {schema}.schema_version",
-    // Nothing is sent once changes are announced on another channel than $3.
+    // Nothing is sent once changes are announced on a channel other than $3.
     #[cfg(feature = "cache")]
     Notify: "SELECT pg_catalog.pg_notify($1, $2) FROM {schema}.schema_version \
         WHERE channel || ' ' || tableoid = $3",
@@ -170,14 +170,14 @@ statements! {
 impl Sql {
     pub(super) const COUNT: usize = TEMPLATES.len();
 
-    /// Its place among all statements.
+    /// Its position among all statements.
     pub(super) fn index(self) -> usize {
         self as usize
     }
 }
 
-/// The parameter with the first value that an edit writes: id, organisation and expected
-/// revision come before it.
+/// The number of the first parameter that an edit writes, after id, organisation and
+/// expected revision.
 const EDIT: usize = 4;
 
 /// The texts of all statements for one schema.

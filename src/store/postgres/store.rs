@@ -1,4 +1,4 @@
-//! The store: which connections carry which calls.
+//! The store, and which connections it uses for which calls.
 
 use std::sync::Arc;
 
@@ -26,26 +26,25 @@ use crate::store::postgres::statements::Sql;
 use crate::store::postgres::{audit, keys, schema};
 use crate::store::transfer::KeyExport;
 
-/// Keys and audit records in PostgreSQL: [`KeyStore`], [`AuditSink`] and
-/// [`AuditLog`] at once. A clone is another handle to the same connections.
+/// Keys and audit records in PostgreSQL. It implements [`KeyStore`], [`AuditSink`] and
+/// [`AuditLog`]. A clone is another handle to the same connections.
 ///
-/// A few connections carry the look-ups of all callers, one behind the other without
-/// waiting for answers, except where [`PostgresOptions::prepared`] is `false`. Other calls
-/// have connections of their own ([`PostgresOptions::connections`]), so that a row or a
-/// table that another transaction holds locked delays only those who need it. A connection
-/// that is lost, or does not answer within the deadline, is replaced in the background;
-/// reads, and writes that may be repeated, are tried again on another.
+/// A few connections carry the look-ups of all callers, pipelined unless
+/// [`PostgresOptions::prepared`] is `false`. Other calls have separate connections
+/// ([`PostgresOptions::connections`]), so that a row or table that another transaction has
+/// locked delays only the calls that need it. A connection that is lost, or does not answer
+/// within the deadline, is replaced in the background. Reads and repeatable writes are
+/// retried on another one.
 ///
-/// A change that fails with [`StoreError::Unavailable`] has not taken place, and will not:
-/// try it again. One that fails with [`StoreError::InDoubt`] may have taken place, since its
-/// answer was lost: read the key first. Either way it does not take place later.
+/// A change that fails with [`StoreError::Unavailable`] has not taken place: try it again.
+/// One that fails with [`StoreError::InDoubt`] may have taken place, since its answer was
+/// lost: read the key first. In neither case does it take place later.
 ///
-/// The tables live in a schema of their own. Any number of processes may open it
-/// at once, the first one makes it. With a user that may not create a schema, make
-/// an empty one beforehand.
+/// The tables are in a separate schema. Any number of processes may open it at once; the
+/// first one creates it. If the user may not create a schema, create an empty one
+/// beforehand.
 ///
-/// The store belongs to the tokio runtime that it was opened on, and is to be called
-/// there.
+/// The store must be used on the tokio runtime that it was opened on.
 ///
 /// ```no_run
 /// # #[tokio::main]
@@ -64,15 +63,15 @@ pub struct PostgresStore {
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    /// For keys that are read, and for heartbeats.
+    /// For look-ups and other reads of keys, and for heartbeats.
     pub(super) lookups: Pool,
-    /// For creations, edits, rotations and deletions. Each may wait for a lock, a commit
-    /// or a synchronous standby, and holds up nothing else meanwhile. So it is with the
-    /// others.
+    /// For creations, edits, rotations and deletions. Each may wait for a lock, a commit or
+    /// a synchronous standby, without delaying other calls. The same applies to the pools
+    /// below.
     changes: Pool,
     uses: Pool,
     records: Pool,
-    /// For the pages of the audit log.
+    /// For pages of the audit log.
     pages: Pool,
     alone: Alone,
     #[cfg(feature = "cache")]
@@ -80,12 +79,12 @@ pub(super) struct Inner {
 }
 
 impl PostgresStore {
-    /// Connects to the database that the URL names, and makes the tables or brings
-    /// them up to date. [`PostgresOptions`] has all settings.
+    /// Connects to the database in the URL, and creates or migrates the tables.
+    /// [`PostgresOptions`] has all settings.
     ///
     /// # Errors
     ///
-    /// A [`PostgresOpenError`] that says what is wrong; it never holds the password.
+    /// A [`PostgresOpenError`] that says what is wrong. It never contains the password.
     pub async fn connect(url: &str) -> Result<Self, PostgresOpenError> {
         PostgresOptions::from_url(url)?.connect().await
     }
@@ -119,7 +118,7 @@ impl PostgresStore {
 }
 
 impl PostgresOptions {
-    /// Connects, and makes the tables or brings them up to date.
+    /// Connects, and creates or migrates the tables.
     ///
     /// # Errors
     ///
@@ -196,7 +195,7 @@ impl AuditLog for PostgresStore {
         Ok(audit::page(&self.inner.pages, query).await?)
     }
 
-    /// In batches, between which other changes get their turn.
+    /// In batches, so that other changes can run in between.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         let mut purged = 0;
         for statement in [Sql::PurgeRequests, Sql::PurgeChanges] {
@@ -212,5 +211,5 @@ impl AuditLog for PostgresStore {
     }
 }
 
-/// Changes that are made at a time, each on a connection of its own.
+/// How many changes are made at a time, each on a separate connection.
 const CHANGES: usize = 4;

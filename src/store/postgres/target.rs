@@ -1,8 +1,8 @@
-//! What a store is connected to.
+//! What a store is connected to, for error messages.
 
 use std::time::Duration;
 
-/// What is connected to, in the words of errors.
+/// The servers, the user and the database, for error messages.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) servers: String,

@@ -1,4 +1,4 @@
-//! TLS by rustls, with the certificates that the system trusts.
+//! TLS by rustls, with the system's trusted certificates.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::store::postgres::open::PostgresOpenError;
 
-/// Names its cryptography, so that the process need not have chosen any.
+/// Sets its crypto provider itself, so that the process need not install one.
 pub(super) fn connector(servers: &str) -> Result<MakeRustlsConnect, PostgresOpenError> {
     let failed = |source| PostgresOpenError::Tls { servers: servers.to_owned(), source };
     let mut roots = RootCertStore::empty();
-    // Without any, servers with TLS are refused; others still can be reached.
+    // Without any certificates, servers with TLS are refused; others can still be reached.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -1,5 +1,5 @@
-//! The fields of a body, or the parameters of a query: taken one by one, and
-//! everything that is wrong with them noted.
+//! The fields of a body or the parameters of a query. They are taken one by one, and all
+//! errors are collected.
 
 use std::borrow::Cow;
 use std::collections::btree_map::Entry;
@@ -10,10 +10,10 @@ use crate::text::percent_decoded;
 use crate::web::admin::json::Json;
 use crate::web::admin::problem::{Code, FieldError, Problem};
 
-/// So many errors are enough to see what is wrong; a body could have thousands.
+/// The limit of reported errors; a body could cause thousands.
 const MAX_ERRORS: usize = 100;
 
-/// Named values that nobody has taken yet, and the errors so far.
+/// Named values that have not been taken yet, and the errors so far.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     values: BTreeMap<String, Json>,
@@ -55,7 +55,7 @@ impl Fields {
         fields
     }
 
-    /// Notes what is wrong with a field.
+    /// Adds an error for a field.
     pub(super) fn refuse(
         &mut self,
         field: impl Into<Cow<'static, str>>,
@@ -64,7 +64,8 @@ impl Fields {
         self.errors.push(FieldError { field: field.into(), message: message.into() });
     }
 
-    /// Notes which of these fields, none of them taken yet, are missing.
+    /// Adds an error for each of these fields that is missing. None of them may have been
+    /// taken.
     pub(super) fn require(&mut self, fields: &[&'static str]) {
         for field in fields {
             if !self.values.contains_key(*field) {
@@ -73,8 +74,8 @@ impl Fields {
         }
     }
 
-    /// Takes a field that is a string. `None` where it is missing, or wrong,
-    /// which is noted.
+    /// Takes a field that is a string. Returns `None` if it is missing or wrong; the latter
+    /// adds an error.
     pub(super) fn text<T, E: Display>(
         &mut self,
         field: &'static str,
@@ -91,7 +92,7 @@ impl Fields {
         }
     }
 
-    /// Takes a field that is a list. `None` as for [`Fields::text`].
+    /// Takes a field that is a list. Returns `None` as for [`Fields::text`].
     pub(super) fn list(&mut self, field: &'static str) -> Option<Vec<Json>> {
         match self.values.remove(field)? {
             Json::List(list) => Some(list),
@@ -102,8 +103,7 @@ impl Fields {
         }
     }
 
-    /// The value that was made of the fields, if nothing is wrong with any and
-    /// none is left over.
+    /// The value made from the fields, if there are no errors and no fields left over.
     pub(super) fn finish<T>(mut self, value: Option<T>) -> Result<T, Problem> {
         for name in std::mem::take(&mut self.values).into_keys() {
             self.refuse(shown(&name), "is unknown");
@@ -113,8 +113,7 @@ impl Fields {
     }
 }
 
-/// A field's name as an error may repeat it: not where it could be a credential
-/// that landed in the wrong place.
+/// A field's name as an error may show it, unless it could be a misplaced credential.
 fn shown(name: &str) -> Cow<'static, str> {
     const MAX_LEN: usize = 32;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
@@ -129,8 +128,8 @@ fn not_utf8(name: &str) -> Problem {
     Problem::invalid_field(shown(name), "must be UTF-8, percent-encoded")
 }
 
-/// Decodes `application/x-www-form-urlencoded`; `None` for what is not UTF-8,
-/// so that no two texts are taken for the same.
+/// Decodes `application/x-www-form-urlencoded`. Returns `None` for text that is not UTF-8,
+/// so that different texts are never treated as equal.
 fn decode(text: &str) -> Option<String> {
     String::from_utf8(percent_decoded(text.replace('+', " ").as_bytes())).ok()
 }

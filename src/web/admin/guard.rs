@@ -1,4 +1,4 @@
-//! What every request must pass before it is routed, and every answer carries.
+//! Checks every request before routing, and sets headers on every response.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,13 +11,12 @@ use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
 use crate::org::Actor;
 use crate::web::admin::problem::{Code, Problem};
 
-/// The hosts at which the API may be asked for; any host where there are none.
+/// The hosts under which the API may be requested; any host if the list is empty.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hosts(Option<Arc<[String]>>);
 
-/// Lets only requests of a known actor through, and none that a browser makes
-/// for another site. Secrets and the names of keys pass here, so that nothing
-/// may be cached.
+/// Admits only requests of a known actor that a browser does not make for another site.
+/// Responses contain secrets and names of keys, so they must not be cached.
 pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
     let mut response = match check(&request, &hosts) {
         Ok(()) => next.run(request).await,
@@ -29,7 +28,7 @@ pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Ne
 
 fn check(request: &Request, hosts: &Hosts) -> Result<(), Problem> {
     if request.extensions().get::<Actor>().is_none() {
-        tracing::debug!("no Actor in the request: is a login in front of `admin::router`?");
+        tracing::debug!("no Actor in the request: is there a login in front of `admin::router`?");
         return Err(Problem::new(Code::Unauthenticated, "Log in first."));
     }
     if !hosts.have(request) {
@@ -37,17 +36,17 @@ fn check(request: &Request, hosts: &Hosts) -> Result<(), Problem> {
         return Err(Problem::new(Code::CrossSite, detail));
     }
     if is_cross_site(request) {
-        let detail = "Changes are only taken from pages of this site.";
+        let detail = "Changes are accepted only from pages of this site.";
         return Err(Problem::new(Code::CrossSite, detail));
     }
     Ok(())
 }
 
-/// Whether this is a change that a page of another site may have asked for.
+/// Whether this is a change that a page of another site may have requested.
 ///
-/// Browsers say where a request comes from, and pages cannot make them lie:
-/// `Sec-Fetch-Site`, or in older ones `Origin`. What sends neither is no
-/// browser, and carries no credentials that it was not given.
+/// Browsers say where a request comes from, and pages cannot forge that: in
+/// `Sec-Fetch-Site`, or in older browsers in `Origin`. A client that sends neither is not a
+/// browser, and sends only credentials that it was given.
 fn is_cross_site(request: &Request) -> bool {
     if request.method().is_safe() {
         return false;
@@ -68,7 +67,7 @@ fn is_cross_site(request: &Request) -> bool {
 fn host(request: &Request) -> &str {
     match request.headers().get(HOST) {
         Some(host) => text(host),
-        // HTTP/2 names the host in the URI.
+        // In HTTP/2 the URI contains the host.
         None => request.uri().authority().map_or("", |authority| authority.as_str()),
     }
 }
@@ -100,13 +99,13 @@ fn is_allowed(allowed: &str, host: &str) -> bool {
         || ip(allowed).is_some_and(|ip| ip.is_unspecified()) && ip(host).is_some()
 }
 
-/// What is not ASCII equals no origin and no host.
+/// A header that is not ASCII equals no origin or host.
 fn text(value: &HeaderValue) -> &str {
     value.to_str().unwrap_or_default()
 }
 
-/// Compares host and port. The scheme only supplies the port that is left out:
-/// behind a proxy that ends TLS, the service cannot know its own.
+/// Compares host and port. The scheme only determines the default port: behind a proxy that
+/// terminates TLS, the service does not know its own scheme.
 fn is_of_host(origin: &str, host: &str) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let default_port = match scheme {
@@ -125,7 +124,7 @@ fn is_of_host(origin: &str, host: &str) -> bool {
 
 fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.rsplit_once(':') {
-        // The last colon of `[::1]` comes before no port.
+        // In `[::1]` the last colon does not precede a port.
         Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
         _ => (authority, None),
     };

@@ -1,4 +1,4 @@
-//! One function for each route, and two for requests that have none.
+//! The handlers of all routes, and of unknown paths and methods.
 
 use axum::extract::{OriginalUri, State};
 use axum::response::{IntoResponse, Response};
@@ -117,8 +117,8 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Checks that the actor means the key as it is. Says at which revision: the change is made
-/// to that one, and to no other whose name nobody has typed.
+/// Checks that the caller confirmed the key's name. Returns the revision of the key with
+/// this name, to which the change must be limited.
 async fn confirm(
     keys: &KeyManager,
     actor: &Actor,
@@ -128,7 +128,8 @@ async fn confirm(
 ) -> Result<Revision, Problem> {
     let key = keys.get(actor.org(), id).await?;
     if_match.check(&key)?;
-    // Nobody can see how much white space of which kind is in a name.
+    // Compared without white space at the ends, and with any amount between words, since it
+    // cannot be seen.
     if !typed.split_whitespace().eq(key.name.as_str().split_whitespace()) {
         let detail = "`confirm_name` is not the key's name. Nothing was changed.";
         return Err(Problem::new(Code::ConfirmationMismatch, detail));
@@ -147,15 +148,18 @@ pub(super) async fn audit(
     let query = page.of(AuditQuery::new(org.clone(), AuditScope::KeyRequests(id)));
     match keys.audit_page(&query).await {
         Some(page) => Ok(Json(PageView::from(&page?)).into_response()),
-        None => Err(Problem::new(Code::NotFound, "This service keeps no audit log to read.")),
+        None => Err(Problem::new(Code::NotFound, "This service has no readable audit log.")),
     }
 }
 
 pub(super) async fn unknown_path() -> Problem {
-    Problem::new(Code::NotFound, "There is nothing at this path.")
+    Problem::new(Code::NotFound, "There is no resource at this path.")
 }
 
 /// The router adds `Allow`.
 pub(super) async fn wrong_method() -> Problem {
-    Problem::new(Code::MethodNotAllowed, "`Allow` names the methods of this path.")
+    Problem::new(
+        Code::MethodNotAllowed,
+        "The path does not support this method; see the `Allow` header.",
+    )
 }

@@ -15,16 +15,16 @@ use crate::record::Limits;
 use crate::web::admin::fields::Fields;
 use crate::web::admin::problem::{Code, Problem};
 
-/// The largest body, in bytes: several times what the longest allowlist takes.
+/// The largest body, in bytes: several times the size of the longest allowlist.
 pub(super) const MAX_BODY: usize = 64 * 1024;
 
-/// What can be made of the fields of a body or a query.
+/// A value parsed from the fields of a body or a query.
 pub(super) trait Input: Sized {
-    /// Takes the fields that it knows. `None` only where an error was noted.
+    /// Takes the fields that it knows. Returns `None` only after adding an error.
     fn read(fields: &mut Fields, limits: Limits) -> Option<Self>;
 }
 
-/// No field at all.
+/// No fields.
 impl Input for () {
     fn read(_: &mut Fields, _: Limits) -> Option<Self> {
         Some(())
@@ -36,7 +36,7 @@ fn finish<T: Input>(mut fields: Fields, keys: &KeyManager) -> Result<T, Problem>
     fields.finish(value)
 }
 
-/// The `{id}` of the path. What is no id is the id of no key.
+/// The `{id}` of the path. A malformed id is treated as the id of an unknown key.
 pub(super) struct Id(pub(super) KeyId);
 
 impl FromRequestParts<KeyManager> for Id {
@@ -44,8 +44,8 @@ impl FromRequestParts<KeyManager> for Id {
 
     async fn from_request_parts(parts: &mut Parts, keys: &KeyManager) -> Result<Self, Problem> {
         let params = RawPathParams::from_request_parts(parts, keys).await.ok();
-        // The last of that name: the path that the host nests this under may
-        // have parameters of its own.
+        // The last parameter of this name: the path under which the host nests this may
+        // have parameters, too.
         let id = params.iter().flatten().filter(|(name, _)| *name == "id").last();
         let id = id.and_then(|(_, text)| text.parse().ok());
         id.map(Self).ok_or_else(Problem::no_such_key)
@@ -64,10 +64,10 @@ impl<T: Input> FromRequestParts<KeyManager> for InQuery<T> {
     }
 }
 
-/// The header that keeps a creation from being made twice.
+/// The header that prevents a creation from being repeated.
 pub(super) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
-/// That header, where there is one.
+/// The value of this header, if there is one.
 pub(super) struct Idempotency(pub(super) Option<IdempotencyKey>);
 
 impl FromRequestParts<KeyManager> for Idempotency {
@@ -93,7 +93,7 @@ impl<T: Input> FromRequest<KeyManager> for InBody<T> {
 
     async fn from_request(request: Request, keys: &KeyManager) -> Result<Self, Problem> {
         require_json(request.headers())?;
-        // A length that is declared is believed; one that is not is counted.
+        // A declared length is trusted; otherwise the bytes are counted.
         if request.body().size_hint().lower() > MAX_BODY as u64 {
             return Err(too_large());
         }
@@ -101,14 +101,14 @@ impl<T: Input> FromRequest<KeyManager> for InBody<T> {
             BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                 too_large()
             }
-            _ => Problem::new(Code::MalformedBody, "The body did not arrive whole."),
+            _ => Problem::new(Code::MalformedBody, "The body is incomplete."),
         })?;
         finish(Fields::of_body(&body)?, keys).map(Self)
     }
 }
 
-/// A body that nobody reads. It must be JSON even so, since a page of another
-/// site can send other types without asking.
+/// A body that is not used. It must still be JSON, since pages of other sites can send
+/// other types without a preflight request.
 pub(super) struct IgnoredBody;
 
 impl FromRequest<KeyManager> for IgnoredBody {
@@ -127,7 +127,8 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     let mut codings = codings.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     let plain = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"identity");
     if !codings.all(|coding| coding.trim_ascii().is_empty() || plain(coding)) {
-        let detail = "Send the body without a `Content-Encoding`: compressed ones are not taken.";
+        let detail =
+            "Send the body without a `Content-Encoding`: compressed bodies are not accepted.";
         return Err(Problem::new(Code::UnsupportedMediaType, detail));
     }
     let mut lines = headers.get_all(CONTENT_TYPE).iter();
@@ -145,5 +146,5 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 fn too_large() -> Problem {
-    Problem::new(Code::PayloadTooLarge, format!("A body has at most {MAX_BODY} bytes."))
+    Problem::new(Code::PayloadTooLarge, format!("The body must have at most {MAX_BODY} bytes."))
 }

@@ -1,10 +1,10 @@
-//! JSON as it was sent: repeated fields are still there to be seen.
+//! JSON values that preserve repeated fields.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// A JSON value, as far as the API looks at it.
+/// A JSON value, as detailed as the API needs it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Json {
     Text(String),
@@ -15,8 +15,8 @@ pub(super) enum Json {
 }
 
 impl Json {
-    /// Reads a whole body; `None` for what is not JSON. Everything in it is
-    /// checked, as deep as `serde_json` goes, since what is skipped is not.
+    /// Parses a whole body; `None` if it is not JSON. All of it is parsed, as deep as
+    /// `serde_json` goes, since skipped parts are not validated.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         serde_json::from_slice(body).ok()
     }

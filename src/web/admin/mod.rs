@@ -28,8 +28,7 @@ use crate::web::unread::close_if_unread;
 
 pub(crate) use crate::web::admin::guard::Hosts;
 
-/// The one table of routes: what is published as [`ROUTES`] is what is served,
-/// and what the OpenAPI document describes.
+/// The table of routes, used for serving, for [`ROUTES`] and for the OpenAPI document.
 macro_rules! routes {
     ($($method:ident $path:literal => $handler:path, $operation:path;)+) => {
         /// Every route of [`router`]: its method, and its path in axum's (and
@@ -57,12 +56,12 @@ routes! {
     GET "/openapi.json" => document, operations::openapi;
 }
 
-/// The management API: an organisation's keys listed, made, edited, rotated,
-/// deleted, and the log of their use read, all in JSON.
+/// The management API: lists, creates, edits, rotates and deletes an organisation's keys,
+/// and reads the log of their use, all in JSON.
 ///
-/// Nest it at any path, behind your own login; it answers every path below that
-/// one. The login puts an [`Actor`](crate::Actor) into the request's extensions;
-/// a request without one is answered with 401, whatever it asks for.
+/// Nest it at any path, behind your own login; it answers every path below that one. The
+/// login puts an [`Actor`](crate::Actor) into the request's extensions. Every request
+/// without one is answered with 401.
 ///
 /// ```
 /// use axum::extract::Request;
@@ -72,7 +71,7 @@ routes! {
 /// use keygate::{Actor, KeyManager, MemoryStore, OrgId};
 ///
 /// async fn login(mut request: Request, next: Next) -> Result<Response, StatusCode> {
-///     // Here you look at your session: who is it, and of which organisation?
+///     // Check your session here: which user is it, of which organisation?
 ///     let (org, user) = ("acme", "ada@acme.example");
 ///     let org = OrgId::new(org).map_err(|_| StatusCode::UNAUTHORIZED)?;
 ///     request.extensions_mut().insert(Actor::new(org, user));
@@ -88,23 +87,23 @@ routes! {
 /// # }
 /// ```
 ///
-/// Requests that a browser makes for another site are refused, so a cookie may
-/// serve as the login. Errors are `application/problem+json` (RFC 9457) with a
-/// `code`, and no answer may be cached. `GET /openapi.json` describes all of it.
+/// Requests that a browser makes for another site are refused, so a cookie may serve as the
+/// login. Errors are `application/problem+json` (RFC 9457) with a `code`, and responses may
+/// not be cached. `GET /openapi.json` describes the API.
 pub fn router(keys: KeyManager) -> Router {
     guarded(keys, Hosts::default())
 }
 
-/// As [`router`], where every request has to name one of these hosts (`Host`, or
-/// `:authority`); another is answered with 403.
+/// Like [`router`], but every request must name one of these hosts (in `Host` or
+/// `:authority`). Others are answered with 403.
 ///
-/// A page of another site can have its own name point to an address of this service
-/// (DNS rebinding), and is of the same site as the service then. A login by cookie is
-/// safe from that, since the cookie is another host's. A login that goes by the network
-/// or the address is not: name your hosts where yours does, and on a developer's machine.
+/// A page of another site can make its own host name resolve to the address of this service
+/// (DNS rebinding), and then counts as the same site. A login by cookie is safe from this,
+/// since the cookie belongs to a different host. A login based on the network or the
+/// address is not: set your hosts for such a login, and on a developer's machine.
 ///
-/// An entry is a host, or a host and a port; without a port it stands for every port.
-/// `0.0.0.0` and `[::]` stand for every IP address, which no name can be made to be.
+/// An entry is a host, or a host and a port; without a port it matches every port.
+/// `0.0.0.0` and `[::]` match every IP address, since DNS rebinding requires a name.
 ///
 /// ```
 /// # use keygate::{KeyManager, MemoryStore};
@@ -126,7 +125,7 @@ pub fn router_on_hosts<H: Into<String>>(
 pub(crate) fn guarded(keys: KeyManager, hosts: Hosts) -> Router {
     routes()
         .method_not_allowed_fallback(handlers::wrong_method)
-        // Routes, since axum forgets the fallback of a router that is nested twice.
+        // As routes, since axum ignores the fallback of a router that is nested twice.
         .route("/", any(handlers::unknown_path))
         .route("/{*path}", any(handlers::unknown_path))
         // For `OPTIONS *`, which no route matches.
@@ -137,7 +136,7 @@ pub(crate) fn guarded(keys: KeyManager, hosts: Hosts) -> Router {
         .with_state(keys)
 }
 
-/// Here, since it describes the table above.
+/// Placed here because it describes the table above.
 async fn document(
     State(keys): State<KeyManager>,
     OriginalUri(uri): OriginalUri,

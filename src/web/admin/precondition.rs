@@ -1,4 +1,4 @@
-//! `ETag` and `If-Match`: the revision that a change is meant for.
+//! `ETag` and `If-Match`: the revision that a change requires.
 
 use std::convert::Infallible;
 
@@ -10,9 +10,9 @@ use crate::manager::error::ManageError;
 use crate::record::{ApiKey, Revision};
 use crate::web::admin::problem::{Code, Problem};
 
-/// The entity tag of a key at that revision.
+/// The entity tag of a key at this revision.
 pub(super) fn etag(revision: Revision) -> HeaderValue {
-    // Cannot fail: quotes and digits.
+    // Cannot fail, since it consists of quotes and digits.
     HeaderValue::try_from(tag(revision)).unwrap_or(HeaderValue::from_static(""))
 }
 
@@ -20,21 +20,21 @@ fn tag(revision: Revision) -> String {
     format!("\"{}\"", revision.get())
 }
 
-/// The revisions that the key may be at.
+/// The revisions that the key may have.
 pub(super) enum IfMatch {
-    /// No header, or `*`: any, as long as there is a key.
+    /// No header, or `*`: any revision, if the key exists.
     Any,
-    /// The entity tags of the header's list, or what stands in their place.
+    /// The entity tags in the header's list, or the malformed members.
     OneOf(Vec<String>),
 }
 
 /// One member of the list.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tag {
-    /// The tag of some revision.
+    /// The tag of a revision.
     Good,
     Weak,
-    /// Quoted, and no revision.
+    /// Quoted, but not a revision.
     Foreign,
     Unquoted,
 }
@@ -47,17 +47,17 @@ impl IfMatch {
         }
     }
 
-    /// What to say where the key changed between the check and the change.
+    /// The problem to report if the key changed between the check and the change.
     pub(super) fn overtaken(&self, error: ManageError) -> Problem {
         match (self, error) {
-            // The caller named no revision.
+            // The caller gave no revision.
             (Self::Any, ManageError::StaleRevision { .. }) => Problem::conflict(),
             (_, error) => error.into(),
         }
     }
 
-    /// Says what is wrong with the header itself, if that is why no tag matched: to read the
-    /// key again would not help.
+    /// Explains what is wrong with the header itself, if that is why no tag matched.
+    /// Reading the key again would not help then.
     fn mismatch(tags: &[String]) -> Problem {
         let tags = || tags.iter().filter(|tag| !tag.is_empty()).map(|tag| Tag::of(tag));
         let detail = match tags().next() {
@@ -67,10 +67,10 @@ impl IfMatch {
                 "`If-Match` never matches a weak tag (`W/\"1\"`). Proxies that compress answers weaken tags: send the key's revision in quotes, such as `\"1\"`."
             }
             Some(Tag::Unquoted) => {
-                "`If-Match` takes tags in double quotes: send the key's `ETag` as it is, such as `\"1\"`."
+                "`If-Match` requires tags in double quotes: send the key's `ETag` unchanged, such as `\"1\"`."
             }
             Some(_) => {
-                "The tag in `If-Match` is no key's revision: send the key's `ETag` as it is, such as `\"1\"`."
+                "The tag in `If-Match` is not the revision of a key: send the key's `ETag` unchanged, such as `\"1\"`."
             }
         };
         Problem::new(Code::StaleRevision, detail)

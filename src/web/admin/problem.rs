@@ -1,4 +1,4 @@
-//! Errors of the management API, as RFC 9457 has them.
+//! Errors of the management API, as in RFC 9457.
 
 use std::borrow::Cow;
 
@@ -12,11 +12,11 @@ use crate::manager::error::ManageError;
 use crate::text::with_causes;
 use crate::throttle::Throttle;
 
-/// The one table of codes.
+/// The table of codes.
 macro_rules! codes {
     ($($code:ident $name:literal $status:ident;)+) => {
-        /// Says to a program what went wrong. Programs are written against these:
-        /// a code never changes its name or its status.
+        /// Tells programs what went wrong. Since programs depend on them, the names and
+        /// statuses of codes never change.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub(super) enum Code {
             $($code),+
@@ -57,7 +57,7 @@ codes! {
     Unavailable "unavailable" SERVICE_UNAVAILABLE;
 }
 
-/// An error answer. Nothing in it repeats what could be a credential.
+/// An error response. It never repeats text that could be a credential.
 #[derive(Debug)]
 pub(super) struct Problem {
     code: Code,
@@ -66,7 +66,7 @@ pub(super) struct Problem {
     location: Option<HeaderValue>,
 }
 
-/// What is wrong with one field of a body, one parameter of a query or one header.
+/// An error in one field of a body, one parameter of a query or one header.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct FieldError {
     pub(super) field: Cow<'static, str>,
@@ -79,7 +79,7 @@ impl Problem {
     }
 
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
-        let detail = "The request does not fit; `errors` says where.";
+        let detail = "The request is invalid; see `errors`.";
         Self { errors, ..Self::new(Code::ValidationFailed, detail) }
     }
 
@@ -95,15 +95,15 @@ impl Problem {
     }
 
     pub(super) fn stale() -> Self {
-        let detail = "The key was changed meanwhile. Read it again, and decide anew.";
+        let detail = "The key was changed in the meantime. Read it again before you retry.";
         Self::new(Code::StaleRevision, detail)
     }
 
     pub(super) fn conflict() -> Self {
-        Self::new(Code::Conflict, "Another change to the key came first, and stands.")
+        Self::new(Code::Conflict, "Another change to the key came first and was kept.")
     }
 
-    /// The same, naming where to look.
+    /// Adds a `Location` header.
     pub(super) fn at(self, location: Option<HeaderValue>) -> Self {
         Self { location, ..self }
     }
@@ -118,7 +118,7 @@ impl From<ManageError> for Problem {
             ManageError::NotFound => Self::no_such_key(),
             ManageError::LimitReached { max } => {
                 let detail = format!(
-                    "The organisation has {max} keys and may have no more; revoked and expired ones count. Delete one first."
+                    "The organisation has reached its limit of {max} keys; revoked and expired ones count. Delete one first."
                 );
                 Self::new(Code::KeyLimitReached, detail)
             }
@@ -134,7 +134,7 @@ impl From<ManageError> for Problem {
             ManageError::Conflict => Self::conflict(),
             ManageError::StaleRevision { .. } => Self::stale(),
             ManageError::AlreadyCreated { .. } => {
-                let detail = "This `Idempotency-Key` has made a key in the last 24 hours, and its secret is not shown again. Rotate that key if its secret was lost.";
+                let detail = "This `Idempotency-Key` has created a key in the last 24 hours, and its secret is not shown again. Rotate that key if its secret was lost.";
                 Self::new(Code::AlreadyCreated, detail)
             }
             ManageError::Unavailable(error) => {
@@ -149,7 +149,7 @@ impl From<ManageError> for Problem {
                     let error = with_causes(&*error);
                     tracing::error!(error, left_out, "a change of a key was not confirmed");
                 }
-                let detail = "The change was not confirmed, and may have taken place. Read the key before you try again.";
+                let detail = "The change was not confirmed and may have taken place. Read the key before you retry.";
                 Self::new(Code::Unavailable, detail)
             }
         }

@@ -1,4 +1,4 @@
-//! What the requests of the API ask for, made of their fields.
+//! The requests of the API, parsed from their fields.
 
 use crate::allowlist::{Allowlist, EntryProblem};
 use crate::audit::log::{AuditCursor, AuditQuery, Position};
@@ -31,7 +31,7 @@ impl Input for KeyPatch {
     }
 }
 
-/// The key's name, typed once more by whoever knows what is about to happen.
+/// The key's name, typed again as a confirmation.
 pub(super) struct Confirmation(pub(super) String);
 
 impl Input for Confirmation {
@@ -42,7 +42,7 @@ impl Input for Confirmation {
     }
 }
 
-/// Which page of the audit log.
+/// Which page of the audit log to read.
 pub(super) struct Page {
     limit: Option<usize>,
     position: Position,
@@ -83,7 +83,7 @@ fn page_size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("must be a number from 1 to {}", AuditQuery::MAX_LIMIT))
 }
 
-/// Takes the allowlist, and notes every entry that is no good.
+/// Takes the allowlist, and adds an error for every invalid entry.
 fn allowlist(fields: &mut Fields, limits: Limits) -> Option<Allowlist> {
     const FIELD: &str = "ip_allowlist";
     let entries = fields.list(FIELD)?;
@@ -102,7 +102,7 @@ fn allowlist(fields: &mut Fields, limits: Limits) -> Option<Allowlist> {
     Some(networks.into_iter().collect())
 }
 
-/// The errors are those of [`Allowlist::parse`], which stops at the first.
+/// Returns the errors of [`Allowlist::parse`], but for all entries.
 fn network(entry: &Json, index: usize, before: &[Network]) -> Result<Network, String> {
     let position = index.saturating_add(1);
     let Json::Text(text) = entry else {

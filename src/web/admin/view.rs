@@ -1,4 +1,4 @@
-//! Keys and audit records as the API shows them.
+//! Keys and audit records as shown by the API.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use crate::manager::lifecycle::IssuedKey;
 use crate::record::{ApiKey, Limits};
 use crate::web::admin::precondition::etag;
 
-/// Serialised as it is displayed.
+/// Serialised as its `Display` text.
 struct Shown<T>(T);
 
 impl<T: Display> Serialize for Shown<T> {
@@ -111,7 +111,7 @@ struct RecordView<'a> {
 }
 
 impl<'a> RecordView<'a> {
-    /// `None` for what is no request; the scope of the query has only requests.
+    /// `None` for a record that is not a request; the query's scope excludes them.
     fn of(record: &'a AuditRecord) -> Option<Self> {
         let AuditEvent::Request(request) = &record.event else { return None };
         Some(Self {
@@ -127,7 +127,7 @@ impl<'a> RecordView<'a> {
     }
 }
 
-/// The answer that carries one key.
+/// The response with one key.
 pub(super) fn key_answer(key: &ApiKey, now: Timestamp) -> Response {
     ([(ETAG, etag(key.revision))], Json(KeyView::new(key, now))).into_response()
 }
@@ -138,16 +138,16 @@ struct IssuedView<'a> {
     secret: &'a str,
 }
 
-/// The answer that carries a key with its secret, the only one ever. Its buffer
-/// is wiped once it is sent.
+/// The response with a key and its secret, which is sent only here. Its buffer is wiped
+/// after sending.
 pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, now: Timestamp) -> Response {
     let key = KeyView::new(&issued.key, now);
     let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
     let created_by = key.created_by.map_or(0, |name| 6 * name.len());
-    // Room for all: a buffer that grows leaves a copy behind.
+    // Allocated in full, since a buffer that grows leaves a copy behind.
     let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by));
     let view = IssuedView { key, secret: issued.secret.expose_secret() };
-    // Cannot fail: a buffer takes everything, and no map has keys but strings.
+    // Cannot fail: a buffer accepts any data, and the keys of all maps are strings.
     let _ = serde_json::to_writer(&mut *body, &view);
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("application/json")),

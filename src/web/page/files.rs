@@ -1,4 +1,4 @@
-//! The page's files: how they are put together, and how they are served.
+//! Assembles and serves the page's files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -46,28 +46,28 @@ const SCRIPTS: &[(&str, &str)] = scripts! {
     "ui.js",
 };
 
-/// Nothing but what this page brings along, and in no frame.
+/// Allows only the page's own files, and no frames.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
 /// The page's texts in English.
 pub(super) fn texts() -> BTreeMap<String, String> {
-    // Part of the crate, and read by a test.
+    // The file is part of the crate, and a test reads it.
     serde_json::from_str(TEXT).unwrap_or_default()
 }
 
 /// The files for one page with its options.
 #[derive(Debug)]
 pub(super) struct Files {
-    /// Complete but for the path to the other files.
+    /// Complete except for the path to the other files.
     index: String,
     assets: BTreeMap<&'static str, File>,
 }
 
 impl Files {
     pub(super) fn new(shown: &Shown, language: &str, accent: Option<Accent>) -> Self {
-        // `<` begins markup within a script element, too, and `{{` a place to fill.
+        // `<` begins markup even within a script element, and `{{` a placeholder.
         let settings = serde_json::to_string(shown).unwrap_or_default();
         let settings = settings.replace('<', "\\u003c").replace("{{", "{\\u007b");
         let noscript = shown.text.get("noscript").map_or("", String::as_str);
@@ -84,7 +84,7 @@ impl Files {
     }
 }
 
-/// The page with its places filled, but for `{{base}}`.
+/// The page with its placeholders filled, except for `{{base}}`.
 fn filled(values: &[(&str, &str)]) -> String {
     let mut page = String::with_capacity(INDEX.len() + 16 * 1024);
     for (n, part) in INDEX.split("{{").enumerate() {
@@ -134,7 +134,7 @@ async fn index(
         (CONTENT_SECURITY_POLICY, POLICY),
         // For browsers without `frame-ancestors`.
         (X_FRAME_OPTIONS, "DENY"),
-        // Not `no-referrer`, which has browsers send `Origin: null` to the API.
+        // Not `no-referrer`, with which browsers send `Origin: null` to the API.
         (REFERRER_POLICY, "same-origin"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     ] {
@@ -143,8 +143,8 @@ async fn index(
     answer
 }
 
-/// The way from the page to what lies below it. It is relative, so that a proxy
-/// may put the page elsewhere, as long as the path ends alike.
+/// The path from the page to its files. It is relative, so that a proxy may move the page,
+/// as long as the path ends the same way.
 fn base(uri: &Uri) -> String {
     match uri.path().rsplit('/').next() {
         None | Some("") => "./".to_owned(),
@@ -157,8 +157,8 @@ async fn asset(
     params: Result<RawPathParams, RawPathParamsRejection>,
     headers: HeaderMap,
 ) -> Response {
-    // The last of that name: the path that the host nests this under may have
-    // parameters of its own.
+    // The last parameter of this name: the path under which the host nests this may have
+    // parameters, too.
     let Ok(params) = params else { return StatusCode::NOT_FOUND.into_response() };
     let name = params.iter().filter(|(name, _)| *name == "file").last();
     let name = name.map_or("", |(_, file)| file);
@@ -186,8 +186,8 @@ impl File {
         Self { media_type, content, tag }
     }
 
-    /// The file, or that the browser's copy is still the same: it asks every time,
-    /// so that no version of one file ever meets another of the next.
+    /// The file, or 304 if the browser's copy is current. The browser asks every time, so
+    /// that files of different versions are never combined.
     fn answer(&self, request: &HeaderMap) -> Response {
         let known = request.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
         let mut known = known.flat_map(|line| line.split(',')).map(str::trim);

@@ -1,4 +1,4 @@
-//! The settings page: what an organisation's people see of their keys.
+//! The settings page, on which the members of an organisation manage its keys.
 
 mod files;
 mod options;

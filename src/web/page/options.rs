@@ -1,4 +1,4 @@
-//! What a host may set of the page, and the router that serves it.
+//! The options of the page, and the router that serves it.
 
 use std::collections::BTreeMap;
 
@@ -43,11 +43,12 @@ use crate::web::unread::close_if_unread;
 /// ```
 ///
 /// The login puts an [`Actor`](crate::Actor) into the request's extensions, as for
-/// [`admin::router`](crate::admin::router), which answers under `api` beside the page.
-/// The page itself and its files hold nothing of any organisation.
+/// [`admin::router`](crate::admin::router), which is served under `api` next to the page.
+/// The page itself and its files contain no data of any organisation.
 ///
-/// Everything is embedded: no build step, no other host. A content security policy
-/// allows scripts and styles of this page only, and forbids frames.
+/// Everything is embedded: there is no build step, and nothing is loaded from other hosts.
+/// A content security policy allows only scripts and styles of this page, and forbids
+/// frames.
 #[derive(Debug)]
 pub struct SettingsPage {
     keys: KeyManager,
@@ -75,36 +76,37 @@ impl SettingsPage {
         }
     }
 
-    /// The hosts at which the management API answers; any where this is not set. What an
-    /// entry stands for, and who needs it: [`router_on_hosts`](admin::router_on_hosts).
+    /// Sets the hosts under which the management API may be requested. The default is any
+    /// host. [`router_on_hosts`](admin::router_on_hosts) explains the entries, and when to
+    /// set this.
     pub fn hosts<H: Into<String>>(self, hosts: impl IntoIterator<Item = H>) -> Self {
         Self { hosts: Hosts::new(hosts), ..self }
     }
 
-    /// The heading, and the title of the window.
+    /// Sets the heading and the title of the window.
     pub fn title(mut self, title: impl Into<String>) -> Self {
         self.shown.title = title.into();
         self
     }
 
-    /// The colour of the main buttons, as `#rrggbb`. What is written on them is black
-    /// or white, whichever can be read better.
+    /// Sets the colour of the main buttons, as `#rrggbb`. Their text is black or white,
+    /// whichever is easier to read.
     ///
     /// # Errors
     ///
-    /// [`SettingsPageError::Accent`] where it is not `#` and six hexadecimal digits.
+    /// [`SettingsPageError::Accent`] if it is not `#` and six hexadecimal digits.
     pub fn accent(mut self, colour: &str) -> Result<Self, SettingsPageError> {
         let accent = Accent::parse(colour).ok_or(SettingsPageError::Accent)?;
         self.accent = Some(accent);
         Ok(self)
     }
 
-    /// A link above the heading, back to the host's own pages.
+    /// Adds a link above the heading, back to the host's own pages.
     ///
     /// # Errors
     ///
-    /// [`SettingsPageError::Link`] where the address is not `http://…`, `https://…` or
-    /// a path that begins with `/`.
+    /// [`SettingsPageError::Link`] if the address is not `http://…`, `https://…` or a path
+    /// that begins with `/`.
     pub fn back_link(
         mut self,
         label: impl Into<String>,
@@ -114,7 +116,7 @@ impl SettingsPage {
         Ok(self)
     }
 
-    /// A link to how a key is used, shown beside a new key.
+    /// Adds a link to instructions for using a key, shown next to a new key.
     ///
     /// # Errors
     ///
@@ -124,7 +126,8 @@ impl SettingsPage {
         Ok(self)
     }
 
-    /// What the `curl` line beside a new key calls; `/` of the page's own host at first.
+    /// Sets the address in the `curl` line shown next to a new key. The default is `/` on
+    /// the page's own host.
     ///
     /// # Errors
     ///
@@ -134,10 +137,10 @@ impl SettingsPage {
         Ok(self)
     }
 
-    /// The page's language, as a tag such as `de`, `pt-BR` or `zh-Hant-TW` (RFC 5646:
-    /// language, script, region), and its texts: a JSON object with the names and placeholders of `text.json` in this crate's
-    /// `src/web/page/files`. What it leaves out stays English. Dates and the names of
-    /// countries follow the language by themselves.
+    /// Sets the page's language, as a tag such as `de`, `pt-BR` or `zh-Hant-TW` (RFC 5646:
+    /// language, script, region), and its texts: a JSON object with the names and
+    /// placeholders of `text.json` in this crate's `src/web/page/files`. Missing texts
+    /// stay in English. Dates and the names of countries follow the language automatically.
     ///
     /// ```
     /// # use keygate::{KeyManager, MemoryStore, SettingsPage};
@@ -153,10 +156,10 @@ impl SettingsPage {
     ///
     /// # Errors
     ///
-    /// [`Language`](SettingsPageError::Language) for what is no tag,
-    /// [`Translation`](SettingsPageError::Translation) for what is no JSON object of
-    /// texts, [`UnknownText`](SettingsPageError::UnknownText) for a name that the page
-    /// does not know.
+    /// [`Language`](SettingsPageError::Language) if the tag is invalid,
+    /// [`Translation`](SettingsPageError::Translation) if the texts are not a JSON object
+    /// of strings, [`UnknownText`](SettingsPageError::UnknownText) for a name that the page
+    /// does not have.
     pub fn translation(
         mut self,
         language: impl Into<String>,
@@ -178,7 +181,8 @@ impl SettingsPage {
         Ok(self)
     }
 
-    /// The page at `/`, its files under `/assets`, the management API under `/api`.
+    /// Serves the page at `/`, its files under `/assets`, and the management API under
+    /// `/api`.
     pub fn router(self) -> Router {
         let files = Files::new(&self.shown, &self.language, self.accent);
         let router = files::router(files).nest("/api", admin::guarded(self.keys, self.hosts));
@@ -186,8 +190,8 @@ impl SettingsPage {
     }
 }
 
-/// A language of two or three letters, a script of four, a region of two letters or
-/// three digits; the last two may be missing.
+/// A language of two or three letters, an optional script of four letters, and an optional
+/// region of two letters or three digits.
 fn is_tag(language: &str) -> bool {
     let letters = |part: &str| part.bytes().all(|b| b.is_ascii_alphabetic());
     let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
@@ -202,7 +206,7 @@ fn is_tag(language: &str) -> bool {
     known && parts.next().is_none()
 }
 
-/// An address that a link may have: no script, and no other surprise.
+/// A safe address for a link, which cannot run a script.
 fn checked(address: String) -> Result<String, SettingsPageError> {
     let is_path = address.starts_with('/') && !address.starts_with("//");
     let is_url = ["http://", "https://"].iter().any(|scheme| address.starts_with(scheme));
@@ -216,24 +220,24 @@ fn checked(address: String) -> Result<String, SettingsPageError> {
     }
 }
 
-/// What was wrong with an option of the [`SettingsPage`].
+/// Which option of the [`SettingsPage`] was invalid.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SettingsPageError {
     /// The accent colour.
-    #[error("an accent colour is written as # and six hexadecimal digits")]
+    #[error("an accent colour must be # and six hexadecimal digits")]
     Accent,
     /// The address of a link.
-    #[error("a link goes to http://…, https://… or a path that begins with one /")]
+    #[error("a link must be http://…, https://… or a path that begins with one /")]
     Link,
     /// The language's tag.
-    #[error("a language is a tag such as `en` or `pt-BR`")]
+    #[error("a language must be a tag such as `en` or `pt-BR`")]
     Language,
-    /// The texts are no JSON object of texts.
-    #[error("a translation is a JSON object of texts")]
+    /// The texts are not a JSON object of strings.
+    #[error("a translation must be a JSON object of strings")]
     Translation(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The page has no text of that name.
-    #[error("the page has no text {name:?}; `text.json` has all names")]
+    /// The page has no text of this name.
+    #[error("the page has no text {name:?}; see `text.json` for the names")]
     UnknownText {
         /// The name.
         name: String,

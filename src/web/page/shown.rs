@@ -1,10 +1,10 @@
-//! What the page shows that a host may set.
+//! The parts of the page that a host may set.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// What the page's scripts are told.
+/// The settings passed to the page's scripts.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Shown {
     pub(super) title: String,
@@ -22,7 +22,7 @@ pub(super) struct Link {
     pub(super) href: String,
 }
 
-/// A colour, and black or white upon it.
+/// A colour, and black or white text on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Accent {
     rgb: [u8; 3],
@@ -37,15 +37,15 @@ impl Accent {
         Some(Self { rgb })
     }
 
-    /// Its custom properties.
+    /// Its CSS custom properties.
     pub(super) fn css(self) -> String {
         let [r, g, b] = self.rgb;
         let ink = if self.is_light() { "#000000" } else { "#ffffff" };
         format!(":root {{ --accent: #{r:02x}{g:02x}{b:02x}; --on-accent: {ink}; }}\n")
     }
 
-    /// Whether black has more contrast to it than white has: relative luminance
-    /// and contrast of WCAG 2.2.
+    /// Whether black has more contrast to it than white, by the relative luminance and
+    /// contrast of WCAG 2.2.
     fn is_light(self) -> bool {
         let linear = self.rgb.map(|channel| {
             let channel = f64::from(channel) / 255.0;

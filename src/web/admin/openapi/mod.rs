@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the document that describes the API to programs.
+//! `GET /openapi.json`: the document that describes the API.
 
 pub(super) mod operations;
 mod problems;
@@ -14,18 +14,18 @@ use crate::record::Limits;
 
 const PATH: &str = "/openapi.json";
 
-const DESCRIPTION: &str = "The API keys of one organisation: listed, made, edited, rotated, \
-deleted, and the log of their use.\n\n\
-Requests are authenticated by the service that this API is part of, with its own login, which \
-also decides whose keys they are: without it, every answer is 401. An API key does not open this \
-API.\n\n\
-Errors are problem details (RFC 9457); programs decide by `code`. Besides the answers listed, \
-a method that a path does not have is answered with 405 (`method_not_allowed`), and an unknown \
-path with 404 (`not_found`); where there is `GET`, there is `HEAD`. Unknown fields and parameters \
-are refused. Changes that a browser asks for on behalf of another site are refused by \
-`Sec-Fetch-Site`, or by `Origin` and `Host` where that is missing. No answer may be cached.";
+const DESCRIPTION: &str = "Manages the API keys of one organisation: lists, creates, edits, \
+rotates and deletes them, and reads the log of their use.\n\n\
+The service that provides this API authenticates requests with its own login, which also \
+determines the organisation; without a login, every response is 401. API keys do not give access \
+to this API.\n\n\
+Errors are problem details (RFC 9457); programs should decide by `code`. In addition to the \
+responses listed, an unsupported method is answered with 405 (`method_not_allowed`), and an unknown \
+path with 404 (`not_found`). Each `GET` also supports `HEAD`. Unknown fields and parameters \
+are refused. Changes that a browser requests for another site are refused by \
+`Sec-Fetch-Site`, or by `Origin` and `Host` if that is missing. Responses must not be cached.";
 
-/// The document of these routes, as it is served at that path.
+/// The document for these routes, as served at this path.
 pub(super) fn document(
     limits: Limits,
     path: &str,
@@ -44,7 +44,7 @@ pub(super) fn document(
         .schemas_from_iter(requests::all(limits))
         .schemas_from_iter(problems::schemas())
         .responses_from_iter(problems::responses());
-    // Where the host has nested the router.
+    // The path at which the host has nested the router.
     let base = path.strip_suffix(PATH).filter(|base| !base.is_empty()).unwrap_or("/");
     OpenApi::builder()
         .info(info.build())

@@ -1,4 +1,4 @@
-//! One function for each route: what it takes and how it answers.
+//! The operations: one function per route, for its parameters and responses.
 
 use serde_json::json;
 use utoipa::openapi::header::Header;
@@ -21,11 +21,11 @@ use crate::web::admin::problem::Code;
 
 const JSON: &str = "application/json";
 
-/// What a request without a body may be answered with.
+/// The errors of a request without a body.
 const READ: Problems =
     &[Code::Unauthenticated, Code::CrossSite, Code::ValidationFailed, Code::Unavailable];
 
-/// What a request with a body may be answered with.
+/// The errors of a request with a body.
 const BODY: Problems = &[
     Code::MalformedBody,
     Code::Unauthenticated,
@@ -38,7 +38,7 @@ const BODY: Problems = &[
 
 pub(in crate::web::admin) fn list(_: Limits) -> Operation {
     operation("list_keys", "All keys, oldest first", &[READ])
-        .description(Some("Revoked and expired ones, too, and the limits that apply."))
+        .description(Some("Includes revoked and expired keys, and the limits that apply."))
         .response("200", json("The keys.", "Keys"))
         .build()
 }
@@ -46,21 +46,21 @@ pub(in crate::web::admin) fn list(_: Limits) -> Operation {
 pub(in crate::web::admin) fn create(limits: Limits) -> Operation {
     let max = limits.max_keys;
     let path = string().format(Some(SchemaFormat::Custom("uri-reference".into())));
-    let created = with_links(issued("The key, and the only sight of its secret."), "/key");
+    let created = with_links(issued("The key and its secret, which is shown only here."), "/key");
     let once = string()
         .pattern(Some(format!("^[!-~]{{1,{}}}$", IdempotencyKey::MAX_LEN)))
         .examples(["8e03978e-40d5-43e8-bc93-6894a57f9324"]);
     let problems = &[Code::KeyLimitReached, Code::AlreadyCreated];
-    operation("create_key", "Make a key", &[BODY, problems])
+    operation("create_key", "Create a key", &[BODY, problems])
         .description(Some(format!(
             "An organisation has at most {max} keys; revoked and expired ones count. The secret \
-             is in this answer alone. Where the answer is lost, look whether the key was made, \
+             is only in this response. If the response is lost, check whether the key was created, \
              and rotate it."
         )))
         .parameter(in_header(
             IDEMPOTENCY_KEY,
             "The caller's name for this creation, such as a random UUID. Sent again within 24 \
-             hours it makes no second key: the answer is 409 (`already_created`), and \
+             hours it creates no second key: the response is 409 (`already_created`), and \
              `Location` names the key. A key that was deleted may be made again.",
             once,
         ))
@@ -78,10 +78,10 @@ pub(in crate::web::admin) fn show(_: Limits) -> Operation {
 pub(in crate::web::admin) fn edit(_: Limits) -> Operation {
     let problems = &[BODY, &[Code::StaleRevision, Code::Conflict]];
     of_key("update_key", "Rename, revoke, re-enable or restrict a key", problems)
-        .description(Some("What is not named stays as it is."))
+        .description(Some("Fields that are not given stay unchanged."))
         .parameter(if_match())
         .request_body(Some(body("KeyPatch")))
-        .response("200", tagged(json("The key as it is now.", "Key")))
+        .response("200", tagged(json("The key after the change.", "Key")))
         .build()
 }
 
@@ -89,13 +89,13 @@ pub(in crate::web::admin) fn rotate(_: Limits) -> Operation {
     let problems = &[Code::StaleRevision, Code::Conflict, Code::ConfirmationMismatch];
     of_key("rotate_key", "Give a key a new secret", &[BODY, problems])
         .description(Some(
-            "The old secret fails at once; all else stays. Where the answer is lost, so is the \
+            "The old secret fails at once; everything else stays. If the response is lost, so is the \
              new secret: rotate again. A change to the key between its confirmation and the \
              rotation is 409 (`conflict`), or 412 with `If-Match`.",
         ))
         .parameter(if_match())
         .request_body(Some(body("Confirmation")))
-        .response("200", issued("The key, and the only sight of its new secret."))
+        .response("200", issued("The key and its new secret, which is shown only here."))
         .build()
 }
 
@@ -103,35 +103,35 @@ pub(in crate::web::admin) fn delete(_: Limits) -> Operation {
     let problems = &[
         Code::StaleRevision,
         Code::Conflict,
-        // A body is not read; but one that is no JSON is refused.
+        // The body is not used, but must be JSON if there is one.
         Code::UnsupportedMediaType,
         Code::ConfirmationMismatch,
     ];
     let name = "The key's name, as a confirmation.";
-    of_key("delete_key", "Delete a key for good", &[READ, problems])
+    of_key("delete_key", "Delete a key permanently", &[READ, problems])
         .parameter(query("confirm_name", name, string()).required(Required::True))
         .parameter(if_match())
-        .response("204", Response::new("The key is gone."))
+        .response("204", Response::new("The key was deleted."))
         .build()
 }
 
 pub(in crate::web::admin) fn audit(_: Limits) -> Operation {
-    // The default is that of `AuditQuery::new`.
+    // The same default as in `AuditQuery::new`.
     let page_size = Object::builder()
         .schema_type(Type::Integer)
         .minimum(Some(1_u32))
         .maximum(u32::try_from(AuditQuery::MAX_LIMIT).ok())
         .default(Some(25.into()));
-    // Of the times that a cursor begins with, those of the next six thousand years.
+    // A cursor begins with a time; this covers the next six thousand years.
     let cursor = || string().pattern(Some("^0[0-2][0-9a-f]{46}$"));
-    let before = "`older` of a page: continues there. Not together with `after`.";
-    let after = "`newer` of a page: continues there. Not together with `before`.";
+    let before = "The `older` cursor of a page, to continue from there. Not together with `after`.";
+    let after = "The `newer` cursor of a page, to continue from there. Not together with `before`.";
     of_key("list_key_requests", "The requests made with a key, newest first", &[READ])
-        .description(Some("404 also where the service keeps no log that can be read."))
+        .description(Some("Also 404 if the service has no readable audit log."))
         .parameter(query("limit", "The size of the page.", page_size))
         .parameter(query("before", before, cursor()))
         .parameter(query("after", after, cursor()))
-        .response("200", json("One page of the log.", "AuditPage"))
+        .response("200", json("A page of the log.", "AuditPage"))
         .build()
 }
 
@@ -156,7 +156,9 @@ fn of_key(id: &str, summary: &str, problems: &[Problems]) -> OperationBuilder {
         .name("id")
         .parameter_in(ParameterIn::Path)
         .required(Required::True)
-        .description(Some("The key's id, in any case. What is no id is the id of no key."))
+        .description(Some(
+            "The key's id, in upper or lower case. A malformed id is treated as unknown.",
+        ))
         .schema(Some(uuid));
     let problems = [problems, &[&[Code::NotFound]]].concat();
     operation(id, summary, &problems).parameter(parameter)
@@ -172,7 +174,7 @@ fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> Par
 }
 
 fn if_match() -> ParameterBuilder {
-    let description = "Entity tags, as `ETag` gave them, or `*`. \
+    let description = "Entity tags, as returned in `ETag`, or `*`. \
         The change happens only if the key's present one is among them. A weak tag (`W/`) never \
         matches.";
     in_header("If-Match", description, string().examples(["\"1\""]))
@@ -201,7 +203,7 @@ fn json(description: &str, schema: &str) -> ResponseBuilder {
         .content(JSON, Content::new(Some(Ref::from_schema_name(schema))))
 }
 
-/// An answer that carries one key has its revision in the header, too.
+/// A response with one key also has its revision in the header.
 fn tagged(response: ResponseBuilder) -> ResponseBuilder {
     let tag = string().pattern(Some("^\"[1-9][0-9]*\"$"));
     response.header("ETag", header("The key's revision, for `If-Match`.", tag))
@@ -210,14 +212,14 @@ fn tagged(response: ResponseBuilder) -> ResponseBuilder {
 fn issued(description: &str) -> ResponseBuilder {
     let no_store = string().enum_values(Some(["no-store"]));
     tagged(json(description, "IssuedKey"))
-        .header("Cache-Control", header("The secret stays out of caches.", no_store))
+        .header("Cache-Control", header("Keeps the secret out of caches.", no_store))
 }
 
 fn header(description: &str, schema: impl Into<RefOr<Schema>>) -> Header {
     Header::builder().schema(Some(schema)).description(Some(description)).build()
 }
 
-/// What can be done with the key that is found there in the answer.
+/// Links to the operations on the key in this response.
 fn with_links(response: ResponseBuilder, key: &str) -> ResponseBuilder {
     let (id, name) = (format!("$response.body#{key}/id"), format!("$response.body#{key}/name"));
     let link = |operation: &str| Link::builder().operation_id(operation).parameter("id", &*id);

@@ -1,4 +1,4 @@
-//! The errors that operations are answered with.
+//! The error responses of the operations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::web::admin::problem::Code;
 
 pub(super) type Problems = &'static [Code];
 
-/// The statuses of these codes, each with the answer that describes it.
+/// The statuses of these codes, each with the response that describes it.
 pub(super) fn refs(codes: &[Code]) -> Vec<(String, Ref)> {
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
     for code in codes {
@@ -24,7 +24,8 @@ pub(super) fn refs(codes: &[Code]) -> Vec<(String, Ref)> {
         .collect()
 }
 
-/// Every answer by its name: one for each code, and for those that share a status.
+/// All error responses by name: one for each code, and one for each set of codes that share
+/// a status.
 pub(super) fn responses() -> Vec<(String, Response)> {
     let alone = Code::ALL.iter().map(|code| vec![*code]);
     let together = [
@@ -55,7 +56,9 @@ fn response(codes: &[Code]) -> Response {
         [.., Code::AlreadyCreated] => {
             response.header("Location", header("With `already_created`: the key's path."))
         }
-        [Code::Unavailable] => response.header("Retry-After", header("After how many seconds.")),
+        [Code::Unavailable] => {
+            response.header("Retry-After", header("The number of seconds to wait."))
+        }
         _ => response,
     }
     .build()
@@ -67,29 +70,29 @@ fn header(description: &str) -> Header {
 
 fn meaning(code: Code) -> &'static str {
     match code {
-        Code::MalformedBody => "The body is not JSON, or did not arrive whole.",
-        Code::Unauthenticated => "Nobody is logged in.",
+        Code::MalformedBody => "The body is not JSON or is incomplete.",
+        Code::Unauthenticated => "There is no login.",
         Code::CrossSite => {
-            "A browser asks on behalf of another site, or under a host that is not the service's."
+            "A browser sent the request for another site, or the host is not one of the service's."
         }
         Code::NotFound => "The organisation has no such key.",
-        Code::MethodNotAllowed => "The path does not have this method.",
-        Code::KeyLimitReached => "The organisation may have no more keys.",
-        Code::Conflict => "Another change came first, and stands.",
+        Code::MethodNotAllowed => "The path does not support this method.",
+        Code::KeyLimitReached => "The organisation has reached its limit of keys.",
+        Code::Conflict => "Another change came first.",
         Code::AlreadyCreated => {
-            "The `Idempotency-Key` has made a key in the last 24 hours; `Location` names it."
+            "The `Idempotency-Key` has created a key in the last 24 hours; see `Location`."
         }
         Code::StaleRevision => {
-            "The key is at no revision that `If-Match` names; `detail` says if a tag is malformed or weak."
+            "The key's revision is not in `If-Match`. If a tag is malformed or weak, `detail` says so."
         }
         Code::PayloadTooLarge => "The body is too large.",
         Code::UnsupportedMediaType => {
             "The body is not sent as `application/json`, or has a `Content-Encoding`."
         }
-        Code::ValidationFailed => "The request does not fit; `errors` says where.",
+        Code::ValidationFailed => "The request is invalid; see `errors`.",
         Code::ConfirmationMismatch => "`confirm_name` is not the key's name.",
         Code::Unavailable => {
-            "Try again shortly. A change did not take place, unless `detail` says that it may have."
+            "Try again shortly. A change did not take place unless `detail` says that it may have."
         }
     }
 }
@@ -111,7 +114,7 @@ pub(super) fn schemas() -> [Named; 3] {
     let errors = Array::builder().items(named("FieldError")).min_items(Some(1));
     let of_fields = problem(invalid).property("errors", errors).required("errors");
     let field = "A field of the body, a parameter of the query, a header, `body` for the whole body, \
-        or `?` for a name that is not repeated.";
+        or `?` for a name that is not shown.";
     let field = string().description(Some(field));
     [
         ("Problem", problem(others()).into()),

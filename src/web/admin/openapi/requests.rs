@@ -1,4 +1,4 @@
-//! What the bodies of requests are made of.
+//! The schemas of request bodies.
 
 use utoipa::openapi::schema::{ObjectBuilder, Schema};
 use utoipa::openapi::{Array, RefOr};
@@ -12,7 +12,9 @@ pub(super) fn all(limits: Limits) -> [Named; 5] {
     let name = || named("KeyName");
     let expiration = string().enum_values(Some(Expiration::CHOICES));
     let list = || allowlist(limits);
-    let typed = string().description(Some("The key's name. White space at its ends does not matter, nor how much of it is between words."));
+    let typed = string().description(Some(
+        "The key's name. White space at the ends is ignored, and so is the amount between words.",
+    ));
     let new = object([("name", name()), ("expiration", expiration.into())]);
     let patch = [("name", name()), ("status", status().into()), ("ip_allowlist", list())];
     [
@@ -24,9 +26,9 @@ pub(super) fn all(limits: Limits) -> [Named; 5] {
     ]
 }
 
-/// In a regular expression's brackets: what nobody can see, and no name may
-/// hold. The joiners and selectors that pass as parts of a visible sign are not
-/// among them; where they are no such part, only the server notices.
+/// For the brackets of a regular expression: invisible characters that no name may contain.
+/// Joiners and selectors are not included, since they are valid within a visible character;
+/// only the service checks where they are.
 const HIDDEN: &str = r"\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff0-\ufffb";
 
 fn key_name() -> ObjectBuilder {
@@ -35,8 +37,8 @@ fn key_name() -> ObjectBuilder {
         .max_length(Some(KeyName::MAX_CHARS))
         .pattern(Some(std::format!("^[^{HIDDEN}]*[^{HIDDEN}\\s][^{HIDDEN}]*$")))
         .description(Some(
-            "White space at the ends is dropped, and something must be left. Without \
-             characters that cannot be seen, such as controls and bidirectional overrides.",
+            "White space at the ends is dropped, and the rest must not be empty. No \
+             invisible characters, such as controls and bidirectional overrides.",
         ))
 }
 

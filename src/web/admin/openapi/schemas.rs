@@ -1,4 +1,4 @@
-//! What answers are made of.
+//! The schemas of responses.
 
 use utoipa::openapi::schema::{
     AdditionalProperties, AnyOf, Schema, SchemaFormat, SchemaType, Type,
@@ -26,20 +26,21 @@ pub(super) fn all() -> [Named; 7] {
 }
 
 fn key() -> RefOr<Schema> {
-    let entries = "Who may use the key: addresses and CIDR ranges; everybody if it is empty.";
+    let entries =
+        "The addresses and CIDR ranges from which the key may be used; any address if empty.";
     object([
         ("id", format("uuid").into()),
         ("name", string().min_length(Some(1)).max_length(Some(KeyName::MAX_CHARS)).into()),
         ("key_prefix", string().description(Some("The key's first characters.")).into()),
         ("status", status().into()),
         ("expired", Object::builder().schema_type(Type::Boolean).into()),
-        ("expires_at", nullable_time("Never, if null.")),
-        ("last_used_at", nullable_time("The last request that it authenticated.")),
+        ("expires_at", nullable_time("Null if it never expires.")),
+        ("last_used_at", nullable_time("When it last authenticated a request.")),
         ("created_at", format("date-time").into()),
-        ("rotated_at", nullable_time("When its present secret replaced another.")),
+        ("rotated_at", nullable_time("When its current secret replaced an earlier one.")),
         ("ip_allowlist", Array::builder().items(string()).description(Some(entries)).into()),
         ("revision", revision()),
-        ("created_by", nullable_text("Who created it; null if that was not kept.")),
+        ("created_by", nullable_text("Who created it; null if not recorded.")),
     ])
     .into()
 }
@@ -54,13 +55,15 @@ fn record() -> RefOr<Schema> {
         .schema_type(or_null(Type::Integer))
         .minimum(Some(0_u16))
         .maximum(Some(u16::MAX))
-        .description(Some("The service's answer; null if there was none."));
+        .description(Some("The status of the response; null if there was none."));
     let outcomes = Outcome::ALL.iter().map(|outcome| outcome.as_str());
     let requests = Object::builder()
         .schema_type(Type::Integer)
         .minimum(Some(1_u32))
         .maximum(Some(u32::MAX))
-        .description(Some("How many requests it stands for: refusals in a flood are summed."));
+        .description(Some(
+            "The number of requests that the record stands for; repeated refusals are summed.",
+        ));
     object([
         ("timestamp", format("date-time").into()),
         ("method", string().into()),
@@ -87,7 +90,7 @@ fn page() -> RefOr<Schema> {
 }
 
 fn secret() -> RefOr<Schema> {
-    string().description(Some("The full key. It can never be read again.")).into()
+    string().description(Some("The full key. It cannot be read again.")).into()
 }
 
 fn revision() -> RefOr<Schema> {
@@ -114,14 +117,14 @@ pub(super) fn status() -> ObjectBuilder {
     string().enum_values(Some(Status::ALL.iter().map(|status| status.as_str())))
 }
 
-/// An object with all of these properties, and no others.
+/// An object that has all of these properties and no others.
 pub(super) fn object<const N: usize>(properties: [Property; N]) -> ObjectBuilder {
     properties
         .into_iter()
         .fold(optional([]), |object, (name, schema)| object.property(name, schema).required(name))
 }
 
-/// An object with any of these properties, and no others.
+/// An object that may have these properties and no others.
 pub(super) fn optional<const N: usize>(properties: [Property; N]) -> ObjectBuilder {
     let closed = Object::builder()
         .schema_type(Type::Object)

@@ -1,15 +1,15 @@
-// The part of a form that edits an allowlist, and the check of its entries.
+// The form control that edits an allowlist, and the check of its entries.
 
 import { announce, button, field, h, text } from "./ui.js";
 
-/** The number behind an IPv4 address; `null` for what is none. */
+/** The number of an IPv4 address, or `null` if it is not one. */
 function ipv4(address) {
   const parts = address.split(".");
   if (parts.length !== 4 || !parts.every((part) => /^\d{1,3}$/.test(part) && part < 256)) return null;
   return parts.reduce((number, part) => (number << 8n) | BigInt(part), 0n);
 }
 
-/** The number behind an IPv6 address, which the browser's own parser checks. */
+/** The number of an IPv6 address, parsed by the browser. */
 function ipv6(address) {
   // No other character may end the brackets early.
   if (!/^[\da-f:.]+$/i.test(address)) return null;
@@ -35,8 +35,8 @@ function written(number, bits) {
 }
 
 /**
- * Checks an entry by the rules of the service: `{id}`, equal for entries that
- * mean the same, or `{problem}`.
+ * Checks an entry by the service's rules. Returns `{id}`, which is equal for
+ * equivalent entries, or `{problem}`.
  */
 export function checkEntry(entry) {
   const problem = (name, values) => ({ problem: text(`problem.entry.${name}`, { entry, ...values }) });
@@ -64,7 +64,7 @@ export function checkEntry(entry) {
   const host = BigInt(bits - prefix);
   const network = (number >> host) << host;
   if (network !== number) {
-    // The service's own rule: never a range wider than what may be meant.
+    // The service's own rule: suggests no range wider than intended.
     const plausible = network !== 0n && (bits === 32 ? prefix >= 8 : prefix >= 16 && !mapped);
     if (plausible) return problem("host", { suggestion: `${written(network, bits)}/${prefix}` });
     const alone = mapped ? written(typed & 0xffff_ffffn, 32) : written(typed, bits);
@@ -73,7 +73,7 @@ export function checkEntry(entry) {
   return { id: `${bits}:${number}/${prefix}` };
 }
 
-/** The editor: `entries()` gives the list, or `null` where an entry is wrong. */
+/** The editor: `entries()` returns the list, or `null` if an entry is invalid. */
 export function allowlistEditor(initial, max) {
   let entries = [...initial];
   const input = h("input", {
@@ -114,7 +114,7 @@ export function allowlistEditor(initial, max) {
     list.hidden = entries.length === 0;
   }
 
-  /** Takes what is typed, one or several; what is wrong stays in the field. */
+  /** Adds the typed entries; invalid ones stay in the field. */
   function add() {
     const typed = input.value.split(/[\s,;]+/).filter(Boolean);
     while (typed.length > 0) {
@@ -134,7 +134,7 @@ export function allowlistEditor(initial, max) {
     return true;
   }
 
-  // Not while a button is pressed: a line that appears moves it, and the click is lost.
+  // Not while a button is pressed: a new line would move it, and the click would be lost.
   const check = () => {
     if (document.querySelector("button:active")) return;
     const typed = input.value.trim();

@@ -1,12 +1,12 @@
-// Requests to the management API, and what can go wrong with one.
+// Requests to the management API, and their errors.
 
 const base = new URL("../api/", import.meta.url);
 const PATIENCE_MS = 15_000;
 
-/** How many there were: what is shown may be older than the reason for one. */
+/** How many requests have failed, to detect that the shown data is out of date. */
 export let refusals = 0;
 
-/** A request that was not done: `code` is the API's, or `offline` or `unexpected`. */
+/** A failed request: `code` is the API's, or `offline` or `unexpected`. */
 export class Refusal extends Error {
   constructor(code, errors = []) {
     super(code);
@@ -37,19 +37,19 @@ async function call(method, path, { body, query, revision } = {}) {
   } catch {
     throw new Refusal("offline");
   }
-  // A login that sends browsers elsewhere.
+  // A login that redirects the browser.
   if (answer.type === "opaqueredirect") throw new Refusal("unauthenticated");
   let value;
   try {
     value = content ? JSON.parse(content) : null;
   } catch {
-    // A page of whatever stands before the API.
+    // A page of a proxy or login in front of the API.
   }
   if (answer.ok && value !== undefined) return value;
   throw new Refusal(value?.code ?? codeOf(answer.status), value?.errors);
 }
 
-/** What a status means that came without a code: a login or a proxy answered. */
+/** The code for a status without one, from a login or a proxy. */
 function codeOf(status) {
   if (status === 401) return "unauthenticated";
   return status >= 502 ? "unavailable" : "unexpected";

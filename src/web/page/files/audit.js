@@ -66,7 +66,7 @@ export function auditDialog(key) {
     table.setAttribute("aria-busy", "true");
     try {
       page = await api.audit(key, { limit: PAGE, ...cursor });
-      // Newer ones than the newest may be fewer than a page: that is the first page.
+      // If fewer records than a page are newer, show the first page.
       if (cursor.after && page.records.length < PAGE) page = await api.audit(key, { limit: PAGE });
       show();
     } catch (refusal) {
@@ -100,7 +100,7 @@ export function auditDialog(key) {
     const focused = document.activeElement;
     previous.disabled = !page.newer;
     next.disabled = !page.older;
-    // A button that is disabled under the focus would lose it.
+    // A button that is disabled while focused would lose the focus.
     if (focused?.disabled) refresh.focus();
     announce(text("audit.updated", { count: page.records.length }));
   }

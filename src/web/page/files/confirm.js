@@ -1,4 +1,4 @@
-// The dialogs that rotate and delete a key once its name was typed.
+// The dialogs that rotate or delete a key after its name was typed.
 
 import * as api from "./api.js";
 import { showSecret } from "./secret.js";

@@ -26,7 +26,7 @@ function statusField(initial) {
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
-/** `theirs`, with what `mine` has added to `base` and without what it has removed. */
+/** `theirs` with the additions and removals that `mine` made to `base`. */
 function merged(base, mine = base, theirs) {
   const added = mine.filter((entry) => !base.includes(entry) && !theirs.includes(entry));
   const kept = theirs.filter((entry) => mine.includes(entry) || !base.includes(entry));
@@ -39,7 +39,7 @@ export function editDialog(key, { limits, changed }) {
   const status = statusField(key.status);
   const allowlist = allowlistEditor(key.ip_allowlist, limits.max_ips_per_key);
 
-  /** Only what was changed here, so that nothing else is overwritten. */
+  /** Only the fields changed here, so that others are not overwritten. */
   const changes = (entries) => {
     const entered = { name: name.value(), status: status.value(), ip_allowlist: entries };
     return Object.fromEntries(
@@ -47,7 +47,7 @@ export function editDialog(key, { limits, changed }) {
     );
   };
 
-  /** Takes over what others changed, but for what was changed here. */
+  /** Adopts the changes of others, except in fields changed here. */
   async function meet() {
     const mine = changes(allowlist.entries() ?? key.ip_allowlist);
     const current = await api.show(key);

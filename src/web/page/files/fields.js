@@ -1,10 +1,10 @@
-// What the forms for creating and editing a key have in common.
+// Shared parts of the forms for creating and editing a key.
 
 import { field, h, text } from "./ui.js";
 
 const MAX_NAME = 100;
 
-/** The name, checked for what can be said here; the service has the last word. */
+/** The name, with the checks that are possible here; the service makes the rest. */
 export function nameField(initial) {
   const input = h("input", { type: "text", autocomplete: "off", value: initial });
   const line = field(text("field.name"), input, { hint: text("field.name.hint") });
@@ -21,7 +21,7 @@ export function nameField(initial) {
   return { ...line, value, check, set: (name) => (input.value = name) };
 }
 
-/** Puts the errors of a 422 beside their fields; `true` where each had a place. */
+/** Shows the errors of a 422 at their fields; `true` if all could be shown. */
 export function showErrors({ errors = [] }, fields) {
   if (errors.length === 0) return false;
   const placed = errors.map(({ field, message }) => {

@@ -1,4 +1,4 @@
-// The page: the table of keys with its states, and what opens the dialogs.
+// The page: the table of keys with its states, and the code that opens dialogs.
 
 import * as api from "./api.js";
 import { ago, announce, button, h, host, liveRegion, onDay, refusalText, text } from "./ui.js";
@@ -39,13 +39,13 @@ function skeleton() {
 
 let loads = 0;
 
-/** Reads the keys again; what is shown stays until they are there. */
+/** Reads the keys again, and shows the old ones until they arrive. */
 async function load() {
   const mine = ++loads;
   page.setAttribute("aria-busy", "true");
   try {
     const answer = await api.list();
-    // An answer that was overtaken is an old one.
+    // A newer request has replaced this one.
     if (mine !== loads) return;
     ({ keys, limits } = answer);
     const retried = alert.contains(document.activeElement);
@@ -71,7 +71,7 @@ function fail(refusal) {
   if (!keys) content.replaceChildren();
 }
 
-// Another tab or person may have changed the keys meanwhile.
+// Another tab or user may have changed the keys in the meantime.
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible" && !document.querySelector("dialog")) load();
 });
@@ -130,7 +130,7 @@ function empty() {
   );
 }
 
-// The roles are said once more, since a narrow screen shows rows as blocks.
+// The roles are explicit, since narrow screens show rows as blocks.
 function table() {
   const head = COLUMNS.map(([column]) =>
     h(
@@ -159,7 +159,7 @@ function table() {
   );
 }
 
-/** Back to where the keyboard was; to the button for new keys where that is gone. */
+/** Restores the focus, or moves it to the button for new keys if its place is gone. */
 function focusRow(id) {
   const row = content.querySelector(`[data-key="${CSS.escape(id)}"]`);
   (row?.querySelector("button") ?? create).focus();
@@ -236,7 +236,7 @@ const DIALOGS = {
 const context = () => ({
   limits,
   count: keys.length,
-  /** Something was changed, which is said once the dialog is gone. */
+  /** Announces a change after the dialog has closed. */
   changed: (message) => {
     if (message) say(message);
     load();
@@ -259,7 +259,7 @@ async function open(action, key) {
     await DIALOGS[action](key);
     if (api.refusals > refusals) load();
   } catch {
-    // A module that could not be loaded; the table may tell why.
+    // A module could not be loaded; the table may show why.
     await load();
     if (alert.hidden) fail({ code: "unavailable" });
   }

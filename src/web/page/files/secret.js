@@ -1,13 +1,13 @@
-// The one time that a key is shown.
+// Shows a new key, once.
 
 import { announce, button, h, host, newId, text } from "./ui.js";
 
 const DOTS = "•".repeat(24);
 const COPIED_MS = 2_000;
-// A quote would end the one that it stands in.
+// A quote would end the string that contains it.
 const address = new URL(host.example, location.origin).href.replaceAll("'", "%27");
 
-/** Copies what `value` gives; where the browser refuses, `reveal` selects it. */
+/** Copies the result of `value`; if the browser refuses, `reveal` selects it. */
 function copyButton(label, value, reveal) {
   const copy = button(text("secret.copy"), async () => {
     try {
@@ -27,8 +27,8 @@ function copyButton(label, value, reveal) {
 }
 
 /**
- * Shows the secret in the dialog until Done, and forgets it then. Escape does not
- * close the dialog: what is lost here is lost.
+ * Shows the secret in the dialog until Done, and then forgets it. Escape does not
+ * close the dialog, since the secret cannot be shown again.
  */
 export function showSecret(handle, title, { key, secret }) {
   const masked = key.key_prefix + DOTS;
@@ -62,7 +62,7 @@ export function showSecret(handle, title, { key, secret }) {
     select(() => input.select()));
   const copyUsage = copyButton(text("secret.usage.copy"), () => command(secret), () =>
     select(() => getSelection().selectAllChildren(usage)));
-  // A page that is left may come back as it was.
+  // The browser may restore a page that the user left.
   const hide = () => show(false);
   const ask = (event) => event.preventDefault();
   const done = button(text("secret.done"), () => {
@@ -78,7 +78,7 @@ export function showSecret(handle, title, { key, secret }) {
   addEventListener("beforeunload", ask);
   handle.title(title);
   handle.keep = () => true;
-  // Some browsers close at a second Escape, whatever the first was told.
+  // Some browsers close at a second Escape even if the first was cancelled.
   handle.dialog.setAttribute("closedby", "none");
   handle.body.replaceChildren(
     h("p", { class: "warning" }, text("secret.warning")),

@@ -1,24 +1,24 @@
-// Elements, texts, times, dialogs: what every part of the page is made of.
+// Shared building blocks of the page: elements, texts, times, dialogs.
 
 const settings = JSON.parse(document.getElementById("settings").textContent);
 const language = document.documentElement.lang;
 
-/** What the host has set: `title`, `docs`, `back` and `example`, an address. */
+/** The host's settings: `title`, `docs`, `back` and the address `example`. */
 export const host = settings;
 
-/** The text of that name, with `{…}` filled in. */
+/** The text of this name, with `{…}` filled in. */
 export function text(name, values = {}) {
   const template = settings.text[name] ?? name;
   return template.replace(/\{(\w+)\}/g, (whole, key) => String(values[key] ?? whole));
 }
 
-/** What a refusal says to people. */
+/** The text for an error. */
 export const refusalText = ({ code }) =>
   settings.text[`error.${code}`] ?? settings.text["error.unexpected"];
 
 /**
- * An element. Functions are listeners, `true` is an empty attribute, nothing is
- * set for `false` and `null`. Texts become text nodes: no markup is ever parsed.
+ * An element. Functions become listeners, `true` an empty attribute; `false` and
+ * `null` set nothing. Texts become text nodes, so markup is never parsed.
  */
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
@@ -72,7 +72,7 @@ export const onDay = (instant) =>
 /** The exact local time, with the exact one in UTC on hover. */
 export const exactly = (instant) => time(instant, (date) => exact.format(date), utc);
 
-/** Says something to people who do not see it: in the dialog that is open, if any. */
+/** Announces a text to screen readers, in the open dialog if there is one. */
 export function announce(message) {
   const regions = document.querySelectorAll("dialog[open] [data-live], body > [data-live]");
   const region = [...regions].findLast((it) => it.closest("dialog[open]")) ?? regions[0];
@@ -83,8 +83,8 @@ export const liveRegion = () =>
   h("div", { role: "status", "aria-live": "polite", "data-live": true, class: "unseen" });
 
 /**
- * A modal dialog. Escape closes it unless `keep` says no; it is gone from the
- * document then, with all that it held.
+ * A modal dialog. Escape closes it unless `keep` prevents that. Closing removes it
+ * and its contents from the document.
  */
 export function openDialog(title, attributes = {}) {
   const heading = h("h2", { id: newId(), tabindex: "-1" }, title);
@@ -111,8 +111,8 @@ export function openDialog(title, attributes = {}) {
       resolve();
     });
   });
-  // A browser lets a page cancel one Escape, and closes at the next; a key press
-  // that is cancelled never asks to close.
+  // A browser lets a page cancel one Escape, and closes the dialog at the next. A cancelled
+  // key press never requests to close.
   const stay = (event) => handle.keep() && event.preventDefault();
   dialog.addEventListener("cancel", stay);
   dialog.addEventListener("keydown", (event) => event.key === "Escape" && stay(event));
@@ -121,10 +121,10 @@ export function openDialog(title, attributes = {}) {
   return handle;
 }
 
-/** After these, nobody knows whether a change was made. */
+/** Errors after which it is unknown whether a change was made. */
 const IN_DOUBT = ["offline", "unavailable", "unexpected"];
 
-/** A place for what went wrong, read out when it is filled. */
+/** A place for an error, which screen readers announce. */
 export function alertBox() {
   const box = h("p", { class: "alert", role: "alert", hidden: true });
   return {
@@ -137,7 +137,7 @@ export function alertBox() {
   };
 }
 
-/** A labelled control with a hint and an error of its own. */
+/** A labelled control with its hint and error. */
 export function field(label, control, { hint } = {}) {
   control.id ||= newId();
   const error = h("p", { class: "field-error", id: newId(), hidden: true });
@@ -166,9 +166,9 @@ export function field(label, control, { hint } = {}) {
 }
 
 /**
- * A form in a dialog: Cancel, and one button that runs `submit` once at a time.
- * What `submit` throws goes to `fail`, or is said at the top. The dialog stays until
- * then: the answer may hold a key.
+ * A form in a dialog: Cancel, and a button that runs `submit`, one call at a time.
+ * Errors of `submit` go to `fail`, or are shown at the top. The dialog stays open
+ * meanwhile, since the response may contain a key.
  */
 export function form(handle, { label, danger, fields, submit, fail }) {
   const alert = alertBox();
