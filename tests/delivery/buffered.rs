@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use keygate::*;
 
-use crate::{Answer, Logged, SOON, ada, bench, endpoint, get, millis, new_key, org, poll_once};
+use crate::support::{PATIENCE, org};
+use crate::{Answer, Logged, ada, bench, endpoint, get, millis, new_key, poll_once};
 
 #[tokio::test]
 async fn buffered_a_request_waits_for_nothing_and_its_record_follows() {
@@ -17,10 +18,10 @@ async fn buffered_a_request_waits_for_nothing_and_its_record_follows() {
     let admission = poll_once(pin!(request)).expect("admitted at once").unwrap();
     poll_once(pin!(admission.finish(200))).expect("finished at once").unwrap();
     let finished = Instant::now();
-    let query = AuditQuery::new(org(), AuditScope::KeyRequests(issued.key.id));
+    let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(issued.key.id));
     let page = loop {
         let page = keys.audit_page(&query).await.unwrap().unwrap();
-        assert!(finished.elapsed() < SOON, "never");
+        assert!(finished.elapsed() < PATIENCE, "never");
         if !page.records.is_empty() {
             break page;
         }

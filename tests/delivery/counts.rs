@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use keygate::*;
 
-use crate::{Answer, SOON, ada, bench, bench_with, get, millis, new_key, org, poll_once, soon};
+use crate::support::{PATIENCE, org, soon};
+use crate::{Answer, ada, bench, bench_with, get, millis, new_key, poll_once};
 
 /// Knows one address, and is asked for every one.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ struct SlowCountries {
 impl CountryLookup for SlowCountries {
     fn country(&self, _: IpAddr) -> Option<CountryCode> {
         *self.asked.lock().unwrap() = true;
-        let _ = self.go.lock().unwrap().recv_timeout(SOON * 3);
+        let _ = self.go.lock().unwrap().recv_timeout(PATIENCE * 3);
         None
     }
 }
@@ -90,7 +91,7 @@ async fn a_slow_country_lookup_holds_up_no_request() {
     let waited = started.elapsed();
     let _ = (go.send(()), go.send(()));
     b.settled(2).await;
-    assert!(waited < SOON, "{waited:?}");
+    assert!(waited < PATIENCE, "{waited:?}");
 }
 
 #[tokio::test]
@@ -126,8 +127,8 @@ async fn without_a_sink_nothing_is_logged_and_everything_else_works() {
     assert_eq!(refused.http_status(), 401);
     assert!(keys.audit_log().is_none());
     assert_eq!(keys.audit_stats(), AuditStats::default());
-    let query = AuditQuery::new(org(), AuditScope::OrgChanges);
+    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
     assert!(keys.audit_page(&query).await.is_none());
     assert!(soon(keys.shutdown(Duration::from_secs(5))).await.is_complete());
-    assert!(keys.list(&org()).await.unwrap()[0].last_used_at.is_some());
+    assert!(keys.list(&org("acme")).await.unwrap()[0].last_used_at.is_some());
 }

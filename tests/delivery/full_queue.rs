@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use keygate::*;
 
-use crate::{Answer, Logged, SOON, ada, bench, eventually, get, millis, poll_once, request, soon};
+use crate::support::{PATIENCE, eventually, soon};
+use crate::{Answer, Logged, ada, bench, get, millis, poll_once, request};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_a_burst_of_100_000_through_64_places_loses_none() {
@@ -102,7 +103,7 @@ async fn wait_nobody_waits_for_room_while_the_writer_waits_for_company() {
         b.handle("/").await.expect("the sink works, and there could be room");
     }
     slow.finish(200).await.unwrap();
-    assert!(soon(b.keys.shutdown(SOON)).await.is_complete());
+    assert!(soon(b.keys.shutdown(PATIENCE)).await.is_complete());
     b.sink.assert_each_once(13);
 }
 
@@ -157,7 +158,7 @@ async fn shed_a_burst_of_200_000_loses_none_uncounted() {
     // And with a sink that works while more come.
     b.sink.hold(false);
     burst().await;
-    assert!(soon(b.keys.shutdown(SOON)).await.is_complete());
+    assert!(soon(b.keys.shutdown(PATIENCE)).await.is_complete());
     let stats = b.keys.audit_stats();
     assert_eq!((stats.written + stats.shed, stats.failed, stats.queued), (200_000, 0, 0));
     b.sink.assert_each_once(usize::try_from(stats.written).unwrap());
@@ -201,7 +202,8 @@ async fn a_change_waits_for_no_batch_of_requests_and_needs_no_room_of_theirs() {
         let ada = ada();
         let mut change = pin!(b.keys.update(&ada, &b.id, KeyPatch::revoke()));
         assert!(poll_once(change.as_mut()).is_none());
-        eventually("the change is on its way", || b.sink.calls.lock().unwrap().len() == 2).await;
+        eventually("the change is on its way", async || b.sink.calls.lock().unwrap().len() == 2)
+            .await;
         let last = b.sink.calls.lock().unwrap().last().cloned().unwrap();
         assert!(last.len() == 1 && request(&last[0]).is_none(), "{last:?}");
         b.sink.hold(false);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use keygate::*;
 
-use crate::{Answer, Logged, SOON, ada, bench, eventually, get, millis, new_key, org, soon};
+use crate::support::{PATIENCE, eventually, org, soon};
+use crate::{Answer, Logged, ada, bench, get, millis, new_key};
 
 /// A memory store that remembers what last uses it was given, and fails or
 /// hangs as it was told.
@@ -84,11 +85,11 @@ impl UseBench {
     }
 
     async fn last_used(&self, id: KeyId) -> Option<Timestamp> {
-        self.keys.get(&org(), &id).await.unwrap().last_used_at
+        self.keys.get(&org("acme"), &id).await.unwrap().last_used_at
     }
 
     async fn called(&self, times: usize) {
-        eventually("the store is given uses", || self.calls().len() >= times).await;
+        eventually("the store is given uses", async || self.calls().len() >= times).await;
     }
 }
 
@@ -143,8 +144,8 @@ async fn a_use_can_be_read_back() {
         let before = keys.now();
         let used = Instant::now();
         keys.verify(issued.secret.expose_secret(), None).await.unwrap();
-        while keys.get(&org(), &issued.key.id).await.unwrap().last_used_at < Some(before) {
-            assert!(used.elapsed() < SOON, "never");
+        while keys.get(&org("acme"), &issued.key.id).await.unwrap().last_used_at < Some(before) {
+            assert!(used.elapsed() < PATIENCE, "never");
             tokio::time::sleep(millis(5)).await;
         }
     }
@@ -248,7 +249,7 @@ async fn a_refused_request_is_no_use() {
 
     // Neither is one that was refused because it could not be recorded.
     let b = bench(Delivery::strict().capacity(1)).await;
-    let held = b.store.list(&org()).await.unwrap();
+    let held = b.store.list(&org("acme")).await.unwrap();
     assert_eq!(held[0].last_used_at, None);
     b.keys.shutdown(Duration::from_secs(5)).await.is_complete().then_some(()).unwrap();
     b.admit("/").await.unwrap_err();
@@ -273,8 +274,8 @@ async fn dropping_the_last_handle_still_writes_the_uses() {
     b.keys.verify(&secret, None).await.unwrap();
     let UseBench { store, keys, clock } = b;
     drop(keys);
-    let read = async || store.get(&org(), &id).await.unwrap().unwrap().last_used_at;
-    let deadline = Instant::now() + SOON;
+    let read = async || store.get(&org("acme"), &id).await.unwrap().unwrap().last_used_at;
+    let deadline = Instant::now() + PATIENCE;
     while read().await != Some(clock.now()) {
         assert!(Instant::now() < deadline);
         tokio::time::sleep(millis(2)).await;

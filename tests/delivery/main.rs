@@ -23,27 +23,12 @@ use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use keygate::*;
+use support::{eventually, org};
 use tokio::sync::watch;
-
-const SOON: Duration = Duration::from_secs(10);
-
-/// Far longer than anything here takes, and far shorter than what hangs.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, work).await.expect("in time")
-}
-
-/// Waits until the condition holds.
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
 
 /// Polls once: what is ready now has waited for nothing.
 fn poll_once<T>(work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
@@ -53,12 +38,8 @@ fn poll_once<T>(work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     }
 }
 
-fn org() -> OrgId {
-    OrgId::new("acme").unwrap()
-}
-
 fn ada() -> Actor {
-    Actor::new(org(), "ada")
+    Actor::new(org("acme"), "ada")
 }
 
 fn new_key() -> NewKey {
@@ -128,7 +109,7 @@ impl Sink {
     }
 
     async fn called(&self) {
-        eventually("the sink is called", || !self.calls.lock().unwrap().is_empty()).await;
+        eventually("the sink is called", async || !self.calls.lock().unwrap().is_empty()).await;
     }
 
     /// The endpoints that were acknowledged, in that order.
@@ -219,18 +200,18 @@ impl Bench {
     }
 
     async fn key(&self) -> Arc<ApiKey> {
-        self.store.get(&org(), &self.id).await.unwrap().unwrap()
+        self.store.get(&org("acme"), &self.id).await.unwrap().unwrap()
     }
 
     async fn requests(&self) -> Vec<RequestEvent> {
-        let query = AuditQuery::new(org(), AuditScope::KeyRequests(self.id)).limit(200);
+        let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(self.id)).limit(200);
         let page = self.sink.log.page(&query).await.unwrap();
         page.records.iter().rev().filter_map(request).cloned().collect()
     }
 
     /// Waits until nothing is queued, and checks that nothing is missing.
     async fn settled(&self, made: u64) -> AuditStats {
-        eventually("all is written or given up", || {
+        eventually("all is written or given up", async || {
             let stats = self.keys.audit_stats();
             stats.queued == 0 && stats.written + stats.shed + stats.failed >= made
         })

@@ -6,7 +6,8 @@ use std::time::Duration;
 use keygate::*;
 use proptest::prelude::*;
 
-use crate::{org, poll_once, request};
+use crate::support::org;
+use crate::{poll_once, request};
 
 /// Records that often share their time.
 fn records() -> impl Strategy<Value = Vec<AuditRecord>> {
@@ -31,7 +32,7 @@ fn records() -> impl Strategy<Value = Vec<AuditRecord>> {
             AuditRecord {
                 id: AuditId::from_bytes(id),
                 at: Timestamp::from_unix_micros(time).unwrap(),
-                org: org(),
+                org: org("acme"),
                 key: KeyId::from_bytes([key; 16]),
                 event,
             }
@@ -41,7 +42,7 @@ fn records() -> impl Strategy<Value = Vec<AuditRecord>> {
 }
 
 fn page(log: &MemoryAuditLog, scope: AuditScope, position: Position, limit: usize) -> AuditPage {
-    let query = AuditQuery::new(org(), scope).at(position).limit(limit);
+    let query = AuditQuery::new(org("acme"), scope).at(position).limit(limit);
     poll_once(pin!(log.page(&query))).unwrap().unwrap()
 }
 

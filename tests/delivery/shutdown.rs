@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use keygate::*;
 
-use crate::{Answer, Bench, Logged, SOON, ada, bench, eventually, millis, poll_once, soon};
+use crate::support::{PATIENCE, eventually, soon};
+use crate::{Answer, Bench, Logged, ada, bench, millis, poll_once};
 
 #[tokio::test]
 async fn case_36_a_request_that_is_dropped_leaves_a_record_marked_aborted() {
@@ -129,7 +130,7 @@ async fn case_37_shutdown_gives_up_at_its_deadline_and_says_what_is_lost() {
 
 #[tokio::test]
 async fn case_37_shutdown_does_not_wait_for_a_sink_that_may_take_longer() {
-    assert_gives_up(Delivery::buffered().deadline(SOON * 6), []).await;
+    assert_gives_up(Delivery::buffered().deadline(PATIENCE * 6), []).await;
 }
 
 #[tokio::test]
@@ -188,7 +189,7 @@ async fn case_37_dropping_the_last_handle_still_writes_the_queue() {
     drop(other);
     assert_eq!(sink.acknowledged(), 0, "an open request is a handle");
     drop(admission);
-    eventually("all is written", || sink.acknowledged() == 6).await;
+    eventually("all is written", async || sink.acknowledged() == 6).await;
     sink.assert_each_once(6);
 }
 
@@ -205,7 +206,7 @@ fn case_37_when_the_runtime_ends_what_is_left_is_counted_and_logged() {
             for _ in 0..5 {
                 b.handle("/").await.unwrap();
             }
-            eventually("the sink hangs", || b.sink.sizes().len() > plan.len()).await;
+            eventually("the sink hangs", async || b.sink.sizes().len() > plan.len()).await;
             b.keys
         });
         drop(runtime);

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use keygate::*;
 
-use crate::{Answer, Logged, ada, bench, bench_with, eventually, get, millis, poll_once, soon};
+use crate::support::{eventually, soon};
+use crate::{Answer, Logged, ada, bench, bench_with, get, millis, poll_once};
 
 #[tokio::test]
 async fn strict_an_answer_leaves_only_after_its_record_is_acknowledged() {
@@ -161,7 +162,7 @@ async fn strict_records_of_concurrent_requests_share_batches() {
             })
         })
         .collect();
-    eventually("all wait", || b.keys.audit_stats().queued == 100).await;
+    eventually("all wait", async || b.keys.audit_stats().queued == 100).await;
     b.sink.hold(false);
     for request in requests {
         soon(request).await.unwrap();

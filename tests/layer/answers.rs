@@ -8,10 +8,10 @@ use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{StatusCode, Version};
 use keygate::{Delivery, Expiration, NewKey, VerifiedKey};
 
-use crate::support::{Find, capture_logs, logs};
+use crate::support::{Find, capture_logs, logs, unknown_key};
 use crate::{
     World, assert_invalid_request, assert_invalid_token, assert_unavailable, bearer, bearer_at,
-    hosts, in_axum, request, router, unknown_key, with_header,
+    hosts, in_axum, request, router, with_header,
 };
 
 #[tokio::test]

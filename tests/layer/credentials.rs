@@ -11,10 +11,10 @@ use keygate::{
 };
 use serde_json::Value;
 
-use crate::support::{Find, PATIENCE};
+use crate::support::{Find, PATIENCE, base64, unknown_key};
 use crate::{
     World, assert_invalid_request, assert_invalid_token, bearer, hosts, request, signed,
-    stored_key, unknown_key, well_formed, with_header,
+    stored_key, well_formed, with_header,
 };
 
 #[tokio::test]
@@ -272,20 +272,6 @@ async fn case_08_what_is_stored_of_a_key_is_no_credential() {
         // The same record lets the key itself in.
         assert_eq!(ask(bearer(secret.expose_secret())).await.text(), "stored");
     }
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let word = three.iter().fold(0, |word, byte| word << 8 | usize::from(*byte));
-        let word = word << (8 * (3 - three.len()));
-        for digit in 0..4 {
-            let shown = digit <= three.len();
-            text.push(if shown { DIGITS[word >> (18 - 6 * digit) & 63].into() } else { '=' });
-        }
-    }
-    text
 }
 
 #[tokio::test]

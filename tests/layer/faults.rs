@@ -10,10 +10,10 @@ use axum::routing::get;
 use http::StatusCode;
 use keygate::{CountryCode, CountryLookup, Delivery, KeyPatch, Outcome, WhenFull};
 
-use crate::support::{Find, Gate, PATIENCE, Sink, capture_logs, eventually, logs};
+use crate::support::{Find, Gate, PATIENCE, Sink, capture_logs, eventually, logs, unknown_key};
 use crate::{
-    SOON, World, assert_invalid_token, assert_unavailable, bearer, bearer_at, from_peer, hosts,
-    in_axum, router, unknown_key,
+    World, assert_invalid_token, assert_unavailable, bearer, bearer_at, from_peer, hosts, in_axum,
+    router,
 };
 
 #[tokio::test]
@@ -41,10 +41,7 @@ async fn case_30_a_key_deleted_during_its_verification_does_not_come_back() {
         }
         // Once the uses are written, that of the deleted key was, too.
         assert_eq!(ask(bearer(&other_key)).await.status, StatusCode::OK);
-        eventually("a last-used time", PATIENCE, async || {
-            world.stored(other.id).await.last_used_at
-        })
-        .await;
+        eventually("a last-used time", async || world.stored(other.id).await.last_used_at).await;
         let ids: Vec<_> =
             world.keys.list(world.actor.org()).await.unwrap().iter().map(|key| key.id).collect();
         assert_eq!(ids, [other.id]);
@@ -83,7 +80,7 @@ async fn case_32_a_store_that_fails_or_hangs_is_503_in_time_and_recovers() {
             {
                 let case = format!("{host} {broken:?}");
                 world.store.find(broken);
-                let answer = tokio::time::timeout(SOON, ask(bearer(&key))).await;
+                let answer = tokio::time::timeout(PATIENCE, ask(bearer(&key))).await;
                 assert_unavailable(&answer.expect("an answer in time"), &case);
                 assert!(!world.keys.health().await.lookups.works(), "{case}");
                 // What needs no store gets its answer all the same.
@@ -132,12 +129,12 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_503_in_time_and_coun
             let case = format!("{host} {broken:?}");
             world.sink.sink(broken);
             for key in [&key, &revoked_key] {
-                let answer = tokio::time::timeout(SOON, ask(bearer(key))).await;
+                let answer = tokio::time::timeout(PATIENCE, ask(bearer(key))).await;
                 assert_unavailable(&answer.expect("an answer in time"), &case);
             }
             // The writer counts once its own call has ended.
-            eventually("both losses are counted", PATIENCE, async || {
-                (world.keys.audit_stats().failed == 2 * (count + 1)).then_some(())
+            eventually("both losses are counted", async || {
+                world.keys.audit_stats().failed == 2 * (count + 1)
             })
             .await;
             // Nobody is recorded who is not known.
@@ -166,24 +163,19 @@ async fn case_35_buffered_a_sink_that_errs_or_hangs_loses_nothing() {
         world.sink.sink(broken);
         for (host, ask) in hosts(&world.layer()) {
             for _ in 0..3 {
-                let answer = tokio::time::timeout(SOON, ask(bearer(&key))).await;
+                let answer = tokio::time::timeout(PATIENCE, ask(bearer(&key))).await;
                 assert_eq!(answer.expect("an answer").status, StatusCode::OK, "{host} {broken:?}");
             }
         }
-        eventually("it was tried, and tried again", PATIENCE, async || {
-            (world.sink.batches() >= tried + 2).then_some(())
-        })
-        .await;
+        eventually("it was tried, and tried again", async || world.sink.batches() >= tried + 2)
+            .await;
         assert_eq!(world.requests(record.id).await, [], "{broken:?}");
         let stats = world.keys.audit_stats();
         assert_eq!((stats.queued, stats.failed), (6, 0), "{broken:?}: waiting, not lost");
         assert!(logs().contains("will be retried"), "{broken:?}");
 
         world.sink.sink(Sink::Works);
-        eventually("all are written", PATIENCE, async || {
-            (world.keys.audit_stats().queued == 0).then_some(())
-        })
-        .await;
+        eventually("all are written", async || world.keys.audit_stats().queued == 0).await;
         let outcomes = world.requests(record.id).await;
         assert_eq!(outcomes.len(), 6, "{broken:?}: each once");
         let stats = world.keys.audit_stats();
@@ -200,10 +192,7 @@ async fn case_35_buffered_a_sink_that_panics_at_one_record_loses_that_one_and_sa
     for path in ["/a", "/poison", "/b"] {
         assert_eq!(ask(bearer_at(path, &key)).await.status, StatusCode::OK);
     }
-    eventually("the batch is dealt with", PATIENCE, async || {
-        (world.keys.audit_stats().queued == 0).then_some(())
-    })
-    .await;
+    eventually("the batch is dealt with", async || world.keys.audit_stats().queued == 0).await;
     let endpoints: Vec<_> =
         world.requests(record.id).await.into_iter().map(|request| request.endpoint).collect();
     assert_eq!(endpoints, ["/a".into(), "/b".into()]);
@@ -211,10 +200,7 @@ async fn case_35_buffered_a_sink_that_panics_at_one_record_loses_that_one_and_sa
     assert!(logs().contains("the sink panicked"), "{}", logs());
     // It goes on.
     assert_eq!(ask(bearer_at("/c", &key)).await.status, StatusCode::OK);
-    eventually("the next record", PATIENCE, async || {
-        (world.requests(record.id).await.len() == 3).then_some(())
-    })
-    .await;
+    eventually("the next record", async || world.requests(record.id).await.len() == 3).await;
 }
 
 #[derive(Debug)]
@@ -249,15 +235,12 @@ async fn case_35_a_country_lookup_that_panics_stops_neither_requests_nor_the_log
     for peer in ["127.0.0.1", "192.0.2.1"] {
         assert_eq!(ask(from_peer(bearer(&key), peer)).await.status, StatusCode::OK);
     }
-    eventually("the queue is empty", PATIENCE, async || {
-        (world.keys.audit_stats().queued == 0).then_some(())
-    })
-    .await;
+    eventually("the queue is empty", async || world.keys.audit_stats().queued == 0).await;
     let stats = world.keys.audit_stats();
     assert_eq!(stats.written - written + stats.failed, 2, "nothing is lost uncounted: {stats:?}");
     let answer = ask(from_peer(bearer(&key), "192.0.2.1")).await;
     assert_eq!(answer.status, StatusCode::OK, "the writer goes on");
-    eventually("the next record", PATIENCE, async || world.requests(record.id).await.pop()).await;
+    eventually("the next record", async || world.requests(record.id).await.pop()).await;
 }
 
 fn two_places() -> Delivery {
@@ -301,7 +284,7 @@ async fn case_35_a_full_queue_that_waits_refuses_before_a_request_is_handled() {
     for _ in 0..2 {
         assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
     }
-    let answer = tokio::time::timeout(SOON, ask(bearer(&key))).await;
+    let answer = tokio::time::timeout(PATIENCE, ask(bearer(&key))).await;
     assert_unavailable(&answer.expect("an answer in time"), "no room");
     // A refusal has room of its own, and is summed where that is taken.
     for _ in 0..3 {
@@ -309,10 +292,7 @@ async fn case_35_a_full_queue_that_waits_refuses_before_a_request_is_handled() {
     }
     assert_eq!(handled.load(Ordering::SeqCst), 2);
     world.sink.sink(Sink::Works);
-    eventually("it recovers", PATIENCE, async || {
-        (ask(bearer(&key)).await.status == StatusCode::OK).then_some(())
-    })
-    .await;
+    eventually("it recovers", async || ask(bearer(&key)).await.status == StatusCode::OK).await;
     assert!(world.keys.shutdown(PATIENCE).await.is_complete());
     assert_eq!(world.requests(record.id).await.len(), 3);
     let refused = world.requests(revoked.id).await;

@@ -10,10 +10,10 @@ use keygate::{
 };
 use tower::{Layer, Service, service_fn};
 
-use crate::support::{Find, Sink, assert_no_leak, capture_logs, logs};
+use crate::support::{Find, Sink, assert_no_leak, capture_logs, logs, unknown_key};
 use crate::{
     Unshared, World, XFF, bearer, bearer_at, behind_proxies, forwarded, greet_in_tower, hosts,
-    in_axum, request, router, unknown_key, with_header,
+    in_axum, request, router, with_header,
 };
 
 #[tokio::test]

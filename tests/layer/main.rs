@@ -51,9 +51,6 @@ use tower::{Layer, ServiceExt, service_fn};
 
 const START: &str = "2026-01-31T12:00:00Z";
 const PEER: &str = "192.0.2.7";
-/// Far longer than any deadline set here, far shorter than a hang.
-const SOON: Duration = Duration::from_secs(10);
-
 /// A manager, and everything around it that a test may spoil or look into.
 struct World {
     store: Arc<SpyStore>,
@@ -265,12 +262,6 @@ fn bearer_at(path: &str, key: &str) -> Request<()> {
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
-}
-
-/// A key of the default format that no store has.
-fn unknown_key() -> String {
-    let key = KeyFormat::default().generate(&SystemRandom).unwrap();
-    key.expose_secret().to_owned()
 }
 
 /// `text` as a key of the default format.

@@ -14,10 +14,9 @@ use keygate::{
     RequestEvent, VerifiedKey,
 };
 
-use crate::support::{PATIENCE, Sink, SpyStore, eventually};
+use crate::support::{PATIENCE, Sink, SpyStore, eventually, unknown_key};
 use crate::{
     PEER, World, assert_invalid_token, bearer, bearer_at, hosts, in_axum, ip, request, router,
-    unknown_key,
 };
 
 #[tokio::test]
@@ -129,8 +128,8 @@ async fn a_strict_record_is_written_before_the_answer_is_there() {
     let tried = world.sink.batches();
     tokio::select! {
         answer = &mut under_way => panic!("{answer:?}"),
-        () = eventually("the sink is asked", PATIENCE, async || {
-            (world.sink.batches() > tried).then_some(())
+        () = eventually("the sink is asked", async || {
+            world.sink.batches() > tried
         }) => {}
     }
     let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -144,7 +143,7 @@ async fn a_buffered_answer_does_not_wait_for_its_record_which_follows() {
     let ask = in_axum(router().layer(world.layer()));
     assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
     assert_eq!(world.requests(record.id).await, [], "not on the request's path");
-    eventually("a record", PATIENCE, async || world.requests(record.id).await.pop()).await;
+    eventually("a record", async || world.requests(record.id).await.pop()).await;
 }
 
 #[tokio::test]
@@ -166,8 +165,7 @@ async fn the_last_use_follows_and_only_of_admitted_requests() {
     assert_eq!(ask(bearer(&used_key)).await.status, StatusCode::OK);
     assert_eq!(world.store.calls(), calls + 1, "no write on the request's path");
     let at =
-        eventually("a last-used time", PATIENCE, async || world.stored(used.id).await.last_used_at)
-            .await;
+        eventually("a last-used time", async || world.stored(used.id).await.last_used_at).await;
     assert_eq!(at, now, "when the key was verified");
     for refused in [revoked, restricted, expired] {
         assert_eq!(world.stored(refused.id).await.last_used_at, None);
@@ -180,7 +178,7 @@ async fn a_use_is_no_change() {
     let (record, key) = world.key().await;
     let ask = in_axum(router().layer(world.layer()));
     ask(bearer(&key)).await;
-    let used = eventually("a last-used time", PATIENCE, async || {
+    let used = eventually("a last-used time", async || {
         Some(world.stored(record.id).await).filter(|key| key.last_used_at.is_some())
     })
     .await;

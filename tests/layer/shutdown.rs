@@ -13,8 +13,8 @@ use tower::{Layer, ServiceExt, service_fn};
 
 use crate::support::{Find, Gate, PATIENCE, Sink, eventually, logs};
 use crate::{
-    Ask, PEER, SOON, Unshared, World, assert_unavailable, at_once_and_later, bearer, bearer_at,
-    in_axum, ip, router,
+    Ask, PEER, Unshared, World, assert_unavailable, at_once_and_later, bearer, bearer_at, in_axum,
+    ip, router,
 };
 
 /// A service in which a request stays until the test lets it go.
@@ -43,8 +43,7 @@ async fn case_36_a_request_dropped_in_the_handler_is_recorded_as_aborted() {
             () = arrived.notified() => {}
         }
         drop(under_way);
-        let event =
-            eventually("a record", PATIENCE, async || world.requests(record.id).await.pop()).await;
+        let event = eventually("a record", async || world.requests(record.id).await.pop()).await;
         assert_eq!((event.outcome, event.status), (Outcome::Aborted, None));
         assert_eq!((&*event.method, &*event.endpoint), ("GET", "/stuck"));
         assert_eq!(event.ip, Some(ip(PEER)));
@@ -77,17 +76,13 @@ async fn case_36_a_service_that_fails_or_panics_leaves_an_aborted_record() {
     let panics = async || -> &'static str { panic!("a mistake in the handler") };
     let ask = in_axum(Router::new().route("/", get(panics)).layer(world.layer()));
     assert!(tokio::spawn(ask(bearer(&key))).await.unwrap_err().is_panic());
-    let event =
-        eventually("a record", PATIENCE, async || world.requests(record.id).await.pop()).await;
+    let event = eventually("a record", async || world.requests(record.id).await.pop()).await;
     assert_eq!((event.outcome, event.status), (Outcome::Aborted, None));
 
     let fails = service_fn(|_: Request<()>| ready(Err::<Response<Unshared>, _>("no upstream")));
     let answer = world.layer().layer(fails).oneshot(bearer(&key)).await;
     assert_eq!(answer.err(), Some("no upstream"), "its own error, as it is");
-    eventually("a second record", PATIENCE, async || {
-        (world.requests(record.id).await.len() == 2).then_some(())
-    })
-    .await;
+    eventually("a second record", async || world.requests(record.id).await.len() == 2).await;
     assert_eq!(world.last_request(record.id).await.outcome, Outcome::Aborted);
 }
 
@@ -120,13 +115,13 @@ async fn case_37_shutdown_waits_for_requests_under_way_and_no_longer() {
         let under_way = tokio::spawn(ask(bearer_at("/stuck", &key)));
         arrived.notified().await;
         let started = Instant::now();
-        let (report, answer) = tokio::join!(world.keys.shutdown(SOON * 6), async {
+        let (report, answer) = tokio::join!(world.keys.shutdown(PATIENCE * 6), async {
             go_on.notify_one();
             under_way.await.unwrap()
         });
         assert_eq!(answer.status, StatusCode::ACCEPTED);
         assert!(report.is_complete(), "{report:?}");
-        assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+        assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
         assert_eq!(world.last_request(record.id).await.status, Some(202));
     }
 }
@@ -151,13 +146,10 @@ async fn lose_at_shutdown(sink: Sink, delivery: Delivery, shutdown: Duration) {
     for _ in 0..50 {
         assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
     }
-    eventually("the sink has begun", PATIENCE, async || {
-        (world.sink.batches() > tried).then_some(())
-    })
-    .await;
+    eventually("the sink has begun", async || world.sink.batches() > tried).await;
     let started = Instant::now();
     let report = world.keys.shutdown(shutdown).await;
-    assert!(started.elapsed() < shutdown + SOON, "{:?}", started.elapsed());
+    assert!(started.elapsed() < shutdown + PATIENCE, "{:?}", started.elapsed());
     assert_eq!(report.unwritten_records, 50);
     assert!(!report.is_complete());
     // The process ends now: what is not in the log yet will never be.
@@ -187,8 +179,8 @@ async fn case_37_a_manager_that_is_dropped_still_writes() {
     let before = sink.len();
     assert_eq!(ask(bearer(issued.secret.expose_secret())).await.status, StatusCode::OK);
     drop((ask, keys));
-    eventually("its record", PATIENCE, async || (sink.len() == before + 1).then_some(())).await;
-    eventually("its last use", PATIENCE, async || {
+    eventually("its record", async || sink.len() == before + 1).await;
+    eventually("its last use", async || {
         store.get(actor.org(), &issued.key.id).await.unwrap()?.last_used_at
     })
     .await;

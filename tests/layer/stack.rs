@@ -23,10 +23,10 @@ use tower_http::cors::CorsLayer;
 use tower_http::timeout::TimeoutLayer;
 use tower_http::trace::TraceLayer;
 
-use crate::support::{Find, Gate, PATIENCE, Sink};
+use crate::support::{Find, Gate, PATIENCE, Sink, unknown_key};
 use crate::{
     Answer, Unshared, World, at_once_and_later, bearer, from_peer, greet_in_tower, request, router,
-    unknown_key, with_header,
+    with_header,
 };
 
 /// Ready only after `poll_ready`, and its clone is not.

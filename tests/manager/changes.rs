@@ -8,9 +8,10 @@ use keygate::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::ChangePhase::{Abandoned, Begun};
 use keygate::*;
 
+use crate::support::{org, soon};
 use crate::{
     Call, Ill, IllSink, Probe, ada, assert_in_doubt, assert_unavailable, bench, bench_with,
-    change_first_key, interfere, name, new_key, org, rename, soon,
+    change_first_key, interfere, name, new_key, rename,
 };
 
 /// Remembers each record, with how the store looked when it was written.

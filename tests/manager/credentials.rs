@@ -6,9 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use keygate::*;
 
+use crate::support::{base64, org};
 use crate::{
     Bench, Call, ada, assert_denied, assert_not_found, assert_unknown, bench, change_first_key,
-    eve, ip, new_key, org, rename,
+    eve, ip, new_key, rename,
 };
 
 #[tokio::test]
@@ -98,17 +99,6 @@ async fn case_08_what_the_store_holds_is_no_key() {
     }
     let latin: String = digest.iter().copied().map(char::from).collect();
     assert_malformed(&b, &latin).await;
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |chunk: &[u8]| {
-        let n =
-            chunk.iter().fold(0, |n, byte| n << 8 | usize::from(*byte)) << (8 * (3 - chunk.len()));
-        let digits = (0..=chunk.len()).map(move |i| char::from(DIGITS[n >> (18 - 6 * i) & 63]));
-        digits.chain(std::iter::repeat_n('=', 3 - chunk.len())).collect::<String>()
-    };
-    bytes.chunks(3).map(group).collect()
 }
 
 /// Finds the same record whatever it is asked for.

@@ -8,10 +8,8 @@ use async_trait::async_trait;
 use keygate::*;
 use tokio::sync::Semaphore;
 
-use crate::{
-    Call, Ill, IllSink, ada, assert_unavailable, bench, bench_with, eventually, org, rename, soon,
-    works,
-};
+use crate::support::{eventually, org, soon};
+use crate::{Call, Ill, IllSink, ada, assert_unavailable, bench, bench_with, rename, works};
 
 #[tokio::test]
 async fn health_says_of_each_part_whether_it_works_and_why_not() {

@@ -23,14 +23,10 @@ use std::fmt;
 use std::future::{Future, pending};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keygate::*;
-
-fn org(id: &str) -> OrgId {
-    OrgId::new(id).unwrap()
-}
+use support::org;
 
 fn ada() -> Actor {
     Actor::new(org("acme"), "ada@acme.example")
@@ -63,20 +59,6 @@ fn no_key() -> KeyId {
 
 fn networks(count: u8) -> Allowlist {
     Allowlist::parse((0..count).map(|i| format!("10.0.{i}.0/24"))).unwrap()
-}
-
-/// Far longer than anything here takes, and far shorter than what hangs.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), work).await.expect("in time")
-}
-
-/// Waits until the condition holds.
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition().await {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 #[track_caller]

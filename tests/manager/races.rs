@@ -10,9 +10,9 @@ use keygate::ChangePhase::{Abandoned, Begun};
 use keygate::*;
 use tokio::sync::{Barrier, Semaphore};
 
+use crate::support::{eventually, soon};
 use crate::{
-    Call, Probe, ada, assert_denied, assert_unknown, bench, bench_with, eventually, name, new_key,
-    rename, soon,
+    Call, Probe, ada, assert_denied, assert_unknown, bench, bench_with, name, new_key, rename,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use keygate::*;
 
-use crate::{Probe, ada, bench, new_key, no_key, org};
+use crate::support::org;
+use crate::{Probe, ada, bench, new_key, no_key};
 
 /// Tokio, and a count of what was asked of it.
 #[derive(Clone, Debug)]

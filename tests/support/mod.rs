@@ -12,27 +12,50 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use keygate::{
     ApiKey, AuditError, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditSink, Clock, KeyDigest,
-    KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId, OrgLimit, Revision,
-    StoreError, Timestamp,
+    KeyFormat, KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId, OrgLimit,
+    Revision, StoreError, SystemRandom, Timestamp,
 };
 use tokio::sync::Notify;
 
 /// How long a test waits for what must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks again and again, until there is an answer; a test that waits in vain fails.
-pub(crate) async fn eventually<T>(
-    what: &str,
-    within: Duration,
-    mut ask: impl AsyncFnMut() -> Option<T>,
-) -> T {
-    let give_up = Instant::now() + within;
+/// Waits for work that takes far less time than this unless it hangs.
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("an end in time")
+}
+
+/// What a test asks for until it is there: a condition, or a value.
+pub(crate) trait Answer {
+    type Value;
+    fn value(self) -> Option<Self::Value>;
+}
+
+impl Answer for bool {
+    type Value = ();
+
+    fn value(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Answer for Option<T> {
+    type Value = T;
+
+    fn value(self) -> Option<T> {
+        self
+    }
+}
+
+/// Asks again and again until there is an answer. The test fails if there is none in time.
+pub(crate) async fn eventually<A: Answer>(what: &str, mut ask: impl AsyncFnMut() -> A) -> A::Value {
+    let give_up = Instant::now() + PATIENCE;
     loop {
-        if let Some(answer) = ask().await {
+        if let Some(answer) = ask().await.value() {
             return answer;
         }
-        assert!(Instant::now() < give_up, "not within {within:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(Instant::now() < give_up, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -235,6 +258,29 @@ impl AuditLog for SpySink {
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         self.log.purge_before(instant).await
     }
+}
+
+pub(crate) fn org(id: &str) -> OrgId {
+    OrgId::new(id).unwrap()
+}
+
+/// A key of the default format that no store has.
+pub(crate) fn unknown_key() -> String {
+    KeyFormat::default().generate(&SystemRandom).unwrap().expose_secret().to_owned()
+}
+
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let word = three.iter().fold(0, |word, byte| word << 8 | usize::from(*byte));
+        let word = word << (8 * (3 - three.len()));
+        for digit in 0..4 {
+            let shown = digit <= three.len();
+            text.push(if shown { DIGITS[word >> (18 - 6 * digit) & 63].into() } else { '=' });
+        }
+    }
+    text
 }
 
 thread_local! {
