@@ -1,7 +1,7 @@
 //! What the tests of the cache are made of: a store that can be held, and a feed by hand.
 
 #[path = "../support/mod.rs"]
-mod support;
+pub(crate) mod support;
 
 use std::fmt;
 use std::future::{Future, pending, poll_fn};

@@ -5,73 +5,46 @@ use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use keygate::*;
 
-use crate::support::{PATIENCE, eventually, org, soon};
+use crate::support::{Call, PATIENCE, SpyStore, eventually, org, soon};
 use crate::{Answer, Logged, ada, bench, get, millis, new_key};
 
-/// A memory store that remembers what last uses it was given, and fails or
-/// hangs as it was told.
-#[derive(Debug, Default)]
-struct Uses {
-    inner: MemoryStore,
-    calls: Mutex<Vec<Vec<KeyUse>>>,
-    plan: Mutex<VecDeque<Answer>>,
-    then: Mutex<Answer>,
-}
-
-#[async_trait]
-impl KeyStore for Uses {
-    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        self.inner.insert(key, limit).await
-    }
-    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.inner.find_by_digest(digest).await
-    }
-    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.inner.get(org, id).await
-    }
-    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        self.inner.list(org).await
-    }
-    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        self.inner.replace(key, expected).await
-    }
-    async fn delete(
-        &self,
-        org: &OrgId,
-        id: &KeyId,
-        expected: Option<Revision>,
-    ) -> Result<(), StoreError> {
-        self.inner.delete(org, id, expected).await
-    }
-    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
-        self.calls.lock().unwrap().push(uses.to_vec());
-        let planned = self.plan.lock().unwrap().pop_front();
-        let answer = planned.unwrap_or(*self.then.lock().unwrap());
-        match answer {
-            Answer::Write => self.inner.record_uses(uses).await,
-            Answer::Hang => pending().await,
-            Answer::Panic => panic!("the store of a test panics"),
-            _ => Err(StoreError::unavailable("locked")),
-        }
-    }
-}
-
 struct UseBench {
-    store: Arc<Uses>,
+    store: Arc<SpyStore>,
+    /// For the next writes of last uses.
+    plan: Arc<Mutex<VecDeque<Answer>>>,
+    /// For all writes after those.
+    then: Arc<Mutex<Answer>>,
     clock: Arc<ManualClock>,
     keys: KeyManager,
 }
 
 fn use_bench() -> UseBench {
-    let store = Arc::new(Uses::default());
+    let store = Arc::new(SpyStore::default());
+    let (plan, then) = (Arc::<Mutex<VecDeque<Answer>>>::default(), Arc::<Mutex<Answer>>::default());
+    let (planned, otherwise) = (plan.clone(), then.clone());
+    store.before(move |call| {
+        let answer = if call == Call::Uses {
+            let planned = planned.lock().unwrap().pop_front();
+            planned.unwrap_or(*otherwise.lock().unwrap())
+        } else {
+            Answer::Write
+        };
+        async move {
+            match answer {
+                Answer::Write => Ok(()),
+                Answer::Hang => pending().await,
+                Answer::Panic => panic!("the store of a test panics"),
+                _ => Err(StoreError::unavailable("locked")),
+            }
+        }
+    });
     let start = Timestamp::parse("2027-01-01T00:00:00Z").unwrap();
     let clock = Arc::new(ManualClock::new(start));
     let builder = KeyManager::builder(store.clone()).clock(clock.clone());
     let keys = builder.store_deadline(millis(100)).build().unwrap();
-    UseBench { store, clock, keys }
+    UseBench { store, plan, then, clock, keys }
 }
 
 impl UseBench {
@@ -81,7 +54,7 @@ impl UseBench {
     }
 
     fn calls(&self) -> Vec<Vec<KeyUse>> {
-        self.store.calls.lock().unwrap().clone()
+        self.store.uses.lock().unwrap().clone()
     }
 
     async fn last_used(&self, id: KeyId) -> Option<Timestamp> {
@@ -191,7 +164,7 @@ async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
     assert_eq!(b.last_used(id).await, Some(right), "written already");
 
     // Nor does it stay in a batch that has not been written, or could not be.
-    b.store.plan.lock().unwrap().push_back(Answer::Err);
+    b.plan.lock().unwrap().push_back(Answer::Err);
     b.clock.set(wrong);
     b.keys.verify(&secret, None).await.unwrap();
     b.called(3).await;
@@ -205,7 +178,7 @@ async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
 async fn uses_that_could_not_be_written_are_written_later() {
     for failure in [Answer::Err, Answer::Hang] {
         let b = use_bench();
-        b.store.plan.lock().unwrap().push_back(failure);
+        b.plan.lock().unwrap().push_back(failure);
         let (secret, id) = b.create(new_key()).await;
         let first = b.clock.now();
         b.keys.verify(&secret, None).await.unwrap();
@@ -221,7 +194,7 @@ async fn uses_that_could_not_be_written_are_written_later() {
 #[tokio::test]
 async fn a_store_that_panics_over_a_use_is_given_the_next_all_the_same() {
     let b = use_bench();
-    b.store.plan.lock().unwrap().push_back(Answer::Panic);
+    b.plan.lock().unwrap().push_back(Answer::Panic);
     let (secret, id) = b.create(new_key()).await;
     b.keys.verify(&secret, None).await.unwrap();
     b.called(1).await;
@@ -272,7 +245,7 @@ async fn dropping_the_last_handle_still_writes_the_uses() {
     let b = use_bench();
     let (secret, id) = b.create(new_key()).await;
     b.keys.verify(&secret, None).await.unwrap();
-    let UseBench { store, keys, clock } = b;
+    let UseBench { store, keys, clock, .. } = b;
     drop(keys);
     let read = async || store.get(&org("acme"), &id).await.unwrap().unwrap().last_used_at;
     let deadline = Instant::now() + PATIENCE;
@@ -288,7 +261,7 @@ async fn case_37_shutdown_counts_the_uses_that_it_could_not_write() {
         for held in [false, true] {
             let logged = Logged::from_here();
             let b = use_bench();
-            *b.store.then.lock().unwrap() = failure;
+            *b.then.lock().unwrap() = failure;
             for _ in 0..3 {
                 let (secret, _) = b.create(new_key()).await;
                 b.keys.verify(&secret, None).await.unwrap();

@@ -8,16 +8,16 @@ use keygate::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::ChangePhase::{Abandoned, Begun};
 use keygate::*;
 
-use crate::support::{org, soon};
+use crate::support::{Call, Sink, SpySink, SpyStore, org, soon};
 use crate::{
-    Call, Ill, IllSink, Probe, ada, assert_in_doubt, assert_unavailable, bench, bench_with,
-    change_first_key, interfere, name, new_key, rename,
+    ada, assert_in_doubt, assert_unavailable, bench, bench_with, change_first_key, interfere, name,
+    new_key, rename,
 };
 
 /// Remembers each record, with how the store looked when it was written.
 #[derive(Debug)]
 struct Witness {
-    store: Arc<Probe>,
+    store: Arc<SpyStore>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
@@ -36,7 +36,7 @@ impl AuditSink for Witness {
 
 #[tokio::test]
 async fn a_change_is_on_record_before_it_takes_effect() {
-    let store = Arc::new(Probe::default());
+    let store = Arc::new(SpyStore::default());
     let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
     let witness = Witness { store: store.clone(), seen: Arc::clone(&seen) };
     let b = bench_with(|_| KeyManager::builder(store.clone()).audit_sink(witness));
@@ -171,18 +171,15 @@ async fn a_store_that_panics_over_a_change_leaves_it_in_doubt() {
 
 #[tokio::test]
 async fn case_35_no_change_without_its_record() {
-    let ill = Arc::new(Mutex::new(None));
+    let sink = Arc::new(SpySink::default());
     let delivery = Delivery::buffered().deadline(Duration::from_millis(100));
-    let b = bench_with(|builder| {
-        let sink = IllSink { ill: ill.clone(), log: Arc::default() };
-        builder.audit_sink(sink).delivery(delivery)
-    });
+    let b = bench_with(|builder| builder.audit_sink(sink.clone()).delivery(delivery));
     let issued = b.create().await;
     let id = issued.key.id;
     let before = b.snapshot().await;
     b.store.take_calls();
-    for how in [Ill::Errs, Ill::Rejects, Ill::Hangs, Ill::Panics] {
-        *ill.lock().unwrap() = Some(how);
+    for how in [Sink::Fails, Sink::Rejects, Sink::Hangs, Sink::Panics] {
+        sink.sink(how);
         assert_unavailable(soon(b.keys.create(&ada(), new_key())).await);
         assert_unavailable(soon(b.keys.update(&ada(), &id, KeyPatch::revoke())).await);
         assert_unavailable(soon(b.keys.rotate(&ada(), &id)).await);
@@ -196,6 +193,6 @@ async fn case_35_no_change_without_its_record() {
         b.verify(&issued).await.unwrap();
         b.keys.list(&org("acme")).await.unwrap();
     }
-    *ill.lock().unwrap() = None;
+    sink.sink(Sink::Works);
     b.keys.update(&ada(), &id, KeyPatch::revoke()).await.expect("it recovers by itself");
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use keygate::*;
 
-use crate::support::{base64, org};
+use crate::support::{Call, Find, SpyStore, base64, org};
 use crate::{
-    Bench, Call, ada, assert_denied, assert_not_found, assert_unknown, bench, change_first_key,
-    eve, ip, new_key, rename,
+    Bench, ada, assert_denied, assert_not_found, assert_unknown, bench, change_first_key, eve, ip,
+    new_key, rename,
 };
 
 #[tokio::test]
@@ -101,46 +100,24 @@ async fn case_08_what_the_store_holds_is_no_key() {
     assert_malformed(&b, &latin).await;
 }
 
-/// Finds the same record whatever it is asked for.
-#[derive(Debug)]
-struct FindsTooMuch(Arc<ApiKey>);
-
-#[async_trait]
-impl KeyStore for FindsTooMuch {
-    async fn insert(&self, _: &ApiKey, _: OrgLimit) -> Result<(), StoreError> {
-        Ok(())
-    }
-    async fn find_by_digest(&self, _: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(Some(self.0.clone()))
-    }
-    async fn get(&self, _: &OrgId, _: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(Some(self.0.clone()))
-    }
-    async fn list(&self, _: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        Ok(vec![])
-    }
-    async fn replace(&self, _: &ApiKey, _: Revision) -> Result<(), StoreError> {
-        Ok(())
-    }
-    async fn delete(&self, _: &OrgId, _: &KeyId, _: Option<Revision>) -> Result<(), StoreError> {
-        Ok(())
-    }
-    async fn record_uses(&self, _: &[KeyUse]) -> Result<(), StoreError> {
-        Ok(())
-    }
+/// A manager on a store that finds the same record for every digest.
+fn finds_always(key: Arc<ApiKey>) -> KeyManager {
+    let store = SpyStore::default();
+    store.find(Find::Always(key));
+    KeyManager::builder(store).build().unwrap()
 }
 
 #[tokio::test]
 async fn case_09_a_store_that_finds_a_wrong_record_lets_nobody_in() {
     let b = bench();
     let [theirs, ours] = [b.create().await, b.create().await];
-    let keys = KeyManager::builder(FindsTooMuch(theirs.key.clone())).build().unwrap();
+    let keys = finds_always(theirs.key.clone());
     keys.verify(theirs.secret.expose_secret(), None).await.unwrap();
     assert_unknown(keys.verify(ours.secret.expose_secret(), None).await);
 
     // Nor does a record whose digest is that of nothing, or was never filled in.
     let empty = ApiKey { digest: KeyDigest::of(""), ..ApiKey::clone(&theirs.key) };
-    let keys = KeyManager::builder(FindsTooMuch(Arc::new(empty))).build().unwrap();
+    let keys = finds_always(Arc::new(empty));
     assert_unknown(keys.verify(ours.secret.expose_secret(), None).await);
     assert!(matches!(keys.verify("", None).await, Err(VerifyError::Malformed(_))));
     assert!(KeyDigest::from_slice(&[0; 32]).is_err());

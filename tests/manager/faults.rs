@@ -7,9 +7,9 @@ use keygate::ChangeAction::Created;
 use keygate::ChangePhase::Begun;
 use keygate::*;
 
-use crate::support::{org, soon};
+use crate::support::{Call, org, soon};
 use crate::{
-    Bench, Call, ada, assert_in_doubt, assert_unavailable, bench, bench_with, name, new_key, rename,
+    Bench, ada, assert_in_doubt, assert_unavailable, bench, bench_with, name, new_key, rename,
 };
 
 async fn assert_all_unavailable(b: &Bench, issued: &IssuedKey) {

@@ -1,15 +1,15 @@
 //! The health report.
 
 use std::future::pending;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keygate::*;
 use tokio::sync::Semaphore;
 
-use crate::support::{eventually, org, soon};
-use crate::{Call, Ill, IllSink, ada, assert_unavailable, bench, bench_with, rename, works};
+use crate::support::{Call, Sink, SpySink, eventually, org, soon};
+use crate::{ada, assert_unavailable, bench, bench_with, rename, works};
 
 #[tokio::test]
 async fn health_says_of_each_part_whether_it_works_and_why_not() {
@@ -51,19 +51,20 @@ async fn health_answers_though_changes_do_not() {
 
 #[tokio::test]
 async fn health_says_that_the_audit_log_fails_and_that_it_recovers() {
-    let ill = Arc::new(Mutex::new(None));
+    let sink = Arc::new(SpySink::default());
     let b = bench_with(|builder| {
-        let sink = IllSink { ill: ill.clone(), log: Arc::default() };
-        builder.audit_sink(sink).delivery(Delivery::strict().deadline(Duration::from_millis(50)))
+        builder
+            .audit_sink(sink.clone())
+            .delivery(Delivery::strict().deadline(Duration::from_millis(50)))
     });
     let id = b.create().await.key.id;
     assert!(b.keys.health().await.works());
-    for how in [Ill::Errs, Ill::Hangs, Ill::Panics] {
-        *ill.lock().unwrap() = Some(how);
+    for how in [Sink::Fails, Sink::Hangs, Sink::Panics] {
+        sink.sink(how);
         assert_unavailable(soon(b.keys.update(&ada(), &id, KeyPatch::revoke())).await);
         eventually("the log fails", async || !b.keys.health().await.audit_log.works()).await;
         assert_eq!(works(&b.keys.health().await), [true, true, false], "{how:?}");
-        *ill.lock().unwrap() = None;
+        sink.sink(Sink::Works);
         // What is left to be written is tried again.
         b.keys.update(&ada(), &id, rename(&format!("{how:?}"))).await.unwrap();
         eventually("the log works", async || b.keys.health().await.works()).await;
@@ -72,13 +73,12 @@ async fn health_says_that_the_audit_log_fails_and_that_it_recovers() {
 
 #[tokio::test]
 async fn health_says_that_the_audit_queue_is_full() {
-    let ill = Arc::new(Mutex::new(None));
+    let sink = Arc::new(SpySink::default());
     let b = bench_with(|builder| {
-        let sink = IllSink { ill: ill.clone(), log: Arc::default() };
-        builder.audit_sink(sink).delivery(Delivery::buffered().capacity(3))
+        builder.audit_sink(sink.clone()).delivery(Delivery::buffered().capacity(3))
     });
     let issued = b.create().await;
-    *ill.lock().unwrap() = Some(Ill::Hangs);
+    sink.sink(Sink::Hangs);
     for _ in 0..3 {
         assert!(b.keys.health().await.works());
         let request = RequestInfo::new("GET", "/");
@@ -92,7 +92,7 @@ async fn health_says_that_the_audit_queue_is_full() {
 #[tokio::test]
 async fn a_flood_of_health_checks_asks_the_store_for_changes_once_a_second() {
     let b = bench();
-    let uses = || b.store.calls.lock().unwrap().iter().filter(|call| **call == Call::Uses).count();
+    let uses = || b.store.uses.lock().unwrap().len();
     let begun = Instant::now();
     for _ in 0..50 {
         let checks: Vec<_> = (0..20)
@@ -127,7 +127,7 @@ async fn health_checks_at_once_share_an_answer_and_one_that_is_dropped_keeps_nob
         tokio::spawn(async move { keys.health().await.works() })
     };
     let first = ask();
-    let uses = || b.store.calls.lock().unwrap().iter().filter(|call| **call == Call::Uses).count();
+    let uses = || b.store.uses.lock().unwrap().len();
     eventually("it asks", async || uses() == 1).await;
     let others = [ask(), ask(), ask()];
     first.abort();

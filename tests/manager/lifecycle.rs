@@ -6,11 +6,10 @@ use keygate::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::ChangePhase::{Abandoned, Begun};
 use keygate::*;
 
-use crate::support::{org, soon};
+use crate::support::{Call, org, soon};
 use crate::{
-    Call, ada, assert_denied, assert_not_found, assert_unavailable, assert_unknown, bench,
-    bench_with, change_first_key, change_of, interfere, ip, name, networks, new_key, no_key,
-    rename,
+    ada, assert_denied, assert_not_found, assert_unavailable, assert_unknown, bench, bench_with,
+    change_first_key, change_of, interfere, ip, name, networks, new_key, no_key, rename,
 };
 
 #[tokio::test]

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use keygate::*;
 
-use crate::{
-    Probe, ada, assert_denied, assert_unavailable, bench, bench_with, eve, networks, new_key,
-};
+use crate::support::SpyStore;
+use crate::{ada, assert_denied, assert_unavailable, bench, bench_with, eve, networks, new_key};
 
 #[tokio::test]
 async fn an_organisation_has_at_most_20_keys_revoked_and_expired_ones_included() {
@@ -148,7 +147,7 @@ impl Random for RunsDry {
 
 #[tokio::test]
 async fn without_random_bytes_there_is_no_key() {
-    let store = Arc::new(Probe::default());
+    let store = Arc::new(SpyStore::default());
     let built = KeyManager::builder(store.clone()).random(RunsDry(0.into())).build();
     assert!(matches!(built, Err(BuildError::Random(_))));
     for fills in 1..10 {

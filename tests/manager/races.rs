@@ -10,10 +10,8 @@ use keygate::ChangePhase::{Abandoned, Begun};
 use keygate::*;
 use tokio::sync::{Barrier, Semaphore};
 
-use crate::support::{eventually, soon};
-use crate::{
-    Call, Probe, ada, assert_denied, assert_unknown, bench, bench_with, name, new_key, rename,
-};
+use crate::support::{Call, SpyStore, eventually, soon};
+use crate::{ada, assert_denied, assert_unknown, bench, bench_with, name, new_key, rename};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn case_26_of_64_creates_for_the_last_place_one_succeeds() {
@@ -56,7 +54,7 @@ async fn case_26_of_64_creates_for_the_last_place_one_succeeds() {
 
 /// Lets the first `parties` calls of `replace` start together, and all later
 /// ones pass.
-fn replace_together(store: &Probe, parties: usize) {
+fn replace_together(store: &SpyStore, parties: usize) {
     let (barrier, seen) = (Arc::new(Barrier::new(parties)), Arc::new(AtomicUsize::new(0)));
     store.before(move |call| {
         let (barrier, seen) = (barrier.clone(), seen.clone());

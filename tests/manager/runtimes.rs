@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use keygate::*;
 
-use crate::support::org;
-use crate::{Probe, ada, bench, new_key, no_key};
+use crate::support::{SpyStore, org};
+use crate::{ada, bench, new_key, no_key};
 
 /// Tokio, and a count of what was asked of it.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ fn a_manager_needs_a_runtime_and_takes_any() {
         spawned: Arc::default(),
         slept: Arc::default(),
     };
-    let store = Arc::new(Probe::default());
+    let store = Arc::new(SpyStore::default());
     let deadline = Duration::from_millis(31);
     let log = Arc::new(MemoryAuditLog::new());
     let keys = KeyManager::builder(store.clone())
