@@ -34,3 +34,4 @@ mod preconditions;
 mod queries;
 #[path = "admin_support/schema.rs"]
 mod schema;
+mod support;

@@ -97,10 +97,7 @@ impl<L: AuditSink + AuditLog> World<L> {
 
     /// The requests on record for a key, oldest first, after what is queued by now.
     async fn records(&self, key: &Key) -> Vec<RequestEvent> {
-        eventually("the queue is empty", PATIENCE, async || {
-            (self.keys.audit_stats().queued == 0).then_some(())
-        })
-        .await;
+        eventually("the queue is empty", async || self.keys.audit_stats().queued == 0).await;
         let query = AuditQuery::new(key.actor.org().clone(), AuditScope::KeyRequests(key.id));
         let mut position = Position::Newest;
         let mut events = Vec::new();
@@ -197,10 +194,7 @@ async fn case_48_a_sum_is_written_when_its_window_is_over_and_shows_the_last_ref
     }
     let last = world.keys.now();
     // Nobody asks for anything any more.
-    eventually("all are on record", PATIENCE, async || {
-        (requests(&world.records(&key).await) == 50).then_some(())
-    })
-    .await;
+    eventually("all are on record", async || requests(&world.records(&key).await) == 50).await;
     let records = world.records(&key).await;
     let sum = records.iter().max_by_key(|event| event.count).unwrap();
     assert!(sum.count > 1 && *sum.endpoint == *"/v1/last");
@@ -245,9 +239,9 @@ async fn case_48_refusals_take_no_room_of_requests_and_are_summed_where_they_hav
             tokio::spawn(async move { keys.admit(&secret, get("/")).await.map(drop) })
         };
         let refused: Vec<_> = revoked.iter().map(refuse).collect();
-        eventually("two are queued, the others summed", PATIENCE, async || {
+        eventually("two are queued, the others summed", async || {
             let stats = world.keys.audit_stats();
-            (stats.queued == 2 && stats.summed == 28).then_some(())
+            stats.queued == 2 && stats.summed == 28
         })
         .await;
         // A request finds all its room.

@@ -22,7 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Client, Reply, assert_no_leak, poll};
+use support::{Client, Reply, assert_no_leak, poll, unknown_key};
 
 const KEYS: &str = "/settings/api/keys";
 const AUDIT_STRICT: (&str, &str) = ("KEYGATE_AUDIT", "strict");
@@ -202,12 +202,6 @@ impl Key {
 fn is_key(text: &str, prefix: &str) -> bool {
     text.strip_prefix(prefix)
         .is_some_and(|rest| rest.len() == 48 && rest.bytes().all(|b| b.is_ascii_alphanumeric()))
-}
-
-/// A key of the default format that the server never made.
-fn unknown_key() -> String {
-    let key = keygate::KeyFormat::default().generate(&keygate::SystemRandom).unwrap();
-    key.expose_secret().to_owned()
 }
 
 fn is_time(value: &Value) -> bool {

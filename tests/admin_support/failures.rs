@@ -29,7 +29,7 @@ async fn the_limits_of_the_manager_hold() {
 async fn a_store_that_is_down_is_503_on_every_route() {
     let api = Api::new();
     let path = api.create_path("k").await;
-    api.store.go_down();
+    api.store_fails();
     for request in [
         request(Method::GET, "/keys"),
         with_json(request(Method::POST, "/keys"), json!({"name": "k", "expiration": "never"})),
@@ -50,7 +50,7 @@ async fn a_store_that_is_down_is_503_on_every_route() {
 async fn a_change_that_others_always_overtake_is_409() {
     let api = Api::new();
     let path = api.create_path("k").await;
-    api.store.conflict();
+    api.conflict();
     let reply = api.patch(&path, json!({"name": "new"})).await;
     assert_eq!((reply.status.as_u16(), reply.code().as_str()), (409, "conflict"));
     let reply = api.post(&format!("{path}/rotate"), json!({"confirm_name": "k"})).await;

@@ -1,22 +1,23 @@
 //! What the tests of the management API share: a router, and requests to it.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, IntoHeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use keygate::{
-    Actor, ApiKey, Clock, KeyDigest, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyStore,
-    KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId, OrgLimit, Revision, StoreError,
-    Timestamp,
+    Actor, ApiKey, Clock, KeyManager, KeyManagerBuilder, KeyName, KeyStore, ManualClock,
+    MemoryAuditLog, OrgId, StoreError, Timestamp,
 };
 use serde_json::{Value, json};
 use tower::ServiceExt;
+
+use crate::support::{Call, SpyStore};
 
 /// Every code that an error may have, with its status.
 pub(crate) const CODES: [(&str, u16); 14] = [
@@ -47,7 +48,7 @@ pub(crate) const NO_KEY: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
 pub(crate) struct Api {
     pub(crate) router: Router,
     pub(crate) keys: KeyManager,
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<SpyStore>,
     pub(crate) log: Arc<MemoryAuditLog>,
     pub(crate) clock: TestClock,
     pub(crate) actor: Actor,
@@ -59,12 +60,43 @@ impl Api {
     }
 
     pub(crate) fn with(change: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Self {
-        let (store, log) = (Arc::new(Store::default()), Arc::new(MemoryAuditLog::new()));
+        let (store, log) = (Arc::new(SpyStore::default()), Arc::new(MemoryAuditLog::new()));
         let clock = TestClock(Arc::new(ManualClock::new(Timestamp::parse(START).unwrap())));
         let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
         let keys = change(builder).build().unwrap();
         let router = keygate::admin::router(keys.clone());
         Self { router, keys, store, log, clock, actor: actor("acme") }
+    }
+
+    /// From now on, every call of the store fails.
+    pub(crate) fn store_fails(&self) {
+        self.store.before(|_| ready(Err(StoreError::unavailable("the disk is on fire"))));
+    }
+
+    /// From now on, another change always comes first.
+    pub(crate) fn conflict(&self) {
+        self.store.before(|call| {
+            let is_change = matches!(call, Call::Replace | Call::Delete);
+            ready(if is_change { Err(StoreError::Conflict) } else { Ok(()) })
+        });
+    }
+
+    /// After the only key has been read so often, it is renamed by another caller.
+    pub(crate) fn overtake_after(&self, reads: u8) {
+        let (store, left) = (Arc::downgrade(&self.store), AtomicU8::new(reads));
+        let org = self.actor.org().clone();
+        self.store.after(move |call| {
+            let is_last = call == Call::Get && left.fetch_sub(1, Ordering::SeqCst) == 1;
+            let store = store.upgrade().filter(|_| is_last);
+            let org = org.clone();
+            async move {
+                let Some(store) = store else { return Ok(()) };
+                let key = store.snapshot(&org).await.remove(0);
+                let name = KeyName::new("theirs").unwrap();
+                let theirs = ApiKey { name, revision: key.revision.next(), ..key.clone() };
+                store.inner.replace(&theirs, key.revision).await
+            }
+        });
     }
 
     /// The same API for another organisation.
@@ -214,98 +246,5 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         self.0.now()
-    }
-}
-
-/// A store in memory that can be made to fail.
-#[derive(Debug, Default)]
-pub(crate) struct Store {
-    pub(crate) inner: MemoryStore,
-    mood: AtomicU8,
-    /// Counts down to the read after which somebody else changes the key.
-    overtaken_in: AtomicU8,
-}
-
-impl Store {
-    const DOWN: u8 = 1;
-    const CONFLICTING: u8 = 2;
-
-    /// From now on, every call fails.
-    pub(crate) fn go_down(&self) {
-        self.mood.store(Self::DOWN, Ordering::SeqCst);
-    }
-
-    /// From now on, another change always comes first.
-    pub(crate) fn conflict(&self) {
-        self.mood.store(Self::CONFLICTING, Ordering::SeqCst);
-    }
-
-    /// After the key has been read so often, somebody else renames it.
-    pub(crate) fn overtake_after(&self, reads: u8) {
-        self.overtaken_in.store(reads, Ordering::SeqCst);
-    }
-
-    fn check(&self) -> Result<(), StoreError> {
-        if self.mood.load(Ordering::SeqCst) == Self::DOWN {
-            return Err(StoreError::unavailable("the disk is on fire"));
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl KeyStore for Store {
-    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.insert(key, limit).await
-    }
-
-    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.check()?;
-        self.inner.find_by_digest(digest).await
-    }
-
-    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.check()?;
-        let found = self.inner.get(org, id).await?;
-        let left = self.overtaken_in.load(Ordering::SeqCst);
-        self.overtaken_in.store(left.saturating_sub(1), Ordering::SeqCst);
-        if let (1, Some(key)) = (left, &found) {
-            let name = KeyName::new("theirs").unwrap();
-            let theirs = ApiKey { name, revision: key.revision.next(), ..ApiKey::clone(key) };
-            self.inner.replace(&theirs, key.revision).await?;
-        }
-        Ok(found)
-    }
-
-    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        self.check()?;
-        self.inner.list(org).await
-    }
-
-    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        self.check()?;
-        if self.mood.load(Ordering::SeqCst) == Self::CONFLICTING {
-            return Err(StoreError::Conflict);
-        }
-        self.inner.replace(key, expected).await
-    }
-
-    async fn delete(
-        &self,
-        org: &OrgId,
-        id: &KeyId,
-        expected: Option<Revision>,
-    ) -> Result<(), StoreError> {
-        self.check()?;
-        if self.mood.load(Ordering::SeqCst) == Self::CONFLICTING {
-            return Err(StoreError::Conflict);
-        }
-        self.inner.delete(org, id, expected).await
-    }
-
-    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.record_uses(uses).await
     }
 }

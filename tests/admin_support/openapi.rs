@@ -181,7 +181,7 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
             }
             10 => {
                 api.create("second").await;
-                api.store.conflict();
+                api.conflict();
                 good
             }
             14 => {
@@ -189,7 +189,7 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
                 good
             }
             _ => {
-                api.store.go_down();
+                api.store_fails();
                 good
             }
         };

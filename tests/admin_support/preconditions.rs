@@ -160,7 +160,7 @@ async fn case_50_a_change_that_comes_between_stops_rotate_and_delete() {
                 let issued = api.create("k").await;
                 let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
                 let [rotate, delete] = rotate_and_delete(&path, if_match);
-                api.store.overtake_after(reads);
+                api.overtake_after(reads);
                 let reply = api.send(if which == 0 { rotate } else { delete }).await;
                 let case = format!("{if_match:?} after {reads} reads");
                 assert_eq!(reply.status, answer, "{case}: {}", reply.text());

@@ -1,5 +1,8 @@
 //! What the tests of the cache are made of: a store that can be held, and a feed by hand.
 
+#[path = "../support/mod.rs"]
+pub(crate) mod support;
+
 use std::fmt;
 use std::future::{Future, pending};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -10,19 +13,7 @@ use async_trait::async_trait;
 use keygate::*;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Far longer than anything here takes, and far shorter than what hangs.
-pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), work).await.expect("in time")
-}
-
-/// Waits until the condition holds.
-pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition().await {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
+pub(crate) use support::{eventually, soon};
 
 /// Different bytes for each number, spread as a digest's are.
 fn spread(number: u64) -> [u8; 32] {

@@ -124,10 +124,7 @@ async fn case_49_a_shutdown_waits_for_changes_whose_callers_are_gone() {
     let issued = world.keys.create(&a, new_key()).await.unwrap();
     world.store.shut();
     assert!(dropped_after(200, world.keys.rotate(&a, &issued.key.id)).await.is_none());
-    eventually("the store has it", PATIENCE, async || {
-        (world.store.waiting.load(Ordering::SeqCst) == 1).then_some(())
-    })
-    .await;
+    eventually("the store has it", async || world.store.waiting.load(Ordering::SeqCst) == 1).await;
 
     let mut shutdown = pin!(world.keys.shutdown(2 * PATIENCE));
     assert!(dropped_after(200, shutdown.as_mut()).await.is_none());
@@ -145,10 +142,7 @@ async fn case_49_a_shutdown_says_which_changes_it_did_not_wait_for() {
     let (world, a) = (World::new(Delivery::buffered()), actor("a"));
     world.store.shut();
     assert!(dropped_after(200, world.keys.create(&a, new_key())).await.is_none());
-    eventually("the store has it", PATIENCE, async || {
-        (world.store.waiting.load(Ordering::SeqCst) == 1).then_some(())
-    })
-    .await;
+    eventually("the store has it", async || world.store.waiting.load(Ordering::SeqCst) == 1).await;
     let report = world.keys.shutdown(Duration::from_millis(50)).await;
     assert_eq!((report.unfinished_changes, report.is_complete()), (1, false));
     assert_eq!(report.unwritten_records, 0, "the audit log had its time, too");

@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
+use crate::support::PATIENCE;
 use async_trait::async_trait;
 use keygate::*;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-
-use crate::support::PATIENCE;
 
 pub(crate) fn actor(org: &str) -> Actor {
     Actor::new(OrgId::new(org).unwrap(), "ada")

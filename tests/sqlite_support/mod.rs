@@ -19,6 +19,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 pub(crate) use self::peer::{Peer, this_program};
+pub(crate) use crate::support::org;
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
@@ -33,10 +34,6 @@ pub(crate) fn new_store() -> (TempDir, PathBuf, SqliteStore) {
 /// A connection that keygate knows nothing of.
 pub(crate) fn raw(path: &Path) -> Connection {
     Connection::open(path).unwrap()
-}
-
-pub(crate) fn org(name: &str) -> OrgId {
-    OrgId::new(name).unwrap()
 }
 
 pub(crate) fn at(micros: i64) -> Timestamp {

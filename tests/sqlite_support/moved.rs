@@ -9,7 +9,7 @@ use keygate::{
 };
 
 use crate::sqlite_support::{LIMIT, assert_sound, at, chain, change, key, new_store, org, raw};
-use crate::support::{PATIENCE, capture_logs, eventually, logs};
+use crate::support::{capture_logs, eventually, logs};
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -100,7 +100,7 @@ async fn a_file_that_is_replaced_is_neither_written_nor_read() {
             Err(error @ StoreError::Unavailable(_)) => Some(error),
             other => other.map(|_| None).unwrap(),
         };
-        let error = eventually("look-ups are refused", PATIENCE, look_ups_fail).await;
+        let error = eventually("look-ups are refused", look_ups_fail).await;
         let reason = format!("{} is no longer the file that was opened", part.display());
         assert!(chain(&error).contains(&reason), "{}", chain(&error));
         let listed = store.list(&present.org).await;
@@ -145,10 +145,7 @@ async fn closing_a_replaced_file_leaves_the_other_one_and_its_log_alone() {
     let threads = || fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     let before = threads();
     drop(old);
-    eventually("the threads of the old store end", PATIENCE, async || {
-        (threads() < before).then_some(())
-    })
-    .await;
+    eventually("the threads of the old store end", async || threads() < before).await;
     new.insert(&key(&org("new")), LIMIT).await.unwrap();
     let reopened = SqliteStore::open(&path).unwrap();
     assert_eq!(reopened.list(&org("new")).await.unwrap().len(), 2);
@@ -162,7 +159,7 @@ async fn a_file_that_is_gone_is_logged_once_in_a_while() {
     moved(&path);
     capture_logs();
     let unknown = key(&org("acme"));
-    eventually("a line", PATIENCE, async || {
+    eventually("a line", async || {
         store.find_by_digest(&unknown.digest).await.unwrap();
         logs().contains("keys.db is gone").then_some(())
     })

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::str::FromStr;
@@ -11,28 +12,51 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keygate::{
-    ApiKey, AuditError, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditSink, Clock, KeyDigest,
-    KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId, OrgLimit, Revision,
-    StoreError, Timestamp,
+    ApiKey, AuditError, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditSink, BoxFuture, Clock,
+    KeyDigest, KeyFormat, KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId,
+    OrgLimit, Revision, StoreError, SystemRandom, Timestamp,
 };
 use tokio::sync::Notify;
 
 /// How long a test waits for what must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks again and again, until there is an answer; a test that waits in vain fails.
-pub(crate) async fn eventually<T>(
-    what: &str,
-    within: Duration,
-    mut ask: impl AsyncFnMut() -> Option<T>,
-) -> T {
-    let give_up = Instant::now() + within;
+/// Waits for work that takes far less time than this unless it hangs.
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("an end in time")
+}
+
+/// What a test asks for until it is there: a condition, or a value.
+pub(crate) trait Answer {
+    type Value;
+    fn value(self) -> Option<Self::Value>;
+}
+
+impl Answer for bool {
+    type Value = ();
+
+    fn value(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Answer for Option<T> {
+    type Value = T;
+
+    fn value(self) -> Option<T> {
+        self
+    }
+}
+
+/// Asks again and again until there is an answer. The test fails if there is none in time.
+pub(crate) async fn eventually<A: Answer>(what: &str, mut ask: impl AsyncFnMut() -> A) -> A::Value {
+    let give_up = Instant::now() + PATIENCE;
     loop {
-        if let Some(answer) = ask().await {
+        if let Some(answer) = ask().await.value() {
             return answer;
         }
-        assert!(Instant::now() < give_up, "not within {within:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(Instant::now() < give_up, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -90,37 +114,112 @@ pub(crate) enum Find {
     HeldAfter(Arc<Gate>),
 }
 
-/// A `MemoryStore` that counts its calls, and whose look-ups can be spoilt.
-#[derive(Debug, Default)]
+/// A method of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Insert,
+    Find,
+    Get,
+    List,
+    Replace,
+    Delete,
+    Uses,
+}
+
+type Hook = Arc<dyn Fn(Call) -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync>;
+
+/// A `MemoryStore` that remembers its calls. A test can hold each call, or let it fail,
+/// before and after the store does its part, and can spoil the look-ups by digest.
+#[derive(Default)]
 pub(crate) struct SpyStore {
-    keys: MemoryStore,
-    calls: AtomicUsize,
+    pub(crate) inner: MemoryStore,
+    calls: Mutex<Vec<Call>>,
+    /// The digests that `replace` was given.
+    pub(crate) offered: Mutex<Vec<KeyDigest>>,
+    /// What `record_uses` was given, call by call.
+    pub(crate) uses: Mutex<Vec<Vec<KeyUse>>>,
+    before: Mutex<Option<Hook>>,
+    after: Mutex<Option<Hook>>,
     find: Mutex<Find>,
 }
 
+impl fmt::Debug for SpyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SpyStore")
+    }
+}
+
+fn hook<F>(hook: impl Fn(Call) -> F + Send + Sync + 'static) -> Option<Hook>
+where
+    F: Future<Output = Result<(), StoreError>> + Send + 'static,
+{
+    Some(Arc::new(move |call| Box::pin(hook(call))))
+}
+
+async fn pass(hook: &Mutex<Option<Hook>>, call: Call) -> Result<(), StoreError> {
+    let hook = hook.lock().unwrap().clone();
+    match hook {
+        Some(hook) => hook(call).await,
+        None => Ok(()),
+    }
+}
+
 impl SpyStore {
-    pub(crate) fn calls(&self) -> usize {
-        self.calls.load(Ordering::SeqCst)
+    pub(crate) fn before<F>(&self, each: impl Fn(Call) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Result<(), StoreError>> + Send + 'static,
+    {
+        *self.before.lock().unwrap() = hook(each);
+    }
+
+    pub(crate) fn after<F>(&self, each: impl Fn(Call) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Result<(), StoreError>> + Send + 'static,
+    {
+        *self.after.lock().unwrap() = hook(each);
     }
 
     pub(crate) fn find(&self, find: Find) {
         *self.find.lock().unwrap() = find;
     }
 
-    fn count(&self) -> &MemoryStore {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        &self.keys
-    }
-}
-
-#[async_trait]
-impl KeyStore for SpyStore {
-    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        self.count().insert(key, limit).await
+    pub(crate) fn heal(&self) {
+        *self.before.lock().unwrap() = None;
+        *self.after.lock().unwrap() = None;
+        self.find(Find::Honest);
     }
 
-    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        let keys = self.count();
+    /// How many calls there were.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.lock().unwrap().len()
+    }
+
+    /// The calls since the last time that this was asked, without those that the
+    /// background task makes at times of its own.
+    pub(crate) fn take_calls(&self) -> Vec<Call> {
+        let mut calls = std::mem::take(&mut *self.calls.lock().unwrap());
+        calls.retain(|call| *call != Call::Uses);
+        calls
+    }
+
+    pub(crate) async fn snapshot(&self, org: &OrgId) -> Vec<ApiKey> {
+        let keys = self.inner.list(org).await.unwrap();
+        keys.iter().map(|key| ApiKey::clone(key)).collect()
+    }
+
+    async fn around<T>(
+        &self,
+        call: Call,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.calls.lock().unwrap().push(call);
+        pass(&self.before, call).await?;
+        let done = work.await;
+        pass(&self.after, call).await?;
+        done
+    }
+
+    async fn look_up(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
         let find = self.find.lock().unwrap().clone();
         match find {
             Find::Honest => {}
@@ -134,25 +233,37 @@ impl KeyStore for SpyStore {
                 gate.opened.notified().await;
             }
             Find::HeldAfter(gate) => {
-                let found = keys.find_by_digest(digest).await;
+                let found = self.inner.find_by_digest(digest).await;
                 gate.reached.notify_one();
                 gate.opened.notified().await;
                 return found;
             }
         }
-        keys.find_by_digest(digest).await
+        self.inner.find_by_digest(digest).await
+    }
+}
+
+#[async_trait]
+impl KeyStore for SpyStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        self.around(Call::Insert, self.inner.insert(key, limit)).await
+    }
+
+    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.around(Call::Find, self.look_up(digest)).await
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.count().get(org, id).await
+        self.around(Call::Get, self.inner.get(org, id)).await
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        self.count().list(org).await
+        self.around(Call::List, self.inner.list(org)).await
     }
 
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        self.count().replace(key, expected).await
+        self.offered.lock().unwrap().push(key.digest);
+        self.around(Call::Replace, self.inner.replace(key, expected)).await
     }
 
     async fn delete(
@@ -161,11 +272,12 @@ impl KeyStore for SpyStore {
         id: &KeyId,
         expected: Option<Revision>,
     ) -> Result<(), StoreError> {
-        self.count().delete(org, id, expected).await
+        self.around(Call::Delete, self.inner.delete(org, id, expected)).await
     }
 
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
-        self.count().record_uses(uses).await
+        self.uses.lock().unwrap().push(uses.to_vec());
+        self.around(Call::Uses, self.inner.record_uses(uses)).await
     }
 }
 
@@ -235,6 +347,29 @@ impl AuditLog for SpySink {
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         self.log.purge_before(instant).await
     }
+}
+
+pub(crate) fn org(id: &str) -> OrgId {
+    OrgId::new(id).unwrap()
+}
+
+/// A key of the default format that no store has.
+pub(crate) fn unknown_key() -> String {
+    KeyFormat::default().generate(&SystemRandom).unwrap().expose_secret().to_owned()
+}
+
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let word = three.iter().fold(0, |word, byte| word << 8 | usize::from(*byte));
+        let word = word << (8 * (3 - three.len()));
+        for digit in 0..4 {
+            let shown = digit <= three.len();
+            text.push(if shown { DIGITS[word >> (18 - 6 * digit) & 63].into() } else { '=' });
+        }
+    }
+    text
 }
 
 thread_local! {

@@ -1,0 +1,135 @@
+//! Buffered delivery: batches, retries and rejected records.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use keygate::*;
+
+use crate::support::{PATIENCE, org};
+use crate::{Answer, Logged, ada, bench, endpoint, get, millis, new_key, poll_once};
+
+#[tokio::test]
+async fn buffered_a_request_waits_for_nothing_and_its_record_follows() {
+    let log = Arc::new(MemoryAuditLog::new());
+    let keys = KeyManager::builder(MemoryStore::new()).audit(log).build().unwrap();
+    let issued = keys.create(&ada(), new_key()).await.unwrap();
+    let request = keys.admit(issued.secret.expose_secret(), get("/v1/a"));
+    let admission = poll_once(pin!(request)).expect("admitted at once").unwrap();
+    poll_once(pin!(admission.finish(200))).expect("finished at once").unwrap();
+    let finished = Instant::now();
+    let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(issued.key.id));
+    let page = loop {
+        let page = keys.audit_page(&query).await.unwrap().unwrap();
+        assert!(finished.elapsed() < PATIENCE, "never");
+        if !page.records.is_empty() {
+            break page;
+        }
+        tokio::time::sleep(millis(5)).await;
+    };
+    assert_eq!((page.records.len(), endpoint(&page.records[0])), (1, Some("/v1/a")));
+}
+
+#[tokio::test]
+async fn buffered_records_gather_into_batches_no_larger_than_configured() {
+    let b = bench(Delivery::buffered().batch(10)).await;
+    for _ in 0..95 {
+        b.handle("/").await.unwrap();
+    }
+    b.settled(95).await;
+    b.sink.assert_each_once(95);
+    let sizes = b.sink.sizes();
+    assert_eq!((sizes.iter().sum::<usize>(), sizes.iter().max()), (95, Some(&10)));
+
+    let b = bench(Delivery::buffered()).await;
+    for _ in 0..95 {
+        b.handle("/").await.unwrap();
+    }
+    b.settled(95).await;
+    assert!(b.sink.sizes().len() <= 2, "{:?}", b.sink.sizes());
+}
+
+#[tokio::test]
+async fn case_35_buffered_a_failing_sink_is_retried_until_everything_has_arrived_once() {
+    let b = bench(Delivery::buffered().batch(7).deadline(millis(100))).await;
+    b.sink.plan([Answer::Err, Answer::Err, Answer::Hang, Answer::Write, Answer::Err]);
+    for _ in 0..50 {
+        b.handle("/").await.unwrap();
+    }
+    let stats = b.settled(50).await;
+    assert_eq!(stats, {
+        let mut s = stats;
+        (s.written, s.failed, s.shed) = (50, 0, 0);
+        s
+    });
+    b.sink.assert_each_once(50);
+    let retried = b.sink.ids(0);
+    for call in 1..4 {
+        assert_eq!(b.sink.ids(call)[..retried.len()], retried, "in order, and nothing overtaken");
+    }
+}
+
+#[tokio::test]
+async fn case_35_buffered_a_batch_that_timed_out_though_written_comes_again_with_the_same_ids() {
+    let b = bench(Delivery::buffered().deadline(millis(50))).await;
+    b.sink.plan([Answer::WriteAndHang]);
+    for _ in 0..5 {
+        b.handle("/").await.unwrap();
+    }
+    assert_eq!(b.settled(5).await.written, 5);
+    assert_eq!(b.sink.sizes(), [5, 5]);
+    assert_eq!(b.sink.ids(0), b.sink.ids(1));
+    b.sink.assert_each_once(5);
+}
+
+#[tokio::test]
+async fn case_35_buffered_a_record_that_is_rejected_holds_up_no_other_and_is_counted() {
+    for answer in [Answer::Reject, Answer::Panic] {
+        let logged = Logged::from_here();
+        let b = bench(Delivery::buffered()).await;
+        b.sink.bad(answer);
+        for path in ["/1", "/bad", "/2", "/3", "/bad", "/4"] {
+            b.handle(path).await.unwrap();
+        }
+        let stats = b.settled(6).await;
+        assert_eq!((stats.written, stats.failed), (4, 2), "{answer:?}");
+        b.sink.assert_each_once(4);
+        let arrived: Vec<_> = b.requests().await.into_iter().map(|r| r.endpoint).collect();
+        assert_eq!(arrived, ["/1", "/2", "/3", "/4"].map(Into::into));
+        assert_eq!(logged.lines(&["ERROR", "not written", "records=1"]), 1, "throttled");
+        b.handle("/5").await.unwrap();
+        b.settled(7).await;
+    }
+}
+
+#[tokio::test]
+async fn case_35_buffered_a_sink_that_fails_while_the_bad_record_is_sought_loses_nothing() {
+    let b = bench(Delivery::buffered().deadline(millis(50))).await;
+    b.sink.bad(Answer::Reject);
+    // The whole batch is rejected for its bad record; then, one by one: an error,
+    // the bad one, a hang, and one that is written.
+    b.sink.plan([Answer::Write, Answer::Err, Answer::Write, Answer::Hang]);
+    for path in ["/1", "/bad", "/2", "/3"] {
+        b.handle(path).await.unwrap();
+    }
+    let stats = b.settled(4).await;
+    assert_eq!((stats.written, stats.failed), (3, 1));
+    b.sink.assert_each_once(3);
+}
+
+#[tokio::test]
+async fn a_strict_record_among_buffered_ones_fails_alone() {
+    let b = bench(Delivery::buffered().deadline(millis(200))).await;
+    b.sink.plan([Answer::Err]);
+    for _ in 0..3 {
+        b.handle("/").await.unwrap();
+    }
+    // The change is strict: it fails, while the requests are tried again. Its record may
+    // have been written all the same, so that another takes it back.
+    let failed = b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await;
+    assert!(matches!(failed, Err(ManageError::Unavailable(_))), "{failed:?}");
+    let stats = b.settled(5).await;
+    assert_eq!((stats.written, stats.failed), (4, 1));
+    b.sink.assert_each_once(4);
+    assert_eq!(b.key().await.status, Status::Active);
+}

@@ -1,0 +1,134 @@
+//! Countries, counts, and a manager without a sink.
+
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use keygate::*;
+
+use crate::support::{PATIENCE, org, soon};
+use crate::{Answer, ada, bench, bench_with, get, millis, new_key, poll_once};
+
+/// Knows one address, and is asked for every one.
+#[derive(Debug)]
+struct Countries(Arc<Mutex<Vec<IpAddr>>>);
+
+impl CountryLookup for Countries {
+    fn country(&self, ip: IpAddr) -> Option<CountryCode> {
+        self.0.lock().unwrap().push(ip);
+        (ip == "192.0.2.1".parse::<IpAddr>().unwrap()).then(|| CountryCode::new("de").unwrap())
+    }
+}
+
+#[tokio::test]
+async fn countries_are_filled_in_for_requests_with_a_known_address() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let asked = Arc::default();
+        let lookup = Countries(Arc::clone(&asked));
+        let b = bench_with(delivery, |builder| builder.countries(lookup)).await;
+        b.keys.update(&ada(), &b.id, KeyPatch::rename(KeyName::new("b").unwrap())).await.unwrap();
+        let (known, other) = ("192.0.2.1".parse().ok(), "2001:db8::1".parse().ok());
+        b.sink.plan([Answer::Write]);
+        for ip in [known, other, None] {
+            let request = get("/").from_ip(ip);
+            b.keys.admit(&b.secret, request).await.unwrap().finish(200).await.unwrap();
+        }
+        b.settled(4).await;
+        let countries: Vec<_> = b.requests().await.iter().map(|r| r.country).collect();
+        assert_eq!(countries, [CountryCode::new("DE"), None, None]);
+        assert_eq!(*asked.lock().unwrap(), [known.unwrap(), other.unwrap()]);
+    }
+}
+
+#[derive(Debug)]
+struct PanickingCountries;
+
+impl CountryLookup for PanickingCountries {
+    fn country(&self, _: IpAddr) -> Option<CountryCode> {
+        panic!("the country look-up of a test panics")
+    }
+}
+
+#[tokio::test]
+async fn case_35_a_country_lookup_that_panics_costs_the_country_and_not_the_record() {
+    let b = bench_with(Delivery::buffered(), |builder| builder.countries(PanickingCountries)).await;
+    for _ in 0..3 {
+        b.handle("/").await.unwrap();
+    }
+    let stats = b.settled(3).await;
+    assert_eq!((stats.written, stats.failed), (3, 0));
+    b.handle("/").await.expect("and the next request is fine");
+}
+
+/// Blocks until it is let go, or for far longer than the test waits.
+#[derive(Debug)]
+struct SlowCountries {
+    asked: Arc<Mutex<bool>>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl CountryLookup for SlowCountries {
+    fn country(&self, _: IpAddr) -> Option<CountryCode> {
+        *self.asked.lock().unwrap() = true;
+        let _ = self.go.lock().unwrap().recv_timeout(PATIENCE * 3);
+        None
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_country_lookup_holds_up_no_request() {
+    let (asked, (go, going)) = (Arc::default(), mpsc::channel());
+    let lookup = SlowCountries { asked: Arc::clone(&asked), go: Mutex::new(going) };
+    let b = bench_with(Delivery::buffered(), |builder| builder.countries(lookup)).await;
+    b.handle("/1").await.unwrap();
+    // Not with a timer of the runtime, one of whose threads is blocked.
+    while !*asked.lock().unwrap() {
+        std::thread::sleep(millis(1));
+    }
+    let started = Instant::now();
+    b.handle("/2").await.unwrap();
+    let waited = started.elapsed();
+    let _ = (go.send(()), go.send(()));
+    b.settled(2).await;
+    assert!(waited < PATIENCE, "{waited:?}");
+}
+
+#[tokio::test]
+async fn the_counts_add_up_to_the_records_made() {
+    let delivery =
+        Delivery::buffered().capacity(20).batch(6).when_full(WhenFull::Shed).deadline(millis(50));
+    let b = bench(delivery).await;
+    b.sink.bad(Answer::Reject);
+    b.sink.plan([Answer::Err, Answer::Hang]);
+    for at in 0..60 {
+        b.handle(if at % 5 == 0 { "/bad" } else { "/good" }).await.unwrap();
+        let stats = b.keys.audit_stats();
+        assert_eq!(stats.written + stats.shed + stats.failed + stats.queued, at + 1);
+    }
+    let stats = b.settled(60).await;
+    // Of the 20 that found room, every fifth was bad.
+    assert_eq!((stats.written, stats.failed, stats.shed), (16, 4, 40));
+    b.sink.assert_each_once(16);
+}
+
+#[tokio::test]
+async fn without_a_sink_nothing_is_logged_and_everything_else_works() {
+    let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
+    let issued = keys.create(&ada(), new_key()).await.unwrap();
+    let id = issued.key.id;
+    keys.update(&ada(), &id, KeyPatch::rename(KeyName::new("b").unwrap())).await.unwrap();
+    let rotated = keys.rotate(&ada(), &id).await.unwrap();
+    let admission = keys.admit(rotated.secret.expose_secret(), get("/")).await.unwrap();
+    assert_eq!(admission.key().id(), id);
+    poll_once(pin!(admission.finish(200))).unwrap().unwrap();
+    keys.update(&ada(), &id, KeyPatch::revoke()).await.unwrap();
+    let refused = keys.admit(rotated.secret.expose_secret(), get("/")).await.unwrap_err();
+    assert_eq!(refused.http_status(), 401);
+    assert!(keys.audit_log().is_none());
+    assert_eq!(keys.audit_stats(), AuditStats::default());
+    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
+    assert!(keys.audit_page(&query).await.is_none());
+    assert!(soon(keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(keys.list(&org("acme")).await.unwrap()[0].last_used_at.is_some());
+}

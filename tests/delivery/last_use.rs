@@ -1,0 +1,281 @@
+//! Last-used times on their way to the store.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use keygate::*;
+
+use crate::support::{Call, PATIENCE, SpyStore, eventually, org, soon};
+use crate::{Answer, Logged, ada, bench, get, millis, new_key};
+
+struct UseBench {
+    store: Arc<SpyStore>,
+    /// For the next writes of last uses.
+    plan: Arc<Mutex<VecDeque<Answer>>>,
+    /// For all writes after those.
+    then: Arc<Mutex<Answer>>,
+    clock: Arc<ManualClock>,
+    keys: KeyManager,
+}
+
+fn use_bench() -> UseBench {
+    let store = Arc::new(SpyStore::default());
+    let (plan, then) = (Arc::<Mutex<VecDeque<Answer>>>::default(), Arc::<Mutex<Answer>>::default());
+    let (planned, otherwise) = (plan.clone(), then.clone());
+    store.before(move |call| {
+        let answer = if call == Call::Uses {
+            let planned = planned.lock().unwrap().pop_front();
+            planned.unwrap_or(*otherwise.lock().unwrap())
+        } else {
+            Answer::Write
+        };
+        async move {
+            match answer {
+                Answer::Write => Ok(()),
+                Answer::Hang => pending().await,
+                Answer::Panic => panic!("the store of a test panics"),
+                _ => Err(StoreError::unavailable("locked")),
+            }
+        }
+    });
+    let start = Timestamp::parse("2027-01-01T00:00:00Z").unwrap();
+    let clock = Arc::new(ManualClock::new(start));
+    let builder = KeyManager::builder(store.clone()).clock(clock.clone());
+    let keys = builder.store_deadline(millis(100)).build().unwrap();
+    UseBench { store, plan, then, clock, keys }
+}
+
+impl UseBench {
+    async fn create(&self, new: NewKey) -> (String, KeyId) {
+        let issued = self.keys.create(&ada(), new).await.unwrap();
+        (issued.secret.expose_secret().to_owned(), issued.key.id)
+    }
+
+    fn calls(&self) -> Vec<Vec<KeyUse>> {
+        self.store.uses.lock().unwrap().clone()
+    }
+
+    async fn last_used(&self, id: KeyId) -> Option<Timestamp> {
+        self.keys.get(&org("acme"), &id).await.unwrap().last_used_at
+    }
+
+    async fn called(&self, times: usize) {
+        eventually("the store is given uses", async || self.calls().len() >= times).await;
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_uses_of_a_key_become_a_write_or_two() {
+    let b = use_bench();
+    let (secret, id) = b.create(new_key()).await;
+    for _ in 0..1_000 {
+        b.keys.verify(&secret, None).await.unwrap();
+        b.clock.advance(Duration::from_micros(1));
+        tokio::task::yield_now().await;
+    }
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    let calls = b.calls();
+    assert!(calls.len() <= 4, "{} writes", calls.len());
+    assert!(calls.iter().all(|uses| uses.len() == 1 && uses[0].id == id), "{calls:?}");
+    let last = b.clock.now().saturating_sub(Duration::from_micros(1));
+    assert_eq!(b.last_used(id).await, Some(last));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn uses_on_many_threads_are_written_as_one_for_each_key() {
+    let b = use_bench();
+    let (one, other) = (b.create(new_key()).await, b.create(new_key()).await);
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (keys, secrets) = (b.keys.clone(), [one.0.clone(), other.0.clone()]);
+            tokio::spawn(async move {
+                for _ in 0..100 {
+                    for secret in &secrets {
+                        keys.verify(secret, None).await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.await.unwrap();
+    }
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    for uses in b.calls() {
+        assert!(uses.len() <= 2 && (uses.len() < 2 || uses[0].id != uses[1].id), "{uses:?}");
+    }
+    assert!(b.last_used(one.1).await.is_some() && b.last_used(other.1).await.is_some());
+}
+
+#[tokio::test]
+async fn a_use_can_be_read_back() {
+    let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
+    let issued = keys.create(&ada(), new_key()).await.unwrap();
+    for _ in 0..2 {
+        let before = keys.now();
+        let used = Instant::now();
+        keys.verify(issued.secret.expose_secret(), None).await.unwrap();
+        while keys.get(&org("acme"), &issued.key.id).await.unwrap().last_used_at < Some(before) {
+            assert!(used.elapsed() < PATIENCE, "never");
+            tokio::time::sleep(millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn last_used_times_never_move_back() {
+    let b = use_bench();
+    let (secret, id) = b.create(new_key()).await;
+    let late = b.clock.now();
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(1).await;
+    for _ in 0..2 {
+        b.clock.set(late.saturating_sub(Duration::from_secs(60)));
+        b.keys.verify(&secret, None).await.unwrap();
+    }
+    b.called(2).await;
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert_eq!(b.last_used(id).await, Some(late));
+
+    // Nor among the uses that have not been written yet.
+    let b = use_bench();
+    let (secret, id) = b.create(new_key()).await;
+    b.keys.verify(&secret, None).await.unwrap();
+    b.clock.set(late.saturating_sub(Duration::from_secs(60)));
+    b.keys.verify(&secret, None).await.unwrap();
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert_eq!(b.last_used(id).await, Some(late));
+}
+
+#[tokio::test]
+async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
+    let b = use_bench();
+    let (secret, id) = b.create(new_key()).await;
+    let (right, wrong) = (b.clock.now(), Timestamp::parse("2099-01-01T00:00:00Z").unwrap());
+    b.clock.set(wrong);
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(1).await;
+    assert_eq!(b.last_used(id).await, Some(wrong));
+    b.clock.set(right);
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(2).await;
+    assert_eq!(b.last_used(id).await, Some(right), "written already");
+
+    // Nor does it stay in a batch that has not been written, or could not be.
+    b.plan.lock().unwrap().push_back(Answer::Err);
+    b.clock.set(wrong);
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(3).await;
+    b.clock.set(right.saturating_add(millis(1)));
+    b.keys.verify(&secret, None).await.unwrap();
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert_eq!(b.last_used(id).await, Some(right.saturating_add(millis(1))));
+}
+
+#[tokio::test]
+async fn uses_that_could_not_be_written_are_written_later() {
+    for failure in [Answer::Err, Answer::Hang] {
+        let b = use_bench();
+        b.plan.lock().unwrap().push_back(failure);
+        let (secret, id) = b.create(new_key()).await;
+        let first = b.clock.now();
+        b.keys.verify(&secret, None).await.unwrap();
+        b.called(1).await;
+        assert_eq!(b.last_used(id).await, None);
+        // Without another use to remind it of that.
+        b.called(2).await;
+        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+        assert_eq!(b.last_used(id).await, Some(first), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_panics_over_a_use_is_given_the_next_all_the_same() {
+    let b = use_bench();
+    b.plan.lock().unwrap().push_back(Answer::Panic);
+    let (secret, id) = b.create(new_key()).await;
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(1).await;
+    b.keys.verify(&secret, None).await.unwrap();
+    b.called(2).await;
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(b.last_used(id).await.is_some());
+}
+
+#[tokio::test]
+async fn a_refused_request_is_no_use() {
+    let b = use_bench();
+    let (revoked, id) = b.create(new_key()).await;
+    b.keys.update(&ada(), &id, KeyPatch::revoke()).await.unwrap();
+    let (restricted, _) = b.create(new_key().allow(["10.0.0.0/8"]).unwrap()).await;
+    let (expired, _) = b.create(new_key().expires(Expiration::OneDay)).await;
+    b.clock.advance(Duration::from_secs(86_400));
+    let (unknown, _) = use_bench().create(new_key()).await;
+    for secret in [&revoked, &restricted, &expired, &unknown, "junk"] {
+        b.keys.verify(secret, None).await.unwrap_err();
+        b.keys.admit(secret, get("/")).await.unwrap_err();
+    }
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert_eq!(b.calls(), [] as [Vec<KeyUse>; 0]);
+
+    // Neither is one that was refused because it could not be recorded.
+    let b = bench(Delivery::strict().capacity(1)).await;
+    let held = b.store.list(&org("acme")).await.unwrap();
+    assert_eq!(held[0].last_used_at, None);
+    b.keys.shutdown(Duration::from_secs(5)).await.is_complete().then_some(()).unwrap();
+    b.admit("/").await.unwrap_err();
+    let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+    assert!(report.is_complete(), "a use was noted: {report:?}");
+}
+
+#[tokio::test]
+async fn admitted_requests_are_uses_and_shutdown_writes_them_at_once() {
+    let b = use_bench();
+    let (secret, id) = b.create(new_key()).await;
+    drop(b.keys.admit(&secret, get("/")).await.unwrap());
+    assert_eq!(b.calls(), [] as [Vec<KeyUse>; 0]);
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert_eq!(b.last_used(id).await, Some(b.clock.now()));
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_still_writes_the_uses() {
+    let b = use_bench();
+    let (secret, id) = b.create(new_key()).await;
+    b.keys.verify(&secret, None).await.unwrap();
+    let UseBench { store, keys, clock, .. } = b;
+    drop(keys);
+    let read = async || store.get(&org("acme"), &id).await.unwrap().unwrap().last_used_at;
+    let deadline = Instant::now() + PATIENCE;
+    while read().await != Some(clock.now()) {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn case_37_shutdown_counts_the_uses_that_it_could_not_write() {
+    for failure in [Answer::Err, Answer::Hang] {
+        for held in [false, true] {
+            let logged = Logged::from_here();
+            let b = use_bench();
+            *b.then.lock().unwrap() = failure;
+            for _ in 0..3 {
+                let (secret, _) = b.create(new_key()).await;
+                b.keys.verify(&secret, None).await.unwrap();
+            }
+            if held {
+                b.called(1).await;
+            }
+            let report = soon(b.keys.shutdown(millis(20))).await;
+            assert_eq!(
+                (report.unwritten_uses, report.unwritten_records),
+                (3, 0),
+                "{failure:?} {held}"
+            );
+            assert!(logged.lines(&["ERROR", "last-used times were not written"]) >= 1);
+        }
+    }
+}

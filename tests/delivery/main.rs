@@ -1,0 +1,263 @@
+//! Audit records and last-used times on their way to the sink and the store: what arrives, when, and what is said about the rest.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+#![cfg(feature = "tokio")]
+
+mod buffered;
+mod counts;
+mod full_queue;
+mod last_use;
+mod pages;
+mod shutdown;
+mod strict;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use keygate::*;
+use support::{eventually, org};
+use tokio::sync::watch;
+
+/// Polls once: what is ready now has waited for nothing.
+fn poll_once<T>(work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    match work.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => Some(done),
+        Poll::Pending => None,
+    }
+}
+
+fn ada() -> Actor {
+    Actor::new(org("acme"), "ada")
+}
+
+fn new_key() -> NewKey {
+    NewKey::named("CI").unwrap()
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn get(path: impl Into<Box<str>>) -> RequestInfo {
+    RequestInfo::new("GET", path).from_ip("192.0.2.1".parse().ok())
+}
+
+/// What a sink does with a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Answer {
+    #[default]
+    Write,
+    Err,
+    Reject,
+    Hang,
+    WriteAndHang,
+    Panic,
+}
+
+/// A memory log that answers as it was told and remembers every call.
+#[derive(Debug, Default)]
+struct Sink {
+    log: MemoryAuditLog,
+    /// For the next calls.
+    plan: Mutex<VecDeque<Answer>>,
+    /// For all calls after those.
+    then: Mutex<Answer>,
+    /// For calls that hold a record of `/bad`.
+    bad: Mutex<Answer>,
+    /// While this is true, calls wait.
+    held: watch::Sender<bool>,
+    calls: Mutex<Vec<Vec<AuditRecord>>>,
+    acknowledged: Mutex<Vec<AuditId>>,
+}
+
+impl Sink {
+    fn plan(&self, answers: impl IntoIterator<Item = Answer>) {
+        self.plan.lock().unwrap().extend(answers);
+    }
+
+    fn then(&self, answer: Answer) {
+        *self.then.lock().unwrap() = answer;
+    }
+
+    fn bad(&self, answer: Answer) {
+        *self.bad.lock().unwrap() = answer;
+    }
+
+    fn hold(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    /// The sizes of the batches so far.
+    fn sizes(&self) -> Vec<usize> {
+        self.calls.lock().unwrap().iter().map(Vec::len).collect()
+    }
+
+    fn ids(&self, call: usize) -> Vec<AuditId> {
+        self.calls.lock().unwrap()[call].iter().map(|record| record.id).collect()
+    }
+
+    async fn called(&self) {
+        eventually("the sink is called", async || !self.calls.lock().unwrap().is_empty()).await;
+    }
+
+    /// The endpoints that were acknowledged, in that order.
+    fn acknowledged(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
+    /// Every record that was acknowledged was so once, and is in the log.
+    fn assert_each_once(&self, expected: usize) {
+        let ids = self.acknowledged.lock().unwrap();
+        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "acknowledged twice");
+        assert_eq!((ids.len(), self.log.len()), (expected, expected));
+    }
+}
+
+#[async_trait]
+impl AuditSink for Sink {
+    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
+        self.calls.lock().unwrap().push(batch.to_vec());
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
+        let planned = self.plan.lock().unwrap().pop_front();
+        let mut answer = planned.unwrap_or(*self.then.lock().unwrap());
+        if answer == Answer::Write && batch.iter().any(|record| endpoint(record) == Some("/bad")) {
+            answer = *self.bad.lock().unwrap();
+        }
+        if matches!(answer, Answer::Write | Answer::WriteAndHang) {
+            self.log.record(batch).await?;
+        }
+        match answer {
+            Answer::Write => {
+                self.acknowledged.lock().unwrap().extend(batch.iter().map(|record| record.id));
+                Ok(())
+            }
+            Answer::Err => Err(AuditError::unavailable("disk full")),
+            Answer::Reject => Err(AuditError::rejected("too long for its column")),
+            Answer::Hang | Answer::WriteAndHang => pending().await,
+            Answer::Panic => panic!("the sink of a test panics"),
+        }
+    }
+}
+
+fn request(record: &AuditRecord) -> Option<&RequestEvent> {
+    match &record.event {
+        AuditEvent::Request(request) => Some(request),
+        _ => None,
+    }
+}
+
+fn endpoint(record: &AuditRecord) -> Option<&str> {
+    request(record).map(|request| &*request.endpoint)
+}
+
+/// A manager that writes to such a sink, and a key.
+struct Bench {
+    store: Arc<MemoryStore>,
+    sink: Arc<Sink>,
+    keys: KeyManager,
+    secret: String,
+    id: KeyId,
+}
+
+async fn bench(delivery: Delivery) -> Bench {
+    bench_with(delivery, |builder| builder).await
+}
+
+async fn bench_with(
+    delivery: Delivery,
+    more: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder,
+) -> Bench {
+    let (store, sink) = (Arc::new(MemoryStore::new()), Arc::new(Sink::default()));
+    // Made elsewhere, so that the sink has seen nothing yet.
+    let maker = KeyManager::builder(store.clone()).build().unwrap();
+    let issued = maker.create(&ada(), new_key()).await.unwrap();
+    let builder = KeyManager::builder(store.clone()).audit_sink(sink.clone()).delivery(delivery);
+    let keys = more(builder).build().unwrap();
+    let secret = issued.secret.expose_secret().to_owned();
+    Bench { store, sink, keys, secret, id: issued.key.id }
+}
+
+impl Bench {
+    async fn admit(&self, path: &str) -> Result<Admission, AdmitError> {
+        self.keys.admit(&self.secret, get(path)).await
+    }
+
+    /// A whole request.
+    async fn handle(&self, path: &str) -> Result<(), AdmitError> {
+        Ok(self.admit(path).await?.finish(200).await?)
+    }
+
+    async fn key(&self) -> Arc<ApiKey> {
+        self.store.get(&org("acme"), &self.id).await.unwrap().unwrap()
+    }
+
+    async fn requests(&self) -> Vec<RequestEvent> {
+        let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(self.id)).limit(200);
+        let page = self.sink.log.page(&query).await.unwrap();
+        page.records.iter().rev().filter_map(request).cloned().collect()
+    }
+
+    /// Waits until nothing is queued, and checks that nothing is missing.
+    async fn settled(&self, made: u64) -> AuditStats {
+        eventually("all is written or given up", async || {
+            let stats = self.keys.audit_stats();
+            stats.queued == 0 && stats.written + stats.shed + stats.failed >= made
+        })
+        .await;
+        let stats = self.keys.audit_stats();
+        assert_eq!(stats.written + stats.shed + stats.failed, made, "{stats:?}");
+        stats
+    }
+}
+
+/// What this test logs, from here on. Only for tests on a single thread.
+struct Logged(usize);
+
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct LogWriter;
+
+impl std::io::Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Logged {
+    fn from_here() -> Self {
+        static INSTALLED: OnceLock<()> = OnceLock::new();
+        INSTALLED.get_or_init(|| {
+            let all =
+                tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::TRACE);
+            let subscriber =
+                all.with_ansi(false).with_thread_names(true).with_writer(|| LogWriter).finish();
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+        });
+        Self(LOG.lock().unwrap().len())
+    }
+
+    /// How many lines of this test, which has its own thread, say all of this.
+    fn lines(&self, parts: &[&str]) -> usize {
+        let log = String::from_utf8(LOG.lock().unwrap()[self.0..].to_vec()).unwrap();
+        let thread = std::thread::current().name().unwrap().to_owned();
+        let ours = log.lines().filter(|line| line.contains(&thread));
+        ours.filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    }
+}

@@ -1,0 +1,217 @@
+//! Requests that never end, and shutdown.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use keygate::*;
+
+use crate::support::{PATIENCE, eventually, soon};
+use crate::{Answer, Bench, Logged, ada, bench, millis, poll_once};
+
+#[tokio::test]
+async fn case_36_a_request_that_is_dropped_leaves_a_record_marked_aborted() {
+    for delivery in
+        [Delivery::strict(), Delivery::buffered(), Delivery::buffered().when_full(WhenFull::Shed)]
+    {
+        let b = bench(delivery.clone()).await;
+        drop(b.admit("/dropped").await.unwrap());
+        // A `finish` that is never polled has not happened.
+        drop(b.admit("/unpolled").await.unwrap().finish(200));
+        b.settled(2).await;
+        let records = b.requests().await;
+        let said: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
+        let aborted = |path| (path, None, Outcome::Aborted);
+        assert_eq!(said, [aborted("/dropped"), aborted("/unpolled")], "{delivery:?}");
+    }
+}
+
+#[tokio::test]
+async fn case_36_an_answer_that_nobody_waits_for_any_more_is_on_record_all_the_same() {
+    let b = bench(Delivery::strict()).await;
+    b.sink.hold(true);
+    {
+        let mut finish = pin!(b.admit("/").await.unwrap().finish(200));
+        assert!(poll_once(finish.as_mut()).is_none());
+    }
+    b.sink.hold(false);
+    b.settled(1).await;
+    assert_eq!(b.requests().await[0].outcome, Outcome::Allowed);
+}
+
+#[tokio::test]
+async fn case_36_an_abort_is_on_record_even_if_the_queue_is_full() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let b = bench(delivery.capacity(3).deadline(millis(50))).await;
+        b.sink.hold(true);
+        let mut open = Vec::new();
+        for at in 0..5 {
+            open.push(b.admit(&format!("/{at}")).await.unwrap());
+        }
+        drop(open.drain(..3));
+        assert!(b.admit("/full").await.is_err());
+        drop(open);
+        assert_eq!(b.keys.audit_stats().queued, 5);
+        b.sink.hold(false);
+        b.settled(5).await;
+        let outcomes: Vec<_> = b.requests().await.iter().map(|r| r.outcome).collect();
+        assert_eq!(outcomes, [Outcome::Aborted; 5]);
+    }
+}
+
+// ---- the end ----
+
+#[tokio::test]
+async fn case_37_shutdown_writes_what_is_queued_and_then_takes_no_more() {
+    for delivery in [
+        Delivery::strict(),
+        Delivery::buffered().linger(Duration::from_secs(60)),
+        Delivery::buffered().linger(Duration::from_secs(60)).when_full(WhenFull::Shed),
+    ] {
+        let b = bench(delivery.batch(10).clone()).await;
+        for _ in 0..35 {
+            drop(b.admit("/").await.unwrap());
+        }
+        let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+        assert!(report.is_complete(), "{report:?}");
+        b.sink.assert_each_once(35);
+        let change = b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await;
+        assert!(matches!(change, Err(ManageError::Unavailable(_))), "{change:?}");
+        assert_eq!(b.key().await.status, Status::Active);
+        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete(), "twice");
+        b.sink.assert_each_once(35);
+    }
+}
+
+#[tokio::test]
+async fn case_37_after_shutdown_requests_are_refused_as_unavailable() {
+    for delivery in
+        [Delivery::strict(), Delivery::buffered(), Delivery::buffered().when_full(WhenFull::Shed)]
+    {
+        let b = bench(delivery.clone()).await;
+        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+        let late = b.admit("/").await.map(|admission| admission.key().clone());
+        let refused = late.expect_err(&format!("{delivery:?}"));
+        assert!(matches!(refused, AdmitError::NotRecorded(DeliveryError::Closed)));
+        assert_eq!(refused.http_status(), 503);
+    }
+}
+
+#[tokio::test]
+async fn case_37_shutdown_waits_for_requests_that_are_still_being_handled() {
+    let b = bench(Delivery::buffered()).await;
+    let admission = b.admit("/slow").await.unwrap();
+    let mut shutdown = pin!(b.keys.shutdown(Duration::from_secs(5)));
+    assert!(poll_once(shutdown.as_mut()).is_none());
+    b.sink.hold(false);
+    tokio::task::yield_now().await;
+    assert!(poll_once(shutdown.as_mut()).is_none());
+    admission.finish(200).await.unwrap();
+    assert!(soon(shutdown).await.is_complete());
+    b.sink.assert_each_once(1);
+}
+
+#[tokio::test]
+async fn case_37_a_request_that_ends_after_shutdown_gave_up_is_not_lost_silently() {
+    let logged = Logged::from_here();
+    let b = bench(Delivery::buffered()).await;
+    let admission = b.admit("/slow").await.unwrap();
+    let _ = soon(b.keys.shutdown(millis(50))).await;
+    let finished = admission.finish(200).await;
+    let stats = b.settled(1).await;
+    assert!(
+        stats.written == 1 || finished.is_err() || logged.lines(&["ERROR", "not written"]) == 1
+    );
+}
+
+#[tokio::test]
+async fn case_37_shutdown_gives_up_at_its_deadline_and_says_what_is_lost() {
+    assert_gives_up(Delivery::buffered().batch(2).deadline(millis(50)), []).await;
+}
+
+#[tokio::test]
+async fn case_37_shutdown_does_not_wait_for_a_sink_that_may_take_longer() {
+    assert_gives_up(Delivery::buffered().deadline(PATIENCE * 6), []).await;
+}
+
+#[tokio::test]
+async fn case_37_shutdown_does_not_wait_for_the_search_for_a_rejected_record() {
+    let delivery = Delivery::buffered().deadline(millis(200));
+    assert_gives_up(delivery, [Answer::Reject]).await;
+}
+
+async fn assert_gives_up(delivery: Delivery, plan: impl IntoIterator<Item = Answer>) {
+    let logged = Logged::from_here();
+    let b = bench(delivery).await;
+    b.handle("/").await.unwrap();
+    b.settled(1).await;
+    b.sink.plan(plan);
+    b.sink.then(Answer::Hang);
+    for _ in 0..10 {
+        b.handle("/").await.unwrap();
+    }
+    let report = soon(b.keys.shutdown(millis(300))).await;
+    assert_eq!((report.unwritten_records, report.is_complete()), (10, false));
+    let stats = b.keys.audit_stats();
+    assert_eq!((stats.failed, stats.queued), (10, 0), "a loss that is not yet counted");
+    assert!(logged.lines(&["ERROR", "audit records were not written"]) >= 1);
+}
+
+#[tokio::test]
+async fn case_37_a_sink_that_recovers_in_time_gets_everything_at_shutdown() {
+    let b = bench(Delivery::buffered()).await;
+    b.sink.plan([Answer::Err, Answer::Err, Answer::Err]);
+    for _ in 0..5 {
+        b.handle("/").await.unwrap();
+    }
+    let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+    assert!(report.is_complete(), "{report:?}");
+    b.sink.assert_each_once(5);
+}
+
+#[tokio::test]
+async fn a_shutdown_that_has_all_the_time_in_the_world_panics_nothing() {
+    let b = bench(Delivery::buffered()).await;
+    b.handle("/").await.unwrap();
+    assert!(soon(b.keys.shutdown(Duration::MAX)).await.is_complete());
+    b.sink.assert_each_once(1);
+}
+
+#[tokio::test]
+async fn case_37_dropping_the_last_handle_still_writes_the_queue() {
+    let b = bench(Delivery::buffered().linger(Duration::from_secs(60))).await;
+    for _ in 0..5 {
+        b.handle("/").await.unwrap();
+    }
+    let admission = b.admit("/open").await.unwrap();
+    let other = b.keys.clone();
+    let Bench { sink, keys, .. } = b;
+    drop(keys);
+    drop(other);
+    assert_eq!(sink.acknowledged(), 0, "an open request is a handle");
+    drop(admission);
+    eventually("all is written", async || sink.acknowledged() == 6).await;
+    sink.assert_each_once(6);
+}
+
+#[test]
+fn case_37_when_the_runtime_ends_what_is_left_is_counted_and_logged() {
+    // In the middle of a batch, and of the search for a record that is rejected.
+    for plan in [vec![], vec![Answer::Reject]] {
+        let logged = Logged::from_here();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let keys = runtime.block_on(async {
+            let b = bench(Delivery::buffered().batch(3)).await;
+            b.sink.plan(plan.clone());
+            b.sink.then(Answer::Hang);
+            for _ in 0..5 {
+                b.handle("/").await.unwrap();
+            }
+            eventually("the sink hangs", async || b.sink.sizes().len() > plan.len()).await;
+            b.keys
+        });
+        drop(runtime);
+        let stats = keys.audit_stats();
+        assert_eq!((stats.failed, stats.queued), (5, 0), "after {plan:?}");
+        assert!(logged.lines(&["ERROR", "audit records were not written"]) >= 1);
+    }
+}

@@ -1,0 +1,190 @@
+//! Strict delivery: a record is acknowledged before the answer leaves.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use keygate::*;
+
+use crate::support::{eventually, soon};
+use crate::{Answer, Logged, ada, bench, bench_with, get, millis, poll_once};
+
+#[tokio::test]
+async fn strict_an_answer_leaves_only_after_its_record_is_acknowledged() {
+    let b = bench(Delivery::strict()).await;
+    b.sink.hold(true);
+    let admission = b.admit("/v1/a").await.unwrap();
+    let mut finish = pin!(admission.finish(418));
+    assert!(poll_once(finish.as_mut()).is_none());
+    b.sink.called().await;
+    assert!(poll_once(finish.as_mut()).is_none(), "the sink has it, and has not answered");
+    assert_eq!(b.keys.audit_stats().queued, 1);
+    b.sink.hold(false);
+    soon(finish).await.unwrap();
+    assert_eq!((b.sink.acknowledged(), b.keys.audit_stats().written), (1, 1));
+    let expected = {
+        let mut event = RequestEvent::new("GET", "/v1/a", Outcome::Allowed);
+        event.ip = "192.0.2.1".parse().ok();
+        event.status = Some(418);
+        event
+    };
+    assert_eq!(b.requests().await, [expected]);
+}
+
+#[tokio::test]
+async fn strict_a_refusal_waits_for_its_record_too() {
+    let b = bench(Delivery::strict()).await;
+    b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await.unwrap();
+    b.sink.calls.lock().unwrap().clear();
+    b.sink.hold(true);
+    let mut refused = pin!(b.admit("/v1/a"));
+    assert!(poll_once(refused.as_mut()).is_none());
+    b.sink.called().await;
+    assert!(poll_once(refused.as_mut()).is_none());
+    b.sink.hold(false);
+    let refused = soon(refused).await.unwrap_err();
+    assert!(matches!(
+        refused,
+        AdmitError::Refused(VerifyError::Denied { denial: Denial::Revoked, .. })
+    ));
+    let record = &b.requests().await[0];
+    assert_eq!((record.status, record.outcome), (Some(401), Outcome::Revoked));
+}
+
+#[tokio::test]
+async fn each_refusal_of_a_known_key_leaves_its_record_and_an_unknown_key_none() {
+    let clock = Timestamp::from(std::time::SystemTime::now());
+    let b = bench(Delivery::strict()).await;
+    let stranger = bench(Delivery::strict()).await.secret;
+    assert!(b.keys.admit(&stranger, get("/unknown")).await.is_err());
+    assert!(b.keys.admit("junk", get("/malformed")).await.is_err());
+    assert_eq!((b.sink.sizes(), b.keys.audit_stats()), (vec![], AuditStats::default()));
+
+    let edit = async |change: fn(&mut ApiKey)| {
+        let key = b.key().await;
+        let mut edited = ApiKey { revision: key.revision.next(), ..ApiKey::clone(&key) };
+        change(&mut edited);
+        b.store.replace(&edited, key.revision).await.unwrap();
+    };
+    edit(|key| key.status = Status::Revoked).await;
+    assert_eq!(b.admit("/1").await.unwrap_err().http_status(), 401);
+    edit(|key| (key.status, key.expires_at) = (Status::Active, Some(key.created_at))).await;
+    assert_eq!(b.admit("/2").await.unwrap_err().http_status(), 401);
+    edit(|key| {
+        key.expires_at = None;
+        key.allowlist = Allowlist::parse(["10.0.0.0/8"]).unwrap();
+    })
+    .await;
+    assert_eq!(b.admit("/3").await.unwrap_err().http_status(), 403);
+    edit(|key| key.allowlist = Allowlist::restore(["?"])).await;
+    assert_eq!(b.admit("/4").await.unwrap_err().http_status(), 403);
+    let records = b.requests().await;
+    let said: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
+    assert_eq!(
+        said,
+        [
+            ("/1", Some(401), Outcome::Revoked),
+            ("/2", Some(401), Outcome::Expired),
+            ("/3", Some(403), Outcome::IpNotAllowed),
+            ("/4", Some(403), Outcome::IpNotAllowed),
+        ]
+    );
+    let times = b.sink.calls.lock().unwrap().concat();
+    assert!(times.iter().all(|record| record.at >= clock && record.key == b.id));
+}
+
+#[tokio::test]
+async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_next_record_is_fine() {
+    let logged = Logged::from_here();
+    let b = bench(Delivery::strict().deadline(millis(100))).await;
+    let mut made = 0;
+    for answer in [Answer::Err, Answer::Reject, Answer::Panic, Answer::Hang, Answer::WriteAndHang] {
+        b.sink.plan([answer]);
+        let admission = b.admit("/v1/a").await.unwrap();
+        soon(admission.finish(200)).await.expect_err(&format!("{answer:?}"));
+        let stats = b.settled(made + 1).await;
+        assert_eq!(stats.failed, made / 2 + 1, "{answer:?}");
+        b.handle("/v1/b").await.unwrap();
+        made += 2;
+    }
+    let said = ["ERROR", "audit records were not written", "records=1", "disk full"];
+    assert_eq!(logged.lines(&said), 1, "the operator learns why");
+    assert_eq!(logged.lines(&said[..2]), 1, "a log line that repeats is throttled");
+
+    // A refusal whose record fails is a 503, and says nothing of the key.
+    b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await.unwrap();
+    for answer in [Answer::Err, Answer::Reject, Answer::Panic, Answer::Hang] {
+        b.sink.plan([answer]);
+        let refused = soon(b.admit("/v1/c")).await.unwrap_err();
+        assert!(matches!(refused, AdmitError::NotRecorded(_)), "{answer:?}: {refused:?}");
+        assert_eq!(refused.http_status(), 503);
+    }
+}
+
+/// Panics before it has made a future.
+#[derive(Debug)]
+struct PanicsAtOnce;
+
+impl AuditSink for PanicsAtOnce {
+    fn record<'a, 'b, 'async_trait>(
+        &'a self,
+        _: &'b [AuditRecord],
+    ) -> Pin<Box<dyn Future<Output = Result<(), AuditError>> + Send + 'async_trait>>
+    where
+        'a: 'async_trait,
+        'b: 'async_trait,
+        Self: 'async_trait,
+    {
+        panic!("the sink of a test panics at once")
+    }
+}
+
+#[tokio::test]
+async fn case_35_a_sink_that_panics_at_once_ends_nothing() {
+    let b = bench_with(Delivery::strict(), |builder| builder.audit_sink(PanicsAtOnce)).await;
+    for made in 1..4 {
+        assert!(soon(b.handle("/")).await.is_err());
+        assert_eq!(b.settled(made).await.failed, made);
+    }
+    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+}
+
+#[tokio::test]
+async fn strict_records_of_concurrent_requests_share_batches() {
+    let b = bench(Delivery::strict().batch(60)).await;
+    b.sink.hold(true);
+    let requests: Vec<_> = (0..100)
+        .map(|_| {
+            let (keys, secret) = (b.keys.clone(), b.secret.clone());
+            tokio::spawn(async move {
+                let admission = keys.admit(&secret, get("/")).await.unwrap();
+                admission.finish(200).await.unwrap();
+            })
+        })
+        .collect();
+    eventually("all wait", async || b.keys.audit_stats().queued == 100).await;
+    b.sink.hold(false);
+    for request in requests {
+        soon(request).await.unwrap();
+    }
+    b.sink.assert_each_once(100);
+    let sizes = b.sink.sizes();
+    assert!(sizes.len() <= 3 && sizes.iter().all(|size| *size <= 60), "{sizes:?}");
+}
+
+#[tokio::test]
+async fn strict_a_full_queue_is_refused_at_once_and_nobody_is_marked_as_admitted() {
+    let b = bench(Delivery::strict().capacity(2)).await;
+    b.sink.hold(true);
+    let (one, other) = (b.admit("/1").await.unwrap(), b.admit("/2").await.unwrap());
+    let (mut one, mut other) = (pin!(one.finish(200)), pin!(other.finish(200)));
+    assert!(poll_once(one.as_mut()).is_none() && poll_once(other.as_mut()).is_none());
+    let refused = poll_once(pin!(b.admit("/3"))).expect("at once").unwrap_err();
+    assert!(matches!(refused, AdmitError::NotRecorded(DeliveryError::Full)), "{refused:?}");
+    b.sink.hold(false);
+    soon(one).await.unwrap();
+    soon(other).await.unwrap();
+    b.handle("/4").await.unwrap();
+    b.settled(3).await;
+    b.sink.assert_each_once(3);
+}

@@ -1,0 +1,301 @@
+//! The answers to refused and admitted requests.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{any, get};
+use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{StatusCode, Version};
+use keygate::{Delivery, Expiration, NewKey, VerifiedKey};
+
+use crate::support::{Find, capture_logs, logs, unknown_key};
+use crate::{
+    World, assert_invalid_request, assert_invalid_token, assert_unavailable, bearer, bearer_at,
+    hosts, in_axum, request, router, with_header,
+};
+
+#[tokio::test]
+async fn every_answer_is_that_of_the_table() {
+    let world = World::with(|builder| {
+        builder.delivery(Delivery::strict()).store_deadline(Duration::from_millis(100))
+    });
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    let (_, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+    let (_, key) = world.key().await;
+    let realm = "Bearer realm=\"acme\"";
+    let invalid_request = format!("{realm}, error=\"invalid_request\"");
+    let invalid_token = format!("{realm}, error=\"invalid_token\"");
+    let good = format!("Bearer {key}");
+    let two = [good.as_bytes(), good.as_bytes()];
+    for (host, ask) in hosts(&world.layer().realm("acme")) {
+        let mut answers = Vec::new();
+        for (case, request, status, challenge, code) in [
+            ("no credentials", request("/", &[]), 401, Some(realm), None),
+            (
+                "two lines",
+                request("/", &two),
+                400,
+                Some(&*invalid_request),
+                Some("invalid_request"),
+            ),
+            (
+                "two in one",
+                bearer(&format!("{key},{key}")),
+                400,
+                Some(&*invalid_request),
+                Some("invalid_request"),
+            ),
+            ("malformed", bearer("x"), 401, Some(&*invalid_token), Some("invalid_token")),
+            ("unknown", bearer(&unknown_key()), 401, Some(&*invalid_token), Some("invalid_token")),
+            ("revoked", bearer(&revoked_key), 401, Some(&*invalid_token), Some("invalid_token")),
+            ("ip not allowed", bearer(&restricted_key), 403, None, Some("forbidden")),
+        ] {
+            let answer = ask(request).await;
+            assert_eq!(answer.status.as_u16(), status, "{host}: {case}");
+            assert_eq!(answer.challenge(), challenge, "{host}: {case}");
+            assert_eq!(
+                answer.headers.get_all(WWW_AUTHENTICATE).iter().count(),
+                challenge.iter().count()
+            );
+            assert_eq!(answer.headers.get(RETRY_AFTER), None, "{host}: {case}");
+            let problem = answer.problem();
+            assert_eq!(problem["code"].as_str(), code, "{host}: {case}");
+            answers.push((case, answer));
+        }
+        let bodies = |name| &answers.iter().find(|(case, _)| *case == name).unwrap().1;
+        assert_eq!(bodies("malformed"), bodies("unknown"), "{host}");
+        assert_eq!(bodies("revoked"), bodies("unknown"), "{host}");
+        // Generic: it says neither what is not allowed nor who was asking.
+        let forbidden = bodies("ip not allowed").text().to_lowercase();
+        for word in ["address", "allowlist", "ip", "192", "203", "key"] {
+            let mut words = forbidden.split(|c: char| !c.is_ascii_alphanumeric());
+            assert!(!words.any(|found| found == word), "{host}: {forbidden}");
+        }
+        world.store.find(Find::Fails);
+        assert_unavailable(&ask(bearer(&key)).await, host);
+        world.store.find(Find::Honest);
+    }
+}
+
+#[tokio::test]
+async fn the_reason_of_a_refusal_is_told_to_the_operator() {
+    let world = World::new();
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    let (_, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+    let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
+    let (expired, expired_key) = world.issue(day).await;
+    world.clock.set(expired.expires_at.unwrap());
+    for (host, ask) in hosts(&world.layer()) {
+        for (key, reason) in [
+            (&*revoked_key, "revoked"),
+            (&expired_key, "expired"),
+            (&restricted_key, "allowlist"),
+            (&unknown_key(), "no such key"),
+            ("junk", "well-formed"),
+        ] {
+            capture_logs();
+            assert!(!ask(bearer(key)).await.status.is_success(), "{host}");
+            let said = logs();
+            assert!(said.contains(reason), "{host}: nothing of {reason:?}: {said:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_realm_stays_within_its_quotes() {
+    let world = World::new();
+    for (realm, clean) in [
+        ("a\"b", None),
+        ("x\", error=\"none", None),
+        ("back\\slash", None),
+        ("a\r\nSet-Cookie: x=1", None),
+        ("\u{0}\u{7f}é", None),
+        ("", Some("")),
+        ("Acme API, v2", Some("Acme API, v2")),
+    ] {
+        let ask = in_axum(router().layer(world.layer().realm(realm)));
+        for (request, tail) in [(request("/", &[]), ""), (bearer("x"), ", error=\"invalid_token\"")]
+        {
+            let answer = ask(request).await;
+            let value = answer.headers[WWW_AUTHENTICATE].as_bytes();
+            let value = std::str::from_utf8(value).unwrap();
+            let quoted = value.strip_prefix("Bearer realm=\"").unwrap_or_else(|| panic!("{value}"));
+            let inner =
+                quoted.strip_suffix(&format!("\"{tail}")).unwrap_or_else(|| panic!("{value}"));
+            // What is left is the inside of one quoted string.
+            let mut chars = inner.chars();
+            while let Some(c) = chars.next() {
+                assert_ne!(c, '"', "{value}");
+                assert!(c != '\\' || chars.next().is_some(), "{value}");
+                assert!(c == ' ' || c.is_ascii_graphic(), "{value}");
+            }
+            assert!(clean.is_none_or(|clean| clean == inner), "{value}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn optional_lets_the_anonymous_through_and_nobody_with_a_bad_key() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    let (_, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+    for (host, ask) in hosts(&world.layer().optional()) {
+        for anonymous in [request("/", &[]), request("/", &[b"Basic dTpw"])] {
+            let answer = ask(anonymous).await;
+            assert_eq!((answer.status, answer.text()), (StatusCode::OK, "nobody"), "{host}");
+        }
+        assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
+        for (bad, status) in [
+            ("junk", 401),
+            (&*unknown_key(), 401),
+            (&revoked_key, 401),
+            (&restricted_key, 403),
+            ("", 401),
+        ] {
+            assert_eq!(ask(bearer(bad)).await.status.as_u16(), status, "{host} {bad}");
+        }
+        world.store.find(Find::Fails);
+        assert_unavailable(&ask(bearer(&key)).await, host);
+        assert_eq!(ask(request("/", &[])).await.text(), "nobody", "{host}: the store is not asked");
+        world.store.find(Find::Honest);
+    }
+    assert_eq!(world.requests(record.id).await.len(), 2, "the anonymous leave no record");
+}
+
+#[tokio::test]
+async fn keys_and_the_tokens_of_another_issuer_share_a_route() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let before = world.store.calls();
+    let jwt = format!("eyJhbGciOiJIUzI1NiJ9.{}.c2ln", "a".repeat(2_000));
+    let both = world.layer().optional().ignore_foreign_tokens();
+    for (host, ask) in hosts(&both) {
+        for foreign in [&*jwt, "eyJ", "vsp_pk_1", &key["vsp_sk_".len()..]] {
+            let answer = ask(bearer(foreign)).await;
+            assert_eq!(
+                (answer.status, answer.text()),
+                (StatusCode::OK, "nobody"),
+                "{host} {foreign}"
+            );
+        }
+        // What begins as a key of this service is one, or is refused.
+        for bad in ["vsp_sk_", "vsp_sk_x", &format!("{key}0"), &format!("vsp_sk_{jwt}")] {
+            assert_invalid_token(&ask(bearer(bad)).await, host);
+        }
+        for two in [format!("{jwt}, Bearer {key}"), format!("{jwt} {key}"), format!("{key},{jwt}")]
+        {
+            assert!(ask(bearer(&two)).await.status.is_client_error(), "{host}");
+        }
+        let lines = [format!("Bearer {jwt}"), format!("Bearer {key}")];
+        let answer = ask(request("/", &lines.each_ref().map(|line| line.as_bytes()))).await;
+        assert_invalid_request(&answer, host);
+    }
+    assert_eq!(world.store.calls(), before, "never looked up");
+    for (host, ask) in hosts(&both) {
+        assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
+    }
+    // Where a key is needed, such a token is none.
+    for (host, ask) in hosts(&world.layer().ignore_foreign_tokens()) {
+        let answer = ask(bearer(&jwt)).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{host}");
+        assert_eq!(answer.challenge(), Some("Bearer realm=\"api\""), "{host}");
+        assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
+    }
+    // And unless they are ignored, they are bad keys.
+    for (host, ask) in hosts(&world.layer().optional()) {
+        assert_invalid_token(&ask(bearer(&jwt)).await, host);
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_insists_on_a_key_refuses_the_anonymous_like_the_layer() {
+    let world = World::new();
+    let insist = async |key: VerifiedKey| key.name().to_string();
+    let routes = || Router::new().route("/", get(insist));
+    for realm in ["api", "acme"] {
+        let layer = world.layer().realm(realm);
+        let required = in_axum(routes().layer(layer.clone()))(request("/", &[])).await;
+        let optional = in_axum(routes().layer(layer.optional()))(request("/", &[])).await;
+        assert_eq!(optional.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(optional.challenge(), required.challenge(), "the layer's own realm");
+        assert_eq!(optional.problem(), required.problem());
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_before_the_body_is_read_closes_the_connection_of_http_1() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let (restricted, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+    world.revoke(&restricted).await;
+    let insist = Router::new().route("/", any(async |_: VerifiedKey| "in"));
+    let missing = in_axum(insist.clone());
+    let optional = in_axum(insist.layer(world.layer().optional()));
+    let later = [("extractor", optional), ("no layer", missing)];
+    for (host, ask) in hosts(&world.layer()).into_iter().chain(later) {
+        for (name, value) in [("content-length", "10"), ("transfer-encoding", "chunked")] {
+            for version in [Version::HTTP_10, Version::HTTP_11] {
+                let with_body = |credential: &[&[u8]]| {
+                    let mut request = with_header(request("/", credential), name, value);
+                    *request.version_mut() = version;
+                    request
+                };
+                let bad =
+                    [None, Some("x"), Some("a b"), Some(&unknown_key()), Some(&restricted_key)]
+                        .map(|credential| credential.map(|key| format!("Bearer {key}")));
+                for credential in bad {
+                    let lines = credential.as_deref().map(str::as_bytes);
+                    let answer = ask(with_body(lines.as_slice())).await;
+                    assert_eq!(answer.headers["connection"], "close", "{host} {credential:?}");
+                    let mut request = with_body(lines.as_slice());
+                    *request.version_mut() = Version::HTTP_2;
+                    assert!(!ask(request).await.headers.contains_key("connection"), "{host}");
+                }
+                if host == "no layer" {
+                    continue;
+                }
+                world.store.find(Find::Fails);
+                let good = format!("Bearer {key}");
+                let answer = ask(with_body(&[good.as_bytes()])).await;
+                assert_eq!(
+                    (answer.status.as_u16(), &answer.headers["connection"]),
+                    (503, &HeaderValue::from_static("close"))
+                );
+                world.store.find(Find::Honest);
+                // What the service does with a body is its own affair.
+                let answer = ask(with_body(&[good.as_bytes()])).await;
+                assert_eq!(
+                    (answer.status, answer.headers.get("connection")),
+                    (StatusCode::OK, None)
+                );
+            }
+        }
+        for request in [request("/", &[]), with_header(bearer("x"), "content-length", "0")] {
+            assert_eq!(ask(request).await.headers.get("connection"), None, "{host}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_extractor_names_the_missing_layer() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let routes = Router::new()
+        .route("/required", get(async |_: VerifiedKey| "in"))
+        .route("/optional", get(async |_: Option<VerifiedKey>| "in"));
+    let ask = in_axum(routes);
+    for path in ["/required", "/optional"] {
+        for request in [bearer_at(path, &key), request(path, &[])] {
+            capture_logs();
+            let answer = ask(request).await;
+            assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{path}");
+            assert!(answer.text().contains("ApiKeyLayer"), "{}", answer.text());
+            answer.problem();
+            assert!(logs().contains("ApiKeyLayer"), "the operator is told, too");
+        }
+    }
+}

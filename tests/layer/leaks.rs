@@ -1,0 +1,290 @@
+//! Keys and paths do not leak into logs or records.
+
+use axum::Router;
+use axum::routing::get;
+use http::header::HeaderMap;
+use http::{Method, StatusCode};
+use keygate::{
+    Allowlist, Expiration, KeyFormat, KeyId, KeyName, KeyPatch, Network, NewKey, OrgId,
+    ProxyHeader, RequestEvent, RequestInfo, VerifiedKey,
+};
+use tower::{Layer, Service, service_fn};
+
+use crate::support::{Find, Sink, assert_no_leak, capture_logs, logs, unknown_key};
+use crate::{
+    Unshared, World, XFF, bearer, bearer_at, behind_proxies, forwarded, greet_in_tower, hosts,
+    in_axum, request, router, with_header,
+};
+
+#[tokio::test]
+async fn case_39_a_canary_key_appears_nowhere() {
+    let world = World::new();
+    let issued = world.keys.create(&world.actor, NewKey::named("canary").unwrap()).await.unwrap();
+    let key = issued.secret.expose_secret().to_owned();
+    let bad = unknown_key();
+    let mut seen = vec![("issued", format!("{issued:?} {} {:?}", issued.secret, issued.secret))];
+    let mut note = |place: &'static str, text: String| seen.push((place, text));
+
+    // Every way to send it; as it is, and as one that nobody knows.
+    for key in [&key, &bad] {
+        for layer in [world.layer(), world.layer().optional()] {
+            for (_, ask) in hosts(&layer) {
+                for scheme in ["Bearer ", "bearer  ", "Basic ", "ApiKey ", "", "Bearer", "Bearer:"]
+                {
+                    let line = format!("{scheme}{key}");
+                    note("header", format!("{:?}", ask(request("/", &[line.as_bytes()])).await));
+                }
+                for line in [
+                    format!("Bearer {key},Bearer {key}"),
+                    format!("Bearer {key}!"),
+                    format!("Bearer {key} x"),
+                    format!("Bearer x{key}"),
+                    format!("Bearer {}", key.repeat(5)),
+                    format!("Bearer {key}\u{e9}"),
+                ] {
+                    let answer = ask(request("/", &[line.as_bytes()])).await;
+                    note("malformed", format!("{answer:?}"));
+                }
+                let line = format!("Bearer {key}");
+                let lines = [line.as_bytes(), line.as_bytes()];
+                note("two lines", format!("{:?}", ask(request("/", &lines)).await));
+                for path in [format!("/?api_key={key}"), format!("/v1/{key}/x")] {
+                    note("path, alone", format!("{:?}", ask(request(&path, &[])).await));
+                    note("path, and header", format!("{:?}", ask(bearer_at(&path, key)).await));
+                }
+                for header in ["x-api-key", "cookie", "forwarded", XFF, "user-agent", "host"] {
+                    let answer = ask(with_header(bearer(key), header, key)).await;
+                    note("other header", format!("{answer:?}"));
+                }
+            }
+        }
+        // Behind proxies, forwarding headers are read.
+        for header in [ProxyHeader::XForwardedFor, ProxyHeader::Forwarded] {
+            let ask = in_axum(router().layer(behind_proxies(&world, header)));
+            for name in [XFF, "forwarded"] {
+                let answer = ask(forwarded(key, "10.0.0.1", name, &[key])).await;
+                note("forwarding header", format!("{answer:?}"));
+            }
+        }
+    }
+
+    // A refused one, a fault of the store, a fault of the sink.
+    let ask = in_axum(router().layer(world.layer()));
+    for find in [Find::Fails, Find::Corrupt] {
+        world.store.find(find);
+        note("store fails", format!("{:?}", ask(bearer(&key)).await));
+        let error = world.keys.verify(&key, None).await.unwrap_err();
+        note("verify error", format!("{error} {error:?}"));
+    }
+    world.store.find(Find::Honest);
+    for sink in [Sink::Rejects, Sink::Panics] {
+        world.sink.sink(sink);
+        note("sink fails", format!("{:?}", ask(bearer(&key)).await));
+        world.sink.sink(Sink::Works);
+    }
+    let allowlist = Allowlist::parse(["203.0.113.1"]).unwrap();
+    world.keys.update(&world.actor, &issued.key.id, KeyPatch::restrict(allowlist)).await.unwrap();
+    note("not allowed", format!("{:?}", ask(bearer(&key)).await));
+    let free = KeyPatch::restrict(Allowlist::default());
+    world.keys.update(&world.actor, &issued.key.id, free).await.unwrap();
+
+    // A handler that panics with all it knows.
+    let panics = async |verified: VerifiedKey, request: axum::extract::Request| -> &'static str {
+        panic!("{verified:?} {request:?} {:?} {:?}", request.headers(), request.extensions())
+    };
+    let panicking = in_axum(Router::new().route("/", get(panics)).layer(world.layer()));
+    let panic = tokio::spawn(panicking(bearer(&key))).await.unwrap_err().into_panic();
+    let message = panic.downcast_ref::<String>().expect("a message").clone();
+    assert!(message.contains("authorization") && message.contains("VerifiedKey"), "{message}");
+    note("panic", message);
+
+    // The text of a key where another text belongs.
+    let error = KeyFormat::new(&key).unwrap_err();
+    note("prefix", format!("{error} {error:?}"));
+    let error = key.parse::<KeyId>().unwrap_err();
+    note("id", format!("{error} {error:?}"));
+    let error = Allowlist::parse([&key]).unwrap_err();
+    note("allowlist", format!("{error} {error:?}"));
+    let error = key.parse::<Network>().unwrap_err();
+    note("network", format!("{error} {error:?}"));
+    let error = key.parse::<Expiration>().unwrap_err();
+    note("expiration", format!("{error} {error:?}"));
+    let error = key.parse::<keygate::AuditCursor>().unwrap_err();
+    note("cursor", format!("{error} {error:?}"));
+    note("damaged allowlist", format!("{:?}", Allowlist::restore([&key])));
+    let error = KeyName::new(format!("{key}{key}")).unwrap_err();
+    note("name", format!("{error} {error:?}"));
+    let error = OrgId::new(format!("{key}\0")).unwrap_err();
+    note("organisation", format!("{error} {error:?}"));
+
+    // Everything that can be printed.
+    let info = || RequestInfo::new("GET", "/");
+    let admission = world.keys.admit(&key, info()).await.unwrap();
+    note("admission", format!("{admission:?}"));
+    note("verified", format!("{:?} {:?}", admission.key(), admission.key().record()));
+    admission.finish(200).await.unwrap();
+    let malformed = KeyFormat::default().digest(format!("{key}!")).unwrap_err();
+    note("malformed key", format!("{malformed} {malformed:?}"));
+    world.revoke(&issued.key).await;
+    for credential in [key.clone(), bad.clone(), format!("{key}!"), format!("{key}{key}")] {
+        let error = world.keys.verify(&credential, None).await.unwrap_err();
+        note("verify error", format!("{error} {error:?} {error:#?}"));
+        let error = world.keys.admit(&credential, info()).await.unwrap_err();
+        note("admit error", format!("{error} {error:?} {error:#?}"));
+    }
+    let layer = world.layer();
+    let service = layer.layer(service_fn(greet_in_tower));
+    let future = service.clone().call(bearer(&key).map(|()| Unshared::of("")));
+    note("future", format!("{future:?}"));
+    drop(future);
+    note("layer", format!("{layer:?} {:?}", layer.clone().optional()));
+    note("manager", format!("{:?} {:#?}", world.keys, world.keys));
+    let stored = world.keys.list(world.actor.org()).await.unwrap();
+    note("database", format!("{:?} {stored:?}", world.store));
+    let records = world.requests(issued.key.id).await;
+    note("audit log", format!("{:?} {records:?}", world.sink));
+    note("log", logs());
+
+    assert!(seen.iter().any(|(place, text)| *place == "log" && text.contains("refused")));
+    assert!(seen.iter().any(|(place, text)| *place == "audit log" && text.contains("[REDACTED]")));
+    for (place, text) in &seen {
+        assert_no_leak(place, text, &key);
+        assert_no_leak(place, text, &bad);
+    }
+}
+
+#[tokio::test]
+async fn case_39_the_complaint_about_a_missing_layer_repeats_no_key() {
+    capture_logs();
+    let key = unknown_key();
+    let unguarded = in_axum(Router::new().route("/{key}", get(async |_: VerifiedKey| ())));
+    let answer = unguarded(bearer_at(&format!("/{key}"), &key)).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_no_leak("answer", &format!("{answer:?}"), &key);
+    assert_no_leak("log", &logs(), &key);
+}
+
+/// Sends a key within these paths, `KEY` standing for it, and looks at what is recorded.
+async fn key_in_paths(paths: &[&str], spelt: fn(&str) -> String) {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let ask = in_axum(router().layer(world.layer()));
+    for path in paths {
+        let path = path.replace("KEY", &spelt(&key));
+        assert_eq!(ask(bearer_at(&path, &key)).await.status, StatusCode::OK, "{path}");
+        let endpoint = world.last_request(record.id).await.endpoint;
+        assert_no_leak("endpoint", &endpoint, &key);
+    }
+}
+
+#[tokio::test]
+async fn case_39_a_key_in_a_path_is_blotted_out() {
+    let paths = ["/KEY", "/v1/KEY/KEY", "/v1/xKEYx/KEY", "/v1/KEY.json", "/vsp_sk_/KEY", "/a,KEY"];
+    key_in_paths(&paths, str::to_owned).await;
+    // At the end of what is kept of a path, too.
+    for length in 1_990..2_050 {
+        key_in_paths(&[&format!("/{}KEY", "x".repeat(length))], str::to_owned).await;
+    }
+}
+
+#[tokio::test]
+async fn case_39_a_key_in_a_path_is_blotted_out_behind_a_second_prefix() {
+    let paths = ["/vsp_sk_KEY", "/vsp_sk_vsp_sk_KEY", "/x_vsp_sk_abcKEY", "/vsp_KEY"];
+    key_in_paths(&paths, str::to_owned).await;
+}
+
+#[tokio::test]
+async fn case_39_a_key_in_a_path_is_blotted_out_percent_encoded() {
+    key_in_paths(&["/KEY", "/v1/KEY/x"], |key| key.replace('_', "%5F")).await;
+    key_in_paths(&["/KEY", "/v1/KEY/x"], |key| key.replace('_', "%5f")).await;
+}
+
+#[tokio::test]
+async fn case_39_the_service_is_given_the_credential_marked_as_sensitive() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let print = async |headers: HeaderMap| format!("{headers:?}");
+    let routes = || Router::new().route("/", get(print));
+    for layer in [world.layer(), world.layer().optional()] {
+        let answer = in_axum(routes().layer(layer))(bearer(&key)).await;
+        assert!(answer.text().contains("\"authorization\": Sensitive"), "{}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn case_39_optional_marks_as_sensitive_what_it_lets_through_as_anonymous() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let print = async |headers: HeaderMap| format!("{headers:?}");
+    let ask = in_axum(Router::new().route("/", get(print)).layer(world.layer().optional()));
+    let answer = ask(request("/", &[format!("ApiKey {key}").as_bytes()])).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_no_leak("printed headers", answer.text(), &key);
+}
+
+#[tokio::test]
+async fn case_41_a_path_is_inert_in_the_audit_record_and_in_the_log() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let ask = in_axum(router().layer(world.layer()));
+    for path in [
+        "/%0d%0a2026-01-01T00:00:00Z%20ERROR%20forged",
+        "/%3Cimg%20src=x%20onerror=alert(1)%3E",
+        "/%00%1b[31m%e2%80%ae",
+        "/a%2fb/../c//d;x=1",
+        "/%",
+        "//evil.example/",
+    ] {
+        let answer = ask(bearer_at(&format!("{path}?q=%0d%0a"), &key)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
+        assert_eq!(&*world.last_request(record.id).await.endpoint, path, "exactly as it came");
+    }
+    // The extractor's complaint comes from a request that nobody has checked.
+    let unguarded = in_axum(Router::new().fallback(async |_: VerifiedKey| ()));
+    capture_logs();
+    let path = "/x%0d%0aERROR%20forged/\u{85}\u{202e}";
+    assert_eq!(unguarded(bearer_at(path, &key)).await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    let said = logs();
+    assert_eq!(said.lines().count(), 1, "{said:?}");
+    assert!(said.contains("ApiKeyLayer"), "{said:?}");
+    assert!(said.trim_end().chars().all(|c| !c.is_control()), "{said:?}");
+}
+
+#[tokio::test]
+async fn case_41_what_is_no_visible_character_is_not_recorded_as_it_came() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let ask = in_axum(router().layer(world.layer()));
+    // Servers take UTF-8 in a path: an escape sequence's C1 introducer, a next
+    // line, and what turns the text behind it round.
+    for hostile in ['\u{9b}', '\u{85}', '\u{202e}', '\u{2066}', '\u{200b}', '\u{2028}'] {
+        let answer = ask(bearer_at(&format!("/a{hostile}31mb"), &key)).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let endpoint = world.last_request(record.id).await.endpoint;
+        assert!(!endpoint.contains(hostile), "{endpoint:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_is_recorded_at_a_bounded_length() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let ask = in_axum(router().layer(world.layer()));
+    let path = format!("/{}", "é".repeat(20_000));
+    assert_eq!(ask(bearer_at(&path, &key)).await.status, StatusCode::OK);
+    let endpoint = world.last_request(record.id).await.endpoint;
+    assert!(endpoint.len() <= RequestEvent::MAX_ENDPOINT_LEN, "{}", endpoint.len());
+    assert!(endpoint.starts_with('/') && endpoint.ends_with('…'));
+}
+
+#[tokio::test]
+async fn a_method_is_recorded_at_a_bounded_length() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let ask = in_axum(router().layer(world.layer()));
+    let mut request = bearer(&key);
+    *request.method_mut() = Method::from_bytes(&[b'A'; 20_000]).unwrap();
+    assert_eq!(ask(request).await.status, StatusCode::OK);
+    let method = world.last_request(record.id).await.method;
+    assert!(method.len() <= RequestEvent::MAX_ENDPOINT_LEN, "a method of {}", method.len());
+}

@@ -1,0 +1,336 @@
+//! The tower layer and the axum extractor, in process: what gets in, what is answered, what is recorded.
+#![cfg(feature = "axum")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod answers;
+mod client_ip;
+mod credentials;
+mod faults;
+mod leaks;
+mod records;
+mod shutdown;
+mod stack;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::routing::any;
+use bytes::Bytes;
+use http::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use http::{Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::BodyExt;
+use keygate::{
+    Actor, ApiKey, ApiKeyLayer, AuditEvent, AuditLog, AuditQuery, AuditScope, BoxFuture, ClientIp,
+    Delivery, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch,
+    KeyStore, Network, NewKey, OrgId, PeerAddr, ProxyHeader, RequestEvent, SystemRandom, Timestamp,
+    VerifiedKey,
+};
+use serde_json::Value;
+use support::{Find, Hands, SpySink, SpyStore, capture_logs};
+use tower::{Layer, ServiceExt, service_fn};
+
+const START: &str = "2026-01-31T12:00:00Z";
+const PEER: &str = "192.0.2.7";
+/// A manager, and everything around it that a test may spoil or look into.
+struct World {
+    store: Arc<SpyStore>,
+    sink: Arc<SpySink>,
+    clock: Hands,
+    keys: KeyManager,
+    actor: Actor,
+}
+
+impl World {
+    /// Strict, so that what is recorded is recorded when the answer is there.
+    fn new() -> Self {
+        Self::with(|builder| builder.delivery(Delivery::strict()))
+    }
+
+    fn with(configure: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Self {
+        capture_logs();
+        let store = Arc::new(SpyStore::default());
+        let sink = Arc::new(SpySink::default());
+        let clock = Hands::at(START);
+        let builder =
+            KeyManager::builder(Arc::clone(&store)).audit(Arc::clone(&sink)).clock(clock.clone());
+        let keys = configure(builder).build().unwrap();
+        let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+        Self { store, sink, clock, keys, actor }
+    }
+
+    fn layer(&self) -> ApiKeyLayer {
+        ApiKeyLayer::new(self.keys.clone())
+    }
+
+    /// Makes a key; its record and its text.
+    async fn issue(&self, new: NewKey) -> (Arc<ApiKey>, String) {
+        let issued = self.keys.create(&self.actor, new).await.unwrap();
+        (issued.key, issued.secret.expose_secret().to_owned())
+    }
+
+    async fn key(&self) -> (Arc<ApiKey>, String) {
+        self.issue(NewKey::named("key").unwrap()).await
+    }
+
+    async fn key_for(&self, allowlist: &[&str]) -> (Arc<ApiKey>, String) {
+        self.issue(NewKey::named("key").unwrap().allow(allowlist).unwrap()).await
+    }
+
+    async fn revoke(&self, key: &ApiKey) {
+        self.keys.update(&self.actor, &key.id, KeyPatch::revoke()).await.unwrap();
+    }
+
+    async fn delete(&self, key: &ApiKey) {
+        self.keys.delete(&self.actor, &key.id).await.unwrap();
+    }
+
+    /// The requests recorded for a key, oldest first.
+    async fn requests(&self, id: KeyId) -> Vec<RequestEvent> {
+        let scope = AuditScope::KeyRequests(id);
+        let query = AuditQuery::new(self.actor.org().clone(), scope).limit(200);
+        let page = self.sink.page(&query).await.unwrap();
+        assert_eq!(page.older, None, "more records than this helper reads");
+        let events = page.records.into_iter().rev().map(|record| match record.event {
+            AuditEvent::Request(request) => request,
+            other => panic!("{other:?}"),
+        });
+        events.collect()
+    }
+
+    async fn last_request(&self, id: KeyId) -> RequestEvent {
+        self.requests(id).await.pop().expect("a record")
+    }
+
+    async fn stored(&self, id: KeyId) -> Arc<ApiKey> {
+        self.store.get(self.actor.org(), &id).await.unwrap().expect("the key")
+    }
+}
+
+/// What a caller gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    async fn read<B>(response: Response<B>) -> Self
+    where
+        B: HttpBody<Data = Bytes>,
+        B::Error: std::fmt::Debug,
+    {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Self { status: parts.status, headers: parts.headers, body }
+    }
+
+    fn challenge(&self) -> Option<&str> {
+        self.headers.get(WWW_AUTHENTICATE).map(|value| value.to_str().unwrap())
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// The body as a problem (RFC 9457) that fits the answer.
+    fn problem(&self) -> Value {
+        assert_eq!(self.headers[CONTENT_TYPE], "application/problem+json");
+        let problem: Value = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!(problem["status"], self.status.as_u16());
+        assert_eq!(problem["title"], self.status.canonical_reason().unwrap());
+        assert!(problem["type"].is_string());
+        problem
+    }
+}
+
+/// A service behind the layer, whatever it is made with.
+type Ask = Box<dyn Fn(Request<()>) -> BoxFuture<'static, Answer>>;
+
+/// The same service in axum, and as a plain tower service over another body.
+fn hosts(layer: &ApiKeyLayer) -> [(&'static str, Ask); 2] {
+    [("axum", in_axum(router().layer(layer.clone()))), ("tower", in_tower(layer))]
+}
+
+fn router() -> Router {
+    Router::new().route("/", any(greet)).fallback(greet)
+}
+
+async fn greet(key: Option<VerifiedKey>) -> String {
+    key.map_or("nobody".into(), |key| key.name().to_string())
+}
+
+async fn greet_in_tower(request: Request<Unshared>) -> Result<Response<Unshared>, Infallible> {
+    let key = request.extensions().get::<VerifiedKey>();
+    let name = key.map_or("nobody".into(), |key| key.name().to_string());
+    Ok(Response::new(Unshared::of(name)))
+}
+
+fn in_axum(router: Router) -> Ask {
+    Box::new(move |request| {
+        let router = router.clone();
+        Box::pin(async move {
+            let mut request = request.map(|()| Body::empty());
+            if let Some(PeerAddr(peer)) = request.extensions_mut().remove() {
+                request.extensions_mut().insert(ConnectInfo(peer));
+            }
+            Answer::read(router.oneshot(request).await.unwrap()).await
+        })
+    })
+}
+
+fn in_tower(layer: &ApiKeyLayer) -> Ask {
+    let service = layer.layer(service_fn(greet_in_tower));
+    Box::new(move |request| {
+        let service = service.clone();
+        Box::pin(async move {
+            let request = request.map(|()| Unshared::of(""));
+            Answer::read(service.oneshot(request).await.unwrap()).await
+        })
+    })
+}
+
+/// A body that may be sent to another thread and not be shared with one.
+struct Unshared(Cell<Option<Bytes>>);
+
+impl Unshared {
+    fn of(text: impl Into<String>) -> Self {
+        Self(Cell::new(Some(text.into().into())))
+    }
+}
+
+impl HttpBody for Unshared {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// A request from [`PEER`] with these `Authorization` lines.
+fn request(path: &str, authorization: &[&[u8]]) -> Request<()> {
+    let mut request = Request::builder().uri(path).body(()).unwrap();
+    for line in authorization {
+        let line = HeaderValue::from_bytes(line).unwrap();
+        request.headers_mut().append(AUTHORIZATION, line);
+    }
+    from_peer(request, PEER)
+}
+
+fn from_peer(mut request: Request<()>, peer: &str) -> Request<()> {
+    let peer = SocketAddr::new(peer.parse().unwrap(), 40_000);
+    request.extensions_mut().insert(PeerAddr(peer));
+    request
+}
+
+fn with_header(mut request: Request<()>, name: &'static str, value: &str) -> Request<()> {
+    request.headers_mut().append(name, value.parse().unwrap());
+    request
+}
+
+fn bearer(key: &str) -> Request<()> {
+    bearer_at("/", key)
+}
+
+fn bearer_at(path: &str, key: &str) -> Request<()> {
+    request(path, &[format!("Bearer {key}").as_bytes()])
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// `text` as a key of the default format.
+fn well_formed(text: &str) -> String {
+    let key = signed(text);
+    KeyFormat::default().digest(&key).expect("well-formed");
+    key
+}
+
+/// `text` with the prefix of the default format and the right checksum.
+fn signed(text: &str) -> String {
+    const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let signed = format!("vsp_sk_{text}");
+    let mut rest = crc32fast::hash(signed.as_bytes()) as usize;
+    let mut checksum = [b'0'; 6];
+    for place in checksum.iter_mut().rev() {
+        *place = DIGITS[rest % 62];
+        rest /= 62;
+    }
+    signed + std::str::from_utf8(&checksum).unwrap()
+}
+
+fn assert_invalid_request(answer: &Answer, case: &str) {
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{case}");
+    let challenge = "Bearer realm=\"api\", error=\"invalid_request\"";
+    assert_eq!(answer.challenge(), Some(challenge), "{case}");
+    assert_eq!(answer.problem()["code"], "invalid_request", "{case}");
+}
+
+fn assert_invalid_token(answer: &Answer, case: &str) {
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{case}");
+    let challenge = "Bearer realm=\"api\", error=\"invalid_token\"";
+    assert_eq!(answer.challenge(), Some(challenge), "{case}");
+    assert_eq!(answer.problem()["code"], "invalid_token", "{case}");
+}
+
+/// A key as a store may hold it.
+fn stored_key() -> ApiKey {
+    ApiKey {
+        id: KeyId::random(&SystemRandom).unwrap(),
+        org: OrgId::new("acme").unwrap(),
+        name: KeyName::new("stored").unwrap(),
+        digest: KeyDigest::of("something"),
+        created_at: Timestamp::parse(START).unwrap(),
+        ..ApiKey::sample(0)
+    }
+}
+
+const XFF: &str = "x-forwarded-for";
+
+fn behind_proxies(world: &World, header: ProxyHeader) -> ApiKeyLayer {
+    let proxies: [Network; 2] = ["10.0.0.0/8", "2001:db8:aaaa::/48"].map(|n| n.parse().unwrap());
+    world.layer().client_ip(ClientIp::behind(proxies, header))
+}
+
+fn forwarded(key: &str, peer: &str, header: &'static str, lines: &[&str]) -> Request<()> {
+    let request = from_peer(bearer(key), peer);
+    lines.iter().fold(request, |request, line| with_header(request, header, line))
+}
+
+fn assert_unavailable(answer: &Answer, case: &str) {
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{case}");
+    let retry = answer.headers[RETRY_AFTER].to_str().unwrap().parse::<u32>();
+    assert!(retry.is_ok_and(|seconds| seconds >= 1), "{case}");
+    assert_eq!(answer.challenge(), None, "{case}: it is not the credential's fault");
+    assert_eq!(answer.problem()["code"], "unavailable", "{case}");
+}
+
+/// A store that answers at once, and one that has to be waited for.
+fn at_once_and_later() -> [Find; 2] {
+    [Find::Honest, Find::Slow(Duration::from_millis(1))]
+}

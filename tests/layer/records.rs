@@ -1,0 +1,198 @@
+//! The audit records and the last use that a request leaves.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::routing::{any, get};
+use http::{Method, StatusCode};
+use keygate::{
+    Actor, ApiKey, ApiKeyLayer, Delivery, Expiration, KeyManager, NewKey, OrgId, Outcome,
+    RequestEvent, VerifiedKey,
+};
+
+use crate::support::{PATIENCE, Sink, SpyStore, eventually, unknown_key};
+use crate::{
+    PEER, World, assert_invalid_token, bearer, bearer_at, hosts, in_axum, ip, request, router,
+};
+
+#[tokio::test]
+async fn the_endpoint_is_the_whole_path_of_the_request_without_its_query() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let things = || Router::new().route("/things/{id}", get(async |_: VerifiedKey| "thing"));
+    let nested = |inner: Router| Router::new().nest("/v1", Router::new().nest("/deep", inner));
+    for (app, path, status) in [
+        (nested(things().layer(world.layer())), "/v1/deep/things/7", 200),
+        (nested(things()).layer(world.layer()), "/v1/deep/things/7", 200),
+        (nested(things().route_layer(world.layer())), "/v1/deep/things/7", 200),
+        (
+            Router::new().nest_service("/v1/deep", things().layer(world.layer())),
+            "/v1/deep/things/7",
+            200,
+        ),
+        (nested(things()).layer(world.layer()), "/v1/deep/nothing", 404),
+        (Router::new().merge(things().layer(world.layer())), "/things/7", 200),
+    ] {
+        let answer = in_axum(app)(bearer_at(&format!("{path}?a=/b&c#d"), &key)).await;
+        assert_eq!(answer.status.as_u16(), status, "{path}");
+        let event = world.last_request(record.id).await;
+        assert_eq!((&*event.endpoint, event.status), (path, Some(status)));
+    }
+    assert_eq!(world.requests(record.id).await.len(), 6, "one record a request");
+}
+
+#[tokio::test]
+async fn method_status_and_address_are_recorded_for_every_method() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let status = async |Path(code): Path<u16>| StatusCode::from_u16(code).unwrap();
+    let ask = in_axum(Router::new().route("/{code}", any(status)).layer(world.layer()));
+    let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"];
+    for (method, code) in methods.into_iter().zip([200, 204, 301, 418, 404, 500, 503, 599, 999]) {
+        let mut request = bearer_at(&format!("/{code}"), &key);
+        *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
+        assert_eq!(ask(request).await.status.as_u16(), code, "{method}");
+        let event = world.last_request(record.id).await;
+        assert_eq!(event, {
+            let mut event = RequestEvent::new(method, format!("/{code}"), Outcome::Allowed);
+            event.ip = Some(ip(PEER));
+            event.status = Some(code);
+            event
+        });
+    }
+}
+
+#[tokio::test]
+async fn there_is_one_record_for_each_request_with_a_known_key() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let world = World::with(|builder| builder.delivery(delivery));
+        let (allowed, allowed_key) = world.key().await;
+        let (revoked, revoked_key) = world.key().await;
+        world.revoke(&revoked).await;
+        let (restricted, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+        let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
+        let (expired, expired_key) = world.issue(day).await;
+        world.clock.set(expired.expires_at.unwrap());
+        let before = world.sink.len();
+
+        for (_, ask) in hosts(&world.layer()) {
+            for key in [&allowed_key, &revoked_key, &restricted_key, &expired_key] {
+                ask(bearer(key)).await;
+            }
+            // Nobody knows these.
+            for request in [
+                bearer(&unknown_key()),
+                bearer("x"),
+                request("/", &[]),
+                bearer(&format!("{allowed_key},")),
+            ] {
+                ask(request).await;
+            }
+        }
+        assert!(world.keys.shutdown(PATIENCE).await.is_complete());
+        assert_eq!(world.sink.len() - before, 2 * 4);
+        for (key, status, outcome) in [
+            (&allowed, 200, Outcome::Allowed),
+            (&revoked, 401, Outcome::Revoked),
+            (&restricted, 403, Outcome::IpNotAllowed),
+            (&expired, 401, Outcome::Expired),
+        ] {
+            let events = world.requests(key.id).await;
+            let found: Vec<_> = events.iter().map(|event| (event.status, event.outcome)).collect();
+            assert_eq!(found, [(Some(status), outcome); 2]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_strict_record_is_written_before_the_answer_is_there() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    world.sink.sink(Sink::Slow(Duration::from_millis(20)));
+    for (count, (_, ask)) in hosts(&world.layer()).into_iter().enumerate() {
+        assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
+        assert_eq!(world.requests(record.id).await.len(), count + 1);
+        assert_eq!(ask(bearer(&revoked_key)).await.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(world.requests(revoked.id).await.len(), count + 1);
+    }
+    // And no answer while it is not.
+    world.sink.sink(Sink::Hangs);
+    let ask = in_axum(router().layer(world.layer()));
+    let mut under_way = ask(bearer(&key));
+    let tried = world.sink.batches();
+    tokio::select! {
+        answer = &mut under_way => panic!("{answer:?}"),
+        () = eventually("the sink is asked", async || {
+            world.sink.batches() > tried
+        }) => {}
+    }
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    assert!(pin!(under_way).poll(&mut cx).is_pending());
+}
+
+#[tokio::test]
+async fn a_buffered_answer_does_not_wait_for_its_record_which_follows() {
+    let world = World::with(|builder| builder.delivery(Delivery::buffered()));
+    let (record, key) = world.key().await;
+    let ask = in_axum(router().layer(world.layer()));
+    assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
+    assert_eq!(world.requests(record.id).await, [], "not on the request's path");
+    eventually("a record", async || world.requests(record.id).await.pop()).await;
+}
+
+#[tokio::test]
+async fn the_last_use_follows_and_only_of_admitted_requests() {
+    let world = World::new();
+    let (used, used_key) = world.key().await;
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    let (restricted, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+    let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
+    let (expired, expired_key) = world.issue(day).await;
+    let now = expired.expires_at.unwrap();
+    world.clock.set(now);
+    let ask = in_axum(router().layer(world.layer()));
+    for key in [&revoked_key, &restricted_key, &expired_key] {
+        assert!(!ask(bearer(key)).await.status.is_success());
+    }
+    let calls = world.store.calls();
+    assert_eq!(ask(bearer(&used_key)).await.status, StatusCode::OK);
+    assert_eq!(world.store.calls(), calls + 1, "no write on the request's path");
+    let at =
+        eventually("a last-used time", async || world.stored(used.id).await.last_used_at).await;
+    assert_eq!(at, now, "when the key was verified");
+    for refused in [revoked, restricted, expired] {
+        assert_eq!(world.stored(refused.id).await.last_used_at, None);
+    }
+}
+
+#[tokio::test]
+async fn a_use_is_no_change() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let ask = in_axum(router().layer(world.layer()));
+    ask(bearer(&key)).await;
+    let used = eventually("a last-used time", async || {
+        Some(world.stored(record.id).await).filter(|key| key.last_used_at.is_some())
+    })
+    .await;
+    assert_eq!(ApiKey { last_used_at: None, ..ApiKey::clone(&used) }, *record);
+}
+
+#[tokio::test]
+async fn a_manager_without_an_audit_log_verifies_all_the_same() {
+    let store = Arc::new(SpyStore::default());
+    let keys = KeyManager::builder(Arc::clone(&store)).build().unwrap();
+    let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+    let issued = keys.create(&actor, NewKey::named("key").unwrap()).await.unwrap();
+    let ask = in_axum(router().layer(ApiKeyLayer::new(keys.clone())));
+    assert_eq!(ask(bearer(issued.secret.expose_secret())).await.status, StatusCode::OK);
+    assert_invalid_token(&ask(bearer(&unknown_key())).await, "unknown");
+    assert!(keys.shutdown(PATIENCE).await.is_complete());
+}

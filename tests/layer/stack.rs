@@ -1,0 +1,296 @@
+//! The layer among other tower layers and services.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
+use keygate::{
+    AdmitError, ApiKeyLayer, KeyManager, ResponseBody, ResponseFuture, VerifiedKey, VerifyError,
+};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_http::classify::{ServerErrorsAsFailures, SharedClassifier};
+use tower_http::cors::CorsLayer;
+use tower_http::timeout::TimeoutLayer;
+use tower_http::trace::TraceLayer;
+
+use crate::support::{Find, Gate, PATIENCE, Sink, unknown_key};
+use crate::{
+    Answer, Unshared, World, at_once_and_later, bearer, from_peer, greet_in_tower, request, router,
+    with_header,
+};
+
+/// Ready only after `poll_ready`, and its clone is not.
+#[derive(Default)]
+struct Reserving {
+    reserved: bool,
+    out: Arc<AtomicUsize>,
+}
+
+impl Clone for Reserving {
+    fn clone(&self) -> Self {
+        Self { reserved: false, out: Arc::clone(&self.out) }
+    }
+}
+
+impl Drop for Reserving {
+    fn drop(&mut self) {
+        if self.reserved {
+            self.out.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for Reserving {
+    type Response = Response<Full<Bytes>>;
+    type Error = &'static str;
+    type Future = Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if !self.reserved {
+            if self.out.fetch_add(1, Ordering::SeqCst) > 0 {
+                self.out.fetch_sub(1, Ordering::SeqCst);
+                return Poll::Ready(Err("no room"));
+            }
+            self.reserved = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Full<Bytes>>) -> Self::Future {
+        assert!(std::mem::take(&mut self.reserved), "called without being ready");
+        self.out.fetch_sub(1, Ordering::SeqCst);
+        ready(Ok(Response::new(Full::default())))
+    }
+}
+
+#[tokio::test]
+async fn the_service_that_was_ready_is_the_one_that_is_called() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let inner = Reserving::default();
+    let out = Arc::clone(&inner.out);
+    let mut service = world.layer().layer(inner);
+    let with_body = |request: Request<()>| request.map(|()| Full::<Bytes>::default());
+    for find in at_once_and_later() {
+        world.store.find(find);
+        for _ in 0..3 {
+            let ready = service.ready().await.unwrap();
+            let answer = ready.call(with_body(bearer(&key))).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            // A refused request gives back what was reserved for it.
+            for refused in ["x", &unknown_key()] {
+                let ready = service.ready().await.unwrap();
+                let answer = ready.call(with_body(bearer(refused))).await.unwrap();
+                assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+                assert_eq!(out.load(Ordering::SeqCst), 0);
+            }
+        }
+    }
+    // A service that is not ready is not, behind the layer either.
+    let mut reserved = service.clone();
+    reserved.ready().await.unwrap();
+    let refused = service.ready().await.map(drop);
+    assert_eq!(refused.unwrap_err(), "no room");
+}
+
+#[tokio::test]
+async fn what_is_reserved_is_kept_while_the_store_is_asked_and_given_back_with_the_request() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let gate = Arc::new(Gate::default());
+    world.store.find(Find::HeldBefore(Arc::clone(&gate)));
+    let inner = Reserving::default();
+    let out = Arc::clone(&inner.out);
+    let mut service = world.layer().layer(inner);
+    let request = || bearer(&key).map(|()| Full::<Bytes>::default());
+    let mut under_way = service.ready().await.unwrap().call(request());
+    tokio::select! {
+        _ = &mut under_way => panic!("an answer"),
+        () = gate.reached.notified() => {}
+    }
+    assert_eq!(out.load(Ordering::SeqCst), 1);
+    assert_eq!(service.ready().await.map(drop), Err("no room"), "what is left is a clone");
+    drop(under_way);
+    assert_eq!(out.load(Ordering::SeqCst), 0);
+    let under_way = service.ready().await.unwrap().call(request());
+    gate.opened.notify_one();
+    assert_eq!(under_way.await.unwrap().status(), StatusCode::OK);
+}
+
+/// The stack's answers to a browser's preflight and to a request without a key.
+async fn stacked<S, B>(order: &str, service: S)
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone,
+    S::Error: std::fmt::Debug,
+    B: HttpBody<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let origin = |request| with_header(request, "origin", "https://app.example");
+    let mut preflight =
+        with_header(origin(request("/", &[])), "access-control-request-method", "GET");
+    *preflight.method_mut() = Method::OPTIONS;
+    let ask = async |request: Request<()>| {
+        let request = request.map(|()| Full::<Bytes>::default());
+        Answer::read(service.clone().oneshot(request).await.unwrap()).await
+    };
+    let answer = ask(origin(request("/", &[]))).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{order}");
+    let cors_is_outside = order.find("cors") < order.find("key");
+    let header = "access-control-allow-origin";
+    assert_eq!(answer.headers.contains_key(header), cors_is_outside, "{order}");
+    let answer = ask(preflight).await;
+    assert_eq!(answer.status == StatusCode::OK, cors_is_outside, "{order}");
+}
+
+fn key(world: &World) -> ApiKeyLayer {
+    world.layer()
+}
+
+fn cors(_: &World) -> CorsLayer {
+    CorsLayer::new().allow_origin(tower_http::cors::Any)
+}
+
+fn timeout(_: &World) -> TimeoutLayer {
+    TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, PATIENCE)
+}
+
+fn trace(_: &World) -> TraceLayer<SharedClassifier<ServerErrorsAsFailures>> {
+    TraceLayer::new_for_http()
+}
+
+/// A test of all these orders, from the outside in.
+macro_rules! orders {
+    ($($($layer:ident)+;)+) => {
+        #[tokio::test]
+        async fn the_layer_goes_together_with_those_of_tower_http_in_any_order() {
+            let world = World::new();
+            $(
+                let builder = ServiceBuilder::new();
+                $(let builder = builder.layer($layer(&world));)+
+                let service = builder.service(service_fn(async |_: Request<_>| {
+                    Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+                }));
+                stacked(stringify!($($layer)+), service).await;
+            )+
+        }
+    };
+}
+
+// `CorsLayer` and `TimeoutLayer` do not go directly around `TraceLayer`, whose body has no
+// default.
+orders! {
+        key trace cors timeout;
+        key trace timeout cors;
+        cors key trace timeout;
+        cors timeout key trace;
+        timeout key trace cors;
+        timeout cors key trace;
+        trace key cors timeout;
+        trace key timeout cors;
+        trace cors key timeout;
+        trace cors timeout key;
+        trace timeout key cors;
+        trace timeout cors key;
+}
+
+#[tokio::test]
+async fn the_key_of_an_admitted_request_is_in_the_extensions_of_its_answer() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
+    let service = world.layer().optional().layer(service_fn(greet_in_tower));
+    let ask = async |request: Request<()>| {
+        let answer = service.clone().oneshot(request.map(|()| Unshared::of(""))).await.unwrap();
+        answer.extensions().get::<VerifiedKey>().map(VerifiedKey::id)
+    };
+    assert_eq!(ask(bearer(&key)).await, Some(record.id));
+    for refused in [request("/", &[]), bearer("x"), bearer(&unknown_key()), bearer(&revoked_key)] {
+        assert_eq!(ask(refused).await, None);
+    }
+    // One that could not be recorded was not let in.
+    world.sink.sink(Sink::Rejects);
+    assert_eq!(ask(bearer(&key)).await, None);
+}
+
+#[test]
+fn futures_and_services_can_be_sent_whatever_the_bodies() {
+    fn is_send<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    type Inner = tower::util::BoxCloneService<Request<Unshared>, Response<Unshared>, Infallible>;
+    is_send::<ResponseFuture<Inner, Unshared, Unshared>>();
+    is_send::<ResponseBody<Unshared>>();
+    is_shared::<ApiKeyLayer>();
+    is_shared::<KeyManager>();
+    is_shared::<VerifiedKey>();
+    is_shared::<VerifyError>();
+    is_shared::<AdmitError>();
+}
+
+/// A body that knows its length only when asked for it.
+struct Sized20(Option<Bytes>);
+
+impl HttpBody for Sized20 {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(20)
+    }
+}
+
+#[tokio::test]
+async fn a_body_keeps_its_length_through_the_layer() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let service = world.layer().layer(service_fn(|_: Request<()>| {
+        let body = Sized20(Some(Bytes::from_static(&[b'x'; 20])));
+        ready(Ok::<_, Infallible>(Response::new(body)))
+    }));
+    let answer = service.clone().oneshot(bearer(&key)).await.unwrap();
+    assert_eq!(answer.body().size_hint().exact(), Some(20));
+    assert!(!answer.body().is_end_stream());
+    assert_eq!(Answer::read(answer).await.body.len(), 20);
+
+    let refusal = service.oneshot(bearer("x")).await.unwrap();
+    let length = refusal.body().size_hint().exact().expect("a length");
+    let mut body = refusal.into_body();
+    let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(frame.len() as u64, length);
+    assert!(body.is_end_stream());
+    assert_eq!(body.size_hint().exact(), Some(0));
+    assert!(body.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn a_peer_of_axum_goes_before_one_of_another_server() {
+    let world = World::new();
+    let (record, key) = world.key().await;
+    let mut request = from_peer(bearer(&key), "203.0.113.1").map(|()| Body::empty());
+    let peer: SocketAddr = "192.0.2.1:5".parse().unwrap();
+    request.extensions_mut().insert(ConnectInfo(peer));
+    let router = router().layer(world.layer());
+    assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(world.last_request(record.id).await.ip, Some(peer.ip()));
+}

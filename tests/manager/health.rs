@@ -1,0 +1,163 @@
+//! The health report.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use keygate::*;
+use tokio::sync::Semaphore;
+
+use crate::support::{Call, Sink, SpySink, eventually, org, soon};
+use crate::{ada, assert_unavailable, bench, bench_with, rename, works};
+
+#[tokio::test]
+async fn health_says_of_each_part_whether_it_works_and_why_not() {
+    let b = bench();
+    let health = b.keys.health().await;
+    assert!(health.works() && works(&health) == [true; 3], "{health:?}");
+    assert_eq!((health.changes.to_string(), health.changes.error()), ("works".into(), None));
+
+    // Reading goes on while nothing can be written.
+    b.store.before(|call| async move {
+        if call == Call::Uses { Err(StoreError::unavailable("the disk is full")) } else { Ok(()) }
+    });
+    eventually("changes do not work", async || !b.keys.health().await.changes.works()).await;
+    let health = b.keys.health().await;
+    assert_eq!((health.works(), works(&health)), (false, [true, false, true]));
+    assert_eq!(health.changes.error(), Some("the key store is unavailable: the disk is full"));
+
+    b.store.before(|call| async move {
+        if call == Call::Find { Err(StoreError::unavailable("no route")) } else { Ok(()) }
+    });
+    eventually("changes work again", async || b.keys.health().await.changes.works()).await;
+    assert_eq!(works(&b.keys.health().await), [false, true, true]);
+    b.store.heal();
+    assert!(b.keys.health().await.works());
+
+    assert!(b.keys.shutdown(Duration::from_secs(5)).await.is_complete());
+    let health = b.keys.health().await;
+    assert_eq!(works(&health), [true, false, false], "{health:?}");
+}
+
+#[tokio::test]
+async fn health_answers_though_changes_do_not() {
+    let b = bench_with(|builder| builder.store_deadline(Duration::from_secs(24 * 60 * 60)));
+    b.store.before(|call| async move { if call == Call::Uses { pending().await } else { Ok(()) } });
+    let health = soon(b.keys.health()).await;
+    assert_eq!(works(&health), [true, false, true]);
+    assert_eq!(health.changes.error(), Some("no answer in 500ms"));
+}
+
+#[tokio::test]
+async fn health_says_that_the_audit_log_fails_and_that_it_recovers() {
+    let sink = Arc::new(SpySink::default());
+    let b = bench_with(|builder| {
+        builder
+            .audit_sink(sink.clone())
+            .delivery(Delivery::strict().deadline(Duration::from_millis(50)))
+    });
+    let id = b.create().await.key.id;
+    assert!(b.keys.health().await.works());
+    for how in [Sink::Fails, Sink::Hangs, Sink::Panics] {
+        sink.sink(how);
+        assert_unavailable(soon(b.keys.update(&ada(), &id, KeyPatch::revoke())).await);
+        eventually("the log fails", async || !b.keys.health().await.audit_log.works()).await;
+        assert_eq!(works(&b.keys.health().await), [true, true, false], "{how:?}");
+        sink.sink(Sink::Works);
+        // What is left to be written is tried again.
+        b.keys.update(&ada(), &id, rename(&format!("{how:?}"))).await.unwrap();
+        eventually("the log works", async || b.keys.health().await.works()).await;
+    }
+}
+
+#[tokio::test]
+async fn health_says_that_the_audit_queue_is_full() {
+    let sink = Arc::new(SpySink::default());
+    let b = bench_with(|builder| {
+        builder.audit_sink(sink.clone()).delivery(Delivery::buffered().capacity(3))
+    });
+    let issued = b.create().await;
+    sink.sink(Sink::Hangs);
+    for _ in 0..3 {
+        assert!(b.keys.health().await.works());
+        let request = RequestInfo::new("GET", "/");
+        let admitted = b.keys.admit(issued.secret.expose_secret(), request).await.unwrap();
+        admitted.finish(200).await.unwrap();
+    }
+    let health = b.keys.health().await;
+    assert!(!health.audit_log.works() && health.lookups.works(), "{health:?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_health_checks_asks_the_store_for_changes_once_a_second() {
+    let b = bench();
+    let uses = || b.store.uses.lock().unwrap().len();
+    let begun = Instant::now();
+    for _ in 0..50 {
+        let checks: Vec<_> = (0..20)
+            .map(|_| {
+                let keys = b.keys.clone();
+                tokio::spawn(async move { keys.health().await.works() })
+            })
+            .collect();
+        for check in checks {
+            assert!(check.await.unwrap());
+        }
+    }
+    assert!((1..=1 + begun.elapsed().as_secs()).contains(&(uses() as u64)), "{}", uses());
+}
+
+#[tokio::test]
+async fn health_checks_at_once_share_an_answer_and_one_that_is_dropped_keeps_nobody_waiting() {
+    let b = bench();
+    let hung = Arc::new(Semaphore::new(0));
+    let gate = hung.clone();
+    b.store.before(move |call| {
+        let gate = gate.clone();
+        async move {
+            if call == Call::Uses {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok(())
+        }
+    });
+    let ask = || {
+        let keys = b.keys.clone();
+        tokio::spawn(async move { keys.health().await.works() })
+    };
+    let first = ask();
+    let uses = || b.store.uses.lock().unwrap().len();
+    eventually("it asks", async || uses() == 1).await;
+    let others = [ask(), ask(), ask()];
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    eventually("another asks", async || uses() == 2).await;
+    hung.add_permits(1);
+    for other in others {
+        assert!(soon(other).await.unwrap());
+    }
+    assert_eq!(uses(), 2);
+}
+
+#[derive(Debug)]
+struct HungLog;
+
+#[async_trait]
+impl AuditLog for HungLog {
+    async fn page(&self, _: &AuditQuery) -> Result<AuditPage, AuditError> {
+        pending().await
+    }
+    async fn purge_before(&self, _: Timestamp) -> Result<u64, AuditError> {
+        pending().await
+    }
+}
+
+#[tokio::test]
+async fn case_32_an_audit_log_that_cannot_be_read_is_unavailable_within_the_deadline() {
+    let b =
+        bench_with(|builder| builder.audit_log(HungLog).store_deadline(Duration::from_millis(30)));
+    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
+    let page = soon(b.keys.audit_page(&query)).await;
+    assert_unavailable(page.unwrap());
+}

@@ -1,0 +1,162 @@
+//! Limits, expiry and the lack of randomness.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use keygate::*;
+
+use crate::support::SpyStore;
+use crate::{ada, assert_denied, assert_unavailable, bench, bench_with, eve, networks, new_key};
+
+#[tokio::test]
+async fn an_organisation_has_at_most_20_keys_revoked_and_expired_ones_included() {
+    let b = bench();
+    let mut ids = Vec::new();
+    for at in 0..20 {
+        let new = if at < 3 { new_key().expires(Expiration::OneDay) } else { new_key() };
+        ids.push(b.keys.create(&ada(), new).await.unwrap().key.id);
+    }
+    b.keys.update(&ada(), &ids[5], KeyPatch::revoke()).await.unwrap();
+    b.clock.advance(Duration::from_secs(2 * 86_400));
+    let (before, records) = (b.snapshot().await, b.log.len());
+
+    let refused = b.keys.create(&ada(), new_key()).await;
+    assert!(matches!(refused, Err(ManageError::LimitReached { max: 20 })), "{refused:?}");
+    assert_eq!((b.snapshot().await, b.log.len()), (before, records));
+
+    b.keys.create(&eve(), new_key()).await.expect("each organisation has a limit of its own");
+    b.keys.delete(&ada(), &ids[0]).await.unwrap();
+    b.create().await;
+    assert!(b.keys.create(&ada(), new_key()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_allowlist_has_at_most_50_entries() {
+    let b = bench();
+    let fits = b.keys.create(&ada(), new_key().allowlist(networks(50))).await.unwrap();
+    let (before, records) = (b.snapshot().await, b.log.len());
+    let created = b.keys.create(&ada(), new_key().allowlist(networks(51))).await;
+    assert!(matches!(created, Err(ManageError::AllowlistTooLong { max: 50 })));
+    let patch = KeyPatch::restrict(networks(51));
+    let updated = b.keys.update(&ada(), &fits.key.id, patch).await;
+    assert!(matches!(updated, Err(ManageError::AllowlistTooLong { max: 50 })));
+    assert_eq!((b.snapshot().await, b.log.len()), (before, records));
+}
+
+#[tokio::test]
+async fn limits_are_the_hosts_to_set() {
+    let b = bench_with(|builder| builder.limits(Limits::default().max_keys(2).max_ips_per_key(1)));
+    assert_eq!(b.keys.limits(), Limits::default().max_keys(2).max_ips_per_key(1));
+    b.create().await;
+    let two = b.keys.create(&ada(), new_key().allowlist(networks(2))).await;
+    assert!(matches!(two, Err(ManageError::AllowlistTooLong { max: 1 })));
+    b.keys.create(&ada(), new_key().allowlist(networks(1))).await.unwrap();
+    let third = b.keys.create(&ada(), new_key()).await;
+    assert!(matches!(third, Err(ManageError::LimitReached { max: 2 })));
+
+    let none =
+        bench_with(|builder| builder.limits(Limits::default().max_keys(0).max_ips_per_key(0)));
+    let first = none.keys.create(&ada(), new_key()).await;
+    assert!(matches!(first, Err(ManageError::LimitReached { max: 0 })));
+}
+
+#[tokio::test]
+async fn case_10_a_key_is_good_up_to_its_expiry_and_refused_at_that_very_instant() {
+    let b = bench();
+    let created = b.clock.now();
+    let exactly = created.saturating_add(Duration::from_micros(1));
+    for (expiration, expires) in [
+        (Expiration::OneDay, "2027-02-01T10:00:00Z"),
+        (Expiration::OneWeek, "2027-02-07T10:00:00Z"),
+        (Expiration::OneMonth, "2027-02-28T10:00:00Z"),
+        (Expiration::ThreeMonths, "2027-04-30T10:00:00Z"),
+        (Expiration::OneYear, "2028-01-31T10:00:00Z"),
+        (Expiration::At(exactly), "2027-01-31T10:00:00.000001Z"),
+    ] {
+        b.clock.set(created);
+        let issued = b.keys.create(&ada(), new_key().expires(expiration)).await.unwrap();
+        let at = Timestamp::parse(expires).unwrap();
+        assert_eq!(issued.key.expires_at, Some(at), "{expiration}");
+        b.clock.set(at.saturating_sub(Duration::from_micros(1)));
+        b.verify(&issued).await.unwrap();
+        b.clock.set(at);
+        assert_denied(b.verify(&issued).await, Denial::Expired);
+    }
+    b.clock.set(created);
+    let never = b.create().await;
+    b.clock.set(Timestamp::MAX);
+    b.verify(&never).await.unwrap();
+}
+
+#[tokio::test]
+async fn case_10_a_clock_that_steps_back_panics_nothing() {
+    let b = bench();
+    let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
+    let created = b.clock.now();
+    b.clock.advance(Duration::from_secs(86_400));
+    assert_denied(b.verify(&issued).await, Denial::Expired);
+    // As documented: valid again for as long as the clock says so.
+    for now in [created, created.saturating_sub(Duration::from_secs(3_600)), Timestamp::MIN] {
+        b.clock.set(now);
+        b.verify(&issued).await.unwrap();
+        let rotated = b.keys.rotate(&ada(), &b.create().await.key.id).await.unwrap();
+        b.verify(&rotated).await.unwrap();
+    }
+    assert!(b.keys.shutdown(Duration::from_secs(5)).await.is_complete());
+}
+
+#[tokio::test]
+async fn an_expiration_that_is_not_in_the_future_is_refused() {
+    let b = bench();
+    let now = b.clock.now();
+    for at in [now, now.saturating_sub(Duration::from_micros(1)), Timestamp::MIN] {
+        let refused = b.keys.create(&ada(), new_key().expires(Expiration::At(at))).await;
+        assert!(matches!(refused, Err(ManageError::ExpirationInThePast)), "{at}: {refused:?}");
+    }
+    b.clock.set(Timestamp::MAX);
+    let refused = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await;
+    assert!(matches!(refused, Err(ManageError::ExpirationInThePast)), "a day after the last");
+    assert_eq!((b.snapshot().await, b.log.len()), (vec![], 0));
+}
+
+#[tokio::test]
+async fn a_slow_store_prolongs_no_key() {
+    let b = bench();
+    let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
+    let clock = b.clock.clone();
+    b.store.after(move |_| {
+        clock.advance(Duration::from_secs(86_400));
+        async { Ok(()) }
+    });
+    assert_denied(b.verify(&issued).await, Denial::Expired);
+}
+
+/// As many good fills as it was told, and then none.
+#[derive(Debug)]
+struct RunsDry(AtomicUsize);
+
+impl Random for RunsDry {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
+        let left = self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        left.map_err(|_| RandomError::new("no entropy"))?;
+        SystemRandom.fill(bytes)
+    }
+}
+
+#[tokio::test]
+async fn without_random_bytes_there_is_no_key() {
+    let store = Arc::new(SpyStore::default());
+    let built = KeyManager::builder(store.clone()).random(RunsDry(0.into())).build();
+    assert!(matches!(built, Err(BuildError::Random(_))));
+    for fills in 1..10 {
+        let b = bench_with(|builder| builder.random(RunsDry(fills.into())));
+        match b.keys.create(&ada(), new_key()).await {
+            Ok(_) => return assert!(fills >= 3, "an id, a secret and the manager's own"),
+            failed => assert_unavailable(failed),
+        }
+        assert_eq!((b.snapshot().await, b.log.len()), (vec![], 0));
+    }
+    panic!("never enough");
+}

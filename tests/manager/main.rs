@@ -1,0 +1,188 @@
+//! `KeyManager` from outside: what it owes its callers, whoever races and whatever fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+#![cfg(feature = "tokio")]
+
+mod changes;
+mod credentials;
+mod faults;
+mod health;
+mod lifecycle;
+mod limits;
+mod races;
+mod runtimes;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+
+use keygate::*;
+use support::{Call, SpyStore, org};
+
+fn ada() -> Actor {
+    Actor::new(org("acme"), "ada@acme.example")
+}
+
+/// Of another organisation.
+fn eve() -> Actor {
+    Actor::new(org("evil"), "eve@evil.example")
+}
+
+fn name(name: &str) -> KeyName {
+    KeyName::new(name).unwrap()
+}
+
+fn new_key() -> NewKey {
+    NewKey::named("CI").unwrap()
+}
+
+fn rename(to: &str) -> KeyPatch {
+    KeyPatch::rename(name(to))
+}
+
+fn ip(text: &str) -> Option<IpAddr> {
+    Some(text.parse().unwrap())
+}
+
+fn no_key() -> KeyId {
+    KeyId::from_bytes([7; 16])
+}
+
+fn networks(count: u8) -> Allowlist {
+    Allowlist::parse((0..count).map(|i| format!("10.0.{i}.0/24"))).unwrap()
+}
+
+#[track_caller]
+fn assert_unknown(result: Result<VerifiedKey, VerifyError>) {
+    assert!(matches!(result, Err(VerifyError::Unknown)), "{result:?}");
+}
+
+#[track_caller]
+fn assert_denied(result: Result<VerifiedKey, VerifyError>, expected: Denial) {
+    assert!(
+        matches!(result, Err(VerifyError::Denied { denial, .. }) if denial == expected),
+        "{result:?}"
+    );
+}
+
+#[track_caller]
+fn assert_unavailable<T: fmt::Debug>(result: Result<T, ManageError>) {
+    assert!(matches!(result, Err(ManageError::Unavailable(_))), "{result:?}");
+}
+
+#[track_caller]
+fn assert_in_doubt<T: fmt::Debug>(result: Result<T, ManageError>) {
+    assert!(matches!(result, Err(ManageError::InDoubt(_))), "{result:?}");
+}
+
+/// Before the next such call, somebody else changes the store.
+fn interfere<F>(
+    store: &Arc<SpyStore>,
+    at: Call,
+    change: impl FnOnce(Arc<SpyStore>) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let theirs = Mutex::new(Some((store.clone(), change)));
+    store.before(move |call| {
+        let now = if call == at { theirs.lock().unwrap().take() } else { None };
+        async move {
+            if let Some((store, change)) = now {
+                change(store).await;
+            }
+            Ok(())
+        }
+    });
+}
+
+async fn change_first_key(store: &SpyStore, change: impl FnOnce(&mut ApiKey)) {
+    let key = store.snapshot(&org("acme")).await.remove(0);
+    let mut changed = ApiKey { revision: key.revision.next(), ..key.clone() };
+    change(&mut changed);
+    store.inner.replace(&changed, key.revision).await.unwrap();
+}
+
+/// A manager on a spied store with a readable audit log.
+struct Bench {
+    store: Arc<SpyStore>,
+    log: Arc<MemoryAuditLog>,
+    clock: Arc<ManualClock>,
+    keys: KeyManager,
+}
+
+fn bench() -> Bench {
+    bench_with(|builder| builder)
+}
+
+fn bench_with(more: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Bench {
+    let (store, log) = (Arc::new(SpyStore::default()), Arc::new(MemoryAuditLog::new()));
+    let start = Timestamp::parse("2027-01-31T10:00:00Z").unwrap();
+    let clock = Arc::new(ManualClock::new(start));
+    let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
+    let keys = more(builder).build().unwrap();
+    Bench { store, log, clock, keys }
+}
+
+impl Bench {
+    /// A manager on the same store, as another process has one.
+    fn another(&self) -> KeyManager {
+        let builder = KeyManager::builder(self.store.clone()).audit(self.log.clone());
+        builder.clock(self.clock.clone()).build().unwrap()
+    }
+
+    async fn create(&self) -> IssuedKey {
+        self.keys.create(&ada(), new_key()).await.unwrap()
+    }
+
+    async fn verify(&self, issued: &IssuedKey) -> Result<VerifiedKey, VerifyError> {
+        self.keys.verify(issued.secret.expose_secret(), None).await
+    }
+
+    /// All changes to the keys of `acme`, oldest first.
+    async fn changes(&self) -> Vec<(ChangeAction, ChangePhase)> {
+        let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges).limit(200);
+        let page = self.keys.audit_page(&query).await.unwrap().unwrap();
+        assert!(page.older.is_none(), "more than a page");
+        page.records.iter().rev().map(change_of).collect()
+    }
+
+    async fn snapshot(&self) -> Vec<ApiKey> {
+        self.store.snapshot(&org("acme")).await
+    }
+}
+
+fn change_of(record: &AuditRecord) -> (ChangeAction, ChangePhase) {
+    match &record.event {
+        AuditEvent::Change(change) => (change.action, change.phase),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn assert_not_found(b: &Bench, actor: &Actor, id: &KeyId) {
+    let keys = &b.keys;
+    let first = Revision::FIRST;
+    let results = [
+        keys.get(actor.org(), id).await.map(drop),
+        keys.update(actor, id, KeyPatch::revoke()).await.map(drop),
+        keys.update(actor, id, KeyPatch::default()).await.map(drop),
+        keys.update_if(actor, id, KeyPatch::revoke(), first).await.map(drop),
+        keys.update_if(actor, id, KeyPatch::revoke(), first.next()).await.map(drop),
+        keys.rotate(actor, id).await.map(drop),
+        keys.delete(actor, id).await,
+    ];
+    for (at, result) in results.into_iter().enumerate() {
+        assert!(matches!(result, Err(ManageError::NotFound)), "{at}: {result:?}");
+    }
+}
+
+fn works(health: &HealthReport) -> [bool; 3] {
+    [&health.lookups, &health.changes, &health.audit_log].map(PartHealth::works)
+}

@@ -1,0 +1,389 @@
+//! Changes and verifications that run at once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
+
+use keygate::ChangeAction::{Created, Rotated};
+use keygate::ChangePhase::{Abandoned, Begun};
+use keygate::*;
+use tokio::sync::{Barrier, Semaphore};
+
+use crate::support::{Call, SpyStore, eventually, soon};
+use crate::{ada, assert_denied, assert_unknown, bench, bench_with, name, new_key, rename};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn case_26_of_64_creates_for_the_last_place_one_succeeds() {
+    for round in 0..10 {
+        let b = bench();
+        for _ in 0..19 {
+            b.create().await;
+        }
+        // Every one has seen 19 keys before any one inserts.
+        let barrier = Arc::new(Barrier::new(64));
+        b.store.before(move |call| {
+            let barrier = barrier.clone();
+            async move {
+                if call == Call::Insert {
+                    barrier.wait().await;
+                }
+                Ok(())
+            }
+        });
+        let creates: Vec<_> = (0..64)
+            .map(|_| {
+                let keys = b.keys.clone();
+                tokio::spawn(async move { keys.create(&ada(), new_key()).await })
+            })
+            .collect();
+        let mut winners = Vec::new();
+        for create in creates {
+            match soon(create).await.unwrap() {
+                Ok(issued) => winners.push(issued),
+                Err(error) => assert!(matches!(error, ManageError::LimitReached { max: 20 })),
+            }
+        }
+        assert_eq!((winners.len(), b.snapshot().await.len()), (1, 20), "round {round}");
+        b.verify(&winners[0]).await.unwrap();
+        let changes = b.changes().await;
+        let count = |change| changes.iter().filter(|other| **other == change).count();
+        assert_eq!((count((Created, Begun)), count((Created, Abandoned))), (19 + 64, 63));
+    }
+}
+
+/// Lets the first `parties` calls of `replace` start together, and all later
+/// ones pass.
+fn replace_together(store: &SpyStore, parties: usize) {
+    let (barrier, seen) = (Arc::new(Barrier::new(parties)), Arc::new(AtomicUsize::new(0)));
+    store.before(move |call| {
+        let (barrier, seen) = (barrier.clone(), seen.clone());
+        async move {
+            if call == Call::Replace && seen.fetch_add(1, SeqCst) < parties {
+                barrier.wait().await;
+            }
+            Ok(())
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn case_27_of_two_rotations_from_one_revision_one_wins() {
+    for round in 0..100 {
+        let b = bench();
+        let old = b.create().await;
+        let id = old.key.id;
+        b.store.offered.lock().unwrap().clear();
+        replace_together(&b.store, 2);
+        let rotate = |keys: KeyManager| tokio::spawn(async move { keys.rotate(&ada(), &id).await });
+        let (one, other) = (rotate(b.keys.clone()), rotate(b.another()));
+        let (one, other) = (soon(one).await.unwrap(), soon(other).await.unwrap());
+        let winner = match (one, other) {
+            (Ok(won), Err(ManageError::Conflict)) | (Err(ManageError::Conflict), Ok(won)) => won,
+            both => panic!("round {round}: {both:?}"),
+        };
+        b.verify(&winner).await.unwrap();
+        assert_unknown(b.verify(&old).await);
+        // Of all the digests that were ever on offer, one is live.
+        let mut offered = b.store.offered.lock().unwrap().clone();
+        offered.push(old.key.digest);
+        assert!(offered.len() >= 3, "both came to write");
+        for digest in offered {
+            let found = b.store.inner.find_by_digest(&digest).await.unwrap();
+            assert_eq!(found.is_some(), digest == winner.secret.digest());
+        }
+        assert_eq!(b.snapshot().await, [ApiKey::clone(&winner.key)]);
+        let mut changes = b.changes().await;
+        // Each manager numbers its own records of the same instant.
+        changes.sort_by_key(|change| (change.0 == Rotated, change.1 == Abandoned));
+        let expected = [(Created, Begun), (Rotated, Begun), (Rotated, Begun), (Rotated, Abandoned)];
+        assert_eq!(changes, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn case_27_after_a_crowd_of_rotations_exactly_one_secret_is_live() {
+    for round in 0..50 {
+        let b = bench();
+        let old = b.create().await;
+        let id = old.key.id;
+        let rotations: Vec<_> = (0..8)
+            .map(|_| {
+                let keys = b.keys.clone();
+                tokio::spawn(async move { keys.rotate(&ada(), &id).await })
+            })
+            .collect();
+        let mut issued = vec![old];
+        for rotation in rotations {
+            match soon(rotation).await.unwrap() {
+                Ok(won) => issued.push(won),
+                Err(error) => assert!(matches!(error, ManageError::Conflict), "{error}"),
+            }
+        }
+        assert!(issued.len() > 1, "round {round}: nobody won");
+        let mut live = Vec::new();
+        for issued in &issued {
+            if b.verify(issued).await.is_ok() {
+                live.push(issued.secret.digest());
+            }
+        }
+        assert_eq!(live, [b.snapshot().await[0].digest], "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_rotation_and_a_rename_at_once_both_take_place() {
+    for _ in 0..100 {
+        let b = bench();
+        let old = b.create().await;
+        let id = old.key.id;
+        replace_together(&b.store, 2);
+        let (one, other) = (b.keys.clone(), b.another());
+        let rotated = tokio::spawn(async move { one.rotate(&ada(), &id).await });
+        let renamed = tokio::spawn(async move { other.update(&ada(), &id, rename("b")).await });
+        let rotated = soon(rotated).await.unwrap().unwrap();
+        soon(renamed).await.unwrap().unwrap();
+        assert_unknown(b.verify(&old).await);
+        assert_eq!(b.verify(&rotated).await.unwrap().name(), &name("b"));
+        assert_eq!(b.snapshot().await[0].revision, Revision::new(3));
+    }
+}
+
+/// Each waits for its turn, and then writes once. Of those whose callers are gone, nothing is
+/// begun.
+#[tokio::test]
+async fn case_49_edits_of_one_key_do_not_get_in_each_others_way() {
+    let b = bench();
+    let id = b.create().await.key.id;
+    let writes = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&writes);
+    b.store.before(move |call| {
+        counting.fetch_add(usize::from(call == Call::Replace), SeqCst);
+        async move {
+            tokio::task::yield_now().await;
+            Ok(())
+        }
+    });
+    let edit = |number: usize| {
+        let keys = b.keys.clone();
+        tokio::spawn(async move { keys.update(&ada(), &id, rename(&number.to_string())).await })
+    };
+    for edited in (0..50).map(edit).collect::<Vec<_>>() {
+        soon(edited).await.unwrap().unwrap();
+    }
+    assert_eq!(writes.load(SeqCst), 50);
+
+    // The first one holds its turn while the others' callers leave.
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    b.store.before(move |call| {
+        let held = Arc::clone(&held);
+        async move {
+            if call == Call::Replace {
+                held.acquire().await.unwrap().forget();
+            }
+            Ok(())
+        }
+    });
+    let first = edit(100);
+    eventually("the first is on record", async || b.changes().await.len() == 52).await;
+    let hasty: Vec<_> = (101..150).map(edit).collect();
+    tokio::task::yield_now().await;
+    hasty.iter().for_each(tokio::task::JoinHandle::abort);
+    gate.add_permits(1_000);
+    soon(first).await.unwrap().unwrap();
+    soon(edit(150)).await.unwrap().unwrap();
+    assert_eq!(b.changes().await.len(), 53, "no change of the hasty ones was begun");
+}
+
+/// What the verifications around a change are checked against.
+#[derive(Default)]
+struct History {
+    /// How many verifications ended before the change began.
+    ran_up: AtomicUsize,
+    begun: AtomicBool,
+    returned: AtomicBool,
+}
+
+/// Verifies until well after the change, and checks each against the history.
+async fn watch(keys: KeyManager, secret: Arc<str>, history: Arc<History>) {
+    let mut after = 0;
+    while after < 4 {
+        let returned_before = history.returned.load(SeqCst);
+        let verified = keys.verify(&secret, None).await;
+        let begun_after = history.begun.load(SeqCst);
+        match verified {
+            Ok(_) => assert!(!returned_before, "let in after the change had returned"),
+            Err(refused) => {
+                assert!(!refused.is_unavailable(), "{refused}");
+                assert!(begun_after, "refused before the change had begun: {refused}");
+            }
+        }
+        history.ran_up.fetch_add(1, SeqCst);
+        after += usize::from(returned_before);
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn case_28_no_verification_that_begins_after_a_change_sees_the_key_as_it_was() {
+    let b = bench_with(|builder| builder.audit_sink(Arc::new(MemoryAuditLog::new())));
+    for round in 0..300 {
+        let issued = b.create().await;
+        let id = issued.key.id;
+        let secret: Arc<str> = issued.secret.expose_secret().into();
+        let history = Arc::new(History::default());
+        let watchers: Vec<_> = (0..3)
+            .map(|_| tokio::spawn(watch(b.keys.clone(), secret.clone(), history.clone())))
+            .collect();
+        eventually("all watch", async || history.ran_up.load(SeqCst) >= 6).await;
+
+        history.begun.store(true, SeqCst);
+        let rotated = match round % 3 {
+            0 => Some(b.keys.rotate(&ada(), &id).await.unwrap()),
+            1 => {
+                b.keys.update(&ada(), &id, KeyPatch::revoke()).await.unwrap();
+                None
+            }
+            _ => {
+                b.keys.delete(&ada(), &id).await.unwrap();
+                None
+            }
+        };
+        history.returned.store(true, SeqCst);
+        if let Some(rotated) = &rotated {
+            b.verify(rotated).await.expect("the new secret works from that moment on");
+        }
+        for watcher in watchers {
+            soon(watcher).await.unwrap();
+        }
+        if round % 3 != 2 {
+            b.keys.delete(&ada(), &id).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn case_29_a_rename_racing_a_revocation_ends_revoked_with_the_new_name() {
+    for round in 0..200 {
+        let b = bench();
+        let issued = b.create().await;
+        let id = issued.key.id;
+        if round % 2 == 0 {
+            replace_together(&b.store, 2);
+        }
+        let (one, other) = (b.keys.clone(), b.another());
+        let renamed = tokio::spawn(async move { one.update(&ada(), &id, rename("b")).await });
+        let revoked =
+            tokio::spawn(async move { other.update(&ada(), &id, KeyPatch::revoke()).await });
+        soon(renamed).await.unwrap().unwrap();
+        assert_eq!(soon(revoked).await.unwrap().unwrap().status, Status::Revoked);
+        let key = &b.snapshot().await[0];
+        assert_eq!((&key.name, key.status), (&name("b"), Status::Revoked), "round {round}");
+        assert_eq!(key.revision, Revision::new(3));
+        assert_denied(b.verify(&issued).await, Denial::Revoked);
+    }
+}
+
+/// Holds the next such call until it is opened.
+#[derive(Clone)]
+struct Gate {
+    reached: Arc<AtomicBool>,
+    open: Arc<Semaphore>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self { reached: Arc::default(), open: Arc::new(Semaphore::new(0)) }
+    }
+
+    fn at(
+        &self,
+        held: Call,
+    ) -> impl Fn(Call) -> BoxFuture<'static, Result<(), StoreError>> + use<> {
+        let gate = self.clone();
+        move |call| {
+            let gate = gate.clone();
+            Box::pin(async move {
+                if call == held && !gate.reached.swap(true, SeqCst) {
+                    let _open = gate.open.acquire().await.unwrap();
+                }
+                Ok(())
+            })
+        }
+    }
+
+    async fn reached(&self) {
+        eventually("the gate is reached", async || self.reached.load(SeqCst)).await;
+    }
+
+    fn open(&self) {
+        self.open.add_permits(1);
+    }
+}
+
+#[tokio::test]
+async fn case_30_a_key_deleted_during_a_verification_stays_deleted() {
+    for found_before in [true, false] {
+        let b = bench();
+        let issued = b.create().await;
+        let gate = Gate::new();
+        if found_before {
+            b.store.after(gate.at(Call::Find));
+        } else {
+            b.store.before(gate.at(Call::Find));
+        }
+        let (keys, secret) = (b.keys.clone(), issued.secret.expose_secret().to_owned());
+        let late = tokio::spawn(async move { keys.verify(&secret, None).await });
+        gate.reached().await;
+        b.keys.delete(&ada(), &issued.key.id).await.unwrap();
+        assert_unknown(b.verify(&issued).await);
+        gate.open();
+        let late = soon(late).await.unwrap();
+        if !found_before {
+            assert_unknown(late);
+        }
+        // Neither the late answer nor its use brings the key back.
+        assert_unknown(b.verify(&issued).await);
+        assert!(b.keys.shutdown(Duration::from_secs(5)).await.is_complete());
+        assert_unknown(b.verify(&issued).await);
+        assert_eq!(b.snapshot().await, []);
+    }
+}
+
+#[tokio::test]
+async fn case_31_a_last_use_written_after_a_revocation_does_not_undo_it() {
+    let b = bench();
+    let issued = b.create().await;
+    let gate = Gate::new();
+    b.store.before(gate.at(Call::Uses));
+    b.verify(&issued).await.unwrap();
+    let used = b.clock.now();
+    gate.reached().await;
+    b.clock.advance(Duration::from_secs(1));
+    let revoked = b.keys.update(&ada(), &issued.key.id, KeyPatch::revoke()).await.unwrap();
+    gate.open();
+    let expected = ApiKey { last_used_at: Some(used), ..ApiKey::clone(&revoked) };
+    eventually("the use is written", async || b.snapshot().await[0] == expected).await;
+    assert_denied(b.verify(&issued).await, Denial::Revoked);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn case_31_uses_and_revocations_at_once_all_take_effect() {
+    for round in 0..300 {
+        let b = bench();
+        let issued = b.create().await;
+        let id = issued.key.id;
+        let at = b.clock.now();
+        let (store, keys) = (b.store.clone(), b.keys.clone());
+        let used = tokio::spawn(async move { store.inner.record_uses(&[KeyUse { id, at }]).await });
+        let revoked =
+            tokio::spawn(async move { keys.update(&ada(), &id, KeyPatch::revoke()).await });
+        used.await.unwrap().unwrap();
+        revoked.await.unwrap().unwrap();
+        assert_denied(b.verify(&issued).await, Denial::Revoked);
+        let key = &b.snapshot().await[0];
+        let expected = (Status::Revoked, Some(at), Revision::new(2));
+        assert_eq!((key.status, key.last_used_at, key.revision), expected, "round {round}");
+    }
+}
