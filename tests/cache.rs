@@ -107,7 +107,7 @@ fn max_staleness_has_its_bounds() {
     for bad in [Duration::ZERO, LONG + Duration::from_nanos(1), Duration::MAX] {
         let error = CachedStore::builder(MemoryStore::new(), bad).build().unwrap_err();
         assert!(matches!(error, CacheError::MaxStaleness(told) if told == bad), "{error:?}");
-        assert!(error.to_string().contains("more than zero, and at most 5 s"), "{error}");
+        assert!(error.to_string().contains("more than zero and at most 5 s"), "{error}");
     }
     for good in [Duration::from_nanos(1), LONG] {
         CachedStore::builder(MemoryStore::new(), good).build().unwrap();
