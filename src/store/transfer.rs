@@ -174,7 +174,7 @@ pub enum ImportError {
     /// The target store has another key with this id or digest, or a copy of the key that
     /// differs from the source.
     #[error(
-        "cannot import key {key}: a different key with its id or digest exists; \
+        "cannot import key {key}: another key with its id or digest, or a changed copy, exists; \
          import into an empty store"
     )]
     Taken {

@@ -57,7 +57,7 @@ async fn a_file_that_is_gone_takes_no_changes_and_is_read_on() {
         let part = beside(&path, part);
         moved(&part);
 
-        assert_refused(&store, &format!("{} is gone", part.display())).await;
+        assert_refused(&store, &format!("{} is missing", part.display())).await;
         let found = store.find_by_digest(&present.digest).await.unwrap();
         assert_eq!(found.as_deref(), Some(&present));
         assert_eq!(store.list(&present.org).await.unwrap().len(), 1);
@@ -81,7 +81,7 @@ async fn a_file_that_is_removed_takes_no_changes() {
     for part in ["", "-wal", "-shm"] {
         fs::remove_file(beside(&path, part)).unwrap();
     }
-    assert_refused(&store, "keys.db is gone").await;
+    assert_refused(&store, "keys.db is missing").await;
     assert!(store.find_by_digest(&present.digest).await.unwrap().is_some());
 }
 
@@ -161,13 +161,13 @@ async fn a_file_that_is_gone_is_logged_once_in_a_while() {
     let unknown = key(&org("acme"));
     eventually("a line", async || {
         store.find_by_digest(&unknown.digest).await.unwrap();
-        logs().contains("keys.db is gone").then_some(())
+        logs().contains("keys.db is missing").then_some(())
     })
     .await;
     for _ in 0..3 {
         store.record_uses(&[]).await.unwrap_err();
     }
     let said = logs();
-    assert_eq!(said.matches("is gone").count(), 1, "{said}");
+    assert_eq!(said.matches("is missing").count(), 1, "{said}");
     assert!(said.contains("stop the service, restore the right file"), "{said}");
 }

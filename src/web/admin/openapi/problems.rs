@@ -71,7 +71,7 @@ fn header(description: &str) -> Header {
 fn meaning(code: Code) -> &'static str {
     match code {
         Code::MalformedBody => "The body is not JSON or is incomplete.",
-        Code::Unauthenticated => "There is no login.",
+        Code::Unauthenticated => "The request has no login.",
         Code::CrossSite => {
             "A browser sent the request for another site, or the host is not one of the service's."
         }
