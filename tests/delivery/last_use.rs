@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use keygate::*;
 
-use crate::support::{Call, PATIENCE, SpyStore, eventually, org, soon};
-use crate::{Answer, Logged, ada, bench, get, millis, new_key};
+use crate::support::{Call, PATIENCE, SpyStore, capture_logs, eventually, log_lines, org, soon};
+use crate::{Answer, ada, bench, get, millis, new_key};
 
 struct UseBench {
     store: Arc<SpyStore>,
@@ -259,7 +259,7 @@ async fn dropping_the_last_handle_still_writes_the_uses() {
 async fn case_37_shutdown_counts_the_uses_that_it_could_not_write() {
     for failure in [Answer::Err, Answer::Hang] {
         for held in [false, true] {
-            let logged = Logged::from_here();
+            capture_logs();
             let b = use_bench();
             *b.then.lock().unwrap() = failure;
             for _ in 0..3 {
@@ -275,7 +275,7 @@ async fn case_37_shutdown_counts_the_uses_that_it_could_not_write() {
                 (3, 0),
                 "{failure:?} {held}"
             );
-            assert!(logged.lines(&["ERROR", "last-used times were not written"]) >= 1);
+            assert!(log_lines(&["ERROR", "last-used times were not written"]) >= 1);
         }
     }
 }

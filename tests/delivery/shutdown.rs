@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use keygate::*;
 
-use crate::support::{PATIENCE, eventually, soon};
-use crate::{Answer, Bench, Logged, ada, bench, millis, poll_once};
+use crate::support::{PATIENCE, capture_logs, eventually, log_lines, soon};
+use crate::{Answer, Bench, ada, bench, millis, poll_once};
 
 #[tokio::test]
 async fn case_36_a_request_that_is_dropped_leaves_a_record_marked_aborted() {
@@ -112,15 +112,13 @@ async fn case_37_shutdown_waits_for_requests_that_are_still_being_handled() {
 
 #[tokio::test]
 async fn case_37_a_request_that_ends_after_shutdown_gave_up_is_not_lost_silently() {
-    let logged = Logged::from_here();
+    capture_logs();
     let b = bench(Delivery::buffered()).await;
     let admission = b.admit("/slow").await.unwrap();
     let _ = soon(b.keys.shutdown(millis(50))).await;
     let finished = admission.finish(200).await;
     let stats = b.settled(1).await;
-    assert!(
-        stats.written == 1 || finished.is_err() || logged.lines(&["ERROR", "not written"]) == 1
-    );
+    assert!(stats.written == 1 || finished.is_err() || log_lines(&["ERROR", "not written"]) == 1);
 }
 
 #[tokio::test]
@@ -140,7 +138,7 @@ async fn case_37_shutdown_does_not_wait_for_the_search_for_a_rejected_record() {
 }
 
 async fn assert_gives_up(delivery: Delivery, plan: impl IntoIterator<Item = Answer>) {
-    let logged = Logged::from_here();
+    capture_logs();
     let b = bench(delivery).await;
     b.handle("/").await.unwrap();
     b.settled(1).await;
@@ -153,7 +151,7 @@ async fn assert_gives_up(delivery: Delivery, plan: impl IntoIterator<Item = Answ
     assert_eq!((report.unwritten_records, report.is_complete()), (10, false));
     let stats = b.keys.audit_stats();
     assert_eq!((stats.failed, stats.queued), (10, 0), "a loss that is not yet counted");
-    assert!(logged.lines(&["ERROR", "audit records were not written"]) >= 1);
+    assert!(log_lines(&["ERROR", "audit records were not written"]) >= 1);
 }
 
 #[tokio::test]
@@ -197,7 +195,7 @@ async fn case_37_dropping_the_last_handle_still_writes_the_queue() {
 fn case_37_when_the_runtime_ends_what_is_left_is_counted_and_logged() {
     // In the middle of a batch, and of the search for a record that is rejected.
     for plan in [vec![], vec![Answer::Reject]] {
-        let logged = Logged::from_here();
+        capture_logs();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let keys = runtime.block_on(async {
             let b = bench(Delivery::buffered().batch(3)).await;
@@ -212,6 +210,6 @@ fn case_37_when_the_runtime_ends_what_is_left_is_counted_and_logged() {
         drop(runtime);
         let stats = keys.audit_stats();
         assert_eq!((stats.failed, stats.queued), (5, 0), "after {plan:?}");
-        assert!(logged.lines(&["ERROR", "audit records were not written"]) >= 1);
+        assert!(log_lines(&["ERROR", "audit records were not written"]) >= 1);
     }
 }
