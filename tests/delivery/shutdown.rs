@@ -71,13 +71,13 @@ async fn case_37_shutdown_writes_what_is_queued_and_then_takes_no_more() {
         for _ in 0..35 {
             drop(b.admit("/").await.unwrap());
         }
-        let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+        let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
         assert!(report.is_complete(), "{report:?}");
         b.sink.assert_each_once(35);
         let change = b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await;
         assert!(matches!(change, Err(ManageError::Unavailable(_))), "{change:?}");
         assert_eq!(b.key().await.status, Status::Active);
-        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete(), "twice");
+        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete(), "twice");
         b.sink.assert_each_once(35);
     }
 }
@@ -88,7 +88,7 @@ async fn case_37_after_shutdown_requests_are_refused_as_unavailable() {
         [Delivery::strict(), Delivery::buffered(), Delivery::buffered().when_full(WhenFull::Shed)]
     {
         let b = bench(delivery.clone()).await;
-        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
         let late = b.admit("/").await.map(|admission| admission.key().clone());
         let refused = late.expect_err(&format!("{delivery:?}"));
         assert!(matches!(refused, AdmitError::NotRecorded(DeliveryError::Closed)));
@@ -100,7 +100,7 @@ async fn case_37_after_shutdown_requests_are_refused_as_unavailable() {
 async fn case_37_shutdown_waits_for_requests_that_are_still_being_handled() {
     let b = bench(Delivery::buffered()).await;
     let admission = b.admit("/slow").await.unwrap();
-    let mut shutdown = pin!(b.keys.shutdown(Duration::from_secs(5)));
+    let mut shutdown = pin!(b.keys.shutdown(Duration::from_secs(20)));
     assert!(poll_once(shutdown.as_mut()).is_none());
     b.sink.hold(false);
     tokio::task::yield_now().await;
@@ -161,7 +161,7 @@ async fn case_37_a_sink_that_recovers_in_time_gets_everything_at_shutdown() {
     for _ in 0..5 {
         b.handle("/").await.unwrap();
     }
-    let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+    let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
     assert!(report.is_complete(), "{report:?}");
     b.sink.assert_each_once(5);
 }

@@ -146,7 +146,7 @@ async fn case_35_a_sink_that_panics_at_once_ends_nothing() {
         assert!(soon(b.handle("/")).await.is_err());
         assert_eq!(b.settled(made).await.failed, made);
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
 }
 
 #[tokio::test]
