@@ -15,36 +15,17 @@ use tokio::sync::{Semaphore, mpsc};
 
 pub(crate) use support::{eventually, soon};
 
-/// Different bytes for each number, spread as a digest's are.
-fn spread(number: u64) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    for (lane, to) in bytes.chunks_exact_mut(8).enumerate() {
-        let mut word = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) + lane as u64;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        to.copy_from_slice(&(word ^ (word >> 31)).to_le_bytes());
-    }
-    bytes
-}
-
 pub(crate) fn digest(number: u64) -> KeyDigest {
-    KeyDigest::from_slice(&spread(number)).unwrap()
+    key(number).digest
 }
 
 pub(crate) fn acme() -> OrgId {
-    OrgId::new("acme").unwrap()
+    support::org("acme")
 }
 
 /// The key of that number, as it is when it is made.
 pub(crate) fn key(number: u64) -> ApiKey {
-    ApiKey {
-        id: KeyId::from_bytes(*spread(number).first_chunk().unwrap()),
-        org: acme(),
-        name: KeyName::new("CI").unwrap(),
-        digest: digest(number),
-        created_at: Timestamp::from_unix_micros(1).unwrap(),
-        ..ApiKey::sample(0)
-    }
+    ApiKey::sample(number)
 }
 
 pub(crate) async fn insert(store: &dyn KeyStore, number: u64) -> ApiKey {

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use keygate::*;
 
-use crate::support::{PATIENCE, org};
-use crate::{Answer, Logged, ada, bench, endpoint, get, millis, new_key, poll_once};
+use crate::support::{PATIENCE, capture_logs, log_lines, org};
+use crate::{Answer, ada, bench, endpoint, get, millis, new_key, poll_once};
 
 #[tokio::test]
 async fn buffered_a_request_waits_for_nothing_and_its_record_follows() {
@@ -85,7 +85,7 @@ async fn case_35_buffered_a_batch_that_timed_out_though_written_comes_again_with
 #[tokio::test]
 async fn case_35_buffered_a_record_that_is_rejected_holds_up_no_other_and_is_counted() {
     for answer in [Answer::Reject, Answer::Panic] {
-        let logged = Logged::from_here();
+        capture_logs();
         let b = bench(Delivery::buffered()).await;
         b.sink.bad(answer);
         for path in ["/1", "/bad", "/2", "/3", "/bad", "/4"] {
@@ -96,7 +96,7 @@ async fn case_35_buffered_a_record_that_is_rejected_holds_up_no_other_and_is_cou
         b.sink.assert_each_once(4);
         let arrived: Vec<_> = b.requests().await.into_iter().map(|r| r.endpoint).collect();
         assert_eq!(arrived, ["/1", "/2", "/3", "/4"].map(Into::into));
-        assert_eq!(logged.lines(&["ERROR", "not written", "records=1"]), 1, "throttled");
+        assert_eq!(log_lines(&["ERROR", "not written", "records=1"]), 1, "throttled");
         b.handle("/5").await.unwrap();
         b.settled(7).await;
     }

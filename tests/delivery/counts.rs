@@ -129,6 +129,6 @@ async fn without_a_sink_nothing_is_logged_and_everything_else_works() {
     assert_eq!(keys.audit_stats(), AuditStats::default());
     let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
     assert!(keys.audit_page(&query).await.is_none());
-    assert!(soon(keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert!(keys.list(&org("acme")).await.unwrap()[0].last_used_at.is_some());
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use keygate::*;
 
-use crate::support::{PATIENCE, eventually, soon};
-use crate::{Answer, Logged, ada, bench, get, millis, poll_once, request};
+use crate::support::{PATIENCE, capture_logs, eventually, log_lines, soon};
+use crate::{Answer, ada, bench, get, millis, poll_once, request};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_a_burst_of_100_000_through_64_places_loses_none() {
@@ -109,7 +109,7 @@ async fn wait_nobody_waits_for_room_while_the_writer_waits_for_company() {
 
 #[tokio::test]
 async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_surplus_is_shed() {
-    let logged = Logged::from_here();
+    capture_logs();
     let delivery = Delivery::buffered().capacity(10).batch(4).when_full(WhenFull::Shed);
     let b = bench(delivery).await;
     b.sink.hold(true);
@@ -122,7 +122,7 @@ async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_surplus_is_sh
     }
     let stats = b.keys.audit_stats();
     assert_eq!((stats.queued, stats.shed, stats.written, stats.failed), (10, 40, 0, 0));
-    assert_eq!(logged.lines(&["WARN", "records are dropped"]), 1, "no flood of log lines");
+    assert_eq!(log_lines(&["WARN", "records are dropped"]), 1, "no flood of log lines");
     b.sink.hold(false);
     let stats = b.settled(50).await;
     assert_eq!((stats.written, stats.shed), (10, 40));

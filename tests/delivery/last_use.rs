@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use keygate::*;
 
-use crate::support::{Call, PATIENCE, SpyStore, eventually, org, soon};
-use crate::{Answer, Logged, ada, bench, get, millis, new_key};
+use crate::support::{Call, PATIENCE, SpyStore, capture_logs, eventually, log_lines, org, soon};
+use crate::{Answer, ada, bench, get, millis, new_key};
 
 struct UseBench {
     store: Arc<SpyStore>,
@@ -75,7 +75,7 @@ async fn a_thousand_uses_of_a_key_become_a_write_or_two() {
         b.clock.advance(Duration::from_micros(1));
         tokio::task::yield_now().await;
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     let calls = b.calls();
     assert!(calls.len() <= 4, "{} writes", calls.len());
     assert!(calls.iter().all(|uses| uses.len() == 1 && uses[0].id == id), "{calls:?}");
@@ -102,7 +102,7 @@ async fn uses_on_many_threads_are_written_as_one_for_each_key() {
     for thread in threads {
         thread.await.unwrap();
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     for uses in b.calls() {
         assert!(uses.len() <= 2 && (uses.len() < 2 || uses[0].id != uses[1].id), "{uses:?}");
     }
@@ -136,7 +136,7 @@ async fn last_used_times_never_move_back() {
         b.keys.verify(&secret, None).await.unwrap();
     }
     b.called(2).await;
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert_eq!(b.last_used(id).await, Some(late));
 
     // Nor among the uses that have not been written yet.
@@ -145,7 +145,7 @@ async fn last_used_times_never_move_back() {
     b.keys.verify(&secret, None).await.unwrap();
     b.clock.set(late.saturating_sub(Duration::from_secs(60)));
     b.keys.verify(&secret, None).await.unwrap();
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert_eq!(b.last_used(id).await, Some(late));
 }
 
@@ -170,7 +170,7 @@ async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
     b.called(3).await;
     b.clock.set(right.saturating_add(millis(1)));
     b.keys.verify(&secret, None).await.unwrap();
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert_eq!(b.last_used(id).await, Some(right.saturating_add(millis(1))));
 }
 
@@ -186,7 +186,7 @@ async fn uses_that_could_not_be_written_are_written_later() {
         assert_eq!(b.last_used(id).await, None);
         // Without another use to remind it of that.
         b.called(2).await;
-        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
         assert_eq!(b.last_used(id).await, Some(first), "{failure:?}");
     }
 }
@@ -200,7 +200,7 @@ async fn a_store_that_panics_over_a_use_is_given_the_next_all_the_same() {
     b.called(1).await;
     b.keys.verify(&secret, None).await.unwrap();
     b.called(2).await;
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert!(b.last_used(id).await.is_some());
 }
 
@@ -217,16 +217,16 @@ async fn a_refused_request_is_no_use() {
         b.keys.verify(secret, None).await.unwrap_err();
         b.keys.admit(secret, get("/")).await.unwrap_err();
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert_eq!(b.calls(), [] as [Vec<KeyUse>; 0]);
 
     // Neither is one that was refused because it could not be recorded.
     let b = bench(Delivery::strict().capacity(1)).await;
     let held = b.store.list(&org("acme")).await.unwrap();
     assert_eq!(held[0].last_used_at, None);
-    b.keys.shutdown(Duration::from_secs(5)).await.is_complete().then_some(()).unwrap();
+    b.keys.shutdown(Duration::from_secs(20)).await.is_complete().then_some(()).unwrap();
     b.admit("/").await.unwrap_err();
-    let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+    let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
     assert!(report.is_complete(), "a use was noted: {report:?}");
 }
 
@@ -236,7 +236,7 @@ async fn admitted_requests_are_uses_and_shutdown_writes_them_at_once() {
     let (secret, id) = b.create(new_key()).await;
     drop(b.keys.admit(&secret, get("/")).await.unwrap());
     assert_eq!(b.calls(), [] as [Vec<KeyUse>; 0]);
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert_eq!(b.last_used(id).await, Some(b.clock.now()));
 }
 
@@ -259,7 +259,7 @@ async fn dropping_the_last_handle_still_writes_the_uses() {
 async fn case_37_shutdown_counts_the_uses_that_it_could_not_write() {
     for failure in [Answer::Err, Answer::Hang] {
         for held in [false, true] {
-            let logged = Logged::from_here();
+            capture_logs();
             let b = use_bench();
             *b.then.lock().unwrap() = failure;
             for _ in 0..3 {
@@ -275,7 +275,7 @@ async fn case_37_shutdown_counts_the_uses_that_it_could_not_write() {
                 (3, 0),
                 "{failure:?} {held}"
             );
-            assert!(logged.lines(&["ERROR", "last-used times were not written"]) >= 1);
+            assert!(log_lines(&["ERROR", "last-used times were not written"]) >= 1);
         }
     }
 }

@@ -21,7 +21,7 @@ mod support;
 use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, pending};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -219,45 +219,5 @@ impl Bench {
         let stats = self.keys.audit_stats();
         assert_eq!(stats.written + stats.shed + stats.failed, made, "{stats:?}");
         stats
-    }
-}
-
-/// What this test logs, from here on. Only for tests on a single thread.
-struct Logged(usize);
-
-static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-struct LogWriter;
-
-impl std::io::Write for LogWriter {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LOG.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Logged {
-    fn from_here() -> Self {
-        static INSTALLED: OnceLock<()> = OnceLock::new();
-        INSTALLED.get_or_init(|| {
-            let all =
-                tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::TRACE);
-            let subscriber =
-                all.with_ansi(false).with_thread_names(true).with_writer(|| LogWriter).finish();
-            tracing::subscriber::set_global_default(subscriber).unwrap();
-        });
-        Self(LOG.lock().unwrap().len())
-    }
-
-    /// How many lines of this test, which has its own thread, say all of this.
-    fn lines(&self, parts: &[&str]) -> usize {
-        let log = String::from_utf8(LOG.lock().unwrap()[self.0..].to_vec()).unwrap();
-        let thread = std::thread::current().name().unwrap().to_owned();
-        let ours = log.lines().filter(|line| line.contains(&thread));
-        ours.filter(|line| parts.iter().all(|part| line.contains(part))).count()
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use keygate::*;
 
-use crate::support::{PATIENCE, eventually, soon};
-use crate::{Answer, Bench, Logged, ada, bench, millis, poll_once};
+use crate::support::{PATIENCE, capture_logs, eventually, log_lines, soon};
+use crate::{Answer, Bench, ada, bench, millis, poll_once};
 
 #[tokio::test]
 async fn case_36_a_request_that_is_dropped_leaves_a_record_marked_aborted() {
@@ -71,13 +71,13 @@ async fn case_37_shutdown_writes_what_is_queued_and_then_takes_no_more() {
         for _ in 0..35 {
             drop(b.admit("/").await.unwrap());
         }
-        let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+        let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
         assert!(report.is_complete(), "{report:?}");
         b.sink.assert_each_once(35);
         let change = b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await;
         assert!(matches!(change, Err(ManageError::Unavailable(_))), "{change:?}");
         assert_eq!(b.key().await.status, Status::Active);
-        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete(), "twice");
+        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete(), "twice");
         b.sink.assert_each_once(35);
     }
 }
@@ -88,7 +88,7 @@ async fn case_37_after_shutdown_requests_are_refused_as_unavailable() {
         [Delivery::strict(), Delivery::buffered(), Delivery::buffered().when_full(WhenFull::Shed)]
     {
         let b = bench(delivery.clone()).await;
-        assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
         let late = b.admit("/").await.map(|admission| admission.key().clone());
         let refused = late.expect_err(&format!("{delivery:?}"));
         assert!(matches!(refused, AdmitError::NotRecorded(DeliveryError::Closed)));
@@ -100,7 +100,7 @@ async fn case_37_after_shutdown_requests_are_refused_as_unavailable() {
 async fn case_37_shutdown_waits_for_requests_that_are_still_being_handled() {
     let b = bench(Delivery::buffered()).await;
     let admission = b.admit("/slow").await.unwrap();
-    let mut shutdown = pin!(b.keys.shutdown(Duration::from_secs(5)));
+    let mut shutdown = pin!(b.keys.shutdown(Duration::from_secs(20)));
     assert!(poll_once(shutdown.as_mut()).is_none());
     b.sink.hold(false);
     tokio::task::yield_now().await;
@@ -112,15 +112,13 @@ async fn case_37_shutdown_waits_for_requests_that_are_still_being_handled() {
 
 #[tokio::test]
 async fn case_37_a_request_that_ends_after_shutdown_gave_up_is_not_lost_silently() {
-    let logged = Logged::from_here();
+    capture_logs();
     let b = bench(Delivery::buffered()).await;
     let admission = b.admit("/slow").await.unwrap();
     let _ = soon(b.keys.shutdown(millis(50))).await;
     let finished = admission.finish(200).await;
     let stats = b.settled(1).await;
-    assert!(
-        stats.written == 1 || finished.is_err() || logged.lines(&["ERROR", "not written"]) == 1
-    );
+    assert!(stats.written == 1 || finished.is_err() || log_lines(&["ERROR", "not written"]) == 1);
 }
 
 #[tokio::test]
@@ -140,7 +138,7 @@ async fn case_37_shutdown_does_not_wait_for_the_search_for_a_rejected_record() {
 }
 
 async fn assert_gives_up(delivery: Delivery, plan: impl IntoIterator<Item = Answer>) {
-    let logged = Logged::from_here();
+    capture_logs();
     let b = bench(delivery).await;
     b.handle("/").await.unwrap();
     b.settled(1).await;
@@ -153,7 +151,7 @@ async fn assert_gives_up(delivery: Delivery, plan: impl IntoIterator<Item = Answ
     assert_eq!((report.unwritten_records, report.is_complete()), (10, false));
     let stats = b.keys.audit_stats();
     assert_eq!((stats.failed, stats.queued), (10, 0), "a loss that is not yet counted");
-    assert!(logged.lines(&["ERROR", "audit records were not written"]) >= 1);
+    assert!(log_lines(&["ERROR", "audit records were not written"]) >= 1);
 }
 
 #[tokio::test]
@@ -163,7 +161,7 @@ async fn case_37_a_sink_that_recovers_in_time_gets_everything_at_shutdown() {
     for _ in 0..5 {
         b.handle("/").await.unwrap();
     }
-    let report = soon(b.keys.shutdown(Duration::from_secs(5))).await;
+    let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
     assert!(report.is_complete(), "{report:?}");
     b.sink.assert_each_once(5);
 }
@@ -197,7 +195,7 @@ async fn case_37_dropping_the_last_handle_still_writes_the_queue() {
 fn case_37_when_the_runtime_ends_what_is_left_is_counted_and_logged() {
     // In the middle of a batch, and of the search for a record that is rejected.
     for plan in [vec![], vec![Answer::Reject]] {
-        let logged = Logged::from_here();
+        capture_logs();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let keys = runtime.block_on(async {
             let b = bench(Delivery::buffered().batch(3)).await;
@@ -212,6 +210,6 @@ fn case_37_when_the_runtime_ends_what_is_left_is_counted_and_logged() {
         drop(runtime);
         let stats = keys.audit_stats();
         assert_eq!((stats.failed, stats.queued), (5, 0), "after {plan:?}");
-        assert!(logged.lines(&["ERROR", "audit records were not written"]) >= 1);
+        assert!(log_lines(&["ERROR", "audit records were not written"]) >= 1);
     }
 }

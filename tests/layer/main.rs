@@ -41,9 +41,8 @@ use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use keygate::{
     Actor, ApiKey, ApiKeyLayer, AuditEvent, AuditLog, AuditQuery, AuditScope, BoxFuture, ClientIp,
-    Delivery, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch,
-    KeyStore, Network, NewKey, OrgId, PeerAddr, ProxyHeader, RequestEvent, SystemRandom, Timestamp,
-    VerifiedKey,
+    Delivery, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyPatch, KeyStore, Network, NewKey,
+    OrgId, PeerAddr, ProxyHeader, RequestEvent, VerifiedKey,
 };
 use serde_json::Value;
 use support::{Find, Hands, SpySink, SpyStore, capture_logs};
@@ -296,18 +295,6 @@ fn assert_invalid_token(answer: &Answer, case: &str) {
     let challenge = "Bearer realm=\"api\", error=\"invalid_token\"";
     assert_eq!(answer.challenge(), Some(challenge), "{case}");
     assert_eq!(answer.problem()["code"], "invalid_token", "{case}");
-}
-
-/// A key as a store may hold it.
-fn stored_key() -> ApiKey {
-    ApiKey {
-        id: KeyId::random(&SystemRandom).unwrap(),
-        org: OrgId::new("acme").unwrap(),
-        name: KeyName::new("stored").unwrap(),
-        digest: KeyDigest::of("something"),
-        created_at: Timestamp::parse(START).unwrap(),
-        ..ApiKey::sample(0)
-    }
 }
 
 const XFF: &str = "x-forwarded-for";

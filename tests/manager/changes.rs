@@ -166,7 +166,7 @@ async fn a_store_that_panics_over_a_change_leaves_it_in_doubt() {
     assert_in_doubt(soon(b.keys.rotate(&ada(), &id)).await);
     b.store.heal();
     b.keys.rotate(&ada(), &id).await.unwrap();
-    assert!(soon(b.keys.shutdown(Duration::from_secs(5))).await.is_complete());
+    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
 }
 
 #[tokio::test]

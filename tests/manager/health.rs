@@ -35,7 +35,7 @@ async fn health_says_of_each_part_whether_it_works_and_why_not() {
     b.store.heal();
     assert!(b.keys.health().await.works());
 
-    assert!(b.keys.shutdown(Duration::from_secs(5)).await.is_complete());
+    assert!(b.keys.shutdown(Duration::from_secs(20)).await.is_complete());
     let health = b.keys.health().await;
     assert_eq!(works(&health), [true, false, false], "{health:?}");
 }

@@ -283,7 +283,7 @@ async fn a_clone_is_another_handle_to_the_same_manager() {
     other.update(&ada(), &issued.key.id, KeyPatch::revoke()).await.unwrap();
     assert_denied(b.verify(&issued).await, Denial::Revoked);
     assert_eq!(other.audit_stats(), b.keys.audit_stats());
-    let report = other.shutdown(Duration::from_secs(5)).await;
+    let report = other.shutdown(Duration::from_secs(20)).await;
     assert!(report.is_complete());
     assert_unavailable(b.keys.create(&ada(), new_key()).await);
 }

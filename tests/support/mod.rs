@@ -409,6 +409,11 @@ pub(crate) fn logs() -> String {
     LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned())
 }
 
+/// How many lines that this thread has logged contain all of these texts.
+pub(crate) fn log_lines(parts: &[&str]) -> usize {
+    logs().lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+}
+
 /// Asserts that nothing of a key's secret stands in a text, not even a part of it.
 pub(crate) fn assert_no_leak(place: &str, text: &str, key: &str) {
     const SHOWN: usize = 12; // of a key with the default prefix, for recognition
