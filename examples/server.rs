@@ -39,7 +39,7 @@ type Failure = Box<dyn Error>;
 
 /// The time for requests in progress after SIGTERM, and then for the audit queue. Together
 /// less than the 10 seconds after which many supervisors kill a process.
-const FAREWELL: Duration = Duration::from_secs(4);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(4);
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
@@ -83,13 +83,13 @@ async fn main() -> Result<(), Failure> {
         });
     let too_late = async {
         let _ = stopped.changed().await;
-        tokio::time::sleep(FAREWELL).await;
+        tokio::time::sleep(SHUTDOWN_GRACE).await;
     };
     tokio::select! {
         served = serve.into_future() => served?,
         () = too_late => tracing::warn!("aborting the requests still in progress"),
     }
-    let report = keys.shutdown(FAREWELL).await;
+    let report = keys.shutdown(SHUTDOWN_GRACE).await;
     println!("stopped; {report:?}");
     Ok(())
 }

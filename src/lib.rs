@@ -162,10 +162,10 @@ pub use crate::store::cache::{
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub use crate::store::conformance;
-pub use crate::store::contract::{KeyStore, StoreError};
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::feed::{ChangeFeed, News};
+pub use crate::store::key_store::{KeyStore, StoreError};
 pub use crate::store::memory::MemoryStore;
 #[cfg(all(feature = "cache", feature = "postgres"))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "cache", feature = "postgres"))))]

@@ -54,7 +54,7 @@ pub(crate) struct Elapsed;
 ///
 /// A timer is created only once the work has to wait, so that work that completes at once,
 /// such as a call of a store in memory, does not pay for one.
-pub(crate) async fn within<T>(
+pub(crate) async fn timeout<T>(
     runtime: &dyn Runtime,
     deadline: Duration,
     work: impl Future<Output = T>,

@@ -16,7 +16,7 @@ use crate::audit::queue::contents::Contents;
 pub(crate) use crate::audit::queue::contents::{Ack, Kind};
 use crate::audit::record::AuditRecord;
 use crate::audit::sums::{Added, Refusal, Sum, Sums};
-use crate::runtime::{Runtime, within};
+use crate::runtime::{Runtime, timeout};
 
 mod contents;
 
@@ -39,7 +39,7 @@ pub(crate) struct Queue {
 }
 
 struct State {
-    contents: Contents<Place>,
+    contents: Contents<Permit>,
     /// Once closed, the writer may continue until this time.
     closed: Option<Instant>,
     ended: bool,
@@ -83,11 +83,11 @@ impl Queue {
     }
 
     /// Reserves a place in the queue, if one is free and no caller waits for it.
-    pub(crate) fn try_reserve(self: &Arc<Self>, kind: Kind) -> Result<Place, DeliveryError> {
+    pub(crate) fn try_reserve(self: &Arc<Self>, kind: Kind) -> Result<Permit, DeliveryError> {
         self.place(&mut self.lock(), kind)
     }
 
-    fn place(self: &Arc<Self>, state: &mut State, kind: Kind) -> Result<Place, DeliveryError> {
+    fn place(self: &Arc<Self>, state: &mut State, kind: Kind) -> Result<Permit, DeliveryError> {
         if state.closed.is_some() {
             return Err(DeliveryError::Closed);
         }
@@ -95,7 +95,7 @@ impl Queue {
             return Err(DeliveryError::Full);
         }
         state.contents.reserve(kind);
-        Ok(Place { queue: Some(Arc::clone(self)), kind })
+        Ok(Permit { queue: Some(Arc::clone(self)), kind })
     }
 
     /// Reserves a place in the queue for a record other than a refusal's. Waits for one
@@ -104,7 +104,7 @@ impl Queue {
         self: &Arc<Self>,
         runtime: &dyn Runtime,
         deadline: Duration,
-    ) -> Result<Place, DeliveryError> {
+    ) -> Result<Permit, DeliveryError> {
         let place = {
             let mut state = self.lock();
             match self.place(&mut state, Kind::Other) {
@@ -117,7 +117,7 @@ impl Queue {
         };
         // Writing what is queued makes room.
         self.work.notify(1);
-        match within(runtime, deadline, place).await {
+        match timeout(runtime, deadline, place).await {
             Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) => Err(DeliveryError::Closed),
             Err(_) => Err(DeliveryError::Full),
@@ -137,7 +137,7 @@ impl Queue {
             state.contents.reserve(kind);
             drop(state);
             // If the caller is gone, the place is dropped, and so free again.
-            let _ = waiter.send(Place { queue: Some(Arc::clone(self)), kind });
+            let _ = waiter.send(Permit { queue: Some(Arc::clone(self)), kind });
         }
     }
 
@@ -145,7 +145,7 @@ impl Queue {
     pub(crate) fn refuse(
         self: &Arc<Self>,
         refusal: Refusal,
-    ) -> Result<Added<Place>, DeliveryError> {
+    ) -> Result<Added<Permit>, DeliveryError> {
         let now = Instant::now();
         let mut sums = self.lock_sums();
         if sums.closed {
@@ -176,7 +176,7 @@ impl Queue {
             sums.end_old(Instant::now(), least, || {
                 (!state.contents.room(Kind::Refusal).is_full()).then(|| {
                     state.contents.reserve(Kind::Refusal);
-                    Place { queue: Some(Arc::clone(self)), kind: Kind::Refusal }
+                    Permit { queue: Some(Arc::clone(self)), kind: Kind::Refusal }
                 })
             })
         };
@@ -272,7 +272,7 @@ impl Queue {
             };
             let first = pause.into_iter().chain(window).min();
             match first {
-                Some(first) => rested = within(runtime, first, listener).await.is_err(),
+                Some(first) => rested = timeout(runtime, first, listener).await.is_err(),
                 None => {
                     listener.await;
                     rested = false;
@@ -381,12 +381,12 @@ impl fmt::Debug for Queue {
 
 /// A reserved place in the queue. It is freed if dropped unused.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Permit {
     queue: Option<Arc<Queue>>,
     kind: Kind,
 }
 
-impl Place {
+impl Permit {
     /// Queues the record.
     pub(crate) fn fill(mut self, record: AuditRecord) -> Result<(), DeliveryError> {
         self.fill_with(record, None)
@@ -414,7 +414,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
             let mut state = queue.lock();

@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 
 use crate::audit::country::CountryLookup;
 use crate::audit::delivery::{AuditHealth, AuditStats, Counters, Delivery, DeliveryError};
-use crate::audit::queue::{Ack, Draft, Kind, Place, Queue, Wake};
+use crate::audit::queue::{Ack, Draft, Kind, Permit, Queue, Wake};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::audit::sink::{AuditError, AuditSink};
 use crate::audit::sums::Refusal;
-use crate::runtime::{BoxFuture, Elapsed, Panicked, Runtime, caught, within};
+use crate::runtime::{BoxFuture, Elapsed, Panicked, Runtime, caught, timeout};
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 /// The time for writing after a manager is dropped without a shutdown.
-const FAREWELL: Duration = Duration::from_secs(5);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Accepts audit records, which background tasks write.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ struct Lane {
 /// A place for the record of a request that is about to be handled.
 #[derive(Debug)]
 pub(crate) enum Reserved {
-    Place(Place),
+    Permit(Permit),
     /// Shedding needs no place: whether there is room is checked at the end.
     None,
 }
@@ -85,7 +85,7 @@ impl AuditWriter {
         }
         match self.requests.queue.try_reserve(Kind::Other) {
             Err(DeliveryError::Full) if !self.delivery.strict => None,
-            place => Some(place.map(Reserved::Place)),
+            place => Some(place.map(Reserved::Permit)),
         }
     }
 
@@ -96,7 +96,7 @@ impl AuditWriter {
             None => {
                 let Self { requests, delivery, runtime, .. } = self;
                 let place = requests.queue.reserve(&**runtime, delivery.deadline).await;
-                place.map(Reserved::Place)
+                place.map(Reserved::Permit)
             }
         }
     }
@@ -108,7 +108,7 @@ impl AuditWriter {
         record: AuditRecord,
     ) -> Result<(), DeliveryError> {
         match reserved {
-            Reserved::Place(place) if self.delivery.strict => {
+            Reserved::Permit(place) if self.delivery.strict => {
                 self.acknowledged(place, record)?.await
             }
             other => {
@@ -130,14 +130,14 @@ impl AuditWriter {
             counters.shed();
         }
         if let Some((place, sum)) = added.ended {
-            self.enqueue(Reserved::Place(place), queue.draft(sum));
+            self.enqueue(Reserved::Permit(place), queue.draft(sum));
         }
         let Some((place, refusal)) = added.own else { return Ok(None) };
         let record = queue.draft(refusal);
         if self.delivery.strict {
             return Ok(Some(Box::pin(self.acknowledged(place, record)?)));
         }
-        self.enqueue(Reserved::Place(place), record);
+        self.enqueue(Reserved::Permit(place), record);
         Ok(None)
     }
 
@@ -146,7 +146,7 @@ impl AuditWriter {
         let count = record.count();
         let Lane { queue, counters } = self.lane_of(&record);
         let queued = match reserved {
-            Reserved::Place(place) => place.fill(record),
+            Reserved::Permit(place) => place.fill(record),
             Reserved::None => queue.push(record),
         };
         match queued {
@@ -166,7 +166,7 @@ impl AuditWriter {
     /// Queues the record, and completes once it is durable.
     fn acknowledged(
         &self,
-        place: Place,
+        place: Permit,
         record: AuditRecord,
     ) -> Result<impl Future<Output = Result<(), DeliveryError>> + Send + use<>, DeliveryError> {
         let (count, counters) = (record.count(), &self.lane_of(&record).counters);
@@ -174,7 +174,7 @@ impl AuditWriter {
             place.fill_acknowledged(record).inspect_err(|error| counters.failed(count, error))?;
         let (runtime, deadline) = (Arc::clone(&self.runtime), self.delivery.deadline);
         Ok(async move {
-            match within(&*runtime, deadline, acknowledged).await {
+            match timeout(&*runtime, deadline, acknowledged).await {
                 Ok(Ok(result)) => result,
                 Ok(Err(_)) => Err(DeliveryError::Closed),
                 Err(_) => Err(DeliveryError::TimedOut),
@@ -212,7 +212,7 @@ impl AuditWriter {
             self.requests.queue.ended().await;
             self.changes.queue.ended().await;
         };
-        let _ = within(&*self.runtime, deadline + GRACE, ended).await;
+        let _ = timeout(&*self.runtime, deadline + GRACE, ended).await;
     }
 
     fn close(&self, deadline: Duration) {
@@ -223,7 +223,7 @@ impl AuditWriter {
 
 impl Drop for AuditWriter {
     fn drop(&mut self) {
-        self.close(FAREWELL);
+        self.close(SHUTDOWN_GRACE);
     }
 }
 
@@ -367,7 +367,7 @@ impl Task {
             Poll::Pending => over.as_mut().poll(cx).map(|()| None),
             Poll::Ready(done) => Poll::Ready(Some(done)),
         });
-        let called = within(&*self.runtime, self.delivery.deadline, call).await;
+        let called = timeout(&*self.runtime, self.delivery.deadline, call).await;
         // A sink that rejects a record still works.
         let works = matches!(called, Ok(Some(Ok(Ok(()) | Err(AuditError::Rejected(_))))));
         self.lane.counters.called(works);

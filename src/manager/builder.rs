@@ -21,7 +21,7 @@ use crate::manager::{Inner, KeyManager};
 use crate::random::{Random, RandomError, SystemRandom};
 use crate::record::Limits;
 use crate::runtime::{self, Runtime};
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 
 /// Builds a [`KeyManager`]. Only the store is required; without an audit sink, nothing is

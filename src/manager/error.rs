@@ -8,7 +8,7 @@ use crate::audit::delivery::DeliveryError;
 use crate::key::id::KeyId;
 use crate::random::RandomError;
 use crate::record::Revision;
-use crate::store::contract::StoreError;
+use crate::store::key_store::StoreError;
 
 /// Why a key was not made, read or changed.
 ///

@@ -6,7 +6,7 @@ use crate::audit::delivery::AuditStats;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
-use crate::runtime::{Elapsed, both, within};
+use crate::runtime::{Elapsed, both, timeout};
 
 /// Probes that ask for the health usually give up after a second. This lets them learn that
 /// look-ups work even while changes hang.
@@ -46,7 +46,7 @@ impl KeyManager {
         let lookup = inner.bounded(inner.store.find_by_digest(&nothing));
         let change = inner.probe.answer(async {
             let asked = inner.bounded(inner.store.record_uses(&[]));
-            match within(&*inner.runtime, CHANGES, asked).await {
+            match timeout(&*inner.runtime, CHANGES, asked).await {
                 Ok(answer) => PartHealth::of(answer),
                 Err(Elapsed) => PartHealth::fails(format!("no answer in {CHANGES:?}")),
             }
@@ -113,7 +113,7 @@ impl KeyManager {
         inner.changes.close();
         // The audit log stays open until here: a change that fails still has to record
         // that.
-        let _ = within(&*inner.runtime, deadline / 2, inner.changes.ended()).await;
+        let _ = timeout(&*inner.runtime, deadline / 2, inner.changes.ended()).await;
         let unfinished_changes = inner.changes.under_way();
         if unfinished_changes > 0 {
             tracing::error!(

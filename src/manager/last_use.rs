@@ -15,8 +15,8 @@ use crate::key::digest::BuildUniformHasher;
 use crate::key::id::KeyId;
 use crate::manager::error::StoreTimeout;
 use crate::record::KeyUse;
-use crate::runtime::{Elapsed, Panicked, Runtime, caught, within};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::runtime::{Elapsed, Panicked, Runtime, caught, timeout};
+use crate::store::key_store::{KeyStore, StoreError};
 use crate::text::with_causes;
 use crate::throttle::Throttle;
 
@@ -112,7 +112,7 @@ impl LastUses {
                 listener.await;
             }
         };
-        let _ = within(&*self.runtime, deadline, ended).await;
+        let _ = timeout(&*self.runtime, deadline, ended).await;
         let noted = self.shared.shards.iter().map(|shard| shard.lock().keys() as u64).sum::<u64>();
         let unwritten = noted + self.shared.in_hand.load(Ordering::Acquire) as u64;
         if unwritten > 0 {
@@ -236,7 +236,7 @@ impl Task {
                 // A manager that is closing does not wait for the pause.
                 let closing = self.shared.closing.listen();
                 if !self.shared.closed.load(Ordering::Acquire) {
-                    let _ = within(&*self.runtime, RETRY, closing).await;
+                    let _ = timeout(&*self.runtime, RETRY, closing).await;
                 }
                 self.shared.pending.store(true, Ordering::Release);
             }
@@ -252,7 +252,7 @@ impl Task {
                 return true;
             }
             if self.shared.pending.load(Ordering::Acquire) {
-                let _ = within(&*self.runtime, PAUSE, listener).await;
+                let _ = timeout(&*self.runtime, PAUSE, listener).await;
                 return is_closed();
             }
             listener.await;
@@ -265,7 +265,7 @@ impl Task {
         self.shared.in_hand.store(uses.len(), Ordering::Release);
         for batch in uses.chunks(BATCH) {
             let call = caught(async { self.store.record_uses(batch).await });
-            let written = match within(&*self.runtime, self.deadline, call).await {
+            let written = match timeout(&*self.runtime, self.deadline, call).await {
                 Ok(Ok(result)) => result,
                 Ok(Err(Panicked)) => Err(StoreError::unavailable("the key store panicked")),
                 Err(Elapsed) => Err(StoreError::unavailable(StoreTimeout)),

@@ -18,8 +18,8 @@ use crate::manager::turns::Turn;
 use crate::org::{Actor, OrgId};
 use crate::record::attributes::Attributes;
 use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
-use crate::runtime::within;
-use crate::store::contract::StoreError;
+use crate::runtime::timeout;
+use crate::store::key_store::StoreError;
 
 /// How often a change is retried when other changes come first. Of the competing changes,
 /// one succeeds each time.
@@ -344,7 +344,7 @@ impl KeyManager {
     pub async fn audit_page(&self, query: &AuditQuery) -> Option<Result<AuditPage, ManageError>> {
         let inner = &*self.inner;
         let page = inner.audit_log.as_ref()?.page(query);
-        Some(match within(&*inner.runtime, inner.store_deadline, page).await {
+        Some(match timeout(&*inner.runtime, inner.store_deadline, page).await {
             Ok(page) => page.map_err(|error| ManageError::Unavailable(Box::new(error))),
             Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
         })
@@ -354,7 +354,7 @@ impl KeyManager {
     /// future while it waits leaves nothing behind.
     async fn turn(&self, org: &OrgId, id: &KeyId) -> Result<Turn, ManageError> {
         let inner = &*self.inner;
-        let turn = within(&*inner.runtime, inner.store_deadline, inner.turns.take(org, id)).await;
+        let turn = timeout(&*inner.runtime, inner.store_deadline, inner.turns.take(org, id)).await;
         turn.map_err(|_| ManageError::Unavailable(Box::new(Busy)))
     }
 

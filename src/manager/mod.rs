@@ -30,7 +30,7 @@ use crate::manager::under_way::Changes;
 use crate::random::Random;
 use crate::record::Limits;
 use crate::runtime::Runtime;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 
 /// Creates, changes and verifies the keys of one service.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::manager::error::ShutDown;
-use crate::store::contract::StoreError;
+use crate::store::key_store::StoreError;
 use crate::text::with_causes;
 
 /// The parts of a [`KeyManager`](crate::KeyManager) that work, as reported by

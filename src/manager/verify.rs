@@ -18,8 +18,8 @@ use crate::org::OrgId;
 use crate::policy::{self, Denial};
 use crate::record::ApiKey;
 use crate::record::attributes::Metadata;
-use crate::runtime::within;
-use crate::store::contract::StoreError;
+use crate::runtime::timeout;
+use crate::store::key_store::StoreError;
 
 impl KeyManager {
     /// Checks whether a presented credential is a key that may be used now, from this
@@ -99,7 +99,7 @@ impl Inner {
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        within(&*self.runtime, self.store_deadline, call)
+        timeout(&*self.runtime, self.store_deadline, call)
             .await
             .unwrap_or_else(|_| Err(StoreError::unavailable(StoreTimeout)))
     }
@@ -110,7 +110,7 @@ impl Inner {
         &self,
         call: impl Future<Output = Result<(), StoreError>>,
     ) -> Result<(), StoreError> {
-        within(&*self.runtime, self.store_deadline, call)
+        timeout(&*self.runtime, self.store_deadline, call)
             .await
             .unwrap_or_else(|_| Err(StoreError::in_doubt(StoreTimeout)))
     }

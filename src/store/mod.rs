@@ -4,9 +4,9 @@
 pub(crate) mod cache;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-pub(crate) mod contract;
 #[cfg(feature = "cache")]
 pub(crate) mod feed;
+pub(crate) mod key_store;
 pub(crate) mod memory;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;

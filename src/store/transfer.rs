@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::key::id::KeyId;
 use crate::record::{ApiKey, KeyUse, OrgLimit};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 
 /// How many keys are read at a time.
 const PAGE: usize = 500;

@@ -243,7 +243,7 @@ fn who_waits_is_let_in_once_there_is_room_and_is_never_forgotten() {
 fn who_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_is_closed() {
     let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
     queue.push(record(1)).unwrap();
-    let refused = |result: Poll<Result<Place, DeliveryError>>| result.map(Result::unwrap_err);
+    let refused = |result: Poll<Result<Permit, DeliveryError>>| result.map(Result::unwrap_err);
     let mut waits = pin!(queue.reserve(&time, LINGER));
     assert!(flag.poll(waits.as_mut()).is_pending());
     assert_eq!(time.pass(), LINGER);
@@ -284,7 +284,7 @@ proptest! {
         let kinds = [Kind::Other, Kind::Refusal];
         let rooms = [capacity, capacity.div_ceil(4)];
         let mut occupied = [0; 2];
-        let mut places: [Vec<Place>; 2] = Default::default();
+        let mut places: [Vec<Permit>; 2] = Default::default();
         let mut queued = VecDeque::new();
         let mut in_hand: Vec<(usize, AuditRecord)> = Vec::new();
         for (number, (step, at, count)) in (0..).zip(steps) {

@@ -10,8 +10,8 @@ use super::entries::Entries;
 use super::follow::Listening;
 use super::singleflight::SingleFlight;
 use crate::runtime::{self, Runtime};
-use crate::store::contract::KeyStore;
 use crate::store::feed::ChangeFeed;
+use crate::store::key_store::KeyStore;
 
 /// The largest `max_staleness`, which bounds how long a revoked key may be accepted.
 const LONGEST: Duration = Duration::from_secs(5);

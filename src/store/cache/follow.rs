@@ -10,7 +10,7 @@ use std::time::Duration;
 use event_listener::Event;
 
 use super::entries::Entries;
-use crate::runtime::{Panicked, Runtime, caught, within};
+use crate::runtime::{Panicked, Runtime, caught, timeout};
 use crate::store::feed::{ChangeFeed, News};
 use crate::throttle::Throttle;
 
@@ -63,7 +63,7 @@ impl Follower {
             // Expired entries are never served, even if this task does not run. Here they
             // are freed, and the log is informed.
             let news = or_end(&self.end, caught(self.feed.next()));
-            match within(&*self.runtime, self.max_staleness, news).await {
+            match timeout(&*self.runtime, self.max_staleness, news).await {
                 Ok(None) => return,
                 Ok(Some(Ok(news))) => self.hear(news),
                 Ok(Some(Err(Panicked))) => {

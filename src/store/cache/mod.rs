@@ -20,7 +20,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 
 pub use self::builder::{CacheError, CachedStoreBuilder};
 pub use self::health::{CacheHealth, CacheState};

@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::entries::{Asked, Entries, Found};
 use crate::key::digest::KeyDigest;
 use crate::runtime::{BoxFuture, caught};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 
 type Answer = Result<Found, Arc<StoreError>>;
 

@@ -10,7 +10,7 @@ use crate::store::conformance::fixtures::{TestOrg, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::race::{dropped_at, rounds, together};
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 
 /// Once a call has returned, every task sees its effect on any connection, because the next
 /// request may arrive anywhere.

@@ -6,7 +6,7 @@ use crate::store::conformance::{
     calls, change_races, creation_races, delete, export, fields, find, insert, isolation, limit,
     read_races, reopened, replace, use_races, uses,
 };
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
     insert {

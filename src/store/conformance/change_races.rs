@@ -10,7 +10,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked};
 use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 
 /// Of simultaneous changes that expect one revision, one succeeds and the others are
 /// `Conflict`, because no change may be lost and no digest of a refused change may be

@@ -7,7 +7,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::TestOrg;
 use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 
 /// With 19 keys of 20, one of 64 simultaneous inserts succeeds and the others are
 /// `LimitReached`, because counting and inserting must be one atomic step.

@@ -7,7 +7,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::TestOrg;
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// Once `delete` has returned, `find_by_digest`, `get` and `list` no longer give the key,
 /// because the next request with it must be refused.

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use crate::record::ApiKey;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::StoreError;
+use crate::store::key_store::StoreError;
 
 /// The call must succeed.
 pub(super) fn done<T, E: Error>(call: &str, result: Result<T, E>) -> Result<T, Violation> {

@@ -10,7 +10,7 @@ use crate::store::conformance::fixtures::{TestOrg, renamed, revoked, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::handles::StoreAndExport;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// On pages of any size each key is given once, in the order of the unsigned bytes of its
 /// id, because an import continues after the last id of a page.

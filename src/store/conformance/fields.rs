@@ -13,7 +13,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, name};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 const NAMES: &[&str] = &[
     "x",

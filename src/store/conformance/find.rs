@@ -9,7 +9,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, renamed, revoked, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// An unknown digest, id or organisation gives an empty result and no error, because
 /// requests with unknown keys are common.

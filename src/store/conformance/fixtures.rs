@@ -13,7 +13,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fresh::{Fresh, instant};
 use crate::store::conformance::property::Opener;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// A new organisation. Its methods expect every call to succeed.
 #[derive(Clone, Debug)]

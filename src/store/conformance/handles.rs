@@ -14,7 +14,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::transfer::KeyExport;
 
 /// A store or a log that passes its calls to two handles in turn, so that one handle mostly

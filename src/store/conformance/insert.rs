@@ -6,7 +6,7 @@ use crate::record::{ApiKey, OrgLimit};
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::TestOrg;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// A key is found by digest, by id and in the list once `insert` has returned, because its
 /// owner may use it immediately.

@@ -6,7 +6,7 @@ use crate::record::ApiKey;
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, renamed, revoked};
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// `get` with the id of another organisation's key gives `None`, because organisations must
 /// not see each other's keys.

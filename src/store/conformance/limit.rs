@@ -8,7 +8,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, revoked};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// Under a limit of twenty, twenty keys fit and the next one is `LimitReached` and not
 /// stored, because customers are promised exactly that many.

@@ -45,7 +45,7 @@ use std::sync::Arc;
 
 use crate::audit::log::AuditLog;
 use crate::audit::sink::AuditSink;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 use crate::store::transfer::KeyExport;
 
 mod audit;

@@ -12,7 +12,7 @@ use crate::store::conformance::fixtures::{TestOrg, renamed, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::race::{rounds, together};
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 const ROUNDS: u32 = 80;
 

@@ -8,7 +8,7 @@ use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked, used}
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::property::Opener;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// Every field of a key is read back as it was written, because a field that is lost can
 /// let in a client that was kept out.

@@ -8,7 +8,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 /// Every field that an edit or a rotation may change is written by one call, because a
 /// change that is half written may be unsafe.

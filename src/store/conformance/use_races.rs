@@ -8,7 +8,7 @@ use crate::store::conformance::fixtures::{TestOrg, revoked, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::race::{both, rounds, together};
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 
 /// A use and a simultaneous revocation are both stored, and the revocation succeeds the
 /// first time, because a use is not a change.

@@ -9,7 +9,7 @@ use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, revoked, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
-use crate::store::contract::KeyStore;
+use crate::store::key_store::KeyStore;
 
 const DAY: u64 = 86_400_000_000;
 const YEAR: u64 = 365 * DAY;

@@ -14,7 +14,7 @@ use crate::key::digest::{BuildUniformHasher, KeyDigest};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::memory::table::Table;
 use crate::store::transfer::KeyExport;
 

@@ -10,7 +10,7 @@ use crate::store::postgres::audit;
 use crate::store::postgres::audit::{Purge, Purged};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::dial::Dialer;
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 
 /// Used by one call at a time, and opened when first needed. A call takes the connection
 /// out and puts it back on success. If the call is dropped, this closes the connection, and
@@ -29,9 +29,9 @@ impl Alone {
 
     /// Not done on a shared connection, which it would block for too long. Repeating the
     /// purge of deleted rows does no harm.
-    pub(super) async fn purge(&self, purge: Purge) -> Outcome<Purged> {
+    pub(super) async fn purge(&self, purge: Purge) -> Result<Purged> {
         let until = Instant::now() + self.deadline;
-        let late = |_| Fault::Late(self.deadline);
+        let late = |_| DbError::Late(self.deadline);
         let mut slot = timeout_at(until, self.slot.lock()).await.map_err(late)?;
         let mut again = true;
         loop {
@@ -42,7 +42,7 @@ impl Alone {
             };
             let Ok(done) = timeout_at(until, audit::purge(&connection, purge)).await else {
                 connection.retire();
-                return Err(Fault::Late(self.deadline));
+                return Err(DbError::Late(self.deadline));
             };
             let Err(fault) = done else {
                 *slot = Some(connection);

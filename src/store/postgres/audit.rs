@@ -10,22 +10,21 @@ use uuid::Uuid;
 use crate::audit::country::CountryCode;
 use crate::audit::log::{AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{
-    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome as Ending,
-    RequestEvent,
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::store::postgres::columns::{Columns, escaped, plain};
 use crate::store::postgres::connection::Connection;
-use crate::store::postgres::error::Outcome;
+use crate::store::postgres::error::Result;
 use crate::store::postgres::keys::uuid;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 
 /// Writes the batch. A record that is stored already is left unchanged, so that the batch
 /// may be sent again.
-pub(super) async fn record(pool: &Pool, batch: &[AuditRecord]) -> Outcome<()> {
+pub(super) async fn record(pool: &Pool, batch: &[AuditRecord]) -> Result<()> {
     let mut sorted: Vec<&AuditRecord> = batch.iter().collect();
     // Sorted, so that two batches with the same records insert them in the same order and
     // do not deadlock.
@@ -83,7 +82,7 @@ impl<'a> Requests<'a> {
         self.counts.push(i64::from(request.count));
     }
 
-    async fn write(&self, pool: &Pool) -> Outcome<()> {
+    async fn write(&self, pool: &Pool) -> Result<()> {
         if self.heads.ids.is_empty() {
             return Ok(());
         }
@@ -121,7 +120,7 @@ impl<'a> Changes<'a> {
         self.phases.push(change.phase.as_str());
     }
 
-    async fn write(&self, pool: &Pool) -> Outcome<()> {
+    async fn write(&self, pool: &Pool) -> Result<()> {
         if self.heads.ids.is_empty() {
             return Ok(());
         }
@@ -139,7 +138,7 @@ impl<'a> Changes<'a> {
     }
 }
 
-pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> {
+pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Result<AuditPage> {
     let (before, after, key) = match query.scope {
         AuditScope::KeyRequests(key) => {
             (Sql::KeyRequestsBefore, Sql::KeyRequestsAfter, Some(uuid(key)))
@@ -168,7 +167,7 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Outcome<AuditPage> 
         AuditScope::KeyRequests(_) => request,
         AuditScope::KeyChanges(_) | AuditScope::OrgChanges => change,
     };
-    let fetched: Outcome<Vec<AuditRecord>> = rows.iter().map(read).collect();
+    let fetched: Result<Vec<AuditRecord>> = rows.iter().map(read).collect();
     Ok(AuditPage::assemble(query, fetched?))
 }
 
@@ -201,7 +200,7 @@ const BEGIN_PURGE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
     SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
 /// Opens a transaction, which the caller must roll back after an error.
-pub(super) async fn purge(db: &Connection, purge: Purge) -> Outcome<Purged> {
+pub(super) async fn purge(db: &Connection, purge: Purge) -> Result<Purged> {
     db.run(BEGIN_PURGE).await?;
     let (from, before) = (purge.from.unix_micros(), purge.before.unix_micros());
     let parameters =
@@ -214,7 +213,7 @@ pub(super) async fn purge(db: &Connection, purge: Purge) -> Outcome<Purged> {
     Ok(Purged { rows, last: columns.optional_instant("last")? })
 }
 
-fn request(row: &Row) -> Outcome<AuditRecord> {
+fn request(row: &Row) -> Result<AuditRecord> {
     let columns = Columns { row, name: "request" };
     record_of(
         columns,
@@ -224,13 +223,13 @@ fn request(row: &Row) -> Outcome<AuditRecord> {
             ip: columns.optional("ip", Some)?,
             country: columns.optional("country", |text: &str| CountryCode::new(text))?,
             status: columns.optional("status", |status: i32| u16::try_from(status).ok())?,
-            outcome: columns.text("outcome", |text| Some(Ending::restore(text)))?,
+            outcome: columns.text("outcome", |text| Some(Outcome::restore(text)))?,
             count: columns.value("count", |n: i64| u32::try_from(n).ok())?,
         }),
     )
 }
 
-fn change(row: &Row) -> Outcome<AuditRecord> {
+fn change(row: &Row) -> Result<AuditRecord> {
     let columns = Columns { row, name: "change" };
     record_of(
         columns,
@@ -242,7 +241,7 @@ fn change(row: &Row) -> Outcome<AuditRecord> {
     )
 }
 
-fn record_of(columns: Columns<'_>, event: AuditEvent) -> Outcome<AuditRecord> {
+fn record_of(columns: Columns<'_>, event: AuditEvent) -> Result<AuditRecord> {
     Ok(AuditRecord {
         id: AuditId::from_bytes(columns.bytes16("id")?),
         at: columns.instant("at")?,

@@ -16,7 +16,7 @@ use crate::key::id::KeyId;
 use crate::random::SystemRandom;
 use crate::store::feed::{ChangeFeed, News};
 use crate::store::postgres::dial::Wire;
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 use crate::store::postgres::statements::Sql;
 use crate::store::postgres::store::PostgresStore;
 use crate::text::with_causes;
@@ -144,7 +144,7 @@ impl fmt::Debug for PostgresChanges {
 
 /// Why a connection was given up.
 enum End {
-    Refused(Fault),
+    Refused(DbError),
     Closed,
     /// A heartbeat did not arrive.
     Silent,
@@ -244,7 +244,7 @@ impl Listener {
         let channel = match timeout(self.patience, self.begin(&client)).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(fault)) => return End::Refused(fault),
-            Err(_) => return End::Refused(Fault::Late(self.patience)),
+            Err(_) => return End::Refused(DbError::Late(self.patience)),
         };
         if !self.tell(News::Missed).await {
             return End::Unwanted;
@@ -257,10 +257,10 @@ impl Listener {
 
     /// Listens to the channel on which changes are announced, and returns its name. Once
     /// the channel has changed, no heartbeat arrives.
-    async fn begin(&self, client: &Client) -> Outcome<String> {
+    async fn begin(&self, client: &Client) -> Result<String> {
         let read = self.store.inner.dialer.texts.of(Sql::Channel);
         let rows = client.query_typed(read, &[]).await?;
-        let unreadable = Fault::Unreadable { row: "schema_version", column: "channel" };
+        let unreadable = DbError::Unreadable { row: "schema_version", column: "channel" };
         let channel: String = rows.first().ok_or(unreadable)?.try_get(0)?;
         // No further statement runs here, but the session is in use. Servers before version
         // 14 do not have the setting.
@@ -358,5 +358,5 @@ async fn send(store: PostgresStore, own_channel: String, number: u64, channel: S
     let parameters =
         [(&own_channel as _, Type::TEXT), (&number as _, Type::TEXT), (&channel as _, Type::TEXT)];
     // A heartbeat that is not sent does not arrive either, which is noticed.
-    let _: Outcome<_> = store.inner.lookups.query(Sql::Notify, &parameters).await;
+    let _: Result<_> = store.inner.lookups.query(Sql::Notify, &parameters).await;
 }

@@ -7,7 +7,7 @@ use tokio_postgres::types::FromSql;
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 
 /// One row of a table; `name` is what errors call it.
 #[derive(Clone, Copy)]
@@ -22,16 +22,16 @@ impl<'a> Columns<'a> {
         self,
         column: &'static str,
         parse: impl FnOnce(V) -> Option<T>,
-    ) -> Outcome<T> {
+    ) -> Result<T> {
         let value = self.row.try_get(column).ok();
-        value.and_then(parse).ok_or(Fault::Unreadable { row: self.name, column })
+        value.and_then(parse).ok_or(DbError::Unreadable { row: self.name, column })
     }
 
     pub(super) fn optional<V: FromSql<'a>, T>(
         self,
         column: &'static str,
         parse: impl FnOnce(V) -> Option<T>,
-    ) -> Outcome<Option<T>> {
+    ) -> Result<Option<T>> {
         self.value(column, |value: Option<V>| match value {
             None => Some(None),
             Some(value) => parse(value).map(Some),
@@ -42,19 +42,19 @@ impl<'a> Columns<'a> {
         self,
         column: &'static str,
         parse: impl FnOnce(&'a str) -> Option<T>,
-    ) -> Outcome<T> {
+    ) -> Result<T> {
         self.value(column, parse)
     }
 
-    pub(super) fn bytes16(self, column: &'static str) -> Outcome<[u8; 16]> {
+    pub(super) fn bytes16(self, column: &'static str) -> Result<[u8; 16]> {
         self.value(column, |id: Uuid| Some(id.into_bytes()))
     }
 
-    pub(super) fn instant(self, column: &'static str) -> Outcome<Timestamp> {
+    pub(super) fn instant(self, column: &'static str) -> Result<Timestamp> {
         self.value(column, Timestamp::from_unix_micros)
     }
 
-    pub(super) fn optional_instant(self, column: &'static str) -> Outcome<Option<Timestamp>> {
+    pub(super) fn optional_instant(self, column: &'static str) -> Result<Option<Timestamp>> {
         self.optional(column, Timestamp::from_unix_micros)
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 use crate::store::postgres::session::ServerClock;
 use crate::store::postgres::statements::{Sql, Texts};
 
@@ -61,7 +61,7 @@ impl Connection {
         &self,
         statement: Sql,
         parameters: &Parameters<'_>,
-    ) -> Outcome<Vec<Row>> {
+    ) -> Result<Vec<Row>> {
         let text = self.texts.of(statement);
         let cell = self.prepared.as_ref().and_then(|cells| cells.get(statement.index()));
         let rows = match cell {
@@ -81,7 +81,7 @@ impl Connection {
     }
 
     /// Runs statements without parameters or rows.
-    pub(super) async fn run(&self, sql: &str) -> Outcome<()> {
+    pub(super) async fn run(&self, sql: &str) -> Result<()> {
         Ok(self.client.batch_execute(sql).await?)
     }
 
@@ -112,11 +112,11 @@ impl Connection {
     /// an answer that does not arrive would hang as well.
     pub(super) fn judge<T>(
         &self,
-        answer: Result<Outcome<T>, Elapsed>,
+        answer: Result<Result<T>, Elapsed>,
         deadline: Duration,
-    ) -> Outcome<T> {
-        let answer = answer.unwrap_or(Err(Fault::Late(deadline)));
-        if answer.as_ref().is_err_and(Fault::costs_the_connection) {
+    ) -> Result<T> {
+        let answer = answer.unwrap_or(Err(DbError::Late(deadline)));
+        if answer.as_ref().is_err_and(DbError::costs_the_connection) {
             self.retire();
         }
         answer

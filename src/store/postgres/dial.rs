@@ -11,7 +11,7 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, Socket};
 
 use crate::store::postgres::connection::Connection;
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 use crate::store::postgres::server::{Server, shuffle};
 use crate::store::postgres::session::{Patience, ServerClock};
 use crate::store::postgres::statements::{Texts, micros};
@@ -48,7 +48,7 @@ pub(super) struct LastFailure {
 }
 
 impl LastFailure {
-    pub(super) fn set(&self, fault: &Fault) {
+    pub(super) fn set(&self, fault: &DbError) {
         let text = with_causes(fault);
         if let Some(left_out) = self.said.pass() {
             tracing::warn!(reason = text, left_out, "keygate: cannot connect to PostgreSQL");
@@ -68,25 +68,25 @@ const CLOCK: &str = concat!("SELECT ", micros!());
 impl Dialer {
     /// A connection for statements, and the task that ends with it. The server ends a
     /// statement before its caller gives up.
-    pub(super) async fn dial(&self) -> Outcome<(Connection, JoinHandle<()>)> {
+    pub(super) async fn dial(&self) -> Result<(Connection, JoinHandle<()>)> {
         self.connection(self.prepared).await
     }
 
     /// A connection for statements that may take long.
-    pub(super) async fn dial_patiently(&self) -> Outcome<(Connection, JoinHandle<()>)> {
+    pub(super) async fn dial_patiently(&self) -> Result<(Connection, JoinHandle<()>)> {
         self.connection(false).await
     }
 
     /// The session is configured only if it is not shared with other clients: a pooler
     /// would pass the settings on to the next client.
-    async fn connection(&self, settings: bool) -> Outcome<(Connection, JoinHandle<()>)> {
+    async fn connection(&self, settings: bool) -> Result<(Connection, JoinHandle<()>)> {
         let (client, wire) = self.dial_bare().await?;
         let driver = tokio::spawn(async move {
             // Reports the end of the connection to the calls in progress.
             let _ = wire.await;
         });
         let begun = timeout(self.reach, self.begin(&client, settings)).await;
-        match begun.unwrap_or(Err(Fault::Late(self.reach))) {
+        match begun.unwrap_or(Err(DbError::Late(self.reach))) {
             Ok(clock) => {
                 let texts = Arc::clone(&self.texts);
                 Ok((Connection::new(client, &driver, texts, self.prepared, clock), driver))
@@ -98,7 +98,7 @@ impl Dialer {
         }
     }
 
-    async fn begin(&self, client: &Client, settings: bool) -> Outcome<ServerClock> {
+    async fn begin(&self, client: &Client, settings: bool) -> Result<ServerClock> {
         if settings {
             let [needed, known_to_some] = self.patience.settings();
             client.batch_execute(&needed).await?;
@@ -106,12 +106,12 @@ impl Dialer {
             let _ = client.batch_execute(&known_to_some).await;
         }
         let rows = client.query_typed(CLOCK, &[]).await?;
-        let unreadable = Fault::Unreadable { row: "answer", column: "now" };
+        let unreadable = DbError::Unreadable { row: "answer", column: "now" };
         Ok(ServerClock::new(rows.first().ok_or(unreadable)?.try_get(0)?))
     }
 
     /// The client and the wire of a connection to the first usable server.
-    pub(super) async fn dial_bare(&self) -> Outcome<(Client, Wire)> {
+    pub(super) async fn dial_bare(&self) -> Result<(Client, Wire)> {
         let mut order: Vec<&Server> = self.servers.iter().collect();
         if self.balanced {
             shuffle(&mut order);
@@ -123,7 +123,7 @@ impl Dialer {
         for server in order {
             let attempt = server.attempt();
             let mut made = self.reach(server).await;
-            if made.as_ref().is_err_and(Fault::is_an_ended_session) {
+            if made.as_ref().is_err_and(DbError::is_an_ended_session) {
                 // The server may work all the same, and the next one be an old primary.
                 made = self.reach(server).await;
             }
@@ -139,24 +139,24 @@ impl Dialer {
     }
 
     /// The addresses of the server share the remaining time.
-    async fn reach(&self, server: &Server) -> Outcome<(Client, Wire)> {
+    async fn reach(&self, server: &Server) -> Result<(Client, Wire)> {
         let until = Instant::now() + self.reach;
-        let late = |_| Fault::NoAddress(io::ErrorKind::TimedOut.into());
+        let late = |_| DbError::NoAddress(io::ErrorKind::TimedOut.into());
         let addresses = timeout_at(until, server.addresses()).await.map_err(late)??;
         let mut failed = Failed::default();
         let mut rest = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
         for config in addresses {
             let share = until.saturating_duration_since(Instant::now()) / rest.max(1);
             rest = rest.saturating_sub(1);
-            match timeout(share, self.connect(&config)).await.unwrap_or(Err(Fault::Late(share))) {
+            match timeout(share, self.connect(&config)).await.unwrap_or(Err(DbError::Late(share))) {
                 Ok(made) => return Ok(made),
                 Err(fault) => failed.add("", fault),
             }
         }
-        Err(failed.telling.unwrap_or(Fault::Ended))
+        Err(failed.telling.unwrap_or(DbError::Ended))
     }
 
-    async fn connect(&self, config: &Config) -> Outcome<(Client, Wire)> {
+    async fn connect(&self, config: &Config) -> Result<(Client, Wire)> {
         Ok(config.connect(Clone::clone(&self.tls)).await?)
     }
 }
@@ -171,12 +171,12 @@ impl fmt::Debug for Dialer {
 #[derive(Default)]
 struct Failed<'a> {
     names: Vec<&'a str>,
-    telling: Option<Fault>,
+    telling: Option<DbError>,
 }
 
 impl<'a> Failed<'a> {
-    fn add(&mut self, name: &'a str, fault: Fault) {
-        let known = self.telling.as_ref().map(Fault::refusal);
+    fn add(&mut self, name: &'a str, fault: DbError) {
+        let known = self.telling.as_ref().map(DbError::refusal);
         if known.is_none_or(|known| known < fault.refusal()) {
             (self.names, self.telling) = (vec![name], Some(fault));
         } else if known == Some(fault.refusal()) {
@@ -184,9 +184,9 @@ impl<'a> Failed<'a> {
         }
     }
 
-    fn into_fault(mut self) -> Fault {
+    fn into_fault(mut self) -> DbError {
         self.names.sort_unstable();
-        let cause = Box::new(self.telling.unwrap_or(Fault::Ended));
-        Fault::Unconnected { servers: self.names.join(", "), cause }
+        let cause = Box::new(self.telling.unwrap_or(DbError::Ended));
+        DbError::Unconnected { servers: self.names.join(", "), cause }
     }
 }

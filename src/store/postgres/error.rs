@@ -5,17 +5,17 @@ use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio_postgres::error::{DbError, Severity, SqlState};
+use tokio_postgres::error::{DbError as ServerError, Severity, SqlState};
 
 use crate::audit::sink::AuditError;
-use crate::store::contract::StoreError;
+use crate::store::key_store::StoreError;
 
 /// The result of a statement.
-pub(super) type Outcome<T> = Result<T, Fault>;
+pub(super) type Result<T, E = DbError> = std::result::Result<T, E>;
 
 /// Why a statement failed.
 #[derive(Debug, Error)]
-pub(super) enum Fault {
+pub(super) enum DbError {
     #[error("the limit of keys is reached")]
     LimitReached,
     #[error("no such key")]
@@ -36,14 +36,14 @@ pub(super) enum Fault {
     Locked(i64),
     /// A change that may have taken place.
     #[error("no answer to the change was received")]
-    InDoubt(#[source] Box<Fault>),
+    InDoubt(#[source] Box<DbError>),
     #[error("the server's name has no address")]
     NoAddress(#[source] io::Error),
     #[error("cannot connect to {servers}")]
     Unconnected {
         servers: String,
         #[source]
-        cause: Box<Fault>,
+        cause: Box<DbError>,
     },
     #[error("no connection to the database within {waited:?}: {reason}")]
     NoConnection { waited: Duration, reason: String },
@@ -65,7 +65,7 @@ pub(super) enum Refusal {
     Tls,
 }
 
-impl Fault {
+impl DbError {
     /// tokio-postgres distinguishes its own errors only by their texts; tests check each
     /// text used here.
     pub(super) fn refusal(&self) -> Refusal {
@@ -201,7 +201,7 @@ impl Fault {
 }
 
 /// The severity may be translated into the server's language.
-fn ends_the_session(error: &DbError) -> bool {
+fn ends_the_session(error: &ServerError) -> bool {
     matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
 }
 
@@ -214,13 +214,13 @@ fn is_about_a_value(error: &tokio_postgres::Error) -> bool {
         .any(|start| text.starts_with(start))
 }
 
-impl From<Fault> for StoreError {
-    fn from(fault: Fault) -> Self {
+impl From<DbError> for StoreError {
+    fn from(fault: DbError) -> Self {
         match fault {
-            Fault::LimitReached => Self::LimitReached,
-            Fault::NotFound => Self::NotFound,
-            Fault::Conflict => Self::Conflict,
-            Fault::InDoubt(fault) => Self::in_doubt(*fault),
+            DbError::LimitReached => Self::LimitReached,
+            DbError::NotFound => Self::NotFound,
+            DbError::Conflict => Self::Conflict,
+            DbError::InDoubt(fault) => Self::in_doubt(*fault),
             fault if fault.is_constraint() => Self::Conflict,
             fault if fault.may_pass() => Self::unavailable(fault),
             fault => Self::corrupt(fault),
@@ -228,8 +228,8 @@ impl From<Fault> for StoreError {
     }
 }
 
-impl From<Fault> for AuditError {
-    fn from(fault: Fault) -> Self {
+impl From<DbError> for AuditError {
+    fn from(fault: DbError) -> Self {
         if fault.may_pass() { Self::unavailable(fault) } else { Self::rejected(fault) }
     }
 }

@@ -18,7 +18,7 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
 use crate::store::postgres::columns::{Columns, escaped, plain};
 use crate::store::postgres::encoded::Encoded;
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 use crate::store::postgres::gate::Gate;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
@@ -35,7 +35,7 @@ pub(super) async fn insert(
     reads: &Pool,
     key: &ApiKey,
     limit: OrgLimit,
-) -> Outcome<()> {
+) -> Result<()> {
     let limit = limit.get().map(i64::from);
     let parameters: Vec<_> =
         row(key).into_iter().chain(Encoded::all(&[(&limit as _, Type::INT8)])).collect();
@@ -48,10 +48,10 @@ pub(super) async fn insert(
         let gates = [Gate::Creation(key.org.clone()), Gate::Organisation(key.org.clone())];
         match changes.change(gates, Sql::InsertKey, &parameters, until).await {
             // Repeated if the answer was lost: the id is unique.
-            Err(Fault::InDoubt(fault)) if repeats > 0 && fault.may_be_repeated() => {
+            Err(DbError::InDoubt(fault)) if repeats > 0 && fault.may_be_repeated() => {
                 (repeats, lost) = (repeats - 1, true);
             }
-            Err(fault) if lost => return Err(Fault::InDoubt(Box::new(fault))),
+            Err(fault) if lost => return Err(DbError::InDoubt(Box::new(fault))),
             answer => break answer?,
         }
     };
@@ -60,34 +60,34 @@ pub(super) async fn insert(
         // Either the key existed before, or the first attempt succeeded.
         return match get(reads, &key.org, &key.id).await {
             Ok(Some(stored)) if stored.digest == key.digest => Ok(()),
-            Ok(_) if result == Some("taken") => Err(Fault::Conflict),
-            Ok(_) if result == Some("full") => Err(Fault::LimitReached),
-            Ok(_) => Err(Fault::TooLate(changes.deadline())),
-            Err(fault) => Err(Fault::InDoubt(Box::new(fault))),
+            Ok(_) if result == Some("taken") => Err(DbError::Conflict),
+            Ok(_) if result == Some("full") => Err(DbError::LimitReached),
+            Ok(_) => Err(DbError::TooLate(changes.deadline())),
+            Err(fault) => Err(DbError::InDoubt(Box::new(fault))),
         };
     }
     match result {
         Some("done") => Ok(()),
-        Some("taken") => Err(Fault::Conflict),
-        Some("full") => Err(Fault::LimitReached),
-        Some("late") => Err(Fault::TooLate(changes.deadline())),
-        _ => Err(Fault::Unreadable { row: "answer", column: "result" }),
+        Some("taken") => Err(DbError::Conflict),
+        Some("full") => Err(DbError::LimitReached),
+        Some("late") => Err(DbError::TooLate(changes.deadline())),
+        _ => Err(DbError::Unreadable { row: "answer", column: "result" }),
     }
 }
 
-pub(super) async fn find_by_digest(pool: &Pool, digest: &KeyDigest) -> Outcome<Option<ApiKey>> {
+pub(super) async fn find_by_digest(pool: &Pool, digest: &KeyDigest) -> Result<Option<ApiKey>> {
     let digest = digest.as_bytes().as_slice();
     let rows = pool.query(Sql::FindByDigest, &[(&digest, Type::BYTEA)]).await?;
     rows.first().map(key).transpose()
 }
 
-pub(super) async fn get(pool: &Pool, org: &OrgId, id: &KeyId) -> Outcome<Option<ApiKey>> {
+pub(super) async fn get(pool: &Pool, org: &OrgId, id: &KeyId) -> Result<Option<ApiKey>> {
     let parameters = [(&uuid(*id) as _, Type::UUID), (&org.as_str() as _, Type::TEXT)];
     let rows = pool.query(Sql::GetKey, &parameters).await?;
     rows.first().map(key).transpose()
 }
 
-pub(super) async fn list(pool: &Pool, org: &OrgId) -> Outcome<Vec<ApiKey>> {
+pub(super) async fn list(pool: &Pool, org: &OrgId) -> Result<Vec<ApiKey>> {
     let rows = pool.query(Sql::ListKeys, &[(&org.as_str(), Type::TEXT)]).await?;
     rows.iter().map(key).collect()
 }
@@ -97,7 +97,7 @@ pub(super) async fn export(
     pool: &Pool,
     after: Option<&KeyId>,
     limit: usize,
-) -> Outcome<Vec<ApiKey>> {
+) -> Result<Vec<ApiKey>> {
     // No id follows the highest one.
     let next = |id: &KeyId| u128::from_be_bytes(id.to_bytes()).checked_add(1);
     let Some(first) = after.map_or(Some(0), next) else { return Ok(Vec::new()) };
@@ -112,7 +112,7 @@ pub(super) async fn replace(
     reads: &Pool,
     key: &ApiKey,
     expected: Revision,
-) -> Outcome<()> {
+) -> Result<()> {
     let at = Encoded::all(&[
         (&uuid(key.id) as _, Type::UUID),
         (&key.org.as_str() as _, Type::TEXT),
@@ -136,7 +136,7 @@ pub(super) async fn delete(
     reads: &Pool,
     (org, id): (&OrgId, &KeyId),
     expected: Option<Revision>,
-) -> Outcome<()> {
+) -> Result<()> {
     let parameters = [
         (&uuid(*id) as _, Type::UUID),
         (&org.as_str() as _, Type::TEXT),
@@ -159,27 +159,27 @@ async fn changed(
     changes: &Pool,
     reads: &Pool,
     (org, id): (&OrgId, &KeyId),
-) -> Outcome<()> {
+) -> Result<()> {
     match (flag(rows, "done")?, flag(rows, "present")?, flag(rows, "late")?) {
         (true, ..) => Ok(()),
-        (false, _, true) => Err(Fault::TooLate(changes.deadline())),
-        (false, false, _) => Err(Fault::NotFound),
+        (false, _, true) => Err(DbError::TooLate(changes.deadline())),
+        (false, false, _) => Err(DbError::NotFound),
         // The answer shows the state before the statement waited for concurrent changes of
         // the key, one of which may have deleted it.
         (false, true, false) => match get(reads, org, id).await? {
-            Some(_) => Err(Fault::Conflict),
-            None => Err(Fault::NotFound),
+            Some(_) => Err(DbError::Conflict),
+            None => Err(DbError::NotFound),
         },
     }
 }
 
 /// Tests whether changes can be made: uses the same rights, tables, locks and connections
 /// as a change, but changes nothing.
-pub(super) async fn probe(changes: &Pool) -> Outcome<()> {
+pub(super) async fn probe(changes: &Pool) -> Result<()> {
     changes.query(Sql::Probe, &[]).await.map(drop)
 }
 
-pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
+pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Result<()> {
     let mut latest = BTreeMap::new();
     for used in uses {
         let at = latest.entry(uuid(used.id)).or_insert(used.at);
@@ -197,7 +197,7 @@ pub(super) async fn record_uses(pool: &Pool, uses: &[KeyUse]) -> Outcome<()> {
         match pauses.next() {
             _ if left_out <= 0 => return Ok(()),
             Some(pause) => sleep(pause).await,
-            None => return Err(Fault::Locked(left_out)),
+            None => return Err(DbError::Locked(left_out)),
         }
     }
 }
@@ -223,7 +223,7 @@ fn row(key: &ApiKey) -> Vec<(Encoded, Type)> {
     ])
 }
 
-fn key(row: &Row) -> Outcome<ApiKey> {
+fn key(row: &Row) -> Result<ApiKey> {
     let columns = Columns { row, name: "key" };
     Ok(ApiKey {
         id: KeyId::from_bytes(columns.bytes16("id")?),
@@ -258,8 +258,8 @@ fn entries(list: &Allowlist) -> Vec<String> {
         .collect()
 }
 
-fn flag(rows: &[Row], column: &'static str) -> Outcome<bool> {
-    let unreadable = Fault::Unreadable { row: "answer", column };
+fn flag(rows: &[Row], column: &'static str) -> Result<bool> {
+    let unreadable = DbError::Unreadable { row: "answer", column };
     rows.first().and_then(|row| row.try_get(column).ok()).ok_or(unreadable)
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::store::postgres::error::{Fault, Refusal};
-use crate::store::postgres::schema::{self, SchemaFault};
+use crate::store::postgres::error::{DbError, Refusal};
+use crate::store::postgres::schema::{self, SchemaError};
 use crate::store::postgres::target::Target;
 
 /// Why a database could not be opened. No error contains the password.
@@ -170,35 +170,35 @@ pub enum PostgresOpenError {
 }
 
 impl PostgresOpenError {
-    pub(super) fn from_schema(target: &Target, fault: SchemaFault) -> Self {
+    pub(super) fn from_schema(target: &Target, fault: SchemaError) -> Self {
         let schema = target.schema.clone();
         match fault {
-            SchemaFault::TooNew { found } => {
+            SchemaError::TooNew { found } => {
                 Self::TooNew { schema, found, supported: schema::CURRENT }
             }
-            SchemaFault::NotKeygate => Self::NotKeygate { schema },
-            SchemaFault::NotUtf8 { encoding } => {
+            SchemaError::NotKeygate => Self::NotKeygate { schema },
+            SchemaError::NotUtf8 { encoding } => {
                 Self::NotUtf8 { database: target.database.clone(), encoding }
             }
-            SchemaFault::NoRights { missing } => {
+            SchemaError::NoRights { missing } => {
                 let (user, database) = (target.user.clone(), target.database.clone());
                 Self::NoRights { user, database, schema, source: missing.into() }
             }
-            SchemaFault::InUse => Self::InUse { schema, waited: schema::LOCK_PATIENCE },
-            SchemaFault::Failed(fault) => Self::from_fault(target, fault),
+            SchemaError::InUse => Self::InUse { schema, waited: schema::LOCK_PATIENCE },
+            SchemaError::Failed(fault) => Self::from_error(target, fault),
         }
     }
 
-    pub(super) fn from_fault(target: &Target, fault: Fault) -> Self {
+    pub(super) fn from_error(target: &Target, fault: DbError) -> Self {
         let (servers, fault) = match fault {
-            Fault::Unconnected { servers, cause } => (servers, *cause),
+            DbError::Unconnected { servers, cause } => (servers, *cause),
             fault => (target.servers.clone(), fault),
         };
         let (user, database) = (target.user.clone(), target.database.clone());
         let refusal = fault.refusal();
         let source: Box<dyn StdError + Send + Sync> = match fault {
-            Fault::Late(waited) => return Self::NoAnswer { servers, waited },
-            Fault::Postgres(error) => error.into(),
+            DbError::Late(waited) => return Self::NoAnswer { servers, waited },
+            DbError::Postgres(error) => error.into(),
             fault => fault.into(),
         };
         match refusal {

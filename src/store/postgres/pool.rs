@@ -16,7 +16,7 @@ use tokio_postgres::types::Type;
 use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::encoded::Encoded;
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 use crate::store::postgres::gate::{Gate, Gates, Pass};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Sql;
@@ -90,7 +90,7 @@ impl Pool {
         &self,
         statement: Sql,
         parameters: &Parameters<'_>,
-    ) -> Outcome<Vec<Row>> {
+    ) -> Result<Vec<Row>> {
         let until = self.until();
         // All connections may have been lost at once before this was noticed.
         let mut repeats = self.size();
@@ -119,10 +119,11 @@ impl Pool {
         statement: Sql,
         parameters: &Parameters<'_>,
         until: Instant,
-    ) -> Outcome<Vec<Row>> {
+    ) -> Result<Vec<Row>> {
         let [own, shared] = gates;
         let passes = async { (self.gates.enter(own).await, self.gates.enter(shared).await) };
-        let passes = timeout_at(until, passes).await.map_err(|_| Fault::NotBegun(self.deadline))?;
+        let passes =
+            timeout_at(until, passes).await.map_err(|_| DbError::NotBegun(self.deadline))?;
         let change = Change { under_way: Arc::clone(&self.changing), _passes: Arc::new(passes) };
         let _counted = Counted::new(&self.changing);
         let mut repeats = self.size();
@@ -138,7 +139,7 @@ impl Pool {
                 }
                 Err(fault) if repeats > 0 && fault.changed_nothing() => repeats -= 1,
                 Err(fault) if !fault.is_no_change() => {
-                    return Err(Fault::InDoubt(Box::new(fault)));
+                    return Err(DbError::InDoubt(Box::new(fault)));
                 }
                 answer => return answer,
             }
@@ -166,7 +167,7 @@ impl Pool {
         statement: Sql,
         parameters: &Parameters<'_>,
         until: Instant,
-    ) -> Outcome<Vec<Row>> {
+    ) -> Result<Vec<Row>> {
         let connection = self.live(until).await?;
         let watch = connection.watch(self.deadline / 4);
         let answer = timeout_at(until, connection.query(statement, parameters)).await;
@@ -178,24 +179,24 @@ impl Pool {
     /// so that its connection is not used while the server still works on it. (A pooler may
     /// also reassign the session of a client that disconnected during several calls, and
     /// another client receives their answers: PgBouncer 1.18 does.)
-    async fn ask_in_turn(&self, call: Call, until: Instant) -> Outcome<Vec<Row>> {
+    async fn ask_in_turn(&self, call: Call, until: Instant) -> Result<Vec<Row>> {
         let deadline = self.deadline;
         let (connection, turn) = loop {
             let connection = self.live(until).await?;
             let turn = timeout_at(until, connection.turn()).await;
-            let turn = turn.map_err(|_| Fault::NotBegun(deadline))?;
+            let turn = turn.map_err(|_| DbError::NotBegun(deadline))?;
             if connection.is_live() {
                 break (connection, turn);
             }
         };
         if call.change.is_some() && self.patience.is_spent(until) {
-            return Err(Fault::NotBegun(deadline));
+            return Err(DbError::NotBegun(deadline));
         }
         let begun = Begun { connection, _turn: turn, until, deadline, patience: self.patience };
         let answer = timeout_at(until, self.runtime.spawn(begun.carry_out(call))).await;
-        let answer = answer.unwrap_or(Ok(Err(Fault::Late(deadline))));
-        let answer = answer.unwrap_or(Err(Fault::Ended));
-        if matches!(answer, Err(Fault::Late(_))) {
+        let answer = answer.unwrap_or(Ok(Err(DbError::Late(deadline))));
+        let answer = answer.unwrap_or(Err(DbError::Ended));
+        if matches!(answer, Err(DbError::Late(_))) {
             self.retire_idle();
         }
         answer
@@ -209,7 +210,7 @@ impl Pool {
     }
 
     /// The next connection in turn. Waits if there is none.
-    async fn live(&self, until: Instant) -> Outcome<Arc<Connection>> {
+    async fn live(&self, until: Instant) -> Result<Arc<Connection>> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         if let Some(connection) = pick(&self.slots.borrow(), turn) {
             return Ok(connection);
@@ -219,9 +220,9 @@ impl Pool {
             let found = timeout_at(until, slots.wait_for(|slots| pick(slots, turn).is_some()));
             let Ok(found) = found.await else {
                 let reason = self.dialer.last_failure.text();
-                return Err(Fault::NoConnection { waited: self.deadline, reason });
+                return Err(DbError::NoConnection { waited: self.deadline, reason });
             };
-            let found = found.map(|slots| pick(&slots, turn)).map_err(|_| Fault::Ended)?;
+            let found = found.map(|slots| pick(&slots, turn)).map_err(|_| DbError::Ended)?;
             if let Some(connection) = found {
                 return Ok(connection);
             }
@@ -273,7 +274,7 @@ struct Begun {
 impl Begun {
     /// A call that is not answered in time is left to the server and not cancelled: a
     /// cancelled commit that waits for a synchronous standby would count as done.
-    async fn carry_out(self, mut call: Call) -> Outcome<Vec<Row>> {
+    async fn carry_out(self, mut call: Call) -> Result<Vec<Row>> {
         let Self { connection, until, deadline, patience, .. } = &self;
         if let Some(Change { under_way, .. }) = &call.change {
             let lock = patience.lock(under_way.load(Ordering::Relaxed));
@@ -288,7 +289,7 @@ impl Begun {
         let Ok(answer) = timeout_at(*until, connection.query(call.statement, &parameters)).await
         else {
             connection.leave();
-            return Err(Fault::Late(*deadline));
+            return Err(DbError::Late(*deadline));
         };
         let answer = connection.judge(Ok(answer), *deadline);
         match &answer {

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::store::postgres::connection::{Connection, Parameters};
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 use crate::store::sql::{self, KEYS};
 
 /// Each migrates the schema from its position to the next. Released ones never change.
@@ -220,41 +220,41 @@ pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the schema cannot be used.
 #[derive(Debug)]
-pub(super) enum SchemaFault {
+pub(super) enum SchemaError {
     TooNew { found: i64 },
     NotKeygate,
     NotUtf8 { encoding: String },
     NoRights { missing: String },
     InUse,
-    Failed(Fault),
+    Failed(DbError),
 }
 
-impl From<Fault> for SchemaFault {
-    fn from(fault: Fault) -> Self {
+impl From<DbError> for SchemaError {
+    fn from(fault: DbError) -> Self {
         Self::Failed(fault)
     }
 }
 
 /// Migrates the schema. Several processes may do so at once. A current schema is only read,
 /// which requires no right to change it.
-pub(super) async fn open(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+pub(super) async fn open(db: &Connection, schema: &str) -> Result<(), SchemaError> {
     check_encoding(db).await?;
     migrate(db, schema).await?;
     check_rights(db, schema).await
 }
 
 /// Names may be in any script, and other encodings lack characters.
-async fn check_encoding(db: &Connection) -> Result<(), SchemaFault> {
+async fn check_encoding(db: &Connection) -> Result<(), SchemaError> {
     let sql = "SELECT pg_catalog.current_setting('server_encoding')";
     match text(db, sql, &[]).await? {
-        Some(encoding) if encoding != "UTF8" => Err(SchemaFault::NotUtf8 { encoding }),
+        Some(encoding) if encoding != "UTF8" => Err(SchemaError::NotUtf8 { encoding }),
         _ => Ok(()),
     }
 }
 
 /// The rights that every store needs. Purging audit records needs more, which may be
 /// denied.
-async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaError> {
     let sql = "SELECT string_agg(missing, ', ') FROM ( \
          SELECT needed || ' on ' || relname AS missing FROM (VALUES \
          ('schema_version', ARRAY['SELECT']), \
@@ -272,17 +272,17 @@ async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaFault> 
          WHERE nspname = $1 AND proname = 'insert_key' \
          AND NOT pg_catalog.has_function_privilege(pg_proc.oid, 'EXECUTE')) AS all_missing";
     match text(db, sql, &[(&schema as _, Type::TEXT)]).await? {
-        Some(missing) => Err(SchemaFault::NoRights { missing }),
+        Some(missing) => Err(SchemaError::NoRights { missing }),
         None => Ok(()),
     }
 }
 
-async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaError> {
     let begun = Instant::now();
     let mut attempt = 1;
     loop {
         let fault = match migrate_once(db, schema).await {
-            Err(SchemaFault::Failed(fault)) => fault,
+            Err(SchemaError::Failed(fault)) => fault,
             done => return done,
         };
         if fault.costs_the_connection() {
@@ -291,7 +291,7 @@ async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
         db.run("ROLLBACK").await?;
         if fault.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
             if begun.elapsed() >= LOCK_PATIENCE {
-                return Err(SchemaFault::InUse);
+                return Err(SchemaError::InUse);
             }
             sleep(LOCK_PAUSE).await;
             continue;
@@ -300,14 +300,14 @@ async fn migrate(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
             // No other process is migrating any more, but a table is still in the way.
             let others = [SqlState::DUPLICATE_TABLE, SqlState::UNDEFINED_COLUMN];
             let taken = fault.code().is_some_and(|code| others.contains(code));
-            return Err(if taken { SchemaFault::NotKeygate } else { fault.into() });
+            return Err(if taken { SchemaError::NotKeygate } else { fault.into() });
         }
         sleep(PAUSE).await;
         attempt += 1;
     }
 }
 
-async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> {
+async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaError> {
     let quoted = format!("\"{schema}\"");
     // Checked first, since `IF NOT EXISTS` needs the right to create a schema even if it
     // exists.
@@ -320,7 +320,7 @@ async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> 
     if exists(db, version_table, schema).await? {
         match version(db, &read).await? {
             Some(CURRENT) => return Ok(()),
-            Some(found) if found > CURRENT => return Err(SchemaFault::TooNew { found }),
+            Some(found) if found > CURRENT => return Err(SchemaError::TooNew { found }),
             _ => {}
         }
     }
@@ -340,7 +340,7 @@ async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> 
     let found = version(db, &format!("{read} FOR UPDATE")).await?.unwrap_or_default();
     if found > CURRENT {
         db.run("ROLLBACK").await?;
-        return Err(SchemaFault::TooNew { found });
+        return Err(SchemaError::TooNew { found });
     }
     let done = usize::try_from(found).unwrap_or_default();
     for migration in MIGRATIONS.iter().skip(done) {
@@ -351,23 +351,23 @@ async fn migrate_once(db: &Connection, schema: &str) -> Result<(), SchemaFault> 
     Ok(())
 }
 
-async fn exists(db: &Connection, sql: &str, schema: &str) -> Outcome<bool> {
+async fn exists(db: &Connection, sql: &str, schema: &str) -> Result<bool> {
     let parameters = [(&schema as _, Type::TEXT)];
     Ok(!db.client().query_typed(sql, &parameters).await?.is_empty())
 }
 
-async fn version(db: &Connection, sql: &str) -> Outcome<Option<i64>> {
+async fn version(db: &Connection, sql: &str) -> Result<Option<i64>> {
     let rows = db.client().query_typed(sql, &[]).await?;
     Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
 }
 
-async fn text(db: &Connection, sql: &str, parameters: &Parameters<'_>) -> Outcome<Option<String>> {
+async fn text(db: &Connection, sql: &str, parameters: &Parameters<'_>) -> Result<Option<String>> {
     let rows = db.client().query_typed(sql, parameters).await?;
     Ok(rows.first().map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
 /// Errors that a process may get while another one creates the same tables.
-fn is_race(fault: &Fault) -> bool {
+fn is_race(fault: &DbError) -> bool {
     let races = [
         SqlState::UNIQUE_VIOLATION,
         SqlState::DUPLICATE_SCHEMA,

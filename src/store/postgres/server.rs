@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 
-use crate::store::postgres::error::{Fault, Outcome};
+use crate::store::postgres::error::{DbError, Result};
 
 /// One of the hosts. tokio-postgres tries one after the other as well, but has no time
 /// limit for a host that accepts the connection and then does not answer.
@@ -36,15 +36,15 @@ impl Server {
     }
 
     /// A configuration for each address of the host's name.
-    pub(super) async fn addresses(&self) -> Outcome<Vec<Config>> {
+    pub(super) async fn addresses(&self) -> Result<Vec<Config>> {
         let Some((host, port)) = self.unresolved.clone() else {
             return Ok(vec![self.config.clone()]);
         };
         let look_up = move || (host.as_str(), port).to_socket_addrs().map(Vec::from_iter);
-        let found = tokio::task::spawn_blocking(look_up).await.map_err(|_| Fault::Ended)?;
-        let mut addresses = found.map_err(Fault::NoAddress)?;
+        let found = tokio::task::spawn_blocking(look_up).await.map_err(|_| DbError::Ended)?;
+        let mut addresses = found.map_err(DbError::NoAddress)?;
         if addresses.is_empty() {
-            return Err(Fault::NoAddress(io::Error::from(io::ErrorKind::NotFound)));
+            return Err(DbError::NoAddress(io::Error::from(io::ErrorKind::NotFound)));
         }
         if self.config.get_load_balance_hosts() == LoadBalanceHosts::Random {
             shuffle(&mut addresses);

@@ -13,12 +13,12 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::postgres::alone::Alone;
 use crate::store::postgres::audit::Purge;
 #[cfg(feature = "cache")]
 use crate::store::postgres::dial::Dialer;
-use crate::store::postgres::error::Fault;
+use crate::store::postgres::error::DbError;
 use crate::store::postgres::open::PostgresOpenError;
 use crate::store::postgres::options::PostgresOptions;
 use crate::store::postgres::pool::{Pool, Use};
@@ -94,10 +94,10 @@ impl PostgresStore {
             return Err(PostgresOpenError::NoRuntime);
         }
         let (dialer, target) = options.parts()?;
-        let failed = |fault| PostgresOpenError::from_fault(&target, fault);
+        let failed = |fault| PostgresOpenError::from_error(&target, fault);
         let (connection, _) = dialer.dial_patiently().await.map_err(failed)?;
         let opened = timeout(schema::TIMEOUT, schema::open(&connection, &target.schema)).await;
-        let opened = opened.unwrap_or(Err(Fault::Late(schema::TIMEOUT).into()));
+        let opened = opened.unwrap_or(Err(DbError::Late(schema::TIMEOUT).into()));
         opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
         let dialer = Arc::new(dialer);
         connection.retire();

@@ -7,15 +7,14 @@ use rusqlite::{Connection, Row, params};
 use crate::audit::country::CountryCode;
 use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{
-    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome as Ending,
-    RequestEvent,
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::store::sql::{self, CHANGES, REQUESTS};
 use crate::store::sqlite::columns::Columns;
-use crate::store::sqlite::error::Outcome;
+use crate::store::sqlite::error::Result;
 
 /// How many rows of a table are purged in one transaction.
 const PURGE_BATCH: i64 = 1_000;
@@ -32,7 +31,7 @@ static TEXTS: LazyLock<(String, String)> = LazyLock::new(|| {
 });
 
 /// Writes the batch. A record that is stored already is left unchanged.
-pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
+pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Result<()> {
     let mut request_row = db.prepare_cached(&TEXTS.0)?;
     let mut change_row = db.prepare_cached(&TEXTS.1)?;
     for record in batch {
@@ -67,7 +66,7 @@ pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Outcome<()> {
 }
 
 /// One short scan along an index, at any size of the log.
-pub(super) fn page(db: &Connection, query: &AuditQuery) -> Outcome<AuditPage> {
+pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
     let (table, scope) = match query.scope {
         AuditScope::KeyRequests(_) => ("requests", "key = ?2 AND org = ?1"),
         AuditScope::KeyChanges(_) => ("changes", "key = ?2 AND org = ?1"),
@@ -97,12 +96,12 @@ pub(super) fn page(db: &Connection, query: &AuditQuery) -> Outcome<AuditPage> {
         AuditScope::KeyRequests(_) => request,
         AuditScope::KeyChanges(_) | AuditScope::OrgChanges => change,
     };
-    let fetched: Outcome<Vec<AuditRecord>> = statement.query_and_then(parameters, read)?.collect();
+    let fetched: Result<Vec<AuditRecord>> = statement.query_and_then(parameters, read)?.collect();
     Ok(AuditPage::assemble(query, fetched?))
 }
 
 /// Deletes some of the records from before this instant, and returns how many.
-pub(super) fn purge(db: &Connection, before: Timestamp) -> Outcome<usize> {
+pub(super) fn purge(db: &Connection, before: Timestamp) -> Result<usize> {
     let mut purged = 0;
     for table in ["requests", "changes"] {
         let sql = format!(
@@ -118,7 +117,7 @@ pub(super) fn purge(db: &Connection, before: Timestamp) -> Outcome<usize> {
     Ok(purged)
 }
 
-fn request(row: &Row<'_>) -> Outcome<AuditRecord> {
+fn request(row: &Row<'_>) -> Result<AuditRecord> {
     let columns = Columns { row, name: "request" };
     record_of(
         columns,
@@ -128,13 +127,13 @@ fn request(row: &Row<'_>) -> Outcome<AuditRecord> {
             ip: columns.optional_text("ip", |ip| ip.parse().ok())?,
             country: columns.optional_text("country", CountryCode::new)?,
             status: columns.optional_number("status")?,
-            outcome: columns.text("outcome", |text| Some(Ending::restore(text)))?,
+            outcome: columns.text("outcome", |text| Some(Outcome::restore(text)))?,
             count: columns.number("count")?,
         }),
     )
 }
 
-fn change(row: &Row<'_>) -> Outcome<AuditRecord> {
+fn change(row: &Row<'_>) -> Result<AuditRecord> {
     let columns = Columns { row, name: "change" };
     record_of(
         columns,
@@ -146,7 +145,7 @@ fn change(row: &Row<'_>) -> Outcome<AuditRecord> {
     )
 }
 
-fn record_of(columns: Columns<'_>, event: AuditEvent) -> Outcome<AuditRecord> {
+fn record_of(columns: Columns<'_>, event: AuditEvent) -> Result<AuditRecord> {
     Ok(AuditRecord {
         id: columns.bytes("id", |id| id.try_into().ok().map(AuditId::from_bytes))?,
         at: columns.instant("at")?,

@@ -5,7 +5,7 @@ use rusqlite::types::ValueRef;
 
 use crate::allowlist::Allowlist;
 use crate::clock::Timestamp;
-use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::error::{DbError, Result};
 
 /// One row of a table; `name` is what errors call it.
 #[derive(Clone, Copy)]
@@ -19,7 +19,7 @@ impl<'a> Columns<'a> {
         self,
         column: impl Place,
         parse: impl FnOnce(&'a str) -> Option<T>,
-    ) -> Outcome<T> {
+    ) -> Result<T> {
         self.value(column, |value| value.as_str().ok().and_then(parse))
     }
 
@@ -27,7 +27,7 @@ impl<'a> Columns<'a> {
         self,
         column: impl Place,
         parse: impl FnOnce(&'a str) -> Option<T>,
-    ) -> Outcome<Option<T>> {
+    ) -> Result<Option<T>> {
         self.value(column, |value| match value {
             ValueRef::Null => Some(None),
             value => value.as_str().ok().and_then(parse).map(Some),
@@ -38,27 +38,27 @@ impl<'a> Columns<'a> {
         self,
         column: impl Place,
         parse: impl FnOnce(&'a [u8]) -> Option<T>,
-    ) -> Outcome<T> {
+    ) -> Result<T> {
         self.value(column, |value| value.as_blob().ok().and_then(parse))
     }
 
-    pub(super) fn number<T: TryFrom<i64>>(self, column: impl Place) -> Outcome<T> {
+    pub(super) fn number<T: TryFrom<i64>>(self, column: impl Place) -> Result<T> {
         self.value(column, |value| T::try_from(value.as_i64().ok()?).ok())
     }
 
-    pub(super) fn optional_number<T: TryFrom<i64>>(self, column: impl Place) -> Outcome<Option<T>> {
+    pub(super) fn optional_number<T: TryFrom<i64>>(self, column: impl Place) -> Result<Option<T>> {
         self.value(column, |value| match value {
             ValueRef::Null => Some(None),
             value => T::try_from(value.as_i64().ok()?).ok().map(Some),
         })
     }
 
-    pub(super) fn instant(self, column: impl Place) -> Outcome<Timestamp> {
+    pub(super) fn instant(self, column: impl Place) -> Result<Timestamp> {
         let micros = self.number(column)?;
         Timestamp::from_unix_micros(micros).ok_or(self.unreadable(column))
     }
 
-    pub(super) fn optional_instant(self, column: impl Place) -> Outcome<Option<Timestamp>> {
+    pub(super) fn optional_instant(self, column: impl Place) -> Result<Option<Timestamp>> {
         let micros = self.optional_number(column)?;
         let instant = |micros| Timestamp::from_unix_micros(micros).ok_or(self.unreadable(column));
         micros.map(instant).transpose()
@@ -68,12 +68,12 @@ impl<'a> Columns<'a> {
         self,
         column: impl Place,
         parse: impl FnOnce(ValueRef<'a>) -> Option<T>,
-    ) -> Outcome<T> {
+    ) -> Result<T> {
         parse(column.read(self.row)?).ok_or(self.unreadable(column))
     }
 
-    fn unreadable(self, column: impl Place) -> Fault {
-        Fault::Unreadable { row: self.name, column: column.name() }
+    fn unreadable(self, column: impl Place) -> DbError {
+        DbError::Unreadable { row: self.name, column: column.name() }
     }
 }
 

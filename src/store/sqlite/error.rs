@@ -8,14 +8,14 @@ use rusqlite::ErrorCode;
 use thiserror::Error;
 
 use crate::audit::sink::AuditError;
-use crate::store::contract::StoreError;
+use crate::store::key_store::StoreError;
 
 /// The result of a statement.
-pub(super) type Outcome<T> = Result<T, Fault>;
+pub(super) type Result<T, E = DbError> = std::result::Result<T, E>;
 
 /// Why a statement failed.
 #[derive(Debug, Error)]
-pub(super) enum Fault {
+pub(super) enum DbError {
     #[error("the limit of keys is reached")]
     LimitReached,
     #[error("no such key")]
@@ -28,10 +28,10 @@ pub(super) enum Fault {
     Sqlite(#[from] rusqlite::Error),
     /// The transaction with this and other changes did not take place.
     #[error("the transaction failed: {0}")]
-    NotCommitted(#[source] Arc<Fault>),
+    NotCommitted(#[source] Arc<DbError>),
     /// The transaction failed when its pages may already have been on disk.
     #[error("the transaction failed but may be on disk: {0}")]
-    InDoubt(#[source] Arc<Fault>),
+    InDoubt(#[source] Arc<DbError>),
     #[error("{path} is missing or cannot be reached")]
     Gone { path: PathBuf, source: io::Error },
     #[error("{path} is no longer the file that was opened")]
@@ -42,7 +42,7 @@ pub(super) enum Fault {
     Ended,
 }
 
-impl Fault {
+impl DbError {
     /// Whether a retry may help.
     fn may_pass(&self) -> bool {
         match self {
@@ -73,13 +73,13 @@ impl Fault {
     }
 }
 
-impl From<Fault> for StoreError {
-    fn from(fault: Fault) -> Self {
+impl From<DbError> for StoreError {
+    fn from(fault: DbError) -> Self {
         match fault {
-            Fault::LimitReached => Self::LimitReached,
-            Fault::NotFound => Self::NotFound,
-            Fault::Conflict => Self::Conflict,
-            fault @ Fault::InDoubt(_) => Self::in_doubt(fault),
+            DbError::LimitReached => Self::LimitReached,
+            DbError::NotFound => Self::NotFound,
+            DbError::Conflict => Self::Conflict,
+            fault @ DbError::InDoubt(_) => Self::in_doubt(fault),
             fault if fault.is_constraint() => Self::Conflict,
             fault if fault.may_pass() => Self::unavailable(fault),
             fault => Self::corrupt(fault),
@@ -87,8 +87,8 @@ impl From<Fault> for StoreError {
     }
 }
 
-impl From<Fault> for AuditError {
-    fn from(fault: Fault) -> Self {
+impl From<DbError> for AuditError {
+    fn from(fault: DbError) -> Self {
         // No record causes damage, so none may be given up because of it.
         let keeps = fault.may_pass() || fault.is_damage();
         if keeps { Self::unavailable(fault) } else { Self::rejected(fault) }

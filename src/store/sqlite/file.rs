@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::error::{DbError, Result};
 use crate::throttle::Throttle;
 
 /// How often look-ups check which file is at the path. A check takes a fifth of the time of
@@ -62,9 +62,9 @@ impl DatabaseFile {
 
     /// Fails if one of the files is gone or was replaced: changes written then would be
     /// lost at the next restart.
-    pub(super) fn is_there(&self) -> Outcome<()> {
+    pub(super) fn is_there(&self) -> Result<()> {
         let checked = self.parts.iter().try_for_each(Part::is_there);
-        self.replaced.store(matches!(checked, Err(Fault::Replaced { .. })), Ordering::Relaxed);
+        self.replaced.store(matches!(checked, Err(DbError::Replaced { .. })), Ordering::Relaxed);
         if let Err(fault) = &checked
             && let Some(left_out) = self.gone_lines.pass()
         {
@@ -81,7 +81,7 @@ impl DatabaseFile {
     /// change keys in it, so data read from this one may be out of date, or mixed with the
     /// other's. If a file is only missing, no process changes anything, and reading
     /// continues.
-    pub(super) fn may_be_read(&self) -> Outcome<()> {
+    pub(super) fn may_be_read(&self) -> Result<()> {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         let known = now < self.look_again.load(Ordering::Relaxed);
         if known && !self.replaced.load(Ordering::Relaxed) {
@@ -90,21 +90,21 @@ impl DatabaseFile {
         let next = now.saturating_add(LOOK_AGAIN.as_millis() as u64);
         self.look_again.store(next, Ordering::Relaxed);
         match self.is_there() {
-            Err(fault @ Fault::Replaced { .. }) => Err(fault),
+            Err(fault @ DbError::Replaced { .. }) => Err(fault),
             _ => Ok(()),
         }
     }
 
     /// Fails once a damaged page has been found.
-    pub(super) fn is_whole(&self) -> Outcome<()> {
+    pub(super) fn is_whole(&self) -> Result<()> {
         if self.damaged.load(Ordering::Relaxed) {
-            return Err(Fault::Damaged { path: self.path().to_owned() });
+            return Err(DbError::Damaged { path: self.path().to_owned() });
         }
         Ok(())
     }
 
     /// Remembers the damage if a statement found a damaged page.
-    pub(super) fn watch<T>(&self, outcome: Outcome<T>) -> Outcome<T> {
+    pub(super) fn watch<T>(&self, outcome: Result<T>) -> Result<T> {
         if let Err(fault) = &outcome
             && fault.is_damage()
         {
@@ -147,12 +147,12 @@ impl DatabaseFile {
 }
 
 impl Part {
-    fn is_there(&self) -> Outcome<()> {
+    fn is_there(&self) -> Result<()> {
         let path = || self.path.clone();
         match fs::metadata(&self.path) {
             Ok(file) if identity(&file) == self.identity => Ok(()),
-            Ok(_) => Err(Fault::Replaced { path: path() }),
-            Err(source) => Err(Fault::Gone { path: path(), source }),
+            Ok(_) => Err(DbError::Replaced { path: path() }),
+            Err(source) => Err(DbError::Gone { path: path(), source }),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
 use crate::store::sql::{self, KEYS};
 use crate::store::sqlite::columns::{Columns, from_lines, lines};
-use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::error::{DbError, Result};
 
 /// The statements that name each column.
 struct Texts {
@@ -44,42 +44,42 @@ static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
     }
 });
 
-pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Outcome<()> {
+pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Result<()> {
     // The transaction is IMMEDIATE: there is no other insert between these statements.
     let taken = db
         .prepare_cached("SELECT 1 FROM keys WHERE id = ?1 OR digest = ?2")?
         .exists(params![key.id.to_bytes(), key.digest.as_bytes()])?;
     if taken {
-        return Err(Fault::Conflict);
+        return Err(DbError::Conflict);
     }
     let present: i64 = db
         .prepare_cached("SELECT count(*) FROM keys WHERE org = ?1")?
         .query_row([key.org.as_str()], |row| row.get(0))?;
     if !limit.admits_one_more(usize::try_from(present).unwrap_or(usize::MAX)) {
-        return Err(Fault::LimitReached);
+        return Err(DbError::LimitReached);
     }
     db.prepare_cached(&TEXTS.insert)?.execute(params_from_iter(row(key)))?;
     Ok(())
 }
 
-pub(super) fn find_by_digest(db: &Connection, digest: &KeyDigest) -> Outcome<Option<ApiKey>> {
+pub(super) fn find_by_digest(db: &Connection, digest: &KeyDigest) -> Result<Option<ApiKey>> {
     let mut statement = db.prepare_cached(&TEXTS.find)?;
     statement.query_row([digest.as_bytes()], |row| Ok(key(row))).optional()?.transpose()
 }
 
-pub(super) fn get(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<Option<ApiKey>> {
+pub(super) fn get(db: &Connection, org: &OrgId, id: &KeyId) -> Result<Option<ApiKey>> {
     let mut statement = db.prepare_cached(&TEXTS.get)?;
     let parameters = params![id.to_bytes(), org.as_str()];
     statement.query_row(parameters, |row| Ok(key(row))).optional()?.transpose()
 }
 
-pub(super) fn list(db: &Connection, org: &OrgId) -> Outcome<Vec<ApiKey>> {
+pub(super) fn list(db: &Connection, org: &OrgId) -> Result<Vec<ApiKey>> {
     let mut statement = db.prepare_cached(&TEXTS.list)?;
     statement.query_and_then([org.as_str()], key)?.collect()
 }
 
 /// The keys of all organisations, by id.
-pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Outcome<Vec<ApiKey>> {
+pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Result<Vec<ApiKey>> {
     // The empty blob sorts before every id.
     let after = after.map_or(Vec::new(), |id| id.to_bytes().to_vec());
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -87,7 +87,7 @@ pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Ou
     statement.query_and_then(params![after, limit], key)?.collect()
 }
 
-pub(super) fn replace(db: &Connection, key: &ApiKey, expected: Revision) -> Outcome<()> {
+pub(super) fn replace(db: &Connection, key: &ApiKey, expected: Revision) -> Result<()> {
     let at: [Value; 3] = [
         key.id.to_bytes().to_vec().into(),
         key.org.as_str().to_owned().into(),
@@ -103,7 +103,7 @@ pub(super) fn delete(
     org: &OrgId,
     id: &KeyId,
     expected: Option<Revision>,
-) -> Outcome<()> {
+) -> Result<()> {
     let sql = "DELETE FROM keys WHERE id = ?1 AND org = ?2 AND (?3 IS NULL OR revision = ?3)";
     let deleted = db.prepare_cached(sql)?.execute(params![
         id.to_bytes(),
@@ -114,14 +114,14 @@ pub(super) fn delete(
 }
 
 /// Why no row of the key had the expected revision.
-fn conflict_or_not_found(db: &Connection, org: &OrgId, id: &KeyId) -> Outcome<Fault> {
+fn conflict_or_not_found(db: &Connection, org: &OrgId, id: &KeyId) -> Result<DbError> {
     let exists = db
         .prepare_cached("SELECT 1 FROM keys WHERE id = ?1 AND org = ?2")?
         .exists(params![id.to_bytes(), org.as_str()])?;
-    Ok(if exists { Fault::Conflict } else { Fault::NotFound })
+    Ok(if exists { DbError::Conflict } else { DbError::NotFound })
 }
 
-pub(super) fn record_uses(db: &Connection, uses: &[KeyUse]) -> Outcome<()> {
+pub(super) fn record_uses(db: &Connection, uses: &[KeyUse]) -> Result<()> {
     let sql = "UPDATE keys SET last_used_at = ?2 \
                WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2 OR last_used_at > ?3)";
     let mut statement = db.prepare_cached(sql)?;
@@ -152,7 +152,7 @@ fn row(key: &ApiKey) -> [Value; KEYS.len()] {
     ]
 }
 
-fn key(row: &Row<'_>) -> Outcome<ApiKey> {
+fn key(row: &Row<'_>) -> Result<ApiKey> {
     let columns = Columns { row, name: "key" };
     let mut place = KEYS.iter().map(|column| column.name).enumerate();
     let mut next = || place.next().unwrap_or((KEYS.len(), "no column"));

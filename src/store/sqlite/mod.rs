@@ -28,7 +28,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
-use crate::store::contract::{KeyStore, StoreError};
+use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::sqlite::file::DatabaseFile;
 pub use crate::store::sqlite::open_error::SqliteOpenError;
 use crate::store::sqlite::readers::Readers;

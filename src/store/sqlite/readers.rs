@@ -7,7 +7,7 @@ use std::thread;
 
 use rusqlite::Connection;
 
-use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::error::{DbError, Result};
 use crate::store::sqlite::file::DatabaseFile;
 use crate::store::sqlite::open;
 use crate::store::sqlite::open_error::SqliteOpenError;
@@ -37,12 +37,12 @@ impl Readers {
     }
 
     /// Reads on the thread's usual connection, or on another that is free.
-    pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Outcome<T>) -> Outcome<T> {
+    pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         self.file.may_be_read()?;
         self.file.watch(self.read(read))
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Connection) -> Outcome<T>) -> Outcome<T> {
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let own = OWN.with(|own| own % self.connections.len().max(1));
         let (before, from) = self.connections.split_at(own);
         for connection in from.iter().chain(before) {
@@ -54,7 +54,7 @@ impl Readers {
         }
         match from.first() {
             Some(connection) => read(&connection.lock().unwrap_or_else(PoisonError::into_inner)),
-            None => Err(Fault::Ended),
+            None => Err(DbError::Ended),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use futures_channel::oneshot;
 use rusqlite::Connection;
 
-use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::error::{DbError, Result};
 use crate::store::sqlite::file::DatabaseFile;
 use crate::store::sqlite::open;
 use crate::store::sqlite::open_error::SqliteOpenError;
@@ -47,8 +47,8 @@ impl Scans {
     /// read.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
-    ) -> Outcome<T> {
+        read: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         self.file.may_be_read()?;
         let (reply, answer) = oneshot::channel();
         let job = move |connection: &Connection| {
@@ -56,8 +56,8 @@ impl Scans {
                 let _ = reply.send(read(connection));
             }
         };
-        self.jobs.send(Box::new(job)).map_err(|_| Fault::Ended)?;
-        self.file.watch(answer.await.unwrap_or(Err(Fault::Ended)))
+        self.jobs.send(Box::new(job)).map_err(|_| DbError::Ended)?;
+        self.file.watch(answer.await.unwrap_or(Err(DbError::Ended)))
     }
 }
 
@@ -81,7 +81,7 @@ mod tests {
     use crate::key::digest::KeyDigest;
     use crate::key::id::KeyId;
     use crate::org::OrgId;
-    use crate::store::contract::KeyStore;
+    use crate::store::key_store::KeyStore;
     use crate::store::sqlite::SqliteStore;
     use crate::store::transfer::KeyExport;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_channel::oneshot;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
-use crate::store::sqlite::error::{Fault, Outcome};
+use crate::store::sqlite::error::{DbError, Result};
 use crate::store::sqlite::file::DatabaseFile;
 use crate::store::sqlite::schema;
 
@@ -52,21 +52,21 @@ trait Job: Send {
 /// Why a transaction failed.
 enum Failed {
     /// It did not take place, and will not later.
-    Surely(Arc<Fault>),
+    Surely(Arc<DbError>),
     /// Its pages may be in the write-ahead log, where the next process to open the file
     /// would find them.
-    InDoubt(Arc<Fault>),
+    InDoubt(Arc<DbError>),
 }
 
 struct Change<F, T> {
     work: Option<F>,
-    outcome: Option<Outcome<T>>,
-    reply: oneshot::Sender<Outcome<T>>,
+    outcome: Option<Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
 }
 
 impl<F, T> Job for Change<F, T>
 where
-    F: FnOnce(&Connection) -> Outcome<T> + Send,
+    F: FnOnce(&Connection) -> Result<T> + Send,
     T: Send,
 {
     fn is_abandoned(&self) -> bool {
@@ -82,10 +82,10 @@ where
         let outcome = match (self.outcome, failed) {
             // A change that failed by itself reports its own error.
             (Some(Err(fault)), _) => Err(fault),
-            (_, Some(Failed::Surely(fault))) => Err(Fault::NotCommitted(Arc::clone(fault))),
-            (_, Some(Failed::InDoubt(fault))) => Err(Fault::InDoubt(Arc::clone(fault))),
+            (_, Some(Failed::Surely(fault))) => Err(DbError::NotCommitted(Arc::clone(fault))),
+            (_, Some(Failed::InDoubt(fault))) => Err(DbError::InDoubt(Arc::clone(fault))),
             (Some(Ok(done)), None) => Ok(done),
-            (None, None) => Err(Fault::Ended),
+            (None, None) => Err(DbError::Ended),
         };
         let _ = self.reply.send(outcome);
     }
@@ -117,17 +117,17 @@ impl Writer {
     /// turn, the change is not made.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
-    ) -> Outcome<T> {
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let job = Change { work: Some(work), outcome: None, reply };
-        let jobs = self.jobs.as_ref().ok_or(Fault::Ended)?;
-        jobs.send(Box::new(job)).map_err(|_| Fault::Ended)?;
-        self.file.watch(answer.await.unwrap_or(Err(Fault::Ended)))
+        let jobs = self.jobs.as_ref().ok_or(DbError::Ended)?;
+        jobs.send(Box::new(job)).map_err(|_| DbError::Ended)?;
+        self.file.watch(answer.await.unwrap_or(Err(DbError::Ended)))
     }
 
     /// Tests whether changes can be made: rewrites a page without changing it.
-    pub(super) async fn probe(&self) -> Outcome<()> {
+    pub(super) async fn probe(&self) -> Result<()> {
         self.file.is_whole()?;
         self.run(|db| Ok(schema::rewrite(db)?)).await
     }
@@ -155,7 +155,7 @@ fn write(
     file: &DatabaseFile,
     group: &mut [Box<dyn Job>],
 ) -> Result<(), Failed> {
-    let surely = |fault: Fault| Failed::Surely(Arc::new(fault));
+    let surely = |fault: DbError| Failed::Surely(Arc::new(fault));
     file.is_there().map_err(surely)?;
     let mut transaction = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -226,7 +226,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
         let writer = &store.inner.writer;
-        let poll = |future: &mut (dyn Future<Output = Outcome<()>> + Unpin)| {
+        let poll = |future: &mut (dyn Future<Output = Result<()>> + Unpin)| {
             assert!(
                 std::pin::Pin::new(future)
                     .poll(&mut Context::from_waker(Waker::noop()))
