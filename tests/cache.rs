@@ -134,7 +134,7 @@ async fn a_key_and_its_absence_are_asked_for_once() {
     }
     assert_eq!(probe.finds(), 2);
     let health = cached.health();
-    assert_eq!((health.entries, health.absent_entries), (1, 1));
+    assert_eq!((health.entries, health.negative_entries), (1, 1));
     assert_eq!(health.state, CacheState::WithoutFeed);
     assert!(format!("{cached:?}").contains("entries: 1"), "{cached:?}");
 }
@@ -162,23 +162,23 @@ async fn a_flood_of_unknown_keys_pushes_out_no_real_one() {
     assert_eq!(probe.finds(), 1_001_000, "every key was still there");
     let health = cached.health();
     assert_eq!(health.entries, 1_000);
-    assert!(health.absent_entries <= 10_000, "{health:?}");
+    assert!(health.negative_entries <= 10_000, "{health:?}");
 }
 
 #[tokio::test]
 async fn there_is_never_more_than_there_is_room_for() {
     let probe = Probe::new();
     let builder = CachedStore::builder(probe.clone(), LONG);
-    let cached = builder.entries(1_024).absent_entries(128).build().unwrap();
+    let cached = builder.entries(1_024).negative_entries(128).build().unwrap();
     for number in 0..5_000 {
         insert(&probe, number).await;
         assert!(find(&cached, number).await);
         assert!(!find(&cached, 1_000_000 + number).await);
         let health = cached.health();
-        assert!(health.entries <= 1_024 && health.absent_entries <= 128, "{health:?}");
+        assert!(health.entries <= 1_024 && health.negative_entries <= 128, "{health:?}");
     }
     let health = cached.health();
-    assert!(health.entries > 512 && health.absent_entries > 64, "{health:?}");
+    assert!(health.entries > 512 && health.negative_entries > 64, "{health:?}");
 }
 
 #[tokio::test]
@@ -186,13 +186,13 @@ async fn without_room_every_look_up_goes_to_the_store() {
     let probe = Probe::new();
     insert(&probe, 1).await;
     let builder = CachedStore::builder(probe.clone(), LONG);
-    let cached = builder.entries(0).absent_entries(0).build().unwrap();
+    let cached = builder.entries(0).negative_entries(0).build().unwrap();
     for _ in 0..3 {
         assert!(find(&cached, 1).await);
         assert!(!find(&cached, 2).await);
     }
     assert_eq!(probe.finds(), 6);
-    assert_eq!((cached.health().entries, cached.health().absent_entries), (0, 0));
+    assert_eq!((cached.health().entries, cached.health().negative_entries), (0, 0));
 }
 
 #[test]
@@ -574,7 +574,7 @@ async fn callers_in_step_on_four_threads_make_one_call_for_each_digest() {
     // With a feed, since it may all take longer than an answer lasts.
     let feed = cache_support::Quiet::default();
     let cached = CachedStore::builder(probe.clone(), LONG).feed(feed);
-    let cached = cached.absent_entries(4 * DIGESTS as usize).build().unwrap();
+    let cached = cached.negative_entries(4 * DIGESTS as usize).build().unwrap();
     becomes(&cached, CacheState::Following).await;
     let arrived = Arc::new(AtomicU64::new(0));
     let callers = [(); CALLERS as usize].map(|()| {
@@ -871,7 +871,7 @@ async fn after_missed_news_everything_is_asked_again() {
     becomes(&cached, CacheState::Bypassed).await;
     assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
     assert!(find(&cached, 2).await);
-    assert_eq!((cached.health().entries, cached.health().absent_entries), (0, 0));
+    assert_eq!((cached.health().entries, cached.health().negative_entries), (0, 0));
     say.up_to_date();
     becomes(&cached, CacheState::Following).await;
     assert_eq!(status(&cached, &key).await, Some(Status::Revoked));

@@ -23,7 +23,7 @@ pub struct CachedStoreBuilder {
     store: Arc<dyn KeyStore>,
     max_staleness: Duration,
     entries: usize,
-    absent_entries: usize,
+    negative_entries: usize,
     feed: Option<Box<dyn ChangeFeed>>,
     runtime: Option<Arc<dyn Runtime>>,
 }
@@ -36,7 +36,7 @@ impl CachedStore {
             store: Arc::new(store),
             max_staleness,
             entries: 100_000,
-            absent_entries: 10_000,
+            negative_entries: 10_000,
             feed: None,
             runtime: None,
         }
@@ -53,8 +53,8 @@ impl CachedStoreBuilder {
 
     /// Sets how many digests without a key are remembered. The default is 10,000. They have
     /// separate room, so that a flood of unknown keys does not evict real ones.
-    pub fn absent_entries(self, absent_entries: usize) -> Self {
-        Self { absent_entries, ..self }
+    pub fn negative_entries(self, negative_entries: usize) -> Self {
+        Self { negative_entries, ..self }
     }
 
     /// Listens to this feed. Entries then have no maximum age: they are used until a change
@@ -81,7 +81,7 @@ impl CachedStoreBuilder {
             return Err(CacheError::MaxStaleness(max_staleness));
         }
         let entries =
-            Entries::new(max_staleness, self.entries, self.absent_entries, self.feed.is_some());
+            Entries::new(max_staleness, self.entries, self.negative_entries, self.feed.is_some());
         let entries = Arc::new(entries);
         let listening = match self.feed {
             None => None,

@@ -56,7 +56,7 @@ impl Entries {
     pub(super) fn new(
         max_staleness: Duration,
         entries: usize,
-        absent_entries: usize,
+        negative_entries: usize,
         has_feed: bool,
     ) -> Self {
         let max_staleness = nanos(max_staleness);
@@ -66,7 +66,7 @@ impl Entries {
             validity: Validity::new(PLACES, trusted_until),
             index: Mutex::default(),
             present: cache(entries, Evicted),
-            absent: cache(absent_entries, DefaultLifecycle::default()),
+            absent: cache(negative_entries, DefaultLifecycle::default()),
             epoch: Instant::now(),
             max_staleness,
             max_age,

@@ -19,7 +19,7 @@ pub struct CacheHealth {
     /// How many keys are cached. Some of them may be too old to be used.
     pub entries: usize,
     /// How many digests without a key are cached.
-    pub absent_entries: usize,
+    pub negative_entries: usize,
 }
 
 /// Whether a cache is used.

@@ -94,7 +94,7 @@ impl CachedStore {
         CacheHealth {
             state,
             entries: self.entries.count(),
-            absent_entries: self.entries.absent_count(),
+            negative_entries: self.entries.absent_count(),
         }
     }
 
