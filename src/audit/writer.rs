@@ -38,14 +38,6 @@ struct Lane {
     counters: Arc<Counters>,
 }
 
-/// A place for the record of a request that is about to be handled.
-#[derive(Debug)]
-pub(crate) enum Reserved {
-    Permit(Permit),
-    /// Shedding needs no place: whether there is room is checked at the end.
-    None,
-}
-
 impl AuditWriter {
     pub(crate) fn start(
         sink: Arc<dyn AuditSink>,
@@ -78,25 +70,25 @@ impl AuditWriter {
 
     /// Reserves room for the record of a request before the request is handled. `None` if
     /// that requires waiting.
-    pub(crate) fn reserve_now(&self) -> Option<Result<Reserved, DeliveryError>> {
+    fn reserve_now(&self) -> Option<Result<Option<Permit>, DeliveryError>> {
         if self.delivery.sheds() {
             let closed = self.requests.queue.is_closed();
-            return Some(if closed { Err(DeliveryError::Closed) } else { Ok(Reserved::None) });
+            return Some(if closed { Err(DeliveryError::Closed) } else { Ok(None) });
         }
         match self.requests.queue.try_reserve(Kind::Other) {
             Err(DeliveryError::Full) if !self.delivery.strict => None,
-            place => Some(place.map(Reserved::Permit)),
+            place => Some(place.map(Some)),
         }
     }
 
     /// As `reserve_now`, but waits for room until the deadline.
-    pub(crate) async fn reserve(&self) -> Result<Reserved, DeliveryError> {
+    pub(crate) async fn reserve(&self) -> Result<Option<Permit>, DeliveryError> {
         match self.reserve_now() {
             Some(reserved) => reserved,
             None => {
                 let Self { requests, delivery, runtime, .. } = self;
                 let place = requests.queue.reserve(&**runtime, delivery.deadline).await;
-                place.map(Reserved::Permit)
+                place.map(Some)
             }
         }
     }
@@ -104,13 +96,11 @@ impl AuditWriter {
     /// Delivers the record of a request in the configured mode.
     pub(crate) async fn deliver(
         &self,
-        reserved: Reserved,
+        permit: Option<Permit>,
         record: AuditRecord,
     ) -> Result<(), DeliveryError> {
-        match reserved {
-            Reserved::Permit(place) if self.delivery.strict => {
-                self.acknowledged(place, record)?.await
-            }
+        match permit {
+            Some(place) if self.delivery.strict => self.acknowledged(place, record)?.await,
             other => {
                 self.enqueue(other, record);
                 Ok(())
@@ -130,24 +120,24 @@ impl AuditWriter {
             counters.shed();
         }
         if let Some((place, sum)) = added.ended {
-            self.enqueue(Reserved::Permit(place), queue.draft(sum));
+            self.enqueue(Some(place), queue.draft(sum));
         }
         let Some((place, refusal)) = added.own else { return Ok(None) };
         let record = queue.draft(refusal);
         if self.delivery.strict {
             return Ok(Some(Box::pin(self.acknowledged(place, record)?)));
         }
-        self.enqueue(Reserved::Permit(place), record);
+        self.enqueue(Some(place), record);
         Ok(None)
     }
 
     /// Queues a record without waiting for it.
-    pub(crate) fn enqueue(&self, reserved: Reserved, record: AuditRecord) {
+    pub(crate) fn enqueue(&self, permit: Option<Permit>, record: AuditRecord) {
         let count = record.count();
         let Lane { queue, counters } = self.lane_of(&record);
-        let queued = match reserved {
-            Reserved::Permit(place) => place.fill(record),
-            Reserved::None => queue.push(record),
+        let queued = match permit {
+            Some(place) => place.fill(record),
+            None => queue.push(record),
         };
         match queued {
             Ok(()) => {}

@@ -1,7 +1,6 @@
 //! The middleware: handles a request from its credential to its audit record.
 
 use std::borrow::Cow;
-use std::future::Future;
 use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,9 +16,9 @@ use crate::guard::config::Anonymous;
 use crate::guard::config::{Config, PeerAddr};
 use crate::guard::future::{ResponseFuture, State};
 use crate::key::digest::KeyDigest;
-use crate::manager::KeyManager;
-use crate::manager::admission::{Checked, Opening, RequestInfo};
+use crate::manager::admission::RequestInfo;
 use crate::manager::endpoint::seen;
+use crate::runtime::BoxFuture;
 use crate::wire::bearer::{Presented, presented};
 use crate::wire::refusal::{Asked, Refusal};
 
@@ -84,24 +83,15 @@ impl<S: Clone> ApiKeyService<S> {
     where
         S: Service<Request<ReqBody>>,
     {
-        let keys = &self.config.keys;
-        let mut checking = Box::pin(check(keys.clone(), digest, ip));
+        let (keys, info) = (self.config.keys.clone(), info(&request, ip));
+        let mut admission: BoxFuture<'static, _> =
+            Box::pin(async move { keys.admit_digest(digest, info).await });
         // If nothing has to wait, as with a store in memory, the service that is ready is
         // called at once. Otherwise the caller polls the future again with a real waker.
-        let opening = match checking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(checked) => keys.open(checked, info(&request, ip)),
+        match admission.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(admission)) => admission.serve(&mut self.inner, request),
+            Poll::Ready(Err(error)) => self.refuse(error.into()),
             Poll::Pending => {
-                let (keys, info) = (keys.clone(), info(&request, ip));
-                Opening::Waiting(Box::pin(async move {
-                    let checked = checking.await;
-                    keys.open(checked, info).settled().await
-                }))
-            }
-        };
-        match opening {
-            Opening::Done(Ok(admission)) => admission.serve(&mut self.inner, request),
-            Opening::Done(Err(error)) => self.refuse(error.into()),
-            Opening::Waiting(admission) => {
                 // The clone may not be ready, but the original is, since it was polled.
                 let clone = self.inner.clone();
                 let inner = mem::replace(&mut self.inner, clone);
@@ -115,10 +105,6 @@ impl<S: Clone> ApiKeyService<S> {
         self.inner = self.inner.clone();
         State::Refused { refusal }
     }
-}
-
-async fn check(keys: KeyManager, digest: KeyDigest, ip: Option<IpAddr>) -> Checked {
-    keys.check(digest, ip).await
 }
 
 fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {

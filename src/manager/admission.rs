@@ -8,18 +8,19 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::audit::delivery::DeliveryError;
-use crate::audit::queue::Draft;
+use crate::audit::queue::{Draft, Permit};
 use crate::audit::record::{AuditEvent, AuditIds, AuditRecord, Outcome, RequestEvent};
 use crate::audit::sums::{Refusal, Sum};
-use crate::audit::writer::{AuditWriter, Reserved};
+use crate::audit::writer::AuditWriter;
 use crate::clock::Timestamp;
+use crate::key::digest::KeyDigest;
 use crate::key::format::KeyFormat;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::runtime::BoxFuture;
-use crate::text::truncate;
+use crate::text::{truncate, with_causes};
 
 /// What the audit log says about a request.
 ///
@@ -84,26 +85,51 @@ impl KeyManager {
     ) -> impl Future<Output = Result<Admission, AdmitError>> + Send + use<'_> {
         let digest = self.inner.digest(credential.as_bytes());
         async move {
-            let checked = match digest {
-                Ok(digest) => self.inner.check(digest, request.ip).await,
-                Err(malformed) => Err(malformed),
-            };
-            self.open(checked, request).settled().await
+            match digest {
+                Ok(digest) => self.admit_digest(digest, request).await,
+                Err(malformed) => self.refuse(malformed, request).await,
+            }
         }
     }
 
-    /// Turns a check into an admission, or records a refusal.
-    pub(crate) fn open(&self, checked: Checked, request: RequestInfo) -> Opening {
-        match checked {
-            Ok((key, at)) => self.let_in(key, at, request),
-            Err(error) => self.refuse(error, request),
+    /// As [`KeyManager::admit`], for a credential that is well formed.
+    pub(crate) async fn admit_digest(
+        &self,
+        digest: KeyDigest,
+        request: RequestInfo,
+    ) -> Result<Admission, AdmitError> {
+        match self.inner.check(digest, request.ip).await {
+            Ok((key, at)) => self.let_in(key, at, request).await,
+            Err(error) => self.refuse(error, request).await,
         }
     }
 
-    fn let_in(&self, key: VerifiedKey, at: Timestamp, request: RequestInfo) -> Opening {
-        let Some(audit) = &self.inner.audit else {
-            return self.admitted(key, at, None);
-        };
+    async fn let_in(
+        &self,
+        key: VerifiedKey,
+        at: Timestamp,
+        request: RequestInfo,
+    ) -> Result<Admission, AdmitError> {
+        let mut admission = Admission { key, record: None, permit: None };
+        if let Some(audit) = &self.inner.audit {
+            // If the caller gives up while waiting for room, the record is still queued if
+            // there is room by then.
+            let record = self.record(admission.key(), at, request);
+            admission.record = Some((Arc::clone(audit), record));
+            match audit.reserve().await {
+                Ok(permit) => admission.permit = permit,
+                Err(error) => {
+                    admission.record = None;
+                    return Err(self.not_recorded(admission.key.id(), error));
+                }
+            }
+        }
+        self.inner.uses.record(admission.key.id(), at);
+        Ok(admission)
+    }
+
+    /// The record of a request as it is left if its admission is dropped.
+    fn record(&self, key: &VerifiedKey, at: Timestamp, request: RequestInfo) -> AuditRecord {
         let event = RequestEvent {
             method: method(request.method, self.format()),
             endpoint: endpoint(request.path, self.format()),
@@ -113,59 +139,24 @@ impl KeyManager {
             outcome: Outcome::Aborted,
             count: 1,
         };
-        let record = AuditRecord {
+        AuditRecord {
             id: self.inner.audit_ids.next(),
             at,
             org: key.org().clone(),
             key: key.id(),
             event: AuditEvent::Request(event),
-        };
-        let entry =
-            Entry { audit: Arc::clone(audit), reserved: Reserved::None, record: Some(record) };
-        if let Some(reserved) = audit.reserve_now() {
-            return self.enter(key, at, entry, reserved);
-        }
-        let keys = self.clone();
-        Opening::Waiting(Box::pin(async move {
-            // If the caller gives up while waiting, the record is still queued if there is
-            // room.
-            let reserved = entry.audit.reserve().await;
-            keys.enter(key, at, entry, reserved).settled().await
-        }))
-    }
-
-    fn enter(
-        &self,
-        key: VerifiedKey,
-        at: Timestamp,
-        mut entry: Entry,
-        reserved: Result<Reserved, DeliveryError>,
-    ) -> Opening {
-        match reserved {
-            Ok(place) => {
-                entry.reserved = place;
-                self.admitted(key, at, Some(entry))
-            }
-            Err(error) => {
-                entry.record = None;
-                self.not_recorded(key.id(), error)
-            }
         }
     }
 
-    fn admitted(&self, key: VerifiedKey, at: Timestamp, entry: Option<Entry>) -> Opening {
-        self.inner.uses.record(key.id(), at);
-        Opening::Done(Ok(Admission { key, entry }))
-    }
-
-    fn not_recorded(&self, key: KeyId, error: DeliveryError) -> Opening {
+    fn not_recorded(&self, key: KeyId, error: DeliveryError) -> AdmitError {
         if let Some(left_out) = self.inner.unrecorded.pass() {
             tracing::warn!(%key, %error, left_out, "a request was refused");
         }
-        Opening::Done(Err(error.into()))
+        error.into()
     }
 
-    fn refuse(&self, error: VerifyError, request: RequestInfo) -> Opening {
+    /// Records a refusal, and returns its error.
+    async fn refuse<T>(&self, error: VerifyError, request: RequestInfo) -> Result<T, AdmitError> {
         match &error {
             VerifyError::Denied { denial, key } => {
                 tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
@@ -185,25 +176,19 @@ impl KeyManager {
                     };
                     match audit.refuse(refusal) {
                         Ok(None) => {}
-                        Ok(Some(recorded)) => {
-                            return Opening::Waiting(Box::pin(async move {
-                                recorded.await?;
-                                Err(error.into())
-                            }));
-                        }
-                        Err(not_recorded) => return self.not_recorded(key.id, not_recorded),
+                        Ok(Some(recorded)) => recorded.await?,
+                        Err(not_recorded) => return Err(self.not_recorded(key.id, not_recorded)),
                     }
                 }
             }
             VerifyError::Unavailable(source) => {
                 if let Some(left_out) = self.inner.unverified.pass() {
-                    let cause = std::error::Error::source(source).map(ToString::to_string);
-                    tracing::warn!(reason = %source, cause, left_out, "could not verify");
+                    tracing::warn!(reason = with_causes(source), left_out, "could not verify");
                 }
             }
             other => tracing::debug!(reason = %other, "refused"),
         }
-        Opening::Done(Err(error.into()))
+        Err(error.into())
     }
 }
 
@@ -237,33 +222,15 @@ pub(super) fn refusal_records(format: KeyFormat, ids: Arc<AuditIds>) -> Draft {
     })
 }
 
-/// A key that passed and the time of the check, or why the check failed.
-pub(crate) type Checked = Result<(VerifiedKey, Timestamp), VerifyError>;
-
-/// The result of opening a request, which is mostly known at once.
-pub(crate) enum Opening {
-    Done(Result<Admission, AdmitError>),
-    /// Waiting for the store, for room in the audit queue, or for the record of a refusal
-    /// in strict delivery.
-    Waiting(BoxFuture<'static, Result<Admission, AdmitError>>),
-}
-
-impl Opening {
-    pub(crate) async fn settled(self) -> Result<Admission, AdmitError> {
-        match self {
-            Self::Done(result) => result,
-            Self::Waiting(result) => result.await,
-        }
-    }
-}
-
 /// A request that was admitted. Report its outcome with [`Admission::finish`]; if dropped
 /// instead, it leaves an audit record marked as aborted.
 #[derive(Debug)]
 #[must_use = "an admission that is dropped is recorded as aborted"]
 pub struct Admission {
     key: VerifiedKey,
-    entry: Option<Entry>,
+    /// What is queued when this is dropped, and where; `None` once it is delivered.
+    record: Option<(Arc<AuditWriter>, AuditRecord)>,
+    permit: Option<Permit>,
 }
 
 impl Admission {
@@ -287,51 +254,31 @@ impl Admission {
 
     /// Records the status. Returns a future if delivery has to be waited for.
     pub(crate) fn close(
-        self,
+        mut self,
         status: u16,
     ) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
-        let mut entry = self.entry?;
-        if let Some(AuditRecord { event: AuditEvent::Request(request), .. }) = &mut entry.record {
+        let (audit, record) = self.record.as_mut()?;
+        if let AuditEvent::Request(request) = &mut record.event {
             request.status = Some(status);
             request.outcome = Outcome::Allowed;
         }
-        entry.close()
-    }
-}
-
-/// The audit record of a request, complete but not yet delivered. If dropped, it is queued.
-#[derive(Debug)]
-struct Entry {
-    audit: Arc<AuditWriter>,
-    reserved: Reserved,
-    record: Option<AuditRecord>,
-}
-
-impl Entry {
-    /// Delivers the record. Returns a future in strict delivery.
-    fn close(mut self) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
-        if !self.audit.is_strict() {
+        if !audit.is_strict() {
             return None;
         }
         Some(Box::pin(async move {
             // Taken only when polled: if dropped earlier, the record is still queued.
-            match self.take() {
-                Some((reserved, record)) => self.audit.deliver(reserved, record).await,
+            match self.record.take() {
+                Some((audit, record)) => audit.deliver(self.permit.take(), record).await,
                 None => Ok(()),
             }
         }))
     }
-
-    fn take(&mut self) -> Option<(Reserved, AuditRecord)> {
-        let reserved = std::mem::replace(&mut self.reserved, Reserved::None);
-        self.record.take().map(|record| (reserved, record))
-    }
 }
 
-impl Drop for Entry {
+impl Drop for Admission {
     fn drop(&mut self) {
-        if let Some((reserved, record)) = self.take() {
-            self.audit.enqueue(reserved, record);
+        if let Some((audit, record)) = self.record.take() {
+            audit.enqueue(self.permit.take(), record);
         }
     }
 }

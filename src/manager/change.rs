@@ -8,7 +8,6 @@ use tracing::Instrument;
 
 use crate::audit::delivery::DeliveryError;
 use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
-use crate::audit::writer::Reserved;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
@@ -101,7 +100,7 @@ impl Entry {
         let written = audit.write(self.record(phase)).await;
         let perhaps = matches!(written, Err(DeliveryError::TimedOut | DeliveryError::Failed));
         if perhaps && phase == ChangePhase::Begun {
-            audit.enqueue(Reserved::None, self.record(ChangePhase::Abandoned));
+            audit.enqueue(None, self.record(ChangePhase::Abandoned));
         }
         written
     }

@@ -50,20 +50,10 @@ impl KeyManager {
 }
 
 impl KeyManager {
-    /// The first half of a verification: the part that does not need the store.
+    /// The part of a verification that does not need the store.
     #[cfg(feature = "tower")]
     pub(crate) fn digest(&self, credential: &[u8]) -> Result<KeyDigest, VerifyError> {
         self.inner.digest(credential)
-    }
-
-    /// The second half. It does not mark a use.
-    #[cfg(feature = "tower")]
-    pub(crate) async fn check(
-        &self,
-        digest: KeyDigest,
-        ip: Option<IpAddr>,
-    ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
-        self.inner.check(digest, ip).await
     }
 }
 

@@ -130,7 +130,7 @@ fn the_pauses_between_retries_double_up_to_the_longest_and_begin_anew_after_a_su
     let mut task = Box::pin(task.run());
     for _ in 0..2 {
         *sink.failures.lock().unwrap() = 8;
-        writer.enqueue(Reserved::None, record(1));
+        writer.enqueue(None, record(1));
         assert!(!poll(task.as_mut()));
         let pauses = [50, 100, 200, 400, 800, 1_600, 2_000, 2_000].map(Duration::from_millis);
         let slept = std::mem::take(&mut *time.0.lock().unwrap());
@@ -146,7 +146,7 @@ fn health_says_since_when_the_sink_fails_and_that_it_works_again() {
     *sink.failures.lock().unwrap() = 2;
     let (writer, [_, mut task]) = writer(Delivery::buffered().capacity(7), sink, time);
     let health = |queued, failing| AuditHealth { queued, capacity: 7, failing };
-    writer.enqueue(Reserved::None, record(1));
+    writer.enqueue(None, record(1));
     assert_eq!(writer.health(), health(1, None), "nothing is known yet");
     task.take();
     assert!(poll(pin!(task.write())));
@@ -176,7 +176,7 @@ fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
         assert!(acknowledged.try_recv().is_err(), "canceled: nobody waits for ever");
     }
     assert_eq!(writer.changes.queue.try_reserve(Kind::Other).unwrap_err(), DeliveryError::Closed);
-    writer.enqueue(Reserved::None, record(9));
+    writer.enqueue(None, record(9));
     assert_eq!(writer.stats().failed, 6);
 }
 
@@ -237,7 +237,7 @@ proptest! {
                     made += 1;
                 },
                 5 => {
-                    writer.enqueue(Reserved::None, record(number));
+                    writer.enqueue(None, record(number));
                     made += 1;
                 }
                 6 => *sink.failures.lock().unwrap() += usize::from(which),
@@ -299,7 +299,7 @@ fn changes_are_written_while_the_records_of_requests_are_waited_for() {
         writer(Delivery::buffered().batch(2), sink.clone(), Arc::new(StoppedTime));
     let mut tasks = tasks.map(|task| Box::pin(task.run()));
     for number in 0..2 {
-        writer.enqueue(Reserved::None, request(number, Outcome::Allowed, 1));
+        writer.enqueue(None, request(number, Outcome::Allowed, 1));
     }
     for round in 0..3 {
         let mut written = pin!(writer.write(record(10 + round)));
