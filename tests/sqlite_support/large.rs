@@ -36,7 +36,7 @@ fn insert_keys(path: &Path) {
     let transaction = db.transaction().unwrap();
     {
         let sql =
-            "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, 'active', '', ?6, NULL, NULL, NULL, 1)";
+            "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, 'active', '', ?6, NULL, NULL, NULL, 1, '{}')";
         let mut statement = transaction.prepare(sql).unwrap();
         for number in 0..KEYS {
             let key = key_number(number);
