@@ -37,11 +37,9 @@ impl Operation {
     /// How many pieces go each way, at the least.
     fn pieces(self) -> usize {
         match self {
-            // The number of keys, its record, and the transaction.
-            Self::Create => 6,
             Self::Verify | Self::List => 1,
             // What it looks for, its record, and the change.
-            Self::Revoke | Self::Rotate | Self::Delete => 3,
+            Self::Create | Self::Revoke | Self::Rotate | Self::Delete => 3,
             Self::Request => 2,
         }
     }
