@@ -60,4 +60,18 @@ macro_rules! names {
     };
 }
 
-pub(crate) use names;
+/// Defines how a log reads names that a later version may have written.
+macro_rules! restored {
+    ($($name:ident),+) => {
+        $(impl $name {
+            /// Reads a stored name. A name that this version does not know, written by a
+            /// later version, becomes `Unknown`, so that the rest of the page can still be
+            /// shown.
+            pub fn restore(text: &str) -> Self {
+                text.parse().unwrap_or(Self::Unknown)
+            }
+        })+
+    };
+}
+
+pub(crate) use {names, restored};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::audit::country::CountryCode;
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
-use crate::names::names;
+use crate::names::{names, restored};
 use crate::org::OrgId;
 use crate::policy::Denial;
 use crate::random::{Random, RandomError};
@@ -124,13 +124,6 @@ names! {
 }
 
 impl Outcome {
-    /// Reads a stored name. A name that this version does not know, written by a later
-    /// version, becomes [`Outcome::Unknown`], so that the rest of the page can still be
-    /// shown.
-    pub fn restore(text: &str) -> Self {
-        text.parse().unwrap_or(Self::Unknown)
-    }
-
     /// Whether the key was known and refused.
     pub(crate) const fn is_refusal(self) -> bool {
         matches!(self, Self::Revoked | Self::Expired | Self::IpNotAllowed)
@@ -187,13 +180,6 @@ names! {
     }
 }
 
-impl ChangeAction {
-    /// Reads a stored name, as [`Outcome::restore`] does.
-    pub fn restore(text: &str) -> Self {
-        text.parse().unwrap_or(Self::Unknown)
-    }
-}
-
 names! {
     /// Whether a change was begun or abandoned.
     #[non_exhaustive]
@@ -207,12 +193,7 @@ names! {
     }
 }
 
-impl ChangePhase {
-    /// Reads a stored name, as [`Outcome::restore`] does.
-    pub fn restore(text: &str) -> Self {
-        text.parse().unwrap_or(Self::Unknown)
-    }
-}
+restored!(Outcome, ChangeAction, ChangePhase);
 
 /// Identifies an audit record: 16 bytes, ascending within one process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -17,10 +17,10 @@ use crate::key::digest::KeyDigest;
 use crate::key::format::KeyFormat;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
-use crate::manager::endpoint::{endpoint, method};
+use crate::manager::endpoint::{endpoint, kept, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::runtime::BoxFuture;
-use crate::text::{truncate, with_causes};
+use crate::text::with_causes;
 
 /// What the audit log says about a request.
 ///
@@ -190,14 +190,6 @@ impl KeyManager {
         }
         Err(error.into())
     }
-}
-
-/// Truncates a path or method to the part that can matter for its record, since a sum keeps
-/// it unprocessed.
-fn kept(mut text: String) -> String {
-    const LONGEST: usize = 8_192;
-    truncate(&mut text, LONGEST);
-    text
 }
 
 /// Builds the records of refusals.

@@ -24,6 +24,12 @@ pub(crate) fn seen(text: &str) -> &str {
     cut(text, SEEN)
 }
 
+/// As [`seen`], in place. A sum of refusals keeps the text unprocessed.
+pub(super) fn kept(mut text: String) -> String {
+    truncate(&mut text, SEEN);
+    text
+}
+
 /// Shows a path. A segment that contains what looks like a key of this service is redacted;
 /// bytes that are not visible ASCII are percent-encoded as in RFC 3986; a long path is
 /// truncated.

@@ -139,6 +139,22 @@ impl TestOrg {
         expect::no_key("find_by_digest with its digest", self.find(&key.digest).await?.as_deref())
     }
 
+    /// The key with another value in each field that an edit or a rotation may change, but
+    /// for the revision.
+    pub(super) fn edited(&self, key: &ApiKey) -> Result<ApiKey, Violation> {
+        Ok(ApiKey {
+            name: name("Another name")?,
+            key_prefix: "vsp_sk_zzzzz".to_owned(),
+            digest: self.fresh.digest(),
+            status: Status::Revoked,
+            allowlist: expect::made(Allowlist::parse(["198.51.100.0/24"]))?,
+            expires_at: Some(instant(1)),
+            rotated_at: Some(instant(2)),
+            attributes: expect::made(r#"{"metadata":{"plan":"pro"}}"#.parse())?,
+            ..key.clone()
+        })
+    }
+
     /// The key as a rotation writes it.
     pub(super) fn rotated(&self, key: &ApiKey) -> ApiKey {
         let rotated_at = Some(instant(self.fresh.count() * 1_000_003));

@@ -1,10 +1,10 @@
 //! Properties of a store that is opened again: it reads back what it wrote.
 
 use crate::allowlist::Allowlist;
-use crate::record::{ApiKey, KeyUse, OrgLimit, Status};
+use crate::record::{ApiKey, KeyUse, OrgLimit};
 use crate::store::conformance::expect;
 use crate::store::conformance::fields::unusual_keys;
-use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked, used};
+use crate::store::conformance::fixtures::{TestOrg, renamed, revoked, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::property::Opener;
 use crate::store::conformance::violation::Violation;
@@ -28,18 +28,8 @@ pub(super) async fn changes_come_back(opener: &Opener<dyn KeyStore>) -> Result<(
     let org = TestOrg::new(&opener.open().await?)?;
     let (first, second) = (org.add(org.key()).await?, org.add(org.key()).await?);
     let off = org.change(&first, revoked(&first)).await?;
-    let changed = ApiKey {
-        name: name("Another name")?,
-        key_prefix: "vsp_sk_zzzzz".to_owned(),
-        digest: org.fresh.digest(),
-        status: Status::Revoked,
-        allowlist: expect::made(Allowlist::parse(["198.51.100.0/24"]))?,
-        expires_at: Some(instant(1)),
-        rotated_at: Some(instant(2)),
-        revision: second.revision.next().next(),
-        attributes: expect::made(r#"{"metadata":{"plan":"pro"}}"#.parse())?,
-        ..second.clone()
-    };
+    let revision = second.revision.next().next();
+    let changed = ApiKey { revision, ..org.edited(&second)? };
     let changed = org.change(&second, changed).await?;
     let org = org.reopened(opener).await?;
     org.has_exactly(&[&off, &changed]).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::allowlist::Allowlist;
 use crate::record::{ApiKey, OrgLimit, Revision, Status};
 use crate::store::conformance::expect;
-use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked, used};
+use crate::store::conformance::fixtures::{TestOrg, renamed, revoked, used};
 use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::key_store::KeyStore;
@@ -17,17 +17,7 @@ pub(super) async fn every_changeable_field_is_written(
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let (key, other) = (org.add(org.key()).await?, org.add(org.key()).await?);
-    let changed = ApiKey {
-        name: name("Another name")?,
-        key_prefix: "vsp_sk_zzzzz".to_owned(),
-        digest: org.fresh.digest(),
-        status: Status::Revoked,
-        allowlist: expect::made(Allowlist::parse(["198.51.100.0/24"]))?,
-        expires_at: Some(instant(1)),
-        rotated_at: Some(instant(2)),
-        revision: Revision::new(7),
-        ..key.clone()
-    };
+    let changed = ApiKey { revision: Revision::new(7), ..org.edited(&key)? };
     let changed = org.change(&key, changed).await?;
     org.has_exactly(&[&changed, &other]).await?;
     let cleared = ApiKey {
