@@ -10,6 +10,7 @@ use keygate::{
     Actor, AdmitError, Delivery, IssuedKey, KeyDigest, KeyId, KeyManager, KeyManagerBuilder,
     ManageError, NewKey, OrgId, PostgresOptions, PostgresStore, RequestInfo, VerifyError,
 };
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -25,7 +26,11 @@ pub(crate) const SLACK: Duration = Duration::from_secs(2);
 /// two attempts to connect, an attempt under way, and what is left of a busy machine.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(15);
 
+/// A server has 100 sessions by default, and a world up to 35.
+static ROOM: Semaphore = Semaphore::const_new(2);
+
 pub(crate) struct World {
+    _room: SemaphorePermit<'static>,
     pub(crate) proxy: Proxy,
     /// By way of the proxy.
     pub(crate) keys: KeyManager,
@@ -56,6 +61,7 @@ impl World {
             fn(PostgresStore) -> KeyManagerBuilder,
         ) -> KeyManagerBuilder,
     ) -> Self {
+        let room = ROOM.acquire().await.unwrap();
         let proxy = Proxy::start(address(&url())).await;
         let schema = schema_of(options);
         let direct = options.clone().deadline(PATIENT).connect().await.unwrap();
@@ -70,7 +76,7 @@ impl World {
         let keys = build(near, direct.clone(), builder).build().unwrap();
         let sure = KeyManager::builder(direct).store_deadline(PATIENT).build().unwrap();
         let actor = Actor::new(OrgId::new(unique("acme")).unwrap(), "tester");
-        Self { proxy, keys, sure, db: Arc::new(Db::new(schema).await), actor }
+        Self { _room: room, proxy, keys, sure, db: Arc::new(Db::new(schema).await), actor }
     }
 
     /// A key that is made without a fault.

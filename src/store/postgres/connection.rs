@@ -31,6 +31,8 @@ pub(super) struct Connection {
     retired: AtomicBool,
     answers: AtomicU64,
     pub(super) clock: ServerClock,
+    /// The number of the server process, as in `pg_stat_activity`.
+    pub(super) process: i32,
     left: Notify,
 }
 
@@ -41,7 +43,7 @@ impl Connection {
         driver: &JoinHandle<()>,
         texts: Arc<Texts>,
         prepared: bool,
-        clock: ServerClock,
+        (clock, process): (ServerClock, i32),
     ) -> Self {
         let cells = || (0..Sql::COUNT).map(|_| OnceCell::new()).collect();
         Self {
@@ -53,6 +55,7 @@ impl Connection {
             retired: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             clock,
+            process,
             left: Notify::new(),
         }
     }
@@ -83,6 +86,12 @@ impl Connection {
     /// Runs statements without parameters or rows.
     pub(super) async fn run(&self, sql: &str) -> Result<()> {
         Ok(self.client.batch_execute(sql).await?)
+    }
+
+    /// Whether another process of this server is working on a statement.
+    pub(super) async fn sees_at_work(&self, process: i32) -> Result<bool> {
+        let sql = "SELECT FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND state <> 'idle'";
+        Ok(!self.client.query_typed(sql, &[(&process, Type::INT4)]).await?.is_empty())
     }
 
     pub(super) fn client(&self) -> &Client {

@@ -40,6 +40,9 @@ pub(super) struct Dialer {
     pub(super) last_failure: LastFailure,
 }
 
+/// How often an earlier connection is checked.
+const CHECK: Duration = Duration::from_secs(2);
+
 /// Why the last attempt to connect failed.
 #[derive(Debug, Default)]
 pub(super) struct LastFailure {
@@ -62,8 +65,8 @@ impl LastFailure {
     }
 }
 
-/// Reads the server's clock.
-const CLOCK: &str = concat!("SELECT ", micros!());
+/// Reads the server's clock and the number of the server process.
+const BEGIN: &str = concat!("SELECT ", micros!(), ", pg_catalog.pg_backend_pid()");
 
 impl Dialer {
     /// A connection for statements, and the task that ends with it. The server ends a
@@ -87,9 +90,9 @@ impl Dialer {
         });
         let begun = timeout(self.reach, self.begin(&client, settings)).await;
         match begun.unwrap_or(Err(DbError::Late(self.reach))) {
-            Ok(clock) => {
+            Ok(begun) => {
                 let texts = Arc::clone(&self.texts);
-                Ok((Connection::new(client, &driver, texts, self.prepared, clock), driver))
+                Ok((Connection::new(client, &driver, texts, self.prepared, begun), driver))
             }
             Err(fault) => {
                 driver.abort();
@@ -98,16 +101,36 @@ impl Dialer {
         }
     }
 
-    async fn begin(&self, client: &Client, settings: bool) -> Result<ServerClock> {
+    async fn begin(&self, client: &Client, settings: bool) -> Result<(ServerClock, i32)> {
         if settings {
             let [needed, known_to_some] = self.patience.settings();
             client.batch_execute(&needed).await?;
             // Not every system can detect that a client is gone.
             let _ = client.batch_execute(&known_to_some).await;
         }
-        let rows = client.query_typed(CLOCK, &[]).await?;
+        let rows = client.query_typed(BEGIN, &[]).await?;
         let unreadable = DbError::Unreadable { row: "answer", column: "now" };
-        Ok(ServerClock::new(rows.first().ok_or(unreadable)?.try_get(0)?))
+        let row = rows.first().ok_or(unreadable)?;
+        Ok((ServerClock::new(row.try_get(0)?), row.try_get(1)?))
+    }
+
+    /// Whether a process of the server is working on a statement, as a new connection sees
+    /// it.
+    async fn is_at_work(&self, process: i32) -> Result<bool> {
+        let (connection, _) = self.dial_patiently().await?;
+        let seen = timeout(self.reach, connection.sees_at_work(process)).await;
+        seen.unwrap_or(Err(DbError::Late(self.reach)))
+    }
+
+    /// Waits until the server no longer works on the call of an earlier connection, and
+    /// ends that connection. Its own end alone would not do: the network may have lost the
+    /// call or its answer.
+    pub(super) async fn outlast(&self, process: i32, mut earlier: JoinHandle<()>) {
+        while timeout(CHECK, &mut earlier).await.is_err() {
+            if matches!(self.is_at_work(process).await, Ok(false)) {
+                return earlier.abort();
+            }
+        }
     }
 
     /// The client and the wire of a connection to the first usable server.

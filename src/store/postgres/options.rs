@@ -121,8 +121,8 @@ impl PostgresOptions {
     /// each for last-used times, pages of the audit log, and purging. So a store has 11
     /// sessions at the server by default, even while rows or tables are locked. While the
     /// server does not answer at all, each connection may have one more session, which the
-    /// server has not ended yet. A cache's feed has another one.
-    /// more, which the server has not ended yet. A cache's feed is another one.
+    /// server has not ended yet, and every 2 seconds a short one that checks whether it
+    /// has. A cache's feed has another one.
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: Some(connections.max(1)), ..self }
     }

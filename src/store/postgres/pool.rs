@@ -330,7 +330,7 @@ async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>
         });
     };
     let mut pause = SHORTEST_PAUSE;
-    let mut left: Option<JoinHandle<()>> = None;
+    let mut left: Option<(i32, JoinHandle<()>)> = None;
     loop {
         match dialer.dial().await {
             Ok((connection, mut end)) => {
@@ -340,10 +340,12 @@ async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>
                 let is_left =
                     matches!(select(&mut end, pin!(connection.left())).await, Either::Right(_));
                 publish(None);
-                if is_left && let Some(earlier) = left.replace(end) {
+                if is_left
+                    && let Some((process, earlier)) = left.replace((connection.process, end))
+                {
                     // The server may still work on a call that was left to it. There is
                     // never more than one such session beside the one in use.
-                    let _ = earlier.await;
+                    dialer.outlast(process, earlier).await;
                 }
                 // A connection that was lost at once does not show that the server is
                 // healthy.
