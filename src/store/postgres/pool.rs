@@ -206,7 +206,8 @@ impl Pool {
     /// deadline.
     fn retire_idle(&self) {
         let slots = self.slots.borrow().clone();
-        slots.iter().flatten().filter(|slot| slot.queue() == 0).for_each(|slot| slot.retire());
+        let idle = slots.iter().flatten().filter(|slot| slot.is_live() && slot.queue() == 0);
+        idle.for_each(|slot| slot.retire());
     }
 
     /// The next connection in turn. Waits if there is none.
@@ -340,8 +341,7 @@ async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>
                 let is_left =
                     matches!(select(&mut end, pin!(connection.left())).await, Either::Right(_));
                 publish(None);
-                if is_left
-                    && let Some((process, earlier)) = left.replace((connection.process, end))
+                if is_left && let Some((process, earlier)) = left.replace((connection.process, end))
                 {
                     // The server may still work on a call that was left to it. There is
                     // never more than one such session beside the one in use.
