@@ -21,10 +21,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use keygate::audit::{AuditEvent, AuditId, AuditRecord, Outcome, RequestEvent, WhenFull};
 use keygate::{
-    Actor, AuditError, AuditEvent, AuditId, AuditRecord, AuditSink, Delivery, KeyId, KeyManager,
-    MemoryStore, NewKey, OrgId, Outcome, RequestEvent, RequestInfo, SqliteStore, SystemRandom,
-    Timestamp, WhenFull,
+    Actor, AuditError, AuditSink, Delivery, KeyId, KeyManager, MemoryStore, NewKey, OrgId,
+    RequestInfo, SqliteStore, SystemRandom, Timestamp,
 };
 
 use crate::support::{Spread, forget_peak, peak_memory};

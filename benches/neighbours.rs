@@ -34,9 +34,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use axum::Router;
 use axum::routing::get;
+use keygate::audit::AuditRecord;
+use keygate::store::PostgresOptions;
 use keygate::{
-    Actor, ApiKeyLayer, AuditError, AuditRecord, AuditSink, KeyId, KeyManager, KeyPatch, NewKey,
-    OrgId, PostgresOptions, PostgresStore, SystemRandom,
+    Actor, ApiKeyLayer, AuditError, AuditSink, KeyId, KeyManager, KeyPatch, NewKey, OrgId,
+    PostgresStore, SystemRandom,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;

@@ -40,9 +40,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use keygate::store::OrgLimit;
 use keygate::{
-    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, OrgLimit, PlaintextKey, Random,
-    SqliteStore, SystemRandom, Timestamp,
+    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, PlaintextKey, Random, SqliteStore,
+    SystemRandom, Timestamp,
 };
 use serde_json::{Value, json};
 

@@ -39,9 +39,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, KeyUse, MemoryStore, OrgId,
-    OrgLimit, Revision, Status, StoreError, SystemRandom, Timestamp, VerifyError,
+    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId,
+    Revision, Status, StoreError, SystemRandom, Timestamp, VerifyError,
 };
 use subtle::ConstantTimeEq;
 

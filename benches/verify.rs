@@ -29,9 +29,10 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use keygate::store::OrgLimit;
 use keygate::{
     Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore,
-    OrgId, OrgLimit, SystemRandom, Timestamp,
+    OrgId, SystemRandom, Timestamp,
 };
 use prefixed_api_key::{PakControllerOsSha256, PrefixedApiKey};
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::allowlist::{Allowlist, AllowlistError};
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::expiration::Expiration;
 use crate::key::id::KeyId;
@@ -11,6 +10,7 @@ use crate::key::idempotency::IdempotencyKey;
 use crate::key::name::{KeyName, KeyNameError};
 use crate::names::names;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 
 pub(crate) mod attributes;
 
@@ -199,7 +199,7 @@ impl NewKey {
 ///
 /// let mut patch = KeyPatch::revoke();
 /// patch.name = Some(KeyName::new("CI deploy (old)")?);
-/// # Ok::<(), keygate::KeyNameError>(())
+/// # Ok::<(), keygate::error::KeyNameError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -326,7 +326,8 @@ impl KeyUse {
     /// earlier, or if it is later than [`KeyUse::latest_plausible`].
     ///
     /// ```
-    /// use keygate::{KeyId, KeyUse, Timestamp};
+    /// use keygate::store::KeyUse;
+    /// use keygate::{KeyId, Timestamp};
     ///
     /// let at = |text| Timestamp::parse(text).unwrap();
     /// let used = KeyUse { id: KeyId::from_bytes([7; 16]), at: at("2026-01-31T12:00:00Z") };

@@ -13,9 +13,10 @@ mod support;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, Outcome};
 use keygate::{
-    Actor, ApiKeyLayer, AuditEvent, AuditLog, AuditQuery, AuditScope, Delivery, IssuedKey,
-    KeyFormat, KeyManager, KeyPatch, NewKey, OrgId, Outcome, SystemRandom,
+    Actor, ApiKeyLayer, AuditLog, Delivery, IssuedKey, KeyFormat, KeyManager, KeyPatch, NewKey,
+    OrgId, SystemRandom,
 };
 use support::{Find, SpySink, SpyStore};
 use tokio::task::JoinHandle;

@@ -26,13 +26,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use keygate::{
-    Actor, AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Delivery, Denial,
-    KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch, NewKey, OrgId,
-    Position, Random, RandomError, Status, SystemRandom, VerifyError,
-};
+use keygate::PostgresStore;
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Position};
+use keygate::error::RandomError;
 #[cfg(feature = "postgres")]
-use keygate::{PostgresOptions, PostgresStore};
+use keygate::store::PostgresOptions;
+use keygate::{
+    Actor, Delivery, Denial, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName,
+    KeyPatch, NewKey, OrgId, Random, Status, SystemRandom, VerifyError,
+};
 use tokio::runtime::Runtime;
 
 /// Each with an organisation of its own, at the same time.
@@ -414,7 +416,7 @@ async fn logged(keys: &KeyManager, org: &OrgId) -> Vec<(KeyId, ChangeAction)> {
             None => break,
         }
     }
-    let change = |record: &keygate::AuditRecord| match &record.event {
+    let change = |record: &keygate::audit::AuditRecord| match &record.event {
         AuditEvent::Change(change) => {
             assert_eq!(change.phase, ChangePhase::Begun, "{record:?}");
             (record.key, change.action)

@@ -19,9 +19,11 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use http_body_util::BodyExt;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use keygate::audit::AuditRecord;
+use keygate::runtime::TokioRuntime;
 use keygate::{
-    Actor, ApiKeyLayer, AuditError, AuditRecord, AuditSink, Delivery, Expiration, KeyFormat,
-    KeyManager, KeyPatch, MemoryStore, NewKey, OrgId, SystemRandom, TokioRuntime, VerifiedKey,
+    Actor, ApiKeyLayer, AuditError, AuditSink, Delivery, Expiration, KeyFormat, KeyManager,
+    KeyPatch, MemoryStore, NewKey, OrgId, SystemRandom, VerifiedKey,
 };
 use tokio::runtime::{self, Runtime};
 use tower::Service;

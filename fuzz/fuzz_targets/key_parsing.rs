@@ -8,7 +8,8 @@
 
 use std::sync::Mutex;
 
-use keygate::{KeyDigest, KeyFormat, MAX_CREDENTIAL_LEN, Random, RandomError};
+use keygate::error::RandomError;
+use keygate::{KeyDigest, KeyFormat, MAX_CREDENTIAL_LEN, Random};
 use libfuzzer_sys::fuzz_target;
 
 const SECRET: usize = 42;

@@ -9,9 +9,9 @@ use thiserror::Error;
 
 use crate::audit::record::{AuditId, AuditRecord};
 use crate::audit::sink::AuditError;
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 
 /// Reads and purges audit records.
 ///
@@ -54,10 +54,11 @@ impl<L: AuditLog + ?Sized> AuditLog for Arc<L> {
 /// Which records to read.
 ///
 /// ```
-/// use keygate::{AuditQuery, AuditScope, OrgId};
+/// use keygate::audit::{AuditQuery, AuditScope};
+/// use keygate::OrgId;
 ///
 /// let changes = AuditQuery::new(OrgId::new("acme")?, AuditScope::OrgChanges).limit(50);
-/// # Ok::<(), keygate::OrgIdError>(())
+/// # Ok::<(), keygate::error::OrgIdError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

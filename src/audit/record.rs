@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::audit::country::CountryCode;
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::names::{names, restored};
 use crate::org::OrgId;
 use crate::policy::Denial;
 use crate::random::{Random, RandomError};
+use crate::runtime::clock::Timestamp;
 
 /// One entry of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub enum AuditEvent {
 /// A request that carried a known key, allowed or not.
 ///
 /// ```
-/// use keygate::{Outcome, RequestEvent};
+/// use keygate::audit::{Outcome, RequestEvent};
 ///
 /// let mut event = RequestEvent::new("GET", "/v1/reports", Outcome::Allowed);
 /// event.status = Some(200);

@@ -14,7 +14,7 @@ use crate::audit::delivery::DeliveryError;
 use crate::guard::body::ResponseBody;
 use crate::guard::config::Config;
 use crate::manager::admission::{Admission, AdmitError};
-use crate::runtime::BoxFuture;
+use crate::runtime::spawn::BoxFuture;
 use crate::throttle::Throttle;
 use crate::wire::grpc;
 use crate::wire::refusal::{Asked, Refusal};
@@ -22,7 +22,7 @@ use crate::wire::refusal::{Asked, Refusal};
 static WITHHELD: Throttle = Throttle::new();
 
 pin_project! {
-    /// The future of [`ApiKeyService`](crate::ApiKeyService). If it is dropped before it
+    /// The future of [`ApiKeyService`](crate::guard::ApiKeyService). If it is dropped before it
     /// completes, the audit record is marked as aborted.
     pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
         pub(super) config: Arc<Config>,

@@ -18,7 +18,7 @@ use crate::key::digest::KeyDigest;
 /// let key = KeyFormat::default().generate(&SystemRandom)?;
 /// assert_eq!(format!("{key} {key:?}"), "[REDACTED] [REDACTED]");
 /// assert_eq!(key.expose_secret().len(), 55);
-/// # Ok::<(), keygate::RandomError>(())
+/// # Ok::<(), keygate::error::RandomError>(())
 /// ```
 ///
 /// ```compile_fail

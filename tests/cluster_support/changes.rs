@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use keygate::error::RandomError;
 use keygate::{
     Actor, Delivery, Denial, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyPatch,
-    ManageError, NewKey, OrgId, PostgresStore, Random, RandomError, Status, SystemRandom,
-    VerifyError,
+    ManageError, NewKey, OrgId, PostgresStore, Random, Status, SystemRandom, VerifyError,
 };
 
 pub(crate) fn number() -> u64 {

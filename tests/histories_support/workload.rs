@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use keygate::runtime::Clock;
 use keygate::{
-    Actor, Allowlist, ApiKey, Clock, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
+    Actor, Allowlist, ApiKey, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
     KeyStore, Limits, ManageError, NewKey, OrgId, Status, SystemRandom, Timestamp, VerifyError,
 };
 use tokio::runtime::Handle;

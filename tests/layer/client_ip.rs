@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 
 use http::StatusCode;
+use keygate::audit::Outcome;
+use keygate::guard::PeerAddr;
+use keygate::store::OrgLimit;
 use keygate::{
-    Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, OrgLimit, Outcome, PeerAddr,
-    ProxyHeader, SystemRandom,
+    Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, ProxyHeader, SystemRandom,
 };
 
 use crate::{World, XFF, bearer, behind_proxies, forwarded, from_peer, hosts, ip, with_header};

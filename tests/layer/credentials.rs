@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use keygate::audit::Outcome;
+use keygate::store::OrgLimit;
 use keygate::{
-    ApiKey, Delivery, Expiration, KeyDigest, KeyFormat, KeyStore, NewKey, OrgLimit, Outcome,
-    SystemRandom, Timestamp,
+    ApiKey, Delivery, Expiration, KeyDigest, KeyFormat, KeyStore, NewKey, SystemRandom, Timestamp,
 };
 use serde_json::Value;
 

@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use keygate::error::{BuildError, RandomError};
+use keygate::runtime::Clock;
 use keygate::*;
 
 use crate::support::SpyStore;

@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, io};
 
+use keygate::audit::{
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
+};
+use keygate::store::OrgLimit;
 use keygate::{
-    ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, KeyDigest,
-    KeyId, KeyName, KeyStore, OrgId, OrgLimit, Outcome, Random, RequestEvent, SqliteStore,
-    SystemRandom, Timestamp,
+    ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, Random, SqliteStore, SystemRandom,
+    Timestamp,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;

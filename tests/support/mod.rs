@@ -11,10 +11,12 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use keygate::audit::{AuditPage, AuditQuery, AuditRecord};
+use keygate::runtime::{BoxFuture, Clock, ManualClock};
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    ApiKey, AuditError, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditSink, BoxFuture, Clock,
-    KeyDigest, KeyFormat, KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId,
-    OrgLimit, Revision, StoreError, SystemRandom, Timestamp,
+    ApiKey, AuditError, AuditLog, AuditSink, KeyDigest, KeyFormat, KeyId, KeyStore, MemoryAuditLog,
+    MemoryStore, OrgId, Revision, StoreError, SystemRandom, Timestamp,
 };
 use tokio::sync::Notify;
 

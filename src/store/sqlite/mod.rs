@@ -23,11 +23,11 @@ use async_trait::async_trait;
 use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
 use crate::audit::record::AuditRecord;
 use crate::audit::sink::{AuditError, AuditSink};
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::sqlite::file::DatabaseFile;
 pub use crate::store::sqlite::open_error::SqliteOpenError;
@@ -138,7 +138,7 @@ impl SqliteStore {
 /// # std::fs::create_dir_all(&folder)?;
 /// # let path = folder.join("keygate.db");
 /// use std::time::Duration;
-/// use keygate::SqliteOptions;
+/// use keygate::store::SqliteOptions;
 ///
 /// let store = SqliteOptions::new().check_within(Duration::from_secs(30)).open(&path)?;
 /// # drop(store);
