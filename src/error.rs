@@ -10,6 +10,7 @@ pub use crate::audit::log::AuditCursorError;
 pub use crate::key::digest::KeyDigestError;
 pub use crate::key::expiration::ExpirationError;
 pub use crate::key::format::{MalformedKey, PrefixError};
+pub use crate::key::formats::EnvironmentError;
 pub use crate::key::id::KeyIdError;
 pub use crate::key::idempotency::IdempotencyKeyError;
 pub use crate::key::name::KeyNameError;

@@ -126,6 +126,7 @@ pub use crate::guard::layer::ApiKeyLayer;
 pub use crate::key::digest::KeyDigest;
 pub use crate::key::expiration::Expiration;
 pub use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN};
+pub use crate::key::formats::Environment;
 pub use crate::key::id::KeyId;
 pub use crate::key::idempotency::IdempotencyKey;
 pub use crate::key::name::KeyName;
@@ -169,3 +170,6 @@ pub use crate::web::unread::close_if_unread;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::wire::client_ip::{ClientIp, ProxyHeader};
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use crate::wire::refusal::Refusal;

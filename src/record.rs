@@ -139,6 +139,7 @@ pub struct NewKey {
     pub(crate) allowlist: Allowlist,
     pub(crate) idempotency_key: Option<IdempotencyKey>,
     pub(crate) metadata: Metadata,
+    pub(crate) environment: Option<Box<str>>,
 }
 
 impl NewKey {
@@ -150,6 +151,7 @@ impl NewKey {
             allowlist: Allowlist::default(),
             idempotency_key: None,
             metadata: Metadata::new(),
+            environment: None,
         }
     }
 
@@ -179,6 +181,11 @@ impl NewKey {
     /// Adds the host's own metadata to the key.
     pub fn metadata(self, metadata: Metadata) -> Self {
         Self { metadata, ..self }
+    }
+
+    /// Chooses the environment by name. Otherwise the key belongs to the default one.
+    pub fn environment(self, name: &str) -> Self {
+        Self { environment: Some(name.into()), ..self }
     }
 
     /// Creates the key only if the organisation has none that was created with the same

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use http::Extensions;
+use http::{Extensions, HeaderName};
 
 use crate::manager::KeyManager;
 use crate::wire::client_ip::ClientIp;
@@ -14,6 +14,10 @@ pub(super) struct Config {
     pub(super) peer_from: Option<fn(&Extensions) -> Option<SocketAddr>>,
     pub(super) client_ip: ClientIp,
     pub(super) refusals: Refusals,
+    /// Besides `Authorization`.
+    pub(super) key_header: Option<HeaderName>,
+    /// The only environment whose keys are admitted.
+    pub(super) environment: Option<Box<str>>,
     pub(super) optional: bool,
     pub(super) ignores_foreign: bool,
 }

@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::Extensions;
+use bytes::Bytes;
+use http::{Extensions, HeaderName, Response};
 use tower_layer::Layer;
 
 use crate::guard::config::Config;
 use crate::guard::service::ApiKeyService;
 use crate::manager::KeyManager;
 use crate::wire::client_ip::ClientIp;
-use crate::wire::refusal::Refusals;
+use crate::wire::refusal::{Refusal, Refusals};
 
 /// Passes a request to the service only if it has a valid key. It puts the
 /// [`VerifiedKey`](crate::VerifiedKey) into the extensions of the request, and of the
@@ -79,6 +80,8 @@ impl ApiKeyLayer {
             peer_from: None,
             client_ip: ClientIp::peer(),
             refusals: Refusals::new("api"),
+            key_header: None,
+            environment: None,
             optional: false,
             ignores_foreign: false,
         };
@@ -142,7 +145,60 @@ impl ApiKeyLayer {
 
     /// Sets the realm of challenges. The default is `api`.
     pub fn realm(self, realm: &str) -> Self {
-        self.with(|config| config.refusals = Refusals::new(realm))
+        self.with(|config| config.refusals.set_realm(realm))
+    }
+
+    /// Also takes a key from this header, such as `x-api-key`, without a scheme. A request
+    /// that has both this header and `Authorization` is refused with 400, whatever they
+    /// contain.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use http::HeaderName;
+    /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// let layer = ApiKeyLayer::new(keys).key_header(HeaderName::from_static("x-api-key"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn key_header(self, name: HeaderName) -> Self {
+        self.with(|config| {
+            config.refusals.set_header(&name);
+            config.key_header = Some(name);
+        })
+    }
+
+    /// Admits only keys of this environment. Keys of others are refused like unknown keys,
+    /// without a look-up or a record.
+    pub fn environment(self, name: &str) -> Self {
+        self.with(|config| config.environment = Some(name.into()))
+    }
+
+    /// Replaces the responses to refused requests, for example by the service's own error
+    /// format. The function gets the [`Refusal`] and the response that would be sent. It
+    /// cannot admit a request: a status below 400 is replaced. gRPC clients get their usual
+    /// status.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// let layer = ApiKeyLayer::new(keys).refusals(|refusal, response| {
+    ///     let error = format!(r#"{{"error":{{"status":{}}}}}"#, refusal.status().as_u16());
+    ///     response.map(|_| error.into())
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn refusals(
+        self,
+        write: impl Fn(Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|config| config.refusals.set_hook(Arc::new(write)))
     }
 
     fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {

@@ -16,6 +16,7 @@ use crate::guard::config::Anonymous;
 use crate::guard::config::{Config, PeerAddr};
 use crate::guard::future::{ResponseFuture, State};
 use crate::key::digest::KeyDigest;
+use crate::key::format::MalformedKey;
 use crate::manager::admission::RequestInfo;
 use crate::manager::endpoint::seen;
 use crate::runtime::spawn::BoxFuture;
@@ -53,9 +54,11 @@ where
         let ip = config.client_ip.resolve(config.peer(&request), request.headers());
         let claim = config.claim(&request);
         let asked = Asked::with(request.version(), request.headers());
-        if let Some(credential) = request.headers_mut().get_mut(AUTHORIZATION) {
-            // Keeps inner layers that print the headers from printing the key.
-            credential.set_sensitive(true);
+        for name in std::iter::once(&AUTHORIZATION).chain(&config.key_header) {
+            if let Some(credential) = request.headers_mut().get_mut(name) {
+                // Keeps inner layers that print the headers from printing the key.
+                credential.set_sensitive(true);
+            }
         }
         let state = match claim {
             Claim::Key(digest) => self.admit(digest, ip, request),
@@ -114,9 +117,9 @@ fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
 
 impl Config {
     fn claim<B>(&self, request: &Request<B>) -> Claim {
-        let foreign_to = self.ignores_foreign.then(|| self.keys.format());
-        match presented(request.headers(), foreign_to) {
-            Presented::Bearer(credential) => match self.keys.digest(credential) {
+        let foreign_to = self.ignores_foreign.then(|| self.keys.formats());
+        match presented(request.headers(), self.key_header.as_ref(), foreign_to) {
+            Presented::Bearer(credential) => match self.digest(credential) {
                 Ok(digest) => Claim::Key(digest),
                 Err(_) => Claim::Refused(Refusal::InvalidToken),
             },
@@ -124,6 +127,16 @@ impl Config {
             Presented::Nothing => Claim::Refused(Refusal::NoCredentials),
             Presented::Malformed => Claim::Refused(Refusal::InvalidToken),
             Presented::Ambiguous => Claim::Refused(Refusal::InvalidRequest),
+        }
+    }
+
+    /// The part of a verification that does not need the store.
+    fn digest(&self, credential: &[u8]) -> Result<KeyDigest, MalformedKey> {
+        let formats = self.keys.formats();
+        match &self.environment {
+            None => formats.digest(credential),
+            // A name that is not configured admits nothing.
+            Some(name) => formats.find(Some(name)).ok_or(MalformedKey)?.format().digest(credential),
         }
     }
 

@@ -111,6 +111,12 @@ impl KeyFormat {
         key.expose_secret().chars().take(len).collect()
     }
 
+    /// Whether a key that is shown by these first characters has this format.
+    pub(crate) fn is_of(&self, key_prefix: &str) -> bool {
+        let rest = key_prefix.strip_prefix(&*self.prefix);
+        rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_alphanumeric()))
+    }
+
     /// Whether a text contains a whole key with any prefix.
     pub(crate) fn any_occurs_in(text: &[u8]) -> bool {
         let in_prefix = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'_';

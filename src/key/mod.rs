@@ -4,6 +4,7 @@ mod characters;
 pub(crate) mod digest;
 pub(crate) mod expiration;
 pub(crate) mod format;
+pub(crate) mod formats;
 pub(crate) mod id;
 pub(crate) mod idempotency;
 pub(crate) mod name;

@@ -13,7 +13,7 @@ use crate::audit::record::{AuditEvent, AuditIds, AuditRecord, Outcome, RequestEv
 use crate::audit::sums::{Refusal, Sum};
 use crate::audit::writer::AuditWriter;
 use crate::key::digest::KeyDigest;
-use crate::key::format::KeyFormat;
+use crate::key::formats::Formats;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, kept, method};
@@ -131,8 +131,8 @@ impl KeyManager {
     /// The record of a request as it is left if its admission is dropped.
     fn record(&self, key: &VerifiedKey, at: Timestamp, request: RequestInfo) -> AuditRecord {
         let event = RequestEvent {
-            method: method(request.method, self.format()),
-            endpoint: endpoint(request.path, self.format()),
+            method: method(request.method, &self.inner.formats),
+            endpoint: endpoint(request.path, &self.inner.formats),
             ip: request.ip,
             country: None,
             status: None,
@@ -193,11 +193,11 @@ impl KeyManager {
 }
 
 /// Builds the records of refusals.
-pub(super) fn refusal_records(format: KeyFormat, ids: Arc<AuditIds>) -> Draft {
+pub(super) fn refusal_records(formats: Formats, ids: Arc<AuditIds>) -> Draft {
     Arc::new(move |Sum { last, count }| {
         let event = RequestEvent {
-            method: method(last.method, &format),
-            endpoint: endpoint(last.path, &format),
+            method: method(last.method, &formats),
+            endpoint: endpoint(last.path, &formats),
             ip: last.ip,
             country: None,
             status: Some(last.status),

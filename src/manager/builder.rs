@@ -12,6 +12,7 @@ use crate::audit::record::AuditIds;
 use crate::audit::sink::AuditSink;
 use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
+use crate::key::formats::{Environment, EnvironmentError, Formats};
 use crate::manager::admission::refusal_records;
 use crate::runtime::clock::{Clock, SystemClock};
 
@@ -46,6 +47,7 @@ pub struct KeyManagerBuilder {
     store: Arc<dyn KeyStore>,
     store_deadline: Duration,
     format: KeyFormat,
+    environments: Vec<Environment>,
     limits: Limits,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
@@ -64,6 +66,7 @@ impl KeyManager {
             store: Arc::new(store),
             store_deadline: Duration::from_secs(2),
             format: KeyFormat::default(),
+            environments: Vec::new(),
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
@@ -108,6 +111,13 @@ impl KeyManagerBuilder {
         Self { format, ..self }
     }
 
+    /// Adds an environment: a name of 1 to 40 of `[a-z0-9_-]`, and the format of its keys.
+    /// The first one is the default. They replace [`KeyManagerBuilder::format`].
+    pub fn environment(mut self, name: &str, format: KeyFormat) -> Self {
+        self.environments.push(Environment::new(name, format));
+        self
+    }
+
     /// Sets the limits per organisation. The default is 20 keys, and 50 allowlist entries
     /// per key.
     pub fn limits(self, limits: Limits) -> Self {
@@ -141,13 +151,17 @@ impl KeyManagerBuilder {
     /// # Errors
     ///
     /// [`BuildError::NoRuntime`] if no runtime is set and this is not called on a tokio
-    /// runtime.
+    /// runtime, and [`BuildError::Environment`] for environments that are not valid.
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(spawn::current).ok_or(BuildError::NoRuntime)?;
         let audit_ids = Arc::new(AuditIds::new(&*self.random).map_err(BuildError::Random)?);
+        let formats = match self.environments {
+            none if none.is_empty() => Formats::single(self.format),
+            environments => Formats::named(environments).map_err(BuildError::Environment)?,
+        };
         let audit = self.sink.map(|sink| {
             let runtime = Arc::clone(&runtime);
-            let refusals = refusal_records(self.format.clone(), Arc::clone(&audit_ids));
+            let refusals = refusal_records(formats.clone(), Arc::clone(&audit_ids));
             Arc::new(AuditWriter::start(sink, self.countries, self.delivery, runtime, refusals))
         });
         let uses =
@@ -156,7 +170,7 @@ impl KeyManagerBuilder {
             inner: Arc::new(Inner {
                 store: self.store,
                 store_deadline: self.store_deadline,
-                format: self.format,
+                formats,
                 limits: self.limits,
                 clock: self.clock,
                 audit_ids,
@@ -170,6 +184,7 @@ impl KeyManagerBuilder {
                 audit_log: self.log,
                 unverified: Throttle::default(),
                 unrecorded: Throttle::default(),
+                foreign: Throttle::default(),
                 unhealthy: Throttle::default(),
             }),
         })
@@ -186,4 +201,7 @@ pub enum BuildError {
     /// The random number generator failed.
     #[error(transparent)]
     Random(RandomError),
+    /// The environments are not valid.
+    #[error(transparent)]
+    Environment(EnvironmentError),
 }

@@ -4,7 +4,8 @@
 use std::borrow::Cow;
 
 use crate::audit::record::RequestEvent;
-use crate::key::format::{KeyFormat, LONGEST_KEY};
+use crate::key::format::LONGEST_KEY;
+use crate::key::formats::Formats;
 use crate::text::{cut, percent_decode, truncate};
 
 /// A shorter text has no room for a prefix and a large part of a secret.
@@ -33,7 +34,7 @@ pub(super) fn kept(mut text: String) -> String {
 /// Shows a path. A segment that contains what looks like a key of this service is redacted;
 /// bytes that are not visible ASCII are percent-encoded as in RFC 3986; a long path is
 /// truncated.
-pub(super) fn endpoint(path: Box<str>, format: &KeyFormat) -> Box<str> {
+pub(super) fn endpoint(path: Box<str>, formats: &Formats) -> Box<str> {
     let path_seen = cut(&path, SEEN);
     let plain = path_seen.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
     if plain && path.len() < SHORTEST_LEAK {
@@ -48,7 +49,7 @@ pub(super) fn endpoint(path: Box<str>, format: &KeyFormat) -> Box<str> {
         if start > 0 {
             shown.push('/');
         }
-        if holds_key(segment, format) {
+        if holds_key(segment, formats) {
             shown.push_str(REDACTED);
         } else {
             push_visible(&mut shown, cut(segment, SHOWN - start));
@@ -63,10 +64,10 @@ pub(super) fn endpoint(path: Box<str>, format: &KeyFormat) -> Box<str> {
 }
 
 /// Shows a method: bounded, and without a key sent in its place.
-pub(super) fn method(method: Cow<'static, str>, format: &KeyFormat) -> Cow<'static, str> {
+pub(super) fn method(method: Cow<'static, str>, formats: &Formats) -> Cow<'static, str> {
     match method {
         Cow::Borrowed(_) => method,
-        Cow::Owned(unknown) if holds_key(cut(&unknown, SEEN), format) => REDACTED.into(),
+        Cow::Owned(unknown) if holds_key(cut(&unknown, SEEN), formats) => REDACTED.into(),
         Cow::Owned(mut unknown) => {
             truncate(&mut unknown, LONGEST_METHOD);
             unknown.into()
@@ -75,11 +76,11 @@ pub(super) fn method(method: Cow<'static, str>, format: &KeyFormat) -> Cow<'stat
 }
 
 /// Whether a text of at most `SEEN` bytes contains a key.
-fn holds_key(text: &str, format: &KeyFormat) -> bool {
+fn holds_key(text: &str, formats: &Formats) -> bool {
     if text.len() < SHORTEST_LEAK {
         return false;
     }
-    if format.occurs_in(text.as_bytes()) {
+    if formats.occur_in(text.as_bytes()) {
         return true;
     }
     if !text.contains('%') {
@@ -98,7 +99,7 @@ fn holds_key(text: &str, format: &KeyFormat) -> bool {
         if len == decoded.len() {
             return false;
         }
-        if format.occurs_in(decoded.get(..len).unwrap_or_default()) {
+        if formats.occur_in(decoded.get(..len).unwrap_or_default()) {
             return true;
         }
     }
@@ -118,12 +119,13 @@ fn push_visible(shown: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::format::KeyFormat;
     use crate::key::scan::steps;
     use crate::random::SystemRandom;
     use proptest::prelude::*;
 
     fn shown(path: &str) -> String {
-        endpoint(path.into(), &KeyFormat::default()).into()
+        endpoint(path.into(), &Formats::single(KeyFormat::default())).into()
     }
 
     #[test]
@@ -142,7 +144,7 @@ mod tests {
             assert_eq!(shown(&format!("/{hidden}/z")), "/[REDACTED]/z", "{hidden}");
         }
         assert_eq!(shown("/docs/vsp_sk_example"), "/docs/vsp_sk_example");
-        let format = KeyFormat::new("a_").unwrap();
+        let format = Formats::single(KeyFormat::new("a_").unwrap());
         assert_eq!(&*endpoint("/data_export".into(), &format), "/data_export");
         let hash = format!("/objects/{}", "0a1b".repeat(16));
         assert_eq!(shown(&hash), hash);
@@ -150,14 +152,14 @@ mod tests {
 
     #[test]
     fn case_39_a_secret_without_its_prefix_and_a_key_as_a_method_are_blotted_out() {
-        let format = KeyFormat::default();
-        let key = format.generate(&SystemRandom).unwrap();
+        let formats = Formats::single(KeyFormat::default());
+        let key = formats.default_format().generate(&SystemRandom).unwrap();
         let secret = &key.expose_secret()[7..];
         assert_eq!(shown(&format!("/v1/{secret}")), "/v1/[REDACTED]");
         let sent = Cow::Owned(key.expose_secret().to_owned());
-        assert_eq!(method(sent, &format), "[REDACTED]");
-        assert_eq!(method(Cow::Owned("A".repeat(50)), &format), "A".repeat(32));
-        assert_eq!(method("GET".into(), &format), "GET");
+        assert_eq!(method(sent, &formats), "[REDACTED]");
+        assert_eq!(method(Cow::Owned("A".repeat(50)), &formats), "A".repeat(32));
+        assert_eq!(method("GET".into(), &formats), "GET");
     }
 
     #[test]
@@ -182,7 +184,7 @@ mod tests {
 
     #[test]
     fn case_47_the_work_for_a_path_or_method_does_not_grow_with_it() {
-        let format = KeyFormat::default();
+        let format = Formats::single(KeyFormat::default());
         let hostile = [
             "a".to_owned(),
             "0".to_owned(),
@@ -231,8 +233,8 @@ mod tests {
             bare: bool,
             glued: bool,
         ) {
-            let format = KeyFormat::new(&prefix).unwrap();
-            let key = format.generate(&SystemRandom).unwrap();
+            let format = Formats::single(KeyFormat::new(&prefix).unwrap());
+            let key = format.default_format().generate(&SystemRandom).unwrap();
             let key = key.expose_secret();
             let hidden = escaped(if bare { &key[prefix.len()..] } else { key }, times);
             let before = format!("/{}{}", "-".repeat(start - 2), if glued { '-' } else { '/' });

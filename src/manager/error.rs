@@ -35,6 +35,9 @@ pub enum ManageError {
     /// The name contains an API key of this service, or most of one.
     #[error("the name contains an API key")]
     NameHoldsKey,
+    /// The service has no environment with this name.
+    #[error("there is no such environment")]
+    UnknownEnvironment,
     /// The expiration is not in the future.
     #[error("the expiration is not in the future")]
     ExpirationInThePast,

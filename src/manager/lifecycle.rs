@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::allowlist::Allowlist;
 use crate::audit::log::{AuditPage, AuditQuery};
 use crate::audit::record::ChangeAction;
+use crate::key::format::KeyFormat;
 use crate::key::id::KeyId;
 use crate::key::idempotency::IdempotencyKey;
 use crate::key::name::KeyName;
@@ -47,6 +48,7 @@ impl KeyManager {
     ///
     /// [`LimitReached`](ManageError::LimitReached),
     /// [`NameHoldsKey`](ManageError::NameHoldsKey),
+    /// [`UnknownEnvironment`](ManageError::UnknownEnvironment),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
     /// [`ExpirationInThePast`](ManageError::ExpirationInThePast),
     /// [`AlreadyCreated`](ManageError::AlreadyCreated) if the new key has an idempotency
@@ -64,7 +66,9 @@ impl KeyManager {
         let max = inner.limits.max_keys;
         let limit = OrgLimit::at_most(max);
         let present = inner.bounded(inner.store.list(actor.org())).await?;
-        let secret = inner.format.generate(&*inner.random)?;
+        let format = inner.formats.find(new.environment.as_deref());
+        let format = format.ok_or(ManageError::UnknownEnvironment)?.format();
+        let secret = format.generate(&*inner.random)?;
         let id = match &new.idempotency_key {
             Some(once) => unused_id(once, actor.org(), &present, max, now)?,
             None => KeyId::random(&*inner.random)?,
@@ -82,7 +86,7 @@ impl KeyManager {
             id,
             org: actor.org().clone(),
             name: new.name,
-            key_prefix: inner.format.display_prefix(&secret),
+            key_prefix: format.display_prefix(&secret),
             digest: secret.digest(),
             status: Status::Active,
             allowlist: new.allowlist,
@@ -115,9 +119,12 @@ impl KeyManager {
         .await
     }
 
-    /// The organisation's keys, oldest first, including revoked and expired ones.
+    /// The organisation's keys, oldest first, including revoked and expired ones. Keys with
+    /// a prefix that this manager does not have are left out: they are another service's.
     pub async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, ManageError> {
-        Ok(self.inner.bounded(self.inner.store.list(org)).await?)
+        let mut keys = self.inner.bounded(self.inner.store.list(org)).await?;
+        keys.retain(|key| self.format_of(key).is_ok());
+        Ok(keys)
     }
 
     /// One key of the organisation.
@@ -127,7 +134,25 @@ impl KeyManager {
     /// [`NotFound`](ManageError::NotFound), also for another organisation's key.
     pub async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Arc<ApiKey>, ManageError> {
         let found = self.inner.bounded(self.inner.store.get(org, id)).await?;
-        found.ok_or(ManageError::NotFound)
+        let key = found.ok_or(ManageError::NotFound)?;
+        self.format_of(&key)?;
+        Ok(key)
+    }
+
+    /// The format of a key. A key with a prefix that this manager does not have counts as
+    /// not found.
+    fn format_of(&self, key: &ApiKey) -> Result<&KeyFormat, ManageError> {
+        if let Some(environment) = self.inner.formats.of_shown(&key.key_prefix) {
+            return Ok(environment.format());
+        }
+        if let Some(left_out) = self.inner.foreign.pass() {
+            tracing::warn!(
+                key_prefix = key.key_prefix,
+                left_out,
+                "the store has keys with a prefix that is not configured; they are ignored"
+            );
+        }
+        Err(ManageError::NotFound)
     }
 
     /// Edits a key, and keeps concurrent changes: a rename that races with a revocation
@@ -261,13 +286,14 @@ impl KeyManager {
         if current.digest != first.digest {
             return Err(ManageError::Conflict);
         }
-        let secret = self.inner.format.generate(&*self.inner.random)?;
+        let format = self.format_of(&current)?.clone();
+        let secret = format.generate(&*self.inner.random)?;
         self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
             let (inner, _turn) = (&*keys.inner, turn);
             for _ in 0..ATTEMPTS {
                 let rotated = ApiKey {
                     digest: secret.digest(),
-                    key_prefix: inner.format.display_prefix(&secret),
+                    key_prefix: format.display_prefix(&secret),
                     rotated_at: Some(keys.now()),
                     revision: current.revision.next(),
                     ..ApiKey::clone(&current)
@@ -360,7 +386,7 @@ impl KeyManager {
 
     /// Names are shown and logged, so they must not contain a key.
     fn check_name(&self, name: &KeyName) -> Result<(), ManageError> {
-        if self.inner.format.occurs_in(name.as_str().as_bytes()) {
+        if self.inner.formats.occur_in(name.as_str().as_bytes()) {
             return Err(ManageError::NameHoldsKey);
         }
         Ok(())

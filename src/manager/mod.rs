@@ -24,12 +24,13 @@ use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
+use crate::key::formats::{Environment, Formats};
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
 use crate::random::Random;
-use crate::record::Limits;
+use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::{Clock, Timestamp};
 use crate::runtime::spawn::Runtime;
 use crate::store::key_store::KeyStore;
@@ -67,7 +68,7 @@ pub struct KeyManager {
 struct Inner {
     store: Arc<dyn KeyStore>,
     store_deadline: Duration,
-    format: KeyFormat,
+    formats: Formats,
     limits: Limits,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
@@ -84,14 +85,33 @@ struct Inner {
     unverified: Throttle,
     /// For requests refused because they could not be recorded.
     unrecorded: Throttle,
+    /// For keys with a prefix that is not configured.
+    foreign: Throttle,
     /// For health checks that found a failure.
     unhealthy: Throttle,
 }
 
 impl KeyManager {
-    /// The format of this manager's keys.
+    /// The format of this manager's keys; with environments, that of the first.
     pub fn format(&self) -> &KeyFormat {
-        &self.inner.format
+        self.inner.formats.default_format()
+    }
+
+    /// The environments, the default one first. None unless
+    /// [`KeyManagerBuilder::environment`] was called.
+    pub fn environments(&self) -> impl Iterator<Item = &Environment> {
+        self.inner.formats.environments()
+    }
+
+    #[cfg(feature = "tower")]
+    pub(crate) fn formats(&self) -> &Formats {
+        &self.inner.formats
+    }
+
+    /// The name of the environment that a key belongs to; `None` without environments.
+    pub fn environment_of(&self, key: &ApiKey) -> Option<&str> {
+        let of = self.inner.formats.of_shown(&key.key_prefix)?;
+        self.environments().find(|one| *one == of).map(Environment::name)
     }
 
     /// The limits per organisation.

@@ -43,17 +43,9 @@ impl KeyManager {
         let digest = self.inner.digest(credential.as_bytes());
         async move {
             let (verified, now) = self.inner.check(digest?, ip).await?;
-            self.inner.uses.record(verified.0.id, now);
+            self.inner.uses.record(verified.id(), now);
             Ok(verified)
         }
-    }
-}
-
-impl KeyManager {
-    /// The part of a verification that does not need the store.
-    #[cfg(feature = "tower")]
-    pub(crate) fn digest(&self, credential: &[u8]) -> Result<KeyDigest, VerifyError> {
-        self.inner.digest(credential)
     }
 }
 
@@ -62,7 +54,7 @@ impl Inner {
         if credential.len() > MAX_CREDENTIAL_LEN {
             return Err(VerifyError::Malformed(MalformedKey));
         }
-        self.format.digest(credential).map_err(VerifyError::Malformed)
+        self.formats.digest(credential).map_err(VerifyError::Malformed)
     }
 
     pub(super) async fn check(
@@ -79,7 +71,10 @@ impl Inner {
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
         match policy::evaluate(&key, ip, now) {
-            Ok(()) => Ok((VerifiedKey(key), now)),
+            Ok(()) => {
+                let environment = self.formats.name_of_shown(&key.key_prefix);
+                Ok((VerifiedKey { key, environment }, now))
+            }
             Err(denial) => Err(VerifyError::Denied { denial, key }),
         }
     }
@@ -111,37 +106,45 @@ impl Inner {
 ///
 /// ```compile_fail
 /// fn forge(key: std::sync::Arc<keygate::ApiKey>) -> keygate::VerifiedKey {
-///     keygate::VerifiedKey(key)
+///     keygate::VerifiedKey { key, environment: None }
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifiedKey(Arc<ApiKey>);
+pub struct VerifiedKey {
+    key: Arc<ApiKey>,
+    environment: Option<Arc<str>>,
+}
 
 impl VerifiedKey {
     /// The organisation that the caller belongs to.
     pub fn org(&self) -> &OrgId {
-        &self.0.org
+        &self.key.org
     }
 
     /// The key's identifier.
     pub fn id(&self) -> KeyId {
-        self.0.id
+        self.key.id
     }
 
     /// The key's name.
     pub fn name(&self) -> &KeyName {
-        &self.0.name
+        &self.key.name
+    }
+
+    /// The name of the key's environment; `None` if the service has none.
+    pub fn environment(&self) -> Option<&str> {
+        self.environment.as_deref()
     }
 
     /// The host's own metadata, such as the customer's plan.
     pub fn metadata(&self) -> &Metadata {
-        &self.0.attributes.metadata
+        &self.key.attributes.metadata
     }
 
     /// The whole record as the store returned it for this verification. Its last-used time
     /// may be out of date.
     pub fn record(&self) -> &ApiKey {
-        &self.0
+        &self.key
     }
 }
 

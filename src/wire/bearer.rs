@@ -1,8 +1,10 @@
-//! The credential in an `Authorization` header (RFC 9110 § 11, RFC 6750 § 2.1).
+//! The credential in an `Authorization` header (RFC 9110 § 11, RFC 6750 § 2.1), or in a
+//! header of the host's choice.
 
-use http::header::{AUTHORIZATION, HeaderMap};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 
-use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN};
+use crate::key::format::MAX_CREDENTIAL_LEN;
+use crate::key::formats::Formats;
 
 /// What a request presents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +19,37 @@ pub(crate) enum Presented<'a> {
     Ambiguous,
 }
 
-/// Finds the credential. Keys in the query string or in other headers are ignored, and so
-/// are bearer credentials without the prefix of the format, if one is given.
+/// Finds the credential in the `Authorization` header, or in the other one if there is one.
+/// Keys in the query string or elsewhere are ignored, and so are bearer credentials without
+/// the prefix of any format, if formats are given.
 pub(crate) fn presented<'a>(
     headers: &'a HeaderMap,
-    foreign_to: Option<&KeyFormat>,
+    other: Option<&HeaderName>,
+    foreign_to: Option<&Formats>,
 ) -> Presented<'a> {
+    if let Some(name) = other {
+        let mut lines = headers.get_all(name).iter();
+        if let Some(line) = lines.next() {
+            let is_one = lines.next().is_none() && !headers.contains_key(AUTHORIZATION);
+            return if is_one { whole(line.as_bytes()) } else { Presented::Ambiguous };
+        }
+    }
+    in_authorization(headers, foreign_to)
+}
+
+/// A credential without a scheme.
+fn whole(line: &[u8]) -> Presented<'_> {
+    let credential = line.trim_ascii();
+    if credential.iter().any(|b| matches!(b, b' ' | b'\t' | b',')) {
+        Presented::Ambiguous
+    } else if credential.is_empty() || credential.len() > MAX_CREDENTIAL_LEN {
+        Presented::Malformed
+    } else {
+        Presented::Bearer(credential)
+    }
+}
+
+fn in_authorization<'a>(headers: &'a HeaderMap, foreign_to: Option<&Formats>) -> Presented<'a> {
     let mut lines = headers.get_all(AUTHORIZATION).iter();
     let Some(line) = lines.next() else { return Presented::Nothing };
     if lines.next().is_some() {
@@ -38,8 +65,7 @@ pub(crate) fn presented<'a>(
     }
     let spaces = credential.iter().take_while(|b| **b == b' ').count();
     let credential = credential.get(spaces..).unwrap_or_default();
-    let is_foreign =
-        foreign_to.is_some_and(|format| !credential.starts_with(format.prefix().as_bytes()));
+    let is_foreign = foreign_to.is_some_and(|formats| !formats.begins(credential));
     let is_too_long = credential.len() > MAX_CREDENTIAL_LEN && !is_foreign;
     // A tab is not accepted in place of the spaces.
     if is_too_long || matches!(credential, [] | [b'\t', ..]) {
@@ -62,6 +88,7 @@ fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::format::KeyFormat;
     use http::HeaderValue;
     use proptest::prelude::*;
 
@@ -74,7 +101,7 @@ mod tests {
     fn case_02_the_scheme_is_case_insensitive_and_spaces_are_skipped() {
         for line in ["Bearer k", "bearer k", "BEARER k", "bEaReR    k", " Bearer k "] {
             let headers = of(&[line.as_bytes()]);
-            assert_eq!(presented(&headers, None), Presented::Bearer(b"k"), "{line:?}");
+            assert_eq!(presented(&headers, None, None), Presented::Bearer(b"k"), "{line:?}");
         }
     }
 
@@ -84,7 +111,7 @@ mod tests {
             [["Bearer a", "Bearer a"], ["Bearer a", "Basic b"], ["Basic b", "Bearer a"], ["", ""]]
         {
             let headers = of(&lines.map(str::as_bytes));
-            assert_eq!(presented(&headers, None), Presented::Ambiguous);
+            assert_eq!(presented(&headers, None, None), Presented::Ambiguous);
         }
     }
 
@@ -99,16 +126,24 @@ mod tests {
             "Basic dTpw, Bearer a",
             "Digest a=\"b\", c=d,\tbearer a",
         ] {
-            assert_eq!(presented(&of(&[line.as_bytes()]), None), Presented::Ambiguous, "{line:?}");
+            assert_eq!(
+                presented(&of(&[line.as_bytes()]), None, None),
+                Presented::Ambiguous,
+                "{line:?}"
+            );
         }
     }
 
     #[test]
     fn case_05_what_is_no_credential_is_told_from_one_that_is_malformed() {
         for line in ["", " ", "Basic YTpi", "Bearerk", "k", "bear er k"] {
-            assert_eq!(presented(&of(&[line.as_bytes()]), None), Presented::Nothing, "{line:?}");
+            assert_eq!(
+                presented(&of(&[line.as_bytes()]), None, None),
+                Presented::Nothing,
+                "{line:?}"
+            );
         }
-        assert_eq!(presented(&HeaderMap::new(), None), Presented::Nothing);
+        assert_eq!(presented(&HeaderMap::new(), None, None), Presented::Nothing);
         let huge = [b"Bearer ", &[b','; 65_536][..]].concat();
         for line in [
             &b"Bearer"[..],
@@ -120,19 +155,22 @@ mod tests {
             b"Bearer \t a, b",
             &huge,
         ] {
-            assert_eq!(presented(&of(&[line]), None), Presented::Malformed);
+            assert_eq!(presented(&of(&[line]), None, None), Presented::Malformed);
         }
         let longest = [b"Bearer ", &[b'k'; 256][..]].concat();
-        assert_eq!(presented(&of(&[&longest]), None), Presented::Bearer(&[b'k'; 256]));
-        assert_eq!(presented(&of(&[b"Bearer \xff\xfe"]), None), Presented::Bearer(b"\xff\xfe"));
+        assert_eq!(presented(&of(&[&longest]), None, None), Presented::Bearer(&[b'k'; 256]));
+        assert_eq!(
+            presented(&of(&[b"Bearer \xff\xfe"]), None, None),
+            Presented::Bearer(b"\xff\xfe")
+        );
     }
 
     #[test]
     fn a_foreign_token_is_no_credential_where_foreign_ones_are_ignored() {
-        let format = KeyFormat::default();
+        let format = Formats::single(KeyFormat::default());
         let of = |line: &[u8]| {
             let headers = of(&[line]);
-            presented(&headers, Some(&format)) == Presented::Nothing
+            presented(&headers, None, Some(&format)) == Presented::Nothing
         };
         let long = [b"Bearer eyJ", &[b'a'; 60_000][..]].concat();
         for line in [&b"Bearer eyJh.eyJz.c2ln"[..], b"bearer  vsp_pk_1", b"Bearer x", &long] {
@@ -159,7 +197,7 @@ mod tests {
         #[test]
         fn a_credential_comes_out_as_it_went_in(key in "[!-+\\--~]{1,256}", spaces in 1usize..9) {
             let headers = of(&[format!("Bearer{}{key}", " ".repeat(spaces)).as_bytes()]);
-            prop_assert_eq!(presented(&headers, None), Presented::Bearer(key.as_bytes()));
+            prop_assert_eq!(presented(&headers, None, None), Presented::Bearer(key.as_bytes()));
         }
     }
 }

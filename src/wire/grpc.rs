@@ -20,12 +20,12 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// The refusal of a call. The message is visible ASCII without `%`.
-pub(crate) fn refusal(status: StatusCode, message: &'static str) -> Response<Bytes> {
+pub(crate) fn refusal(status: StatusCode, message: HeaderValue) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     headers.insert(GRPC_STATUS, code(status).into());
-    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
+    headers.insert(GRPC_MESSAGE, message);
     response
 }
 
@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn case_53_a_refusal_has_the_code_that_its_status_stands_for() {
         for (status, code) in [(400, "16"), (401, "16"), (403, "7"), (429, "8"), (503, "14")] {
-            let response = refusal(StatusCode::from_u16(status).unwrap(), "no");
+            let response =
+                refusal(StatusCode::from_u16(status).unwrap(), HeaderValue::from_static("no"));
             assert_eq!((response.status(), response.body().len()), (StatusCode::OK, 0));
             assert_eq!(response.headers()[GRPC_STATUS], code);
             assert_eq!(http_status(&response), if status == 400 { 401 } else { status });

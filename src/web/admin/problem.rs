@@ -128,6 +128,9 @@ impl From<ManageError> for Problem {
             ManageError::NameHoldsKey => {
                 Self::invalid_field("name", KeyNameError::HoldsKey.to_string())
             }
+            ManageError::UnknownEnvironment => {
+                Self::invalid_field("environment", "is not one of the environments")
+            }
             ManageError::ExpirationInThePast => {
                 Self::invalid_field("expiration", "must be in the future")
             }
