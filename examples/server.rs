@@ -10,8 +10,12 @@
 //! | `KEYGATE_PROXY_HEADER` | `x-forwarded-for` | or `forwarded`, or a header with one address |
 //! | `KEYGATE_GEOIP` | none | a MaxMind DB file (`.mmdb`), for countries in the audit log |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | the prefix of keys |
+//! | `KEYGATE_KEY_HEADER` | none | a header in which a key is taken as well, such as `x-api-key` |
+//! | `KEYGATE_ENVIRONMENTS` | none | such as `live=vsp_sk_,test=vsp_sk_test_`; the first is the default |
+//! | `KEYGATE_ORG_LIMITS` | none | keys of single organisations, such as `big=200,small=5` |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
+use std::collections::HashMap;
 use std::env::{self, VarError};
 use std::error::Error;
 use std::net::SocketAddr;
@@ -25,8 +29,9 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
+use keygate::error::BuildError;
 use keygate::{
-    Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
+    Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder, Limits,
     MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader, SettingsPage,
     SqliteStore, VerifiedKey, close_if_unread,
 };
@@ -52,6 +57,10 @@ async fn main() -> Result<(), Failure> {
         .init();
     let keys = key_manager().await?;
     let client_ip = ClientIp::behind(trusted_proxies()?, proxy_header()?);
+    let mut layer = ApiKeyLayer::new(keys.clone()).client_ip(client_ip);
+    if let Some(name) = key_header()? {
+        layer = layer.key_header(name);
+    }
 
     let api = Router::new()
         .route("/whoami", get(whoami))
@@ -59,7 +68,7 @@ async fn main() -> Result<(), Failure> {
         .route("/slow/{ms}", get(slow))
         // Otherwise axum answers unknown paths without going through the layer.
         .fallback(async || StatusCode::NOT_FOUND)
-        .layer(ApiKeyLayer::new(keys.clone()).client_ip(client_ip));
+        .layer(layer);
     let named = variable("KEYGATE_ADDR", "127.0.0.1:3000")?;
     let listener =
         TcpListener::bind(&named).await.map_err(|e| format!("KEYGATE_ADDR={named}: {e}"))?;
@@ -105,10 +114,23 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let countries = countries()?;
-    let builder = store().await?.delivery(delivery).format(format);
-    Ok(match countries {
-        Some(countries) => builder.countries(countries).build()?,
-        None => builder.build()?,
+    let mut builder = store().await?.delivery(delivery).format(format);
+    for (name, prefix) in pairs("KEYGATE_ENVIRONMENTS")? {
+        let format = KeyFormat::new(&prefix)
+            .map_err(|e| format!("KEYGATE_ENVIRONMENTS: {name}={prefix}: {e}"))?;
+        builder = builder.environment(&name, format);
+    }
+    let org_limits = org_limits()?;
+    builder = builder.limits_for(move |org| match org_limits.get(org.as_str()) {
+        Some(keys) => Limits::default().max_keys(*keys),
+        None => Limits::default(),
+    });
+    if let Some(countries) = countries {
+        builder = builder.countries(countries);
+    }
+    builder.build().map_err(|error| match error {
+        BuildError::Environment(error) => format!("KEYGATE_ENVIRONMENTS: {error}").into(),
+        other => other.into(),
     })
 }
 
@@ -160,6 +182,34 @@ fn proxy_header() -> Result<ProxyHeader, Failure> {
     let name =
         name.parse::<HeaderName>().map_err(|e| format!("KEYGATE_PROXY_HEADER={name}: {e}"))?;
     Ok(name.into())
+}
+
+fn key_header() -> Result<Option<HeaderName>, Failure> {
+    let name = variable("KEYGATE_KEY_HEADER", "")?;
+    if name.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(name.parse().map_err(|e| format!("KEYGATE_KEY_HEADER={name}: {e}"))?))
+}
+
+fn org_limits() -> Result<HashMap<String, u32>, Failure> {
+    let parse = |(org, keys): (String, String)| {
+        let keys = keys.parse().map_err(|e| format!("KEYGATE_ORG_LIMITS: {org}={keys}: {e}"))?;
+        Ok((org, keys))
+    };
+    pairs("KEYGATE_ORG_LIMITS")?.into_iter().map(parse).collect()
+}
+
+/// A variable with a list such as `a=1,b=2`.
+fn pairs(name: &str) -> Result<Vec<(String, String)>, Failure> {
+    let list = variable(name, "")?;
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let pair = |entry: &str| {
+        let (left, right) =
+            entry.split_once('=').ok_or_else(|| format!("{name}: {entry}: `=` is missing"))?;
+        Ok((left.trim().to_owned(), right.trim().to_owned()))
+    };
+    entries.map(pair).collect()
 }
 
 fn variable(name: &str, default: &str) -> Result<String, Failure> {

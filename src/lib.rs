@@ -80,6 +80,7 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 //! | `cache` | [`CachedStore`]: keys kept in memory in front of a store across a network |
 //! | `geoip` | [`MaxMindCountries`](audit::MaxMindCountries): countries in audit records, from a MaxMind DB file |
 //! | `conformance` | the test suite for stores and audit logs |
+//! | `test-util` | [`VerifiedKey`] for tests of handlers; for `[dev-dependencies]` only |
 //!
 //! # How it works
 //!

@@ -14,6 +14,8 @@ mod admin_support;
 mod audit;
 #[path = "admin_support/bodies.rs"]
 mod bodies;
+#[path = "admin_support/environments.rs"]
+mod environments;
 #[path = "admin_support/failures.rs"]
 mod failures;
 #[path = "admin_support/guard.rs"]

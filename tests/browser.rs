@@ -30,6 +30,8 @@ mod confirm;
 mod create;
 #[path = "browser_support/edit.rs"]
 mod edit;
+#[path = "browser_support/environments.rs"]
+mod environments;
 #[path = "browser_support/hostile.rs"]
 mod hostile;
 #[path = "browser_support/house.rs"]

@@ -1002,6 +1002,37 @@ fn keys_begin_with_the_prefix_that_is_set() {
     assert_eq!(other.status(&server), 401);
 }
 
+#[test]
+fn a_key_is_taken_from_the_header_that_is_set() {
+    let server = Server::start(&[("KEYGATE_KEY_HEADER", "x-api-key")]);
+    let key = Key::named(&server, "key");
+    let in_header = format!("x-api-key: {}", key.secret);
+    let ask = |headers: &[&str]| server.client().ask("GET", "/v1/whoami", headers);
+    assert_eq!(ask(&[&in_header]).status, 200);
+    assert_eq!(key.status(&server), 200);
+    let twice = ask(&[&in_header, &key.authorization()]);
+    assert_eq!((twice.status, &twice.json()["code"]), (400, &json!("invalid_request")));
+    assert!(ask(&[]).text().contains("`x-api-key: <key>`"));
+}
+
+#[test]
+fn environments_and_limits_of_organisations_are_those_that_are_set() {
+    let server = Server::start(&[
+        ("KEYGATE_ENVIRONMENTS", "live=vsp_sk_,test=vsp_sk_test_"),
+        ("KEYGATE_ORG_LIMITS", "demo=2"),
+    ]);
+    let live = Key::named(&server, "live");
+    assert!(is_key(&live.secret, "vsp_sk_"));
+    let body = json!({ "name": "test", "expiration": "never", "environment": "test" });
+    let test = Key::create(&server, &body);
+    assert!(is_key(&test.secret, "vsp_sk_test_"));
+    assert_eq!((live.status(&server), test.status(&server)), (200, 200));
+    let list = server.client().ask("GET", "/settings/api/keys", &[]).json();
+    assert_eq!(list["environments"][1], json!({ "name": "test", "prefix": "vsp_sk_test_" }));
+    assert_eq!(list["keys"][1]["environment"], "test");
+    assert_eq!(list["limits"]["max_keys"], 2);
+}
+
 /// Starts a server that is to refuse its settings, and says what it complains of.
 fn complaint(name: &str, value: &OsStr) -> String {
     let mut child = command(&[(name, value)]).spawn().unwrap();
@@ -1038,6 +1069,12 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0.1/8", "localhost", "127.0.0.1;::1"]),
         ("KEYGATE_PROXY_HEADER", &["X Real IP", "x-real-ip:", "\u{e9}"]),
         ("KEYGATE_GEOIP", &["/nonexistent/countries.mmdb"]),
+        ("KEYGATE_KEY_HEADER", &["x api key", "x-api-key:"]),
+        (
+            "KEYGATE_ENVIRONMENTS",
+            &["live", "live=SK_", "live=a_,live=b_", "live=a_,test=a_", "L=a_"],
+        ),
+        ("KEYGATE_ORG_LIMITS", &["big", "big=many", "big=-1"]),
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
     ] {
         for value in values {

@@ -18,7 +18,8 @@ use crate::runtime::clock::{Clock, SystemClock};
 
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
-use crate::manager::{Inner, KeyManager};
+use crate::manager::{Inner, KeyManager, LimitsFor};
+use crate::org::OrgId;
 use crate::random::{Random, RandomError, SystemRandom};
 use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
@@ -48,7 +49,7 @@ pub struct KeyManagerBuilder {
     store_deadline: Duration,
     format: KeyFormat,
     environments: Vec<Environment>,
-    limits: Limits,
+    limits: LimitsFor,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Option<Arc<dyn Runtime>>,
@@ -67,7 +68,7 @@ impl KeyManager {
             store_deadline: Duration::from_secs(2),
             format: KeyFormat::default(),
             environments: Vec::new(),
-            limits: Limits::default(),
+            limits: LimitsFor(Box::new(|_| Limits::default())),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
             runtime: None,
@@ -118,10 +119,31 @@ impl KeyManagerBuilder {
         self
     }
 
-    /// Sets the limits per organisation. The default is 20 keys, and 50 allowlist entries
-    /// per key.
+    /// Sets the limits of every organisation. The default is 20 keys, and 50 allowlist
+    /// entries per key.
     pub fn limits(self, limits: Limits) -> Self {
-        Self { limits, ..self }
+        self.limits_for(move |_| limits)
+    }
+
+    /// Sets the limits of each organisation, for example by its plan. The function is
+    /// called often, so it should not block.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::{KeyManager, Limits, MemoryStore};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new())
+    ///     .limits_for(|org| match org.as_str() {
+    ///         "big" => Limits::default().max_keys(200),
+    ///         _ => Limits::default(),
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn limits_for(self, limits: impl Fn(&OrgId) -> Limits + Send + Sync + 'static) -> Self {
+        Self { limits: LimitsFor(Box::new(limits)), ..self }
     }
 
     /// Sets how long a call of the store may take before the store counts as unavailable.

@@ -57,13 +57,13 @@ impl KeyManager {
     pub async fn create(&self, actor: &Actor, new: NewKey) -> Result<IssuedKey, ManageError> {
         let inner = &*self.inner;
         self.check_name(&new.name)?;
-        self.check_length(&new.allowlist)?;
+        self.check_length(actor.org(), &new.allowlist)?;
         let now = self.now();
         let expires_at = new.expiration.after(now);
         if expires_at.is_some_and(|at| at <= now) {
             return Err(ManageError::ExpirationInThePast);
         }
-        let max = inner.limits.max_keys;
+        let max = self.limits(actor.org()).max_keys;
         let limit = OrgLimit::at_most(max);
         let present = inner.bounded(inner.store.list(actor.org())).await?;
         let format = inner.formats.find(new.environment.as_deref());
@@ -218,7 +218,7 @@ impl KeyManager {
             self.check_name(name)?;
         }
         if let Some(allowlist) = &patch.allowlist {
-            self.check_length(allowlist)?;
+            self.check_length(actor.org(), allowlist)?;
         }
         let (org, id) = (actor.org().clone(), *id);
         let turn = self.turn(&org, &id).await?;
@@ -406,8 +406,8 @@ impl KeyManager {
         Ok(key)
     }
 
-    fn check_length(&self, allowlist: &Allowlist) -> Result<(), ManageError> {
-        let max = self.inner.limits.max_ips_per_key;
+    fn check_length(&self, org: &OrgId, allowlist: &Allowlist) -> Result<(), ManageError> {
+        let max = self.limits(org).max_ips_per_key;
         if allowlist.len() > max as usize {
             return Err(ManageError::AllowlistTooLong { max });
         }

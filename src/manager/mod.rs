@@ -17,6 +17,7 @@ pub(crate) mod verify;
 
 pub use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +30,22 @@ use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
+use crate::org::OrgId;
 use crate::random::Random;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::{Clock, Timestamp};
 use crate::runtime::spawn::Runtime;
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
+
+/// The limits of each organisation.
+struct LimitsFor(Box<dyn Fn(&OrgId) -> Limits + Send + Sync>);
+
+impl fmt::Debug for LimitsFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LimitsFor")
+    }
+}
 
 /// Creates, changes and verifies the keys of one service.
 ///
@@ -69,7 +80,7 @@ struct Inner {
     store: Arc<dyn KeyStore>,
     store_deadline: Duration,
     formats: Formats,
-    limits: Limits,
+    limits: LimitsFor,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Arc<dyn Runtime>,
@@ -114,9 +125,9 @@ impl KeyManager {
         self.environments().find(|one| *one == of).map(Environment::name)
     }
 
-    /// The limits per organisation.
-    pub fn limits(&self) -> Limits {
-        self.inner.limits
+    /// The limits of an organisation.
+    pub fn limits(&self, org: &OrgId) -> Limits {
+        (self.inner.limits.0)(org)
     }
 
     /// The current time, by the manager's clock.

@@ -116,6 +116,31 @@ pub struct VerifiedKey {
 }
 
 impl VerifiedKey {
+    /// A key for tests of a service's own handlers. Only with the feature `test-util`, which
+    /// belongs into `[dev-dependencies]`: it would let production code forge a key.
+    ///
+    /// ```
+    /// use keygate::{ApiKey, VerifiedKey};
+    ///
+    /// async fn greet(key: VerifiedKey) -> String {
+    ///     format!("hello, {}", key.org())
+    /// }
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() {
+    /// let key = VerifiedKey::for_test(ApiKey::sample(1));
+    /// assert_eq!(greet(key).await, "hello, acme");
+    /// # }
+    /// ```
+    ///
+    /// For a whole router, put it into the request's extensions, where the layer would:
+    /// `request.extensions_mut().insert(key)`.
+    #[cfg(feature = "test-util")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+    pub fn for_test(key: ApiKey) -> Self {
+        Self { key: Arc::new(key), environment: None }
+    }
+
     /// The organisation that the caller belongs to.
     pub fn org(&self) -> &OrgId {
         &self.key.org

@@ -90,7 +90,8 @@ async fn the_last_place_of_an_organisation_is_taken_once() {
 async fn of_creations_at_once_one_makes_a_key() {
     // Two managers, as in two processes.
     let world = World::new(Delivery::buffered());
-    let other = KeyManager::builder(world.store.clone()).limits(world.keys.limits());
+    let other =
+        KeyManager::builder(world.store.clone()).limits(world.keys.limits(actor("a").org()));
     let other = other.build().unwrap();
     let a = actor("a");
     for round in 0..100 {

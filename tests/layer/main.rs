@@ -14,6 +14,7 @@ mod client_ip;
 mod credentials;
 mod faults;
 mod leaks;
+mod places;
 mod records;
 mod shutdown;
 mod stack;

@@ -50,7 +50,7 @@ async fn an_allowlist_has_at_most_50_entries() {
 #[tokio::test]
 async fn limits_are_the_hosts_to_set() {
     let b = bench_with(|builder| builder.limits(Limits::default().max_keys(2).max_ips_per_key(1)));
-    assert_eq!(b.keys.limits(), Limits::default().max_keys(2).max_ips_per_key(1));
+    assert_eq!(b.keys.limits(ada().org()), Limits::default().max_keys(2).max_ips_per_key(1));
     b.create().await;
     let two = b.keys.create(&ada(), new_key().allowlist(networks(2))).await;
     assert!(matches!(two, Err(ManageError::AllowlistTooLong { max: 1 })));

@@ -10,6 +10,7 @@
 
 mod changes;
 mod credentials;
+mod environments;
 mod faults;
 mod health;
 mod lifecycle;

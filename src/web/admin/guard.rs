@@ -29,7 +29,7 @@ pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Ne
 fn check(request: &Request, hosts: &Hosts) -> Result<(), Problem> {
     if request.extensions().get::<Actor>().is_none() {
         tracing::debug!("no Actor in the request: is there a login in front of `admin::router`?");
-        return Err(Problem::new(Code::Unauthenticated, "Log in first."));
+        return Err(Problem::unauthenticated());
     }
     if !hosts.have(request) {
         let detail = "The service does not answer under this host.";

@@ -13,6 +13,7 @@ use crate::manager::error::ManageError;
 use crate::org::Actor;
 use crate::record::{KeyPatch, NewKey, Revision};
 use crate::web::admin::input::{Id, Idempotency, IgnoredBody, InBody, InQuery};
+use crate::web::admin::offer::Offer;
 use crate::web::admin::precondition::IfMatch;
 use crate::web::admin::problem::{Code, Problem};
 use crate::web::admin::requests::{Confirmation, Page};
@@ -26,10 +27,11 @@ pub(super) async fn list(
     InQuery(()): InQuery<()>,
 ) -> Answer {
     let list = keys.list(actor.org()).await?;
-    let now = keys.now();
+    let offer = Offer::new(&keys, actor.org());
     let view = KeysView {
-        keys: list.iter().map(|key| KeyView::new(key, now)).collect(),
-        limits: keys.limits().into(),
+        keys: list.iter().map(|key| KeyView::new(&keys, key)).collect(),
+        limits: offer.limits.into(),
+        environments: offer.environments.iter().map(Into::into).collect(),
     };
     Ok(Json(view).into_response())
 }
@@ -53,7 +55,7 @@ pub(super) async fn create(
         }
         created => created?,
     };
-    let mut answer = issued_answer(StatusCode::CREATED, &issued, keys.now());
+    let mut answer = issued_answer(StatusCode::CREATED, &keys, &issued);
     if let Some(location) = location(&issued.key.id) {
         answer.headers_mut().insert(LOCATION, location);
     }
@@ -67,7 +69,7 @@ pub(super) async fn show(
     InQuery(()): InQuery<()>,
 ) -> Answer {
     let key = keys.get(actor.org(), &id).await?;
-    Ok(key_answer(&key, keys.now()))
+    Ok(key_answer(&keys, &key))
 }
 
 pub(super) async fn edit(
@@ -86,7 +88,7 @@ pub(super) async fn edit(
             keys.update_if(&actor, &id, patch, current.revision).await?
         }
     };
-    Ok(key_answer(&key, keys.now()))
+    Ok(key_answer(&keys, &key))
 }
 
 pub(super) async fn rotate(
@@ -100,7 +102,7 @@ pub(super) async fn rotate(
     let revision = confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
     let rotated = keys.rotate_if(&actor, &id, revision).await;
     let issued = rotated.map_err(|error| if_match.overtaken(error))?;
-    Ok(issued_answer(StatusCode::OK, &issued, keys.now()))
+    Ok(issued_answer(StatusCode::OK, &keys, &issued))
 }
 
 pub(super) async fn delete(

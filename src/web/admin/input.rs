@@ -4,15 +4,16 @@ use axum::RequestExt;
 use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
-use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
+use http::{Extensions, HeaderMap};
 
 use crate::key::id::KeyId;
 use crate::key::idempotency::{IdempotencyKey, IdempotencyKeyError};
 use crate::manager::KeyManager;
-use crate::record::Limits;
+use crate::org::Actor;
 use crate::web::admin::fields::Fields;
+use crate::web::admin::offer::Offer;
 use crate::web::admin::problem::{Code, Problem};
 
 /// The largest body, in bytes: several times the size of the longest allowlist.
@@ -21,18 +22,23 @@ pub(super) const MAX_BODY: usize = 64 * 1024;
 /// A value parsed from the fields of a body or a query.
 pub(super) trait Input: Sized {
     /// Takes the fields that it knows. Returns `None` only after adding an error.
-    fn read(fields: &mut Fields, limits: Limits) -> Option<Self>;
+    fn read(fields: &mut Fields, offer: &Offer) -> Option<Self>;
 }
 
 /// No fields.
 impl Input for () {
-    fn read(_: &mut Fields, _: Limits) -> Option<Self> {
+    fn read(_: &mut Fields, _: &Offer) -> Option<Self> {
         Some(())
     }
 }
 
-fn finish<T: Input>(mut fields: Fields, keys: &KeyManager) -> Result<T, Problem> {
-    let value = T::read(&mut fields, keys.limits());
+fn finish<T: Input>(
+    mut fields: Fields,
+    keys: &KeyManager,
+    extensions: &Extensions,
+) -> Result<T, Problem> {
+    let actor = extensions.get::<Actor>().ok_or_else(Problem::unauthenticated)?;
+    let value = T::read(&mut fields, &Offer::new(keys, actor.org()));
     fields.finish(value)
 }
 
@@ -60,7 +66,7 @@ impl<T: Input> FromRequestParts<KeyManager> for InQuery<T> {
 
     async fn from_request_parts(parts: &mut Parts, keys: &KeyManager) -> Result<Self, Problem> {
         let fields = Fields::of_query(parts.uri.query().unwrap_or_default())?;
-        finish(fields, keys).map(Self)
+        finish(fields, keys, &parts.extensions).map(Self)
     }
 }
 
@@ -97,13 +103,14 @@ impl<T: Input> FromRequest<KeyManager> for InBody<T> {
         if request.body().size_hint().lower() > MAX_BODY as u64 {
             return Err(too_large());
         }
+        let extensions = request.extensions().clone();
         let body = request.extract::<Bytes, _>().await.map_err(|error| match error {
             BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                 too_large()
             }
             _ => Problem::new(Code::MalformedBody, "The body is incomplete."),
         })?;
-        finish(Fields::of_body(&body)?, keys).map(Self)
+        finish(Fields::of_body(&body)?, keys, &extensions).map(Self)
     }
 }
 

@@ -5,6 +5,7 @@ mod guard;
 mod handlers;
 mod input;
 mod json;
+mod offer;
 mod openapi;
 mod precondition;
 mod problem;
@@ -14,15 +15,16 @@ mod view;
 use axum::extract::{DefaultBodyLimit, OriginalUri, State};
 use axum::middleware;
 use axum::routing::{MethodFilter, any, on};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use http::Method;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
 
 use crate::manager::KeyManager;
-use crate::record::Limits;
+use crate::org::Actor;
 use crate::web::admin::guard::guard;
 use crate::web::admin::input::InQuery;
+use crate::web::admin::offer::Offer;
 use crate::web::admin::openapi::operations;
 use crate::web::unread::close_if_unread;
 
@@ -39,8 +41,8 @@ macro_rules! routes {
             Router::new()$(.route($path, on(MethodFilter::$method, $handler)))+
         }
 
-        fn described(limits: Limits) -> Vec<(Method, &'static str, Operation)> {
-            vec![$((Method::$method, $path, $operation(limits))),+]
+        fn described(offer: &Offer) -> Vec<(Method, &'static str, Operation)> {
+            vec![$((Method::$method, $path, $operation(offer))),+]
         }
     };
 }
@@ -139,9 +141,10 @@ pub(crate) fn guarded(keys: KeyManager, hosts: Hosts) -> Router {
 /// Placed here because it describes the table above.
 async fn document(
     State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
     OriginalUri(uri): OriginalUri,
     InQuery(()): InQuery<()>,
 ) -> Json<OpenApi> {
-    let limits = keys.limits();
-    Json(openapi::document(limits, uri.path(), described(limits)))
+    let offer = Offer::new(&keys, actor.org());
+    Json(openapi::document(&offer, uri.path(), described(&offer)))
 }

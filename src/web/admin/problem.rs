@@ -99,6 +99,10 @@ impl Problem {
         Self::new(Code::StaleRevision, detail)
     }
 
+    pub(super) fn unauthenticated() -> Self {
+        Self::new(Code::Unauthenticated, "Log in first.")
+    }
+
     pub(super) fn conflict() -> Self {
         Self::new(Code::Conflict, "Another change to the key came first and was kept.")
     }

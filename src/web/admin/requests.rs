@@ -9,23 +9,37 @@ use crate::record::{KeyPatch, Limits, NewKey, Status};
 use crate::web::admin::fields::Fields;
 use crate::web::admin::input::Input;
 use crate::web::admin::json::Json;
+use crate::web::admin::offer::Offer;
 
 impl Input for NewKey {
-    fn read(fields: &mut Fields, limits: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, offer: &Offer) -> Option<Self> {
         fields.require(&["name", "expiration"]);
         let name = fields.text("name", str::parse::<KeyName>);
         let expiration = fields.text("expiration", str::parse::<Expiration>);
-        let allowlist = allowlist(fields, limits).unwrap_or_default();
-        Some(Self::new(name?).expires(expiration?).allowlist(allowlist))
+        let allowlist = allowlist(fields, offer.limits).unwrap_or_default();
+        let environment = environment(fields, offer);
+        let new = Self::new(name?).expires(expiration?).allowlist(allowlist);
+        Some(Self { environment: environment.map(Into::into), ..new })
     }
 }
 
+/// The name of an environment. The field is unknown if there are none.
+fn environment(fields: &mut Fields, offer: &Offer) -> Option<String> {
+    if offer.environments.is_empty() {
+        return None;
+    }
+    fields.text("environment", |name| {
+        let known = offer.environments.iter().any(|one| one.name() == name);
+        known.then(|| name.to_owned()).ok_or("is not one of the environments")
+    })
+}
+
 impl Input for KeyPatch {
-    fn read(fields: &mut Fields, limits: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, offer: &Offer) -> Option<Self> {
         Some(Self {
             name: fields.text("name", str::parse::<KeyName>),
             status: fields.text("status", str::parse::<Status>),
-            allowlist: allowlist(fields, limits),
+            allowlist: allowlist(fields, offer.limits),
             ..Self::default()
         })
     }
@@ -35,7 +49,7 @@ impl Input for KeyPatch {
 pub(super) struct Confirmation(pub(super) String);
 
 impl Input for Confirmation {
-    fn read(fields: &mut Fields, _: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, _: &Offer) -> Option<Self> {
         const FIELD: &str = "confirm_name";
         fields.require(&[FIELD]);
         fields.text(FIELD, |name| Ok::<_, &str>(Self(name.to_owned())))
@@ -59,7 +73,7 @@ impl Page {
 }
 
 impl Input for Page {
-    fn read(fields: &mut Fields, _: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, _: &Offer) -> Option<Self> {
         let limit = fields.text("limit", page_size);
         let before = fields.text("before", str::parse::<AuditCursor>);
         let after = fields.text("after", str::parse::<AuditCursor>);

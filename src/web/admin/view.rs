@@ -13,7 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::audit::log::{AuditCursor, AuditPage};
 use crate::audit::record::{AuditEvent, AuditRecord};
+use crate::key::formats::Environment;
 use crate::key::id::KeyId;
+use crate::manager::KeyManager;
 use crate::manager::lifecycle::IssuedKey;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::Timestamp;
@@ -42,16 +44,18 @@ pub(super) struct KeyView<'a> {
     ip_allowlist: Vec<String>,
     revision: u32,
     created_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    environment: Option<&'a str>,
 }
 
 impl<'a> KeyView<'a> {
-    pub(super) fn new(key: &'a ApiKey, now: Timestamp) -> Self {
+    pub(super) fn new(keys: &'a KeyManager, key: &'a ApiKey) -> Self {
         Self {
             id: Shown(key.id),
             name: key.name.as_str(),
             key_prefix: &key.key_prefix,
             status: key.status.as_str(),
-            expired: key.is_expired(now),
+            expired: key.is_expired(keys.now()),
             expires_at: key.expires_at.map(Shown),
             last_used_at: key.last_used_at.map(Shown),
             created_at: Shown(key.created_at),
@@ -59,6 +63,7 @@ impl<'a> KeyView<'a> {
             ip_allowlist: key.allowlist.entries(),
             revision: key.revision.get(),
             created_by: key.attributes.created_by.as_deref(),
+            environment: keys.environment_of(key),
         }
     }
 }
@@ -67,6 +72,20 @@ impl<'a> KeyView<'a> {
 pub(super) struct KeysView<'a> {
     pub(super) keys: Vec<KeyView<'a>>,
     pub(super) limits: LimitsView,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) environments: Vec<EnvironmentView<'a>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct EnvironmentView<'a> {
+    name: &'a str,
+    prefix: &'a str,
+}
+
+impl<'a> From<&'a Environment> for EnvironmentView<'a> {
+    fn from(of: &'a Environment) -> Self {
+        Self { name: of.name(), prefix: of.format().prefix() }
+    }
 }
 
 #[derive(Serialize)]
@@ -128,8 +147,8 @@ impl<'a> RecordView<'a> {
 }
 
 /// The response with one key.
-pub(super) fn key_answer(key: &ApiKey, now: Timestamp) -> Response {
-    ([(ETAG, etag(key.revision))], Json(KeyView::new(key, now))).into_response()
+pub(super) fn key_answer(keys: &KeyManager, key: &ApiKey) -> Response {
+    ([(ETAG, etag(key.revision))], Json(KeyView::new(keys, key))).into_response()
 }
 
 #[derive(Serialize)]
@@ -140,8 +159,8 @@ struct IssuedView<'a> {
 
 /// The response with a key and its secret, which is sent only here. Its buffer is wiped
 /// after sending.
-pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, now: Timestamp) -> Response {
-    let key = KeyView::new(&issued.key, now);
+pub(super) fn issued_answer(status: StatusCode, keys: &KeyManager, issued: &IssuedKey) -> Response {
+    let key = KeyView::new(keys, &issued.key);
     let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
     let created_by = key.created_by.map_or(0, |name| 6 * name.len());
     // Allocated in full, since a buffer that grows leaves a copy behind.

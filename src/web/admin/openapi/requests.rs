@@ -5,17 +5,26 @@ use utoipa::openapi::{Array, RefOr};
 
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
-use crate::record::Limits;
-use crate::web::admin::openapi::schemas::{Named, format, named, object, optional, status, string};
+use crate::web::admin::offer::Offer;
+use crate::web::admin::openapi::schemas::{
+    Named, environment, format, named, object, optional, status, string,
+};
 
-pub(super) fn all(limits: Limits) -> [Named; 5] {
+pub(super) fn all(offer: &Offer) -> [Named; 5] {
     let name = || named("KeyName");
     let expiration = string().enum_values(Some(Expiration::CHOICES));
-    let list = || allowlist(limits);
+    let list = || allowlist(offer);
     let typed = string().description(Some(
         "The key's name. White space at the ends is ignored, and so is the amount between words.",
     ));
     let new = object([("name", name()), ("expiration", expiration.into())]);
+    let new = match environment(offer) {
+        None => new,
+        Some(environment) => new.property(
+            "environment",
+            environment.description(Some("The first one if it is missing.")),
+        ),
+    };
     let patch = [("name", name()), ("status", status().into()), ("ip_allowlist", list())];
     [
         ("NewKey", new.property("ip_allowlist", list()).into()),
@@ -42,10 +51,10 @@ fn key_name() -> ObjectBuilder {
         ))
 }
 
-fn allowlist(limits: Limits) -> RefOr<Schema> {
+fn allowlist(offer: &Offer) -> RefOr<Schema> {
     Array::builder()
         .items(named("Network"))
-        .max_items(usize::try_from(limits.max_ips_per_key).ok())
+        .max_items(usize::try_from(offer.limits.max_ips_per_key).ok())
         .unique_items(true)
         .description(Some("Every address is allowed if it is empty or, in a new key, missing."))
         .into()

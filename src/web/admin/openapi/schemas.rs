@@ -9,23 +9,40 @@ use utoipa::openapi::{Array, Object, Ref, RefOr};
 use crate::audit::record::Outcome;
 use crate::key::name::KeyName;
 use crate::record::Status;
+use crate::web::admin::offer::Offer;
 
 pub(super) type Property = (&'static str, RefOr<Schema>);
 pub(super) type Named = (&'static str, RefOr<Schema>);
 
-pub(super) fn all() -> [Named; 7] {
-    [
-        ("Key", key()),
-        ("Keys", object([("keys", list("Key")), ("limits", named("Limits"))]).into()),
+pub(super) fn all(offer: &Offer) -> Vec<Named> {
+    let mut key = key();
+    let mut keys = object([("keys", list("Key")), ("limits", named("Limits"))]);
+    let mut environments = None;
+    if let Some(name) = environment(offer) {
+        key = key.property("environment", name).required("environment");
+        keys = keys.property("environments", list("Environment")).required("environments");
+        let of = object([("name", string().into()), ("prefix", string().into())]);
+        environments = Some(("Environment", of.into()));
+    }
+    let always = [
+        ("Key", key.into()),
+        ("Keys", keys.into()),
         ("Limits", object([("max_keys", count()), ("max_ips_per_key", count())]).into()),
         ("IssuedKey", object([("key", named("Key")), ("secret", secret())]).into()),
         ("AuditRecord", record()),
         ("AuditPage", page()),
         ("OpenApi", Object::builder().schema_type(Type::Object).required("openapi").into()),
-    ]
+    ];
+    always.into_iter().chain(environments).collect()
 }
 
-fn key() -> RefOr<Schema> {
+/// The name of an environment, if there are any.
+pub(super) fn environment(offer: &Offer) -> Option<ObjectBuilder> {
+    let names: Vec<_> = offer.environments.iter().map(|one| one.name().to_owned()).collect();
+    (!names.is_empty()).then(|| string().enum_values(Some(names)))
+}
+
+fn key() -> ObjectBuilder {
     let entries =
         "The addresses and CIDR ranges from which the key may be used; any address if empty.";
     object([
@@ -42,7 +59,6 @@ fn key() -> RefOr<Schema> {
         ("revision", revision()),
         ("created_by", nullable_text("Who created it; null if not recorded.")),
     ])
-    .into()
 }
 
 fn record() -> RefOr<Schema> {

@@ -9,7 +9,16 @@ import { field, form, h, openDialog, text } from "./ui.js";
 const EXPIRATIONS = ["1_day", "1_week", "1_month", "3_months", "1_year", "never"];
 const DEFAULT = "3_months";
 
-export function createDialog({ limits, count, changed }) {
+function environmentField(environments) {
+  const choice = h(
+    "select",
+    {},
+    environments.map(({ name, prefix }) => h("option", { value: name }, `${name} (${prefix}…)`)),
+  );
+  return { ...field(text("field.environment"), choice), value: () => choice.value };
+}
+
+export function createDialog({ limits, environments, count, changed }) {
   const handle = openDialog(text("create.title"));
   const name = nameField("");
   const choice = h(
@@ -22,10 +31,11 @@ export function createDialog({ limits, count, changed }) {
   choice.addEventListener("change", () =>
     expiration.hint(choice.value === "never" ? text("expiration.never.hint") : ""));
   const allowlist = allowlistEditor([], limits.max_ips_per_key);
+  const environment = environments.length > 0 && environmentField(environments);
 
   const { element, alert } = form(handle, {
     label: text("create.submit"),
-    fields: [name.element, expiration.element, allowlist.element],
+    fields: [name.element, environment.element, expiration.element, allowlist.element],
     async submit() {
       const entries = allowlist.entries();
       if (!name.check()) return name.control.focus();
@@ -34,11 +44,12 @@ export function createDialog({ limits, count, changed }) {
         name: name.value(),
         expiration: choice.value,
         ip_allowlist: entries,
+        ...(environment && { environment: environment.value() }),
       });
       changed(text("create.done", { name: issued.key.name }));
       showSecret(handle, text("secret.title"), issued);
     },
-    fail: (refusal) => showErrors(refusal, { name, expiration, ip_allowlist: allowlist }),
+    fail: (refusal) => showErrors(refusal, { name, environment, expiration, ip_allowlist: allowlist }),
   });
   handle.body.append(element);
   if (count >= limits.max_keys) alert.show(text("create.full", { max: limits.max_keys }));

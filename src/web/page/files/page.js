@@ -7,6 +7,7 @@ const DAY_MS = 86_400_000;
 const page = document.getElementById("page");
 let keys = null;
 let limits = null;
+let environments = [];
 const dismissed = new Set();
 
 const count = h("p", { class: "count" });
@@ -47,7 +48,7 @@ async function load() {
     const answer = await api.list();
     // A newer request has replaced this one.
     if (mine !== loads) return;
-    ({ keys, limits } = answer);
+    ({ keys, limits, environments = [] } = answer);
     const retried = alert.contains(document.activeElement);
     alert.hidden = true;
     render();
@@ -80,7 +81,10 @@ addEventListener("pageshow", (event) => event.persisted && load());
 
 const COLUMNS = [
   ["name", name],
-  ["key", (key) => h("code", {}, `${key.key_prefix}…`)],
+  ["key", (key) => [
+    h("code", {}, `${key.key_prefix}…`),
+    key.environment && h("span", { class: "quiet small" }, key.environment),
+  ]],
   ["status", (key) => badge(key.status === "active", text(`status.${key.status}`))],
   ["expires", expires],
   ["last_used", (key) => (key.last_used_at ? ago(key.last_used_at) : quiet(text("used.never")))],
@@ -235,6 +239,7 @@ const DIALOGS = {
 
 const context = () => ({
   limits,
+  environments,
   count: keys.length,
   /** Announces a change after the dialog has closed. */
   changed: (message) => {

@@ -1,0 +1,20 @@
+//! What the service offers to one organisation.
+
+use crate::key::formats::Environment;
+use crate::manager::KeyManager;
+use crate::org::OrgId;
+use crate::record::Limits;
+
+/// The options of a request depend on it, and so does the OpenAPI document.
+#[derive(Clone, Debug)]
+pub(super) struct Offer {
+    pub(super) limits: Limits,
+    /// None unless the service has named ones.
+    pub(super) environments: Vec<Environment>,
+}
+
+impl Offer {
+    pub(super) fn new(keys: &KeyManager, org: &OrgId) -> Self {
+        Self { limits: keys.limits(org), environments: keys.environments().cloned().collect() }
+    }
+}

@@ -1,0 +1,116 @@
+//! A header for keys beside `Authorization`, the host's own refusals, one environment.
+
+use http::{HeaderName, StatusCode};
+use keygate::{KeyFormat, NewKey, Refusal};
+use tower::{Layer, ServiceExt, service_fn};
+
+use crate::{
+    Answer, Unshared, World, assert_invalid_request, assert_invalid_token, bearer, greet_in_tower,
+    hosts, request, with_header,
+};
+
+const NAME: &str = "x-api-key";
+
+#[tokio::test]
+async fn case_04_a_key_in_the_other_header_is_accepted_and_a_second_credential_is_not() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let layer = world.layer().key_header(HeaderName::from_static(NAME));
+    for (host, ask) in hosts(&layer) {
+        let in_header = |value: &str| with_header(request("/", &[]), NAME, value);
+        for value in [key.clone(), format!("  {key} ")] {
+            assert_eq!(ask(in_header(&value)).await.text(), "key", "{host}");
+        }
+        assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
+        for (authorization, value) in [
+            (Some(format!("Bearer {key}")), key.clone()),
+            (Some("Basic dTpw".to_owned()), key.clone()),
+            (Some(String::new()), key.clone()),
+            (None, format!("{key},{key}")),
+            (None, format!("{key} {key}")),
+            (None, format!("Bearer {key}")),
+        ] {
+            let lines: Vec<_> = authorization.iter().map(|line| line.as_bytes()).collect();
+            let answer = ask(with_header(request("/", &lines), NAME, &value)).await;
+            assert_invalid_request(&answer, host);
+            let detail = answer.problem()["detail"].to_string();
+            assert!(detail.contains("or x-api-key header"), "{detail}");
+        }
+        let mut twice = in_header(&key);
+        twice.headers_mut().append(NAME, key.parse().unwrap());
+        assert_invalid_request(&ask(twice).await, host);
+        for malformed in [String::new(), "k".repeat(257), key.to_lowercase()] {
+            assert_invalid_token(&ask(in_header(&malformed)).await, host);
+        }
+        let without = ask(request("/", &[])).await;
+        assert_eq!(without.challenge(), Some("Bearer realm=\"api\""), "{host}");
+        let detail = without.problem()["detail"].to_string();
+        assert!(detail.contains("or `x-api-key: <key>`"), "{detail}");
+    }
+    // Without the setting, the header is ignored.
+    for (host, ask) in hosts(&world.layer()) {
+        let answer = ask(with_header(request("/", &[]), NAME, &key)).await;
+        assert_eq!(answer.problem()["code"], serde_json::Value::Null, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_in_the_other_header_is_marked_as_sensitive() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let layer = world.layer().key_header(HeaderName::from_static(NAME));
+    let service = layer.layer(service_fn(async |request: http::Request<Unshared>| {
+        let shown = format!("{:?}", request.headers());
+        Ok::<_, std::convert::Infallible>(http::Response::new(Unshared::of(shown)))
+    }));
+    let request = with_header(request("/", &[]), NAME, &key).map(|()| Unshared::of(""));
+    let shown = Answer::read(service.oneshot(request).await.unwrap()).await;
+    assert_eq!(shown.status, StatusCode::OK);
+    assert!(shown.text().contains("Sensitive") && !shown.text().contains(&key));
+}
+
+#[tokio::test]
+async fn a_host_writes_its_own_refusals_and_cannot_turn_one_into_an_admission() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let layer = world.layer().refusals(|refusal, response| {
+        let mut response = response.map(|_| format!("{refusal:?}").into());
+        if refusal == Refusal::InvalidToken {
+            *response.status_mut() = StatusCode::OK;
+        }
+        response
+    });
+    for (host, ask) in hosts(&layer) {
+        let none = ask(request("/", &[])).await;
+        assert_eq!((none.status.as_u16(), none.text()), (401, "NoCredentials"), "{host}");
+        let invalid = ask(bearer("vsp_sk_x")).await;
+        assert_eq!((invalid.status.as_u16(), invalid.text()), (401, "InvalidToken"), "{host}");
+        assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
+    }
+    let service = world.layer().layer(service_fn(greet_in_tower));
+    let refused = service.clone().oneshot(request("/", &[]).map(|()| Unshared::of(""))).await;
+    assert_eq!(refused.unwrap().extensions().get(), Some(&Refusal::NoCredentials));
+    let admitted = service.oneshot(bearer(&key).map(|()| Unshared::of(""))).await;
+    assert_eq!(admitted.unwrap().extensions().get::<Refusal>(), None);
+}
+
+#[tokio::test]
+async fn case_58_a_layer_of_one_environment_refuses_the_keys_of_others_without_a_look_up() {
+    let world = World::with(|builder| {
+        let test = KeyFormat::new("vsp_sk_test_").unwrap();
+        builder.environment("live", KeyFormat::default()).environment("test", test)
+    });
+    let (_, live) = world.key().await;
+    let (_, test) = world.issue(NewKey::named("key").unwrap().environment("test")).await;
+    for (name, good, bad) in [("live", &live, &test), ("test", &test, &live)] {
+        for (host, ask) in hosts(&world.layer().environment(name)) {
+            let calls = world.store.calls();
+            assert_invalid_token(&ask(bearer(bad)).await, host);
+            assert_eq!(world.store.calls(), calls, "{host}");
+            assert_eq!(ask(bearer(good)).await.status, StatusCode::OK, "{host}");
+        }
+    }
+    for (host, ask) in hosts(&world.layer().environment("staging")) {
+        assert_invalid_token(&ask(bearer(&live)).await, host);
+    }
+}
