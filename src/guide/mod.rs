@@ -14,7 +14,8 @@ macro_rules! pages {
                     feature = "geoip",
                     feature = "postgres",
                     feature = "settings-page",
-                    feature = "sqlite"
+                    feature = "sqlite",
+                    feature = "test-util"
                 ),
                 doc = include_str!($file)
             )]
@@ -24,7 +25,8 @@ macro_rules! pages {
                     feature = "geoip",
                     feature = "postgres",
                     feature = "settings-page",
-                    feature = "sqlite"
+                    feature = "sqlite",
+                    feature = "test-util"
                 )),
                 doc = "This page is in the documentation that is built with all features."
             )]
