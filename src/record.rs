@@ -11,6 +11,7 @@ use crate::key::name::{KeyName, KeyNameError};
 use crate::names::names;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
+use crate::scopes::Scopes;
 
 pub(crate) mod attributes;
 
@@ -139,10 +140,12 @@ pub struct NewKey {
     pub(crate) allowlist: Allowlist,
     pub(crate) idempotency_key: Option<IdempotencyKey>,
     pub(crate) metadata: Metadata,
+    pub(crate) scopes: Option<Scopes>,
 }
 
 impl NewKey {
-    /// A key that never expires and may be used from every address.
+    /// A key that never expires and may be used from every address. If the service has
+    /// scopes, [`NewKey::scopes`] has to be called.
     pub fn new(name: KeyName) -> Self {
         Self {
             name,
@@ -150,6 +153,7 @@ impl NewKey {
             allowlist: Allowlist::default(),
             idempotency_key: None,
             metadata: Metadata::new(),
+            scopes: None,
         }
     }
 
@@ -179,6 +183,11 @@ impl NewKey {
     /// Adds the host's own metadata to the key.
     pub fn metadata(self, metadata: Metadata) -> Self {
         Self { metadata, ..self }
+    }
+
+    /// Sets what the key may be used for.
+    pub fn scopes(self, scopes: Scopes) -> Self {
+        Self { scopes: Some(scopes), ..self }
     }
 
     /// Creates the key only if the organisation has none that was created with the same
@@ -212,6 +221,8 @@ pub struct KeyPatch {
     pub allowlist: Option<Allowlist>,
     /// The host's new metadata, which replaces all of the old.
     pub metadata: Option<Metadata>,
+    /// The new scopes, which replace all of the old.
+    pub scopes: Option<Scopes>,
 }
 
 impl KeyPatch {
@@ -235,6 +246,11 @@ impl KeyPatch {
         Self { allowlist: Some(allowlist), ..Self::default() }
     }
 
+    /// Replaces the scopes.
+    pub fn scopes(scopes: Scopes) -> Self {
+        Self { scopes: Some(scopes), ..Self::default() }
+    }
+
     /// The record after the change, at the next revision; `None` if nothing changes.
     pub(crate) fn apply(&self, key: &ApiKey) -> Option<ApiKey> {
         let mut changed = key.clone();
@@ -243,6 +259,9 @@ impl KeyPatch {
         changed.allowlist = self.allowlist.clone().unwrap_or(changed.allowlist);
         if let Some(metadata) = &self.metadata {
             changed.attributes.metadata = metadata.clone();
+        }
+        if let Some(scopes) = &self.scopes {
+            changed.attributes.scopes = scopes.clone();
         }
         (changed != *key).then(|| ApiKey { revision: key.revision.next(), ..changed })
     }

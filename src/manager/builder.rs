@@ -21,6 +21,7 @@ use crate::manager::{Inner, KeyManager};
 use crate::random::{Random, RandomError, SystemRandom};
 use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
+use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 
@@ -47,6 +48,7 @@ pub struct KeyManagerBuilder {
     store_deadline: Duration,
     format: KeyFormat,
     limits: Limits,
+    scopes: Option<ScopeCatalog>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Option<Arc<dyn Runtime>>,
@@ -65,6 +67,7 @@ impl KeyManager {
             store_deadline: Duration::from_secs(2),
             format: KeyFormat::default(),
             limits: Limits::default(),
+            scopes: None,
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
             runtime: None,
@@ -114,6 +117,12 @@ impl KeyManagerBuilder {
         Self { limits, ..self }
     }
 
+    /// Offers these scopes. From then on, a new key has to say which of them it has, or
+    /// that it has full access. The keys that already exist have full access.
+    pub fn scopes(self, scopes: ScopeCatalog) -> Self {
+        Self { scopes: Some(scopes), ..self }
+    }
+
     /// Sets how long a call of the store may take before the store counts as unavailable.
     /// The default is 2 seconds.
     pub fn store_deadline(self, deadline: Duration) -> Self {
@@ -158,6 +167,7 @@ impl KeyManagerBuilder {
                 store_deadline: self.store_deadline,
                 format: self.format,
                 limits: self.limits,
+                scopes: self.scopes,
                 clock: self.clock,
                 audit_ids,
                 random: self.random,

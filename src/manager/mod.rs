@@ -32,6 +32,7 @@ use crate::random::Random;
 use crate::record::Limits;
 use crate::runtime::clock::{Clock, Timestamp};
 use crate::runtime::spawn::Runtime;
+use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 
@@ -69,6 +70,7 @@ struct Inner {
     store_deadline: Duration,
     format: KeyFormat,
     limits: Limits,
+    scopes: Option<ScopeCatalog>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Arc<dyn Runtime>,
@@ -97,6 +99,11 @@ impl KeyManager {
     /// The limits per organisation.
     pub fn limits(&self) -> Limits {
         self.inner.limits
+    }
+
+    /// The scopes that keys can be given, if there are any.
+    pub fn scopes(&self) -> Option<&ScopeCatalog> {
+        self.inner.scopes.as_ref()
     }
 
     /// The current time, by the manager's clock.

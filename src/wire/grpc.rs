@@ -20,12 +20,14 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// The refusal of a call. The message is visible ASCII without `%`.
-pub(crate) fn refusal(status: StatusCode, message: &'static str) -> Response<Bytes> {
+pub(crate) fn refusal(status: StatusCode, message: &str) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     headers.insert(GRPC_STATUS, code(status).into());
-    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(message));
+    if let Ok(message) = HeaderValue::from_str(message) {
+        headers.insert(GRPC_MESSAGE, message);
+    }
     response
 }
 
@@ -34,6 +36,7 @@ fn code(status: StatusCode) -> u16 {
     match status {
         StatusCode::FORBIDDEN => 7,
         StatusCode::TOO_MANY_REQUESTS => 8,
+        StatusCode::INTERNAL_SERVER_ERROR => 13,
         StatusCode::SERVICE_UNAVAILABLE => 14,
         // For a call without exactly one valid credential.
         _ => 16,

@@ -16,7 +16,7 @@ use crate::web::admin::input::{Id, Idempotency, IgnoredBody, InBody, InQuery};
 use crate::web::admin::precondition::IfMatch;
 use crate::web::admin::problem::{Code, Problem};
 use crate::web::admin::requests::{Confirmation, Page};
-use crate::web::admin::view::{KeyView, KeysView, PageView, issued_answer, key_answer};
+use crate::web::admin::view::{KeyView, KeysView, PageView, ScopeView, issued_answer, key_answer};
 
 type Answer = Result<Response, Problem>;
 
@@ -28,8 +28,9 @@ pub(super) async fn list(
     let list = keys.list(actor.org()).await?;
     let now = keys.now();
     let view = KeysView {
-        keys: list.iter().map(|key| KeyView::new(key, now)).collect(),
+        keys: list.iter().map(|key| KeyView::new(key, now, &keys)).collect(),
         limits: keys.limits().into(),
+        scopes: keys.scopes().map(ScopeView::all),
     };
     Ok(Json(view).into_response())
 }
@@ -53,7 +54,7 @@ pub(super) async fn create(
         }
         created => created?,
     };
-    let mut answer = issued_answer(StatusCode::CREATED, &issued, keys.now());
+    let mut answer = issued_answer(StatusCode::CREATED, &issued, &keys);
     if let Some(location) = location(&issued.key.id) {
         answer.headers_mut().insert(LOCATION, location);
     }
@@ -67,7 +68,7 @@ pub(super) async fn show(
     InQuery(()): InQuery<()>,
 ) -> Answer {
     let key = keys.get(actor.org(), &id).await?;
-    Ok(key_answer(&key, keys.now()))
+    Ok(key_answer(&key, &keys))
 }
 
 pub(super) async fn edit(
@@ -86,7 +87,7 @@ pub(super) async fn edit(
             keys.update_if(&actor, &id, patch, current.revision).await?
         }
     };
-    Ok(key_answer(&key, keys.now()))
+    Ok(key_answer(&key, &keys))
 }
 
 pub(super) async fn rotate(
@@ -100,7 +101,7 @@ pub(super) async fn rotate(
     let revision = confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
     let rotated = keys.rotate_if(&actor, &id, revision).await;
     let issued = rotated.map_err(|error| if_match.overtaken(error))?;
-    Ok(issued_answer(StatusCode::OK, &issued, keys.now()))
+    Ok(issued_answer(StatusCode::OK, &issued, &keys))
 }
 
 pub(super) async fn delete(

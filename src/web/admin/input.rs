@@ -11,7 +11,6 @@ use http::request::Parts;
 use crate::key::id::KeyId;
 use crate::key::idempotency::{IdempotencyKey, IdempotencyKeyError};
 use crate::manager::KeyManager;
-use crate::record::Limits;
 use crate::web::admin::fields::Fields;
 use crate::web::admin::problem::{Code, Problem};
 
@@ -21,18 +20,18 @@ pub(super) const MAX_BODY: usize = 64 * 1024;
 /// A value parsed from the fields of a body or a query.
 pub(super) trait Input: Sized {
     /// Takes the fields that it knows. Returns `None` only after adding an error.
-    fn read(fields: &mut Fields, limits: Limits) -> Option<Self>;
+    fn read(fields: &mut Fields, keys: &KeyManager) -> Option<Self>;
 }
 
 /// No fields.
 impl Input for () {
-    fn read(_: &mut Fields, _: Limits) -> Option<Self> {
+    fn read(_: &mut Fields, _: &KeyManager) -> Option<Self> {
         Some(())
     }
 }
 
 fn finish<T: Input>(mut fields: Fields, keys: &KeyManager) -> Result<T, Problem> {
-    let value = T::read(&mut fields, keys.limits());
+    let value = T::read(&mut fields, keys);
     fields.finish(value)
 }
 

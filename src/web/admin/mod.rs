@@ -20,7 +20,6 @@ use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
 
 use crate::manager::KeyManager;
-use crate::record::Limits;
 use crate::web::admin::guard::guard;
 use crate::web::admin::input::InQuery;
 use crate::web::admin::openapi::operations;
@@ -39,8 +38,8 @@ macro_rules! routes {
             Router::new()$(.route($path, on(MethodFilter::$method, $handler)))+
         }
 
-        fn described(limits: Limits) -> Vec<(Method, &'static str, Operation)> {
-            vec![$((Method::$method, $path, $operation(limits))),+]
+        fn described(keys: &KeyManager) -> Vec<(Method, &'static str, Operation)> {
+            vec![$((Method::$method, $path, $operation(keys))),+]
         }
     };
 }
@@ -142,6 +141,5 @@ async fn document(
     OriginalUri(uri): OriginalUri,
     InQuery(()): InQuery<()>,
 ) -> Json<OpenApi> {
-    let limits = keys.limits();
-    Json(openapi::document(limits, uri.path(), described(limits)))
+    Json(openapi::document(&keys, uri.path(), described(&keys)))
 }

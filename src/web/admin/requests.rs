@@ -4,28 +4,39 @@ use crate::allowlist::{Allowlist, EntryProblem};
 use crate::audit::log::{AuditCursor, AuditQuery, Position};
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
+use crate::manager::KeyManager;
 use crate::network::Network;
 use crate::record::{KeyPatch, Limits, NewKey, Status};
+use crate::scopes::Scopes;
 use crate::web::admin::fields::Fields;
 use crate::web::admin::input::Input;
 use crate::web::admin::json::Json;
 
 impl Input for NewKey {
-    fn read(fields: &mut Fields, limits: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, keys: &KeyManager) -> Option<Self> {
         fields.require(&["name", "expiration"]);
+        if keys.scopes().is_some() {
+            fields.require(&["scopes"]);
+        }
         let name = fields.text("name", str::parse::<KeyName>);
         let expiration = fields.text("expiration", str::parse::<Expiration>);
-        let allowlist = allowlist(fields, limits).unwrap_or_default();
-        Some(Self::new(name?).expires(expiration?).allowlist(allowlist))
+        let allowlist = allowlist(fields, keys.limits()).unwrap_or_default();
+        let scopes = scopes(fields, keys);
+        let new = Self::new(name?).expires(expiration?).allowlist(allowlist);
+        Some(match scopes {
+            Some(scopes) => new.scopes(scopes),
+            None => new,
+        })
     }
 }
 
 impl Input for KeyPatch {
-    fn read(fields: &mut Fields, limits: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, keys: &KeyManager) -> Option<Self> {
         Some(Self {
             name: fields.text("name", str::parse::<KeyName>),
             status: fields.text("status", str::parse::<Status>),
-            allowlist: allowlist(fields, limits),
+            allowlist: allowlist(fields, keys.limits()),
+            scopes: scopes(fields, keys),
             ..Self::default()
         })
     }
@@ -35,7 +46,7 @@ impl Input for KeyPatch {
 pub(super) struct Confirmation(pub(super) String);
 
 impl Input for Confirmation {
-    fn read(fields: &mut Fields, _: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, _: &KeyManager) -> Option<Self> {
         const FIELD: &str = "confirm_name";
         fields.require(&[FIELD]);
         fields.text(FIELD, |name| Ok::<_, &str>(Self(name.to_owned())))
@@ -59,7 +70,7 @@ impl Page {
 }
 
 impl Input for Page {
-    fn read(fields: &mut Fields, _: Limits) -> Option<Self> {
+    fn read(fields: &mut Fields, _: &KeyManager) -> Option<Self> {
         let limit = fields.text("limit", page_size);
         let before = fields.text("before", str::parse::<AuditCursor>);
         let after = fields.text("after", str::parse::<AuditCursor>);
@@ -119,4 +130,21 @@ fn network(entry: &Json, index: usize, before: &[Network]) -> Result<Network, St
         return Err(format!("{text}: {}", EntryProblem::Duplicate));
     }
     Ok(network)
+}
+
+/// Takes the scopes. A service without any leaves the field, which makes it unknown.
+fn scopes(fields: &mut Fields, keys: &KeyManager) -> Option<Scopes> {
+    const FIELD: &str = "scopes";
+    keys.scopes()?;
+    let read = match fields.take(FIELD)? {
+        Json::Text(text) if text == "all" => Ok(Scopes::ALL),
+        // An entry that is not a text is as invalid as an empty name.
+        Json::List(list) => Scopes::only(list.iter().map(|entry| match entry {
+            Json::Text(name) => name.as_str(),
+            _ => "",
+        }))
+        .map_err(|error| error.to_string()),
+        _ => Err("must be \"all\" or a list of scopes".to_owned()),
+    };
+    read.map_err(|message| fields.refuse(FIELD, message)).ok()
 }

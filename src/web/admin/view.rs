@@ -14,9 +14,11 @@ use zeroize::Zeroizing;
 use crate::audit::log::{AuditCursor, AuditPage};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::key::id::KeyId;
+use crate::manager::KeyManager;
 use crate::manager::lifecycle::IssuedKey;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::Timestamp;
+use crate::scopes::{Scope, ScopeCatalog, Scopes};
 use crate::web::admin::precondition::etag;
 
 /// Serialised as its `Display` text.
@@ -42,10 +44,12 @@ pub(super) struct KeyView<'a> {
     ip_allowlist: Vec<String>,
     revision: u32,
     created_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scopes: Option<ScopesView<'a>>,
 }
 
 impl<'a> KeyView<'a> {
-    pub(super) fn new(key: &'a ApiKey, now: Timestamp) -> Self {
+    pub(super) fn new(key: &'a ApiKey, now: Timestamp, keys: &KeyManager) -> Self {
         Self {
             id: Shown(key.id),
             name: key.name.as_str(),
@@ -59,6 +63,19 @@ impl<'a> KeyView<'a> {
             ip_allowlist: key.allowlist.entries(),
             revision: key.revision.get(),
             created_by: key.attributes.created_by.as_deref(),
+            scopes: keys.scopes().map(|_| ScopesView(&key.attributes.scopes)),
+        }
+    }
+}
+
+/// Stored scopes that cannot be read are shown as what they amount to: an empty list.
+struct ScopesView<'a>(&'a Scopes);
+
+impl Serialize for ScopesView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.named() {
+            None => serializer.serialize_str("all"),
+            Some(scopes) => serializer.collect_seq(scopes.iter().map(Scope::as_str)),
         }
     }
 }
@@ -67,6 +84,21 @@ impl<'a> KeyView<'a> {
 pub(super) struct KeysView<'a> {
     pub(super) keys: Vec<KeyView<'a>>,
     pub(super) limits: LimitsView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) scopes: Option<Vec<ScopeView<'a>>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ScopeView<'a> {
+    name: &'a str,
+    description: &'a str,
+}
+
+impl<'a> ScopeView<'a> {
+    pub(super) fn all(catalog: &'a ScopeCatalog) -> Vec<Self> {
+        let view = |(name, description): (&'a Scope, _)| Self { name: name.as_str(), description };
+        catalog.iter().map(view).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -128,8 +160,9 @@ impl<'a> RecordView<'a> {
 }
 
 /// The response with one key.
-pub(super) fn key_answer(key: &ApiKey, now: Timestamp) -> Response {
-    ([(ETAG, etag(key.revision))], Json(KeyView::new(key, now))).into_response()
+pub(super) fn key_answer(key: &ApiKey, keys: &KeyManager) -> Response {
+    let view = KeyView::new(key, keys.now(), keys);
+    ([(ETAG, etag(key.revision))], Json(view)).into_response()
 }
 
 #[derive(Serialize)]
@@ -140,12 +173,13 @@ struct IssuedView<'a> {
 
 /// The response with a key and its secret, which is sent only here. Its buffer is wiped
 /// after sending.
-pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, now: Timestamp) -> Response {
-    let key = KeyView::new(&issued.key, now);
+pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, keys: &KeyManager) -> Response {
+    let key = KeyView::new(&issued.key, keys.now(), keys);
     let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
     let created_by = key.created_by.map_or(0, |name| 6 * name.len());
+    let scopes = key.scopes.as_ref().map_or(0, |_| Scopes::MAX * (Scope::MAX_LEN + 3));
     // Allocated in full, since a buffer that grows leaves a copy behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by));
+    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by + scopes));
     let view = IssuedView { key, secret: issued.secret.expose_secret() };
     // Cannot fail: a buffer accepts any data, and the keys of all maps are strings.
     let _ = serde_json::to_writer(&mut *body, &view);

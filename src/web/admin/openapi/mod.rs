@@ -10,7 +10,7 @@ use utoipa::openapi::path::{HttpMethod, Operation, Paths};
 use utoipa::openapi::schema::Components;
 use utoipa::openapi::{Info, OpenApi, Server};
 
-use crate::record::Limits;
+use crate::manager::KeyManager;
 
 const PATH: &str = "/openapi.json";
 
@@ -27,7 +27,7 @@ are refused. Changes that a browser requests for another site are refused by \
 
 /// The document for these routes, as served at this path.
 pub(super) fn document(
-    limits: Limits,
+    keys: &KeyManager,
     path: &str,
     routes: Vec<(Method, &'static str, Operation)>,
 ) -> OpenApi {
@@ -40,8 +40,8 @@ pub(super) fn document(
         add(&mut paths, &method, path, operation);
     }
     let components = Components::builder()
-        .schemas_from_iter(schemas::all())
-        .schemas_from_iter(requests::all(limits))
+        .schemas_from_iter(schemas::all(keys))
+        .schemas_from_iter(requests::all(keys))
         .schemas_from_iter(problems::schemas())
         .responses_from_iter(problems::responses());
     // The path at which the host has nested the router.

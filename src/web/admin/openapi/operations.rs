@@ -13,7 +13,7 @@ use utoipa::openapi::{Content, Object, Ref, RefOr, Required, Schema};
 
 use crate::audit::log::AuditQuery;
 use crate::key::idempotency::IdempotencyKey;
-use crate::record::Limits;
+use crate::manager::KeyManager;
 use crate::web::admin::input::{IDEMPOTENCY_KEY, MAX_BODY};
 use crate::web::admin::openapi::problems::{Problems, refs};
 use crate::web::admin::openapi::schemas::string;
@@ -36,15 +36,15 @@ const BODY: Problems = &[
     Code::Unavailable,
 ];
 
-pub(in crate::web::admin) fn list(_: Limits) -> Operation {
+pub(in crate::web::admin) fn list(_: &KeyManager) -> Operation {
     operation("list_keys", "All keys, oldest first", &[READ])
         .description(Some("Includes revoked and expired keys, and the limits that apply."))
         .response("200", json("The keys.", "Keys"))
         .build()
 }
 
-pub(in crate::web::admin) fn create(limits: Limits) -> Operation {
-    let max = limits.max_keys;
+pub(in crate::web::admin) fn create(keys: &KeyManager) -> Operation {
+    let max = keys.limits().max_keys;
     let path = string().format(Some(SchemaFormat::Custom("uri-reference".into())));
     let created = with_links(issued("The key and its secret, which is shown only here."), "/key");
     let once = string()
@@ -69,13 +69,13 @@ pub(in crate::web::admin) fn create(limits: Limits) -> Operation {
         .build()
 }
 
-pub(in crate::web::admin) fn show(_: Limits) -> Operation {
+pub(in crate::web::admin) fn show(_: &KeyManager) -> Operation {
     of_key("get_key", "One key", &[READ])
         .response("200", with_links(tagged(json("The key.", "Key")), ""))
         .build()
 }
 
-pub(in crate::web::admin) fn edit(_: Limits) -> Operation {
+pub(in crate::web::admin) fn edit(_: &KeyManager) -> Operation {
     let problems = &[BODY, &[Code::StaleRevision, Code::Conflict]];
     of_key("update_key", "Rename, revoke, re-enable or restrict a key", problems)
         .description(Some("Fields that are not given stay unchanged."))
@@ -85,7 +85,7 @@ pub(in crate::web::admin) fn edit(_: Limits) -> Operation {
         .build()
 }
 
-pub(in crate::web::admin) fn rotate(_: Limits) -> Operation {
+pub(in crate::web::admin) fn rotate(_: &KeyManager) -> Operation {
     let problems = &[Code::StaleRevision, Code::Conflict, Code::ConfirmationMismatch];
     of_key("rotate_key", "Give a key a new secret", &[BODY, problems])
         .description(Some(
@@ -99,7 +99,7 @@ pub(in crate::web::admin) fn rotate(_: Limits) -> Operation {
         .build()
 }
 
-pub(in crate::web::admin) fn delete(_: Limits) -> Operation {
+pub(in crate::web::admin) fn delete(_: &KeyManager) -> Operation {
     let problems = &[
         Code::StaleRevision,
         Code::Conflict,
@@ -115,7 +115,7 @@ pub(in crate::web::admin) fn delete(_: Limits) -> Operation {
         .build()
 }
 
-pub(in crate::web::admin) fn audit(_: Limits) -> Operation {
+pub(in crate::web::admin) fn audit(_: &KeyManager) -> Operation {
     // The same default as in `AuditQuery::new`.
     let page_size = Object::builder()
         .schema_type(Type::Integer)
@@ -135,7 +135,7 @@ pub(in crate::web::admin) fn audit(_: Limits) -> Operation {
         .build()
 }
 
-pub(in crate::web::admin) fn openapi(_: Limits) -> Operation {
+pub(in crate::web::admin) fn openapi(_: &KeyManager) -> Operation {
     let problems = &[Code::Unauthenticated, Code::CrossSite, Code::ValidationFailed];
     operation("get_openapi", "This document", &[problems])
         .response("200", json("An OpenAPI 3.1 document.", "OpenApi"))

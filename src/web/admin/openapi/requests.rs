@@ -5,21 +5,34 @@ use utoipa::openapi::{Array, RefOr};
 
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
+use crate::manager::KeyManager;
 use crate::record::Limits;
-use crate::web::admin::openapi::schemas::{Named, format, named, object, optional, status, string};
+use crate::scopes::Scopes;
+use crate::web::admin::openapi::schemas::{
+    Named, all_or, format, named, object, optional, scope_name, status, string,
+};
 
-pub(super) fn all(limits: Limits) -> [Named; 5] {
+pub(super) fn all(keys: &KeyManager) -> [Named; 5] {
     let name = || named("KeyName");
     let expiration = string().enum_values(Some(Expiration::CHOICES));
-    let list = || allowlist(limits);
+    let list = || allowlist(keys.limits());
     let typed = string().description(Some(
         "The key's name. White space at the ends is ignored, and so is the amount between words.",
     ));
     let new = object([("name", name()), ("expiration", expiration.into())]);
     let patch = [("name", name()), ("status", status().into()), ("ip_allowlist", list())];
+    let mut new = new.property("ip_allowlist", list());
+    let mut patch = optional(patch);
+    if let Some(catalog) = keys.scopes() {
+        let offered =
+            || string().enum_values(Some(catalog.iter().map(|(scope, _)| scope.as_str())));
+        // A patch may keep scopes that have left the catalogue.
+        new = new.property("scopes", scopes(offered())).required("scopes");
+        patch = patch.property("scopes", scopes(scope_name()));
+    }
     [
-        ("NewKey", new.property("ip_allowlist", list()).into()),
-        ("KeyPatch", optional(patch).into()),
+        ("NewKey", new.into()),
+        ("KeyPatch", patch.into()),
         ("Confirmation", object([("confirm_name", typed.into())]).into()),
         ("KeyName", key_name().into()),
         ("Network", network()),
@@ -49,6 +62,19 @@ fn allowlist(limits: Limits) -> RefOr<Schema> {
         .unique_items(true)
         .description(Some("Every address is allowed if it is empty or, in a new key, missing."))
         .into()
+}
+
+fn scopes(entry: ObjectBuilder) -> RefOr<Schema> {
+    let list = Array::builder()
+        .items(entry)
+        .min_items(Some(1))
+        .max_items(Some(Scopes::MAX))
+        .unique_items(true);
+    all_or(
+        list.into(),
+        "Full access, or scopes that `GET /keys` lists. A key keeps a scope that is no longer \
+         listed, but no other key can be given it.",
+    )
 }
 
 fn network() -> RefOr<Schema> {

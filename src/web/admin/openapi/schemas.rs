@@ -8,24 +8,37 @@ use utoipa::openapi::{Array, Object, Ref, RefOr};
 
 use crate::audit::record::Outcome;
 use crate::key::name::KeyName;
+use crate::manager::KeyManager;
 use crate::record::Status;
 
 pub(super) type Property = (&'static str, RefOr<Schema>);
 pub(super) type Named = (&'static str, RefOr<Schema>);
 
-pub(super) fn all() -> [Named; 7] {
-    [
-        ("Key", key()),
-        ("Keys", object([("keys", list("Key")), ("limits", named("Limits"))]).into()),
+pub(super) fn all(keys: &KeyManager) -> Vec<Named> {
+    let (mut one, mut list_of) =
+        (key(), object([("keys", list("Key")), ("limits", named("Limits"))]));
+    let mut scope = None;
+    if keys.scopes().is_some() {
+        let entries = Array::builder().items(scope_name());
+        let scopes = all_or(entries.into(), "Full access, or the key's only scopes.");
+        one = one.property("scopes", scopes).required("scopes");
+        list_of = list_of.property("scopes", list("Scope")).required("scopes");
+        let description = ("description", string().into());
+        scope = Some(("Scope", object([("name", scope_name().into()), description]).into()));
+    }
+    let all = [
+        ("Key", one.into()),
+        ("Keys", list_of.into()),
         ("Limits", object([("max_keys", count()), ("max_ips_per_key", count())]).into()),
         ("IssuedKey", object([("key", named("Key")), ("secret", secret())]).into()),
         ("AuditRecord", record()),
         ("AuditPage", page()),
         ("OpenApi", Object::builder().schema_type(Type::Object).required("openapi").into()),
-    ]
+    ];
+    all.into_iter().chain(scope).collect()
 }
 
-fn key() -> RefOr<Schema> {
+fn key() -> ObjectBuilder {
     let entries =
         "The addresses and CIDR ranges from which the key may be used; any address if empty.";
     object([
@@ -42,7 +55,6 @@ fn key() -> RefOr<Schema> {
         ("revision", revision()),
         ("created_by", nullable_text("Who created it; null if not recorded.")),
     ])
-    .into()
 }
 
 fn record() -> RefOr<Schema> {
@@ -142,6 +154,19 @@ pub(super) fn format(name: &str) -> ObjectBuilder {
 
 pub(super) fn named(schema: &str) -> RefOr<Schema> {
     Ref::from_schema_name(schema).into()
+}
+
+/// The word `all`, or a list.
+pub(super) fn all_or(list: RefOr<Schema>, description: &str) -> RefOr<Schema> {
+    AnyOf::builder()
+        .item(string().enum_values(Some(["all"])))
+        .item(list)
+        .description(Some(description))
+        .into()
+}
+
+pub(super) fn scope_name() -> ObjectBuilder {
+    string().pattern(Some("^[a-z0-9][a-z0-9:._/-]{0,63}$"))
 }
 
 fn list(of: &str) -> RefOr<Schema> {
