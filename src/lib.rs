@@ -108,6 +108,7 @@ mod policy;
 mod random;
 mod record;
 pub mod runtime;
+mod scopes;
 pub mod store;
 mod text;
 mod throttle;
@@ -124,6 +125,9 @@ pub use crate::audit::sink::{AuditError, AuditSink};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::guard::layer::ApiKeyLayer;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use crate::guard::scope::RequireScope;
 pub use crate::key::digest::KeyDigest;
 pub use crate::key::expiration::Expiration;
 pub use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN};
@@ -145,6 +149,7 @@ pub use crate::random::{Random, SystemRandom};
 pub use crate::record::attributes::{Attributes, Metadata};
 pub use crate::record::{ApiKey, KeyPatch, Limits, NewKey, Revision, Status};
 pub use crate::runtime::clock::Timestamp;
+pub use crate::scopes::{MissingScope, Scope, ScopeCatalog, Scopes};
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::cache::CachedStore;

@@ -6,22 +6,30 @@ use thiserror::Error;
 
 use crate::record::{ApiKey, Status};
 use crate::runtime::clock::Timestamp;
+use crate::scopes::Scope;
 
-/// Checks status, expiry and address in this order, and returns the first reason for
+/// Checks status, expiry, address and scopes in this order, and returns the first reason for
 /// refusal.
 ///
 /// `ip` is the client's address. If it is `None`, only keys with an empty allowlist pass.
-pub(crate) fn evaluate(key: &ApiKey, ip: Option<IpAddr>, now: Timestamp) -> Result<(), Denial> {
+pub(crate) fn evaluate(
+    key: &ApiKey,
+    ip: Option<IpAddr>,
+    scopes: &[Scope],
+    now: Timestamp,
+) -> Result<(), Denial> {
     if key.status != Status::Active {
         Err(Denial::Revoked)
     } else if key.is_expired(now) {
         Err(Denial::Expired)
-    } else if key.allowlist.allows(ip) {
-        Ok(())
-    } else if key.allowlist.is_readable() {
-        Err(Denial::IpNotAllowed)
-    } else {
+    } else if !key.allowlist.is_readable() {
         Err(Denial::AllowlistUnreadable)
+    } else if !key.allowlist.allows(ip) {
+        Err(Denial::IpNotAllowed)
+    } else if key.attributes.scopes.missing(scopes).is_some() {
+        Err(Denial::InsufficientScope)
+    } else {
+        Ok(())
     }
 }
 
@@ -41,6 +49,9 @@ pub enum Denial {
     /// The stored allowlist does not parse, so it allows no address.
     #[error("the key's stored allowlist is unreadable")]
     AllowlistUnreadable,
+    /// The key lacks a scope that [`ApiKeyLayer`](crate::ApiKeyLayer) requires.
+    #[error("the key lacks a scope that the request needs")]
+    InsufficientScope,
 }
 
 #[cfg(test)]
@@ -75,18 +86,18 @@ mod tests {
     #[test]
     fn case_10_the_exact_instant_of_expiry_is_expired() {
         let key = key(Status::Active, Some(at(100)), Allowlist::default());
-        assert_eq!(evaluate(&key, None, at(99)), Ok(()));
-        assert_eq!(evaluate(&key, None, at(100)), Err(Denial::Expired));
-        assert_eq!(evaluate(&key, None, at(101)), Err(Denial::Expired));
-        assert_eq!(evaluate(&key, None, at(99)), Ok(()), "a clock that stepped back");
+        assert_eq!(evaluate(&key, None, &[], at(99)), Ok(()));
+        assert_eq!(evaluate(&key, None, &[], at(100)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, None, &[], at(101)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, None, &[], at(99)), Ok(()), "a clock that stepped back");
     }
 
     #[test]
     fn case_17_an_unreadable_allowlist_refuses_every_address() {
         let key = key(Status::Active, None, Allowlist::restore(["10.0.0.0/8", "?"]));
         let ip = Some("10.0.0.1".parse().unwrap());
-        assert_eq!(evaluate(&key, ip, at(0)), Err(Denial::AllowlistUnreadable));
-        assert_eq!(evaluate(&key, None, at(0)), Err(Denial::AllowlistUnreadable));
+        assert_eq!(evaluate(&key, ip, &[], at(0)), Err(Denial::AllowlistUnreadable));
+        assert_eq!(evaluate(&key, None, &[], at(0)), Err(Denial::AllowlistUnreadable));
     }
 
     proptest! {
@@ -106,7 +117,7 @@ mod tests {
             };
             let passes = list.is_empty() || (listed == Some(true) && ip.is_some()) || ip == Some(other);
             let status = if revoked { Status::Revoked } else { Status::Active };
-            let verdict = evaluate(&key(status, expires.map(at), list), ip, at(now));
+            let verdict = evaluate(&key(status, expires.map(at), list), ip, &[], at(now));
             let expected = match (revoked, expires.is_some_and(|e| e <= now), passes) {
                 (true, ..) => Err(Denial::Revoked),
                 (_, true, _) => Err(Denial::Expired),

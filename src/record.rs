@@ -11,6 +11,7 @@ use crate::key::name::{KeyName, KeyNameError};
 use crate::names::names;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
+use crate::scopes::Scopes;
 
 pub(crate) mod attributes;
 
@@ -140,10 +141,12 @@ pub struct NewKey {
     pub(crate) idempotency_key: Option<IdempotencyKey>,
     pub(crate) metadata: Metadata,
     pub(crate) environment: Option<Box<str>>,
+    pub(crate) scopes: Option<Scopes>,
 }
 
 impl NewKey {
-    /// A key that never expires and may be used from every address.
+    /// A key that never expires and may be used from every address. If the service has
+    /// scopes, [`NewKey::scopes`] has to be called.
     pub fn new(name: KeyName) -> Self {
         Self {
             name,
@@ -152,6 +155,7 @@ impl NewKey {
             idempotency_key: None,
             metadata: Metadata::new(),
             environment: None,
+            scopes: None,
         }
     }
 
@@ -188,6 +192,11 @@ impl NewKey {
         Self { environment: Some(name.into()), ..self }
     }
 
+    /// Sets what the key may be used for.
+    pub fn scopes(self, scopes: Scopes) -> Self {
+        Self { scopes: Some(scopes), ..self }
+    }
+
     /// Creates the key only if the organisation has none that was created with the same
     /// idempotency key in the last 24 hours; otherwise the error is
     /// [`ManageError::AlreadyCreated`](crate::ManageError::AlreadyCreated). Deleted keys do
@@ -219,6 +228,8 @@ pub struct KeyPatch {
     pub allowlist: Option<Allowlist>,
     /// The host's new metadata, which replaces all of the old.
     pub metadata: Option<Metadata>,
+    /// The new scopes, which replace all of the old.
+    pub scopes: Option<Scopes>,
 }
 
 impl KeyPatch {
@@ -242,6 +253,11 @@ impl KeyPatch {
         Self { allowlist: Some(allowlist), ..Self::default() }
     }
 
+    /// Replaces the scopes.
+    pub fn scopes(scopes: Scopes) -> Self {
+        Self { scopes: Some(scopes), ..Self::default() }
+    }
+
     /// The record after the change, at the next revision; `None` if nothing changes.
     pub(crate) fn apply(&self, key: &ApiKey) -> Option<ApiKey> {
         let mut changed = key.clone();
@@ -250,6 +266,9 @@ impl KeyPatch {
         changed.allowlist = self.allowlist.clone().unwrap_or(changed.allowlist);
         if let Some(metadata) = &self.metadata {
             changed.attributes.metadata = metadata.clone();
+        }
+        if let Some(scopes) = &self.scopes {
+            changed.attributes.scopes = scopes.clone();
         }
         (changed != *key).then(|| ApiKey { revision: key.revision.next(), ..changed })
     }

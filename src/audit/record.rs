@@ -115,6 +115,8 @@ names! {
         /// Refused: the address is not on the allowlist or not known, or the stored
         /// allowlist cannot be read.
         IpNotAllowed = "ip_not_allowed",
+        /// Refused: the key lacks a scope that the request needs.
+        InsufficientScope = "insufficient_scope",
         /// The key was valid, but the client disconnected or the service failed before
         /// there was a response.
         Aborted = "aborted",
@@ -126,7 +128,7 @@ names! {
 impl Outcome {
     /// Whether the key was known and refused.
     pub(crate) const fn is_refusal(self) -> bool {
-        matches!(self, Self::Revoked | Self::Expired | Self::IpNotAllowed)
+        matches!(self, Self::Revoked | Self::Expired | Self::IpNotAllowed | Self::InsufficientScope)
     }
 }
 
@@ -136,6 +138,7 @@ impl From<Denial> for Outcome {
             Denial::Revoked => Self::Revoked,
             Denial::Expired => Self::Expired,
             Denial::IpNotAllowed | Denial::AllowlistUnreadable => Self::IpNotAllowed,
+            Denial::InsufficientScope => Self::InsufficientScope,
         }
     }
 }

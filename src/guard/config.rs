@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use http::{Extensions, HeaderName};
 
 use crate::manager::KeyManager;
+use crate::scopes::Scope;
 use crate::wire::client_ip::ClientIp;
 use crate::wire::refusal::Refusals;
 
@@ -20,6 +21,7 @@ pub(super) struct Config {
     pub(super) environment: Option<Box<str>>,
     pub(super) optional: bool,
     pub(super) ignores_foreign: bool,
+    pub(super) scopes: Vec<Scope>,
 }
 
 /// The address of the peer. A server other than axum's puts it into the extensions of each
@@ -29,6 +31,5 @@ pub struct PeerAddr(pub SocketAddr);
 
 /// Present in the extensions of a request without credentials that optional authentication
 /// admitted: how the layer would have refused it.
-#[cfg(feature = "axum")]
 #[derive(Clone, Debug)]
 pub(crate) struct Anonymous(pub(crate) Refusals);

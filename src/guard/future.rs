@@ -64,7 +64,9 @@ where
                 StateProjection::Admitting { admission, inner, request } => {
                     match (ready!(admission.as_mut().poll(cx)), request.take()) {
                         (Ok(admission), Some(request)) => admission.serve(inner, request),
-                        (Err(error), _) => State::Refused { refusal: error.into() },
+                        (Err(error), _) => {
+                            State::Refused { refusal: Refusal::of(error, &this.config.scopes) }
+                        }
                         // Polled after completion.
                         (Ok(_), None) => State::Refused { refusal: Refusal::Unavailable },
                     }
@@ -72,9 +74,14 @@ where
                 StateProjection::Serving { response, admission } => {
                     let mut response = ready!(response.poll(cx))?;
                     let status = grpc::http_status(&response);
+                    let lacks_scope = this.config.refusals.complete(&mut response, *this.asked);
                     let recorded = admission.take().and_then(|admission| {
                         response.extensions_mut().insert(admission.key().clone());
-                        admission.close(status)
+                        if lacks_scope {
+                            admission.close_without_scope(status)
+                        } else {
+                            admission.close(status)
+                        }
                     });
                     match recorded {
                         None => return Poll::Ready(Ok(response.map(ResponseBody::service))),
@@ -96,7 +103,7 @@ where
                     State::Refused { refusal: Refusal::Unavailable }
                 }
                 StateProjection::Refused { refusal } => {
-                    let refused = this.config.refusals.response(*refusal, *this.asked);
+                    let refused = this.config.refusals.response(refusal, *this.asked);
                     return Poll::Ready(Ok(refused.map(ResponseBody::refusal)));
                 }
             };

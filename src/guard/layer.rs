@@ -10,6 +10,7 @@ use tower_layer::Layer;
 use crate::guard::config::Config;
 use crate::guard::service::ApiKeyService;
 use crate::manager::KeyManager;
+use crate::scopes::{Scope, ScopeError};
 use crate::wire::client_ip::ClientIp;
 use crate::wire::refusal::{Refusal, Refusals};
 
@@ -26,6 +27,7 @@ use crate::wire::refusal::{Refusal, Refusals};
 /// | more than one credential | 400 `invalid_request` |
 /// | malformed, unknown, revoked, expired or deleted key | 401 `invalid_token`, all alike |
 /// | address not on the key's allowlist | 403 |
+/// | key lacks a scope | 403 `insufficient_scope` |
 /// | store or audit log unavailable | 503 with `Retry-After` |
 ///
 /// If it wraps a nested axum router, give that router its own `fallback`. Otherwise axum
@@ -84,6 +86,7 @@ impl ApiKeyLayer {
             environment: None,
             optional: false,
             ignores_foreign: false,
+            scopes: Vec::new(),
         };
         Self { config: Arc::new(config) }
     }
@@ -143,6 +146,30 @@ impl ApiKeyLayer {
         self.with(|config| config.client_ip = client_ip)
     }
 
+    /// Also requires this scope, or full access, of every key. May be called again, to
+    /// require several.
+    ///
+    /// A request without it is answered with 403 (`insufficient_scope`), and recorded as
+    /// [`Outcome::InsufficientScope`](crate::audit::Outcome::InsufficientScope). For single
+    /// routes below the layer there is [`RequireScope`](crate::RequireScope), and for a
+    /// single handler
+    /// [`VerifiedKey::require_scope`](crate::VerifiedKey::require_scope).
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// let layer = ApiKeyLayer::new(keys).require_scope("reports:read")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn require_scope(self, scope: impl AsRef<str>) -> Result<Self, ScopeError> {
+        let scope = Scope::new(scope)?;
+        Ok(self.with(|config| config.scopes.push(scope)))
+    }
+
     /// Sets the realm of challenges. The default is `api`.
     pub fn realm(self, realm: &str) -> Self {
         self.with(|config| config.refusals.set_realm(realm))
@@ -196,7 +223,7 @@ impl ApiKeyLayer {
     /// ```
     pub fn refusals(
         self,
-        write: impl Fn(Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
+        write: impl Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
     ) -> Self {
         self.with(|config| config.refusals.set_hook(Arc::new(write)))
     }

@@ -11,9 +11,7 @@ use http::{Method, Request, Response};
 use tower_service::Service;
 
 use crate::guard::body::ResponseBody;
-#[cfg(feature = "axum")]
-use crate::guard::config::Anonymous;
-use crate::guard::config::{Config, PeerAddr};
+use crate::guard::config::{Anonymous, Config, PeerAddr};
 use crate::guard::future::{ResponseFuture, State};
 use crate::key::digest::KeyDigest;
 use crate::key::format::MalformedKey;
@@ -63,7 +61,6 @@ where
         let state = match claim {
             Claim::Key(digest) => self.admit(digest, ip, request),
             Claim::Nothing => {
-                #[cfg(feature = "axum")]
                 request.extensions_mut().insert(Anonymous(config.refusals.clone()));
                 State::Serving { response: self.inner.call(request), admission: None }
             }
@@ -86,14 +83,14 @@ impl<S: Clone> ApiKeyService<S> {
     where
         S: Service<Request<ReqBody>>,
     {
-        let (keys, info) = (self.config.keys.clone(), info(&request, ip));
+        let (config, info) = (Arc::clone(&self.config), info(&request, ip));
         let mut admission: BoxFuture<'static, _> =
-            Box::pin(async move { keys.admit_digest(digest, info).await });
+            Box::pin(async move { config.keys.admit_digest(digest, info, &config.scopes).await });
         // If nothing has to wait, as with a store in memory, the service that is ready is
         // called at once. Otherwise the caller polls the future again with a real waker.
         match admission.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(admission)) => admission.serve(&mut self.inner, request),
-            Poll::Ready(Err(error)) => self.refuse(error.into()),
+            Poll::Ready(Err(error)) => self.refuse(Refusal::of(error, &self.config.scopes)),
             Poll::Pending => {
                 // The clone may not be ready, but the original is, since it was polled.
                 let clone = self.inner.clone();

@@ -1,7 +1,7 @@
 //! Admission of a request: verification with its audit record.
 
 use std::borrow::Cow;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,8 +18,10 @@ use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, kept, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
+use crate::policy::Denial;
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::BoxFuture;
+use crate::scopes::Scope;
 use crate::text::with_causes;
 
 /// What the audit log says about a request.
@@ -86,19 +88,21 @@ impl KeyManager {
         let digest = self.inner.digest(credential.as_bytes());
         async move {
             match digest {
-                Ok(digest) => self.admit_digest(digest, request).await,
+                Ok(digest) => self.admit_digest(digest, request, &[]).await,
                 Err(malformed) => self.refuse(malformed, request).await,
             }
         }
     }
 
-    /// As [`KeyManager::admit`], for a credential that is well formed.
+    /// As [`KeyManager::admit`], for a credential that is well formed and a request that
+    /// needs scopes.
     pub(crate) async fn admit_digest(
         &self,
         digest: KeyDigest,
         request: RequestInfo,
+        scopes: &[Scope],
     ) -> Result<Admission, AdmitError> {
-        match self.inner.check(digest, request.ip).await {
+        match self.inner.check(digest, request.ip, scopes).await {
             Ok((key, at)) => self.let_in(key, at, request).await,
             Err(error) => self.refuse(error, request).await,
         }
@@ -242,6 +246,43 @@ impl Admission {
             Some(recorded) => recorded.await,
             None => Ok(()),
         }
+    }
+
+    /// Records that the request is refused, with this status, because the key lacks a scope.
+    /// [`VerifiedKey::require_scope`] says whether it does.
+    ///
+    /// # Errors
+    ///
+    /// If the record cannot be queued or, in strict delivery, is not durable within the
+    /// deadline. Answer with 503 then.
+    pub async fn finish_without_scope(self, status: u16) -> Result<(), DeliveryError> {
+        match self.close_without_scope(status) {
+            Some(recorded) => recorded.await,
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Admission::close`], for a request that an inner layer or a handler refused.
+    pub(crate) fn close_without_scope(
+        mut self,
+        status: u16,
+    ) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
+        tracing::debug!(key = %self.key.id(), org = %self.key.org(), reason = %Denial::InsufficientScope, "refused");
+        let (audit, record) = self.record.take()?;
+        let AuditEvent::Request(request) = record.event else { return None };
+        // Counted with the other refusals of the key, so that a flood of them is summed.
+        self.permit = None;
+        let refused = audit.refuse(Refusal {
+            at: record.at,
+            org: record.org,
+            key: record.key,
+            outcome: Outcome::InsufficientScope,
+            status,
+            method: request.method,
+            path: request.endpoint,
+            ip: request.ip,
+        });
+        refused.unwrap_or_else(|error| Some(Box::pin(ready(Err(error)))))
     }
 
     /// Records the status. Returns a future if delivery has to be waited for.

@@ -23,6 +23,7 @@ use crate::org::OrgId;
 use crate::random::{Random, RandomError, SystemRandom};
 use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
+use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 
@@ -50,6 +51,7 @@ pub struct KeyManagerBuilder {
     format: KeyFormat,
     environments: Vec<Environment>,
     limits: LimitsFor,
+    scopes: Option<ScopeCatalog>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Option<Arc<dyn Runtime>>,
@@ -69,6 +71,7 @@ impl KeyManager {
             format: KeyFormat::default(),
             environments: Vec::new(),
             limits: LimitsFor(Box::new(|_| Limits::default())),
+            scopes: None,
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
             runtime: None,
@@ -146,6 +149,12 @@ impl KeyManagerBuilder {
         Self { limits: LimitsFor(Box::new(limits)), ..self }
     }
 
+    /// Offers these scopes. From then on, a new key has to say which of them it has, or
+    /// that it has full access. The keys that already exist have full access.
+    pub fn scopes(self, scopes: ScopeCatalog) -> Self {
+        Self { scopes: Some(scopes), ..self }
+    }
+
     /// Sets how long a call of the store may take before the store counts as unavailable.
     /// The default is 2 seconds.
     pub fn store_deadline(self, deadline: Duration) -> Self {
@@ -194,6 +203,7 @@ impl KeyManagerBuilder {
                 store_deadline: self.store_deadline,
                 formats,
                 limits: self.limits,
+                scopes: self.scopes,
                 clock: self.clock,
                 audit_ids,
                 random: self.random,

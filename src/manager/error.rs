@@ -41,6 +41,15 @@ pub enum ManageError {
     /// The expiration is not in the future.
     #[error("the expiration is not in the future")]
     ExpirationInThePast,
+    /// The service has scopes, and the new key does not say which of them it has.
+    #[error("a new key needs scopes, or full access")]
+    ScopesMissing,
+    /// A scope is not one that the service offers.
+    #[error("scope {position} is not offered")]
+    ScopeNotOffered {
+        /// The scope's position, from 1.
+        position: usize,
+    },
     /// Another change to the key came first.
     #[error("another change to the key came first")]
     Conflict,

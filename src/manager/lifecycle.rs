@@ -20,6 +20,7 @@ use crate::record::attributes::Attributes;
 use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::timeout;
+use crate::scopes::{Scope, Scopes};
 use crate::store::key_store::StoreError;
 
 /// How often a change is retried when other changes come first. Of the competing changes,
@@ -51,6 +52,8 @@ impl KeyManager {
     /// [`UnknownEnvironment`](ManageError::UnknownEnvironment),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
     /// [`ExpirationInThePast`](ManageError::ExpirationInThePast),
+    /// [`ScopesMissing`](ManageError::ScopesMissing),
+    /// [`ScopeNotOffered`](ManageError::ScopeNotOffered),
     /// [`AlreadyCreated`](ManageError::AlreadyCreated) if the new key has an idempotency
     /// key, [`Unavailable`](ManageError::Unavailable), or
     /// [`InDoubt`](ManageError::InDoubt).
@@ -58,6 +61,12 @@ impl KeyManager {
         let inner = &*self.inner;
         self.check_name(&new.name)?;
         self.check_length(actor.org(), &new.allowlist)?;
+        let scopes = match new.scopes {
+            Some(scopes) => scopes,
+            None if inner.scopes.is_some() => return Err(ManageError::ScopesMissing),
+            None => Scopes::ALL,
+        };
+        self.check_offered(&scopes, None)?;
         let now = self.now();
         let expires_at = new.expiration.after(now);
         if expires_at.is_some_and(|at| at <= now) {
@@ -82,6 +91,7 @@ impl KeyManager {
         let mut attributes = Attributes::default();
         attributes.created_by = Some(actor.name().to_owned());
         attributes.metadata = new.metadata;
+        attributes.scopes = scopes;
         let key = ApiKey {
             id,
             org: actor.org().clone(),
@@ -163,6 +173,8 @@ impl KeyManager {
     /// [`NotFound`](ManageError::NotFound),
     /// [`NameHoldsKey`](ManageError::NameHoldsKey),
     /// [`AllowlistTooLong`](ManageError::AllowlistTooLong),
+    /// [`ScopeNotOffered`](ManageError::ScopeNotOffered) unless the key already has the
+    /// scope by name,
     /// [`Unavailable`](ManageError::Unavailable), [`InDoubt`](ManageError::InDoubt).
     pub async fn update(
         &self,
@@ -223,6 +235,7 @@ impl KeyManager {
         let (org, id) = (actor.org().clone(), *id);
         let turn = self.turn(&org, &id).await?;
         let mut current = self.get_at(&org, &id, only_at).await?;
+        self.check_added(&patch, &current)?;
         if patch.apply(&current).is_none() {
             return Ok(current);
         }
@@ -239,6 +252,7 @@ impl KeyManager {
                     Err(error) => return Err(error.into()),
                 }
                 current = keys.get_at(&org, &id, only_at).await?;
+                keys.check_added(&patch, &current)?;
             }
             Err(ManageError::Conflict)
         })
@@ -404,6 +418,23 @@ impl KeyManager {
             return Err(ManageError::StaleRevision { current: key.revision });
         }
         Ok(key)
+    }
+
+    /// A key keeps a scope that has left the catalogue, but none is given anew.
+    fn check_added(&self, patch: &KeyPatch, key: &ApiKey) -> Result<(), ManageError> {
+        let Some(scopes) = &patch.scopes else { return Ok(()) };
+        self.check_offered(scopes, key.attributes.scopes.named())
+    }
+
+    fn check_offered(&self, scopes: &Scopes, kept: Option<&[Scope]>) -> Result<(), ManageError> {
+        let refused = |scope: &Scope| {
+            let offered = self.scopes().is_some_and(|catalog| catalog.offers(scope));
+            !offered && !kept.is_some_and(|kept| kept.contains(scope))
+        };
+        match scopes.named().unwrap_or_default().iter().position(refused) {
+            Some(index) => Err(ManageError::ScopeNotOffered { position: index.saturating_add(1) }),
+            None => Ok(()),
+        }
     }
 
     fn check_length(&self, org: &OrgId, allowlist: &Allowlist) -> Result<(), ManageError> {

@@ -35,6 +35,7 @@ use crate::random::Random;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::{Clock, Timestamp};
 use crate::runtime::spawn::Runtime;
+use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 
@@ -81,6 +82,7 @@ struct Inner {
     store_deadline: Duration,
     formats: Formats,
     limits: LimitsFor,
+    scopes: Option<ScopeCatalog>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Arc<dyn Runtime>,
@@ -128,6 +130,11 @@ impl KeyManager {
     /// The limits of an organisation.
     pub fn limits(&self, org: &OrgId) -> Limits {
         (self.inner.limits.0)(org)
+    }
+
+    /// The scopes that keys can be given, if there are any.
+    pub fn scopes(&self) -> Option<&ScopeCatalog> {
+        self.inner.scopes.as_ref()
     }
 
     /// The current time, by the manager's clock.

@@ -19,6 +19,7 @@ use crate::record::ApiKey;
 use crate::record::attributes::Metadata;
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::timeout;
+use crate::scopes::{MissingScope, Scope, Scopes};
 use crate::store::key_store::StoreError;
 
 impl KeyManager {
@@ -42,7 +43,7 @@ impl KeyManager {
     ) -> impl Future<Output = Result<VerifiedKey, VerifyError>> + Send + use<'_> {
         let digest = self.inner.digest(credential.as_bytes());
         async move {
-            let (verified, now) = self.inner.check(digest?, ip).await?;
+            let (verified, now) = self.inner.check(digest?, ip, &[]).await?;
             self.inner.uses.record(verified.id(), now);
             Ok(verified)
         }
@@ -61,6 +62,7 @@ impl Inner {
         &self,
         digest: KeyDigest,
         ip: Option<IpAddr>,
+        scopes: &[Scope],
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
         let found = self.bounded(self.store.find_by_digest(&digest)).await;
         let key = found.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
@@ -70,7 +72,7 @@ impl Inner {
         }
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
-        match policy::evaluate(&key, ip, now) {
+        match policy::evaluate(&key, ip, scopes, now) {
             Ok(()) => {
                 let environment = self.formats.name_of_shown(&key.key_prefix);
                 Ok((VerifiedKey { key, environment }, now))
@@ -166,6 +168,30 @@ impl VerifiedKey {
         &self.key.attributes.metadata
     }
 
+    /// What the key may be used for.
+    pub fn scopes(&self) -> &Scopes {
+        &self.key.attributes.scopes
+    }
+
+    /// Whether the key has this scope, or full access.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        self.scopes().has(scope)
+    }
+
+    /// Fails if the key has neither this scope nor full access. In an axum handler:
+    ///
+    /// ```
+    /// use keygate::{MissingScope, VerifiedKey};
+    ///
+    /// async fn reports(key: VerifiedKey) -> Result<String, MissingScope> {
+    ///     key.require_scope("reports:read")?;
+    ///     Ok(format!("the reports of {}", key.org()))
+    /// }
+    /// ```
+    pub fn require_scope(&self, scope: &str) -> Result<(), MissingScope> {
+        if self.has_scope(scope) { Ok(()) } else { Err(MissingScope::named(scope.parse().ok())) }
+    }
+
     /// The whole record as the store returned it for this verification. Its last-used time
     /// may be out of date.
     pub fn record(&self) -> &ApiKey {
@@ -202,14 +228,16 @@ impl VerifyError {
         matches!(self, Self::Unavailable(_))
     }
 
-    /// The HTTP status of the refusal: 403 for an address that is not allowed, 503 if the
-    /// key could not be checked, and 401 otherwise.
+    /// The HTTP status of the refusal: 403 for an address that is not allowed or a missing
+    /// scope, 503 if the key could not be checked, and 401 otherwise.
     pub fn http_status(&self) -> u16 {
         match self {
             Self::Malformed(_) | Self::Unknown => 401,
             Self::Denied { denial, .. } => match denial {
                 Denial::Revoked | Denial::Expired => 401,
-                Denial::IpNotAllowed | Denial::AllowlistUnreadable => 403,
+                Denial::IpNotAllowed | Denial::AllowlistUnreadable | Denial::InsufficientScope => {
+                    403
+                }
             },
             Self::Unavailable(_) => 503,
         }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::scopes::Scopes;
+
 /// Properties of a key that are never searched for.
 ///
 /// A store keeps them as one opaque text: it writes [`to_string`](ToString::to_string) and
@@ -26,7 +28,7 @@ use thiserror::Error;
 /// assert_eq!(attributes.to_string(), r#"{"colour":"green"}"#);
 /// # Ok::<(), keygate::error::AttributesError>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(default)]
 pub struct Attributes {
@@ -37,9 +39,25 @@ pub struct Attributes {
     /// The host's own metadata.
     #[serde(skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
+    /// What the key may be used for. Not stored for full access, which keys from before
+    /// the service had scopes have, too.
+    #[serde(skip_serializing_if = "Scopes::is_all")]
+    pub scopes: Scopes,
     /// Members written by another version.
     #[serde(flatten)]
     others: Map<String, Value>,
+}
+
+/// The attributes of `{}`.
+impl Default for Attributes {
+    fn default() -> Self {
+        Self {
+            created_by: None,
+            metadata: Metadata::new(),
+            scopes: Scopes::ALL,
+            others: Map::new(),
+        }
+    }
 }
 
 /// Writes the text that [`str::parse`] reads.
@@ -174,6 +192,24 @@ mod tests {
         for text in ["", "null", "[]", "{", r#"{"created_by":7}"#, r#"{"metadata":{"plan":1}}"#] {
             assert_eq!(text.parse::<Attributes>(), Err(AttributesError), "{text}");
         }
+    }
+
+    #[test]
+    fn stored_scopes_are_full_access_only_if_absent_or_all() {
+        // Frozen texts: the first is of a version without scopes.
+        let read = |text: &str| text.parse::<Attributes>().map(|attributes| attributes.scopes);
+        for all in
+            ["{}", r#"{"created_by":"ada","metadata":{"plan":"pro"}}"#, r#"{"scopes":"all"}"#]
+        {
+            assert_eq!(read(all), Ok(Scopes::ALL), "{all}");
+        }
+        assert_eq!(read(r#"{"scopes":["b","a"]}"#), Ok(Scopes::only(["b", "a"]).unwrap()));
+        for damaged in [r#"{"scopes":[]}"#, r#"{"scopes":null}"#, r#"{"scopes":["a",""]}"#] {
+            assert_eq!(read(damaged).unwrap().named(), Some(&[][..]), "{damaged}");
+            assert_eq!(damaged.parse::<Attributes>().unwrap().to_string(), damaged);
+        }
+        let twice = r#"{"scopes":["a"],"scopes":"all"}"#;
+        assert_eq!(read(twice), Err(AttributesError));
     }
 
     #[test]

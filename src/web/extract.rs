@@ -4,14 +4,12 @@ use std::fmt;
 
 use axum::extract::{FromRequestParts, MatchedPath, OptionalFromRequestParts};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
-use http::header::CONTENT_TYPE;
 use http::request::Parts;
 
 use crate::guard::config::Anonymous;
 use crate::manager::verify::VerifiedKey;
-use crate::wire::refusal::{Asked, Refusal, Refusals};
-use crate::wire::unread::close;
+use crate::scopes::MissingScope;
+use crate::wire::refusal::{Asked, Refusal, Refusals, missing_layer};
 
 /// In a handler behind [`ApiKeyLayer`](crate::ApiKeyLayer):
 ///
@@ -92,17 +90,18 @@ impl std::error::Error for KeyRejection {}
 
 impl IntoResponse for KeyRejection {
     fn into_response(self) -> Response {
-        let Some(refusals) = self.refusals else { return missing_layer(self.asked) };
-        refusals.response(Refusal::NoCredentials, self.asked).map(Into::into)
+        let Some(refusals) = self.refusals else {
+            return missing_layer(self.asked).map(Into::into);
+        };
+        refusals.response(&Refusal::NoCredentials, self.asked).map(Into::into)
     }
 }
 
-fn missing_layer(asked: Asked) -> Response {
-    let body = r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?"}"#;
-    let problem = [(CONTENT_TYPE, "application/problem+json")];
-    let mut response = (StatusCode::INTERNAL_SERVER_ERROR, problem, body).into_response();
-    if asked.has_body {
-        close(&mut response);
+/// In a handler that returns the error of
+/// [`VerifiedKey::require_scope`](crate::VerifiedKey::require_scope).
+impl IntoResponse for MissingScope {
+    fn into_response(self) -> Response {
+        let refusal = Refusal::InsufficientScope(self);
+        Refusals::without_realm().response(&refusal, Asked::default()).map(Into::into)
     }
-    response
 }

@@ -34,6 +34,7 @@ fn code(status: StatusCode) -> u16 {
     match status {
         StatusCode::FORBIDDEN => 7,
         StatusCode::TOO_MANY_REQUESTS => 8,
+        StatusCode::INTERNAL_SERVER_ERROR => 13,
         StatusCode::SERVICE_UNAVAILABLE => 14,
         // For a call without exactly one valid credential.
         _ => 16,

@@ -15,12 +15,15 @@ use http::{Response, StatusCode, Version};
 use crate::manager::admission::AdmitError;
 use crate::manager::verify::VerifyError;
 use crate::policy::Denial;
+use crate::scopes::{MissingScope, Scope};
 use crate::wire::grpc::{self, is_grpc};
 use crate::wire::unread::{close, has_body};
 
+const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
+
 /// Why a request is refused, as told to its sender. The extensions of the response to a
 /// refused request contain it, which tells it from a response of the service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
     /// 401: the request has no credential.
@@ -32,12 +35,15 @@ pub enum Refusal {
     InvalidToken,
     /// 403: the client's address is not allowed.
     NotAllowed,
+    /// 403: the key does not have the scope that the request needs.
+    InsufficientScope(MissingScope),
     /// 503: the key could not be checked, or the request not recorded.
     Unavailable,
 }
 
 impl Refusal {
-    const ALL: [Self; 5] = [
+    /// Those that are the same for all keys and scopes.
+    const FIXED: [Self; 5] = [
         Self::NoCredentials,
         Self::InvalidRequest,
         Self::InvalidToken,
@@ -46,39 +52,41 @@ impl Refusal {
     ];
 
     /// The reason, for the operator, why a credential was not looked up.
-    pub(crate) fn reason(self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::NoCredentials => "no credentials",
             Self::InvalidRequest => "more than one credential",
             Self::InvalidToken => "not a well-formed API key",
             Self::NotAllowed => "not allowed",
+            Self::InsufficientScope(_) => "insufficient scope",
             Self::Unavailable => "unavailable",
         }
     }
 
     /// The status of the response.
-    pub fn status(self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
             Self::NoCredentials | Self::InvalidToken => StatusCode::UNAUTHORIZED,
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
-            Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::NotAllowed | Self::InsufficientScope(_) => StatusCode::FORBIDDEN,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     /// The error code of RFC 6750 § 3.1, or one like it.
-    fn code(self) -> Option<&'static str> {
+    fn code(&self) -> Option<&'static str> {
         match self {
             Self::NoCredentials => None,
             Self::InvalidRequest => Some("invalid_request"),
             Self::InvalidToken => Some("invalid_token"),
             Self::NotAllowed => Some("forbidden"),
+            Self::InsufficientScope(_) => Some(INSUFFICIENT_SCOPE),
             Self::Unavailable => Some("unavailable"),
         }
     }
 
     /// What the sender can do. `header` is where a key is read from as well.
-    fn detail(self, header: Option<&HeaderName>) -> String {
+    fn detail(&self, header: Option<&HeaderName>) -> String {
         let or = |text: String| if header.is_some() { text } else { String::new() };
         let name = header.map_or("", HeaderName::as_str);
         match self {
@@ -94,28 +102,30 @@ impl Refusal {
                 "The API key is not valid. It may be mistyped, revoked, expired or deleted.".into()
             }
             Self::NotAllowed => "The request is not allowed.".into(),
+            // A scope's name needs no escapes, in JSON or within quotes.
+            Self::InsufficientScope(missing) => match missing.scope() {
+                Some(scope) => format!("The API key does not have the scope `{scope}`."),
+                None => "The API key does not have the scope that this request needs.".into(),
+            },
             Self::Unavailable => "The API key could not be checked. Try again shortly.".into(),
         }
     }
 
-    /// A problem as JSON.
-    fn body(self, detail: &str) -> Bytes {
-        let status = self.status();
-        let title = status.canonical_reason().unwrap_or_default();
-        let code = self.code().map(|code| format!(r#","code":"{code}""#)).unwrap_or_default();
-        let status = status.as_u16();
-        Bytes::from(format!(
-            r#"{{"type":"about:blank","title":"{title}","status":{status}{code},"detail":"{detail}"}}"#
-        ))
+    fn body(&self, detail: &str) -> Bytes {
+        problem_body(self.status(), self.code(), detail)
     }
 }
 
-impl From<AdmitError> for Refusal {
-    fn from(error: AdmitError) -> Self {
+impl Refusal {
+    pub(crate) fn of(error: AdmitError, needed: &[Scope]) -> Self {
         match error {
-            AdmitError::Refused(VerifyError::Denied { denial, .. }) => match denial {
+            AdmitError::Refused(VerifyError::Denied { denial, key }) => match denial {
                 Denial::Revoked | Denial::Expired => Self::InvalidToken,
                 Denial::IpNotAllowed | Denial::AllowlistUnreadable => Self::NotAllowed,
+                Denial::InsufficientScope => {
+                    let missing = key.attributes.scopes.missing(needed);
+                    Self::InsufficientScope(MissingScope::named(missing.cloned()))
+                }
             },
             AdmitError::Refused(VerifyError::Malformed(_) | VerifyError::Unknown) => {
                 Self::InvalidToken
@@ -127,8 +137,18 @@ impl From<AdmitError> for Refusal {
     }
 }
 
+/// A problem as JSON (RFC 9457).
+fn problem_body(status: StatusCode, code: Option<&str>, detail: &str) -> Bytes {
+    let title = status.canonical_reason().unwrap_or_default();
+    let code = code.map(|code| format!(r#","code":"{code}""#)).unwrap_or_default();
+    let status = status.as_u16();
+    Bytes::from(format!(
+        r#"{{"type":"about:blank","title":"{title}","status":{status}{code},"detail":"{detail}"}}"#
+    ))
+}
+
 /// The parts of a request that decide how its refusal is written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) has_body: bool,
     is_grpc: bool,
@@ -141,7 +161,7 @@ impl Asked {
 }
 
 /// The host's own response to a refusal, made from ours.
-type Hook = dyn Fn(Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static;
+type Hook = dyn Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static;
 
 /// Writes refusals, with prepared challenges for one realm.
 #[derive(Clone)]
@@ -157,12 +177,13 @@ pub(crate) struct Refusals {
 type Texts = Arc<[(Refusal, Bytes, HeaderValue)]>;
 
 fn texts(header: Option<&HeaderName>) -> Texts {
-    let text = |refusal: Refusal| {
-        let detail = refusal.detail(header);
-        let message = HeaderValue::try_from(&*detail);
-        (refusal, refusal.body(&detail), message.unwrap_or(HeaderValue::from_static("")))
-    };
-    Refusal::ALL.into_iter().map(text).collect()
+    Refusal::FIXED.into_iter().map(|refusal| text(refusal, header)).collect()
+}
+
+fn text(refusal: Refusal, header: Option<&HeaderName>) -> (Refusal, Bytes, HeaderValue) {
+    let detail = refusal.detail(header);
+    let (body, message) = (refusal.body(&detail), HeaderValue::try_from(detail));
+    (refusal, body, message.unwrap_or(HeaderValue::from_static("")))
 }
 
 impl Refusals {
@@ -201,16 +222,27 @@ impl Refusals {
         self.hook = Some(hook);
     }
 
+    /// For an inner layer or a handler, which do not know the realm; [`Refusals::complete`]
+    /// adds it.
+    pub(crate) fn without_realm() -> Self {
+        let bare = HeaderValue::from_static("Bearer");
+        let [invalid_request, invalid_token] = [bare.clone(), bare.clone()];
+        Self { bare, invalid_request, invalid_token, texts: Arc::default(), hook: None }
+    }
+
     /// The response to a request whose body has not been read.
-    pub(crate) fn response(&self, refusal: Refusal, asked: Asked) -> Response<Bytes> {
-        let text = self.texts.iter().find(|(of, ..)| *of == refusal).cloned();
-        let (_, body, message) = text.unwrap_or((refusal, Bytes::new(), self.bare.clone()));
+    pub(crate) fn response(&self, refusal: &Refusal, asked: Asked) -> Response<Bytes> {
+        let fixed = self.texts.iter().find(|(of, ..)| of == refusal).cloned();
+        let (_, body, message) = fixed.unwrap_or_else(|| text(refusal.clone(), None));
         let mut response = if asked.is_grpc {
             grpc::refusal(refusal.status(), message)
         } else {
             self.hooked(refusal, self.problem(refusal, body))
         };
-        response.extensions_mut().insert(refusal);
+        if let Refusal::InsufficientScope(missing) = refusal {
+            response.extensions_mut().insert(missing.clone());
+        }
+        response.extensions_mut().insert(refusal.clone());
         if asked.has_body {
             close(&mut response);
         }
@@ -218,7 +250,7 @@ impl Refusals {
     }
 
     /// The host's response, which must not look like success.
-    fn hooked(&self, refusal: Refusal, ours: Response<Bytes>) -> Response<Bytes> {
+    fn hooked(&self, refusal: &Refusal, ours: Response<Bytes>) -> Response<Bytes> {
         let Some(hook) = &self.hook else { return ours };
         let mut response = hook(refusal, ours);
         if !(response.status().is_client_error() || response.status().is_server_error()) {
@@ -227,24 +259,52 @@ impl Refusals {
         response
     }
 
-    fn problem(&self, refusal: Refusal, body: Bytes) -> Response<Bytes> {
+    /// Completes the refusal of an inner layer or a handler for a missing scope. Returns
+    /// whether the response is one.
+    pub(crate) fn complete<B>(&self, response: &mut Response<B>, asked: Asked) -> bool {
+        let Some(missing) = response.extensions().get::<MissingScope>() else {
+            // A middleware in between may have kept the headers only.
+            return response.status() == StatusCode::FORBIDDEN && is_challenge(response.headers());
+        };
+        if response.status() == StatusCode::FORBIDDEN {
+            let challenge = self.insufficient_scope(missing);
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        if asked.has_body {
+            close(response);
+        }
+        true
+    }
+
+    fn insufficient_scope(&self, missing: &MissingScope) -> HeaderValue {
+        let mut challenge = self.bare.as_bytes().to_vec();
+        challenge.extend(if challenge.contains(&b'=') { ", " } else { " " }.bytes());
+        challenge.extend(format!("error=\"{INSUFFICIENT_SCOPE}\"").bytes());
+        if let Some(scope) = missing.scope() {
+            challenge.extend(format!(", scope=\"{scope}\"").bytes());
+        }
+        HeaderValue::try_from(challenge).unwrap_or(HeaderValue::from_static("Bearer"))
+    }
+
+    fn problem(&self, refusal: &Refusal, body: Bytes) -> Response<Bytes> {
         let mut response = Response::new(body);
         *response.status_mut() = refusal.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let challenge = match refusal {
-            Refusal::NoCredentials => Some(&self.bare),
-            Refusal::InvalidRequest => Some(&self.invalid_request),
-            Refusal::InvalidToken => Some(&self.invalid_token),
+            Refusal::NoCredentials => Some(self.bare.clone()),
+            Refusal::InvalidRequest => Some(self.invalid_request.clone()),
+            Refusal::InvalidToken => Some(self.invalid_token.clone()),
             Refusal::NotAllowed => None,
+            Refusal::InsufficientScope(missing) => Some(self.insufficient_scope(missing)),
             Refusal::Unavailable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 None
             }
         };
         if let Some(challenge) = challenge {
-            headers.insert(WWW_AUTHENTICATE, challenge.clone());
+            headers.insert(WWW_AUTHENTICATE, challenge);
         }
         response
     }
@@ -256,6 +316,32 @@ impl fmt::Debug for Refusals {
     }
 }
 
+fn is_challenge(headers: &HeaderMap) -> bool {
+    let challenge = headers.get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
+    let error = format!("error=\"{INSUFFICIENT_SCOPE}\"");
+    challenge.is_some_and(|text| text.starts_with("Bearer ") && text.contains(&error))
+}
+
+/// The response to a request that no layer has seen: a mistake in the service.
+pub(crate) fn missing_layer(asked: Asked) -> Response<Bytes> {
+    const DETAIL: &str = "No VerifiedKey in the request: is `ApiKeyLayer` installed on this route?";
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    let mut response = if asked.is_grpc {
+        grpc::refusal(status, HeaderValue::from_static(DETAIL))
+    } else {
+        let body = problem_body(status, None, DETAIL);
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let problem = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(CONTENT_TYPE, problem);
+        response
+    };
+    if asked.has_body {
+        close(&mut response);
+    }
+    response
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,15 +350,22 @@ mod tests {
 
     #[test]
     fn a_realm_cannot_break_out_of_its_quotes() {
-        let response = Refusals::new("a\"b\\c\r\nd é").response(Refusal::NoCredentials, ASKED);
+        let response = Refusals::new("a\"b\\c\r\nd é").response(&Refusal::NoCredentials, ASKED);
         assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer realm=\"a_b_c__d _\"");
     }
 
     #[cfg(feature = "admin")]
     #[test]
     fn bodies_are_json_and_say_the_status_of_the_answer() {
-        for refusal in Refusal::ALL {
-            let response = Refusals::new("api").response(refusal, ASKED);
+        use Refusal::*;
+        let scope =
+            |name: Option<&str>| MissingScope::named(name.map(|name| name.parse().unwrap()));
+        let lacking = [Some("a:._/-"), None].map(|name| InsufficientScope(scope(name)));
+        for refusal in [NoCredentials, InvalidRequest, InvalidToken, NotAllowed, Unavailable]
+            .into_iter()
+            .chain(lacking)
+        {
+            let response = Refusals::new("api").response(&refusal, ASKED);
             let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
             assert_eq!(body["status"], response.status().as_u16());
         }

@@ -75,7 +75,7 @@ async fn a_host_writes_its_own_refusals_and_cannot_turn_one_into_an_admission() 
     let (_, key) = world.key().await;
     let layer = world.layer().refusals(|refusal, response| {
         let mut response = response.map(|_| format!("{refusal:?}").into());
-        if refusal == Refusal::InvalidToken {
+        if *refusal == Refusal::InvalidToken {
             *response.status_mut() = StatusCode::OK;
         }
         response

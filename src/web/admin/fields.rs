@@ -92,6 +92,11 @@ impl Fields {
         }
     }
 
+    /// Takes a field of any type.
+    pub(super) fn take(&mut self, field: &str) -> Option<Json> {
+        self.values.remove(field)
+    }
+
     /// Takes a field that is a list. Returns `None` as for [`Fields::text`].
     pub(super) fn list(&mut self, field: &'static str) -> Option<Vec<Json>> {
         match self.values.remove(field)? {

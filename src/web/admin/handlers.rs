@@ -17,7 +17,7 @@ use crate::web::admin::offer::Offer;
 use crate::web::admin::precondition::IfMatch;
 use crate::web::admin::problem::{Code, Problem};
 use crate::web::admin::requests::{Confirmation, Page};
-use crate::web::admin::view::{KeyView, KeysView, PageView, issued_answer, key_answer};
+use crate::web::admin::view::{KeyView, KeysView, PageView, ScopeView, issued_answer, key_answer};
 
 type Answer = Result<Response, Problem>;
 
@@ -32,6 +32,7 @@ pub(super) async fn list(
         keys: list.iter().map(|key| KeyView::new(&keys, key)).collect(),
         limits: offer.limits.into(),
         environments: offer.environments.iter().map(Into::into).collect(),
+        scopes: keys.scopes().map(ScopeView::all),
     };
     Ok(Json(view).into_response())
 }

@@ -138,6 +138,11 @@ impl From<ManageError> for Problem {
             ManageError::ExpirationInThePast => {
                 Self::invalid_field("expiration", "must be in the future")
             }
+            ManageError::ScopesMissing => Self::invalid_field("scopes", "is required"),
+            ManageError::ScopeNotOffered { position } => Self::invalid_field(
+                "scopes",
+                format!("entry {position}: this service does not offer the scope"),
+            ),
             ManageError::Conflict => Self::conflict(),
             ManageError::StaleRevision { .. } => Self::stale(),
             ManageError::AlreadyCreated { .. } => {

@@ -6,6 +6,7 @@ use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
 use crate::network::Network;
 use crate::record::{KeyPatch, Limits, NewKey, Status};
+use crate::scopes::Scopes;
 use crate::web::admin::fields::Fields;
 use crate::web::admin::input::Input;
 use crate::web::admin::json::Json;
@@ -14,12 +15,15 @@ use crate::web::admin::offer::Offer;
 impl Input for NewKey {
     fn read(fields: &mut Fields, offer: &Offer) -> Option<Self> {
         fields.require(&["name", "expiration"]);
+        if offer.scopes.is_some() {
+            fields.require(&["scopes"]);
+        }
         let name = fields.text("name", str::parse::<KeyName>);
         let expiration = fields.text("expiration", str::parse::<Expiration>);
         let allowlist = allowlist(fields, offer.limits).unwrap_or_default();
-        let environment = environment(fields, offer);
+        let (environment, scopes) = (environment(fields, offer), scopes(fields, offer));
         let new = Self::new(name?).expires(expiration?).allowlist(allowlist);
-        Some(Self { environment: environment.map(Into::into), ..new })
+        Some(Self { environment: environment.map(Into::into), scopes, ..new })
     }
 }
 
@@ -40,6 +44,7 @@ impl Input for KeyPatch {
             name: fields.text("name", str::parse::<KeyName>),
             status: fields.text("status", str::parse::<Status>),
             allowlist: allowlist(fields, offer.limits),
+            scopes: scopes(fields, offer),
             ..Self::default()
         })
     }
@@ -133,4 +138,21 @@ fn network(entry: &Json, index: usize, before: &[Network]) -> Result<Network, St
         return Err(format!("{text}: {}", EntryProblem::Duplicate));
     }
     Ok(network)
+}
+
+/// Takes the scopes. A service without any leaves the field, which makes it unknown.
+fn scopes(fields: &mut Fields, offer: &Offer) -> Option<Scopes> {
+    const FIELD: &str = "scopes";
+    offer.scopes.as_ref()?;
+    let read = match fields.take(FIELD)? {
+        Json::Text(text) if text == "all" => Ok(Scopes::ALL),
+        // An entry that is not a text is as invalid as an empty name.
+        Json::List(list) => Scopes::only(list.iter().map(|entry| match entry {
+            Json::Text(name) => name.as_str(),
+            _ => "",
+        }))
+        .map_err(|error| error.to_string()),
+        _ => Err("must be \"all\" or a list of scopes".to_owned()),
+    };
+    read.map_err(|message| fields.refuse(FIELD, message)).ok()
 }

@@ -19,6 +19,7 @@ use crate::manager::KeyManager;
 use crate::manager::lifecycle::IssuedKey;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::Timestamp;
+use crate::scopes::{Scope, ScopeCatalog, Scopes};
 use crate::web::admin::precondition::etag;
 
 /// Serialised as its `Display` text.
@@ -46,6 +47,8 @@ pub(super) struct KeyView<'a> {
     created_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     environment: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scopes: Option<ScopesView<'a>>,
 }
 
 impl<'a> KeyView<'a> {
@@ -64,6 +67,19 @@ impl<'a> KeyView<'a> {
             revision: key.revision.get(),
             created_by: key.attributes.created_by.as_deref(),
             environment: keys.environment_of(key),
+            scopes: keys.scopes().map(|_| ScopesView(&key.attributes.scopes)),
+        }
+    }
+}
+
+/// Stored scopes that cannot be read are shown as what they amount to: an empty list.
+struct ScopesView<'a>(&'a Scopes);
+
+impl Serialize for ScopesView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.named() {
+            None => serializer.serialize_str("all"),
+            Some(scopes) => serializer.collect_seq(scopes.iter().map(Scope::as_str)),
         }
     }
 }
@@ -74,6 +90,8 @@ pub(super) struct KeysView<'a> {
     pub(super) limits: LimitsView,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) environments: Vec<EnvironmentView<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) scopes: Option<Vec<ScopeView<'a>>>,
 }
 
 #[derive(Serialize)]
@@ -85,6 +103,19 @@ pub(super) struct EnvironmentView<'a> {
 impl<'a> From<&'a Environment> for EnvironmentView<'a> {
     fn from(of: &'a Environment) -> Self {
         Self { name: of.name(), prefix: of.format().prefix() }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct ScopeView<'a> {
+    name: &'a str,
+    description: &'a str,
+}
+
+impl<'a> ScopeView<'a> {
+    pub(super) fn all(catalog: &'a ScopeCatalog) -> Vec<Self> {
+        let view = |(name, description): (&'a Scope, _)| Self { name: name.as_str(), description };
+        catalog.iter().map(view).collect()
     }
 }
 
@@ -163,8 +194,9 @@ pub(super) fn issued_answer(status: StatusCode, keys: &KeyManager, issued: &Issu
     let key = KeyView::new(keys, &issued.key);
     let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
     let created_by = key.created_by.map_or(0, |name| 6 * name.len());
+    let scopes = key.scopes.as_ref().map_or(0, |_| Scopes::MAX * (Scope::MAX_LEN + 3));
     // Allocated in full, since a buffer that grows leaves a copy behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by));
+    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by + scopes));
     let view = IssuedView { key, secret: issued.secret.expose_secret() };
     // Cannot fail: a buffer accepts any data, and the keys of all maps are strings.
     let _ = serde_json::to_writer(&mut *body, &view);

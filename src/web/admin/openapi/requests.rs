@@ -5,9 +5,10 @@ use utoipa::openapi::{Array, RefOr};
 
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
+use crate::scopes::Scopes;
 use crate::web::admin::offer::Offer;
 use crate::web::admin::openapi::schemas::{
-    Named, environment, format, named, object, optional, status, string,
+    Named, all_or, environment, format, named, object, optional, scope_name, status, string,
 };
 
 pub(super) fn all(offer: &Offer) -> [Named; 5] {
@@ -26,9 +27,18 @@ pub(super) fn all(offer: &Offer) -> [Named; 5] {
         ),
     };
     let patch = [("name", name()), ("status", status().into()), ("ip_allowlist", list())];
+    let mut new = new.property("ip_allowlist", list());
+    let mut patch = optional(patch);
+    if let Some(catalog) = &offer.scopes {
+        let offered =
+            || string().enum_values(Some(catalog.iter().map(|(scope, _)| scope.as_str())));
+        // A patch may keep scopes that have left the catalogue.
+        new = new.property("scopes", scopes(offered())).required("scopes");
+        patch = patch.property("scopes", scopes(scope_name()));
+    }
     [
-        ("NewKey", new.property("ip_allowlist", list()).into()),
-        ("KeyPatch", optional(patch).into()),
+        ("NewKey", new.into()),
+        ("KeyPatch", patch.into()),
         ("Confirmation", object([("confirm_name", typed.into())]).into()),
         ("KeyName", key_name().into()),
         ("Network", network()),
@@ -58,6 +68,19 @@ fn allowlist(offer: &Offer) -> RefOr<Schema> {
         .unique_items(true)
         .description(Some("Every address is allowed if it is empty or, in a new key, missing."))
         .into()
+}
+
+fn scopes(entry: ObjectBuilder) -> RefOr<Schema> {
+    let list = Array::builder()
+        .items(entry)
+        .min_items(Some(1))
+        .max_items(Some(Scopes::MAX))
+        .unique_items(true);
+    all_or(
+        list.into(),
+        "Full access, or scopes that `GET /keys` lists. A key keeps a scope that is no longer \
+         listed, but no other key can be given it.",
+    )
 }
 
 fn network() -> RefOr<Schema> {

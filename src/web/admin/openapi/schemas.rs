@@ -24,6 +24,15 @@ pub(super) fn all(offer: &Offer) -> Vec<Named> {
         let of = object([("name", string().into()), ("prefix", string().into())]);
         environments = Some(("Environment", of.into()));
     }
+    let mut scope = None;
+    if offer.scopes.is_some() {
+        let entries = Array::builder().items(scope_name());
+        let scopes = all_or(entries.into(), "Full access, or the key's only scopes.");
+        key = key.property("scopes", scopes).required("scopes");
+        keys = keys.property("scopes", list("Scope")).required("scopes");
+        let description = ("description", string().into());
+        scope = Some(("Scope", object([("name", scope_name().into()), description]).into()));
+    }
     let always = [
         ("Key", key.into()),
         ("Keys", keys.into()),
@@ -33,7 +42,7 @@ pub(super) fn all(offer: &Offer) -> Vec<Named> {
         ("AuditPage", page()),
         ("OpenApi", Object::builder().schema_type(Type::Object).required("openapi").into()),
     ];
-    always.into_iter().chain(environments).collect()
+    always.into_iter().chain(environments).chain(scope).collect()
 }
 
 /// The name of an environment, if there are any.
@@ -158,6 +167,19 @@ pub(super) fn format(name: &str) -> ObjectBuilder {
 
 pub(super) fn named(schema: &str) -> RefOr<Schema> {
     Ref::from_schema_name(schema).into()
+}
+
+/// The word `all`, or a list.
+pub(super) fn all_or(list: RefOr<Schema>, description: &str) -> RefOr<Schema> {
+    AnyOf::builder()
+        .item(string().enum_values(Some(["all"])))
+        .item(list)
+        .description(Some(description))
+        .into()
+}
+
+pub(super) fn scope_name() -> ObjectBuilder {
+    string().pattern(Some("^[a-z0-9][a-z0-9:._/-]{0,63}$"))
 }
 
 fn list(of: &str) -> RefOr<Schema> {
