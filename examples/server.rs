@@ -10,6 +10,7 @@
 //! | `KEYGATE_PROXY_HEADER` | `x-forwarded-for` | or `forwarded`, or a header with one address |
 //! | `KEYGATE_GEOIP` | none | a MaxMind DB file (`.mmdb`), for countries in the audit log |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | the prefix of keys |
+//! | `KEYGATE_SCOPES` | none | such as `reports:read=Read reports,reports:write=Change reports` |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::env::{self, VarError};
@@ -27,8 +28,8 @@ use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
-    MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader, SettingsPage,
-    SqliteStore, VerifiedKey, close_if_unread,
+    MemoryAuditLog, MemoryStore, MissingScope, Network, OrgId, PostgresStore, ProxyHeader,
+    ScopeCatalog, SettingsPage, SqliteStore, VerifiedKey, close_if_unread,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -57,6 +58,7 @@ async fn main() -> Result<(), Failure> {
         .route("/whoami", get(whoami))
         .route("/status/{code}", any(status))
         .route("/slow/{ms}", get(slow))
+        .route("/scoped/{scope}", get(scoped))
         // Otherwise axum answers unknown paths without going through the layer.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(ApiKeyLayer::new(keys.clone()).client_ip(client_ip));
@@ -105,7 +107,10 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let countries = countries()?;
-    let builder = store().await?.delivery(delivery).format(format);
+    let mut builder = store().await?.delivery(delivery).format(format);
+    if let Some(scopes) = scopes()? {
+        builder = builder.scopes(scopes);
+    }
     Ok(match countries {
         Some(countries) => builder.countries(countries).build()?,
         None => builder.build()?,
@@ -144,6 +149,18 @@ fn countries() -> Result<Option<MaxMindCountries>, Failure> {
         format!("KEYGATE_GEOIP: {error}{source}")
     });
     Ok(Some(opened?))
+}
+
+fn scopes() -> Result<Option<ScopeCatalog>, Failure> {
+    let list = variable("KEYGATE_SCOPES", "")?;
+    if list.is_empty() {
+        return Ok(None);
+    }
+    let scopes = list.split(',').map(|scope| {
+        let (name, description) = scope.split_once('=').unwrap_or((scope, ""));
+        (name.trim(), description.trim())
+    });
+    Ok(Some(ScopeCatalog::new(scopes).map_err(|e| format!("KEYGATE_SCOPES: {e}"))?))
 }
 
 fn trusted_proxies() -> Result<Vec<Network>, Failure> {
@@ -199,6 +216,11 @@ async fn whoami(key: VerifiedKey) -> Json<Value> {
     Json(
         json!({ "org": key.org().as_str(), "key_id": key.id().to_string(), "key_name": key.name().as_str() }),
     )
+}
+
+async fn scoped(key: VerifiedKey, Path(scope): Path<String>) -> Result<Json<Value>, MissingScope> {
+    key.require_scope(&scope)?;
+    Ok(whoami(key).await)
 }
 
 async fn status(Path(code): Path<String>) -> StatusCode {

@@ -15,6 +15,7 @@ mod credentials;
 mod faults;
 mod leaks;
 mod records;
+mod scopes;
 mod shutdown;
 mod stack;
 #[path = "../support/mod.rs"]

@@ -3,13 +3,14 @@
 import * as api from "./api.js";
 import { allowlistEditor } from "./allowlist.js";
 import { nameField, showErrors } from "./fields.js";
+import { scopesField } from "./scopes.js";
 import { showSecret } from "./secret.js";
 import { field, form, h, openDialog, text } from "./ui.js";
 
 const EXPIRATIONS = ["1_day", "1_week", "1_month", "3_months", "1_year", "never"];
 const DEFAULT = "3_months";
 
-export function createDialog({ limits, count, changed }) {
+export function createDialog({ limits, offered, count, changed }) {
   const handle = openDialog(text("create.title"));
   const name = nameField("");
   const choice = h(
@@ -22,23 +23,26 @@ export function createDialog({ limits, count, changed }) {
   choice.addEventListener("change", () =>
     expiration.hint(choice.value === "never" ? text("expiration.never.hint") : ""));
   const allowlist = allowlistEditor([], limits.max_ips_per_key);
+  const scopes = offered && scopesField(offered);
 
   const { element, alert } = form(handle, {
     label: text("create.submit"),
-    fields: [name.element, expiration.element, allowlist.element],
+    fields: [name.element, expiration.element, scopes?.element, allowlist.element].filter(Boolean),
     async submit() {
       const entries = allowlist.entries();
       if (!name.check()) return name.control.focus();
+      if (scopes && !scopes.check()) return scopes.focus();
       if (!entries) return allowlist.focus();
       const issued = await api.create({
         name: name.value(),
         expiration: choice.value,
         ip_allowlist: entries,
+        scopes: scopes?.value(),
       });
       changed(text("create.done", { name: issued.key.name }));
       showSecret(handle, text("secret.title"), issued);
     },
-    fail: (refusal) => showErrors(refusal, { name, expiration, ip_allowlist: allowlist }),
+    fail: (refusal) => showErrors(refusal, { name, expiration, ip_allowlist: allowlist, scopes }),
   });
   handle.body.append(element);
   if (count >= limits.max_keys) alert.show(text("create.full", { max: limits.max_keys }));

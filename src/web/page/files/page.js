@@ -7,6 +7,7 @@ const DAY_MS = 86_400_000;
 const page = document.getElementById("page");
 let keys = null;
 let limits = null;
+let offered = null;
 const dismissed = new Set();
 
 const count = h("p", { class: "count" });
@@ -47,7 +48,7 @@ async function load() {
     const answer = await api.list();
     // A newer request has replaced this one.
     if (mine !== loads) return;
-    ({ keys, limits } = answer);
+    ({ keys, limits, scopes: offered } = answer);
     const retried = alert.contains(document.activeElement);
     alert.hidden = true;
     render();
@@ -96,8 +97,17 @@ function name(key) {
   return [
     h("span", { class: "name" }, key.name),
     addresses > 0 && h("span", { class: "quiet small" }, text(restricted, { count: addresses })),
+    offered && h("span", { class: "quiet small" }, scopes(key)),
     created(key),
   ];
+}
+
+function scopes({ scopes }) {
+  if (scopes === "all") return text("scopes.all");
+  if (scopes.length === 0) return text("scopes.none");
+  const names = scopes.map((scope) =>
+    offered.some(({ name }) => name === scope) ? scope : `${scope} (${text("scopes.gone")})`);
+  return text("scopes.only", { names: names.join(", ") });
 }
 
 function created({ created_at: at, created_by: by }) {
@@ -235,6 +245,7 @@ const DIALOGS = {
 
 const context = () => ({
   limits,
+  offered,
   count: keys.length,
   /** Announces a change after the dialog has closed. */
   changed: (message) => {
