@@ -34,4 +34,6 @@ mod preconditions;
 mod queries;
 #[path = "admin_support/schema.rs"]
 mod schema;
+#[path = "admin_support/scopes.rs"]
+mod scopes;
 mod support;
