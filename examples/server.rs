@@ -13,6 +13,7 @@
 //! | `KEYGATE_KEY_HEADER` | none | a header in which a key is taken as well, such as `x-api-key` |
 //! | `KEYGATE_ENVIRONMENTS` | none | such as `live=vsp_sk_,test=vsp_sk_test_`; the first is the default |
 //! | `KEYGATE_ORG_LIMITS` | none | keys of single organisations, such as `big=200,small=5` |
+//! | `KEYGATE_SCOPES` | none | such as `reports:read=Read reports,reports:write=Change reports` |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::collections::HashMap;
@@ -32,7 +33,7 @@ use keygate::audit::MaxMindCountries;
 use keygate::error::BuildError;
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder, Limits,
-    MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader, SettingsPage,
+    MemoryAuditLog, MemoryStore, MissingScope, Network, OrgId, PostgresStore, ProxyHeader, ScopeCatalog, SettingsPage,
     SqliteStore, VerifiedKey, close_if_unread,
 };
 use serde_json::{Value, json};
@@ -66,6 +67,7 @@ async fn main() -> Result<(), Failure> {
         .route("/whoami", get(whoami))
         .route("/status/{code}", any(status))
         .route("/slow/{ms}", get(slow))
+        .route("/scoped/{scope}", get(scoped))
         // Otherwise axum answers unknown paths without going through the layer.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(layer);
@@ -125,6 +127,9 @@ async fn key_manager() -> Result<KeyManager, Failure> {
         Some(keys) => Limits::default().max_keys(*keys),
         None => Limits::default(),
     });
+    if let Some(scopes) = scopes()? {
+        builder = builder.scopes(scopes);
+    }
     if let Some(countries) = countries {
         builder = builder.countries(countries);
     }
@@ -166,6 +171,18 @@ fn countries() -> Result<Option<MaxMindCountries>, Failure> {
         format!("KEYGATE_GEOIP: {error}{source}")
     });
     Ok(Some(opened?))
+}
+
+fn scopes() -> Result<Option<ScopeCatalog>, Failure> {
+    let list = variable("KEYGATE_SCOPES", "")?;
+    if list.is_empty() {
+        return Ok(None);
+    }
+    let scopes = list.split(',').map(|scope| {
+        let (name, description) = scope.split_once('=').unwrap_or((scope, ""));
+        (name.trim(), description.trim())
+    });
+    Ok(Some(ScopeCatalog::new(scopes).map_err(|e| format!("KEYGATE_SCOPES: {e}"))?))
 }
 
 fn trusted_proxies() -> Result<Vec<Network>, Failure> {
@@ -249,6 +266,11 @@ async fn whoami(key: VerifiedKey) -> Json<Value> {
     Json(
         json!({ "org": key.org().as_str(), "key_id": key.id().to_string(), "key_name": key.name().as_str() }),
     )
+}
+
+async fn scoped(key: VerifiedKey, Path(scope): Path<String>) -> Result<Json<Value>, MissingScope> {
+    key.require_scope(&scope)?;
+    Ok(whoami(key).await)
 }
 
 async fn status(Path(code): Path<String>) -> StatusCode {

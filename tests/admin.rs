@@ -36,4 +36,6 @@ mod preconditions;
 mod queries;
 #[path = "admin_support/schema.rs"]
 mod schema;
+#[path = "admin_support/scopes.rs"]
+mod scopes;
 mod support;

@@ -8,7 +8,7 @@ use axum::http::header::{CONTENT_TYPE, IF_MATCH};
 use axum::http::{Method, Request};
 use keygate::admin::ROUTES;
 use keygate::audit::{AuditQuery, AuditScope};
-use keygate::{KeyManager, Limits, MemoryStore};
+use keygate::{KeyManager, KeyManagerBuilder, Limits, MemoryStore, ScopeCatalog};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
@@ -20,16 +20,26 @@ use crate::schema::{misfit, resolve};
 
 async fn document() -> &'static Value {
     static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
-    DOCUMENT
-        .get_or_init(|| async {
-            let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
-            let mut request = request(Method::GET, "/openapi.json");
-            request.extensions_mut().insert(actor("acme"));
-            let response = keygate::admin::router(keys).oneshot(request).await.unwrap();
-            let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-            serde_json::from_slice(&body).unwrap()
-        })
-        .await
+    read(&DOCUMENT, KeyManager::builder(MemoryStore::new())).await
+}
+
+/// That of a service with scopes.
+async fn document_with_scopes() -> &'static Value {
+    static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
+    let catalog = ScopeCatalog::new([("read", "")]).unwrap();
+    read(&DOCUMENT, KeyManager::builder(MemoryStore::new()).scopes(catalog)).await
+}
+
+async fn read(cell: &'static OnceCell<Value>, builder: KeyManagerBuilder) -> &'static Value {
+    cell.get_or_init(|| async {
+        let keys = builder.build().unwrap();
+        let mut request = request(Method::GET, "/openapi.json");
+        request.extensions_mut().insert(actor("acme"));
+        let response = keygate::admin::router(keys).oneshot(request).await.unwrap();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        serde_json::from_slice(&body).unwrap()
+    })
+    .await
 }
 
 /// The operation that such a request is for, if there is one.
@@ -47,7 +57,8 @@ fn operation<'a>(document: &'a Value, method: &Method, path: &str) -> Option<&'a
 /// Checks that the document announces this answer. The tests of this API check
 /// every answer that they get.
 pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
-    let document = document().await;
+    let has_scopes = String::from_utf8_lossy(&reply.body).contains("\"scopes\"");
+    let document = if has_scopes { document_with_scopes().await } else { document().await };
     let status = reply.status.as_str();
     let described = match operation(document, method, path) {
         Some(operation) => resolve(document, &operation["responses"][status]),
@@ -77,6 +88,12 @@ pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
             }
         }
     }
+}
+
+/// Whether a value is as a document's schema says.
+pub(crate) fn described_by(document: &Value, schema: &str, value: &Value) -> Result<(), String> {
+    let reference = json!({"$ref": format!("#/components/schemas/{schema}")});
+    misfit(document, &reference, value)
 }
 
 /// Every operation of the document with its method and path.

@@ -55,6 +55,16 @@ pub(crate) fn misfit(document: &Value, schema: &Value, value: &Value) -> Result<
             "minItems" => {
                 unless(value.as_array().map(|a| a.len() as u64) < rule.as_u64(), keyword)?
             }
+            "maxItems" => {
+                let length = value.as_array().map(|a| a.len() as u64);
+                unless(length.is_some() && length > rule.as_u64(), keyword)?;
+            }
+            "uniqueItems" => {
+                let list = value.as_array().into_iter().flatten();
+                let repeated =
+                    list.clone().enumerate().any(|(n, a)| list.clone().take(n).any(|b| a == b));
+                unless(repeated, keyword)?;
+            }
             "description" | "format" | "pattern" => {}
             unknown => panic!("this test does not know {unknown}"),
         }

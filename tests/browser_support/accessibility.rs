@@ -10,7 +10,7 @@ use crate::house::{House, texts, visit_house};
 use crate::views::{Screen, evaluate, furnish, tour};
 
 /// What axe-core finds of any weight, an element each.
-fn violations(browser: &Browser, axe: &str) -> Vec<String> {
+pub(crate) fn violations(browser: &Browser, axe: &str) -> Vec<String> {
     if evaluate(browser, "typeof axe") == "undefined" {
         evaluate(browser, axe);
     }

@@ -87,6 +87,7 @@ pub(crate) enum Role {
     TextBox,
     ComboBox,
     Radio,
+    CheckBox,
 }
 
 impl Role {
@@ -98,6 +99,7 @@ impl Role {
             Self::TextBox => "input[type=text]",
             Self::ComboBox => "select",
             Self::Radio => "input[type=radio]",
+            Self::CheckBox => "input[type=checkbox]",
         }
     }
 }
@@ -345,6 +347,11 @@ impl Browser {
     /// Clicks a radio button.
     pub(crate) async fn pick(&self, radio: &str) {
         self.click(Role::Radio, radio).await;
+    }
+
+    /// Clicks a check box.
+    pub(crate) async fn tick(&self, label: &str) {
+        self.click(Role::CheckBox, label).await;
     }
 
     /// Chooses from a list.

@@ -16,6 +16,7 @@ mod faults;
 mod leaks;
 mod places;
 mod records;
+mod scopes;
 mod shutdown;
 mod stack;
 #[path = "../support/mod.rs"]

@@ -17,6 +17,7 @@ mod lifecycle;
 mod limits;
 mod races;
 mod runtimes;
+mod scopes;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -42,6 +42,7 @@ const SCRIPTS: &[(&str, &str)] = scripts! {
     "edit.js",
     "fields.js",
     "page.js",
+    "scopes.js",
     "secret.js",
     "ui.js",
 };

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { allowlistEditor } from "./allowlist.js";
 import { nameField, showErrors } from "./fields.js";
+import { scopesField } from "./scopes.js";
 import { showSecret } from "./secret.js";
 import { field, form, h, openDialog, text } from "./ui.js";
 
@@ -18,7 +19,7 @@ function environmentField(environments) {
   return { ...field(text("field.environment"), choice), value: () => choice.value };
 }
 
-export function createDialog({ limits, environments, count, changed }) {
+export function createDialog({ limits, environments, offered, count, changed }) {
   const handle = openDialog(text("create.title"));
   const name = nameField("");
   const choice = h(
@@ -32,24 +33,30 @@ export function createDialog({ limits, environments, count, changed }) {
     expiration.hint(choice.value === "never" ? text("expiration.never.hint") : ""));
   const allowlist = allowlistEditor([], limits.max_ips_per_key);
   const environment = environments.length > 0 && environmentField(environments);
+  const scopes = offered && scopesField(offered);
 
   const { element, alert } = form(handle, {
     label: text("create.submit"),
-    fields: [name.element, environment.element, expiration.element, allowlist.element],
+    fields: [name, environment, expiration, scopes, allowlist]
+      .filter(Boolean)
+      .map(({ element }) => element),
     async submit() {
       const entries = allowlist.entries();
       if (!name.check()) return name.control.focus();
+      if (scopes && !scopes.check()) return scopes.focus();
       if (!entries) return allowlist.focus();
       const issued = await api.create({
         name: name.value(),
         expiration: choice.value,
         ip_allowlist: entries,
-        ...(environment && { environment: environment.value() }),
+        environment: environment ? environment.value() : undefined,
+        scopes: scopes?.value(),
       });
       changed(text("create.done", { name: issued.key.name }));
       showSecret(handle, text("secret.title"), issued);
     },
-    fail: (refusal) => showErrors(refusal, { name, environment, expiration, ip_allowlist: allowlist }),
+    fail: (refusal) =>
+      showErrors(refusal, { name, environment, expiration, ip_allowlist: allowlist, scopes }),
   });
   handle.body.append(element);
   if (count >= limits.max_keys) alert.show(text("create.full", { max: limits.max_keys }));

@@ -1,8 +1,9 @@
-// The dialog that edits a key: name, status and allowlist.
+// The dialog that edits a key: name, status, scopes and allowlist.
 
 import * as api from "./api.js";
 import { allowlistEditor } from "./allowlist.js";
 import { nameField, showErrors } from "./fields.js";
+import { scopesField } from "./scopes.js";
 import { form, h, newId, openDialog, text } from "./ui.js";
 
 function statusField(initial) {
@@ -33,15 +34,27 @@ function merged(base, mine = base, theirs) {
   return [...kept, ...added];
 }
 
-export function editDialog(key, { limits, changed }) {
+/** As `merged`. A choice made here wins if full access is involved. */
+function mergedScopes(base, mine, theirs) {
+  if (mine === undefined) return theirs;
+  return [base, mine, theirs].includes("all") ? mine : merged(base, mine, theirs);
+}
+
+export function editDialog(key, { limits, offered, changed }) {
   const handle = openDialog(text("edit.title", { name: key.name }));
   const name = nameField(key.name);
   const status = statusField(key.status);
   const allowlist = allowlistEditor(key.ip_allowlist, limits.max_ips_per_key);
+  const scopes = offered && scopesField(offered, key.scopes);
 
   /** Only the fields changed here, so that others are not overwritten. */
   const changes = (entries) => {
-    const entered = { name: name.value(), status: status.value(), ip_allowlist: entries };
+    const entered = {
+      name: name.value(),
+      status: status.value(),
+      ip_allowlist: entries,
+      scopes: scopes?.value(),
+    };
     return Object.fromEntries(
       Object.entries(entered).filter(([field, value]) => !same(value, key[field])),
     );
@@ -54,6 +67,7 @@ export function editDialog(key, { limits, changed }) {
     if (!("name" in mine)) name.set(current.name);
     if (!("status" in mine)) status.set(current.status);
     allowlist.set(merged(key.ip_allowlist, mine.ip_allowlist, current.ip_allowlist));
+    scopes?.set(current.scopes, mergedScopes(key.scopes, mine.scopes, current.scopes));
     key = current;
     changed();
     alert.show(
@@ -67,10 +81,11 @@ export function editDialog(key, { limits, changed }) {
 
   const { element, alert } = form(handle, {
     label: text("edit.submit"),
-    fields: [name.element, status.element, allowlist.element],
+    fields: [name.element, status.element, scopes?.element, allowlist.element].filter(Boolean),
     async submit() {
       const entries = allowlist.entries();
       if (!name.check()) return name.control.focus();
+      if (scopes && !scopes.check()) return scopes.focus();
       if (!entries) return allowlist.focus();
       const patch = changes(entries);
       if (Object.keys(patch).length === 0) return alert.show(text("edit.same"));
@@ -80,7 +95,7 @@ export function editDialog(key, { limits, changed }) {
     },
     async fail(refusal) {
       if (refusal.code !== "stale_revision") {
-        return showErrors(refusal, { name, status, ip_allowlist: allowlist });
+        return showErrors(refusal, { name, status, ip_allowlist: allowlist, scopes });
       }
       await meet();
       return true;

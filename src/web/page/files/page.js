@@ -8,6 +8,7 @@ const page = document.getElementById("page");
 let keys = null;
 let limits = null;
 let environments = [];
+let offered = null;
 const dismissed = new Set();
 
 const count = h("p", { class: "count" });
@@ -48,7 +49,7 @@ async function load() {
     const answer = await api.list();
     // A newer request has replaced this one.
     if (mine !== loads) return;
-    ({ keys, limits, environments = [] } = answer);
+    ({ keys, limits, scopes: offered, environments = [] } = answer);
     const retried = alert.contains(document.activeElement);
     alert.hidden = true;
     render();
@@ -100,8 +101,17 @@ function name(key) {
   return [
     h("span", { class: "name" }, key.name),
     addresses > 0 && h("span", { class: "quiet small" }, text(restricted, { count: addresses })),
+    offered && h("span", { class: "quiet small" }, scopes(key)),
     created(key),
   ];
+}
+
+function scopes({ scopes }) {
+  if (scopes === "all") return text("scopes.all");
+  if (scopes.length === 0) return text("scopes.none");
+  const names = scopes.map((scope) =>
+    offered.some(({ name }) => name === scope) ? scope : `${scope} (${text("scopes.gone")})`);
+  return text("scopes.only", { names: names.join(", ") });
 }
 
 function created({ created_at: at, created_by: by }) {
@@ -240,6 +250,7 @@ const DIALOGS = {
 const context = () => ({
   limits,
   environments,
+  offered,
   count: keys.length,
   /** Announces a change after the dialog has closed. */
   changed: (message) => {

@@ -1,0 +1,188 @@
+//! Scopes over HTTP: with a catalogue, and without one.
+
+use axum::http::Method;
+use keygate::{Attributes, NewKey, ScopeCatalog, Scopes};
+use serde_json::{Value, json};
+
+use crate::admin_support::{Api, request};
+use crate::openapi::described_by;
+
+fn api(scopes: &[(&str, &str)]) -> Api {
+    let catalog = ScopeCatalog::new(scopes.iter().copied()).unwrap();
+    Api::with(|builder| builder.scopes(catalog))
+}
+
+const OFFERED: [(&str, &str); 2] =
+    [("reports:read", "Read reports"), ("reports:write", "Change \"reports\"")];
+
+fn new(scopes: Value) -> Value {
+    json!({"name": "CI", "expiration": "never", "scopes": scopes})
+}
+
+/// The messages at the field `scopes` of a 422.
+#[track_caller]
+fn problems(reply: &crate::admin_support::Reply) -> Vec<String> {
+    assert_eq!(reply.status, 422, "{}", reply.text());
+    let errors = reply.json()["errors"].as_array().unwrap().clone();
+    let at_scopes =
+        errors.iter().inspect(|error| assert_eq!(error["field"], "scopes", "{errors:?}"));
+    at_scopes.map(|error| error["message"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn scopes_are_listed_given_shown_and_edited() {
+    let api = api(&OFFERED);
+    let list = api.get("/keys").await.json();
+    assert_eq!(
+        list["scopes"],
+        json!([
+            {"name": "reports:read", "description": "Read reports"},
+            {"name": "reports:write", "description": "Change \"reports\""},
+        ])
+    );
+    for scopes in [json!("all"), json!(["reports:read"]), json!(["reports:write", "reports:read"])]
+    {
+        let reply = api.post("/keys", new(scopes.clone())).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        let key = reply.json()["key"].clone();
+        assert_eq!(key["scopes"], scopes);
+        let path = format!("/keys/{}", key["id"].as_str().unwrap());
+        assert_eq!(api.get(&path).await.json()["scopes"], scopes);
+        for edited in [json!(["reports:write"]), json!("all"), json!(["reports:read"])] {
+            let reply = api.patch(&path, json!({"scopes": edited})).await;
+            assert_eq!((reply.status.as_u16(), &reply.json()["scopes"]), (200, &edited));
+        }
+        let reply = api.patch(&path, json!({"name": "renamed"})).await;
+        assert_eq!(reply.json()["scopes"], json!(["reports:read"]), "another field's edit");
+        let reply = api.post(&format!("{path}/rotate"), json!({"confirm_name": "renamed"})).await;
+        assert_eq!(reply.json()["key"]["scopes"], json!(["reports:read"]));
+    }
+}
+
+#[tokio::test]
+async fn bad_scopes_are_refused_by_name_of_the_field_and_nothing_is_stored() {
+    let api = api(&OFFERED);
+    let missing = api.post("/keys", json!({"name": "CI", "expiration": "never"})).await;
+    assert_eq!(problems(&missing), ["is required"]);
+    let many: Vec<String> = (0..51).map(|n| n.to_string()).collect();
+    let key = api.post("/keys", new(json!(["reports:read"]))).await.json()["key"].clone();
+    let path = format!("/keys/{}", key["id"].as_str().unwrap());
+    let shape = "must be \"all\" or a list of scopes";
+    let name =
+        "entry 1: a scope has 1 to 64 of a-z, 0-9 and :._/- and begins with a letter or digit";
+    for (scopes, message) in [
+        (json!(null), shape),
+        (json!("ALL"), shape),
+        (json!("reports:read"), shape),
+        (json!(true), shape),
+        (json!({"all": true}), shape),
+        (json!([]), "must name at least one scope"),
+        (json!(many), "must name at most 50 scopes"),
+        (json!([7]), name),
+        (json!(["*"]), name),
+        (json!(["vsp_sk_Secret"]), name),
+        (json!(["reports:read", "reports:read"]), "entry 2: already on the list"),
+        (json!(["reports:read", "reports"]), "entry 2: this service does not offer the scope"),
+        (json!(["all"]), "entry 1: this service does not offer the scope"),
+    ] {
+        assert_eq!(problems(&api.post("/keys", new(scopes.clone())).await), [message], "{scopes}");
+        let edit = api.patch(&path, json!({"name": "other", "scopes": scopes})).await;
+        assert_eq!(problems(&edit), [message], "{scopes}");
+    }
+    let keys = api.store.snapshot(api.actor.org()).await;
+    assert_eq!((keys.len(), keys[0].name.as_str()), (1, "CI"));
+    assert_eq!(keys[0].attributes.scopes, Scopes::only(["reports:read"]).unwrap());
+}
+
+#[tokio::test]
+async fn a_scope_that_left_the_catalogue_is_shown_and_may_be_kept() {
+    let api = api(&OFFERED);
+    let id = api.post("/keys", new(json!(["reports:read"]))).await.json()["key"]["id"].clone();
+    let path = format!("/keys/{}", id.as_str().unwrap());
+    let builder = keygate::KeyManager::builder(api.store.clone());
+    let later = builder.scopes(ScopeCatalog::new([("new", "")]).unwrap()).build().unwrap();
+    let router = keygate::admin::router(later.clone());
+    let later = Api { router, keys: later, ..api };
+    assert_eq!(later.get(&path).await.json()["scopes"], json!(["reports:read"]));
+    for (scopes, status) in [
+        (json!(["new", "reports:read"]), 200),
+        (json!(["reports:write", "new"]), 422),
+        (json!(["new"]), 200),
+        (json!(["reports:read"]), 422),
+    ] {
+        let reply = later.patch(&path, json!({"scopes": scopes})).await;
+        assert_eq!(reply.status, status, "{scopes}: {}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn stored_scopes_that_cannot_be_read_are_shown_as_none_and_can_be_mended() {
+    let api = api(&OFFERED);
+    let id = api.post("/keys", new(json!("all"))).await.json()["key"]["id"].clone();
+    let path = format!("/keys/{}", id.as_str().unwrap());
+    let key = api.store.snapshot(api.actor.org()).await.remove(0);
+    let attributes: Attributes = r#"{"scopes":["?"]}"#.parse().unwrap();
+    let damaged = keygate::ApiKey { attributes, revision: key.revision.next(), ..key.clone() };
+    keygate::KeyStore::replace(&*api.store, &damaged, key.revision).await.unwrap();
+    assert_eq!(api.get(&path).await.json()["scopes"], json!([]));
+    let renamed = api.patch(&path, json!({"name": "renamed"})).await;
+    assert_eq!(renamed.json()["scopes"], json!([]), "{}", renamed.text());
+    let kept = api.store.snapshot(api.actor.org()).await.remove(0);
+    assert_eq!(kept.attributes.to_string(), r#"{"scopes":["?"]}"#);
+    let mended = api.patch(&path, json!({"scopes": ["reports:read"]})).await;
+    assert_eq!(mended.json()["scopes"], json!(["reports:read"]));
+}
+
+#[tokio::test]
+async fn without_a_catalogue_the_api_knows_no_scopes() {
+    let api = Api::new();
+    assert_eq!(problems(&api.post("/keys", new(json!("all"))).await), ["is unknown"]);
+    let key = api.create("CI").await["key"].clone();
+    assert_eq!(key["scopes"], Value::Null);
+    let path = format!("/keys/{}", key["id"].as_str().unwrap());
+    let edit = api.patch(&path, json!({"scopes": ["reports:read"]})).await;
+    assert_eq!(problems(&edit), ["is unknown"]);
+    for path in ["/keys", &path, "/openapi.json"] {
+        let text = api.get(path).await.text().replace("insufficient_scope", "");
+        assert!(!text.to_lowercase().contains("scope"), "{path}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn the_document_of_a_service_with_scopes_describes_its_answers_and_bodies() {
+    let api = api(&OFFERED);
+    let document = api.send(request(Method::GET, "/openapi.json")).await.json();
+    api.post("/keys", new(json!("all"))).await;
+    let created = api.post("/keys", new(json!(["reports:read"]))).await.json();
+    let list = api.get("/keys").await.json();
+    for (schema, value) in [("Keys", &list), ("IssuedKey", &created), ("Key", &created["key"])] {
+        assert_eq!(described_by(&document, schema, value), Ok(()), "{schema}");
+    }
+    let mut without = list.clone();
+    without["keys"][0].as_object_mut().unwrap().remove("scopes");
+    assert!(described_by(&document, "Keys", &without).is_err(), "scopes are always there");
+    for (body, fits) in [
+        (new(json!("all")), true),
+        (new(json!(["reports:read"])), true),
+        (new(json!([])), false),
+        (new(json!("none")), false),
+        (new(json!(["other"])), false),
+        (json!({"name": "CI", "expiration": "never"}), false),
+    ] {
+        let described = described_by(&document, "NewKey", &body).is_ok();
+        let accepted = api.post("/keys", body.clone()).await.status == 201;
+        assert_eq!((described, accepted), (fits, fits), "{body}");
+    }
+    assert_eq!(described_by(&document, "KeyPatch", &json!({"scopes": ["gone"]})), Ok(()));
+}
+
+#[tokio::test]
+async fn the_answer_with_a_secret_has_room_for_the_longest_scopes() {
+    let names: Vec<String> = (0..50).map(|n| format!("{n:064}")).collect();
+    let catalog = ScopeCatalog::new(names.iter().map(|name| (name, ""))).unwrap();
+    let api = Api::with(|builder| builder.scopes(catalog));
+    let reply = api.post("/keys", new(json!(names))).await;
+    assert_eq!(reply.json()["key"]["scopes"], json!(names));
+    let key = NewKey::named("x").unwrap().scopes(Scopes::only(&names).unwrap());
+    assert!(api.keys.create(&api.actor, key).await.is_ok());
+}
