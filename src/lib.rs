@@ -147,7 +147,7 @@ pub use crate::names::UnknownName;
 pub use crate::network::{Network, NetworkError};
 pub use crate::org::{Actor, OrgId, OrgIdError};
 pub use crate::policy::Denial;
-pub use crate::random::{Random, RandomError, SystemRandom};
+pub use crate::random::RandomError;
 pub use crate::record::attributes::{Attributes, AttributesError, Metadata, MetadataError};
 pub use crate::record::{ApiKey, KeyPatch, KeyUse, Limits, NewKey, OrgLimit, Revision, Status};
 #[cfg(feature = "tokio")]
@@ -198,3 +198,6 @@ pub use crate::{
     },
     wire::client_ip::{ClientIp, ProxyHeader},
 };
+
+/// The version of `rand_core` whose generators [`KeyManagerBuilder::rng`] takes.
+pub use rand_core;

@@ -48,10 +48,10 @@ fn types() -> Vec<&'static str> {
         ManualClock, MaxMindCountries, Metadata, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
-        SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
+        SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
-        Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Random>, Box<dyn Runtime>,
+        Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Runtime>,
     )
     .into()
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use keygate::{
     Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, KeyUse, MemoryStore, OrgId, OrgLimit,
-    Random, Revision, Status, StoreError, SystemRandom, Timestamp,
+    Revision, Status, StoreError, Timestamp,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -146,7 +146,7 @@ struct Names([u8; 16]);
 impl Names {
     fn new() -> Self {
         let mut seed = [0; 16];
-        SystemRandom.fill(&mut seed).unwrap();
+        getrandom::fill(&mut seed).unwrap();
         Self(seed)
     }
 

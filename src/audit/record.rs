@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rand_core::TryCryptoRng;
+
 use crate::audit::country::CountryCode;
 use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::names::{names, restored};
 use crate::org::OrgId;
 use crate::policy::Denial;
-use crate::random::{Random, RandomError};
 
 /// One entry of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,9 +235,9 @@ pub(crate) struct AuditIds {
 }
 
 impl AuditIds {
-    pub(crate) fn new(random: &dyn Random) -> Result<Self, RandomError> {
+    pub(crate) fn new<R: TryCryptoRng + ?Sized>(rng: &mut R) -> Result<Self, R::Error> {
         let mut bytes = [0; 8];
-        random.fill(&mut bytes)?;
+        rng.try_fill_bytes(&mut bytes)?;
         Ok(Self { process: u64::from_be_bytes(bytes), count: AtomicU64::new(0) })
     }
 
@@ -266,7 +267,7 @@ mod tests {
 
     #[test]
     fn ids_rise_and_survive_their_bytes() {
-        let ids = AuditIds::new(&crate::random::SystemRandom).unwrap();
+        let ids = AuditIds::new(&mut getrandom::SysRng).unwrap();
         let (a, b) = (ids.next(), ids.next());
         assert!(a < b && a.to_bytes() < b.to_bytes());
         assert_eq!(AuditId::from_bytes(a.to_bytes()), a);

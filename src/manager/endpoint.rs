@@ -119,7 +119,7 @@ fn push_visible(shown: &mut String, text: &str) {
 mod tests {
     use super::*;
     use crate::key::scan::steps;
-    use crate::random::SystemRandom;
+    use getrandom::SysRng;
     use proptest::prelude::*;
 
     fn shown(path: &str) -> String {
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn case_39_a_secret_without_its_prefix_and_a_key_as_a_method_are_blotted_out() {
         let format = KeyFormat::default();
-        let key = format.generate(&SystemRandom).unwrap();
+        let key = format.generate(&mut SysRng).unwrap();
         let secret = &key.expose_secret()[7..];
         assert_eq!(shown(&format!("/v1/{secret}")), "/v1/[REDACTED]");
         let sent = Cow::Owned(key.expose_secret().to_owned());
@@ -232,7 +232,7 @@ mod tests {
             glued: bool,
         ) {
             let format = KeyFormat::new(&prefix).unwrap();
-            let key = format.generate(&SystemRandom).unwrap();
+            let key = format.generate(&mut SysRng).unwrap();
             let key = key.expose_secret();
             let hidden = escaped(if bare { &key[prefix.len()..] } else { key }, times);
             let before = format!("/{}{}", "-".repeat(start - 2), if glued { '-' } else { '/' });

@@ -64,10 +64,10 @@ impl KeyManager {
         let max = inner.limits.max_keys;
         let limit = OrgLimit::at_most(max);
         let present = inner.bounded(inner.store.list(actor.org())).await?;
-        let secret = inner.format.generate(&*inner.random)?;
+        let secret = inner.format.generate(&mut inner.rng.clone())?;
         let id = match &new.idempotency_key {
             Some(once) => unused_id(once, actor.org(), &present, max, now)?,
-            None => KeyId::random(&*inner.random)?,
+            None => KeyId::random(&mut inner.rng.clone())?,
         };
         // The store decides. This check only avoids an audit record for a change that would
         // fail.
@@ -261,7 +261,7 @@ impl KeyManager {
         if current.digest != first.digest {
             return Err(ManageError::Conflict);
         }
-        let secret = self.inner.format.generate(&*self.inner.random)?;
+        let secret = self.inner.format.generate(&mut self.inner.rng.clone())?;
         self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
             let (inner, _turn) = (&*keys.inner, turn);
             for _ in 0..ATTEMPTS {

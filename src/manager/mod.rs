@@ -27,7 +27,7 @@ use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
-use crate::random::Random;
+use crate::random::SharedRng;
 use crate::record::Limits;
 use crate::runtime::Runtime;
 use crate::store::key_store::KeyStore;
@@ -68,7 +68,7 @@ struct Inner {
     format: KeyFormat,
     limits: Limits,
     clock: Arc<dyn Clock>,
-    random: Arc<dyn Random>,
+    rng: SharedRng,
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
     changes: Arc<Changes>,

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, io};
 
+use getrandom::SysRng;
 use keygate::{
     ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, KeyDigest,
-    KeyId, KeyName, KeyStore, OrgId, OrgLimit, Outcome, Random, RequestEvent, SqliteStore,
-    SystemRandom, Timestamp,
+    KeyId, KeyName, KeyStore, OrgId, OrgLimit, Outcome, RequestEvent, SqliteStore, Timestamp,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -42,14 +42,14 @@ pub(crate) fn at(micros: i64) -> Timestamp {
 
 fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    SystemRandom.fill(&mut bytes).unwrap();
+    getrandom::fill(&mut bytes).unwrap();
     bytes
 }
 
 /// A key that no store has seen.
 pub(crate) fn key(org: &OrgId) -> ApiKey {
     ApiKey {
-        id: KeyId::random(&SystemRandom).unwrap(),
+        id: KeyId::random(&mut SysRng).unwrap(),
         org: org.clone(),
         name: KeyName::new("Ключ 👩‍💻").unwrap(),
         digest: KeyDigest::of(random_bytes::<32>()),

@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use getrandom::SysRng;
 use keygate::{
     ApiKey, AuditError, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditSink, BoxFuture, Clock,
     KeyDigest, KeyFormat, KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId,
-    OrgLimit, Revision, StoreError, SystemRandom, Timestamp,
+    OrgLimit, Revision, StoreError, Timestamp,
 };
 use tokio::sync::Notify;
 
@@ -355,7 +356,7 @@ pub(crate) fn org(id: &str) -> OrgId {
 
 /// A key of the default format that no store has.
 pub(crate) fn unknown_key() -> String {
-    KeyFormat::default().generate(&SystemRandom).unwrap().expose_secret().to_owned()
+    KeyFormat::default().generate(&mut SysRng).unwrap().expose_secret().to_owned()
 }
 
 pub(crate) fn base64(bytes: &[u8]) -> String {

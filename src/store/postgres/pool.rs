@@ -340,8 +340,7 @@ async fn keep(slot: usize, dialer: Arc<Dialer>, slots: Arc<watch::Sender<Slots>>
                 let is_left =
                     matches!(select(&mut end, pin!(connection.left())).await, Either::Right(_));
                 publish(None);
-                if is_left
-                    && let Some((process, earlier)) = left.replace((connection.process, end))
+                if is_left && let Some((process, earlier)) = left.replace((connection.process, end))
                 {
                     // The server may still work on a call that was left to it. There is
                     // never more than one such session beside the one in use.
