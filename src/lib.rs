@@ -115,7 +115,7 @@ mod web;
 mod wire;
 
 pub use crate::allowlist::{Allowlist, AllowlistError, EntryProblem};
-pub use crate::audit::country::{CountryCode, CountryLookup};
+pub use crate::audit::country::{CountryCode, CountryCodeError, CountryLookup};
 pub use crate::audit::delivery::{AuditStats, Delivery, DeliveryError, WhenFull};
 #[cfg(feature = "geoip")]
 #[cfg_attr(docsrs, doc(cfg(feature = "geoip")))]
@@ -125,10 +125,11 @@ pub use crate::audit::log::{
 };
 pub use crate::audit::memory::MemoryAuditLog;
 pub use crate::audit::record::{
-    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
+    AuditEvent, AuditId, AuditIdError, AuditRecord, ChangeAction, ChangeEvent, ChangePhase,
+    Outcome, RequestEvent,
 };
 pub use crate::audit::sink::{AuditError, AuditSink};
-pub use crate::clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use crate::clock::{Clock, ManualClock, SystemClock, Timestamp, TimestampError};
 pub use crate::key::digest::{KeyDigest, KeyDigestError};
 pub use crate::key::expiration::{Expiration, ExpirationError};
 pub use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN, MalformedKey, PrefixError};

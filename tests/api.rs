@@ -27,11 +27,11 @@ macro_rules! all {
 
 fn errors() -> Vec<&'static str> {
     all!(is_error:
-        AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditError, BuildError, CacheError, Denial,
+        AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditIdError, AuditError, BuildError, CacheError, CountryCodeError, Denial,
         DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
         IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, MetadataError, NetworkError, OrgIdError,
         PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError,
-        StoreError, UnknownName, VerifyError,
+        StoreError, TimestampError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
     )
     .into()
