@@ -79,6 +79,7 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 //! | `postgres-tls` | TLS for its connections, by rustls |
 //! | `cache` | [`CachedStore`]: keys kept in memory in front of a store across a network |
 //! | `geoip` | [`MaxMindCountries`]: countries in audit records, from a MaxMind DB file |
+//! | `serde` | records, ids and names are read and written by serde, and never a secret |
 //! | `conformance` | the test suite for stores and audit logs |
 //!
 //! # How it works
@@ -106,6 +107,8 @@ mod policy;
 mod random;
 mod record;
 mod runtime;
+#[cfg(feature = "serde")]
+mod serialize;
 mod store;
 mod text;
 mod throttle;
@@ -155,6 +158,9 @@ pub use crate::record::{ApiKey, KeyPatch, KeyUse, Limits, NewKey, OrgLimit, Revi
 #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 pub use crate::runtime::TokioRuntime;
 pub use crate::runtime::{BoxFuture, Runtime};
+#[cfg(feature = "serde")]
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+pub use crate::serialize::key::WithDigest;
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::cache::{

@@ -4,6 +4,7 @@
     feature = "conformance",
     feature = "geoip",
     feature = "postgres",
+    feature = "serde",
     feature = "settings-page",
     feature = "sqlite"
 ))]
@@ -49,7 +50,7 @@ fn types() -> Vec<&'static str> {
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
         SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, Timestamp,
-        TokioRuntime, VerifiedKey, WhenFull,
+        TokioRuntime, VerifiedKey, WhenFull, WithDigest,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
         Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Runtime>,
     )

@@ -13,6 +13,7 @@ macro_rules! pages {
                     feature = "cache",
                     feature = "geoip",
                     feature = "postgres",
+                    feature = "serde",
                     feature = "settings-page",
                     feature = "sqlite"
                 ),
@@ -23,6 +24,7 @@ macro_rules! pages {
                     feature = "cache",
                     feature = "geoip",
                     feature = "postgres",
+                    feature = "serde",
                     feature = "settings-page",
                     feature = "sqlite"
                 )),

@@ -22,9 +22,14 @@ use crate::key::digest::KeyDigest;
 /// # Ok::<(), getrandom::Error>(())
 /// ```
 ///
-/// ```compile_fail
+/// ```compile_fail,E0599
 /// # let key = keygate::KeyFormat::default().generate(&mut getrandom::SysRng).unwrap();
 /// let copy = key.clone();
+/// ```
+///
+/// ```compile_fail,E0277
+/// # let key = keygate::KeyFormat::default().generate(&mut getrandom::SysRng).unwrap();
+/// let text = serde_json::to_string(&key);
 /// ```
 pub struct PlaintextKey(Zeroizing<String>);
 
