@@ -78,6 +78,9 @@ fn comes_back<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T, exp
     let text = serde_json::to_string(&value).unwrap();
     assert_eq!(serde_json::from_str::<T>(&text).unwrap(), value);
     assert_eq!(serde_json::from_value::<T>(expected.clone()).unwrap(), value);
+    let [named, compact] = [rmp_serde::to_vec_named(&value), rmp_serde::to_vec(&value)];
+    assert_eq!(rmp_serde::from_slice::<T>(&named.unwrap()).unwrap(), value);
+    assert_eq!(rmp_serde::from_slice::<T>(&compact.unwrap()).unwrap(), value);
 
     let strange = [json!(SECRET), json!(NUMBER), json!(-98_765.25), json!(true), json!(null)];
     let nested = [json!([SECRET]), json!({ SECRET: SECRET }), json!([NUMBER])];

@@ -1,4 +1,4 @@
-//! Plain structs, whose fields are mirrored so that none is forgotten.
+//! Plain structs. Their fields are repeated here; if one is missing, this does not compile.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -146,17 +146,10 @@ mod ip {
 /// As `{"request": …}` or `{"change": …}`.
 impl Serialize for AuditEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (index, name) = match self {
-            Self::Request(_) => (0, "request"),
-            Self::Change(_) => (1, "change"),
-        };
+        let name = "AuditEvent";
         match self {
-            Self::Request(event) => {
-                serializer.serialize_newtype_variant("AuditEvent", index, name, event)
-            }
-            Self::Change(event) => {
-                serializer.serialize_newtype_variant("AuditEvent", index, name, event)
-            }
+            Self::Request(event) => serializer.serialize_newtype_variant(name, 0, "request", event),
+            Self::Change(event) => serializer.serialize_newtype_variant(name, 1, "change", event),
         }
     }
 }
