@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use getrandom::SysRng;
+use keygate::audit::{AuditEvent, AuditId, AuditRecord, Outcome, RequestEvent, WhenFull};
 use keygate::{
-    Actor, AuditError, AuditEvent, AuditId, AuditRecord, AuditSink, Delivery, KeyId, KeyManager,
-    MemoryStore, NewKey, OrgId, Outcome, RequestEvent, RequestInfo, SqliteStore, Timestamp,
-    WhenFull,
+    Actor, AuditError, AuditSink, Delivery, KeyId, KeyManager, MemoryStore, NewKey, OrgId,
+    RequestInfo, SqliteStore, Timestamp,
 };
 
 use crate::support::{Spread, forget_peak, peak_memory};

@@ -20,10 +20,8 @@ use std::hint::black_box;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use keygate::{
-    Actor, CacheState, CachedStore, KeyManager, MemoryStore, NewKey, OrgId, PostgresOptions,
-    PostgresStore, import,
-};
+use keygate::store::{CacheState, PostgresOptions, import};
+use keygate::{Actor, CachedStore, KeyManager, MemoryStore, NewKey, OrgId, PostgresStore};
 use tokio::runtime::Runtime;
 
 use crate::support::Spread;

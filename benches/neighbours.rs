@@ -35,9 +35,11 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::routing::get;
 use getrandom::SysRng;
+use keygate::audit::AuditRecord;
+use keygate::store::PostgresOptions;
 use keygate::{
-    Actor, ApiKeyLayer, AuditError, AuditRecord, AuditSink, KeyId, KeyManager, KeyPatch, NewKey,
-    OrgId, PostgresOptions, PostgresStore,
+    Actor, ApiKeyLayer, AuditError, AuditSink, KeyId, KeyManager, KeyPatch, NewKey, OrgId,
+    PostgresStore,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;

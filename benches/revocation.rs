@@ -28,9 +28,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use keygate::store::{CacheState, PostgresOptions};
 use keygate::{
-    Actor, CacheState, CachedStore, Denial, IssuedKey, KeyManager, KeyPatch, NewKey, OrgId,
-    PostgresOptions, PostgresStore, VerifiedKey, VerifyError,
+    Actor, CachedStore, Denial, IssuedKey, KeyManager, KeyPatch, NewKey, OrgId, PostgresStore,
+    VerifiedKey, VerifyError,
 };
 use tokio::runtime::{Builder, Runtime};
 

@@ -41,9 +41,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::SysRng;
+use keygate::store::OrgLimit;
 use keygate::{
-    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, OrgLimit, PlaintextKey, SqliteStore,
-    Timestamp,
+    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, PlaintextKey, SqliteStore, Timestamp,
 };
 use serde_json::{Value, json};
 

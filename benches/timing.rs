@@ -40,9 +40,10 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use getrandom::SysRng;
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, KeyUse, MemoryStore, OrgId,
-    OrgLimit, Revision, Status, StoreError, Timestamp, VerifyError,
+    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId,
+    Revision, Status, StoreError, Timestamp, VerifyError,
 };
 use subtle::ConstantTimeEq;
 

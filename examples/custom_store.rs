@@ -14,9 +14,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keygate::conformance::{check_reopened_store, check_store};
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, KeyUse, OrgId, OrgLimit, Revision,
-    StoreError, Timestamp,
+    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, Revision, StoreError, Timestamp,
 };
 use serde_json::{Value, json};
 

@@ -10,7 +10,8 @@ use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
-use keygate::{KeyExport, KeyStore, PostgresStore, SqliteStore, import};
+use keygate::store::{KeyExport, import};
+use keygate::{KeyStore, PostgresStore, SqliteStore};
 
 /// A store that keys can be copied to and from.
 trait Database: KeyStore + KeyExport {}

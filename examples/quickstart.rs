@@ -4,9 +4,9 @@
 use std::error::Error;
 use std::time::Duration;
 
+use keygate::audit::{AuditQuery, AuditScope};
 use keygate::{
-    Actor, AuditQuery, AuditScope, Expiration, KeyManager, KeyPatch, MemoryAuditLog, MemoryStore,
-    NewKey, OrgId,
+    Actor, Expiration, KeyManager, KeyPatch, MemoryAuditLog, MemoryStore, NewKey, OrgId,
 };
 
 #[tokio::main]

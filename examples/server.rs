@@ -24,10 +24,11 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
+use keygate::audit::MaxMindCountries;
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
-    MaxMindCountries, MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader,
-    SettingsPage, SqliteStore, VerifiedKey, close_if_unread,
+    MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader, SettingsPage,
+    SqliteStore, VerifiedKey, close_if_unread,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;

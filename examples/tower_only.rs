@@ -15,7 +15,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use keygate::{Actor, ApiKeyLayer, KeyManager, MemoryStore, NewKey, OrgId, PeerAddr, VerifiedKey};
+use keygate::guard::PeerAddr;
+use keygate::{Actor, ApiKeyLayer, KeyManager, MemoryStore, NewKey, OrgId, VerifiedKey};
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
 

@@ -18,7 +18,7 @@ use crate::network::{Network, NetworkError};
 /// assert!(list.allows(Some("10.1.2.3".parse().unwrap())));
 /// assert!(!list.allows(Some("192.0.2.1".parse().unwrap())));
 /// assert!(!list.allows(None), "an unknown address is not on the list");
-/// # Ok::<(), keygate::AllowlistError>(())
+/// # Ok::<(), keygate::error::AllowlistError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Allowlist(Entries);

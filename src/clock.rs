@@ -154,7 +154,8 @@ impl Clock for SystemClock {
 ///
 /// ```
 /// use std::time::Duration;
-/// use keygate::{Clock, ManualClock, Timestamp};
+/// use keygate::runtime::{Clock, ManualClock};
+/// use keygate::Timestamp;
 ///
 /// let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
 /// let clock = ManualClock::new(start);

@@ -95,7 +95,7 @@ pub enum OrgIdError {
 ///
 /// let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
 /// assert_eq!(actor.name(), "ada@acme.example");
-/// # Ok::<(), keygate::OrgIdError>(())
+/// # Ok::<(), keygate::error::OrgIdError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {

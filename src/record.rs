@@ -199,7 +199,7 @@ impl NewKey {
 ///
 /// let mut patch = KeyPatch::revoke();
 /// patch.name = Some(KeyName::new("CI deploy (old)")?);
-/// # Ok::<(), keygate::KeyNameError>(())
+/// # Ok::<(), keygate::error::KeyNameError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -326,7 +326,8 @@ impl KeyUse {
     /// earlier, or if it is later than [`KeyUse::latest_plausible`].
     ///
     /// ```
-    /// use keygate::{KeyId, KeyUse, Timestamp};
+    /// use keygate::store::KeyUse;
+    /// use keygate::{KeyId, Timestamp};
     ///
     /// let at = |text| Timestamp::parse(text).unwrap();
     /// let used = KeyUse { id: KeyId::from_bytes([7; 16]), at: at("2026-01-31T12:00:00Z") };

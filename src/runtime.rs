@@ -20,7 +20,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///
 /// ```
 /// use std::time::Duration;
-/// use keygate::{BoxFuture, Runtime};
+/// use keygate::runtime::{BoxFuture, Runtime};
 ///
 /// #[derive(Debug)]
 /// struct Threads;

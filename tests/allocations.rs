@@ -20,6 +20,9 @@ use std::time::Duration;
 
 use allocation_counter::{AllocationInfo, measure};
 use async_trait::async_trait;
+use keygate::audit::AuditRecord;
+use keygate::runtime::{BoxFuture, TokioRuntime};
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::*;
 
 /// A memory store that counts its look-ups. Its own methods hand on the boxed

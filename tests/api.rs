@@ -13,6 +13,24 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::fs;
 
+use keygate::audit::{
+    AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, AuditStats,
+    ChangeAction, ChangeEvent, ChangePhase, CountryCode, CountryLookup, MaxMindCountries, Outcome,
+    Position, RequestEvent, WhenFull,
+};
+use keygate::error::{
+    AllowlistError, AttributesError, AuditCursorError, BuildError, CacheError, DeliveryError,
+    EntryProblem, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError, KeyDigestError,
+    KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError, NetworkError, OrgIdError,
+    PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError, UnknownName,
+};
+use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody, ResponseFuture};
+use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
+use keygate::runtime::{BoxFuture, Clock, ManualClock, Runtime, SystemClock, TokioRuntime};
+use keygate::store::{
+    CacheHealth, CacheState, CachedStoreBuilder, ChangeFeed, Imported, KeyExport, KeyUse, News,
+    OrgLimit, PostgresChanges, PostgresOptions, SqliteOptions,
+};
 use keygate::*;
 
 fn is_shared<T: Send + Sync + Debug + 'static>() {}

@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 use cache_support::{
     Failure, Probe, Say, acme, digest, eventually, feed, insert, key, revoke, soon, status,
 };
+use keygate::error::CacheError;
+use keygate::runtime::{BoxFuture, ManualClock, Runtime};
+use keygate::store::{CacheState, KeyUse, News, OrgLimit};
 use keygate::*;
 
 const LONG: Duration = Duration::from_secs(5);

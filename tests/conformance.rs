@@ -17,9 +17,9 @@ use keygate::conformance::{
     Report, TwoHandles, check_audit_log, check_export, check_reopened_audit_log,
     check_reopened_store, check_store, only,
 };
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, MemoryAuditLog, MemoryStore, OrgId, OrgLimit,
-    Revision, StoreError,
+    ApiKey, KeyDigest, KeyId, KeyStore, MemoryAuditLog, MemoryStore, OrgId, Revision, StoreError,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -23,9 +23,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use keygate::store::{CacheState, PostgresOptions};
 use keygate::{
-    Actor, CacheState, CachedStore, Denial, KeyManager, KeyPatch, ManageError, NewKey, OrgId,
-    PostgresOptions, PostgresStore, RequestInfo, VerifyError,
+    Actor, CachedStore, Denial, KeyManager, KeyPatch, ManageError, NewKey, OrgId, PostgresStore,
+    RequestInfo, VerifyError,
 };
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;

@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use keygate::audit::{
+    AuditEvent, AuditQuery, AuditScope, AuditStats, Outcome, Position, RequestEvent,
+};
 use keygate::*;
 use tokio::task::JoinSet;
 

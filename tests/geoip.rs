@@ -18,6 +18,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use geoip_support::{Map, Number, Text, Value, file, iso};
+use keygate::audit::{
+    AuditEvent, AuditQuery, AuditRecord, AuditScope, CountryLookup, MaxMindCountries,
+};
+use keygate::error::GeoIpError;
 use keygate::*;
 use tempfile::TempDir;
 

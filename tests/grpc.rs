@@ -14,9 +14,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use getrandom::SysRng;
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, Outcome};
 use keygate::{
-    Actor, ApiKeyLayer, AuditEvent, AuditLog, AuditQuery, AuditScope, Delivery, IssuedKey,
-    KeyFormat, KeyManager, KeyPatch, NewKey, OrgId, Outcome,
+    Actor, ApiKeyLayer, AuditLog, Delivery, IssuedKey, KeyFormat, KeyManager, KeyPatch, NewKey,
+    OrgId,
 };
 use support::{Find, SpySink, SpyStore};
 use tokio::task::JoinHandle;

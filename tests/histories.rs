@@ -188,7 +188,7 @@ mod postgres {
                 .unwrap();
             let health = cached.clone();
             assert_history("cache over PostgreSQL", Demand::Each, cached).await;
-            assert_eq!(health.health().state, keygate::CacheState::Following);
+            assert_eq!(health.health().state, keygate::store::CacheState::Following);
         })
         .await;
     }

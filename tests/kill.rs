@@ -24,13 +24,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use keygate::{
-    Actor, AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Delivery, Denial,
-    KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch, NewKey, OrgId, Position,
-    Status, VerifyError,
-};
+use keygate::PostgresStore;
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Position};
 #[cfg(feature = "postgres")]
-use keygate::{PostgresOptions, PostgresStore};
+use keygate::store::PostgresOptions;
+use keygate::{
+    Actor, Delivery, Denial, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch,
+    NewKey, OrgId, Status, VerifyError,
+};
 use tokio::runtime::Runtime;
 
 use seeded::Seeded;
@@ -389,7 +390,7 @@ async fn logged(keys: &KeyManager, org: &OrgId) -> Vec<(KeyId, ChangeAction)> {
             None => break,
         }
     }
-    let change = |record: &keygate::AuditRecord| match &record.event {
+    let change = |record: &keygate::audit::AuditRecord| match &record.event {
         AuditEvent::Change(change) => {
             assert_eq!(change.phase, ChangePhase::Begun, "{record:?}");
             (record.key, change.action)

@@ -10,9 +10,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, KeyUse, MemoryStore, OrgId, OrgLimit,
-    Revision, Status, StoreError, Timestamp,
+    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, MemoryStore, OrgId, Revision, Status,
+    StoreError, Timestamp,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -405,7 +406,8 @@ fn the_postgres_store_agrees_with_the_model() {
         .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
     let runtime = runtime();
     let schema = OwnSchema::new(&runtime, &url);
-    let options = keygate::PostgresOptions::from_url(&url).unwrap().schema(&schema.name).unwrap();
+    let options =
+        keygate::store::PostgresOptions::from_url(&url).unwrap().schema(&schema.name).unwrap();
     // A busy machine is slow; the model knows no store that is.
     let options = options.deadline(std::time::Duration::from_secs(20));
     check(&runtime, runtime.block_on(options.connect()).unwrap());

@@ -29,8 +29,10 @@ mod races;
 #[path = "postgres_support/turns.rs"]
 mod turns;
 
+use keygate::audit::{AuditQuery, AuditScope};
 use keygate::conformance::{self, TwoHandles};
-use keygate::{Allowlist, ApiKey, AuditLog, AuditQuery, AuditScope, AuditSink, KeyStore, OrgLimit};
+use keygate::store::OrgLimit;
+use keygate::{Allowlist, ApiKey, AuditLog, AuditSink, KeyStore};
 
 use crate::postgres_support::{change, in_schema, key};
 

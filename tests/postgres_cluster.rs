@@ -21,10 +21,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use keygate::error::PostgresOpenError;
+use keygate::store::{KeyUse, PostgresOptions};
 use keygate::{
-    Actor, ApiKey, KeyManager, KeyPatch, KeyStore, KeyUse, ManageError, NewKey, OrgId,
-    PostgresOpenError, PostgresOptions, PostgresStore, Status, StoreError, VerifyError,
-    conformance,
+    Actor, ApiKey, KeyManager, KeyPatch, KeyStore, ManageError, NewKey, OrgId, PostgresStore,
+    Status, StoreError, VerifyError, conformance,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};

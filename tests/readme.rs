@@ -146,7 +146,7 @@ async fn through_a_cache(url: &str) -> Tried<KeyManager> {
 
 async fn moved(url: &str) -> Tried {
     let (old, new) = (SqliteStore::open("keygate.db")?, PostgresStore::connect(url).await?);
-    let imported = keygate::import(&old, &new).await?;
+    let imported = keygate::store::import(&old, &new).await?;
     println!("{} keys", imported.added);
     Ok(())
 }

@@ -6,6 +6,11 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use keygate::audit::{
+    AuditCursor, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase,
+    CountryCode, Outcome, RequestEvent,
+};
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -11,12 +11,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction};
+use keygate::error::ImportError;
+use keygate::runtime::{Clock, ManualClock};
+use keygate::store::{Imported, KeyExport, KeyUse, OrgLimit, import};
 use keygate::{
-    Actor, Allowlist, ApiKey, AuditEvent, AuditLog, AuditQuery, AuditScope, ChangeAction, Clock,
-    Denial, Expiration, ImportError, Imported, IssuedKey, KeyDigest, KeyExport, KeyId, KeyManager,
-    KeyName, KeyPatch, KeyStore, KeyUse, ManageError, ManualClock, MemoryAuditLog, MemoryStore,
-    NewKey, OrgId, OrgLimit, Revision, SqliteStore, Status, StoreError, Timestamp, VerifyError,
-    import,
+    Actor, Allowlist, ApiKey, AuditLog, Denial, Expiration, IssuedKey, KeyDigest, KeyId,
+    KeyManager, KeyName, KeyPatch, KeyStore, ManageError, MemoryAuditLog, MemoryStore, NewKey,
+    OrgId, Revision, SqliteStore, Status, StoreError, Timestamp, VerifyError,
 };
 use tempfile::TempDir;
 
@@ -120,7 +122,7 @@ async fn keys_move_from_sqlite_to_postgres_and_back() {
     let url = std::env::var("KEYGATE_TEST_POSTGRES")
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned());
     let schema = format!("keygate_transfer_{}", std::process::id());
-    let options = keygate::PostgresOptions::from_url(&url).unwrap().schema(&schema).unwrap();
+    let options = keygate::store::PostgresOptions::from_url(&url).unwrap().schema(&schema).unwrap();
     let test = tokio::spawn(async move {
         let store = options.connect().await.unwrap();
         #[cfg(feature = "conformance")]

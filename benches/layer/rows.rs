@@ -20,9 +20,11 @@ use axum::{Extension, Router};
 use getrandom::SysRng;
 use http_body_util::BodyExt;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use keygate::audit::AuditRecord;
+use keygate::runtime::TokioRuntime;
 use keygate::{
-    Actor, ApiKeyLayer, AuditError, AuditRecord, AuditSink, Delivery, Expiration, KeyFormat,
-    KeyManager, KeyPatch, MemoryStore, NewKey, OrgId, TokioRuntime, VerifiedKey,
+    Actor, ApiKeyLayer, AuditError, AuditSink, Delivery, Expiration, KeyFormat, KeyManager,
+    KeyPatch, MemoryStore, NewKey, OrgId, VerifiedKey,
 };
 use tokio::runtime::{self, Runtime};
 use tower::Service;

@@ -3,10 +3,8 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use keygate::{
-    Allowlist, ApiKey, AuditEvent, AuditId, AuditRecord, CountryCode, KeyDigest, KeyId, KeyName,
-    OrgId, Outcome, RequestEvent, Timestamp,
-};
+use keygate::audit::{AuditEvent, AuditId, AuditRecord, CountryCode, Outcome, RequestEvent};
+use keygate::{Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, Timestamp};
 
 const ORGS: u64 = 10_000;
 const KEYS_PER_ORG: u64 = 20;

@@ -7,10 +7,8 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-use keygate::{
-    ApiKey, AuditEvent, AuditLog, AuditQuery, AuditRecord, AuditScope, AuditSink, KeyDigest,
-    KeyStore,
-};
+use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope};
+use keygate::{ApiKey, AuditLog, AuditSink, KeyDigest, KeyStore};
 use tokio::runtime::Runtime;
 
 use crate::data::Data;

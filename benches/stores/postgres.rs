@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use keygate::audit::{AuditEvent, AuditRecord, CountryCode};
+use keygate::store::PostgresOptions;
 use keygate::{
-    Allowlist, ApiKey, AuditEvent, AuditRecord, CachedStore, CountryCode, KeyDigest, KeyId,
-    KeyName, OrgId, PostgresOptions, PostgresStore, Revision, Timestamp,
+    Allowlist, ApiKey, CachedStore, KeyDigest, KeyId, KeyName, OrgId, PostgresStore, Revision,
+    Timestamp,
 };
 use tokio_postgres::{Client, Error, NoTls, Row, Statement};
 use uuid::Uuid;

@@ -4,9 +4,9 @@ use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use keygate::audit::{AuditEvent, AuditRecord, CountryCode};
 use keygate::{
-    Allowlist, ApiKey, AuditEvent, AuditRecord, CountryCode, KeyDigest, KeyId, KeyName, OrgId,
-    Revision, SqliteStore, Timestamp,
+    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, Revision, SqliteStore, Timestamp,
 };
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, params};
 

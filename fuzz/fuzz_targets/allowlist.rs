@@ -8,7 +8,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use keygate::{Allowlist, EntryProblem, Network};
+use keygate::error::EntryProblem;
+use keygate::{Allowlist, Network};
 use libfuzzer_sys::fuzz_target;
 
 /// An entry: whether it is IPv4, its bits at the lower end, its prefix length.

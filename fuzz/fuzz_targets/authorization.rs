@@ -15,10 +15,8 @@ use axum::body::Body;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use keygate::{
-    Allowlist, ApiKey, ApiKeyLayer, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore,
-    MemoryStore, OrgId, OrgLimit, Revision, Status, Timestamp, VerifiedKey,
-};
+use keygate::store::OrgLimit;
+use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId, Revision, Status, Timestamp, VerifiedKey};
 use libfuzzer_sys::fuzz_target;
 use tower::{Layer, ServiceExt, service_fn};
 

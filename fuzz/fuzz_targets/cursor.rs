@@ -5,9 +5,8 @@
 //! survives its text, and cursors are ordered as their records are.
 #![no_main]
 
-use keygate::{
-    AuditCursor, AuditEvent, AuditId, AuditRecord, KeyId, OrgId, Outcome, RequestEvent, Timestamp,
-};
+use keygate::audit::{AuditCursor, AuditEvent, AuditId, AuditRecord, Outcome, RequestEvent};
+use keygate::{KeyId, OrgId, Timestamp};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -16,10 +16,8 @@ use axum::body::{Body, Bytes};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::BodyExt;
-use keygate::{
-    Actor, Allowlist, ApiKey, AuditCursor, Expiration, KeyManager, KeyName, MemoryAuditLog,
-    MemoryStore, NewKey, OrgId,
-};
+use keygate::audit::AuditCursor;
+use keygate::{Actor, Allowlist, ApiKey, Expiration, KeyManager, KeyName, MemoryAuditLog, MemoryStore, NewKey, OrgId};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tower::ServiceExt;

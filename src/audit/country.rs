@@ -9,7 +9,7 @@ use thiserror::Error;
 /// An ISO 3166-1 alpha-2 country code, such as `DE`.
 ///
 /// ```
-/// use keygate::CountryCode;
+/// use keygate::audit::CountryCode;
 ///
 /// assert_eq!(CountryCode::new("de").unwrap().as_str(), "DE");
 /// assert!(CountryCode::new("D3").is_none());

@@ -28,7 +28,7 @@ use crate::throttle::Throttle;
 /// A key that is refused repeatedly, because it is revoked, expired or used from an address
 /// that is not allowed, does not fill the log. Per key and outcome, the first 20 refusals
 /// in 10 seconds get a record each. The rest share one record, which has their
-/// [`count`](crate::RequestEvent::count) and the time, path and address of the last.
+/// [`count`](crate::audit::RequestEvent::count) and the time, path and address of the last.
 /// [`Delivery::sum_refusals`] changes these limits. The 10 seconds begin with the first
 /// refusal. When they are over, or at shutdown, the sum is queued; while the queue has no
 /// room, the sum continues.
@@ -39,7 +39,8 @@ use crate::throttle::Throttle;
 ///
 /// ```
 /// use std::time::Duration;
-/// use keygate::{Delivery, WhenFull};
+/// use keygate::audit::WhenFull;
+/// use keygate::Delivery;
 ///
 /// let delivery = Delivery::buffered()
 ///     .capacity(65_536)

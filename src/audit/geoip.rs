@@ -25,7 +25,8 @@ const MAX_BYTES: u64 = 1 << 30;
 /// A [`CountryLookup`] over a MaxMind DB file (`.mmdb`).
 ///
 /// ```no_run
-/// use keygate::{KeyManager, MaxMindCountries, MemoryAuditLog, MemoryStore};
+/// use keygate::audit::MaxMindCountries;
+/// use keygate::{KeyManager, MemoryAuditLog, MemoryStore};
 ///
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -54,10 +54,11 @@ impl<L: AuditLog + ?Sized> AuditLog for Arc<L> {
 /// Which records to read.
 ///
 /// ```
-/// use keygate::{AuditQuery, AuditScope, OrgId};
+/// use keygate::audit::{AuditQuery, AuditScope};
+/// use keygate::OrgId;
 ///
 /// let changes = AuditQuery::new(OrgId::new("acme")?, AuditScope::OrgChanges).limit(50);
-/// # Ok::<(), keygate::OrgIdError>(())
+/// # Ok::<(), keygate::error::OrgIdError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -56,7 +56,7 @@ pub enum AuditEvent {
 /// A request that carried a known key, allowed or not.
 ///
 /// ```
-/// use keygate::{Outcome, RequestEvent};
+/// use keygate::audit::{Outcome, RequestEvent};
 ///
 /// let mut event = RequestEvent::new("GET", "/v1/reports", Outcome::Allowed);
 /// event.status = Some(200);
@@ -202,7 +202,7 @@ restored!(Outcome, ChangeAction, ChangePhase);
 /// 32 hexadecimal digits in lower case.
 ///
 /// ```
-/// use keygate::AuditId;
+/// use keygate::audit::AuditId;
 ///
 /// let id: AuditId = "000102030405060708090a0b0c0d0e0f".parse()?;
 /// assert_eq!(id.to_bytes(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);

@@ -37,7 +37,8 @@ use crate::audit::record::AuditRecord;
 /// use std::io::Write;
 /// use std::sync::Mutex;
 ///
-/// use keygate::{AuditError, AuditId, AuditRecord, AuditSink};
+/// use keygate::audit::{AuditId, AuditRecord};
+/// use keygate::{AuditError, AuditSink};
 ///
 /// #[derive(Debug)]
 /// struct LogFile {

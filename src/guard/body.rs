@@ -8,7 +8,7 @@ use bytes::Bytes;
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// The body of a response of [`ApiKeyService`](crate::ApiKeyService).
+    /// The body of a response of [`ApiKeyService`](crate::guard::ApiKeyService).
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]

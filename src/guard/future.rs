@@ -22,7 +22,7 @@ use crate::wire::refusal::{Asked, Refusal};
 static WITHHELD: Throttle = Throttle::new();
 
 pin_project! {
-    /// The future of [`ApiKeyService`](crate::ApiKeyService). If it is dropped before it
+    /// The future of [`ApiKeyService`](crate::guard::ApiKeyService). If it is dropped before it
     /// completes, the audit record is marked as aborted.
     pub struct ResponseFuture<S: Service<Request<ReqBody>>, ReqBody, ResBody> {
         pub(super) config: Arc<Config>,

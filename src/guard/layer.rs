@@ -37,7 +37,7 @@ use crate::wire::refusal::Refusals;
 /// headers of the response, and 200 if it follows after messages.
 ///
 /// The client's address is that of the peer, which the server has to supply: as axum's
-/// `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`](crate::PeerAddr) in the
+/// `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`](crate::guard::PeerAddr) in the
 /// request's extensions, or in another type, see [`ApiKeyLayer::peer_from`]. Without it,
 /// only keys without an allowlist are admitted. Behind proxies, set
 /// [`ApiKeyLayer::client_ip`].

@@ -19,7 +19,7 @@ use thiserror::Error;
 /// let digest = KeyDigest::of("abc");
 /// assert_eq!(digest.as_bytes()[..4], [0xba, 0x78, 0x16, 0xbf]);
 /// assert_eq!(KeyDigest::from_slice(digest.as_bytes())?, digest);
-/// # Ok::<(), keygate::KeyDigestError>(())
+/// # Ok::<(), keygate::error::KeyDigestError>(())
 /// ```
 // Aligned, so that it is moved and compared by words.
 #[derive(Clone, Copy)]

@@ -22,7 +22,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// let created = Timestamp::parse("2027-01-31T10:00:00Z").unwrap();
 /// let expires = "1_month".parse::<Expiration>()?.after(created);
 /// assert_eq!(expires, Timestamp::parse("2027-02-28T10:00:00Z"));
-/// # Ok::<(), keygate::ExpirationError>(())
+/// # Ok::<(), keygate::error::ExpirationError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

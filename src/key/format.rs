@@ -49,7 +49,7 @@ pub const MAX_CREDENTIAL_LEN: usize = 256;
 /// let format = KeyFormat::new("acme_")?;
 /// assert_eq!(format.prefix(), "acme_");
 /// assert_eq!(KeyFormat::default().prefix(), "vsp_sk_");
-/// # Ok::<(), keygate::PrefixError>(())
+/// # Ok::<(), keygate::error::PrefixError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyFormat {

@@ -21,7 +21,7 @@ use crate::key::digest::KeyDigest;
 ///
 /// let id: KeyId = "67e55044-10b1-426f-9247-bb680e5fe0c8".parse()?;
 /// assert_eq!(KeyId::from_bytes(id.to_bytes()), id);
-/// # Ok::<(), keygate::KeyIdError>(())
+/// # Ok::<(), keygate::error::KeyIdError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyId(Uuid);

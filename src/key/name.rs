@@ -20,7 +20,8 @@ use crate::key::format::KeyFormat;
 /// names are shown and logged, a name must not contain a whole key with any prefix.
 ///
 /// ```
-/// use keygate::{KeyName, KeyNameError};
+/// use keygate::error::KeyNameError;
+/// use keygate::KeyName;
 ///
 /// assert_eq!(KeyName::new("  Déploiement 👩‍💻 ")?.as_str(), "Déploiement 👩‍💻");
 /// assert_eq!(KeyName::new("CI\u{202e}"), Err(KeyNameError::ForbiddenCharacter('\u{202e}')));

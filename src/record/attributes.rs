@@ -24,7 +24,7 @@ use thiserror::Error;
 ///
 /// attributes.created_by = None;
 /// assert_eq!(attributes.to_string(), r#"{"colour":"green"}"#);
-/// # Ok::<(), keygate::AttributesError>(())
+/// # Ok::<(), keygate::error::AttributesError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -85,7 +85,8 @@ use crate::runtime::BoxFuture;
 /// use std::collections::HashMap;
 /// use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
-/// use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, StoreError};
+/// use keygate::store::{KeyUse, OrgLimit};
+/// use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, OrgId, Revision, StoreError};
 ///
 /// #[derive(Debug, Default)]
 /// struct MyStore {

@@ -64,7 +64,8 @@ impl<S: KeyExport + ?Sized> KeyExport for Arc<S> {
 /// and deletions. Requests may continue, but their last-used times may not be copied.
 ///
 /// ```
-/// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId, import};
+/// use keygate::store::import;
+/// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId};
 /// use std::sync::Arc;
 ///
 /// # #[tokio::main]

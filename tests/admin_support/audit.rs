@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keygate::audit::CountryCode;
 use keygate::{
-    AuditLog, CountryCode, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, RequestInfo,
-    Timestamp,
+    AuditLog, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, RequestInfo, Timestamp,
 };
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ impl Logged {
 #[derive(Debug)]
 struct Countries(fn(std::net::IpAddr) -> Option<CountryCode>);
 
-impl keygate::CountryLookup for Countries {
+impl keygate::audit::CountryLookup for Countries {
     fn country(&self, ip: std::net::IpAddr) -> Option<CountryCode> {
         (self.0)(ip)
     }

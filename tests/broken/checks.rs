@@ -1,9 +1,7 @@
 //! The columns and the checks of the broken store.
 
-use keygate::{
-    Allowlist, ApiKey, KeyId, KeyName, KeyUse, OrgId, OrgLimit, Revision, Status, StoreError,
-    Timestamp,
-};
+use keygate::store::{KeyUse, OrgLimit};
+use keygate::{Allowlist, ApiKey, KeyId, KeyName, OrgId, Revision, Status, StoreError, Timestamp};
 
 use super::fault::Fault;
 use super::gap;

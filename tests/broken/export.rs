@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use keygate::{ApiKey, KeyExport, KeyId, Status, StoreError};
+use keygate::store::KeyExport;
+use keygate::{ApiKey, KeyId, Status, StoreError};
 
 use super::fault::Fault;
 use super::store::BrokenStore;

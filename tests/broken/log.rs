@@ -7,10 +7,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use keygate::{
-    AuditCursor, AuditError, AuditEvent, AuditId, AuditLog, AuditPage, AuditQuery, AuditRecord,
-    AuditScope, AuditSink, ChangePhase, Outcome, Position, Timestamp,
+use keygate::audit::{
+    AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangePhase,
+    Outcome, Position,
 };
+use keygate::{AuditError, AuditLog, AuditSink, Timestamp};
 
 use super::fault::LogFault;
 use super::gap;

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use keygate::{ApiKey, AuditEvent, ChangePhase, KeyDigest, OrgId};
+use keygate::audit::{AuditEvent, ChangePhase};
+use keygate::{ApiKey, KeyDigest, OrgId};
 
 use super::fault::{Fault, Field, LogFault};
 use super::log::BrokenLog;

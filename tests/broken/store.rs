@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    ApiKey, Attributes, KeyDigest, KeyId, KeyStore, KeyUse, OrgId, OrgLimit, Revision, Status,
-    StoreError, Timestamp,
+    ApiKey, Attributes, KeyDigest, KeyId, KeyStore, OrgId, Revision, Status, StoreError, Timestamp,
 };
 
 use super::fault::Fault;

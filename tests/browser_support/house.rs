@@ -12,9 +12,11 @@ use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Redirect, Response};
+use keygate::audit::{CountryCode, CountryLookup};
+use keygate::runtime::Clock;
 use keygate::{
-    Actor, ApiKeyLayer, ClientIp, Clock, CountryCode, CountryLookup, Delivery, KeyManager, OrgId,
-    ProxyHeader, SettingsPage, SqliteStore, Timestamp,
+    Actor, ApiKeyLayer, ClientIp, Delivery, KeyManager, OrgId, ProxyHeader, SettingsPage,
+    SqliteStore, Timestamp,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use keygate::{
-    Actor, Clock, Expiration, KeyPatch, KeyStore, KeyUse, ManualClock, NewKey, OrgId, SqliteStore,
-    SystemClock, Timestamp,
-};
+use keygate::runtime::{Clock, ManualClock, SystemClock};
+use keygate::store::KeyUse;
+use keygate::{Actor, Expiration, KeyPatch, KeyStore, NewKey, OrgId, SqliteStore, Timestamp};
 use serde_json::{Value, json};
 
 use crate::browser_support::{Browser, Role, visit};

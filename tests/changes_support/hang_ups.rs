@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
+use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangePhase};
 use keygate::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

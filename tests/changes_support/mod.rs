@@ -9,6 +9,10 @@ use std::task::Poll;
 
 use crate::support::PATIENCE;
 use async_trait::async_trait;
+use keygate::audit::{
+    AuditEvent, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase, Position,
+};
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::*;
 use tokio::sync::Notify;
 use tokio::task::yield_now;

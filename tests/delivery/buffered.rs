@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use keygate::audit::{AuditQuery, AuditScope};
 use keygate::*;
 
 use crate::support::{PATIENCE, capture_logs, log_lines, org};

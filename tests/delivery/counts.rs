@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use keygate::audit::{AuditQuery, AuditScope, AuditStats, CountryCode, CountryLookup, WhenFull};
 use keygate::*;
 
 use crate::support::{PATIENCE, org, soon};

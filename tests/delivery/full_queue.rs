@@ -3,6 +3,8 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use keygate::audit::WhenFull;
+use keygate::error::DeliveryError;
 use keygate::*;
 
 use crate::support::{PATIENCE, capture_logs, eventually, log_lines, soon};

@@ -5,6 +5,8 @@ use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use keygate::runtime::ManualClock;
+use keygate::store::KeyUse;
 use keygate::*;
 
 use crate::support::{Call, PATIENCE, SpyStore, capture_logs, eventually, log_lines, org, soon};

@@ -26,6 +26,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use keygate::audit::{
+    AuditEvent, AuditId, AuditQuery, AuditRecord, AuditScope, AuditStats, RequestEvent,
+};
 use keygate::*;
 use support::{eventually, org};
 use tokio::sync::watch;

@@ -3,6 +3,10 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use keygate::audit::{
+    AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangeEvent,
+    ChangePhase, Outcome, Position, RequestEvent,
+};
 use keygate::*;
 use proptest::prelude::*;
 

@@ -4,6 +4,8 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use keygate::audit::{AuditRecord, AuditStats, Outcome, RequestEvent};
+use keygate::error::DeliveryError;
 use keygate::*;
 
 use crate::support::{capture_logs, eventually, log_lines, soon};

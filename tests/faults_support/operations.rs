@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use keygate::store::PostgresOptions;
 use keygate::{
-    Denial, IssuedKey, KeyDigest, KeyPatch, ManageError, NewKey, PostgresOptions, VerifiedKey,
-    VerifyError,
+    Denial, IssuedKey, KeyDigest, KeyPatch, ManageError, NewKey, VerifiedKey, VerifyError,
 };
 
 use crate::postgres_support::in_schema;

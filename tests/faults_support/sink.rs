@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use keygate::{Delivery, KeyPatch, NewKey, PostgresOptions};
+use keygate::store::PostgresOptions;
+use keygate::{Delivery, KeyPatch, NewKey};
 
 use crate::postgres_support::in_schema;
 use crate::proxy::Network;

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keygate::store::PostgresOptions;
 use keygate::{
     Actor, AdmitError, Delivery, IssuedKey, KeyDigest, KeyId, KeyManager, KeyManagerBuilder,
-    ManageError, NewKey, OrgId, PostgresOptions, PostgresStore, RequestInfo, VerifyError,
+    ManageError, NewKey, OrgId, PostgresStore, RequestInfo, VerifyError,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;

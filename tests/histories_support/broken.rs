@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use keygate::{
-    ApiKey, KeyDigest, KeyId, KeyStore, KeyUse, MemoryStore, OrgId, OrgLimit, Revision, StoreError,
-};
+use keygate::store::{KeyUse, OrgLimit};
+use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, MemoryStore, OrgId, Revision, StoreError};
 
 /// What is wrong with a store in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

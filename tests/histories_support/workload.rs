@@ -7,8 +7,9 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use getrandom::SysRng;
+use keygate::runtime::Clock;
 use keygate::{
-    Actor, Allowlist, ApiKey, Clock, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
+    Actor, Allowlist, ApiKey, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
     KeyStore, Limits, ManageError, NewKey, OrgId, Status, Timestamp, VerifyError,
 };
 use tokio::runtime::Handle;

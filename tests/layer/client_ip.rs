@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use getrandom::SysRng;
 use http::StatusCode;
-use keygate::{
-    Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, OrgLimit, Outcome, PeerAddr,
-    ProxyHeader,
-};
+use keygate::audit::Outcome;
+use keygate::guard::PeerAddr;
+use keygate::store::OrgLimit;
+use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, ProxyHeader};
 
 use crate::{World, XFF, bearer, behind_proxies, forwarded, from_peer, hosts, ip, with_header};
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use getrandom::SysRng;
 use http::StatusCode;
-use keygate::{
-    ApiKey, Delivery, Expiration, KeyDigest, KeyFormat, KeyStore, NewKey, OrgLimit, Outcome,
-    Timestamp,
-};
+use keygate::audit::Outcome;
+use keygate::store::OrgLimit;
+use keygate::{ApiKey, Delivery, Expiration, KeyDigest, KeyFormat, KeyStore, NewKey, Timestamp};
 use serde_json::Value;
 
 use crate::support::{Find, PATIENCE, base64, unknown_key};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use http::StatusCode;
-use keygate::{CountryCode, CountryLookup, Delivery, KeyPatch, Outcome, WhenFull};
+use keygate::audit::{CountryCode, CountryLookup, Outcome, WhenFull};
+use keygate::{Delivery, KeyPatch};
 
 use crate::support::{Find, Gate, PATIENCE, Sink, capture_logs, eventually, logs, unknown_key};
 use crate::{

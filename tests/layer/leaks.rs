@@ -4,9 +4,10 @@ use axum::Router;
 use axum::routing::get;
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
+use keygate::audit::RequestEvent;
 use keygate::{
     Allowlist, Expiration, KeyFormat, KeyId, KeyName, KeyPatch, Network, NewKey, OrgId,
-    ProxyHeader, RequestEvent, RequestInfo, VerifiedKey,
+    ProxyHeader, RequestInfo, VerifiedKey,
 };
 use tower::{Layer, Service, service_fn};
 
@@ -109,7 +110,7 @@ async fn case_39_a_canary_key_appears_nowhere() {
     note("network", format!("{error} {error:?}"));
     let error = key.parse::<Expiration>().unwrap_err();
     note("expiration", format!("{error} {error:?}"));
-    let error = key.parse::<keygate::AuditCursor>().unwrap_err();
+    let error = key.parse::<keygate::audit::AuditCursor>().unwrap_err();
     note("cursor", format!("{error} {error:?}"));
     note("damaged allowlist", format!("{:?}", Allowlist::restore([&key])));
     let error = KeyName::new(format!("{key}{key}")).unwrap_err();

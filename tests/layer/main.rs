@@ -39,10 +39,12 @@ use http::header::{
 use http::{Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, RequestEvent};
+use keygate::guard::PeerAddr;
+use keygate::runtime::BoxFuture;
 use keygate::{
-    Actor, ApiKey, ApiKeyLayer, AuditEvent, AuditLog, AuditQuery, AuditScope, BoxFuture, ClientIp,
-    Delivery, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyPatch, KeyStore, Network, NewKey,
-    OrgId, PeerAddr, ProxyHeader, RequestEvent, VerifiedKey,
+    Actor, ApiKey, ApiKeyLayer, AuditLog, ClientIp, Delivery, KeyFormat, KeyId, KeyManager,
+    KeyManagerBuilder, KeyPatch, KeyStore, Network, NewKey, OrgId, ProxyHeader, VerifiedKey,
 };
 use serde_json::Value;
 use support::{Find, Hands, SpySink, SpyStore, capture_logs};

@@ -9,9 +9,9 @@ use axum::Router;
 use axum::extract::Path;
 use axum::routing::{any, get};
 use http::{Method, StatusCode};
+use keygate::audit::{Outcome, RequestEvent};
 use keygate::{
-    Actor, ApiKey, ApiKeyLayer, Delivery, Expiration, KeyManager, NewKey, OrgId, Outcome,
-    RequestEvent, VerifiedKey,
+    Actor, ApiKey, ApiKeyLayer, Delivery, Expiration, KeyManager, NewKey, OrgId, VerifiedKey,
 };
 
 use crate::support::{PATIENCE, Sink, SpyStore, eventually, unknown_key};

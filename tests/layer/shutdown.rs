@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::get;
 use http::{Request, Response, StatusCode};
-use keygate::{ApiKeyLayer, Delivery, KeyStore, NewKey, Outcome};
+use keygate::audit::Outcome;
+use keygate::{ApiKeyLayer, Delivery, KeyStore, NewKey};
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 

@@ -14,9 +14,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
-use keygate::{
-    AdmitError, ApiKeyLayer, KeyManager, ResponseBody, ResponseFuture, VerifiedKey, VerifyError,
-};
+use keygate::guard::{ResponseBody, ResponseFuture};
+use keygate::{AdmitError, ApiKeyLayer, KeyManager, VerifiedKey, VerifyError};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::classify::{ServerErrorsAsFailures, SharedClassifier};
 use tower_http::cors::CorsLayer;

@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use keygate::ChangeAction::{Created, Deleted, Rotated, Updated};
-use keygate::ChangePhase::{Abandoned, Begun};
+use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
+use keygate::audit::ChangePhase::{Abandoned, Begun};
+use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeEvent};
+use keygate::store::OrgLimit;
 use keygate::*;
 
 use crate::support::{Call, Sink, SpySink, SpyStore, org, soon};

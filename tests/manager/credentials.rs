@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keygate::audit::{AuditQuery, AuditScope};
+use keygate::error::{DeliveryError, MalformedKey};
 use keygate::*;
 
 use crate::support::{Call, Find, SpyStore, base64, org};

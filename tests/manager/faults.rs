@@ -3,8 +3,8 @@
 use std::future::pending;
 use std::time::{Duration, Instant};
 
-use keygate::ChangeAction::Created;
-use keygate::ChangePhase::Begun;
+use keygate::audit::ChangeAction::Created;
+use keygate::audit::ChangePhase::Begun;
 use keygate::*;
 
 use crate::support::{Call, org, soon};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use keygate::audit::{AuditPage, AuditQuery, AuditScope};
 use keygate::*;
 use tokio::sync::Semaphore;
 

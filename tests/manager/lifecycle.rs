@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use keygate::ChangeAction::{Created, Deleted, Rotated, Updated};
-use keygate::ChangePhase::{Abandoned, Begun};
+use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
+use keygate::audit::ChangePhase::{Abandoned, Begun};
+use keygate::audit::{AuditQuery, AuditScope};
 use keygate::*;
 
 use crate::support::{Call, org, soon};

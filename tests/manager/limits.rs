@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keygate::error::BuildError;
 use keygate::rand_core::{TryCryptoRng, TryRng, utils};
 use keygate::*;
 

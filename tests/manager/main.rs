@@ -24,6 +24,9 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
+use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase};
+use keygate::manager::{HealthReport, PartHealth};
+use keygate::runtime::ManualClock;
 use keygate::*;
 use support::{Call, SpyStore, org};
 

@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
-use keygate::ChangeAction::{Created, Rotated};
-use keygate::ChangePhase::{Abandoned, Begun};
+use keygate::audit::ChangeAction::{Created, Rotated};
+use keygate::audit::ChangePhase::{Abandoned, Begun};
+use keygate::runtime::BoxFuture;
+use keygate::store::KeyUse;
 use keygate::*;
 use tokio::sync::{Barrier, Semaphore};
 

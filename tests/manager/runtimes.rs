@@ -6,6 +6,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use keygate::audit::{AuditQuery, AuditScope};
+use keygate::error::BuildError;
+use keygate::runtime::{BoxFuture, Runtime, TokioRuntime};
 use keygate::*;
 
 use crate::support::{SpyStore, org};

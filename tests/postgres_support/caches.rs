@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use keygate::store::{CacheState, PostgresOptions};
 use keygate::{
-    Actor, CacheState, CachedStore, Denial, KeyManager, KeyPatch, NewKey, PostgresOptions,
-    PostgresStore, VerifyError,
+    Actor, CachedStore, Denial, KeyManager, KeyPatch, NewKey, PostgresStore, VerifyError,
 };
 
 use crate::floods::Flood;

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use keygate::{KeyStore, KeyUse, OrgLimit, PostgresOptions, StoreError};
+use keygate::store::{KeyUse, OrgLimit, PostgresOptions};
+use keygate::{KeyStore, StoreError};
 
 use crate::postgres_support::{
     administrator, in_schema, in_session, key, schema_of, sessions_end, unique, url,

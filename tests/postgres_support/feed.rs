@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keygate::{
-    Actor, ApiKey, KeyManager, KeyPatch, KeyStore, KeyUse, NewKey, News, OrgLimit, Revision,
-};
+use keygate::store::{KeyUse, News, OrgLimit};
+use keygate::{Actor, ApiKey, KeyManager, KeyPatch, KeyStore, NewKey, Revision};
 
 use crate::postgres_support::{PATIENT, administrator, in_schema, key, new_key, org, schema_of};
 use crate::told::{Told, changed, proves};
@@ -170,7 +169,7 @@ async fn a_proof_comes_behind_every_change_that_was_finished_before() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
-    use keygate::ChangeFeed;
+    use keygate::store::ChangeFeed;
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
@@ -203,7 +202,7 @@ async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn a_call_that_is_dropped_loses_nothing() {
-    use keygate::ChangeFeed;
+    use keygate::store::ChangeFeed;
     in_schema(|options| async move {
         let store = options.connect().await.unwrap();
         let mut feed = store.changes();

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use keygate::{KeyStore, News, OrgLimit};
+use keygate::KeyStore;
+use keygate::store::{News, OrgLimit};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 

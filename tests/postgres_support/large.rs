@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use keygate::audit::{
+    AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangeAction,
+    ChangeEvent, ChangePhase, Outcome, Position, RequestEvent,
+};
+use keygate::store::{KeyExport, OrgLimit, PostgresOptions};
 use keygate::{
-    ApiKey, AuditCursor, AuditEvent, AuditId, AuditLog, AuditPage, AuditQuery, AuditRecord,
-    AuditScope, AuditSink, ChangeAction, ChangeEvent, ChangePhase, KeyDigest, KeyExport, KeyId,
-    KeyStore, OrgId, OrgLimit, Outcome, Position, PostgresOptions, PostgresStore, RequestEvent,
-    Timestamp,
+    ApiKey, AuditLog, AuditSink, KeyDigest, KeyId, KeyStore, OrgId, PostgresStore, Timestamp,
 };
 use tokio_postgres::Client;
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use keygate::store::{KeyUse, OrgLimit, PostgresOptions};
 use keygate::{
-    Actor, ApiKey, AuditSink, KeyDigest, KeyManager, KeyPatch, KeyStore, KeyUse, NewKey, OrgLimit,
-    PostgresOptions, PostgresStore, RequestInfo, Revision, Status, StoreError, Timestamp,
+    Actor, ApiKey, AuditSink, KeyDigest, KeyManager, KeyPatch, KeyStore, NewKey, PostgresStore,
+    RequestInfo, Revision, Status, StoreError, Timestamp,
 };
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -394,7 +395,8 @@ async fn case_45_a_locked_table_harms_what_needs_it_alone() {
             let pages = {
                 let store = store.clone();
                 tokio::spawn(async move {
-                    use keygate::{AuditLog, AuditQuery, AuditScope};
+                    use keygate::AuditLog;
+                    use keygate::audit::{AuditQuery, AuditScope};
                     let scopes = [AuditScope::OrgChanges, AuditScope::KeyRequests(key(1).id)];
                     for _ in 0..4 {
                         for scope in scopes {

@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use keygate::{
-    Actor, CacheState, CachedStore, KeyManager, KeyPatch, KeyStore, NewKey, News, OrgLimit,
-    PostgresOptions,
-};
+use keygate::store::{CacheState, News, OrgLimit, PostgresOptions};
+use keygate::{Actor, CachedStore, KeyManager, KeyPatch, KeyStore, NewKey};
 
 use crate::cluster_support::cluster::Cluster;
 use crate::cluster_support::pgbouncer::PgBouncer;

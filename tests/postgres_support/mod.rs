@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::SysRng;
-use keygate::{
-    Allowlist, ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase,
-    KeyDigest, KeyId, KeyName, OrgId, OrgLimit, PostgresOptions, Timestamp,
-};
+use keygate::audit::{AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
+use keygate::store::{OrgLimit, PostgresOptions};
+use keygate::{Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, Timestamp};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 

@@ -3,7 +3,9 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use keygate::{KeyStore, OrgLimit, PostgresOpenError, PostgresOptions, PostgresStore, StoreError};
+use keygate::error::PostgresOpenError;
+use keygate::store::{OrgLimit, PostgresOptions};
+use keygate::{KeyStore, PostgresStore, StoreError};
 
 use crate::postgres_support::{PATIENT, administrator, in_schema, key, schema_of, unique, url};
 

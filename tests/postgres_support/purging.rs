@@ -1,6 +1,7 @@
 //! Purges without statistics, as after a restore, and two purges at once.
 
-use keygate::{AuditLog, PostgresOptions, Timestamp};
+use keygate::store::PostgresOptions;
+use keygate::{AuditLog, Timestamp};
 use tokio_postgres::Client;
 
 use crate::large::{Work, count, work_so_far};

@@ -8,7 +8,8 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use keygate::{KeyStore, OrgId, OrgLimit, PostgresOptions, PostgresStore, StoreError};
+use keygate::store::{OrgLimit, PostgresOptions};
+use keygate::{KeyStore, OrgId, PostgresStore, StoreError};
 use tokio::sync::Barrier;
 
 use self::peer::{Peer, this_program};

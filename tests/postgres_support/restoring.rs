@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use keygate::{Allowlist, KeyManager, KeyPatch, PlaintextKey, PostgresOptions, PostgresStore};
+use keygate::store::PostgresOptions;
+use keygate::{Allowlist, KeyManager, KeyPatch, PlaintextKey, PostgresStore};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use keygate::{ChangeFeed, KeyId, News, PostgresStore};
+use keygate::store::{ChangeFeed, News};
+use keygate::{KeyId, PostgresStore};
 use tokio::task::JoinHandle;
 
 use crate::postgres_support::administrator;

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use keygate::{KeyStore, KeyUse, OrgLimit, PostgresOptions, PostgresStore};
+use keygate::store::{KeyUse, OrgLimit, PostgresOptions};
+use keygate::{KeyStore, PostgresStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};

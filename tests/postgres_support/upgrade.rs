@@ -3,7 +3,9 @@
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
-use keygate::{KeyStore, OrgLimit, PostgresOpenError, PostgresOptions};
+use keygate::KeyStore;
+use keygate::error::PostgresOpenError;
+use keygate::store::{OrgLimit, PostgresOptions};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 

@@ -1,9 +1,9 @@
 //! Rows that somebody has edited: an error that says where, and never an admission.
 
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Outcome};
 use keygate::{
-    Actor, AuditError, AuditEvent, AuditLog, AuditQuery, AuditScope, AuditSink, ChangeAction,
-    ChangePhase, Denial, IssuedKey, KeyManager, KeyStore, ManageError, NewKey, Outcome,
-    SqliteStore, StoreError, VerifyError,
+    Actor, AuditError, AuditLog, AuditSink, Denial, IssuedKey, KeyManager, KeyStore, ManageError,
+    NewKey, SqliteStore, StoreError, VerifyError,
 };
 use rusqlite::types::Value;
 

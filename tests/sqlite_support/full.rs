@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use keygate::audit::{AuditQuery, AuditScope, Position};
+use keygate::store::OrgLimit;
 use keygate::{
-    Actor, AuditError, AuditLog, AuditQuery, AuditScope, AuditSink, Delivery, KeyManager, KeyStore,
-    Limits, ManageError, NewKey, OrgLimit, Position, SqliteStore, StoreError,
+    Actor, AuditError, AuditLog, AuditSink, Delivery, KeyManager, KeyStore, Limits, ManageError,
+    NewKey, SqliteStore, StoreError,
 };
 use tempfile::TempDir;
 

@@ -5,10 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use keygate::{
-    ApiKey, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditScope, AuditSink, KeyDigest, KeyId,
-    KeyStore, OrgId, Position, SqliteStore,
-};
+use keygate::audit::{AuditPage, AuditQuery, AuditRecord, AuditScope, Position};
+use keygate::{ApiKey, AuditLog, AuditSink, KeyDigest, KeyId, KeyStore, OrgId, SqliteStore};
 use rusqlite::types::Value;
 use rusqlite::{Connection, params, params_from_iter};
 
@@ -239,7 +237,7 @@ async fn many_keys_and_records_are_found_by_their_indexes() {
             // 450,000 of them: the first pages, and then pages from the middle on.
             let newest = page(&store, &query.clone().limit(200), within).await;
             assert!(newest.records == expected[..200]);
-            let middle = Position::Before(keygate::AuditCursor::of(&expected[225_000]));
+            let middle = Position::Before(keygate::audit::AuditCursor::of(&expected[225_000]));
             let before = page(&store, &query.clone().at(middle).limit(200), within).await;
             assert!(before.records == expected[225_001..225_201]);
             let after = Position::After(before.newer.unwrap());

@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use keygate::audit::{AuditQuery, AuditScope};
+use keygate::error::SqliteOpenError;
+use keygate::store::KeyUse;
 use keygate::{
-    Actor, AuditError, AuditLog, AuditQuery, AuditScope, AuditSink, Delivery, KeyManager, KeyPatch,
-    KeyStore, KeyUse, ManageError, NewKey, Revision, SqliteOpenError, SqliteStore, StoreError,
+    Actor, AuditError, AuditLog, AuditSink, Delivery, KeyManager, KeyPatch, KeyStore, ManageError,
+    NewKey, Revision, SqliteStore, StoreError,
 };
 
 use crate::sqlite_support::{LIMIT, Peer, assert_sound, at, change, key, new_store, org, peer};

@@ -11,10 +11,11 @@ use std::process::Command;
 use std::{env, io};
 
 use getrandom::SysRng;
-use keygate::{
-    ApiKey, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, KeyDigest,
-    KeyId, KeyName, KeyStore, OrgId, OrgLimit, Outcome, RequestEvent, SqliteStore, Timestamp,
+use keygate::audit::{
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
+use keygate::store::OrgLimit;
+use keygate::{ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, SqliteStore, Timestamp};
 use rusqlite::Connection;
 use tempfile::TempDir;
 

@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use keygate::{
-    AuditError, AuditLog, AuditQuery, AuditScope, AuditSink, KeyStore, KeyUse, SqliteStore,
-    StoreError,
-};
+use keygate::audit::{AuditQuery, AuditScope};
+use keygate::store::KeyUse;
+use keygate::{AuditError, AuditLog, AuditSink, KeyStore, SqliteStore, StoreError};
 
 use crate::sqlite_support::{LIMIT, assert_sound, at, chain, change, key, new_store, org, raw};
 use crate::support::{capture_logs, eventually, logs};

@@ -9,10 +9,10 @@ use std::sync::Barrier;
 use std::time::Duration;
 use std::{fs, thread};
 
-use keygate::{
-    AuditError, AuditLog, AuditQuery, AuditScope, AuditSink, KeyStore, SqliteOpenError,
-    SqliteOptions, SqliteStore, StoreError,
-};
+use keygate::audit::{AuditQuery, AuditScope};
+use keygate::error::SqliteOpenError;
+use keygate::store::SqliteOptions;
+use keygate::{AuditError, AuditLog, AuditSink, KeyStore, SqliteStore, StoreError};
 use tempfile::TempDir;
 
 use crate::sqlite_support::{
@@ -56,7 +56,7 @@ fn full_file() -> (TempDir, PathBuf) {
     let (folder, path, store) = new_store();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for _ in 0..100 {
-        runtime.block_on(store.insert(&key(&org("acme")), keygate::OrgLimit::NONE)).unwrap();
+        runtime.block_on(store.insert(&key(&org("acme")), keygate::store::OrgLimit::NONE)).unwrap();
     }
     closed(folder, &path, store)
 }
@@ -172,7 +172,7 @@ async fn overwritten_pages_are_errors_and_never_wrong_answers() {
     let (folder, path, store) = new_store();
     let keys: Vec<_> = (0..100).map(|_| key(&org("acme"))).collect();
     for key in &keys {
-        store.insert(key, keygate::OrgLimit::NONE).await.unwrap();
+        store.insert(key, keygate::store::OrgLimit::NONE).await.unwrap();
     }
     let (_folder, path) = closed(folder, &path, store);
     let mut bytes = fs::read(&path).unwrap();

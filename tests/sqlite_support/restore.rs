@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use keygate::error::SqliteOpenError;
+use keygate::store::OrgLimit;
 use keygate::{
-    Actor, ApiKey, AuditLog, AuditSink, KeyManager, KeyPatch, KeyStore, NewKey, OrgLimit,
-    SqliteOpenError, SqliteStore,
+    Actor, ApiKey, AuditLog, AuditSink, KeyManager, KeyPatch, KeyStore, NewKey, SqliteStore,
 };
 use tempfile::TempDir;
 

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use getrandom::SysRng;
+use keygate::audit::{AuditPage, AuditQuery, AuditRecord};
+use keygate::runtime::{BoxFuture, Clock, ManualClock};
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    ApiKey, AuditError, AuditLog, AuditPage, AuditQuery, AuditRecord, AuditSink, BoxFuture, Clock,
-    KeyDigest, KeyFormat, KeyId, KeyStore, KeyUse, ManualClock, MemoryAuditLog, MemoryStore, OrgId,
-    OrgLimit, Revision, StoreError, Timestamp,
+    ApiKey, AuditError, AuditLog, AuditSink, KeyDigest, KeyFormat, KeyId, KeyStore, MemoryAuditLog,
+    MemoryStore, OrgId, Revision, StoreError, Timestamp,
 };
 use tokio::sync::Notify;
 

@@ -4,12 +4,13 @@
 ///
 /// ```
 /// use std::time::Duration;
-/// use keygate::{CacheState, CachedStore, MemoryStore};
+/// use keygate::store::CacheState;
+/// use keygate::{CachedStore, MemoryStore};
 ///
 /// let cached = CachedStore::builder(MemoryStore::new(), Duration::from_secs(1)).build()?;
 /// let health = cached.health();
 /// assert_eq!((health.state, health.entries), (CacheState::WithoutFeed, 0));
-/// # Ok::<(), keygate::CacheError>(())
+/// # Ok::<(), keygate::error::CacheError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -58,7 +58,7 @@ mod atomic {
 /// address are still checked on each request. All other calls go to the store. The cached
 /// `last_used_at` may be out of date; `get` and `list` return the stored one.
 ///
-/// - Without a [`ChangeFeed`](crate::ChangeFeed), each answer is used for `max_staleness`
+/// - Without a [`ChangeFeed`](crate::store::ChangeFeed), each answer is used for `max_staleness`
 ///   from when the store was asked.
 /// - With one, answers are used until the feed announces a change, so that a key in use
 ///   costs the store nothing. If the feed has not proved for `max_staleness` that it is

@@ -21,9 +21,9 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// ```no_run
 /// # #[tokio::main]
-/// # async fn main() -> Result<(), keygate::PostgresOpenError> {
+/// # async fn main() -> Result<(), keygate::error::PostgresOpenError> {
 /// use std::time::Duration;
-/// use keygate::PostgresOptions;
+/// use keygate::store::PostgresOptions;
 ///
 /// let store = PostgresOptions::from_url("postgres://app@db-1,db-2/app?connect_timeout=2")?
 ///     .schema("api_keys")?

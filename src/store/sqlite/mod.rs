@@ -138,7 +138,7 @@ impl SqliteStore {
 /// # std::fs::create_dir_all(&folder)?;
 /// # let path = folder.join("keygate.db");
 /// use std::time::Duration;
-/// use keygate::SqliteOptions;
+/// use keygate::store::SqliteOptions;
 ///
 /// let store = SqliteOptions::new().check_within(Duration::from_secs(30)).open(&path)?;
 /// # drop(store);
