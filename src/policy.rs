@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use thiserror::Error;
 
-use crate::clock::Timestamp;
 use crate::record::{ApiKey, Status};
+use crate::runtime::clock::Timestamp;
 
 /// Checks status, expiry and address in this order, and returns the first reason for
 /// refusal.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::allowlist::{Allowlist, AllowlistError};
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::expiration::Expiration;
 use crate::key::id::KeyId;
@@ -11,6 +10,7 @@ use crate::key::idempotency::IdempotencyKey;
 use crate::key::name::{KeyName, KeyNameError};
 use crate::names::names;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 
 pub(crate) mod attributes;
 

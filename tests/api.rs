@@ -19,17 +19,18 @@ use keygate::audit::{
     Position, RequestEvent, WhenFull,
 };
 use keygate::error::{
-    AllowlistError, AttributesError, AuditCursorError, BuildError, CacheError, DeliveryError,
-    EntryProblem, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError, KeyDigestError,
-    KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError, NetworkError, OrgIdError,
-    PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError, UnknownName,
+    AllowlistError, AttributesError, AuditCursorError, AuditIdError, BuildError, CacheError,
+    CountryCodeError, DeliveryError, EntryProblem, ExpirationError, GeoIpError,
+    IdempotencyKeyError, ImportError, KeyDigestError, KeyIdError, KeyNameError, KeyRejection,
+    MalformedKey, MetadataError, NetworkError, OrgIdError, PostgresOpenError, PrefixError,
+    RandomError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
 };
-use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody, ResponseFuture};
+use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
-use keygate::runtime::{BoxFuture, Clock, ManualClock, Runtime, SystemClock, TokioRuntime};
+use keygate::runtime::{Clock, ManualClock, Runtime, SystemClock, TokioRuntime};
 use keygate::store::{
-    CacheHealth, CacheState, CachedStoreBuilder, ChangeFeed, Imported, KeyExport, KeyUse, News,
-    OrgLimit, PostgresChanges, PostgresOptions, SqliteOptions,
+    CacheHealth, CacheState, Imported, KeyExport, KeyUse, News, OrgLimit, PostgresChanges,
+    PostgresOptions, SqliteOptions,
 };
 use keygate::*;
 

@@ -9,9 +9,9 @@ use thiserror::Error;
 
 use crate::audit::record::{AuditId, AuditRecord};
 use crate::audit::sink::AuditError;
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 
 /// Reads and purges audit records.
 ///

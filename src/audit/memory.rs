@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use crate::audit::log::{AuditCursor, AuditLog, AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::audit::sink::{AuditError, AuditSink};
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 
 /// An audit log in memory, for tests and for services that do not need the log after a
 /// restart. When it is full, the oldest records are dropped; [`MemoryAuditLog::dropped`]

@@ -11,3 +11,13 @@ pub(crate) mod record;
 pub(crate) mod sink;
 pub(crate) mod sums;
 pub(crate) mod writer;
+
+pub use crate::audit::country::{CountryCode, CountryLookup};
+pub use crate::audit::delivery::{AuditStats, WhenFull};
+#[cfg(feature = "geoip")]
+#[cfg_attr(docsrs, doc(cfg(feature = "geoip")))]
+pub use crate::audit::geoip::MaxMindCountries;
+pub use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Position};
+pub use crate::audit::record::{
+    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
+};

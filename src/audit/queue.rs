@@ -16,7 +16,7 @@ use crate::audit::queue::contents::Contents;
 pub(crate) use crate::audit::queue::contents::{Ack, Kind};
 use crate::audit::record::AuditRecord;
 use crate::audit::sums::{Added, Refusal, Sum, Sums};
-use crate::runtime::{Runtime, timeout};
+use crate::runtime::spawn::{Runtime, timeout};
 
 mod contents;
 

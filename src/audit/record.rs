@@ -11,11 +11,11 @@ use rand_core::TryCryptoRng;
 use thiserror::Error;
 
 use crate::audit::country::CountryCode;
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::names::{names, restored};
 use crate::org::OrgId;
 use crate::policy::Denial;
+use crate::runtime::clock::Timestamp;
 
 /// One entry of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,7 +206,7 @@ restored!(Outcome, ChangeAction, ChangePhase);
 ///
 /// let id: AuditId = "000102030405060708090a0b0c0d0e0f".parse()?;
 /// assert_eq!(id.to_bytes(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-/// # Ok::<(), keygate::AuditIdError>(())
+/// # Ok::<(), keygate::error::AuditIdError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuditId(u128);

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::audit::record::Outcome;
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 
 /// A refused request with a known key. Its path and method are unprocessed, since most
 /// refusals are only counted.

@@ -15,7 +15,7 @@ use crate::audit::queue::{Ack, Draft, Kind, Permit, Queue, Wake};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::audit::sink::{AuditError, AuditSink};
 use crate::audit::sums::Refusal;
-use crate::runtime::{BoxFuture, Elapsed, Panicked, Runtime, caught, timeout};
+use crate::runtime::spawn::{BoxFuture, Elapsed, Panicked, Runtime, caught, timeout};
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);

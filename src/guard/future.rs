@@ -14,7 +14,7 @@ use crate::audit::delivery::DeliveryError;
 use crate::guard::body::ResponseBody;
 use crate::guard::config::Config;
 use crate::manager::admission::{Admission, AdmitError};
-use crate::runtime::BoxFuture;
+use crate::runtime::spawn::BoxFuture;
 use crate::throttle::Throttle;
 use crate::wire::grpc;
 use crate::wire::refusal::{Asked, Refusal};

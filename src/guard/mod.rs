@@ -5,3 +5,8 @@ pub(crate) mod config;
 pub(crate) mod future;
 pub(crate) mod layer;
 pub(crate) mod service;
+
+pub use crate::guard::body::ResponseBody;
+pub use crate::guard::config::PeerAddr;
+pub use crate::guard::future::ResponseFuture;
+pub use crate::guard::service::ApiKeyService;

@@ -18,7 +18,7 @@ use crate::guard::future::{ResponseFuture, State};
 use crate::key::digest::KeyDigest;
 use crate::manager::admission::RequestInfo;
 use crate::manager::endpoint::seen;
-use crate::runtime::BoxFuture;
+use crate::runtime::spawn::BoxFuture;
 use crate::wire::bearer::{Presented, presented};
 use crate::wire::refusal::{Asked, Refusal};
 

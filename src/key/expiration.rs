@@ -7,7 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use time::{Date, Month, OffsetDateTime};
 
-use crate::clock::Timestamp;
+use crate::runtime::clock::Timestamp;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

@@ -12,14 +12,14 @@ use crate::audit::queue::{Draft, Permit};
 use crate::audit::record::{AuditEvent, AuditIds, AuditRecord, Outcome, RequestEvent};
 use crate::audit::sums::{Refusal, Sum};
 use crate::audit::writer::AuditWriter;
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::format::KeyFormat;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, kept, method};
 use crate::manager::verify::{VerifiedKey, VerifyError};
-use crate::runtime::BoxFuture;
+use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::BoxFuture;
 use crate::text::with_causes;
 
 /// What the audit log says about a request.

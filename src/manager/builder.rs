@@ -12,16 +12,16 @@ use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::sink::AuditSink;
 use crate::audit::writer::AuditWriter;
-use crate::clock::{Clock, SystemClock};
 use crate::key::format::KeyFormat;
 use crate::manager::admission::refusal_records;
+use crate::runtime::clock::{Clock, SystemClock};
 
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::{Inner, KeyManager};
 use crate::random::{RandomError, SharedRng};
 use crate::record::Limits;
-use crate::runtime::{self, Runtime};
+use crate::runtime::spawn::{self, Runtime};
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 
@@ -160,7 +160,7 @@ impl KeyManagerBuilder {
     /// [`BuildError::NoRuntime`] if no runtime is set and this is not called on a tokio
     /// runtime.
     pub fn build(self) -> Result<KeyManager, BuildError> {
-        let runtime = self.runtime.or_else(runtime::current).ok_or(BuildError::NoRuntime)?;
+        let runtime = self.runtime.or_else(spawn::current).ok_or(BuildError::NoRuntime)?;
         let ids = AuditIds::new(&mut self.rng.clone()).map_err(BuildError::Random)?;
         let audit_ids = Arc::new(ids);
         let audit = self.sink.map(|sink| {

@@ -13,7 +13,7 @@ use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
 use crate::manager::under_way::UnderWay;
 use crate::org::Actor;
-use crate::runtime::caught;
+use crate::runtime::spawn::caught;
 
 /// How a change ended that did not fail.
 pub(super) enum Done<T> {

@@ -6,7 +6,7 @@ use crate::audit::delivery::AuditStats;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
 use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
-use crate::runtime::{Elapsed, both, timeout};
+use crate::runtime::spawn::{Elapsed, both, timeout};
 
 /// Probes that ask for the health usually give up after a second. This lets them learn that
 /// look-ups work even while changes hang.

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use event_listener::Event;
 
-use crate::clock::Timestamp;
 use crate::key::digest::BuildUniformHasher;
 use crate::key::id::KeyId;
 use crate::manager::error::StoreTimeout;
 use crate::record::KeyUse;
-use crate::runtime::{Elapsed, Panicked, Runtime, caught, timeout};
+use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::{Elapsed, Panicked, Runtime, caught, timeout};
 use crate::store::key_store::{KeyStore, StoreError};
 use crate::text::with_causes;
 use crate::throttle::Throttle;
@@ -303,7 +303,7 @@ mod tests {
     use crate::key::digest::KeyDigest;
     use crate::org::OrgId;
     use crate::record::{ApiKey, OrgLimit, Revision};
-    use crate::runtime::BoxFuture;
+    use crate::runtime::spawn::BoxFuture;
     use crate::store::memory::MemoryStore;
     use proptest::prelude::*;
     use std::collections::BTreeMap;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::allowlist::Allowlist;
 use crate::audit::log::{AuditPage, AuditQuery};
 use crate::audit::record::ChangeAction;
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::key::idempotency::IdempotencyKey;
 use crate::key::name::KeyName;
@@ -18,7 +17,8 @@ use crate::manager::turns::Turn;
 use crate::org::{Actor, OrgId};
 use crate::record::attributes::Attributes;
 use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
-use crate::runtime::timeout;
+use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::timeout;
 use crate::store::key_store::StoreError;
 
 /// How often a change is retried when other changes come first. Of the competing changes,

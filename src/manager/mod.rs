@@ -15,13 +15,14 @@ mod turns;
 mod under_way;
 pub(crate) mod verify;
 
+pub use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
-use crate::clock::{Clock, Timestamp};
 use crate::key::format::KeyFormat;
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
@@ -29,7 +30,8 @@ use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
 use crate::random::SharedRng;
 use crate::record::Limits;
-use crate::runtime::Runtime;
+use crate::runtime::clock::{Clock, Timestamp};
+use crate::runtime::spawn::Runtime;
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
 

@@ -1,10 +1,10 @@
 //! Revokes keys that work again after a backup was restored.
 
-use crate::clock::Timestamp;
 use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
 use crate::org::{Actor, OrgId};
 use crate::record::{ApiKey, KeyPatch, Status};
+use crate::runtime::clock::Timestamp;
 use crate::store::transfer::{KeyExport, next_page};
 
 impl KeyManager {

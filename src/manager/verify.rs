@@ -7,7 +7,6 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::format::{MAX_CREDENTIAL_LEN, MalformedKey};
 use crate::key::id::KeyId;
@@ -18,7 +17,8 @@ use crate::org::OrgId;
 use crate::policy::{self, Denial};
 use crate::record::ApiKey;
 use crate::record::attributes::Metadata;
-use crate::runtime::timeout;
+use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::timeout;
 use crate::store::key_store::StoreError;
 
 impl KeyManager {

@@ -7,13 +7,13 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::allowlist::Allowlist;
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::attributes::Attributes;
 use crate::record::{ApiKey, Revision, Status};
+use crate::runtime::clock::Timestamp;
 use crate::serialize::read::{Fields, any_text, entries, fields, text};
 
 /// A key's record together with the digest of its secret, to be written and read by serde,

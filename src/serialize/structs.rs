@@ -11,10 +11,10 @@ use crate::audit::country::CountryCode;
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::{Actor, OrgId};
 use crate::record::{KeyUse, Limits};
+use crate::runtime::clock::Timestamp;
 use crate::serialize::read::{AnyText, Fields, any_text, fields, number};
 
 /// Structs, each with its fields as they are written.

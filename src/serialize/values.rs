@@ -9,7 +9,6 @@ use crate::allowlist::Allowlist;
 use crate::audit::country::CountryCode;
 use crate::audit::log::AuditCursor;
 use crate::audit::record::{AuditId, ChangeAction, ChangePhase, Outcome};
-use crate::clock::Timestamp;
 use crate::key::expiration::Expiration;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
@@ -17,6 +16,7 @@ use crate::network::Network;
 use crate::org::OrgId;
 use crate::record::attributes::{Attributes, AttributesError, Metadata, StoredAttributes};
 use crate::record::{OrgLimit, Revision, Status};
+use crate::runtime::clock::Timestamp;
 use crate::serialize::read::{AnyText, Fields, entries, fields, known, number, text};
 
 /// Types that are written by `Display`, and how they are read.

@@ -11,7 +11,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
-use crate::runtime::BoxFuture;
+use crate::runtime::spawn::BoxFuture;
 
 /// Stores key records.
 ///

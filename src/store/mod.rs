@@ -15,3 +15,21 @@ mod sql;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 pub(crate) mod transfer;
+
+pub use crate::record::{KeyUse, OrgLimit};
+#[cfg(feature = "cache")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+pub use crate::store::cache::{CacheHealth, CacheState, CachedStoreBuilder};
+#[cfg(feature = "cache")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
+pub use crate::store::feed::{ChangeFeed, News};
+#[cfg(all(feature = "cache", feature = "postgres"))]
+#[cfg_attr(docsrs, doc(cfg(all(feature = "cache", feature = "postgres"))))]
+pub use crate::store::postgres::PostgresChanges;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use crate::store::postgres::PostgresOptions;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use crate::store::sqlite::SqliteOptions;
+pub use crate::store::transfer::{Imported, KeyExport, import};

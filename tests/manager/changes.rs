@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
 use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeEvent};
+use keygate::runtime::Clock;
 use keygate::store::OrgLimit;
 use keygate::*;
 

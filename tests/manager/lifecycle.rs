@@ -5,6 +5,7 @@ use std::time::Duration;
 use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
 use keygate::audit::{AuditQuery, AuditScope};
+use keygate::runtime::Clock;
 use keygate::*;
 
 use crate::support::{Call, org, soon};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use keygate::error::BuildError;
 use keygate::rand_core::{TryCryptoRng, TryRng, utils};
+use keygate::runtime::Clock;
 use keygate::*;
 
 use crate::support::SpyStore;

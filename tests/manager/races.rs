@@ -8,6 +8,7 @@ use std::time::Duration;
 use keygate::audit::ChangeAction::{Created, Rotated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
 use keygate::runtime::BoxFuture;
+use keygate::runtime::Clock;
 use keygate::store::KeyUse;
 use keygate::*;
 use tokio::sync::{Barrier, Semaphore};

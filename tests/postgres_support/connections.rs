@@ -6,8 +6,10 @@ use keygate::store::{KeyUse, OrgLimit, PostgresOptions};
 use keygate::{KeyStore, StoreError};
 
 use crate::postgres_support::{
-    administrator, in_schema, in_session, key, schema_of, sessions_end, unique, url,
+    PATIENT, administrator, in_schema, in_session, key, new_key, org, schema_of, sessions_end,
+    unique, url,
 };
+use crate::proxy::{Network, Proxy, address};
 
 /// Ends the sessions of an application.
 const KILL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -162,6 +164,36 @@ async fn connections_that_went_silent_are_given_up_and_replaced() {
         // The connection for transactions, at last.
         let _ = store.insert(&key(2), OrgLimit::NONE).await;
         store.insert(&key(3), OrgLimit::NONE).await.unwrap();
+    })
+    .await;
+}
+
+/// If the network loses a call or its answer, the server's session is idle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs PostgreSQL"]
+async fn after_each_outage_that_loses_answers_changes_work_again() {
+    in_schema(|options| async move {
+        drop(options.clone().connect().await.unwrap());
+        let proxy = Proxy::start(address(&url())).await;
+        let near = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
+        let near = near.schema(schema_of(&options)).unwrap().deadline(Duration::from_millis(500));
+        let store = loop {
+            if let Ok(store) = near.clone().connect().await {
+                break store;
+            }
+        };
+        let fill = async |name| store.insert(&new_key(&org(name)), OrgLimit::NONE).await;
+        // So many that each of the four connections is lost twice.
+        for outage in 1..=10 {
+            proxy.set(Network::Silent);
+            let lost = tokio::join!(fill("a"), fill("b"), fill("c"), fill("d"));
+            assert!(matches!(lost, (Err(_), Err(_), Err(_), Err(_))), "{lost:?}");
+            proxy.set(Network::Whole);
+            let give_up = Instant::now() + PATIENT;
+            while fill("e").await.is_err() {
+                assert!(Instant::now() < give_up, "no change works after outage {outage}");
+            }
+        }
     })
     .await;
 }

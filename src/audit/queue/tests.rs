@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::audit::record::{AuditEvent, AuditId, Outcome, RequestEvent};
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
-use crate::runtime::BoxFuture;
+use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::BoxFuture;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::future::Future;

@@ -6,10 +6,10 @@ use crate::audit::memory::MemoryAuditLog;
 use crate::audit::record::{
     AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
-use crate::runtime::BoxFuture;
+use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::BoxFuture;
 use futures_channel::oneshot;
 use proptest::prelude::*;
 use std::future::{Future, ready};

@@ -9,7 +9,7 @@ use super::CachedStore;
 use super::entries::Entries;
 use super::follow::Listening;
 use super::singleflight::SingleFlight;
-use crate::runtime::{self, Runtime};
+use crate::runtime::spawn::{self, Runtime};
 use crate::store::feed::ChangeFeed;
 use crate::store::key_store::KeyStore;
 
@@ -86,8 +86,7 @@ impl CachedStoreBuilder {
         let listening = match self.feed {
             None => None,
             Some(feed) => {
-                let runtime =
-                    self.runtime.or_else(runtime::current).ok_or(CacheError::NoRuntime)?;
+                let runtime = self.runtime.or_else(spawn::current).ok_or(CacheError::NoRuntime)?;
                 let listening =
                     Listening::start(feed, Arc::clone(&entries), max_staleness, runtime);
                 Some(Arc::new(listening))

@@ -281,9 +281,9 @@ fn nanos(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    use crate::clock::Timestamp;
     use crate::key::name::KeyName;
     use crate::record::Revision;
+    use crate::runtime::clock::Timestamp;
     use proptest::prelude::*;
 
     fn key(id: u8, digest: u8, revision: u32) -> ApiKey {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use event_listener::Event;
 
 use super::entries::Entries;
-use crate::runtime::{Panicked, Runtime, caught, timeout};
+use crate::runtime::spawn::{Panicked, Runtime, caught, timeout};
 use crate::store::feed::{ChangeFeed, News};
 use crate::throttle::Throttle;
 

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::entries::{Asked, Entries, Found};
 use crate::key::digest::KeyDigest;
-use crate::runtime::{BoxFuture, caught};
+use crate::runtime::spawn::{BoxFuture, caught};
 use crate::store::key_store::{KeyStore, StoreError};
 
 type Answer = Result<Found, Arc<StoreError>>;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::network::Network;
 use crate::record::{ApiKey, OrgLimit, Revision, Status};
-use crate::runtime::BoxFuture;
+use crate::runtime::spawn::BoxFuture;
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, name, renamed, revoked};
 use crate::store::conformance::race::{both, rounds, together};

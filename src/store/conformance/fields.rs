@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::allowlist::Allowlist;
-use crate::clock::Timestamp;
 use crate::key::name::KeyName;
 use crate::network::Network;
 use crate::record::{ApiKey, Revision, Status};
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, name};
 use crate::store::conformance::fresh::instant;

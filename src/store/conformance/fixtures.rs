@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::allowlist::Allowlist;
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Status};
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::{Fresh, instant};
 use crate::store::conformance::property::Opener;

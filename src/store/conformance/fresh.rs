@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::audit::record::AuditId;
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::violation::Violation;
 

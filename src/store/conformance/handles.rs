@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
 use crate::audit::record::AuditRecord;
 use crate::audit::sink::{AuditError, AuditSink};
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::transfer::KeyExport;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::runtime::BoxFuture;
+use crate::runtime::spawn::BoxFuture;
 use crate::store::conformance::race::{Task, need_parallel_runtime};
 use crate::store::conformance::violation::{Report, Violation, Violations};
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::yield_now;
 
 use crate::record::{ApiKey, KeyUse};
-use crate::runtime::BoxFuture;
+use crate::runtime::spawn::BoxFuture;
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, renamed, used};
 use crate::store::conformance::fresh::instant;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::record::{ApiKey, KeyUse};
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, revoked, used};
 use crate::store::conformance::fresh::instant;

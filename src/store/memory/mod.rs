@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::clock::Timestamp;
 use crate::key::digest::{BuildUniformHasher, KeyDigest};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
+use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::memory::table::Table;
 use crate::store::transfer::KeyExport;

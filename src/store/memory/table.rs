@@ -99,11 +99,11 @@ mod tests {
 
     use super::*;
 
-    use crate::clock::Timestamp;
     use crate::key::id::KeyId;
     use crate::key::name::KeyName;
     use crate::org::OrgId;
     use crate::record::Status;
+    use crate::runtime::clock::Timestamp;
 
     fn key() -> Arc<ApiKey> {
         Arc::new(ApiKey {

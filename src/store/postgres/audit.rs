@@ -12,9 +12,9 @@ use crate::audit::log::{AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 use crate::store::postgres::columns::{Columns, escaped, plain};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::error::Result;

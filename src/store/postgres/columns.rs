@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 use uuid::Uuid;
 
-use crate::clock::Timestamp;
+use crate::runtime::clock::Timestamp;
 use crate::store::postgres::error::{DbError, Result};
 
 /// One row of a table; `name` is what errors call it.

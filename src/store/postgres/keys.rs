@@ -10,12 +10,12 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use crate::allowlist::Allowlist;
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::runtime::clock::Timestamp;
 use crate::store::postgres::columns::{Columns, escaped, plain};
 use crate::store::postgres::encoded::Encoded;
 use crate::store::postgres::error::{DbError, Result};

@@ -206,7 +206,8 @@ impl Pool {
     /// deadline.
     fn retire_idle(&self) {
         let slots = self.slots.borrow().clone();
-        slots.iter().flatten().filter(|slot| slot.queue() == 0).for_each(|slot| slot.retire());
+        let idle = slots.iter().flatten().filter(|slot| slot.is_live() && slot.queue() == 0);
+        idle.for_each(|slot| slot.retire());
     }
 
     /// The next connection in turn. Waits if there is none.

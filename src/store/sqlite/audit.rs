@@ -9,9 +9,9 @@ use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Position
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, CHANGES, REQUESTS};
 use crate::store::sqlite::columns::Columns;
 use crate::store::sqlite::error::Result;

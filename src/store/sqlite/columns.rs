@@ -4,7 +4,7 @@ use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
 use crate::allowlist::Allowlist;
-use crate::clock::Timestamp;
+use crate::runtime::clock::Timestamp;
 use crate::store::sqlite::error::{DbError, Result};
 
 /// One row of a table; `name` is what errors call it.

@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
-use crate::clock::Timestamp;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, KEYS};
 use crate::store::sqlite::columns::{Columns, from_lines, lines};
 use crate::store::sqlite::error::{DbError, Result};

@@ -13,10 +13,10 @@ use zeroize::Zeroizing;
 
 use crate::audit::log::{AuditCursor, AuditPage};
 use crate::audit::record::{AuditEvent, AuditRecord};
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::manager::lifecycle::IssuedKey;
 use crate::record::{ApiKey, Limits};
+use crate::runtime::clock::Timestamp;
 use crate::web::admin::precondition::etag;
 
 /// Serialised as its `Display` text.

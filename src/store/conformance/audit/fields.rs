@@ -8,7 +8,7 @@ use crate::audit::country::CountryCode;
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
-use crate::clock::Timestamp;
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::audit::fixtures::{TestLog, a_change, a_request};
 use crate::store::conformance::audit::purge::undisturbed;
 use crate::store::conformance::handles::SinkAndLog;

@@ -10,9 +10,9 @@ use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Position
 use crate::audit::record::{
     AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
-use crate::clock::Timestamp;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::Fresh;
 use crate::store::conformance::handles::SinkAndLog;

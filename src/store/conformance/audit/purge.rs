@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::log::AuditScope;
-use crate::clock::Timestamp;
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::audit::fixtures::{TestLog, same_records};
 use crate::store::conformance::expect;
 use crate::store::conformance::handles::SinkAndLog;
