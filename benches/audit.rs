@@ -21,10 +21,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use getrandom::SysRng;
 use keygate::audit::{AuditEvent, AuditId, AuditRecord, Outcome, RequestEvent, WhenFull};
 use keygate::{
     Actor, AuditError, AuditSink, Delivery, KeyId, KeyManager, MemoryStore, NewKey, OrgId,
-    RequestInfo, SqliteStore, SystemRandom, Timestamp,
+    RequestInfo, SqliteStore, Timestamp,
 };
 
 use crate::support::{Spread, forget_peak, peak_memory};
@@ -106,7 +107,7 @@ async fn long_run() {
     let store = SqliteStore::open(folder.path().join("audit.db")).unwrap();
     let (keys, secret) = manager(store.clone(), delivery()).await;
     let (mut alone, mut piped, mut ratios, mut peaks) = (vec![], vec![], vec![], vec![]);
-    let (key, mut made) = (KeyId::random(&SystemRandom).unwrap(), 0);
+    let (key, mut made) = (KeyId::random(&mut SysRng).unwrap(), 0);
     for round in 1..=ROUNDS {
         forget_peak();
         let started = Instant::now();

@@ -34,11 +34,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use axum::Router;
 use axum::routing::get;
+use getrandom::SysRng;
 use keygate::audit::AuditRecord;
 use keygate::store::PostgresOptions;
 use keygate::{
     Actor, ApiKeyLayer, AuditError, AuditSink, KeyId, KeyManager, KeyPatch, NewKey, OrgId,
-    PostgresStore, SystemRandom,
+    PostgresStore,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -154,7 +155,7 @@ impl AuditSink for SlowSink {
 
 impl World {
     async fn start(url: &str) -> Self {
-        let id = KeyId::random(&SystemRandom).unwrap().to_string();
+        let id = KeyId::random(&mut SysRng).unwrap().to_string();
         let schema = format!("keygate_bench_{}", id.replace('-', ""));
         let options = PostgresOptions::from_url(url).unwrap().schema(&schema).unwrap();
         let store = options.connect().await.unwrap();

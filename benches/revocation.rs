@@ -31,7 +31,7 @@ use std::time::{Duration, SystemTime};
 use keygate::store::{CacheState, PostgresOptions};
 use keygate::{
     Actor, CachedStore, Denial, IssuedKey, KeyManager, KeyPatch, NewKey, OrgId, PostgresStore,
-    Random, SystemRandom, VerifiedKey, VerifyError,
+    VerifiedKey, VerifyError,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -200,7 +200,7 @@ async fn revoke(keys: &KeyManager, peer: &mut Peer, count: usize, cut: impl Fn()
     assert_eq!(peer.says(), "warm");
     // Anywhere between two heartbeats.
     let mut byte = [0];
-    SystemRandom.fill(&mut byte).unwrap();
+    getrandom::fill(&mut byte).unwrap();
     tokio::time::sleep(HEARTBEAT.mul_f64(f64::from(byte[0]) / 255.0)).await;
     cut();
     let revoking: Vec<_> = issued

@@ -28,7 +28,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use keygate::{KeyId, KeyName, OrgId, SystemRandom};
+use getrandom::SysRng;
+use keygate::{KeyId, KeyName, OrgId};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -81,7 +82,7 @@ async fn serve_unguarded() {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let caller = Arc::new(Caller {
         org: OrgId::new("demo").unwrap(),
-        id: KeyId::random(&SystemRandom).unwrap(),
+        id: KeyId::random(&mut SysRng).unwrap(),
         name: KeyName::new("CI deploy").unwrap(),
     });
     let whoami = async |State(caller): State<Arc<Caller>>| {

@@ -34,7 +34,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use keygate::{KeyFormat, Random, SystemRandom};
+use getrandom::SysRng;
+use keygate::KeyFormat;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -130,7 +131,7 @@ impl Counts {
 
 fn number(below: usize) -> usize {
     let mut bytes = [0; 8];
-    SystemRandom.fill(&mut bytes).unwrap();
+    getrandom::fill(&mut bytes).unwrap();
     (u64::from_be_bytes(bytes) % below as u64) as usize
 }
 
@@ -344,7 +345,7 @@ fn bearer(secret: &str) -> String {
 
 /// Well-formed, and nobody's.
 fn unknown() -> String {
-    KeyFormat::default().generate(&SystemRandom).unwrap().expose_secret().to_owned()
+    KeyFormat::default().generate(&mut SysRng).unwrap().expose_secret().to_owned()
 }
 
 fn malformed() -> String {

@@ -40,10 +40,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use getrandom::SysRng;
 use keygate::store::OrgLimit;
 use keygate::{
-    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, PlaintextKey, Random, SqliteStore,
-    SystemRandom, Timestamp,
+    ApiKey, KeyFormat, KeyId, KeyName, KeyStore, OrgId, PlaintextKey, SqliteStore, Timestamp,
 };
 use serde_json::{Value, json};
 
@@ -129,7 +129,7 @@ struct Class {
 }
 
 fn key() -> PlaintextKey {
-    KeyFormat::default().generate(&SystemRandom).unwrap()
+    KeyFormat::default().generate(&mut SysRng).unwrap()
 }
 
 fn unknown() -> String {
@@ -174,7 +174,7 @@ async fn expired(file: &Path) -> Vec<String> {
         let record = ApiKey {
             digest: key.digest(),
             expires_at: Some(now.saturating_sub(DAY * 30)),
-            id: KeyId::random(&SystemRandom).unwrap(),
+            id: KeyId::random(&mut SysRng).unwrap(),
             org: OrgId::new("expired").unwrap(),
             name: KeyName::new("expired").unwrap(),
             created_at: now.saturating_sub(DAY * 60),
@@ -202,7 +202,7 @@ fn classes(client: &mut Client, expired: Vec<String>) -> Vec<Class> {
 
 fn number(below: usize) -> usize {
     let mut bytes = [0; 8];
-    SystemRandom.fill(&mut bytes).unwrap();
+    getrandom::fill(&mut bytes).unwrap();
     (u64::from_be_bytes(bytes) % below as u64) as usize
 }
 

@@ -39,10 +39,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use getrandom::SysRng;
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
     ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId,
-    Revision, Status, StoreError, SystemRandom, Timestamp, VerifyError,
+    Revision, Status, StoreError, Timestamp, VerifyError,
 };
 use subtle::ConstantTimeEq;
 
@@ -246,7 +247,7 @@ impl KeyStore for Wrong {
 
 fn record(digest: KeyDigest, status: Status) -> ApiKey {
     ApiKey {
-        id: KeyId::random(&SystemRandom).unwrap(),
+        id: KeyId::random(&mut SysRng).unwrap(),
         org: OrgId::new("acme").unwrap(),
         name: KeyName::new("CI deploy").unwrap(),
         digest,
@@ -257,7 +258,7 @@ fn record(digest: KeyDigest, status: Status) -> ApiKey {
 }
 
 fn key() -> String {
-    KeyFormat::default().generate(&SystemRandom).unwrap().expose_secret().to_owned()
+    KeyFormat::default().generate(&mut SysRng).unwrap().expose_secret().to_owned()
 }
 
 /// Work that never has to wait.

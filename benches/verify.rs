@@ -28,11 +28,12 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use getrandom::SysRng;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use keygate::store::OrgLimit;
 use keygate::{
     Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore,
-    OrgId, SystemRandom, Timestamp,
+    OrgId, Timestamp,
 };
 use prefixed_api_key::{PakControllerOsSha256, PrefixedApiKey};
 use serde::{Deserialize, Serialize};
@@ -88,10 +89,10 @@ fn keys(count: usize) -> Keys {
     let name = KeyName::new("CI deploy").unwrap();
     let (mut floor, mut texts) = (Floor::default(), Vec::with_capacity(count));
     for n in 0..count {
-        let key = format.generate(&SystemRandom).unwrap();
+        let key = format.generate(&mut SysRng).unwrap();
         let digest = KeyDigest::of(key.expose_secret());
         let record = ApiKey {
-            id: KeyId::random(&SystemRandom).unwrap(),
+            id: KeyId::random(&mut SysRng).unwrap(),
             org: OrgId::new(format!("org-{}", n / 20)).unwrap(),
             name: name.clone(),
             digest,

@@ -33,8 +33,8 @@ use keygate::audit::MaxMindCountries;
 use keygate::error::BuildError;
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder, Limits,
-    MemoryAuditLog, MemoryStore, MissingScope, Network, OrgId, PostgresStore, ProxyHeader, ScopeCatalog, SettingsPage,
-    SqliteStore, VerifiedKey, close_if_unread,
+    MemoryAuditLog, MemoryStore, MissingScope, Network, OrgId, PostgresStore, ProxyHeader,
+    ScopeCatalog, SettingsPage, SqliteStore, VerifiedKey, close_if_unread,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;

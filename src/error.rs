@@ -2,11 +2,13 @@
 //! calls, such as [`VerifyError`](crate::VerifyError), are in the crate root.
 
 pub use crate::allowlist::{AllowlistError, EntryProblem};
+pub use crate::audit::country::CountryCodeError;
 pub use crate::audit::delivery::DeliveryError;
 #[cfg(feature = "geoip")]
 #[cfg_attr(docsrs, doc(cfg(feature = "geoip")))]
 pub use crate::audit::geoip::GeoIpError;
 pub use crate::audit::log::AuditCursorError;
+pub use crate::audit::record::AuditIdError;
 pub use crate::key::digest::KeyDigestError;
 pub use crate::key::expiration::ExpirationError;
 pub use crate::key::format::{MalformedKey, PrefixError};
@@ -20,6 +22,7 @@ pub use crate::network::NetworkError;
 pub use crate::org::OrgIdError;
 pub use crate::random::RandomError;
 pub use crate::record::attributes::{AttributesError, MetadataError};
+pub use crate::runtime::clock::TimestampError;
 pub use crate::scopes::{ScopeCatalogError, ScopeError, ScopesError};
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]

@@ -79,6 +79,7 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 //! | `postgres-tls` | TLS for its connections, by rustls |
 //! | `cache` | [`CachedStore`]: keys kept in memory in front of a store across a network |
 //! | `geoip` | [`MaxMindCountries`](audit::MaxMindCountries): countries in audit records, from a MaxMind DB file |
+//! | `serde` | records, ids and names are read and written by serde, and never a secret |
 //! | `conformance` | the test suite for stores and audit logs |
 //! | `test-util` | [`VerifiedKey`] for tests of handlers; for `[dev-dependencies]` only |
 //!
@@ -109,6 +110,8 @@ mod random;
 mod record;
 pub mod runtime;
 mod scopes;
+#[cfg(feature = "serde")]
+mod serialize;
 pub mod store;
 mod text;
 mod throttle;
@@ -145,11 +148,13 @@ pub use crate::manager::verify::{VerifiedKey, VerifyError};
 pub use crate::network::Network;
 pub use crate::org::{Actor, OrgId};
 pub use crate::policy::Denial;
-pub use crate::random::{Random, SystemRandom};
 pub use crate::record::attributes::{Attributes, Metadata};
 pub use crate::record::{ApiKey, KeyPatch, Limits, NewKey, Revision, Status};
 pub use crate::runtime::clock::Timestamp;
 pub use crate::scopes::{MissingScope, Scope, ScopeCatalog, Scopes};
+#[cfg(feature = "serde")]
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+pub use crate::serialize::key::WithDigest;
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::cache::CachedStore;
@@ -179,3 +184,6 @@ pub use crate::wire::client_ip::{ClientIp, ProxyHeader};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::wire::refusal::Refusal;
+
+/// The version of `rand_core` whose generators [`KeyManagerBuilder::rng`] takes.
+pub use rand_core;

@@ -1,6 +1,7 @@
 //! Organisations and actors.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -45,6 +46,14 @@ impl OrgId {
     /// The identifier as the host gave it.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl FromStr for OrgId {
+    type Err = OrgIdError;
+
+    fn from_str(id: &str) -> Result<Self, OrgIdError> {
+        Self::new(id)
     }
 }
 

@@ -4,6 +4,7 @@
     feature = "conformance",
     feature = "geoip",
     feature = "postgres",
+    feature = "serde",
     feature = "settings-page",
     feature = "sqlite"
 ))]
@@ -18,10 +19,11 @@ use keygate::audit::{
     Position, RequestEvent, WhenFull,
 };
 use keygate::error::{
-    AllowlistError, AttributesError, AuditCursorError, BuildError, CacheError, DeliveryError,
-    EntryProblem, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError, KeyDigestError,
-    KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError, NetworkError, OrgIdError,
-    PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError, UnknownName,
+    AllowlistError, AttributesError, AuditCursorError, AuditIdError, BuildError, CacheError,
+    CountryCodeError, DeliveryError, EntryProblem, ExpirationError, GeoIpError,
+    IdempotencyKeyError, ImportError, KeyDigestError, KeyIdError, KeyNameError, KeyRejection,
+    MalformedKey, MetadataError, NetworkError, OrgIdError, PostgresOpenError, PrefixError,
+    RandomError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
 };
 use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
@@ -45,11 +47,11 @@ macro_rules! all {
 
 fn errors() -> Vec<&'static str> {
     all!(is_error:
-        AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditError, BuildError, CacheError, Denial,
+        AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditIdError, AuditError, BuildError, CacheError, CountryCodeError, Denial,
         DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
         IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, MetadataError, NetworkError, OrgIdError,
         PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError,
-        StoreError, UnknownName, VerifyError,
+        StoreError, TimestampError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
     )
     .into()
@@ -66,10 +68,10 @@ fn types() -> Vec<&'static str> {
         ManualClock, MaxMindCountries, Metadata, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
-        SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
-        TokioRuntime, VerifiedKey, WhenFull,
+        SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, Timestamp,
+        TokioRuntime, VerifiedKey, WhenFull, WithDigest,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
-        Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Random>, Box<dyn Runtime>,
+        Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Runtime>,
     )
     .into()
 }

@@ -13,10 +13,11 @@ mod support;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use getrandom::SysRng;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, Outcome};
 use keygate::{
     Actor, ApiKeyLayer, AuditLog, Delivery, IssuedKey, KeyFormat, KeyManager, KeyPatch, NewKey,
-    OrgId, SystemRandom,
+    OrgId,
 };
 use support::{Find, SpySink, SpyStore};
 use tokio::task::JoinHandle;
@@ -111,7 +112,7 @@ async fn case_53_a_client_sees_why_it_is_refused() {
     let world = World::new(with_peer).await;
     let good = world.key(&[]).await;
     assert_refused(world.call(None, "").await, Code::Unauthenticated, "needs an API key");
-    let unknown = KeyFormat::default().generate(&SystemRandom).unwrap();
+    let unknown = KeyFormat::default().generate(&mut SysRng).unwrap();
     let unknown = format!("Bearer {}", unknown.expose_secret());
     for bad in ["Bearer x", "Bearer vsp_sk_x", &unknown] {
         assert_refused(world.call(Some(bad), "").await, Code::Unauthenticated, "is not valid");

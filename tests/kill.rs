@@ -22,20 +22,22 @@ use std::env;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use keygate::PostgresStore;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Position};
-use keygate::error::RandomError;
 #[cfg(feature = "postgres")]
 use keygate::store::PostgresOptions;
 use keygate::{
-    Actor, Delivery, Denial, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName,
-    KeyPatch, NewKey, OrgId, Random, Status, SystemRandom, VerifyError,
+    Actor, Delivery, Denial, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch,
+    NewKey, OrgId, Status, VerifyError,
 };
 use tokio::runtime::Runtime;
+
+use seeded::Seeded;
+
+#[path = "support/seeded.rs"]
+mod seeded;
 
 /// Each with an organisation of its own, at the same time.
 const WORKERS: u64 = 3;
@@ -108,39 +110,11 @@ async fn sessions_end(place: &Place) {
 
 fn number() -> u64 {
     let mut bytes = [0; 8];
-    SystemRandom.fill(&mut bytes).unwrap();
+    getrandom::fill(&mut bytes).unwrap();
     u64::from_be_bytes(bytes)
 }
 
 // ------------------------------------------------------------------ the changes
-
-/// Random bytes that the parent can work out too, so that it knows the secret
-/// of a change that was never acknowledged.
-#[derive(Clone, Debug)]
-struct Seeded(Arc<(Mutex<u64>, AtomicU64)>);
-
-impl Seeded {
-    fn new(seed: u64) -> Self {
-        Self(Arc::new((Mutex::new(seed), AtomicU64::new(0))))
-    }
-
-    fn reset(&self, seed: u64) {
-        *self.0.0.lock().unwrap() = seed;
-        self.0.1.store(0, Ordering::SeqCst);
-    }
-}
-
-impl Random for Seeded {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
-        let seed = *self.0.0.lock().unwrap();
-        for chunk in bytes.chunks_mut(32) {
-            let count = self.0.1.fetch_add(1, Ordering::SeqCst);
-            let digest = KeyDigest::of([seed.to_be_bytes(), count.to_be_bytes()].concat());
-            chunk.copy_from_slice(&digest.as_bytes()[..chunk.len()]);
-        }
-        Ok(())
-    }
-}
 
 /// One change, as it is written on a line.
 #[derive(Clone, Debug, PartialEq)]
@@ -193,11 +167,11 @@ impl Change {
     /// The secret that it gives out, and the id where it makes a key.
     fn issued(&self) -> Option<(KeyId, String)> {
         let (Self::Create { seed, .. } | Self::Rotate { seed, .. }) = self else { return None };
-        let random = Seeded::new(*seed);
-        let secret = KeyFormat::default().generate(&random).unwrap().expose_secret().to_owned();
+        let mut rng = Seeded::new(*seed);
+        let secret = KeyFormat::default().generate(&mut rng).unwrap().expose_secret().to_owned();
         match self {
             Self::Rotate { id, .. } => Some((*id, secret)),
-            _ => Some((KeyId::random(&random).unwrap(), secret)),
+            _ => Some((KeyId::random(&mut rng).unwrap(), secret)),
         }
     }
 
@@ -238,10 +212,10 @@ fn say(worker: u64, line: &str) {
 }
 
 async fn work(place: Place, worker: u64) {
-    let random = Seeded::new(number()); // audit ids begin with random bytes
+    let rng = Seeded::new(number()); // audit ids begin with random bytes
     let builder = builder(&place).await.store_deadline(PATIENCE);
     let delivery = Delivery::strict().deadline(PATIENCE);
-    let keys = builder.delivery(delivery).random(random.clone()).build().unwrap();
+    let keys = builder.delivery(delivery).rng(rng.clone()).build().unwrap();
     let org = OrgId::new(format!("{}-{worker}", place.session)).unwrap();
     let actor = Actor::new(org, format!("worker {worker}"));
     loop {
@@ -257,7 +231,7 @@ async fn work(place: Place, worker: u64) {
             (Some(key), _) if present.len() >= 8 => Change::Delete { id: key.id },
             _ => Change::Create { seed, name },
         };
-        random.reset(seed);
+        rng.reset(seed);
         say(worker, &format!("begin {}", change.line()));
         let secret = match &change {
             Change::Create { name, .. } => {

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, MemoryStore, OrgId, Random, Revision,
-    Status, StoreError, SystemRandom, Timestamp,
+    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, MemoryStore, OrgId, Revision, Status,
+    StoreError, Timestamp,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -147,7 +147,7 @@ struct Names([u8; 16]);
 impl Names {
     fn new() -> Self {
         let mut seed = [0; 16];
-        SystemRandom.fill(&mut seed).unwrap();
+        getrandom::fill(&mut seed).unwrap();
         Self(seed)
     }
 

@@ -17,9 +17,8 @@ mod rows;
 use std::time::Duration;
 
 use allocation_counter::measure;
-use keygate::{
-    Actor, CachedStore, KeyFormat, KeyManager, KeyPatch, MemoryStore, NewKey, OrgId, SystemRandom,
-};
+use getrandom::SysRng;
+use keygate::{Actor, CachedStore, KeyFormat, KeyManager, KeyPatch, MemoryStore, NewKey, OrgId};
 use tokio::runtime::Runtime;
 
 use crate::rows::{BY_HAND, COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, without_audit};
@@ -63,7 +62,7 @@ fn verifications(runtime: &Runtime) {
             || runtime.block_on(keys.create(&actor, NewKey::named("CI").unwrap())).unwrap();
         let (key, revoked) = (create(), create());
         runtime.block_on(keys.update(&actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
-        let unknown = KeyFormat::default().generate(&SystemRandom).unwrap();
+        let unknown = KeyFormat::default().generate(&mut SysRng).unwrap();
         let rows = [
             ("allowed", key.secret.expose_secret()),
             ("revoked", revoked.secret.expose_secret()),

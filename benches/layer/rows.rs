@@ -17,13 +17,14 @@ use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::{HeaderValue, Method, Request, StatusCode, Uri};
 use axum::routing::get;
 use axum::{Extension, Router};
+use getrandom::SysRng;
 use http_body_util::BodyExt;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use keygate::audit::AuditRecord;
 use keygate::runtime::TokioRuntime;
 use keygate::{
     Actor, ApiKeyLayer, AuditError, AuditSink, Delivery, Expiration, KeyFormat, KeyManager,
-    KeyPatch, MemoryStore, NewKey, OrgId, SystemRandom, VerifiedKey,
+    KeyPatch, MemoryStore, NewKey, OrgId, VerifiedKey,
 };
 use tokio::runtime::{self, Runtime};
 use tower::Service;
@@ -149,7 +150,7 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
     finish(keys.update(&actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
     let (key, revoked) = (key.secret.expose_secret(), revoked.secret.expose_secret());
     let long = |text: &str| format!("/{}", text.repeat(60_000 / text.len()));
-    let unknown = KeyFormat::default().generate(&SystemRandom).unwrap();
+    let unknown = KeyFormat::default().generate(&mut SysRng).unwrap();
     let last = if key.ends_with('a') { 'b' } else { 'a' };
     let malformed = format!("{}{last}", &key[..key.len() - 1]);
     let expected = Static(HeaderValue::try_from(format!("Bearer {key}")).unwrap());

@@ -6,10 +6,10 @@
 //! input is also made into a key, which must be taken, and then damaged at one place.
 #![no_main]
 
-use std::sync::Mutex;
+use std::io::{self, Read};
 
-use keygate::error::RandomError;
-use keygate::{KeyDigest, KeyFormat, MAX_CREDENTIAL_LEN, Random};
+use keygate::rand_core::{TryCryptoRng, TryRng, utils};
+use keygate::{KeyDigest, KeyFormat, MAX_CREDENTIAL_LEN};
 use libfuzzer_sys::fuzz_target;
 
 const SECRET: usize = 42;
@@ -72,26 +72,30 @@ fn prefix(input: &[u8]) {
 }
 
 /// Random bytes that come to an end.
-#[derive(Debug)]
-struct Given(Mutex<Vec<u8>>);
+struct Given<'a>(&'a [u8]);
 
-impl Random for Given {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
-        let mut left = self.0.lock().unwrap();
-        if left.len() < bytes.len() {
-            return Err(RandomError::new("no more"));
-        }
-        for byte in bytes {
-            *byte = left.remove(0);
-        }
-        Ok(())
+impl TryRng for Given<'_> {
+    type Error = io::Error;
+
+    fn try_next_u32(&mut self) -> io::Result<u32> {
+        utils::next_word_via_fill(self)
+    }
+
+    fn try_next_u64(&mut self) -> io::Result<u64> {
+        utils::next_word_via_fill(self)
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact(bytes)
     }
 }
+
+impl TryCryptoRng for Given<'_> {}
 
 /// A drawn key is the first 42 bytes below 248, each the digit of its remainder.
 fn drawn(input: &[u8]) {
     let format = KeyFormat::default();
-    let Ok(key) = format.generate(&Given(Mutex::new(input.to_vec()))) else { return };
+    let Ok(key) = format.generate(&mut Given(input)) else { return };
     let fair = input.iter().filter(|b| **b < 248).take(SECRET);
     let secret: String = fair.map(|b| digit(u32::from(*b) % 62)).collect();
     let signed = format!("{}{secret}", format.prefix());

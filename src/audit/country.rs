@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
+
+use thiserror::Error;
 
 /// An ISO 3166-1 alpha-2 country code, such as `DE`.
 ///
@@ -31,6 +34,14 @@ impl CountryCode {
     }
 }
 
+impl FromStr for CountryCode {
+    type Err = CountryCodeError;
+
+    fn from_str(code: &str) -> Result<Self, CountryCodeError> {
+        Self::new(code).ok_or(CountryCodeError)
+    }
+}
+
 impl fmt::Display for CountryCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -42,6 +53,11 @@ impl fmt::Debug for CountryCode {
         f.write_str(self.as_str())
     }
 }
+
+/// The text is not two ASCII letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a country code is two letters")]
+pub struct CountryCodeError;
 
 /// Finds the country of an address, for the audit log.
 ///

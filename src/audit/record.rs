@@ -3,15 +3,18 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand_core::TryCryptoRng;
+use thiserror::Error;
 
 use crate::audit::country::CountryCode;
 use crate::key::id::KeyId;
 use crate::names::{names, restored};
 use crate::org::OrgId;
 use crate::policy::Denial;
-use crate::random::{Random, RandomError};
 use crate::runtime::clock::Timestamp;
 
 /// One entry of the audit log.
@@ -198,7 +201,16 @@ names! {
 
 restored!(Outcome, ChangeAction, ChangePhase);
 
-/// Identifies an audit record: 16 bytes, ascending within one process.
+/// Identifies an audit record: 16 bytes, ascending within one process. As a text, they are
+/// 32 hexadecimal digits in lower case.
+///
+/// ```
+/// use keygate::audit::AuditId;
+///
+/// let id: AuditId = "000102030405060708090a0b0c0d0e0f".parse()?;
+/// assert_eq!(id.to_bytes(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+/// # Ok::<(), keygate::error::AuditIdError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuditId(u128);
 
@@ -222,11 +234,35 @@ impl AuditId {
     }
 }
 
-impl fmt::Debug for AuditId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AuditId({:032x})", self.0)
+impl FromStr for AuditId {
+    type Err = AuditIdError;
+
+    /// Parses the form that [`Display`](fmt::Display) writes, and no other.
+    fn from_str(text: &str) -> Result<Self, AuditIdError> {
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() != 32 || !text.bytes().all(is_digit) {
+            return Err(AuditIdError);
+        }
+        u128::from_str_radix(text, 16).map(Self).map_err(|_| AuditIdError)
     }
 }
+
+impl fmt::Display for AuditId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for AuditId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AuditId({self})")
+    }
+}
+
+/// The text is not the id of an audit record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not the id of an audit record")]
+pub struct AuditIdError;
 
 /// Numbers the records of one process: a random half that identifies the process, and a
 /// counter.
@@ -237,9 +273,9 @@ pub(crate) struct AuditIds {
 }
 
 impl AuditIds {
-    pub(crate) fn new(random: &dyn Random) -> Result<Self, RandomError> {
+    pub(crate) fn new<R: TryCryptoRng + ?Sized>(rng: &mut R) -> Result<Self, R::Error> {
         let mut bytes = [0; 8];
-        random.fill(&mut bytes)?;
+        rng.try_fill_bytes(&mut bytes)?;
         Ok(Self { process: u64::from_be_bytes(bytes), count: AtomicU64::new(0) })
     }
 
@@ -269,9 +305,15 @@ mod tests {
 
     #[test]
     fn ids_rise_and_survive_their_bytes() {
-        let ids = AuditIds::new(&crate::random::SystemRandom).unwrap();
+        let ids = AuditIds::new(&mut getrandom::SysRng).unwrap();
         let (a, b) = (ids.next(), ids.next());
         assert!(a < b && a.to_bytes() < b.to_bytes());
         assert_eq!(AuditId::from_bytes(a.to_bytes()), a);
+        let text = a.to_string();
+        assert_eq!(text.parse(), Ok(a));
+        for other in ["", &text[1..], &format!("+{}", &text[1..]), &format!("{text}0"), "é"] {
+            assert_eq!(other.parse::<AuditId>(), Err(AuditIdError), "{other}");
+        }
+        assert_eq!("F".repeat(32).parse::<AuditId>(), Err(AuditIdError));
     }
 }

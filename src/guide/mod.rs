@@ -13,6 +13,7 @@ macro_rules! pages {
                     feature = "cache",
                     feature = "geoip",
                     feature = "postgres",
+                    feature = "serde",
                     feature = "settings-page",
                     feature = "sqlite",
                     feature = "test-util"
@@ -24,6 +25,7 @@ macro_rules! pages {
                     feature = "cache",
                     feature = "geoip",
                     feature = "postgres",
+                    feature = "serde",
                     feature = "settings-page",
                     feature = "sqlite",
                     feature = "test-util"

@@ -8,12 +8,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use rand_core::TryCryptoRng;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::key::digest::KeyDigest;
 use crate::key::secret::PlaintextKey;
-use crate::random::{Random, RandomError};
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 /// The value of each byte as a digit; 0 if it is not a digit.
@@ -82,13 +82,24 @@ impl KeyFormat {
         self.prefix.len() + DIGITS_LEN
     }
 
-    /// Generates a new key.
-    pub fn generate(&self, random: &dyn Random) -> Result<PlaintextKey, RandomError> {
+    /// Generates a new key. Anyone who can predict the generator can forge keys.
+    ///
+    /// ```
+    /// use getrandom::SysRng;
+    /// use keygate::KeyFormat;
+    ///
+    /// let key = KeyFormat::default().generate(&mut SysRng)?;
+    /// # Ok::<(), getrandom::Error>(())
+    /// ```
+    pub fn generate<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+    ) -> Result<PlaintextKey, R::Error> {
         let mut key = Zeroizing::new(String::with_capacity(self.key_len()));
         key.push_str(&self.prefix);
         let mut bytes = Zeroizing::new([0; 64]);
         while key.len() < self.prefix.len() + SECRET_LEN {
-            random.fill(bytes.as_mut_slice())?;
+            rng.try_fill_bytes(bytes.as_mut_slice())?;
             let missing = self.prefix.len() + SECRET_LEN - key.len();
             key.extend(bytes.iter().filter_map(uniform_digit).take(missing));
         }
@@ -206,13 +217,15 @@ pub struct PrefixError;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::random::SystemRandom;
+    use getrandom::SysRng;
     use proptest::prelude::*;
+    use rand_core::TryRng;
+
+    use super::*;
 
     fn key(prefix: &str) -> (KeyFormat, PlaintextKey) {
         let format = KeyFormat::new(prefix).unwrap();
-        let key = format.generate(&SystemRandom).unwrap();
+        let key = format.generate(&mut SysRng).unwrap();
         (format, key)
     }
 
@@ -257,14 +270,24 @@ mod tests {
 
     #[test]
     fn a_failing_generator_makes_no_key() {
-        #[derive(Debug)]
         struct Broken;
-        impl Random for Broken {
-            fn fill(&self, _: &mut [u8]) -> Result<(), RandomError> {
-                Err(RandomError::new("no entropy"))
+        impl TryRng for Broken {
+            type Error = fmt::Error;
+
+            fn try_next_u32(&mut self) -> Result<u32, fmt::Error> {
+                Err(fmt::Error)
+            }
+
+            fn try_next_u64(&mut self) -> Result<u64, fmt::Error> {
+                Err(fmt::Error)
+            }
+
+            fn try_fill_bytes(&mut self, _: &mut [u8]) -> Result<(), fmt::Error> {
+                Err(fmt::Error)
             }
         }
-        assert!(KeyFormat::default().generate(&Broken).is_err());
+        impl TryCryptoRng for Broken {}
+        assert!(matches!(KeyFormat::default().generate(&mut Broken), Err(fmt::Error)));
     }
 
     #[test]

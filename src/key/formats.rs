@@ -187,7 +187,7 @@ mod tests {
         let formats = formats(&[("live", "vsp_sk_"), ("test", "vsp_sk_test_")]).unwrap();
         for name in ["live", "test"] {
             let format = formats.find(Some(name)).unwrap().format();
-            let key = format.generate(&crate::random::SystemRandom).unwrap();
+            let key = format.generate(&mut getrandom::SysRng).unwrap();
             let shown = format.display_prefix(&key);
             assert_eq!(formats.of_shown(&shown).unwrap().name(), name);
         }

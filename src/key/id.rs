@@ -4,11 +4,11 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
+use rand_core::TryCryptoRng;
 use thiserror::Error;
 use uuid::Uuid;
 
 use crate::key::digest::KeyDigest;
-use crate::random::{Random, RandomError};
 
 /// Identifies a key for as long as it exists, through renames and rotations.
 ///
@@ -28,9 +28,9 @@ pub struct KeyId(Uuid);
 
 impl KeyId {
     /// A new, unique identifier.
-    pub fn random(random: &dyn Random) -> Result<Self, RandomError> {
+    pub fn random<R: TryCryptoRng + ?Sized>(rng: &mut R) -> Result<Self, R::Error> {
         let mut bytes = [0; 16];
-        random.fill(&mut bytes)?;
+        rng.try_fill_bytes(&mut bytes)?;
         Ok(Self(uuid::Builder::from_random_bytes(bytes).into_uuid()))
     }
 
@@ -94,12 +94,13 @@ pub struct KeyIdError;
 
 #[cfg(test)]
 mod tests {
+    use getrandom::SysRng;
+
     use super::*;
-    use crate::random::SystemRandom;
 
     #[test]
     fn only_the_text_with_hyphens_is_an_id_in_any_case() {
-        let id = KeyId::random(&SystemRandom).unwrap();
+        let id = KeyId::random(&mut SysRng).unwrap();
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));
         for other in

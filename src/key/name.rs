@@ -124,7 +124,7 @@ pub enum KeyNameError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::SystemRandom;
+    use getrandom::SysRng;
     use proptest::prelude::*;
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn case_54_a_name_holds_no_whole_key() {
         for prefix in ["vsp_sk_", "acme_", "a_", "a_prefix_of_24_letters1_"] {
-            let key = KeyFormat::new(prefix).unwrap().generate(&SystemRandom).unwrap();
+            let key = KeyFormat::new(prefix).unwrap().generate(&mut SysRng).unwrap();
             let key = key.expose_secret();
             for name in
                 [key.to_owned(), format!("CI {key}"), format!("x{key}"), format!("é_{key}.")]
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_stored_name_that_is_refused_by_now_can_be_read() {
-        let key = KeyFormat::default().generate(&SystemRandom).unwrap();
+        let key = KeyFormat::default().generate(&mut SysRng).unwrap();
         let marks = format!("a{}", "\u{301}".repeat(99));
         for name in ["❤\u{fe0f}\u{fe0f}", "🏴\u{e0041}", "\u{1bca0}", &marks, key.expose_secret()]
         {

@@ -120,7 +120,7 @@ pub(crate) mod steps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::SystemRandom;
+    use getrandom::SysRng;
     use proptest::prelude::*;
 
     /// The same, by the letter: at each place, a prefix or a whole secret.
@@ -146,7 +146,7 @@ mod tests {
         ("[a-z][a-z0-9_]{0,22}_", proptest::collection::vec(part, 0..6)).prop_map(
             |(prefix, parts)| {
                 let format = KeyFormat::new(&prefix).unwrap();
-                let key = format.generate(&SystemRandom).unwrap();
+                let key = format.generate(&mut SysRng).unwrap();
                 let key = key.expose_secret();
                 let parts = parts.into_iter().map(|part| match part.strip_prefix("\u{0}KEY ") {
                     Some(range) => {
@@ -173,7 +173,7 @@ mod tests {
         #[test]
         fn a_secret_is_found_wherever_it_stands(before in "[0-9A-Za-z]{0,99}", after in "[0-9A-Za-z]{0,99}") {
             let format = KeyFormat::default();
-            let key = format.generate(&SystemRandom).unwrap();
+            let key = format.generate(&mut SysRng).unwrap();
             let text = format!("{before}{}{after}", &key.expose_secret()[7..]);
             prop_assert!(format.occurs_in(text.as_bytes()));
         }

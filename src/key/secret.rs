@@ -13,17 +13,23 @@ use crate::key::digest::KeyDigest;
 /// `Clone` nor `Serialize`.
 ///
 /// ```
-/// use keygate::{KeyFormat, SystemRandom};
+/// use getrandom::SysRng;
+/// use keygate::KeyFormat;
 ///
-/// let key = KeyFormat::default().generate(&SystemRandom)?;
+/// let key = KeyFormat::default().generate(&mut SysRng)?;
 /// assert_eq!(format!("{key} {key:?}"), "[REDACTED] [REDACTED]");
 /// assert_eq!(key.expose_secret().len(), 55);
-/// # Ok::<(), keygate::error::RandomError>(())
+/// # Ok::<(), getrandom::Error>(())
 /// ```
 ///
-/// ```compile_fail
-/// # let key = keygate::KeyFormat::default().generate(&keygate::SystemRandom).unwrap();
+/// ```compile_fail,E0599
+/// # let key = keygate::KeyFormat::default().generate(&mut getrandom::SysRng).unwrap();
 /// let copy = key.clone();
+/// ```
+///
+/// ```compile_fail,E0277
+/// # let key = keygate::KeyFormat::default().generate(&mut getrandom::SysRng).unwrap();
+/// let text = serde_json::to_string(&key);
 /// ```
 pub struct PlaintextKey(Zeroizing<String>);
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand_core::TryCryptoRng;
 use thiserror::Error;
 
 use crate::audit::country::CountryLookup;
@@ -20,7 +21,7 @@ use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::{Inner, KeyManager, LimitsFor};
 use crate::org::OrgId;
-use crate::random::{Random, RandomError, SystemRandom};
+use crate::random::{RandomError, SharedRng};
 use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
 use crate::scopes::ScopeCatalog;
@@ -53,7 +54,7 @@ pub struct KeyManagerBuilder {
     limits: LimitsFor,
     scopes: Option<ScopeCatalog>,
     clock: Arc<dyn Clock>,
-    random: Arc<dyn Random>,
+    rng: SharedRng,
     runtime: Option<Arc<dyn Runtime>>,
     sink: Option<Arc<dyn AuditSink>>,
     log: Option<Arc<dyn AuditLog>>,
@@ -73,7 +74,7 @@ impl KeyManager {
             limits: LimitsFor(Box::new(|_| Limits::default())),
             scopes: None,
             clock: Arc::new(SystemClock),
-            random: Arc::new(SystemRandom),
+            rng: SharedRng::System,
             runtime: None,
             sink: None,
             log: None,
@@ -166,9 +167,25 @@ impl KeyManagerBuilder {
         Self { clock: Arc::new(clock), ..self }
     }
 
-    /// Sets the source of random bytes. The default is the operating system.
-    pub fn random(self, random: impl Random) -> Self {
-        Self { random: Arc::new(random), ..self }
+    /// Sets the random number generator for secrets and ids: a hardware generator, or one
+    /// with a known seed in tests. The default is the operating system's.
+    ///
+    /// Anyone who can predict the generator can forge keys. It is used under a lock, and
+    /// if it panics, it is not used again.
+    ///
+    /// ```
+    /// # use keygate::{KeyManager, MemoryStore};
+    /// use keygate::rand_core::{CryptoRng, SeedableRng};
+    ///
+    /// fn reproducible<R: CryptoRng + SeedableRng + Send + 'static>(seed: u64) {
+    ///     let builder = KeyManager::builder(MemoryStore::new()).rng(R::seed_from_u64(seed));
+    /// }
+    /// ```
+    pub fn rng<R>(self, rng: R) -> Self
+    where
+        R: TryCryptoRng<Error: std::error::Error + Send + Sync + 'static> + Send + 'static,
+    {
+        Self { rng: SharedRng::given(rng), ..self }
     }
 
     /// Sets the async runtime. The default is the tokio runtime that [`build`](Self::build)
@@ -185,7 +202,8 @@ impl KeyManagerBuilder {
     /// runtime, and [`BuildError::Environment`] for environments that are not valid.
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(spawn::current).ok_or(BuildError::NoRuntime)?;
-        let audit_ids = Arc::new(AuditIds::new(&*self.random).map_err(BuildError::Random)?);
+        let ids = AuditIds::new(&mut self.rng.clone()).map_err(BuildError::Random)?;
+        let audit_ids = Arc::new(ids);
         let formats = match self.environments {
             none if none.is_empty() => Formats::single(self.format),
             environments => Formats::named(environments).map_err(BuildError::Environment)?,
@@ -206,7 +224,7 @@ impl KeyManagerBuilder {
                 scopes: self.scopes,
                 clock: self.clock,
                 audit_ids,
-                random: self.random,
+                rng: self.rng,
                 runtime,
                 uses,
                 changes: Arc::default(),

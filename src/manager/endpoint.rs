@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::key::format::KeyFormat;
     use crate::key::scan::steps;
-    use crate::random::SystemRandom;
+    use getrandom::SysRng;
     use proptest::prelude::*;
 
     fn shown(path: &str) -> String {
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn case_39_a_secret_without_its_prefix_and_a_key_as_a_method_are_blotted_out() {
         let formats = Formats::single(KeyFormat::default());
-        let key = formats.default_format().generate(&SystemRandom).unwrap();
+        let key = formats.default_format().generate(&mut SysRng).unwrap();
         let secret = &key.expose_secret()[7..];
         assert_eq!(shown(&format!("/v1/{secret}")), "/v1/[REDACTED]");
         let sent = Cow::Owned(key.expose_secret().to_owned());
@@ -234,7 +234,7 @@ mod tests {
             glued: bool,
         ) {
             let format = Formats::single(KeyFormat::new(&prefix).unwrap());
-            let key = format.default_format().generate(&SystemRandom).unwrap();
+            let key = format.default_format().generate(&mut SysRng).unwrap();
             let key = key.expose_secret();
             let hidden = escaped(if bare { &key[prefix.len()..] } else { key }, times);
             let before = format!("/{}{}", "-".repeat(start - 2), if glued { '-' } else { '/' });

@@ -77,10 +77,10 @@ impl KeyManager {
         let present = inner.bounded(inner.store.list(actor.org())).await?;
         let format = inner.formats.find(new.environment.as_deref());
         let format = format.ok_or(ManageError::UnknownEnvironment)?.format();
-        let secret = format.generate(&*inner.random)?;
+        let secret = format.generate(&mut inner.rng.clone())?;
         let id = match &new.idempotency_key {
             Some(once) => unused_id(once, actor.org(), &present, max, now)?,
-            None => KeyId::random(&*inner.random)?,
+            None => KeyId::random(&mut inner.rng.clone())?,
         };
         // The store decides. This check only avoids an audit record for a change that would
         // fail.
@@ -301,7 +301,7 @@ impl KeyManager {
             return Err(ManageError::Conflict);
         }
         let format = self.format_of(&current)?.clone();
-        let secret = format.generate(&*self.inner.random)?;
+        let secret = format.generate(&mut self.inner.rng.clone())?;
         self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
             let (inner, _turn) = (&*keys.inner, turn);
             for _ in 0..ATTEMPTS {

@@ -31,7 +31,7 @@ use crate::manager::probe::Probe;
 use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
 use crate::org::OrgId;
-use crate::random::Random;
+use crate::random::SharedRng;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::{Clock, Timestamp};
 use crate::runtime::spawn::Runtime;
@@ -84,7 +84,7 @@ struct Inner {
     limits: LimitsFor,
     scopes: Option<ScopeCatalog>,
     clock: Arc<dyn Clock>,
-    random: Arc<dyn Random>,
+    rng: SharedRng,
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
     changes: Arc<Changes>,

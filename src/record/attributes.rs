@@ -28,24 +28,39 @@ use crate::scopes::Scopes;
 /// assert_eq!(attributes.to_string(), r#"{"colour":"green"}"#);
 /// # Ok::<(), keygate::error::AttributesError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-#[serde(default)]
 pub struct Attributes {
     /// The name of the actor who created the key; `None` for keys of versions that did not
     /// store it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
     /// The host's own metadata.
-    #[serde(skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
     /// What the key may be used for. Not stored for full access, which keys from before
     /// the service had scopes have, too.
-    #[serde(skip_serializing_if = "Scopes::is_all")]
     pub scopes: Scopes,
     /// Members written by another version.
+    others: Map<String, Value>,
+}
+
+/// The stored form. The limits of [`Metadata`] are not checked: what an earlier version
+/// stored must stay readable.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Attributes")]
+pub(crate) struct StoredAttributes {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    created_by: Option<String>,
+    #[serde(default, with = "StoredMetadata", skip_serializing_if = "Metadata::is_empty")]
+    metadata: Metadata,
+    #[serde(default = "full_access", skip_serializing_if = "Scopes::is_all")]
+    scopes: Scopes,
     #[serde(flatten)]
     others: Map<String, Value>,
+}
+
+/// The scopes of a key that was stored without any.
+fn full_access() -> Scopes {
+    Scopes::ALL
 }
 
 /// The attributes of `{}`.
@@ -63,7 +78,9 @@ impl Default for Attributes {
 /// Writes the text that [`str::parse`] reads.
 impl fmt::Display for Attributes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+        let mut text = serde_json::Serializer::new(Vec::new());
+        StoredAttributes::serialize(self, &mut text).map_err(|_| fmt::Error)?;
+        f.write_str(str::from_utf8(&text.into_inner()).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -75,7 +92,10 @@ impl FromStr for Attributes {
         if text == "{}" {
             return Ok(Self::default());
         }
-        serde_json::from_str(text).map_err(|_| AttributesError)
+        let mut text = serde_json::Deserializer::from_str(text);
+        let attributes = StoredAttributes::deserialize(&mut text).map_err(|_| AttributesError)?;
+        text.end().map_err(|_| AttributesError)?;
+        Ok(attributes)
     }
 }
 
@@ -99,9 +119,12 @@ pub struct AttributesError;
 /// let key = NewKey::named("CI deploy")?.metadata(metadata);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata(BTreeMap<String, String>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Metadata", transparent)]
+struct StoredMetadata(BTreeMap<String, String>);
 
 impl Metadata {
     /// The largest number of values.
@@ -189,7 +212,9 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_object_or_has_a_member_of_another_type_is_an_error() {
-        for text in ["", "null", "[]", "{", r#"{"created_by":7}"#, r#"{"metadata":{"plan":1}}"#] {
+        for text in
+            ["", "null", "[]", "{", "{} {}", r#"{"created_by":7}"#, r#"{"metadata":{"plan":1}}"#]
+        {
             assert_eq!(text.parse::<Attributes>(), Err(AttributesError), "{text}");
         }
     }

@@ -1,10 +1,12 @@
 //! Instants in UTC with microseconds, and clocks.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use thiserror::Error;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -94,6 +96,15 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
+impl FromStr for Timestamp {
+    type Err = TimestampError;
+
+    /// The same as [`Timestamp::parse`].
+    fn from_str(rfc3339: &str) -> Result<Self, TimestampError> {
+        Self::parse(rfc3339).ok_or(TimestampError)
+    }
+}
+
 /// RFC 3339 in UTC, such as `2026-01-31T12:00:00.000001Z`.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,6 +118,11 @@ impl fmt::Debug for Timestamp {
         fmt::Display::fmt(self, f)
     }
 }
+
+/// The text is not an RFC 3339 time, or is outside the range of [`Timestamp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("must be an RFC 3339 time, such as 2026-01-31T12:00:00Z")]
+pub struct TimestampError;
 
 /// Returns the current time.
 ///
@@ -199,6 +215,8 @@ mod tests {
     fn texts_round_trip_and_offsets_become_utc() {
         let t = Timestamp::parse("2026-03-01T01:30:00.1234567+01:30").map(|t| t.to_string());
         assert_eq!(t.as_deref(), Some("2026-03-01T00:00:00.123456Z"));
-        assert_eq!(Timestamp::parse("2026-03-01"), None);
+        for other in ["2026-03-01", "", "2026-03-01T00:00:00", "0000-12-31T23:59:59Z"] {
+            assert_eq!(other.parse::<Timestamp>(), Err(TimestampError), "{other}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Fields of a body: what does not fit is 422, and is named.
 
 use axum::http::Method;
-use keygate::{KeyFormat, KeyStore, SystemRandom};
+use getrandom::SysRng;
+use keygate::{KeyFormat, KeyStore};
 use serde_json::{Value, json};
 
 use crate::admin_support::{Api, Reply, request, with_json};
@@ -48,7 +49,7 @@ async fn case_54_names_that_hide_something_are_refused_and_not_repeated() {
     let path = api.create_path("k").await;
     api.clock.advance(1);
     let ours = api.create("other").await["secret"].as_str().unwrap().to_owned();
-    let theirs = KeyFormat::default().generate(&SystemRandom).unwrap();
+    let theirs = KeyFormat::default().generate(&mut SysRng).unwrap();
     let theirs = theirs.expose_secret();
     for (name, secret) in [
         ("CI\u{1bca0}".to_owned(), "CI"),

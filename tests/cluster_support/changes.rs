@@ -2,46 +2,19 @@
 //! killed in the midst of them. A simpler sibling of `tests/kill.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use keygate::error::RandomError;
 use keygate::{
-    Actor, Delivery, Denial, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyPatch,
-    ManageError, NewKey, OrgId, PostgresStore, Random, Status, SystemRandom, VerifyError,
+    Actor, Delivery, Denial, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyPatch,
+    ManageError, NewKey, OrgId, PostgresStore, Status, VerifyError,
 };
+
+use crate::cluster_support::seeded::Seeded;
 
 pub(crate) fn number() -> u64 {
     let mut bytes = [0; 8];
-    SystemRandom.fill(&mut bytes).unwrap();
+    getrandom::fill(&mut bytes).unwrap();
     u64::from_be_bytes(bytes)
-}
-
-/// Random bytes that the test can work out too, so that it knows the secret of a
-/// change that was never acknowledged.
-#[derive(Clone, Debug)]
-struct Seeded(Arc<Mutex<(u64, u64)>>);
-
-impl Seeded {
-    fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new((seed, 0))))
-    }
-
-    fn reset(&self, seed: u64) {
-        *self.0.lock().unwrap() = (seed, 0);
-    }
-}
-
-impl Random for Seeded {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
-        let mut state = self.0.lock().unwrap();
-        for chunk in bytes.chunks_mut(32) {
-            let digest = KeyDigest::of([state.0.to_be_bytes(), state.1.to_be_bytes()].concat());
-            chunk.copy_from_slice(&digest.as_bytes()[..chunk.len()]);
-            state.1 += 1;
-        }
-        Ok(())
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,11 +29,11 @@ impl Change {
     /// The key and the secret that it gives out.
     fn issued(self) -> Option<(KeyId, String)> {
         let (Self::Create { seed } | Self::Rotate { seed, .. }) = self else { return None };
-        let random = Seeded::new(seed);
-        let secret = KeyFormat::default().generate(&random).unwrap().expose_secret().to_owned();
+        let mut rng = Seeded::new(seed);
+        let secret = KeyFormat::default().generate(&mut rng).unwrap().expose_secret().to_owned();
         match self {
             Self::Rotate { id, .. } => Some((id, secret)),
-            _ => Some((KeyId::random(&random).unwrap(), secret)),
+            _ => Some((KeyId::random(&mut rng).unwrap(), secret)),
         }
     }
 
@@ -96,7 +69,7 @@ struct Key {
 #[derive(Debug)]
 pub(crate) struct Worker {
     manager: KeyManager,
-    random: Seeded,
+    rng: Seeded,
     actor: Actor,
     keys: BTreeMap<KeyId, Key>,
     secrets: BTreeSet<String>,
@@ -111,16 +84,16 @@ impl Worker {
 
     /// Through whatever stands in front of the store, which has the audit log.
     pub(crate) fn over(builder: KeyManagerBuilder, store: &PostgresStore, org: &str) -> Self {
-        let random = Seeded::new(number());
+        let rng = Seeded::new(number());
         let manager = builder
             .audit(store.clone())
             .delivery(Delivery::strict())
-            .random(random.clone())
+            .rng(rng.clone())
             .build()
             .unwrap();
         let actor = Actor::new(OrgId::new(org).unwrap(), "tester");
         let (keys, secrets) = (BTreeMap::new(), BTreeSet::new());
-        Self { manager, random, actor, keys, secrets, in_doubt: None, longest_call: Duration::ZERO }
+        Self { manager, rng, actor, keys, secrets, in_doubt: None, longest_call: Duration::ZERO }
     }
 
     /// Makes one change; `false` where the store does not work now. Whatever else
@@ -136,7 +109,7 @@ impl Worker {
             (Some((&id, _)), _) if self.keys.len() >= 8 => Change::Delete { id },
             _ => Change::Create { seed },
         };
-        self.random.reset(seed);
+        self.rng.reset(seed);
         self.secrets.extend(change.issued().map(|(_, secret)| secret));
         let (manager, actor, begun) = (&self.manager, &self.actor, Instant::now());
         let outcome = match change {

@@ -7,3 +7,5 @@ pub(crate) mod pgbouncer;
 #[path = "../support/port.rs"]
 pub(crate) mod port;
 pub(crate) mod process;
+#[path = "../support/seeded.rs"]
+pub(crate) mod seeded;

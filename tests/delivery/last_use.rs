@@ -5,8 +5,7 @@ use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use keygate::runtime::Clock;
-use keygate::runtime::ManualClock;
+use keygate::runtime::{Clock, ManualClock};
 use keygate::store::KeyUse;
 use keygate::*;
 

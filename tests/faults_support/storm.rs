@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use keygate::{
-    Admission, AdmitError, ApiKey, KeyManager, KeyPatch, Random, RequestInfo, Status, SystemRandom,
-    VerifyError,
+    Admission, AdmitError, ApiKey, KeyManager, KeyPatch, RequestInfo, Status, VerifyError,
 };
 
 use crate::checker::{Demand, check};
@@ -137,7 +136,7 @@ async fn case_35_in_a_storm_nobody_is_admitted_but_by_the_database_and_every_ans
             let deed = Deed::Updated(patch, version(&updated));
             events.push(Event { span: Span { call, back: nanos() }, deed });
             let mut byte = [0; 2];
-            SystemRandom.fill(&mut byte).unwrap();
+            getrandom::fill(&mut byte).unwrap();
             // Now and then something gets through; a key that is revoked is so in the
             // midst of a fault, and one that is active sees both.
             let fault = WEATHER[usize::from(byte[0]) % WEATHER.len()];

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use getrandom::SysRng;
 use keygate::runtime::Clock;
 use keygate::{
     Actor, Allowlist, ApiKey, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
-    KeyStore, Limits, ManageError, NewKey, OrgId, Status, SystemRandom, Timestamp, VerifyError,
+    KeyStore, Limits, ManageError, NewKey, OrgId, Status, Timestamp, VerifyError,
 };
 use tokio::runtime::Handle;
 
@@ -311,7 +312,7 @@ impl<'a> Worker<'a> {
     }
 
     async fn look_with_a_key_that_nobody_issued(&self) {
-        let key = self.manager.format().generate(&SystemRandom).unwrap();
+        let key = self.manager.format().generate(&mut SysRng).unwrap();
         let outcome = self.manager.verify(key.expose_secret(), None).await;
         assert!(matches!(outcome, Err(VerifyError::Unknown)), "{outcome:?}");
     }

@@ -2,13 +2,12 @@
 
 use std::net::IpAddr;
 
+use getrandom::SysRng;
 use http::StatusCode;
 use keygate::audit::Outcome;
 use keygate::guard::PeerAddr;
 use keygate::store::OrgLimit;
-use keygate::{
-    Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, ProxyHeader, SystemRandom,
-};
+use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, ProxyHeader};
 
 use crate::{World, XFF, bearer, behind_proxies, forwarded, from_peer, hosts, ip, with_header};
 
@@ -178,7 +177,7 @@ async fn case_17_a_stored_allowlist_that_does_not_parse_allows_nobody() {
     let world = World::new();
     let lists = [&["10.0.0.0/8", "10.0.0."][..], &[""], &["0.0.0.0/0", "x"], &["null"]];
     for (damaged, number) in lists.into_iter().zip(1..) {
-        let secret = KeyFormat::default().generate(&SystemRandom).unwrap();
+        let secret = KeyFormat::default().generate(&mut SysRng).unwrap();
         let allowlist = Allowlist::restore(damaged);
         let key = ApiKey { digest: secret.digest(), allowlist, ..ApiKey::sample(number) };
         world.store.insert(&key, OrgLimit::NONE).await.unwrap();

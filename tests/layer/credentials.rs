@@ -4,12 +4,11 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use getrandom::SysRng;
 use http::StatusCode;
 use keygate::audit::Outcome;
 use keygate::store::OrgLimit;
-use keygate::{
-    ApiKey, Delivery, Expiration, KeyDigest, KeyFormat, KeyStore, NewKey, SystemRandom, Timestamp,
-};
+use keygate::{ApiKey, Delivery, Expiration, KeyDigest, KeyFormat, KeyStore, NewKey, Timestamp};
 use serde_json::Value;
 
 use crate::support::{Find, PATIENCE, base64, unknown_key};
@@ -234,7 +233,7 @@ async fn case_08_what_is_stored_of_a_key_is_no_credential() {
     // A digest of which every byte may stand in a header.
     let fits = |b: &u8| (0x21..=0xff).contains(b) && *b != 0x7f && *b != b',';
     let (secret, digest) = loop {
-        let secret = KeyFormat::default().generate(&SystemRandom).unwrap();
+        let secret = KeyFormat::default().generate(&mut SysRng).unwrap();
         let digest = secret.digest();
         if digest.as_bytes().iter().all(fits) {
             break (secret, digest);

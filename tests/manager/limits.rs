@@ -1,11 +1,12 @@
 //! Limits, expiry and the lack of randomness.
 
+use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use keygate::error::{BuildError, RandomError};
+use keygate::error::BuildError;
+use keygate::rand_core::{TryCryptoRng, TryRng, utils};
 use keygate::runtime::Clock;
 use keygate::*;
 
@@ -137,23 +138,36 @@ async fn a_slow_store_prolongs_no_key() {
 
 /// As many good fills as it was told, and then none.
 #[derive(Debug)]
-struct RunsDry(AtomicUsize);
+struct RunsDry(usize);
 
-impl Random for RunsDry {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
-        let left = self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
-        left.map_err(|_| RandomError::new("no entropy"))?;
-        SystemRandom.fill(bytes)
+impl TryRng for RunsDry {
+    type Error = io::Error;
+
+    fn try_next_u32(&mut self) -> io::Result<u32> {
+        utils::next_word_via_fill(self)
+    }
+
+    fn try_next_u64(&mut self) -> io::Result<u64> {
+        utils::next_word_via_fill(self)
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.0 = self.0.checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?;
+        getrandom::fill(bytes).map_err(io::Error::other)
     }
 }
+
+impl TryCryptoRng for RunsDry {}
 
 #[tokio::test]
 async fn without_random_bytes_there_is_no_key() {
     let store = Arc::new(SpyStore::default());
-    let built = KeyManager::builder(store.clone()).random(RunsDry(0.into())).build();
-    assert!(matches!(built, Err(BuildError::Random(_))));
+    let built = KeyManager::builder(store.clone()).rng(RunsDry(0)).build();
+    let Err(BuildError::Random(error)) = built else { panic!("{built:?}") };
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::UnexpectedEof));
     for fills in 1..10 {
-        let b = bench_with(|builder| builder.random(RunsDry(fills.into())));
+        let b = bench_with(|builder| builder.rng(RunsDry(fills)));
         match b.keys.create(&ada(), new_key()).await {
             Ok(_) => return assert!(fills >= 3, "an id, a secret and the manager's own"),
             failed => assert_unavailable(failed),

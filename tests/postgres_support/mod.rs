@@ -5,9 +5,10 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use getrandom::SysRng;
 use keygate::audit::{AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
 use keygate::store::{OrgLimit, PostgresOptions};
-use keygate::{Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, SystemRandom, Timestamp};
+use keygate::{Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, Timestamp};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
@@ -97,7 +98,7 @@ pub(crate) fn org(name: &str) -> OrgId {
 
 /// A key that no store has seen.
 pub(crate) fn new_key(org: &OrgId) -> ApiKey {
-    let id = KeyId::random(&SystemRandom).unwrap();
+    let id = KeyId::random(&mut SysRng).unwrap();
     ApiKey { id, org: org.clone(), digest: KeyDigest::of(id.to_bytes()), ..key(0) }
 }
 

@@ -10,14 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, io};
 
+use getrandom::SysRng;
 use keygate::audit::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 use keygate::store::OrgLimit;
-use keygate::{
-    ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, Random, SqliteStore, SystemRandom,
-    Timestamp,
-};
+use keygate::{ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, SqliteStore, Timestamp};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -45,14 +43,14 @@ pub(crate) fn at(micros: i64) -> Timestamp {
 
 fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    SystemRandom.fill(&mut bytes).unwrap();
+    getrandom::fill(&mut bytes).unwrap();
     bytes
 }
 
 /// A key that no store has seen.
 pub(crate) fn key(org: &OrgId) -> ApiKey {
     ApiKey {
-        id: KeyId::random(&SystemRandom).unwrap(),
+        id: KeyId::random(&mut SysRng).unwrap(),
         org: org.clone(),
         name: KeyName::new("Ключ 👩‍💻").unwrap(),
         digest: KeyDigest::of(random_bytes::<32>()),

@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use getrandom::SysRng;
 use keygate::audit::{AuditPage, AuditQuery, AuditRecord};
 use keygate::runtime::{BoxFuture, Clock, ManualClock};
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
     ApiKey, AuditError, AuditLog, AuditSink, KeyDigest, KeyFormat, KeyId, KeyStore, MemoryAuditLog,
-    MemoryStore, OrgId, Revision, StoreError, SystemRandom, Timestamp,
+    MemoryStore, OrgId, Revision, StoreError, Timestamp,
 };
 use tokio::sync::Notify;
 
@@ -357,7 +358,7 @@ pub(crate) fn org(id: &str) -> OrgId {
 
 /// A key of the default format that no store has.
 pub(crate) fn unknown_key() -> String {
-    KeyFormat::default().generate(&SystemRandom).unwrap().expose_secret().to_owned()
+    KeyFormat::default().generate(&mut SysRng).unwrap().expose_secret().to_owned()
 }
 
 pub(crate) fn base64(bytes: &[u8]) -> String {

@@ -7,7 +7,6 @@ use crate::audit::record::AuditId;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
-use crate::random::{Random, SystemRandom};
 use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::violation::Violation;
@@ -33,7 +32,7 @@ pub(super) struct Fresh {
 impl Fresh {
     pub(super) fn new() -> Result<Self, Violation> {
         let mut seed = [0; 16];
-        expect::made(SystemRandom.fill(&mut seed))?;
+        expect::made(getrandom::fill(&mut seed))?;
         Ok(Self { seed, count: AtomicU64::new(0) })
     }
 

@@ -6,6 +6,7 @@ use std::mem::take;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use getrandom::SysRng;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -13,7 +14,6 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Notification};
 
 use crate::key::id::KeyId;
-use crate::random::SystemRandom;
 use crate::store::feed::{ChangeFeed, News};
 use crate::store::postgres::dial::Wire;
 use crate::store::postgres::error::{DbError, Result};
@@ -190,7 +190,7 @@ async fn listen(store: PostgresStore, heartbeat: Duration, news: Sender<News>) {
 /// a pooler may keep a session that listens to it.
 async fn own_channel() -> String {
     loop {
-        match KeyId::random(&SystemRandom) {
+        match KeyId::random(&mut SysRng) {
             Ok(id) => return format!("keygate heartbeat {id}"),
             Err(_) => sleep(LONGEST_PAUSE).await,
         }

@@ -1,0 +1,165 @@
+//! The record of a key, with its digest or without.
+
+use std::borrow::Borrow;
+use std::fmt;
+
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::allowlist::Allowlist;
+use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
+use crate::key::name::KeyName;
+use crate::org::OrgId;
+use crate::record::attributes::Attributes;
+use crate::record::{ApiKey, Revision, Status};
+use crate::runtime::clock::Timestamp;
+use crate::serialize::read::{Fields, any_text, entries, fields, text};
+
+/// A key's record together with the digest of its secret, to be written and read by serde,
+/// for a backup or a store of your own.
+///
+/// Wraps an [`ApiKey`], an `Arc` of one or a reference to one. An [`ApiKey`] itself is
+/// written without the digest and cannot be read. The digest does not give the key away,
+/// but whoever can replace it decides which key is accepted.
+///
+/// ```
+/// use keygate::{ApiKey, WithDigest};
+///
+/// let key = ApiKey::sample(1);
+/// let text = serde_json::to_string(&WithDigest(&key))?;
+/// let WithDigest(read) = serde_json::from_str(&text)?;
+/// assert_eq!(read, key);
+///
+/// assert!(!serde_json::to_string(&key)?.contains("digest"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WithDigest<K = ApiKey>(pub K);
+
+/// Without the digest; see [`WithDigest`].
+impl Serialize for ApiKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_key(self, None, serializer)
+    }
+}
+
+impl<K: Borrow<ApiKey>> Serialize for WithDigest<K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let key = self.0.borrow();
+        serialize_key(key, Some(&key.digest), serializer)
+    }
+}
+
+fn serialize_key<S: Serializer>(
+    key: &ApiKey,
+    with: Option<&KeyDigest>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    // Each by its name, so that none is forgotten.
+    let ApiKey {
+        digest: _,
+        expires_at,
+        allowlist,
+        status,
+        id,
+        org,
+        name,
+        key_prefix,
+        created_at,
+        rotated_at,
+        last_used_at,
+        revision,
+        attributes,
+    } = key;
+    let mut fields = serializer.serialize_struct("ApiKey", 12 + usize::from(with.is_some()))?;
+    fields.serialize_field("id", id)?;
+    fields.serialize_field("org", org)?;
+    fields.serialize_field("name", name)?;
+    fields.serialize_field("key_prefix", key_prefix)?;
+    fields.serialize_field("status", status)?;
+    fields.serialize_field("created_at", created_at)?;
+    fields.serialize_field("expires_at", expires_at)?;
+    fields.serialize_field("rotated_at", rotated_at)?;
+    fields.serialize_field("last_used_at", last_used_at)?;
+    fields.serialize_field("allowlist", allowlist)?;
+    fields.serialize_field("revision", revision)?;
+    fields.serialize_field("attributes", attributes)?;
+    if let Some(digest) = with {
+        fields.serialize_field("digest", &Hex(digest))?;
+    }
+    fields.end()
+}
+
+impl Fields for WithDigest<ApiKey> {
+    const EXPECTED: &'static str = "the record of a key with its digest";
+
+    fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
+        ApiKeyFields::deserialize(fields).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for WithDigest<ApiKey> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        fields(deserializer)
+    }
+}
+
+/// In the order in which they are written, for formats without names.
+#[derive(Deserialize)]
+#[serde(remote = "ApiKey")]
+struct ApiKeyFields {
+    id: KeyId,
+    org: OrgId,
+    #[serde(deserialize_with = "stored_name")]
+    name: KeyName,
+    #[serde(deserialize_with = "any_text")]
+    key_prefix: String,
+    status: Status,
+    created_at: Timestamp,
+    expires_at: Option<Timestamp>,
+    rotated_at: Option<Timestamp>,
+    last_used_at: Option<Timestamp>,
+    #[serde(deserialize_with = "stored_allowlist")]
+    allowlist: Allowlist,
+    revision: Revision,
+    attributes: Attributes,
+    #[serde(deserialize_with = "digest")]
+    digest: KeyDigest,
+}
+
+/// An earlier version may have accepted a name that is refused now.
+fn stored_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<KeyName, D::Error> {
+    text(deserializer, "the name of a key", |name| KeyName::restore(name))
+}
+
+/// A damaged list allows no address, and its owner can repair it.
+fn stored_allowlist<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Allowlist, D::Error> {
+    entries(deserializer).map(Allowlist::restore)
+}
+
+struct Hex<'a>(&'a KeyDigest);
+
+impl Serialize for Hex<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+fn digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<KeyDigest, D::Error> {
+    const EXPECTED: &str = "64 hexadecimal digits, not all of them zero";
+    text(deserializer, EXPECTED, |text| {
+        let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
+        let (pairs, rest) = digits.as_deref().unwrap_or_default().as_chunks();
+        let bytes = pairs.iter().map(|[high, low]| u8::try_from(high << 4 | low));
+        let bytes: Vec<u8> = bytes.collect::<Result<_, _>>().unwrap_or_default();
+        let digest = KeyDigest::from_slice(&bytes).ok().filter(|_| rest.is_empty());
+        digest.ok_or("a key digest is 64 hexadecimal digits, not all of them zero")
+    })
+}
