@@ -21,7 +21,8 @@ use keygate::error::{
     AllowlistError, AttributesError, AuditCursorError, BuildError, CacheError, DeliveryError,
     EntryProblem, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError, KeyDigestError,
     KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError, NetworkError, OrgIdError,
-    PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError, UnknownName,
+    PostgresOpenError, PrefixError, RandomError, ScopeCatalogError, ScopeError, ScopesError,
+    SettingsPageError, SqliteOpenError, UnknownName,
 };
 use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
@@ -48,7 +49,8 @@ fn errors() -> Vec<&'static str> {
         AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditError, BuildError, CacheError, Denial,
         DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
         IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, MetadataError, NetworkError, OrgIdError,
-        PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError,
+        MissingScope, PostgresOpenError, PrefixError, RandomError, ScopeCatalogError, ScopeError, ScopesError,
+        SettingsPageError, SqliteOpenError,
         StoreError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
     )
@@ -66,7 +68,7 @@ fn types() -> Vec<&'static str> {
         ManualClock, MaxMindCountries, Metadata, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
-        SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
+        RequireScope, Scope, ScopeCatalog, Scopes, SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
         Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Random>, Box<dyn Runtime>,
