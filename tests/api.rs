@@ -23,7 +23,7 @@ use keygate::error::{
     CountryCodeError, DeliveryError, EntryProblem, ExpirationError, GeoIpError,
     IdempotencyKeyError, ImportError, KeyDigestError, KeyIdError, KeyNameError, KeyRejection,
     MalformedKey, MetadataError, NetworkError, OrgIdError, PostgresOpenError, PrefixError,
-    RandomError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
+    RandomError, ScopeCatalogError, ScopeError, ScopesError, EnvironmentError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
 };
 use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
@@ -50,7 +50,8 @@ fn errors() -> Vec<&'static str> {
         AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditIdError, AuditError, BuildError, CacheError, CountryCodeError, Denial,
         DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
         IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, MetadataError, NetworkError, OrgIdError,
-        PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError,
+        MissingScope, EnvironmentError, PostgresOpenError, PrefixError, RandomError, ScopeCatalogError, ScopeError, ScopesError,
+        SettingsPageError, SqliteOpenError,
         StoreError, TimestampError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
     )
@@ -68,7 +69,7 @@ fn types() -> Vec<&'static str> {
         ManualClock, MaxMindCountries, Metadata, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
-        SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, Timestamp,
+        Environment, Refusal, RequireScope, Scope, ScopeCatalog, Scopes, SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull, WithDigest,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
         Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Runtime>,

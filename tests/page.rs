@@ -144,7 +144,7 @@ async fn the_page_has_no_inline_script_style_or_handler() {
 async fn files_have_their_types_and_are_asked_for_anew() {
     let app = app(page());
     let files = everything(&app).await;
-    assert_eq!(files.len(), 12, "{:?}", files.keys());
+    assert_eq!(files.len(), 13, "{:?}", files.keys());
     for path in files.keys().filter(|path| *path != "/settings") {
         let answer = get(&app, path).await;
         let is_style = path.rsplit('.').next() == Some("css");

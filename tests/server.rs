@@ -341,7 +341,7 @@ fn the_demo_routes_do_what_they_say() {
     assert_eq!(reply.status, 200);
     assert!(started.elapsed() >= Duration::from_millis(50));
     assert_eq!(server.client().ask("GET", "/healthz", &[]).status, 200);
-    for target in ["/v1/whoami", "/v1/status/200", "/v1/slow/0"] {
+    for target in ["/v1/whoami", "/v1/status/200", "/v1/slow/0", "/v1/scoped/any"] {
         let reply = server.client().ask("GET", target, &[]);
         assert_eq!(reply.status, 401, "{target}");
         assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"api\""), "{target}");
@@ -991,6 +991,62 @@ fn buffered_records_and_uses_arrive() {
 }
 
 #[test]
+fn a_route_needs_the_scope_that_its_path_names() {
+    let scopes = "reports:read=Read reports, reports:write=Change reports";
+    let server = Server::start(&[("KEYGATE_SCOPES", scopes), AUDIT_STRICT]);
+    let list = server.client().ask("GET", KEYS, &[]).json();
+    assert_eq!(
+        list["scopes"][1],
+        json!({"name": "reports:write", "description": "Change reports"})
+    );
+    let key = |scopes: Value| {
+        let new = json!({ "name": "key", "expiration": "never", "scopes": scopes });
+        Key::create(&server, &new)
+    };
+    let (reader, all) = (key(json!(["reports:read"])), key(json!("all")));
+    for (key, scope, status) in [
+        (&reader, "reports:read", 200),
+        (&reader, "reports%3Aread", 200),
+        (&reader, "reports:write", 403),
+        (&reader, "reports", 403),
+        (&all, "reports:write", 200),
+        (&all, "anything", 200),
+    ] {
+        let reply = key.ask(&server, "GET", &format!("/v1/scoped/{scope}"), &[]);
+        assert_eq!(reply.status, status, "{scope}");
+        let record = key.records(&server).remove(0);
+        if status == 200 {
+            assert_eq!(reply.json(), key.ask(&server, "GET", "/v1/whoami", &[]).json());
+            assert_eq!(record["outcome"], "allowed");
+        } else {
+            let challenge =
+                format!("Bearer realm=\"api\", error=\"insufficient_scope\", scope=\"{scope}\"");
+            assert_eq!(reply.header("www-authenticate"), Some(&*challenge));
+            assert_eq!(reply.json()["code"], "insufficient_scope");
+            assert_eq!(
+                (&record["outcome"], &record["status"]),
+                (&json!("insufficient_scope"), &json!(403))
+            );
+        }
+    }
+    let edit = reader.patch(&server, &json!({ "scopes": ["reports:write"] }));
+    assert_eq!(edit.status, 200, "{}", edit.text());
+    assert_eq!(reader.ask(&server, "GET", "/v1/scoped/reports:read", &[]).status, 403);
+    let without =
+        server.client().ask_json("POST", KEYS, &[], json!({ "name": "x", "expiration": "never" }));
+    assert_eq!((without.status, &without.json()["errors"][0]["field"]), (422, &json!("scopes")));
+}
+
+#[test]
+fn without_scopes_every_key_has_full_access_and_nothing_is_said_of_them() {
+    let server = Server::start(&[]);
+    let key = Key::named(&server, "key");
+    assert_eq!(key.ask(&server, "GET", "/v1/scoped/reports:read", &[]).status, 200);
+    let list = server.client().ask("GET", KEYS, &[]);
+    assert!(!list.text().contains("scope"), "{}", list.text());
+}
+
+#[test]
 fn keys_begin_with_the_prefix_that_is_set() {
     let server = Server::start(&[("KEYGATE_KEY_PREFIX", "acme_live_")]);
     let key = Key::named(&server, "key");
@@ -1076,6 +1132,7 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ),
         ("KEYGATE_ORG_LIMITS", &["big", "big=many", "big=-1"]),
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
+        ("KEYGATE_SCOPES", &["Read=x", "=x", "a=x,a=y", "a=x,", ","]),
     ] {
         for value in values {
             let said = complaint(name, OsStr::new(value));
@@ -1101,6 +1158,7 @@ fn a_setting_that_is_no_text_is_not_taken_for_none() {
         "KEYGATE_PROXY_HEADER",
         "KEYGATE_GEOIP",
         "KEYGATE_KEY_PREFIX",
+        "KEYGATE_SCOPES",
     ] {
         let said = complaint(name, &OsString::from_vec(b"strict\xff".to_vec()));
         assert!(said.contains(name), "{name}: {said}");

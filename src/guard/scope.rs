@@ -71,16 +71,16 @@ pub struct RequireScopeService<S> {
 }
 
 impl<S> RequireScopeService<S> {
-    fn check<B>(&self, request: &Request<B>) -> Result<(), Response<Bytes>> {
+    /// The response to a request that may not pass.
+    fn refusal<B>(&self, request: &Request<B>) -> Option<Response<Bytes>> {
         let asked = || Asked::with(request.version(), request.headers());
         let extensions = request.extensions();
         if let Some(key) = extensions.get::<VerifiedKey>() {
-            return key.require_scope(self.scope.as_str()).map_err(|missing| {
-                let refusal = Refusal::InsufficientScope(missing);
-                Refusals::without_realm().response(&refusal, asked())
-            });
+            let missing = key.require_scope(self.scope.as_str()).err()?;
+            let refusal = Refusal::InsufficientScope(missing);
+            return Some(Refusals::without_realm().response(&refusal, asked()));
         }
-        Err(match extensions.get() {
+        Some(match extensions.get() {
             Some(Anonymous(refusals)) => refusals.response(&Refusal::NoCredentials, asked()),
             None => {
                 let scope = self.scope.as_str();
@@ -107,9 +107,9 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let state = match self.check(&request) {
-            Ok(()) => State::Serving { response: self.inner.call(request) },
-            Err(refused) => {
+        let state = match self.refusal(&request) {
+            None => State::Serving { response: self.inner.call(request) },
+            Some(refused) => {
                 // Releases what made the service ready, such as a permit.
                 self.inner = self.inner.clone();
                 State::Refused { response: Some(refused) }

@@ -163,7 +163,7 @@ impl Checker {
             bounds: Bounds::new(end + 1),
         };
         // Place 0 is before the key was made.
-        let nothing = State { secret: 0, revoked: false, home_only: false, name: 0 };
+        let nothing = State { secret: 0, revoked: false, home_only: false, reads: false, name: 0 };
         changes.states.push(nothing);
         for (place, claims) in claims.iter().enumerate().skip(1) {
             self.version(place, claims, &mut changes)?;
@@ -284,10 +284,11 @@ impl Checker {
         let by_now = self.expires.is_some_and(|at| event.span.back / 1_000 >= at);
         let allowed = home || !state.home_only;
         let fits = match denial {
-            None => !state.revoked && not_yet && allowed,
+            None => !state.revoked && not_yet && allowed && state.reads,
             Some(Denial::Revoked) => state.revoked,
             Some(Denial::Expired) => !state.revoked && by_now,
             Some(Denial::IpNotAllowed) => !state.revoked && not_yet && !allowed,
+            Some(Denial::InsufficientScope) => !state.revoked && not_yet && allowed && !state.reads,
             Some(_) => false,
         };
         if !fits || state.secret != secret {

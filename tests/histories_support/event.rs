@@ -18,6 +18,8 @@ pub(crate) struct State {
     pub(crate) revoked: bool,
     /// Whether it may be used from home only.
     pub(crate) home_only: bool,
+    /// Whether it has the scope that every request needs.
+    pub(crate) reads: bool,
     pub(crate) name: u32,
 }
 
@@ -33,6 +35,7 @@ pub(crate) struct Version {
 pub(crate) struct Patch {
     pub(crate) revoked: Option<bool>,
     pub(crate) home_only: Option<bool>,
+    pub(crate) reads: Option<bool>,
     pub(crate) name: Option<u32>,
 }
 
@@ -42,6 +45,7 @@ impl Patch {
             secret: state.secret,
             revoked: self.revoked.unwrap_or(state.revoked),
             home_only: self.home_only.unwrap_or(state.home_only),
+            reads: self.reads.unwrap_or(state.reads),
             name: self.name.unwrap_or(state.name),
         }
     }

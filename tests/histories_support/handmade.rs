@@ -5,9 +5,9 @@ use keygate::Denial;
 use super::checker::{Demand, Kind, check};
 use super::event::{Attempt, Deed, Event, Patch, Span, State, Version};
 
-const NEW: State = State { secret: 1, revoked: false, home_only: false, name: 0 };
-const REVOKE: Patch = Patch { revoked: Some(true), home_only: None, name: None };
-const ENABLE: Patch = Patch { revoked: Some(false), home_only: None, name: None };
+const NEW: State = State { secret: 1, revoked: false, home_only: false, reads: true, name: 0 };
+const REVOKE: Patch = Patch { revoked: Some(true), home_only: None, reads: None, name: None };
+const ENABLE: Patch = Patch { revoked: Some(false), home_only: None, reads: None, name: None };
 
 fn at(call: u64, back: u64, deed: Deed) -> Event {
     Event { span: Span { call, back }, deed }
@@ -136,6 +136,20 @@ fn addresses_decide_only_where_they_are_restricted() {
     assert_illegal(&[created(), restriction, abroad(open)], Kind::Misjudged);
     let at_home = denied(31, 32, restricted, denial);
     assert_illegal(&[created(), restriction, at_home], Kind::Misjudged);
+}
+
+#[test]
+fn scopes_decide_at_the_version_that_was_there() {
+    let reader = version(1, NEW);
+    let writer = version(2, State { reads: false, ..NEW });
+    let patch = Patch { reads: Some(false), ..Patch::default() };
+    let edit = at(20, 30, Deed::Updated(patch, writer));
+    let lacks = |call, back, seen| denied(call, back, seen, Denial::InsufficientScope);
+    assert_legal(&[created(), edit, accepted(25, 26, reader), lacks(27, 28, writer)]);
+    assert_illegal(&[created(), edit, accepted(31, 32, writer)], Kind::Misjudged);
+    assert_illegal(&[created(), edit, accepted(31, 32, reader)], Kind::TooLate);
+    assert_illegal(&[created(), edit, lacks(25, 26, reader)], Kind::Misjudged);
+    assert_illegal(&[created(), edit, lacks(15, 16, writer)], Kind::TooEarly);
 }
 
 #[test]

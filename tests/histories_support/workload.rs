@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use getrandom::SysRng;
 use keygate::runtime::Clock;
 use keygate::{
-    Actor, Allowlist, ApiKey, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
-    KeyStore, Limits, ManageError, NewKey, OrgId, Status, Timestamp, VerifyError,
+    Actor, Allowlist, ApiKey, Denial, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
+    KeyStore, Limits, ManageError, NewKey, OrgId, ScopeCatalog, Scopes, Status, 
+    Timestamp, VerifyError,
 };
 use tokio::runtime::Handle;
 
@@ -22,6 +23,10 @@ pub(crate) const PATIENT: Duration = Duration::from_secs(20);
 
 const HOME: &str = "10.0.0.1";
 const ABROAD: &str = "192.0.2.1";
+
+/// The scope that every request needs, and another one.
+const READ: &str = "read";
+const WRITE: &str = "write";
 
 /// Where the clock of the managers begins, in microseconds since 1970.
 const BEGINNING: i64 = 1_800_000_000_000_000;
@@ -113,7 +118,8 @@ pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> Histor
         let _runtime = runtime.enter();
         let limits = Limits::default().max_keys(1_000_000);
         let builder = KeyManager::builder(Arc::clone(&store)).clock(clock).limits(limits);
-        builder.store_deadline(PATIENT).build().unwrap()
+        let scopes = ScopeCatalog::new([(READ, ""), (WRITE, "")]).unwrap();
+        builder.store_deadline(PATIENT).scopes(scopes).build().unwrap()
     };
     let bench = Bench {
         managers: (0..=plan.threads).map(manager).collect(),
@@ -209,6 +215,10 @@ fn home_only() -> Allowlist {
     Allowlist::parse(["10.0.0.0/8"]).unwrap()
 }
 
+fn scopes(reads: bool) -> Scopes {
+    Scopes::only([if reads { READ } else { WRITE }]).unwrap()
+}
+
 /// Tells secrets apart.
 fn mark(digest: &KeyDigest) -> u64 {
     u64::from_be_bytes(*digest.as_bytes().first_chunk().unwrap())
@@ -221,6 +231,7 @@ fn version(key: &ApiKey) -> Version {
             secret: mark(&key.digest),
             revoked: key.status == Status::Revoked,
             home_only: !key.allowlist.is_empty(),
+            reads: key.attributes.scopes.has(READ),
             name: key.name.as_str().parse().unwrap(),
         },
     }
@@ -301,7 +312,16 @@ impl<'a> Worker<'a> {
         let span = Span { call, back: self.bench.clock.nanos() };
         let mark = secret.mark;
         let deed = match outcome {
-            Ok(key) => Deed::Accepted { secret: mark, home, seen: version(key.record()) },
+            Ok(key) => {
+                let seen = version(key.record());
+                match key.require_scope(READ) {
+                    Ok(()) => Deed::Accepted { secret: mark, home, seen },
+                    Err(_) => {
+                        let denial = Denial::InsufficientScope;
+                        Deed::Denied { secret: mark, home, seen, denial }
+                    }
+                }
+            }
             Err(VerifyError::Denied { denial, key }) => {
                 Deed::Denied { secret: mark, home, seen: version(&key), denial }
             }
@@ -339,7 +359,7 @@ impl<'a> Worker<'a> {
 
     async fn create(&mut self, number: usize) {
         let key = self.bench.count.fetch_add(1, Ordering::Relaxed);
-        let mut new = NewKey::named(key.to_string()).unwrap();
+        let mut new = NewKey::named(key.to_string()).unwrap().scopes(scopes(self.roll(4) > 0));
         if self.roll(4) == 0 {
             new = new.allowlist(home_only());
         }
@@ -425,7 +445,11 @@ impl<'a> Worker<'a> {
             7 => patch.home_only = Some(true),
             _ => patch.home_only = Some(false),
         }
+        if self.roll(4) == 0 {
+            patch.reads = Some(self.roll(4) > 0);
+        }
         let mut asked = KeyPatch::default();
+        asked.scopes = patch.reads.map(scopes);
         asked.name = name.map(|name| KeyName::new(name.to_string()).unwrap());
         asked.status = patch.revoked.map(|is| if is { Status::Revoked } else { Status::Active });
         asked.allowlist =

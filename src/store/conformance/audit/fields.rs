@@ -165,6 +165,7 @@ fn with_outcomes() -> Vec<RequestEvent> {
         Outcome::Revoked,
         Outcome::Expired,
         Outcome::IpNotAllowed,
+        Outcome::InsufficientScope,
         Outcome::Aborted,
     ];
     outcomes.map(|outcome| RequestEvent { outcome, ..a_request() }).to_vec()
