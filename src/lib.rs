@@ -141,7 +141,9 @@ pub use crate::org::{Actor, OrgId};
 pub use crate::policy::Denial;
 pub use crate::random::{Random, SystemRandom};
 pub use crate::record::attributes::{Attributes, Metadata};
-pub use crate::record::{ApiKey, KeyPatch, Limits, NewKey, Revision, Status};
+pub use crate::record::{
+    ApiKey, KeyPatch, Limits, NewKey, PreviousSecret, Revision, SecretUsed, Status,
+};
 pub use crate::runtime::clock::Timestamp;
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]

@@ -47,6 +47,7 @@ pub struct KeyManagerBuilder {
     store_deadline: Duration,
     format: KeyFormat,
     limits: Limits,
+    max_overlap: Duration,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Option<Arc<dyn Runtime>>,
@@ -65,6 +66,7 @@ impl KeyManager {
             store_deadline: Duration::from_secs(2),
             format: KeyFormat::default(),
             limits: Limits::default(),
+            max_overlap: Duration::ZERO,
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
             runtime: None,
@@ -114,6 +116,13 @@ impl KeyManagerBuilder {
         Self { limits, ..self }
     }
 
+    /// Allows rotations after which the old secret works for up to this time: see
+    /// [`KeyManager::rotate_with_overlap`]. The default is zero, which allows none. Set it
+    /// once every process runs a version with this setting: earlier ones refuse old secrets.
+    pub fn max_overlap(self, max_overlap: Duration) -> Self {
+        Self { max_overlap, ..self }
+    }
+
     /// Sets how long a call of the store may take before the store counts as unavailable.
     /// The default is 2 seconds.
     pub fn store_deadline(self, deadline: Duration) -> Self {
@@ -158,6 +167,7 @@ impl KeyManagerBuilder {
                 store_deadline: self.store_deadline,
                 format: self.format,
                 limits: self.limits,
+                max_overlap: self.max_overlap,
                 clock: self.clock,
                 audit_ids,
                 random: self.random,

@@ -1,6 +1,7 @@
 //! Errors of key management.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -38,6 +39,13 @@ pub enum ManageError {
     /// The expiration is not in the future.
     #[error("the expiration is not in the future")]
     ExpirationInThePast,
+    /// The overlap of a rotation is longer than
+    /// [`max_overlap`](crate::KeyManagerBuilder::max_overlap).
+    #[error("an overlap is at most {} seconds", max.as_secs())]
+    OverlapTooLong {
+        /// The longest overlap.
+        max: Duration,
+    },
     /// Another change to the key came first.
     #[error("another change to the key came first")]
     Conflict,

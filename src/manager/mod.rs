@@ -69,6 +69,7 @@ struct Inner {
     store_deadline: Duration,
     format: KeyFormat,
     limits: Limits,
+    max_overlap: Duration,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     runtime: Arc<dyn Runtime>,
@@ -97,6 +98,11 @@ impl KeyManager {
     /// The limits per organisation.
     pub fn limits(&self) -> Limits {
         self.inner.limits
+    }
+
+    /// How long an old secret may work after a rotation, at most.
+    pub fn max_overlap(&self) -> Duration {
+        self.inner.max_overlap
     }
 
     /// The current time, by the manager's clock.

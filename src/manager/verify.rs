@@ -4,7 +4,6 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 use crate::key::digest::KeyDigest;
@@ -15,8 +14,8 @@ use crate::manager::error::StoreTimeout;
 use crate::manager::{Inner, KeyManager};
 use crate::org::OrgId;
 use crate::policy::{self, Denial};
-use crate::record::ApiKey;
 use crate::record::attributes::Metadata;
+use crate::record::{ApiKey, SecretUsed};
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::timeout;
 use crate::store::key_store::StoreError;
@@ -43,7 +42,7 @@ impl KeyManager {
         let digest = self.inner.digest(credential.as_bytes());
         async move {
             let (verified, now) = self.inner.check(digest?, ip).await?;
-            self.inner.uses.record(verified.0.id, now);
+            self.inner.uses.record(verified.id(), now);
             Ok(verified)
         }
     }
@@ -73,14 +72,12 @@ impl Inner {
         let found = self.bounded(self.store.find_by_digest(&digest)).await;
         let key = found.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
         // A second check, in case a faulty store returns the wrong key.
-        if !bool::from(key.digest.ct_eq(&digest)) {
-            return Err(VerifyError::Unknown);
-        }
+        let secret = key.secret_with(&digest).ok_or(VerifyError::Unknown)?;
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
-        match policy::evaluate(&key, ip, now) {
-            Ok(()) => Ok((VerifiedKey(key), now)),
-            Err(denial) => Err(VerifyError::Denied { denial, key }),
+        match policy::evaluate(&key, secret, ip, now) {
+            Ok(()) => Ok((VerifiedKey { key, secret }, now)),
+            Err(denial) => Err(VerifyError::Denied { denial, key, secret }),
         }
     }
 
@@ -111,37 +108,46 @@ impl Inner {
 ///
 /// ```compile_fail
 /// fn forge(key: std::sync::Arc<keygate::ApiKey>) -> keygate::VerifiedKey {
-///     keygate::VerifiedKey(key)
+///     keygate::VerifiedKey { key, secret: keygate::SecretUsed::Current }
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifiedKey(Arc<ApiKey>);
+pub struct VerifiedKey {
+    key: Arc<ApiKey>,
+    secret: SecretUsed,
+}
 
 impl VerifiedKey {
     /// The organisation that the caller belongs to.
     pub fn org(&self) -> &OrgId {
-        &self.0.org
+        &self.key.org
     }
 
     /// The key's identifier.
     pub fn id(&self) -> KeyId {
-        self.0.id
+        self.key.id
     }
 
     /// The key's name.
     pub fn name(&self) -> &KeyName {
-        &self.0.name
+        &self.key.name
     }
 
     /// The host's own metadata, such as the customer's plan.
     pub fn metadata(&self) -> &Metadata {
-        &self.0.attributes.metadata
+        &self.key.attributes.metadata
+    }
+
+    /// Which of the key's secrets the request was made with: after a rotation with an
+    /// overlap, clients may still have the previous one.
+    pub fn secret_used(&self) -> SecretUsed {
+        self.secret
     }
 
     /// The whole record as the store returned it for this verification. Its last-used time
     /// may be out of date.
     pub fn record(&self) -> &ApiKey {
-        &self.0
+        &self.key
     }
 }
 
@@ -162,6 +168,8 @@ pub enum VerifyError {
         denial: Denial,
         /// The key.
         key: Arc<ApiKey>,
+        /// Which of its secrets was presented.
+        secret: SecretUsed,
     },
     /// The store failed or took too long, so the result is unknown.
     #[error("the key could not be checked")]

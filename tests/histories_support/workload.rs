@@ -301,7 +301,7 @@ impl<'a> Worker<'a> {
         let mark = secret.mark;
         let deed = match outcome {
             Ok(key) => Deed::Accepted { secret: mark, home, seen: version(key.record()) },
-            Err(VerifyError::Denied { denial, key }) => {
+            Err(VerifyError::Denied { denial, key, .. }) => {
                 Deed::Denied { secret: mark, home, seen: version(&key), denial }
             }
             Err(VerifyError::Unknown) => Deed::Unknown { secret: mark },

@@ -52,6 +52,7 @@ routes! {
     PATCH "/keys/{id}" => handlers::edit, operations::edit;
     DELETE "/keys/{id}" => handlers::delete, operations::delete;
     POST "/keys/{id}/rotate" => handlers::rotate, operations::rotate;
+    DELETE "/keys/{id}/previous-secret" => handlers::end_previous_secret, operations::end_previous_secret;
     GET "/keys/{id}/audit" => handlers::audit, operations::audit;
     GET "/openapi.json" => document, operations::openapi;
 }
@@ -142,6 +143,5 @@ async fn document(
     OriginalUri(uri): OriginalUri,
     InQuery(()): InQuery<()>,
 ) -> Json<OpenApi> {
-    let limits = keys.limits();
-    Json(openapi::document(limits, uri.path(), described(limits)))
+    Json(openapi::document(&keys, uri.path(), described(keys.limits())))
 }

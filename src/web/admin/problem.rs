@@ -131,6 +131,10 @@ impl From<ManageError> for Problem {
             ManageError::ExpirationInThePast => {
                 Self::invalid_field("expiration", "must be in the future")
             }
+            ManageError::OverlapTooLong { max } => {
+                let message = format!("must be at most {}", max.as_secs());
+                Self::invalid_field("overlap_seconds", message)
+            }
             ManageError::Conflict => Self::conflict(),
             ManageError::StaleRevision { .. } => Self::stale(),
             ManageError::AlreadyCreated { .. } => {

@@ -42,6 +42,7 @@ pub(super) struct KeyView<'a> {
     ip_allowlist: Vec<String>,
     revision: u32,
     created_by: Option<&'a str>,
+    previous_secret_until: Option<Shown<Timestamp>>,
 }
 
 impl<'a> KeyView<'a> {
@@ -59,6 +60,7 @@ impl<'a> KeyView<'a> {
             ip_allowlist: key.allowlist.entries(),
             revision: key.revision.get(),
             created_by: key.attributes.created_by.as_deref(),
+            previous_secret_until: key.previous_until(now).map(Shown),
         }
     }
 }
@@ -67,6 +69,7 @@ impl<'a> KeyView<'a> {
 pub(super) struct KeysView<'a> {
     pub(super) keys: Vec<KeyView<'a>>,
     pub(super) limits: LimitsView,
+    pub(super) max_overlap_seconds: u64,
 }
 
 #[derive(Serialize)]
@@ -108,6 +111,7 @@ struct RecordView<'a> {
     status: Option<u16>,
     outcome: &'static str,
     count: u32,
+    secret: &'static str,
 }
 
 impl<'a> RecordView<'a> {
@@ -123,6 +127,7 @@ impl<'a> RecordView<'a> {
             status: request.status,
             outcome: request.outcome.as_str(),
             count: request.count,
+            secret: request.secret.as_str(),
         })
     }
 }

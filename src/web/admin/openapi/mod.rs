@@ -10,7 +10,7 @@ use utoipa::openapi::path::{HttpMethod, Operation, Paths};
 use utoipa::openapi::schema::Components;
 use utoipa::openapi::{Info, OpenApi, Server};
 
-use crate::record::Limits;
+use crate::manager::KeyManager;
 
 const PATH: &str = "/openapi.json";
 
@@ -27,7 +27,7 @@ are refused. Changes that a browser requests for another site are refused by \
 
 /// The document for these routes, as served at this path.
 pub(super) fn document(
-    limits: Limits,
+    keys: &KeyManager,
     path: &str,
     routes: Vec<(Method, &'static str, Operation)>,
 ) -> OpenApi {
@@ -41,7 +41,7 @@ pub(super) fn document(
     }
     let components = Components::builder()
         .schemas_from_iter(schemas::all())
-        .schemas_from_iter(requests::all(limits))
+        .schemas_from_iter(requests::all(keys.limits(), keys.max_overlap()))
         .schemas_from_iter(problems::schemas())
         .responses_from_iter(problems::responses());
     // The path at which the host has nested the router.

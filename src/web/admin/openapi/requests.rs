@@ -1,26 +1,36 @@
 //! The schemas of request bodies.
 
-use utoipa::openapi::schema::{ObjectBuilder, Schema};
-use utoipa::openapi::{Array, RefOr};
+use std::time::Duration;
+
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Array, Object, RefOr};
 
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
 use crate::record::Limits;
 use crate::web::admin::openapi::schemas::{Named, format, named, object, optional, status, string};
 
-pub(super) fn all(limits: Limits) -> [Named; 5] {
+pub(super) fn all(limits: Limits, max_overlap: Duration) -> [Named; 5] {
     let name = || named("KeyName");
     let expiration = string().enum_values(Some(Expiration::CHOICES));
     let list = || allowlist(limits);
     let typed = string().description(Some(
         "The key's name. White space at the ends is ignored, and so is the amount between words.",
     ));
+    let overlap = Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(0_u32))
+        .maximum(Some(max_overlap.as_secs()))
+        .default(Some(0.into()))
+        .description(Some("How long the old secret works after the rotation."));
+    let rotation = object([("confirm_name", typed.into())]);
+    let rotation = rotation.property("overlap_seconds", overlap);
     let new = object([("name", name()), ("expiration", expiration.into())]);
     let patch = [("name", name()), ("status", status().into()), ("ip_allowlist", list())];
     [
         ("NewKey", new.property("ip_allowlist", list()).into()),
         ("KeyPatch", optional(patch).into()),
-        ("Confirmation", object([("confirm_name", typed.into())]).into()),
+        ("Rotation", rotation.into()),
         ("KeyName", key_name().into()),
         ("Network", network()),
     ]

@@ -8,7 +8,7 @@ use utoipa::openapi::{Array, Object, Ref, RefOr};
 
 use crate::audit::record::Outcome;
 use crate::key::name::KeyName;
-use crate::record::Status;
+use crate::record::{SecretUsed, Status};
 
 pub(super) type Property = (&'static str, RefOr<Schema>);
 pub(super) type Named = (&'static str, RefOr<Schema>);
@@ -16,7 +16,7 @@ pub(super) type Named = (&'static str, RefOr<Schema>);
 pub(super) fn all() -> [Named; 7] {
     [
         ("Key", key()),
-        ("Keys", object([("keys", list("Key")), ("limits", named("Limits"))]).into()),
+        ("Keys", keys()),
         ("Limits", object([("max_keys", count()), ("max_ips_per_key", count())]).into()),
         ("IssuedKey", object([("key", named("Key")), ("secret", secret())]).into()),
         ("AuditRecord", record()),
@@ -41,6 +41,25 @@ fn key() -> RefOr<Schema> {
         ("ip_allowlist", Array::builder().items(string()).description(Some(entries)).into()),
         ("revision", revision()),
         ("created_by", nullable_text("Who created it; null if not recorded.")),
+        (
+            "previous_secret_until",
+            nullable_time(
+                "Until when the secret before the current one works; null if it does not.",
+            ),
+        ),
+    ])
+    .into()
+}
+
+fn keys() -> RefOr<Schema> {
+    let overlap = Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(0_u32))
+        .description(Some("The most that `overlap_seconds` of a rotation may be."));
+    object([
+        ("keys", list("Key")),
+        ("limits", named("Limits")),
+        ("max_overlap_seconds", overlap.into()),
     ])
     .into()
 }
@@ -57,6 +76,7 @@ fn record() -> RefOr<Schema> {
         .maximum(Some(u16::MAX))
         .description(Some("The status of the response; null if there was none."));
     let outcomes = Outcome::ALL.iter().map(|outcome| outcome.as_str());
+    let secrets = SecretUsed::ALL.iter().map(|secret| secret.as_str());
     let requests = Object::builder()
         .schema_type(Type::Integer)
         .minimum(Some(1_u32))
@@ -73,6 +93,7 @@ fn record() -> RefOr<Schema> {
         ("status", status.into()),
         ("outcome", string().enum_values(Some(outcomes)).into()),
         ("count", requests.into()),
+        ("secret", string().enum_values(Some(secrets)).into()),
     ])
     .into()
 }
