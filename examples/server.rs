@@ -10,6 +10,7 @@
 //! | `KEYGATE_PROXY_HEADER` | `x-forwarded-for` | or `forwarded`, or a header with one address |
 //! | `KEYGATE_GEOIP` | none | a MaxMind DB file (`.mmdb`), for countries in the audit log |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | the prefix of keys |
+//! | `KEYGATE_ROTATION_OVERLAP` | `0` | how long old secrets may work after a rotation, in seconds |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::env::{self, VarError};
@@ -105,7 +106,8 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let countries = countries()?;
-    let builder = store().await?.delivery(delivery).format(format);
+    let overlap = rotation_overlap()?;
+    let builder = store().await?.delivery(delivery).format(format).max_overlap(overlap);
     Ok(match countries {
         Some(countries) => builder.countries(countries).build()?,
         None => builder.build()?,
@@ -132,6 +134,12 @@ async fn store() -> Result<KeyManagerBuilder, Failure> {
         }
         _ => Err("KEYGATE_STORE: must be memory:, sqlite:<path> or postgres://…".into()),
     }
+}
+
+fn rotation_overlap() -> Result<Duration, Failure> {
+    let text = variable("KEYGATE_ROTATION_OVERLAP", "0")?;
+    let seconds = text.parse().map_err(|e| format!("KEYGATE_ROTATION_OVERLAP={text}: {e}"))?;
+    Ok(Duration::from_secs(seconds))
 }
 
 fn countries() -> Result<Option<MaxMindCountries>, Failure> {

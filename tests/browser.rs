@@ -38,6 +38,8 @@ mod house;
 mod keyboard;
 #[path = "browser_support/outage.rs"]
 mod outage;
+#[path = "browser_support/overlap.rs"]
+mod overlap;
 #[path = "browser_support/screenshots.rs"]
 mod screenshots;
 #[path = "browser_support/secret.rs"]

@@ -14,6 +14,7 @@ mod faults;
 mod health;
 mod lifecycle;
 mod limits;
+mod overlap;
 mod races;
 mod runtimes;
 #[path = "../support/mod.rs"]
