@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use keygate::conformance::{check_reopened_store, check_store};
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, Revision, StoreError, Timestamp,
+    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, PreviousSecret, Revision,
+    StoreError, Timestamp,
 };
 use serde_json::{Value, json};
 
@@ -92,6 +93,8 @@ impl State {
             "last_used_at": micros(key.last_used_at),
             "revision": key.revision.get(),
             "attributes": key.attributes.to_string(),
+            "previous_digest": key.previous.map(|previous| *previous.digest.as_bytes()),
+            "previous_until": micros(key.previous.map(|previous| previous.until)),
         });
         self.append(&line)?;
         self.keys.insert(key.id, key);
@@ -122,13 +125,20 @@ fn read(line: &Value) -> Option<ApiKey> {
         Value::Null => Some(None),
         _ => time(field).map(Some),
     };
-    let bytes = list("digest")?.iter().map(|byte| u8::try_from(byte.as_u64()?).ok());
+    let digest = |field: &str| {
+        let bytes = list(field)?.iter().map(|byte| u8::try_from(byte.as_u64()?).ok());
+        KeyDigest::from_slice(&bytes.collect::<Option<Vec<u8>>>()?).ok()
+    };
+    let previous = match optional_time("previous_until")? {
+        Some(until) => Some(PreviousSecret { digest: digest("previous_digest")?, until }),
+        None => None,
+    };
     Some(ApiKey {
         id: text("id")?.parse().ok()?,
         org: OrgId::new(text("org")?).ok()?,
         name: KeyName::restore(text("name")?).ok()?,
         key_prefix: text("key_prefix")?.to_owned(),
-        digest: KeyDigest::from_slice(&bytes.collect::<Option<Vec<u8>>>()?).ok()?,
+        digest: digest("digest")?,
         status: text("status")?.parse().ok()?,
         // Entries that are not strings become empty, so that the list allows no address.
         allowlist: Allowlist::restore(
@@ -137,6 +147,7 @@ fn read(line: &Value) -> Option<ApiKey> {
         created_at: time("created_at")?,
         expires_at: optional_time("expires_at")?,
         rotated_at: optional_time("rotated_at")?,
+        previous,
         last_used_at: optional_time("last_used_at")?,
         revision: Revision::new(line.get("revision")?.as_u64()?.try_into().ok()?),
         attributes: text("attributes")?.parse().ok()?,
@@ -147,7 +158,7 @@ fn read(line: &Value) -> Option<ApiKey> {
 impl KeyStore for JournalStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         let mut state = self.lock();
-        if state.keys.values().any(|k| k.id == key.id || k.digest == key.digest) {
+        if state.keys.values().any(|k| k.id == key.id || k.shares_digest(key)) {
             return Err(StoreError::Conflict);
         }
         if !limit.admits_one_more(state.of_org(&key.org).count()) {
@@ -157,7 +168,9 @@ impl KeyStore for JournalStore {
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(self.lock().keys.values().find(|key| key.digest == *digest).cloned().map(Arc::new))
+        let state = self.lock();
+        let found = state.keys.values().find(|key| key.digests().any(|own| own == *digest));
+        Ok(found.cloned().map(Arc::new))
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
@@ -173,7 +186,7 @@ impl KeyStore for JournalStore {
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
         let mut state = self.lock();
         let stored = state.get(&key.org, &key.id).ok_or(StoreError::NotFound)?;
-        let taken = state.keys.values().any(|k| k.id != key.id && k.digest == key.digest);
+        let taken = state.keys.values().any(|k| k.id != key.id && k.shares_digest(key));
         if stored.revision != expected || taken {
             return Err(StoreError::Conflict);
         }

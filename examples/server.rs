@@ -14,6 +14,7 @@
 //! | `KEYGATE_ENVIRONMENTS` | none | such as `live=vsp_sk_,test=vsp_sk_test_`; the first is the default |
 //! | `KEYGATE_ORG_LIMITS` | none | keys of single organisations, such as `big=200,small=5` |
 //! | `KEYGATE_SCOPES` | none | such as `reports:read=Read reports,reports:write=Change reports` |
+//! | `KEYGATE_ROTATION_OVERLAP` | `0` | how long old secrets may work after a rotation, in seconds |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::collections::HashMap;
@@ -116,7 +117,8 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let countries = countries()?;
-    let mut builder = store().await?.delivery(delivery).format(format);
+    let overlap = rotation_overlap()?;
+    let mut builder = store().await?.delivery(delivery).format(format).max_overlap(overlap);
     for (name, prefix) in pairs("KEYGATE_ENVIRONMENTS")? {
         let format = KeyFormat::new(&prefix)
             .map_err(|e| format!("KEYGATE_ENVIRONMENTS: {name}={prefix}: {e}"))?;
@@ -159,6 +161,12 @@ async fn store() -> Result<KeyManagerBuilder, Failure> {
         }
         _ => Err("KEYGATE_STORE: must be memory:, sqlite:<path> or postgres://…".into()),
     }
+}
+
+fn rotation_overlap() -> Result<Duration, Failure> {
+    let text = variable("KEYGATE_ROTATION_OVERLAP", "0")?;
+    let seconds = text.parse().map_err(|e| format!("KEYGATE_ROTATION_OVERLAP={text}: {e}"))?;
+    Ok(Duration::from_secs(seconds))
 }
 
 fn countries() -> Result<Option<MaxMindCountries>, Failure> {

@@ -149,7 +149,9 @@ pub use crate::network::Network;
 pub use crate::org::{Actor, OrgId};
 pub use crate::policy::Denial;
 pub use crate::record::attributes::{Attributes, Metadata};
-pub use crate::record::{ApiKey, KeyPatch, Limits, NewKey, Revision, Status};
+pub use crate::record::{
+    ApiKey, KeyPatch, Limits, NewKey, PreviousSecret, Revision, SecretUsed, Status,
+};
 pub use crate::runtime::clock::Timestamp;
 pub use crate::scopes::{MissingScope, Scope, ScopeCatalog, Scopes};
 #[cfg(feature = "serde")]

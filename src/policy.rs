@@ -4,23 +4,29 @@ use std::net::IpAddr;
 
 use thiserror::Error;
 
-use crate::record::{ApiKey, Status};
+use crate::record::{ApiKey, SecretUsed, Status};
 use crate::runtime::clock::Timestamp;
 use crate::scopes::Scope;
 
 /// Checks status, expiry, address and scopes in this order, and returns the first reason for
 /// refusal.
 ///
-/// `ip` is the client's address. If it is `None`, only keys with an empty allowlist pass.
+/// A previous secret after its end counts as expired. `ip` is the client's address. If it
+/// is `None`, only keys with an empty allowlist pass.
 pub(crate) fn evaluate(
     key: &ApiKey,
+    secret: SecretUsed,
     ip: Option<IpAddr>,
     scopes: &[Scope],
     now: Timestamp,
 ) -> Result<(), Denial> {
+    let has_ended = match secret {
+        SecretUsed::Current => false,
+        SecretUsed::Previous => key.previous.is_none_or(|previous| previous.until <= now),
+    };
     if key.status != Status::Active {
         Err(Denial::Revoked)
-    } else if key.is_expired(now) {
+    } else if key.is_expired(now) || has_ended {
         Err(Denial::Expired)
     } else if !key.allowlist.is_readable() {
         Err(Denial::AllowlistUnreadable)
@@ -40,8 +46,9 @@ pub enum Denial {
     /// The owner has revoked the key.
     #[error("the key is revoked")]
     Revoked,
-    /// The key is expired, which includes the instant `expires_at`.
-    #[error("the key is expired")]
+    /// The key is expired, which includes the instant `expires_at`, or its previous secret
+    /// was used after its end.
+    #[error("the key or its previous secret is expired")]
     Expired,
     /// The client's address is not on the key's allowlist or not known.
     #[error("the client's address is not on the key's allowlist")]
@@ -65,6 +72,9 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use crate::record::PreviousSecret;
+    use SecretUsed::{Current as CURRENT, Previous as PREVIOUS};
+
     fn key(status: Status, expires_at: Option<Timestamp>, allowlist: Allowlist) -> ApiKey {
         ApiKey {
             id: KeyId::from_bytes([1; 16]),
@@ -86,18 +96,37 @@ mod tests {
     #[test]
     fn case_10_the_exact_instant_of_expiry_is_expired() {
         let key = key(Status::Active, Some(at(100)), Allowlist::default());
-        assert_eq!(evaluate(&key, None, &[], at(99)), Ok(()));
-        assert_eq!(evaluate(&key, None, &[], at(100)), Err(Denial::Expired));
-        assert_eq!(evaluate(&key, None, &[], at(101)), Err(Denial::Expired));
-        assert_eq!(evaluate(&key, None, &[], at(99)), Ok(()), "a clock that stepped back");
+        assert_eq!(evaluate(&key, CURRENT, None, &[], at(99)), Ok(()));
+        assert_eq!(evaluate(&key, CURRENT, None, &[], at(100)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, CURRENT, None, &[], at(101)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, CURRENT, None, &[], at(99)), Ok(()), "a clock that stepped back");
+    }
+
+    #[test]
+    fn case_59_the_exact_instant_of_its_end_is_too_late_for_a_previous_secret() {
+        let plain = key(Status::Active, Some(at(200)), Allowlist::default());
+        let previous = Some(PreviousSecret { digest: KeyDigest::of("old"), until: at(100) });
+        let overlap = ApiKey { previous, ..plain.clone() };
+        assert_eq!(evaluate(&overlap, PREVIOUS, None, &[], at(99)), Ok(()));
+        assert_eq!(evaluate(&overlap, PREVIOUS, None, &[], at(100)), Err(Denial::Expired));
+        assert_eq!(evaluate(&overlap, CURRENT, None, &[], at(100)), Ok(()));
+        assert_eq!(
+            evaluate(&plain, PREVIOUS, None, &[], at(0)),
+            Err(Denial::Expired),
+            "none is stored"
+        );
+        let revoked = ApiKey { status: Status::Revoked, ..overlap.clone() };
+        assert_eq!(evaluate(&revoked, PREVIOUS, None, &[], at(0)), Err(Denial::Revoked));
+        let expired = ApiKey { expires_at: Some(at(50)), ..overlap };
+        assert_eq!(evaluate(&expired, PREVIOUS, None, &[], at(50)), Err(Denial::Expired));
     }
 
     #[test]
     fn case_17_an_unreadable_allowlist_refuses_every_address() {
         let key = key(Status::Active, None, Allowlist::restore(["10.0.0.0/8", "?"]));
         let ip = Some("10.0.0.1".parse().unwrap());
-        assert_eq!(evaluate(&key, ip, &[], at(0)), Err(Denial::AllowlistUnreadable));
-        assert_eq!(evaluate(&key, None, &[], at(0)), Err(Denial::AllowlistUnreadable));
+        assert_eq!(evaluate(&key, CURRENT, ip, &[], at(0)), Err(Denial::AllowlistUnreadable));
+        assert_eq!(evaluate(&key, CURRENT, None, &[], at(0)), Err(Denial::AllowlistUnreadable));
     }
 
     proptest! {
@@ -117,7 +146,7 @@ mod tests {
             };
             let passes = list.is_empty() || (listed == Some(true) && ip.is_some()) || ip == Some(other);
             let status = if revoked { Status::Revoked } else { Status::Active };
-            let verdict = evaluate(&key(status, expires.map(at), list), ip, &[], at(now));
+            let verdict = evaluate(&key(status, expires.map(at), list), CURRENT, ip, &[], at(now));
             let expected = match (revoked, expires.is_some_and(|e| e <= now), passes) {
                 (true, ..) => Err(Denial::Revoked),
                 (_, true, _) => Err(Denial::Expired),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use subtle::ConstantTimeEq;
+
 use crate::allowlist::{Allowlist, AllowlistError};
 use crate::key::digest::KeyDigest;
 use crate::key::expiration::Expiration;
@@ -19,8 +21,9 @@ use attributes::{Attributes, Metadata};
 
 /// The record of a key: one row of a store.
 ///
-/// No fields will be added to this type: each field but the last is a column in every
-/// store. New properties are added to [`Attributes`], which stores treat as opaque.
+/// A field is added to this type only if a store must find keys by it, as it does by the
+/// digest of a previous secret: each field but the last is a column, or two, in every
+/// store. Other properties are added to [`Attributes`], which stores treat as opaque.
 // Ordered so that the fields read on every request are adjacent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -45,6 +48,9 @@ pub struct ApiKey {
     pub created_at: Timestamp,
     /// When the current secret replaced an earlier one, if it did.
     pub rotated_at: Option<Timestamp>,
+    /// The secret that the current one replaced, if both work for a while. Stays here after
+    /// its end, until another change removes it.
+    pub previous: Option<PreviousSecret>,
     /// The time of the last request that the key authenticated.
     pub last_used_at: Option<Timestamp>,
     /// Counts the changes; a use is not a change.
@@ -76,6 +82,7 @@ impl ApiKey {
             key_prefix: "vsp_sk_4fT9x".to_owned(),
             created_at: Timestamp::from_unix_micros(seconds * 1_000_000).unwrap_or(Timestamp::MIN),
             rotated_at: None,
+            previous: None,
             last_used_at: None,
             revision: Revision::FIRST,
             attributes: Attributes::default(),
@@ -85,6 +92,55 @@ impl ApiKey {
     /// Whether the key is expired at this instant: `expires_at <= now`.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// The digests by which the key is found: that of the current secret, then that of the
+    /// previous one.
+    pub fn digests(&self) -> impl Iterator<Item = KeyDigest> + use<> {
+        [Some(self.digest), self.previous.map(|previous| previous.digest)].into_iter().flatten()
+    }
+
+    /// Whether a secret of this key is also one of the other key, which a store must prevent.
+    pub fn shares_digest(&self, other: &Self) -> bool {
+        self.digests().any(|digest| other.digests().any(|theirs| theirs == digest))
+    }
+
+    /// The instant until which the previous secret still works; `None` if it does not work
+    /// now. It does not work in a revoked or expired key.
+    pub fn previous_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let is_usable = self.status == Status::Active && !self.is_expired(now);
+        self.previous.map(|previous| previous.until).filter(|until| is_usable && now < *until)
+    }
+
+    /// Which of the key's secrets has this digest. The comparisons take constant time.
+    pub(crate) fn secret_with(&self, digest: &KeyDigest) -> Option<SecretUsed> {
+        if self.digest.ct_eq(digest).into() {
+            return Some(SecretUsed::Current);
+        }
+        let previous = self.previous.as_ref()?;
+        bool::from(previous.digest.ct_eq(digest)).then_some(SecretUsed::Previous)
+    }
+}
+
+/// The secret from before a rotation with an overlap. It works until its end, or until an
+/// earlier change that ends it.
+///
+/// No fields will be added to this type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreviousSecret {
+    /// Its digest. Unique in a store, among current and previous ones.
+    pub digest: KeyDigest,
+    /// The first instant at which it no longer works.
+    pub until: Timestamp,
+}
+
+names! {
+    /// Which secret of a key a request was made with. There is no third one.
+    pub enum SecretUsed: "current or previous" {
+        /// The one that the key was last given.
+        Current = "current",
+        /// The one before, during an overlap or after its end.
+        Previous = "previous",
     }
 }
 
@@ -230,6 +286,9 @@ pub struct KeyPatch {
     pub metadata: Option<Metadata>,
     /// The new scopes, which replace all of the old.
     pub scopes: Option<Scopes>,
+    /// Whether the previous secret of a rotation with an overlap stops working. A
+    /// revocation has the same effect.
+    pub end_previous_secret: bool,
 }
 
 impl KeyPatch {
@@ -246,6 +305,11 @@ impl KeyPatch {
     /// Activates the key again.
     pub fn enable() -> Self {
         Self { status: Some(Status::Active), ..Self::default() }
+    }
+
+    /// Ends the overlap after a rotation: only the current secret works then.
+    pub fn end_previous_secret() -> Self {
+        Self { end_previous_secret: true, ..Self::default() }
     }
 
     /// Replaces the allowlist.
@@ -269,6 +333,10 @@ impl KeyPatch {
         }
         if let Some(scopes) = &self.scopes {
             changed.attributes.scopes = scopes.clone();
+        }
+        // Forgotten, so that enabling the key again does not bring an old secret back.
+        if self.end_previous_secret || changed.status == Status::Revoked {
+            changed.previous = None;
         }
         (changed != *key).then(|| ApiKey { revision: key.revision.next(), ..changed })
     }

@@ -28,6 +28,8 @@ mod isolation;
 mod keys;
 #[path = "admin_support/openapi.rs"]
 mod openapi;
+#[path = "admin_support/overlap.rs"]
+mod overlap;
 #[path = "admin_support/payloads.rs"]
 mod payloads;
 #[path = "admin_support/preconditions.rs"]

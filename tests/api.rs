@@ -20,10 +20,11 @@ use keygate::audit::{
 };
 use keygate::error::{
     AllowlistError, AttributesError, AuditCursorError, AuditIdError, BuildError, CacheError,
-    CountryCodeError, DeliveryError, EntryProblem, ExpirationError, GeoIpError,
+    CountryCodeError, DeliveryError, EntryProblem, EnvironmentError, ExpirationError, GeoIpError,
     IdempotencyKeyError, ImportError, KeyDigestError, KeyIdError, KeyNameError, KeyRejection,
     MalformedKey, MetadataError, NetworkError, OrgIdError, PostgresOpenError, PrefixError,
-    RandomError, ScopeCatalogError, ScopeError, ScopesError, EnvironmentError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
+    RandomError, ScopeCatalogError, ScopeError, ScopesError, SettingsPageError, SqliteOpenError,
+    TimestampError, UnknownName,
 };
 use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};

@@ -58,6 +58,15 @@ const FAULTS: &[(Fault, &[&str])] = &[
             "change_races::an_insert_or_a_replace_gets_a_digest",
         ],
     ),
+    (
+        Fault::PreviousDigestsAreSeparate,
+        &[
+            "insert::a_taken_previous_digest_is_a_conflict",
+            "replace::a_taken_previous_digest_is_a_conflict",
+            "change_races::a_digest_becomes_current_or_previous",
+            "change_races::an_insert_or_an_overlap_gets_a_digest",
+        ],
+    ),
     (Fault::OldDigestStaysTaken, &["replace::the_old_digest_is_free"]),
     (Fault::DeletedIdStaysTaken, &["delete::the_id_and_the_digest_are_free"]),
     (Fault::LimitOffByOne, &["limit::the_limit_is_reached_exactly"]),
@@ -96,6 +105,16 @@ const FAULTS: &[(Fault, &[&str])] = &[
             "read_races::a_finished_edit_is_seen_by_every_find",
         ],
     ),
+    (
+        Fault::PreviousDigestIsNotFound,
+        &[
+            "find::a_key_is_found_by_its_previous_digest",
+            "fields::previous_secrets_are_kept",
+            "replace::the_previous_digest_is_found_until_it_is_replaced",
+            "read_races::an_overlap_has_no_gap",
+        ],
+    ),
+    (Fault::PreviousDigestEndsInTheStore, &["find::a_key_is_found_by_its_previous_digest"]),
     (Fault::ListNewestFirst, &["find::the_list_begins_with_the_oldest"]),
     (Fault::ListTiesAreSigned, &["find::keys_of_one_instant_are_ordered_by_id"]),
     (Fault::ListByLastChange, &["find::the_list_keeps_its_order"]),
@@ -144,6 +163,8 @@ const FAULTS: &[(Fault, &[&str])] = &[
             "read_races::an_old_digest_is_gone_at_once",
         ],
     ),
+    (Fault::PreviousDigestLives, &["replace::the_previous_digest_is_found_until_it_is_replaced"]),
+    (Fault::RotationHasAGap, &["read_races::an_overlap_has_no_gap"]),
     (Fault::ReplaceTouchesAll, &["replace::other_keys_stay"]),
     (
         Fault::DeleteLeavesDigest,
@@ -209,6 +230,8 @@ const FAULTS: &[(Fault, &[&str])] = &[
             "creation_races::one_of_several_inserts_of_an_id_wins",
             "change_races::one_of_two_keys_gets_a_digest",
             "change_races::an_insert_or_a_replace_gets_a_digest",
+            "change_races::a_digest_becomes_current_or_previous",
+            "change_races::an_insert_or_an_overlap_gets_a_digest",
         ],
     ),
     (
@@ -325,6 +348,7 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
     (LogFault::CountryIsForgotten, &["audit::fields::countries_are_kept"]),
     (LogFault::NoStatusIsZero, &["audit::fields::statuses_are_kept"]),
     (LogFault::CountIsOne, &["audit::fields::counts_are_kept"]),
+    (LogFault::SecretIsCurrent, &["audit::fields::secrets_are_kept"]),
     (LogFault::AbortedIsAllowed, &["audit::fields::outcomes_are_kept"]),
     (LogFault::AbandonedIsBegun, &["audit::fields::actions_and_phases_are_kept"]),
     (LogFault::ActorsAreTrimmed, &["audit::fields::actors_are_kept"]),
@@ -350,6 +374,10 @@ const REOPENING_FAULTS: &[(Fault, &[&str])] = &[
     (Fault::ReopenedWithout(Field::CreatedAt), &["reopened::every_field_comes_back"]),
     (Fault::ReopenedWithout(Field::ExpiresAt), &["reopened::every_field_comes_back"]),
     (Fault::ReopenedWithout(Field::RotatedAt), &["reopened::every_field_comes_back"]),
+    (
+        Fault::ReopenedWithout(Field::Previous),
+        &["reopened::every_field_comes_back", "reopened::changes_come_back"],
+    ),
     (
         Fault::ReopenedWithout(Field::LastUsedAt),
         &["reopened::every_field_comes_back", "reopened::last_uses_come_back"],

@@ -40,6 +40,8 @@ mod house;
 mod keyboard;
 #[path = "browser_support/outage.rs"]
 mod outage;
+#[path = "browser_support/overlap.rs"]
+mod overlap;
 #[path = "browser_support/scopes.rs"]
 mod scopes;
 #[path = "browser_support/screenshots.rs"]

@@ -221,6 +221,11 @@ fn an_old_secret_that_outlives_its_rotation_is_found() {
 }
 
 #[test]
+fn case_59_a_previous_secret_that_outlives_its_overlap_is_found() {
+    assert!(kinds_found(Fault::PreviousSecretLingers).contains(&Kind::TooLate));
+}
+
+#[test]
 fn a_key_that_is_away_while_it_is_edited_is_found() {
     assert!(kinds_found(Fault::AwayDuringEdits).contains(&Kind::NoCause));
 }

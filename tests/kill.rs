@@ -355,7 +355,7 @@ async fn found(keys: &KeyManager, org: &OrgId, told: &Told) -> BTreeMap<KeyId, K
                 assert_eq!((key.record().status, key.org()), (Status::Active, org));
                 secrets.entry(key.id()).or_default().push(secret.clone());
             }
-            Err(VerifyError::Denied { denial: Denial::Revoked, key }) => {
+            Err(VerifyError::Denied { denial: Denial::Revoked, key, .. }) => {
                 secrets.entry(key.id).or_default().push(secret.clone());
             }
             Err(VerifyError::Unknown) => {}

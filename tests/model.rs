@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, MemoryStore, OrgId, Revision, Status,
-    StoreError, Timestamp,
+    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, MemoryStore, OrgId, PreviousSecret,
+    Revision, Status, StoreError, Timestamp,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -62,6 +62,7 @@ struct Fields {
     id: u8,
     org: u8,
     digest: u8,
+    previous: Option<(u8, i64)>,
     name: String,
     revoked: bool,
     allowlist: Vec<String>,
@@ -89,7 +90,7 @@ fn fields() -> impl Strategy<Value = Fields> {
         "[a-z0-9./\\\\\n ]{0,8}", // unreadable lists come back as they are, too
     ];
     (
-        (0..IDS, 0..ORGS, 0..DIGESTS),
+        (0..IDS, 0..ORGS, 0..DIGESTS, proptest::option::of((0..DIGESTS, micros()))),
         "[a-zé鍵👩'%]{1,8}",
         any::<bool>(),
         proptest::collection::vec(entry, 0..3),
@@ -100,11 +101,22 @@ fn fields() -> impl Strategy<Value = Fields> {
         prop_oneof![8 => 1..5u32, 1 => Just(0), 1 => Just(u32::MAX)],
     )
         .prop_map(
-            |((id, org, digest), name, revoked, allowlist, at, expires, rotated, used, rev)| {
+            |(
+                (id, org, digest, previous),
+                name,
+                revoked,
+                allowlist,
+                at,
+                expires,
+                rotated,
+                used,
+                rev,
+            )| {
                 Fields {
                     id,
                     org,
                     digest,
+                    previous,
                     name,
                     revoked,
                     allowlist,
@@ -175,6 +187,10 @@ impl Names {
             created_at: at(fields.created_at),
             expires_at: fields.expires_at.map(at),
             rotated_at: fields.rotated_at.map(at),
+            previous: fields.previous.map(|(digest, until)| PreviousSecret {
+                digest: self.digest(digest),
+                until: at(until),
+            }),
             last_used_at: fields.last_used_at.map(at),
             revision: Revision::new(fields.revision),
             ..ApiKey::sample(0)
@@ -208,6 +224,16 @@ impl From<StoreError> for Reply {
     }
 }
 
+/// The digests of a key.
+fn secrets(key: &ApiKey) -> [Option<KeyDigest>; 2] {
+    [Some(key.digest), key.previous.map(|previous| previous.digest)]
+}
+
+/// Whether two keys have a digest in common.
+fn share(a: &ApiKey, b: &ApiKey) -> bool {
+    secrets(a).iter().flatten().any(|digest| secrets(b).contains(&Some(*digest)))
+}
+
 /// All keys, in no order.
 #[derive(Default)]
 struct Model(Vec<ApiKey>);
@@ -229,7 +255,7 @@ impl Model {
         match step {
             Step::Insert { key, limit } => {
                 let key = names.key(key);
-                let taken = self.0.iter().any(|k| k.id == key.id || k.digest == key.digest);
+                let taken = self.0.iter().any(|k| k.id == key.id || share(k, &key));
                 let present = self.0.iter().filter(|k| k.org == key.org).count();
                 let full = limit.is_some_and(|max| present >= max as usize);
                 match (taken, full) {
@@ -272,7 +298,9 @@ impl Model {
                 vec![self.select(|k| k.org == names.org(*org) && k.id == names.id(*id))]
             }
             Step::List { org } => vec![self.select(|k| k.org == names.org(*org))],
-            Step::Find { digest } => vec![self.select(|k| k.digest == names.digest(*digest))],
+            Step::Find { digest } => {
+                vec![self.select(|k| secrets(k).contains(&Some(names.digest(*digest))))]
+            }
         }
     }
 
@@ -284,7 +312,7 @@ impl Model {
         let Some(found) = self.find(&key.org, &key.id) else {
             return Reply::NotFound;
         };
-        let digest_taken = self.0.iter().any(|k| k.id != key.id && k.digest == key.digest);
+        let digest_taken = self.0.iter().any(|k| k.id != key.id && share(k, &key));
         let stored = &mut self.0[found];
         if digest_taken || stored.revision != expected {
             return Reply::Conflict;

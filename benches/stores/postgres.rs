@@ -182,6 +182,7 @@ fn key(row: &Row) -> ApiKey {
         last_used_at: row.get::<_, Option<i64>>(10).map(instant),
         revision: Revision::new(row.get::<_, i64>(11).try_into().unwrap()),
         attributes: row.get::<_, &str>(12).parse().unwrap(),
+        previous: None,
     }
 }
 

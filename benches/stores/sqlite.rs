@@ -114,6 +114,7 @@ fn key(row: &Row<'_>) -> rusqlite::Result<ApiKey> {
         last_used_at: row.get::<_, Option<i64>>(10)?.map(instant),
         revision: Revision::new(row.get(11)?),
         attributes: text(12)?.parse().unwrap(),
+        previous: None,
     })
 }
 

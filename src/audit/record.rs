@@ -15,6 +15,7 @@ use crate::key::id::KeyId;
 use crate::names::{names, restored};
 use crate::org::OrgId;
 use crate::policy::Denial;
+use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 
 /// One entry of the audit log.
@@ -79,8 +80,10 @@ pub struct RequestEvent {
     /// The outcome.
     pub outcome: Outcome,
     /// The number of requests that the record stands for: 1, or more if refusals of one key
-    /// were summed. The time, path and address are then those of the last one.
+    /// were summed. The time, path, address and secret are then those of the last one.
     pub count: u32,
+    /// Which secret of the key the request was made with.
+    pub secret: SecretUsed,
 }
 
 impl RequestEvent {
@@ -101,6 +104,7 @@ impl RequestEvent {
             status: None,
             outcome,
             count: 1,
+            secret: SecretUsed::Current,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::audit::record::Outcome;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 
 /// A refused request with a known key. Its path and method are unprocessed, since most
@@ -21,6 +22,7 @@ pub(crate) struct Refusal {
     pub(crate) method: Cow<'static, str>,
     pub(crate) path: Box<str>,
     pub(crate) ip: Option<IpAddr>,
+    pub(crate) secret: SecretUsed,
 }
 
 /// The refusals that one record stands for.
@@ -35,7 +37,7 @@ impl Sum {
     }
 }
 
-/// Counts the refusals of each key and outcome in windows of time. The first ones of a
+/// Counts the refusals of each key, outcome and secret in windows of time. The first ones of a
 /// window get a record each, the others are summed.
 ///
 /// A window begins with its first refusal. It ends when a refusal falls outside it by the
@@ -57,7 +59,7 @@ pub(crate) struct Sums {
     pub(crate) closed: bool,
 }
 
-type WindowId = (KeyId, Outcome);
+type WindowId = (KeyId, Outcome, SecretUsed);
 
 struct Window {
     number: u64,
@@ -104,7 +106,7 @@ impl Sums {
         mut reserve: impl FnMut() -> Option<P>,
     ) -> Added<P> {
         let mut added = Added { own: None, ended: None, shed: false, opened: false };
-        let id = (refusal.key, refusal.outcome);
+        let id = (refusal.key, refusal.outcome, refusal.secret);
         let ends = match self.windows.get(&id) {
             Some(window) if window.takes(refusal.at, self.window) => None,
             Some(_) => Some(id),

@@ -142,6 +142,7 @@ impl KeyManager {
             status: None,
             outcome: Outcome::Aborted,
             count: 1,
+            secret: key.secret_used(),
         };
         AuditRecord {
             id: self.inner.audit_ids.next(),
@@ -162,7 +163,7 @@ impl KeyManager {
     /// Records a refusal, and returns its error.
     async fn refuse<T>(&self, error: VerifyError, request: RequestInfo) -> Result<T, AdmitError> {
         match &error {
-            VerifyError::Denied { denial, key } => {
+            VerifyError::Denied { denial, key, secret } => {
                 tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
                 if let Some(audit) = &self.inner.audit {
                     let refusal = Refusal {
@@ -177,6 +178,7 @@ impl KeyManager {
                         },
                         path: kept(request.path.into_string()).into_boxed_str(),
                         ip: request.ip,
+                        secret: *secret,
                     };
                     match audit.refuse(refusal) {
                         Ok(None) => {}
@@ -207,6 +209,7 @@ pub(super) fn refusal_records(formats: Formats, ids: Arc<AuditIds>) -> Draft {
             status: Some(last.status),
             outcome: last.outcome,
             count,
+            secret: last.secret,
         };
         AuditRecord {
             id: ids.next(),
@@ -281,6 +284,7 @@ impl Admission {
             method: request.method,
             path: request.endpoint,
             ip: request.ip,
+            secret: request.secret,
         });
         refused.unwrap_or_else(|error| Some(Box::pin(ready(Err(error)))))
     }

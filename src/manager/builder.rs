@@ -53,6 +53,7 @@ pub struct KeyManagerBuilder {
     environments: Vec<Environment>,
     limits: LimitsFor,
     scopes: Option<ScopeCatalog>,
+    max_overlap: Duration,
     clock: Arc<dyn Clock>,
     rng: SharedRng,
     runtime: Option<Arc<dyn Runtime>>,
@@ -73,6 +74,7 @@ impl KeyManager {
             environments: Vec::new(),
             limits: LimitsFor(Box::new(|_| Limits::default())),
             scopes: None,
+            max_overlap: Duration::ZERO,
             clock: Arc::new(SystemClock),
             rng: SharedRng::System,
             runtime: None,
@@ -156,6 +158,13 @@ impl KeyManagerBuilder {
         Self { scopes: Some(scopes), ..self }
     }
 
+    /// Allows rotations after which the old secret works for up to this time: see
+    /// [`KeyManager::rotate_with_overlap`]. The default is zero, which allows none. Set it
+    /// once every process runs a version with this setting: earlier ones refuse old secrets.
+    pub fn max_overlap(self, max_overlap: Duration) -> Self {
+        Self { max_overlap, ..self }
+    }
+
     /// Sets how long a call of the store may take before the store counts as unavailable.
     /// The default is 2 seconds.
     pub fn store_deadline(self, deadline: Duration) -> Self {
@@ -222,6 +231,7 @@ impl KeyManagerBuilder {
                 formats,
                 limits: self.limits,
                 scopes: self.scopes,
+                max_overlap: self.max_overlap,
                 clock: self.clock,
                 audit_ids,
                 rng: self.rng,

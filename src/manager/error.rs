@@ -1,6 +1,7 @@
 //! Errors of key management.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -49,6 +50,13 @@ pub enum ManageError {
     ScopeNotOffered {
         /// The scope's position, from 1.
         position: usize,
+    },
+    /// The overlap of a rotation is longer than
+    /// [`max_overlap`](crate::KeyManagerBuilder::max_overlap).
+    #[error("an overlap is at most {} seconds", max.as_secs())]
+    OverlapTooLong {
+        /// The longest overlap.
+        max: Duration,
     },
     /// Another change to the key came first.
     #[error("another change to the key came first")]

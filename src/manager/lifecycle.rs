@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::allowlist::Allowlist;
 use crate::audit::log::{AuditPage, AuditQuery};
@@ -17,7 +18,7 @@ use crate::manager::error::{Busy, ManageError, StoreTimeout};
 use crate::manager::turns::Turn;
 use crate::org::{Actor, OrgId};
 use crate::record::attributes::Attributes;
-use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, Revision, Status};
+use crate::record::{ApiKey, KeyPatch, NewKey, OrgLimit, PreviousSecret, Revision, Status};
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::timeout;
 use crate::scopes::{Scope, Scopes};
@@ -103,6 +104,7 @@ impl KeyManager {
             created_at: now,
             expires_at,
             rotated_at: None,
+            previous: None,
             last_used_at: None,
             revision: Revision::FIRST,
             attributes,
@@ -268,7 +270,7 @@ impl KeyManager {
     /// [`InDoubt`](ManageError::InDoubt), and [`Conflict`](ManageError::Conflict) if
     /// another rotation came first. The secret of that rotation is valid.
     pub async fn rotate(&self, actor: &Actor, id: &KeyId) -> Result<IssuedKey, ManageError> {
-        self.renew(actor, id, None).await
+        self.renew(actor, id, Duration::ZERO, None).await
     }
 
     /// Gives a key a new secret only if it is still at this revision.
@@ -283,13 +285,83 @@ impl KeyManager {
         id: &KeyId,
         revision: Revision,
     ) -> Result<IssuedKey, ManageError> {
-        self.renew(actor, id, Some(revision)).await
+        self.renew(actor, id, Duration::ZERO, Some(revision)).await
+    }
+
+    /// Gives a key a new secret, and lets the old one work for this time, so that clients
+    /// can change over without an interruption. With a revision, only if the key is still
+    /// at it.
+    ///
+    /// The old secret ends earlier if the key is rotated again, revoked or deleted, or by
+    /// [`KeyManager::end_previous_secret`], and never works longer than the key. That of a
+    /// revoked key ends at once.
+    ///
+    /// If the response is lost, the old secret works until its end. Read the key, or repeat
+    /// the call with the revision from before: it fails with
+    /// [`StaleRevision`](ManageError::StaleRevision) if the first call took place. Another
+    /// rotation would replace the lost secret, and end the old one.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId, SecretUsed};
+    ///
+    /// let day = Duration::from_secs(24 * 60 * 60);
+    /// let keys = KeyManager::builder(MemoryStore::new()).max_overlap(day).build()?;
+    /// # let actor = Actor::new(OrgId::new("acme")?, "ada@acme.example");
+    /// # let old = keys.create(&actor, NewKey::named("CI deploy")?).await?;
+    /// let new = keys.rotate_with_overlap(&actor, &old.key.id, day, None).await?;
+    ///
+    /// let verified = keys.verify(old.secret.expose_secret(), None).await?;
+    /// assert_eq!(verified.secret_used(), SecretUsed::Previous);
+    /// # assert!(keys.verify(new.secret.expose_secret(), None).await.is_ok());
+    ///
+    /// // Once all clients have the new secret:
+    /// keys.end_previous_secret(&actor, &old.key.id).await?;
+    /// assert!(keys.verify(old.secret.expose_secret(), None).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KeyManager::rotate_if`], and
+    /// [`OverlapTooLong`](ManageError::OverlapTooLong) if it is longer than
+    /// [`max_overlap`](crate::KeyManagerBuilder::max_overlap).
+    pub async fn rotate_with_overlap(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+        overlap: Duration,
+        revision: Option<Revision>,
+    ) -> Result<IssuedKey, ManageError> {
+        let max = self.inner.max_overlap;
+        if overlap > max {
+            return Err(ManageError::OverlapTooLong { max });
+        }
+        self.renew(actor, id, overlap, revision).await
+    }
+
+    /// Ends the overlap after a rotation: [`KeyManager::update`] with
+    /// [`KeyPatch::end_previous_secret`]. Changes nothing if the key has no previous secret.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KeyManager::update`].
+    pub async fn end_previous_secret(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+    ) -> Result<Arc<ApiKey>, ManageError> {
+        self.update(actor, id, KeyPatch::end_previous_secret()).await
     }
 
     async fn renew(
         &self,
         actor: &Actor,
         id: &KeyId,
+        overlap: Duration,
         only_at: Option<Revision>,
     ) -> Result<IssuedKey, ManageError> {
         let (org, id) = (actor.org().clone(), *id);
@@ -305,10 +377,12 @@ impl KeyManager {
         self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
             let (inner, _turn) = (&*keys.inner, turn);
             for _ in 0..ATTEMPTS {
+                let now = keys.now();
                 let rotated = ApiKey {
+                    previous: outlived(&current, overlap, now),
                     digest: secret.digest(),
                     key_prefix: format.display_prefix(&secret),
-                    rotated_at: Some(keys.now()),
+                    rotated_at: Some(now),
                     revision: current.revision.next(),
                     ..ApiKey::clone(&current)
                 };
@@ -444,6 +518,15 @@ impl KeyManager {
         }
         Ok(())
     }
+}
+
+/// The secret that a rotation replaces, if it works for some time after. It never outlives
+/// the key, and does not come back when a revoked key is enabled.
+fn outlived(key: &ApiKey, overlap: Duration, now: Timestamp) -> Option<PreviousSecret> {
+    let until = now.saturating_add(overlap);
+    let until = key.expires_at.map_or(until, |expires_at| expires_at.min(until));
+    let works = key.status == Status::Active && until > now;
+    works.then_some(PreviousSecret { digest: key.digest, until })
 }
 
 /// The id for a key created with this idempotency key: the first id that no key of the

@@ -83,6 +83,7 @@ struct Inner {
     formats: Formats,
     limits: LimitsFor,
     scopes: Option<ScopeCatalog>,
+    max_overlap: Duration,
     clock: Arc<dyn Clock>,
     rng: SharedRng,
     runtime: Arc<dyn Runtime>,
@@ -135,6 +136,11 @@ impl KeyManager {
     /// The scopes that keys can be given, if there are any.
     pub fn scopes(&self) -> Option<&ScopeCatalog> {
         self.inner.scopes.as_ref()
+    }
+
+    /// How long an old secret may work after a rotation, at most.
+    pub fn max_overlap(&self) -> Duration {
+        self.inner.max_overlap
     }
 
     /// The current time, by the manager's clock.

@@ -16,7 +16,8 @@ impl KeyManager {
     /// revoked or deleted since then are active again, and the old secrets of rotated keys
     /// work again. These keys cannot be told from unchanged ones. With the time of the
     /// restore, this revokes all of them; organisations can then enable or rotate the keys
-    /// that they still need. Keys created or rotated after that time keep working.
+    /// that they still need. Keys created or rotated after that time keep working;
+    /// of a rotation with an overlap, only the new secret does.
     ///
     /// It does not recover changes that are missing from the backup: new keys, new secrets,
     /// edits of names and allowlists, and audit records. An earlier instant spares the keys
@@ -66,28 +67,34 @@ impl KeyManager {
         }
     }
 
-    /// Revokes the key if its secret is still older, despite concurrent changes.
+    /// Revokes the key if its secret is still older, despite concurrent changes, and
+    /// otherwise ends its previous secret. Returns whether it was revoked.
     async fn revoke_old(
         &self,
         key: &ApiKey,
         instant: Timestamp,
         by: &str,
     ) -> Result<bool, ManageError> {
-        let is_old = |key: &ApiKey| {
-            key.status == Status::Active && key.rotated_at.unwrap_or(key.created_at) < instant
+        let needed = |key: &ApiKey| match key.rotated_at.unwrap_or(key.created_at) {
+            _ if key.status != Status::Active => None,
+            issued_at if issued_at < instant => Some(KeyPatch::revoke()),
+            // Issued before the rotation, and perhaps before the instant.
+            _ => key.previous.map(|_| KeyPatch::end_previous_secret()),
         };
-        if !is_old(key) {
+        if needed(key).is_none() {
             return Ok(false);
         }
         let actor = Actor::new(OrgId::clone(&key.org), by);
         loop {
             let current = match self.get(&key.org, &key.id).await {
-                Ok(current) if is_old(&current) => current,
-                Ok(_) | Err(ManageError::NotFound) => return Ok(false),
+                Ok(current) => current,
+                Err(ManageError::NotFound) => return Ok(false),
                 Err(error) => return Err(error),
             };
-            match self.update_if(&actor, &key.id, KeyPatch::revoke(), current.revision).await {
-                Ok(_) => return Ok(true),
+            let Some(patch) = needed(&current) else { return Ok(false) };
+            let revokes = patch.status.is_some();
+            match self.update_if(&actor, &key.id, patch, current.revision).await {
+                Ok(_) => return Ok(revokes),
                 // It was changed or deleted in the meantime: read it again.
                 Err(ManageError::StaleRevision { .. } | ManageError::NotFound) => {}
                 Err(error) => return Err(error),

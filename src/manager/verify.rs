@@ -4,7 +4,6 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 use crate::key::digest::KeyDigest;
@@ -15,8 +14,8 @@ use crate::manager::error::StoreTimeout;
 use crate::manager::{Inner, KeyManager};
 use crate::org::OrgId;
 use crate::policy::{self, Denial};
-use crate::record::ApiKey;
 use crate::record::attributes::Metadata;
+use crate::record::{ApiKey, SecretUsed};
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::timeout;
 use crate::scopes::{MissingScope, Scope, Scopes};
@@ -67,17 +66,15 @@ impl Inner {
         let found = self.bounded(self.store.find_by_digest(&digest)).await;
         let key = found.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
         // A second check, in case a faulty store returns the wrong key.
-        if !bool::from(key.digest.ct_eq(&digest)) {
-            return Err(VerifyError::Unknown);
-        }
+        let secret = key.secret_with(&digest).ok_or(VerifyError::Unknown)?;
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
-        match policy::evaluate(&key, ip, scopes, now) {
+        match policy::evaluate(&key, secret, ip, scopes, now) {
             Ok(()) => {
                 let environment = self.formats.name_of_shown(&key.key_prefix);
-                Ok((VerifiedKey { key, environment }, now))
+                Ok((VerifiedKey { key, secret, environment }, now))
             }
-            Err(denial) => Err(VerifyError::Denied { denial, key }),
+            Err(denial) => Err(VerifyError::Denied { denial, key, secret }),
         }
     }
 
@@ -108,12 +105,13 @@ impl Inner {
 ///
 /// ```compile_fail
 /// fn forge(key: std::sync::Arc<keygate::ApiKey>) -> keygate::VerifiedKey {
-///     keygate::VerifiedKey { key, environment: None }
+///     keygate::VerifiedKey { key, secret: keygate::SecretUsed::Current, environment: None }
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedKey {
     key: Arc<ApiKey>,
+    secret: SecretUsed,
     environment: Option<Arc<str>>,
 }
 
@@ -140,7 +138,7 @@ impl VerifiedKey {
     #[cfg(feature = "test-util")]
     #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
     pub fn for_test(key: ApiKey) -> Self {
-        Self { key: Arc::new(key), environment: None }
+        Self { key: Arc::new(key), secret: SecretUsed::Current, environment: None }
     }
 
     /// The organisation that the caller belongs to.
@@ -192,6 +190,12 @@ impl VerifiedKey {
         if self.has_scope(scope) { Ok(()) } else { Err(MissingScope::named(scope.parse().ok())) }
     }
 
+    /// Which of the key's secrets the request was made with: after a rotation with an
+    /// overlap, clients may still have the previous one.
+    pub fn secret_used(&self) -> SecretUsed {
+        self.secret
+    }
+
     /// The whole record as the store returned it for this verification. Its last-used time
     /// may be out of date.
     pub fn record(&self) -> &ApiKey {
@@ -216,6 +220,8 @@ pub enum VerifyError {
         denial: Denial,
         /// The key.
         key: Arc<ApiKey>,
+        /// Which of its secrets was presented.
+        secret: SecretUsed,
     },
     /// The store failed or took too long, so the result is unknown.
     #[error("the key could not be checked")]

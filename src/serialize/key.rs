@@ -12,11 +12,11 @@ use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::attributes::Attributes;
-use crate::record::{ApiKey, Revision, Status};
+use crate::record::{ApiKey, PreviousSecret, Revision, Status};
 use crate::runtime::clock::Timestamp;
 use crate::serialize::read::{Fields, any_text, entries, fields, text};
 
-/// A key's record together with the digest of its secret, to be written and read by serde,
+/// A key's record together with the digests of its secrets, to be written and read by serde,
 /// for a backup or a store of your own.
 ///
 /// Wraps an [`ApiKey`], an `Arc` of one or a reference to one. An [`ApiKey`] itself is
@@ -59,6 +59,7 @@ fn serialize_key<S: Serializer>(
     // Each by its name, so that none is forgotten.
     let ApiKey {
         digest: _,
+        previous,
         expires_at,
         allowlist,
         status,
@@ -72,7 +73,7 @@ fn serialize_key<S: Serializer>(
         revision,
         attributes,
     } = key;
-    let mut fields = serializer.serialize_struct("ApiKey", 12 + usize::from(with.is_some()))?;
+    let mut fields = serializer.serialize_struct("ApiKey", 13 + usize::from(with.is_some()))?;
     fields.serialize_field("id", id)?;
     fields.serialize_field("org", org)?;
     fields.serialize_field("name", name)?;
@@ -85,8 +86,12 @@ fn serialize_key<S: Serializer>(
     fields.serialize_field("allowlist", allowlist)?;
     fields.serialize_field("revision", revision)?;
     fields.serialize_field("attributes", attributes)?;
-    if let Some(digest) = with {
-        fields.serialize_field("digest", &Hex(digest))?;
+    match with {
+        None => fields.serialize_field("previous_until", &previous.map(|secret| secret.until))?,
+        Some(digest) => {
+            fields.serialize_field("digest", &Hex(digest))?;
+            fields.serialize_field("previous", &previous.map(Previous))?;
+        }
     }
     fields.end()
 }
@@ -126,6 +131,46 @@ struct ApiKeyFields {
     attributes: Attributes,
     #[serde(deserialize_with = "digest")]
     digest: KeyDigest,
+    // Missing in what a version without overlaps has written.
+    #[serde(default, deserialize_with = "previous")]
+    previous: Option<PreviousSecret>,
+}
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Previous(#[serde(with = "PreviousFields")] PreviousSecret);
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "PreviousSecret")]
+struct PreviousFields {
+    #[serde(serialize_with = "hex", deserialize_with = "digest")]
+    digest: KeyDigest,
+    until: Timestamp,
+}
+
+impl Fields for Previous {
+    const EXPECTED: &'static str = "the digest and the end of a previous secret";
+
+    fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
+        PreviousFields::deserialize(fields).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Previous {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        fields(deserializer)
+    }
+}
+
+fn previous<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<PreviousSecret>, D::Error> {
+    let previous = Option::<Previous>::deserialize(deserializer)?;
+    Ok(previous.map(|Previous(secret)| secret))
+}
+
+fn hex<S: Serializer>(digest: &KeyDigest, serializer: S) -> Result<S::Ok, S::Error> {
+    Hex(digest).serialize(serializer)
 }
 
 /// An earlier version may have accepted a name that is refused now.

@@ -13,7 +13,7 @@ use crate::audit::record::{
 };
 use crate::key::id::KeyId;
 use crate::org::{Actor, OrgId};
-use crate::record::{KeyUse, Limits};
+use crate::record::{KeyUse, Limits, SecretUsed};
 use crate::runtime::clock::Timestamp;
 use crate::serialize::read::{AnyText, Fields, any_text, fields, number};
 
@@ -120,6 +120,13 @@ struct RequestEventFields {
     outcome: Outcome,
     #[serde(deserialize_with = "number")]
     count: u32,
+    #[serde(default = "current")]
+    secret: SecretUsed,
+}
+
+/// What a record of a version without overlaps means.
+fn current() -> SecretUsed {
+    SecretUsed::Current
 }
 
 fn shown<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {

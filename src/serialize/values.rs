@@ -15,7 +15,7 @@ use crate::key::name::KeyName;
 use crate::network::Network;
 use crate::org::OrgId;
 use crate::record::attributes::{Attributes, AttributesError, Metadata, StoredAttributes};
-use crate::record::{OrgLimit, Revision, Status};
+use crate::record::{OrgLimit, Revision, SecretUsed, Status};
 use crate::runtime::clock::Timestamp;
 use crate::serialize::read::{AnyText, Fields, entries, fields, known, number, text};
 
@@ -44,6 +44,7 @@ texts! {
     KeyName: "the name of a key", str::parse;
     Network: "an IP address or CIDR range", str::parse;
     OrgId: "an organisation id", str::parse;
+    SecretUsed: "current or previous", str::parse;
     Status: "active or revoked", str::parse;
     Timestamp: "an RFC 3339 time", str::parse;
     // A later version may have written a name that this one does not know.

@@ -22,15 +22,18 @@ use crate::runtime::spawn::BoxFuture;
 /// checked by the `conformance` suite (feature `conformance`):
 ///
 /// 1. **Ids and digests are unique.** A second record with either is
-///    [`StoreError::Conflict`], in `insert` and in `replace`, across organisations.
+///    [`StoreError::Conflict`], in `insert` and in `replace`, across organisations. A key
+///    may have two digests, of its current and its [previous](ApiKey::previous) secret; no
+///    other key may have one of them as either.
 /// 2. **`insert` counts and inserts in one atomic step.** With 64 writers at 19 of 20 keys,
 ///    one succeeds. Counting before inserting is not enough, and on a database with
 ///    snapshots neither is `INSERT … SELECT … WHERE count < 20`: first lock a row of the
 ///    organisation.
 /// 3. **`replace` compares and writes in one atomic step**, and so does `delete` if it is
 ///    given a revision. They act only if the stored revision is `expected`, so that an edit
-///    never undoes a revocation. The old digest is gone when `replace` returns.
-///    `created_at`, `org` and `last_used_at` keep their stored values.
+///    never undoes a revocation. When `replace` returns, a digest that the new record does
+///    not have is gone; one that both records have is found throughout. `created_at`, `org`
+///    and `last_used_at` keep their stored values.
 /// 4. **Organisations are isolated.** `get`, `list`, `replace` and `delete` treat a key of
 ///    another organisation as one that does not exist.
 /// 5. **`record_uses` moves last-used times forward only**, changes nothing else (not the
@@ -43,8 +46,8 @@ use crate::runtime::spawn::BoxFuture;
 ///    they are joined, a list of one damaged entry may be read as an empty list, which
 ///    allows every address.
 /// 7. **A finished call is visible to every call that begins after it**, and is as durable
-///    as the store promises. After a rotation the old digest is free again, and after a
-///    deletion the id and digest. Last-used times are visible in `get` and `list`;
+///    as the store promises. A digest that a key no longer has is free again, and after a
+///    deletion the id and the digests. Last-used times are visible in `get` and `list`;
 ///    `find_by_digest` may return an earlier one, since no decision depends on it. This
 ///    lets a store leave the data that every request reads unchanged.
 /// 8. **A call that is dropped happens whole or not at all**, and the store keeps working:
@@ -69,6 +72,7 @@ use crate::runtime::spawn::BoxFuture;
 /// | `org` | its `as_str` | [`OrgId::new`] |
 /// | `name` | its `as_str` | [`KeyName::restore`](crate::KeyName::restore): an earlier version may have accepted a name that [`KeyName::new`](crate::KeyName::new) now refuses |
 /// | `digest` | [`KeyDigest::as_bytes`] | [`KeyDigest::from_slice`] |
+/// | `previous` | a digest and a time, or neither | as those |
 /// | `status` | [`Status::as_str`](crate::Status::as_str) | [`str::parse`] |
 /// | `allowlist` | [`Allowlist::entries`](crate::Allowlist::entries) | [`Allowlist::restore`](crate::Allowlist::restore) |
 /// | times | [`Timestamp::unix_micros`](crate::Timestamp::unix_micros) | [`Timestamp::from_unix_micros`](crate::Timestamp::from_unix_micros) |
@@ -103,7 +107,7 @@ use crate::runtime::spawn::BoxFuture;
 /// impl KeyStore for MyStore {
 ///     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
 ///         let mut keys = self.keys(); // held to the end: one atomic step
-///         if keys.values().any(|k| k.id == key.id || k.digest == key.digest) {
+///         if keys.values().any(|k| k.id == key.id || k.shares_digest(key)) {
 ///             return Err(StoreError::Conflict);
 ///         }
 ///         if !limit.admits_one_more(keys.values().filter(|k| k.org == key.org).count()) {
@@ -114,7 +118,9 @@ use crate::runtime::spawn::BoxFuture;
 ///     }
 ///
 ///     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-///         Ok(self.keys().values().find(|k| k.digest == *digest).cloned().map(Arc::new))
+///         let keys = self.keys();
+///         let found = keys.values().find(|k| k.digests().any(|own| own == *digest));
+///         Ok(found.cloned().map(Arc::new))
 ///     }
 ///
 ///     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
@@ -129,7 +135,7 @@ use crate::runtime::spawn::BoxFuture;
 ///
 ///     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
 ///         let mut keys = self.keys();
-///         if keys.values().any(|k| k.id != key.id && k.digest == key.digest) {
+///         if keys.values().any(|k| k.id != key.id && k.shares_digest(key)) {
 ///             return Err(StoreError::Conflict);
 ///         }
 ///         let stored = keys.get_mut(&key.id).filter(|k| k.org == key.org).ok_or(StoreError::NotFound)?;
@@ -180,12 +186,13 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`LimitReached`](StoreError::LimitReached) if `limit` admits no further key, and
-    /// [`Conflict`](StoreError::Conflict) if the id or the digest is taken. Nothing is
+    /// [`Conflict`](StoreError::Conflict) if the id or a digest is taken. Nothing is
     /// inserted then.
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError>;
 
-    /// The key with this digest, of any organisation: the only call that every request
-    /// makes. Its last-used time may be out of date.
+    /// The key with this digest, current or previous, of any organisation: the only call
+    /// that every request makes. Also after the previous secret's end, which the manager
+    /// checks. The key's last-used time may be out of date.
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError>;
 
     /// The organisation's key with this id.
@@ -194,14 +201,14 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// All keys of the organisation, by `(created_at, id)`, oldest first.
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError>;
 
-    /// Writes name, key prefix, digest, status, allowlist, expiry, rotation time and
-    /// revision, if the stored revision is `expected`, so that an edit never undoes a
+    /// Writes name, key prefix, digests, status, allowlist, times of expiry, rotation and
+    /// the previous secret's end, attributes and revision, if the stored revision is `expected`, so that an edit never undoes a
     /// revocation.
     ///
     /// # Errors
     ///
     /// [`NotFound`](StoreError::NotFound) if the organisation has no such key, and
-    /// [`Conflict`](StoreError::Conflict) if the revision is different or the new digest is
+    /// [`Conflict`](StoreError::Conflict) if the revision is different or a new digest is
     /// taken. Nothing is written then.
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError>;
 

@@ -28,7 +28,7 @@ const fn column(name: &'static str, sql_type: &'static str, role: Role) -> Colum
 }
 
 /// The table of keys. A row is read and inserted in this order.
-pub(super) const KEYS: [Column; 13] = [
+pub(super) const KEYS: [Column; 15] = [
     column("id", "uuid", Role::Fixed),
     column("org", "text", Role::Fixed),
     column("name", "text", Role::Edited),
@@ -42,11 +42,15 @@ pub(super) const KEYS: [Column; 13] = [
     column("last_used_at", "bigint", Role::Used),
     column("revision", "bigint", Role::Edited),
     column("attributes", "text", Role::Edited),
+    column("previous_digest", "bytea", Role::Edited),
+    column("previous_until", "bigint", Role::Edited),
 ];
 
 /// The table of requests in the audit log. A row is read and inserted in this order.
-pub(super) const REQUESTS: [&str; 11] =
-    ["key", "at", "id", "org", "method", "endpoint", "ip", "country", "status", "outcome", "count"];
+pub(super) const REQUESTS: [&str; 12] = [
+    "key", "at", "id", "org", "method", "endpoint", "ip", "country", "status", "outcome", "count",
+    "secret",
+];
 
 /// The table of changes in the audit log. A row is read and inserted in this order.
 pub(super) const CHANGES: [&str; 7] = ["key", "at", "id", "org", "actor", "action", "phase"];

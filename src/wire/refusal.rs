@@ -119,7 +119,7 @@ impl Refusal {
 impl Refusal {
     pub(crate) fn of(error: AdmitError, needed: &[Scope]) -> Self {
         match error {
-            AdmitError::Refused(VerifyError::Denied { denial, key }) => match denial {
+            AdmitError::Refused(VerifyError::Denied { denial, key, .. }) => match denial {
                 Denial::Revoked | Denial::Expired => Self::InvalidToken,
                 Denial::IpNotAllowed | Denial::AllowlistUnreadable => Self::NotAllowed,
                 Denial::InsufficientScope => {

@@ -41,6 +41,7 @@ async fn create_answers_with_the_key_and_its_secret() {
         "ip_allowlist": ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"],
         "revision": 1,
         "created_by": "ada",
+        "previous_secret_until": null,
     });
     assert_eq!(issued["key"], key);
     assert!(api.keys.verify(secret, Some("10.1.2.3".parse().unwrap())).await.is_ok());

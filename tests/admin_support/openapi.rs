@@ -155,6 +155,7 @@ fn good(method: &Method, template: &str, id: &str) -> Request<Body> {
         ("POST", "/keys") => with_json(request, json!({"name": "new", "expiration": "never"})),
         ("POST", _) => with_json(request, json!({"confirm_name": "k"})),
         ("PATCH", _) => with_json(request, json!({"name": "new"})),
+        ("DELETE", "/keys/{id}/previous-secret") => request,
         ("DELETE", _) => at(request, "?confirm_name=k"),
         _ => request,
     }

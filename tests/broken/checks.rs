@@ -35,6 +35,9 @@ impl BrokenStore {
             key.expires_at = key.expires_at.map(change);
             key.rotated_at = key.rotated_at.map(change);
             key.last_used_at = key.last_used_at.map(change);
+            if let Some(previous) = &mut key.previous {
+                previous.until = change(previous.until);
+            }
         };
         let epoch = Timestamp::from_unix_micros(0);
         match self.fault {
@@ -92,11 +95,21 @@ impl BrokenStore {
     }
 
     pub(super) fn check_digest(&self, state: &State, key: &ApiKey) -> Result<(), StoreError> {
-        let owner = state.by_digest.get(&key.digest).and_then(|id| state.keys.get(id));
         let per_org = self.is(Fault::DigestUniquePerOrg);
-        let other = owner.filter(|owner| owner.id != key.id && (!per_org || owner.org == key.org));
+        let separate = self.is(Fault::PreviousDigestsAreSeparate);
+        let previous = |key: &ApiKey| key.previous.map(|previous| previous.digest);
+        let is_taken = |digest| {
+            let owner = state.by_digest.get(&digest).and_then(|id| state.keys.get(id));
+            owner.is_some_and(|owner| {
+                let same_column = (owner.digest == digest && key.digest == digest)
+                    || (previous(owner) == Some(digest) && previous(key) == Some(digest));
+                owner.id != key.id
+                    && (!per_org || owner.org == key.org)
+                    && (!separate || same_column)
+            })
+        };
         let old = self.is(Fault::OldDigestStaysTaken) && state.taken_digests.contains(&key.digest);
-        if other.is_some() || old { Err(StoreError::Conflict) } else { Ok(()) }
+        if key.digests().any(is_taken) || old { Err(StoreError::Conflict) } else { Ok(()) }
     }
 
     pub(super) fn check_room(

@@ -13,6 +13,8 @@ pub(crate) enum Fault {
     NamesAreUnique,
     ReplaceTakesTakenDigest,
     OldDigestStaysTaken,
+    /// Has a unique index on each column, and none on both.
+    PreviousDigestsAreSeparate,
     DeletedIdStaysTaken,
     // The limit
     LimitOffByOne,
@@ -33,6 +35,8 @@ pub(crate) enum Fault {
     IdsInPart,
     FindSkipsRevoked,
     FindIsCached,
+    PreviousDigestIsNotFound,
+    PreviousDigestEndsInTheStore,
     ListNewestFirst,
     ListTiesAreSigned,
     ListByLastChange,
@@ -58,6 +62,9 @@ pub(crate) enum Fault {
     ReplaceIgnoresRevision,
     ReplaceInserts,
     OldDigestLives,
+    PreviousDigestLives,
+    /// Removes the row and adds it again.
+    RotationHasAGap,
     ReplaceTouchesAll,
     DeleteLeavesDigest,
     DeleteOfUnknownIsFine,
@@ -131,6 +138,7 @@ pub(crate) enum Field {
     CreatedAt,
     ExpiresAt,
     RotatedAt,
+    Previous,
     LastUsedAt,
     Revision,
     Attributes,
@@ -176,6 +184,7 @@ pub(crate) enum LogFault {
     NoStatusIsZero,
     AbortedIsAllowed,
     CountIsOne,
+    SecretIsCurrent,
     AbandonedIsBegun,
     ActorsAreTrimmed,
     Milliseconds,

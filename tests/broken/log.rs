@@ -11,7 +11,7 @@ use keygate::audit::{
     AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangePhase,
     Outcome, Position,
 };
-use keygate::{AuditError, AuditLog, AuditSink, Timestamp};
+use keygate::{AuditError, AuditLog, AuditSink, SecretUsed, Timestamp};
 
 use super::fault::LogFault;
 use super::gap;
@@ -82,6 +82,9 @@ impl BrokenLog {
                 request.outcome = Outcome::Allowed;
             }
             (AuditEvent::Request(request), LogFault::CountIsOne) => request.count = 1,
+            (AuditEvent::Request(request), LogFault::SecretIsCurrent) => {
+                request.secret = SecretUsed::Current;
+            }
             (AuditEvent::Change(change), LogFault::AbandonedIsBegun) => {
                 change.phase = ChangePhase::Begun;
             }

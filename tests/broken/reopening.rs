@@ -59,6 +59,7 @@ fn forget(key: &mut ApiKey, field: Field) {
         Field::CreatedAt => key.created_at = blank.created_at,
         Field::ExpiresAt => key.expires_at = None,
         Field::RotatedAt => key.rotated_at = None,
+        Field::Previous => key.previous = None,
         Field::LastUsedAt => key.last_used_at = None,
         Field::Revision => key.revision = blank.revision,
         Field::Attributes => key.attributes = blank.attributes,

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::{
@@ -65,8 +65,10 @@ impl State {
 
     pub(super) fn put(&mut self, key: ApiKey) {
         self.first_versions.entry(key.id).or_insert_with(|| key.clone());
-        self.by_digest.insert(key.digest, key.id);
-        self.cache.remove(&key.digest);
+        for digest in key.digests() {
+            self.by_digest.insert(digest, key.id);
+            self.cache.remove(&digest);
+        }
         self.writes.push(key.id);
         self.keys.insert(key.id, key);
     }
@@ -74,8 +76,10 @@ impl State {
     fn remove(&mut self, id: &KeyId) -> Option<ApiKey> {
         let key = self.keys.remove(id)?;
         self.first_versions.remove(id);
-        self.by_digest.remove(&key.digest);
-        self.cache.remove(&key.digest);
+        for digest in key.digests() {
+            self.by_digest.remove(&digest);
+            self.cache.remove(&digest);
+        }
         Some(key)
     }
 }
@@ -149,8 +153,19 @@ impl KeyStore for BrokenStore {
             let matches =
                 |key: &&ApiKey| key.digest.as_bytes()[..bytes] == digest.as_bytes()[..bytes];
             let indexed = state.by_digest.get(digest).and_then(|id| state.keys.get(id));
-            let indexed =
-                indexed.filter(|key| key.digest == *digest || self.is(Fault::OldDigestLives));
+            let indexed = indexed.filter(|key| {
+                let previous = key.previous.filter(|previous| match self.fault {
+                    Fault::PreviousDigestIsNotFound => false,
+                    Fault::PreviousDigestEndsInTheStore => {
+                        previous.until > SystemTime::now().into()
+                    }
+                    _ => true,
+                });
+                key.digest == *digest
+                    || previous.is_some_and(|previous| previous.digest == *digest)
+                    || self.is(Fault::OldDigestLives)
+                    || self.is(Fault::PreviousDigestLives)
+            });
             let found = indexed.or_else(|| state.keys.values().find(matches));
             let ghosts = Some(&state.ghosts).filter(|_| self.is(Fault::DeleteLeavesDigest));
             found.or(ghosts.and_then(|ghosts| ghosts.get(digest))).cloned().map(Arc::new)
@@ -212,6 +227,11 @@ impl KeyStore for BrokenStore {
                 gap().await;
                 old.into_iter().for_each(|old| self.lock().put(old));
             }
+            Fault::RotationHasAGap if self.check_replace(&self.lock(), key, expected).is_ok() => {
+                let old = self.lock().remove(&key.id);
+                gap().await;
+                old.into_iter().for_each(|old| self.lock().put(old));
+            }
             Fault::BusyForEverWhenDropped => self.pass_through_busy().await?,
             Fault::OneWriterOrConflict => {
                 let writes = self.lock().writes.len();
@@ -249,14 +269,21 @@ impl KeyStore for BrokenStore {
             }
             _ => {}
         }
-        if old.digest != new.digest {
-            state.taken_digests.insert(old.digest);
-            if !self.is(Fault::OldDigestLives) {
-                state.by_digest.remove(&old.digest);
+        for digest in old.digests().filter(|digest| new.digests().all(|kept| kept != *digest)) {
+            state.taken_digests.insert(digest);
+            let lives = match self.fault {
+                Fault::OldDigestLives => true,
+                Fault::PreviousDigestLives => digest != old.digest,
+                _ => false,
+            };
+            if !lives {
+                state.by_digest.remove(&digest);
             }
         }
         if !self.is(Fault::FindIsCached) {
-            state.cache.remove(&old.digest);
+            for digest in old.digests() {
+                state.cache.remove(&digest);
+            }
             state.put(new);
         } else {
             let cached = state.cache.get(&key.digest).cloned();

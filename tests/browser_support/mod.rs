@@ -61,8 +61,16 @@ static PLACES: Semaphore = Semaphore::const_new(2);
 
 /// Runs a test on the settings page of a new example server.
 pub(crate) async fn visit(test: impl AsyncFnOnce(&Browser, &Server)) {
+    visit_with(&[], test).await;
+}
+
+/// The same with these environment variables of the server.
+pub(crate) async fn visit_with(
+    variables: &[(&str, &str)],
+    test: impl AsyncFnOnce(&Browser, &Server),
+) {
     let _place = PLACES.acquire().await.unwrap();
-    let server = Server::start();
+    let server = Server::start(variables);
     let browser = Browser::open().await;
     browser.goto(&server.page()).await;
     test(&browser, &server).await;

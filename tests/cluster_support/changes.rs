@@ -182,7 +182,7 @@ impl Worker {
         for secret in &self.secrets {
             let id = match manager.verify(secret, None).await {
                 Ok(key) => key.id(),
-                Err(VerifyError::Denied { denial: Denial::Revoked, key }) => key.id,
+                Err(VerifyError::Denied { denial: Denial::Revoked, key, .. }) => key.id,
                 Err(VerifyError::Unknown) => continue,
                 Err(other) => panic!("{other:?}"),
             };

@@ -78,7 +78,7 @@ async fn requests(
                 home: true,
                 seen: version(admission.key().record()),
             }),
-            Err(AdmitError::Refused(VerifyError::Denied { denial, key })) => {
+            Err(AdmitError::Refused(VerifyError::Denied { denial, key, .. })) => {
                 Some(Deed::Denied { secret: 1, home: true, seen: version(key), denial: *denial })
             }
             Err(AdmitError::Refused(VerifyError::Unavailable(_)) | AdmitError::NotRecorded(_)) => {

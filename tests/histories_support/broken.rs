@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     LateFill,
     /// The old secret lives on for a moment.
     OldSecretLingers,
+    /// The secret before the old one lives on for a moment, when an overlap ends.
+    PreviousSecretLingers,
     /// While a key is edited, it is not there.
     AwayDuringEdits,
     /// Of two edits at once, the later one undoes the other.
@@ -126,6 +128,12 @@ impl KeyStore for Spoilt {
         match (self.fault, stored) {
             (Fault::OldSecretLingers, Some(old)) if done.is_ok() && old.digest != key.digest => {
                 self.keep(old);
+            }
+            (Fault::PreviousSecretLingers, Some(old)) if done.is_ok() => {
+                let ended = old.previous.filter(|_| key.previous != old.previous);
+                if let Some(ended) = ended {
+                    self.kept.lock().unwrap().insert(ended.digest, (old, Instant::now()));
+                }
             }
             (Fault::LateFill, _) => drop(self.kept.lock().unwrap().remove(&digest)),
             _ => {}

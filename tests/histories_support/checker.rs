@@ -163,7 +163,14 @@ impl Checker {
             bounds: Bounds::new(end + 1),
         };
         // Place 0 is before the key was made.
-        let nothing = State { secret: 0, revoked: false, home_only: false, reads: false, name: 0 };
+        let nothing = State {
+            secret: 0,
+            previous: None,
+            revoked: false,
+            home_only: false,
+            reads: false,
+            name: 0,
+        };
         changes.states.push(nothing);
         for (place, claims) in claims.iter().enumerate().skip(1) {
             self.version(place, claims, &mut changes)?;
@@ -192,7 +199,8 @@ impl Checker {
             Deed::Rotated(_) => {
                 place > 1
                     && state.secret != before.secret
-                    && State { secret: state.secret, ..before } == state
+                    && State { secret: state.secret, previous: state.previous, ..before } == state
+                    && state.previous.is_none_or(|(old, _)| old == before.secret && !before.revoked)
             }
             Deed::Updated(patch, _) => place > 1 && state != before && patch.apply(before) == state,
             _ => false,
@@ -226,10 +234,13 @@ impl Checker {
         }
         if state.secret != before.secret || place == 1 {
             changes.rotations.push(place);
-            if let Some(ended) = changes.lives.get_mut(&before.secret) {
+            changes.lives.insert(state.secret, (place, None));
+        }
+        for secret in before.secrets().filter(|secret| state.secrets().all(|kept| kept != *secret))
+        {
+            if let Some(ended) = changes.lives.get_mut(&secret) {
                 ended.1 = Some(place);
             }
-            changes.lives.insert(state.secret, (place, None));
         }
         changes.states.push(state);
         Some(())
@@ -280,8 +291,14 @@ impl Checker {
             return self.violation(Kind::Unmade, format!("{event:?}: nobody made that version"));
         }
         // The state is that of one instant, the time that of the same or a later one.
-        let not_yet = self.expires.is_none_or(|at| event.span.call / 1_000 < at);
-        let by_now = self.expires.is_some_and(|at| event.span.back / 1_000 >= at);
+        let end = match state.previous {
+            Some((old, until)) if old == secret => {
+                Some(self.expires.map_or(until, |at| at.min(until)))
+            }
+            _ => self.expires,
+        };
+        let not_yet = end.is_none_or(|at| event.span.call / 1_000 < at);
+        let by_now = end.is_some_and(|at| event.span.back / 1_000 >= at);
         let allowed = home || !state.home_only;
         let fits = match denial {
             None => !state.revoked && not_yet && allowed && state.reads,
@@ -291,9 +308,8 @@ impl Checker {
             Some(Denial::InsufficientScope) => !state.revoked && not_yet && allowed && !state.reads,
             Some(_) => false,
         };
-        if !fits || state.secret != secret {
-            return self
-                .violation(Kind::Misjudged, format!("{event:?}, expiry {:?}", self.expires));
+        if !fits || state.secrets().all(|own| own != secret) {
+            return self.violation(Kind::Misjudged, format!("{event:?}, end {end:?}"));
         }
         if changes.bounds.from[place] > event.span.back {
             let text = format!("{event:?}: {}", changes.around(place));

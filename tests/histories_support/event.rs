@@ -15,12 +15,21 @@ pub(crate) struct Span {
 pub(crate) struct State {
     /// Tells the key's secrets apart.
     pub(crate) secret: u64,
+    /// The secret before it, and the first microsecond at which that no longer works.
+    pub(crate) previous: Option<(u64, u64)>,
     pub(crate) revoked: bool,
     /// Whether it may be used from home only.
     pub(crate) home_only: bool,
     /// Whether it has the scope that every request needs.
     pub(crate) reads: bool,
     pub(crate) name: u32,
+}
+
+impl State {
+    /// The secrets that lead to the key.
+    pub(crate) fn secrets(self) -> impl Iterator<Item = u64> {
+        [Some(self.secret), self.previous.map(|(old, _)| old)].into_iter().flatten()
+    }
 }
 
 /// A state with the number that the store gave it.
@@ -37,13 +46,17 @@ pub(crate) struct Patch {
     pub(crate) home_only: Option<bool>,
     pub(crate) reads: Option<bool>,
     pub(crate) name: Option<u32>,
+    /// Ends the previous secret.
+    pub(crate) end: bool,
 }
 
 impl Patch {
     pub(crate) fn apply(self, state: State) -> State {
+        let revoked = self.revoked.unwrap_or(state.revoked);
         State {
             secret: state.secret,
-            revoked: self.revoked.unwrap_or(state.revoked),
+            previous: state.previous.filter(|_| !revoked && !self.end),
+            revoked,
             home_only: self.home_only.unwrap_or(state.home_only),
             reads: self.reads.unwrap_or(state.reads),
             name: self.name.unwrap_or(state.name),

@@ -5,9 +5,13 @@ use keygate::Denial;
 use super::checker::{Demand, Kind, check};
 use super::event::{Attempt, Deed, Event, Patch, Span, State, Version};
 
-const NEW: State = State { secret: 1, revoked: false, home_only: false, reads: true, name: 0 };
-const REVOKE: Patch = Patch { revoked: Some(true), home_only: None, reads: None, name: None };
-const ENABLE: Patch = Patch { revoked: Some(false), home_only: None, reads: None, name: None };
+const NEW: State =
+    State { secret: 1, previous: None, revoked: false, home_only: false, reads: true, name: 0 };
+const REVOKE: Patch =
+    Patch { revoked: Some(true), home_only: None, reads: None, name: None, end: false };
+const ENABLE: Patch =
+    Patch { revoked: Some(false), home_only: None, reads: None, name: None, end: false };
+const END: Patch = Patch { revoked: None, home_only: None, reads: None, name: None, end: true };
 
 fn at(call: u64, back: u64, deed: Deed) -> Event {
     Event { span: Span { call, back }, deed }
@@ -97,6 +101,39 @@ fn an_old_secret_is_dead_once_the_rotation_has_returned_and_not_before_it_began(
     // Nobody can know a secret that was not returned yet; but it would be no lie.
     assert_legal(&history(unknown(29, 32, 2)));
     assert_illegal(&history(unknown(31, 32, 7)), Kind::NoCause);
+}
+
+#[test]
+fn case_59_an_old_secret_works_until_its_end_or_the_change_that_ends_it() {
+    let overlap = State { secret: 2, previous: Some((1, 5)), ..NEW };
+    let two = version(2, overlap);
+    let rotation = at(20, 30, Deed::Rotated(two));
+    let old = |call, back, seen| at(call, back, Deed::Accepted { secret: 1, home: true, seen });
+    let late = |seen| {
+        at(6_000, 6_001, Deed::Denied { secret: 1, home: true, seen, denial: Denial::Expired })
+    };
+    assert_legal(&[created(), rotation, old(31, 32, two), accepted(31, 32, two), late(two)]);
+    assert_illegal(&[created(), rotation, unknown(31, 32, 1)], Kind::NoCause);
+    assert_illegal(&[created(), rotation, old(5_000, 5_001, two)], Kind::Misjudged);
+    assert_illegal(&[created(), rotation, accepted(31, 32, version(1, NEW))], Kind::TooLate);
+    let three = |state| version(3, State { previous: None, ..state });
+    for ended in [
+        at(40, 50, Deed::Rotated(version(3, State { secret: 3, previous: Some((2, 9)), ..NEW }))),
+        at(40, 50, Deed::Updated(REVOKE, three(revoked(overlap)))),
+        at(40, 50, Deed::Updated(END, three(overlap))),
+    ] {
+        assert_legal(&[created(), rotation, old(45, 46, two), ended, unknown(51, 52, 1)]);
+        assert_illegal(&[created(), rotation, ended, old(51, 52, two)], Kind::TooLate);
+        assert_illegal(&[created(), rotation, ended, unknown(31, 32, 1)], Kind::NoCause);
+    }
+    // Nobody may keep a secret through a revocation, or bring another one back.
+    let kept = at(40, 50, Deed::Updated(REVOKE, version(3, revoked(overlap))));
+    assert_illegal(&[created(), rotation, kept], Kind::Unmade);
+    let foreign = State { secret: 3, previous: Some((1, 9)), ..NEW };
+    assert_illegal(
+        &[created(), rotation, at(40, 50, Deed::Rotated(version(3, foreign)))],
+        Kind::Unmade,
+    );
 }
 
 #[test]

@@ -10,8 +10,8 @@ use getrandom::SysRng;
 use keygate::runtime::Clock;
 use keygate::{
     Actor, Allowlist, ApiKey, Denial, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
-    KeyStore, Limits, ManageError, NewKey, OrgId, ScopeCatalog, Scopes, Status, 
-    Timestamp, VerifyError,
+    KeyStore, Limits, ManageError, NewKey, OrgId, ScopeCatalog, Scopes, Status, Timestamp,
+    VerifyError,
 };
 use tokio::runtime::Handle;
 
@@ -119,7 +119,8 @@ pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> Histor
         let limits = Limits::default().max_keys(1_000_000);
         let builder = KeyManager::builder(Arc::clone(&store)).clock(clock).limits(limits);
         let scopes = ScopeCatalog::new([(READ, ""), (WRITE, "")]).unwrap();
-        builder.store_deadline(PATIENT).scopes(scopes).build().unwrap()
+        let builder = builder.store_deadline(PATIENT).scopes(scopes);
+        builder.max_overlap(plan.lifetime).build().unwrap()
     };
     let bench = Bench {
         managers: (0..=plan.threads).map(manager).collect(),
@@ -229,6 +230,10 @@ fn version(key: &ApiKey) -> Version {
         revision: key.revision.get(),
         state: State {
             secret: mark(&key.digest),
+            previous: key.previous.map(|previous| {
+                let until = previous.until.unix_micros() - BEGINNING;
+                (mark(&previous.digest), u64::try_from(until).unwrap())
+            }),
             revoked: key.status == Status::Revoked,
             home_only: !key.allowlist.is_empty(),
             reads: key.attributes.scopes.has(READ),
@@ -322,7 +327,7 @@ impl<'a> Worker<'a> {
                     }
                 }
             }
-            Err(VerifyError::Denied { denial, key }) => {
+            Err(VerifyError::Denied { denial, key, .. }) => {
                 Deed::Denied { secret: mark, home, seen: version(&key), denial }
             }
             Err(VerifyError::Unknown) => Deed::Unknown { secret: mark },
@@ -396,8 +401,10 @@ impl<'a> Worker<'a> {
     }
 
     async fn rotate(&mut self, number: usize, key: u32, id: KeyId) {
+        // Half of the old secrets work for a while.
+        let overlap = self.bench.plan.lifetime * u32::try_from(self.roll(2)).unwrap();
         let call = self.bench.clock.nanos();
-        let issued = self.manager.rotate(&actor(number), &id).await;
+        let issued = self.manager.rotate_with_overlap(&actor(number), &id, overlap, None).await;
         let span = Span { call, back: self.bench.clock.nanos() };
         let deed = match &issued {
             Ok(issued) => Deed::Rotated(version(&issued.key)),
@@ -439,7 +446,8 @@ impl<'a> Worker<'a> {
     async fn update(&mut self, number: usize, key: u32, id: KeyId) {
         let name = (self.roll(3) == 0).then(|| u32::try_from(self.roll(1 << 31)).unwrap());
         let mut patch = Patch { name, ..Patch::default() };
-        match self.roll(10) {
+        match self.roll(11) {
+            10 => patch.end = true,
             0..3 => patch.revoked = Some(true),
             3..7 => patch.revoked = Some(false),
             7 => patch.home_only = Some(true),
@@ -454,6 +462,7 @@ impl<'a> Worker<'a> {
         asked.status = patch.revoked.map(|is| if is { Status::Revoked } else { Status::Active });
         asked.allowlist =
             patch.home_only.map(|is| if is { home_only() } else { Allowlist::default() });
+        asked.end_previous_secret = patch.end;
         let call = self.bench.clock.nanos();
         let updated = self.manager.update(&actor(number), &id, asked).await;
         let span = Span { call, back: self.bench.clock.nanos() };

@@ -170,7 +170,7 @@ async fn each_refusal_has_its_http_status() {
         (Denial::IpNotAllowed, 403),
         (Denial::AllowlistUnreadable, 403),
     ] {
-        let refused = VerifyError::Denied { denial, key: key.clone() };
+        let refused = VerifyError::Denied { denial, key: key.clone(), secret: SecretUsed::Current };
         assert_eq!((refused.http_status(), refused.is_unavailable()), (status, false));
         assert_eq!(AdmitError::from(refused).http_status(), status);
     }

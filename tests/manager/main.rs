@@ -15,6 +15,7 @@ mod faults;
 mod health;
 mod lifecycle;
 mod limits;
+mod overlap;
 mod races;
 mod runtimes;
 mod scopes;

@@ -4,6 +4,7 @@ use super::*;
 use crate::audit::record::{AuditEvent, AuditId, Outcome, RequestEvent};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::BoxFuture;
 use proptest::prelude::*;
@@ -69,6 +70,7 @@ fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
         status: None,
         outcome,
         count,
+        secret: SecretUsed::Current,
     };
     AuditRecord {
         id: AuditId::from_bytes(number.to_be_bytes()),
@@ -102,6 +104,7 @@ fn refusal() -> Refusal {
         method: "GET".into(),
         path: "/".into(),
         ip: None,
+        secret: SecretUsed::Current,
     }
 }
 

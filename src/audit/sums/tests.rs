@@ -19,6 +19,7 @@ fn refusal(key: u8, micros: i64) -> Refusal {
         method: "GET".into(),
         path: micros.to_string().into(),
         ip: None,
+        secret: SecretUsed::Current,
     }
 }
 

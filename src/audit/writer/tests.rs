@@ -8,6 +8,7 @@ use crate::audit::record::{
 };
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::BoxFuture;
 use futures_channel::oneshot;
@@ -83,6 +84,7 @@ fn refusal(at: Timestamp) -> Refusal {
         method: "GET".into(),
         path: "/".into(),
         ip: None,
+        secret: SecretUsed::Current,
     }
 }
 
@@ -99,6 +101,7 @@ fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
         status: None,
         outcome,
         count,
+        secret: SecretUsed::Current,
     };
     AuditRecord { event: AuditEvent::Request(event), ..record(number) }
 }

@@ -179,12 +179,17 @@ impl Entries {
     /// version is returned.
     pub(super) fn seen(&self, key: &ApiKey) {
         self.validity.seen(Self::place_of(&key.org, key.id));
-        self.validity.seen(NUMBERS.hash_one(key.digest));
+        for digest in key.digests() {
+            self.validity.seen(NUMBERS.hash_one(digest));
+        }
         let mut index = self.lock();
         self.void(&mut index, key.id, |kept| {
-            (kept.revision, &kept.digest, &kept.org) != (key.revision, &key.digest, &key.org)
+            let secrets = |key: &ApiKey| (key.digest, key.previous);
+            (kept.revision, secrets(kept), &kept.org) != (key.revision, secrets(key), &key.org)
         });
-        self.absent.remove(&key.digest);
+        for digest in key.digests() {
+            self.absent.remove(&digest);
+        }
     }
 
     /// The organisation has no such key in the store, or a version of it that the caller
@@ -282,7 +287,7 @@ mod tests {
     use super::*;
 
     use crate::key::name::KeyName;
-    use crate::record::Revision;
+    use crate::record::{PreviousSecret, Revision};
     use crate::runtime::clock::Timestamp;
     use proptest::prelude::*;
 
@@ -294,6 +299,10 @@ mod tests {
             name: KeyName::new("k").unwrap(),
             created_at: Timestamp::MIN,
             revision: Revision::new(revision),
+            previous: Some(PreviousSecret {
+                digest: KeyDigest::of([digest, 1]),
+                until: Timestamp::MAX,
+            }),
             ..ApiKey::sample(0)
         }
     }
@@ -302,7 +311,7 @@ mod tests {
         #[test]
         fn the_index_holds_what_is_kept_and_nothing_else(
             room in 0usize..40,
-            steps in proptest::collection::vec((0u8..5, 0u8..60, 0u8..60, 0u32..3), 0..200),
+            steps in proptest::collection::vec((0u8..7, 0u8..60, 0u8..60, 0u32..3), 0..200),
         ) {
             let entries = Entries::new(Duration::from_secs(5), room, room, false);
             for (step, id, digest, revision) in steps {
@@ -311,6 +320,10 @@ mod tests {
                     0 => entries.changed(key.id),
                     1 => entries.doubted(&key.org, key.id),
                     2 => entries.seen(&key),
+                    3 => {
+                        let digest = KeyDigest::of([digest, 1]);
+                        entries.keep(digest, entries.asking(), &Some(Arc::new(key)));
+                    }
                     _ => entries.keep(key.digest, entries.asking(), &Some(Arc::new(key))),
                 }
                 let mut index = entries.lock();

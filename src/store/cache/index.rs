@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 
-/// A key has one digest, or briefly two after a rotation.
+/// A key has one digest, or two during an overlap and briefly after a rotation.
 #[derive(Debug, Default)]
 pub(super) struct Index(HashMap<KeyId, SmallVec<[KeyDigest; 1]>>);
 

@@ -12,6 +12,7 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
     insert {
         a_new_key_is_there_at_once,
         a_taken_digest_is_a_conflict,
+        a_taken_previous_digest_is_a_conflict,
         a_taken_id_is_a_conflict,
         a_digest_of_another_organisation_is_a_conflict,
         an_id_of_another_organisation_is_a_conflict,
@@ -34,6 +35,7 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
     }
     find {
         an_unknown_key_is_not_found,
+        a_key_is_found_by_its_previous_digest,
         digests_are_compared_in_full,
         ids_are_compared_in_full,
         revoked_and_expired_keys_are_found,
@@ -55,6 +57,7 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         every_revision_is_kept,
         every_status_is_kept,
         attributes_are_kept_exactly,
+        previous_secrets_are_kept,
     }
     replace {
         every_changeable_field_is_written,
@@ -64,8 +67,10 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         an_unknown_key_is_not_found,
         a_deleted_key_is_not_found,
         the_old_digest_is_gone,
+        the_previous_digest_is_found_until_it_is_replaced,
         a_change_shows_in_find_at_once,
         a_taken_digest_is_a_conflict,
+        a_taken_previous_digest_is_a_conflict,
         the_old_digest_is_free,
         other_keys_stay,
     }
@@ -118,6 +123,8 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
         one_of_several_replaces_wins,
         one_of_two_keys_gets_a_digest,
         an_insert_or_a_replace_gets_a_digest,
+        a_digest_becomes_current_or_previous,
+        an_insert_or_an_overlap_gets_a_digest,
         a_rename_and_a_revocation_are_both_kept,
         no_edit_is_lost,
         a_replace_does_not_undo_a_deletion,
@@ -134,6 +141,7 @@ pub(super) const STORE: &[Property<dyn KeyStore>] = properties! { open: ""
     }
     read_races {
         an_old_digest_is_gone_at_once,
+        an_overlap_has_no_gap,
         a_finished_edit_is_seen_by_every_find,
         a_deleted_key_is_gone_at_once,
         a_key_is_found_while_its_use_is_recorded,

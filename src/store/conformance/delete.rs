@@ -69,7 +69,7 @@ pub(super) async fn a_deleted_key_loses_all_its_digests(
     org.has_exactly(&[&first]).await?;
     let second = org.change(&first, org.rotated(&first)).await?;
     org.has_exactly(&[&second]).await?;
-    let third = org.change(&second, org.rotated(&second)).await?;
+    let third = org.change(&second, org.overlapping(&second)).await?;
     org.has_exactly(&[&third]).await?;
     org.delete(&third).await?;
     for key in [&first, &second, &third] {

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Debug;
 
+use crate::key::digest::KeyDigest;
 use crate::record::ApiKey;
 use crate::store::conformance::violation::Violation;
 use crate::store::key_store::StoreError;
@@ -149,8 +150,11 @@ pub(super) fn differing<const N: usize>(
     Violation::new(format!("{call} to give {}", expected.join(", ")), found.join(", "))
 }
 
-fn fields(key: &ApiKey) -> [String; 13] {
-    let digest: String = key.digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+fn fields(key: &ApiKey) -> [String; 14] {
+    let hex = |digest: &KeyDigest| -> String {
+        digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let digest = hex(&key.digest);
     let readable = if key.allowlist.is_readable() { "readable" } else { "unreadable" };
     [
         format!("id {}", key.id),
@@ -163,6 +167,7 @@ fn fields(key: &ApiKey) -> [String; 13] {
         format!("created_at {}", key.created_at),
         format!("expires_at {:?}", key.expires_at),
         format!("rotated_at {:?}", key.rotated_at),
+        format!("previous {:?}", key.previous.map(|old| (hex(&old.digest), old.until))),
         format!("last_used_at {:?}", key.last_used_at),
         format!("revision {}", key.revision.get()),
         format!("attributes {}", key.attributes),

@@ -167,6 +167,13 @@ pub(super) async fn attributes_are_kept_exactly(store: Arc<dyn KeyStore>) -> Res
     come_back(&org, with_attributes(&org)?).await
 }
 
+/// Previous secrets are kept with the instant of their end, because they must work until
+/// then and no longer.
+pub(super) async fn previous_secrets_are_kept(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    come_back(&org, with_previous_secrets(&org)).await
+}
+
 /// New keys with all the values that the properties of this module try.
 pub(super) fn unusual_keys(org: &TestOrg) -> Result<Vec<ApiKey>, Violation> {
     let keys = [
@@ -182,6 +189,7 @@ pub(super) fn unusual_keys(org: &TestOrg) -> Result<Vec<ApiKey>, Violation> {
         with_revisions(org),
         with_statuses(org),
         with_attributes(org)?,
+        with_previous_secrets(org),
     ];
     Ok(keys.concat())
 }
@@ -266,6 +274,11 @@ fn with_attributes(org: &TestOrg) -> Result<Vec<ApiKey>, Violation> {
     ATTRIBUTES.iter().copied().chain([&*long]).map(key).collect()
 }
 
+fn with_previous_secrets(org: &TestOrg) -> Vec<ApiKey> {
+    let times = [Timestamp::MIN, instant(0), instant(999_999), Timestamp::MAX];
+    times.map(|until| ApiKey { previous: Some(org.previous(until)), ..org.key() }).to_vec()
+}
+
 fn with_times(org: &TestOrg, at: Timestamp) -> ApiKey {
     ApiKey {
         created_at: at,
@@ -293,6 +306,7 @@ async fn comes_back(org: &TestOrg, key: ApiKey) -> Result<(), Violation> {
         digest: plain.digest,
         created_at: plain.created_at,
         last_used_at: None,
+        previous: key.previous.map(|old| org.previous(old.until)),
         revision: key.revision.max(plain.revision.next()),
         ..key.clone()
     };
@@ -305,7 +319,9 @@ async fn comes_back(org: &TestOrg, key: ApiKey) -> Result<(), Violation> {
 
 async fn same_everywhere(org: &TestOrg, key: &ApiKey) -> Result<(), Violation> {
     expect::same_key("get", org.get(&key.id).await?.as_deref(), key)?;
-    expect::found_key("find_by_digest", org.find(&key.digest).await?.as_deref(), key)?;
+    for digest in key.digests() {
+        expect::found_key("find_by_digest", org.find(&digest).await?.as_deref(), key)?;
+    }
     let list = org.list().await?;
     let listed = list.iter().find(|listed| listed.id == key.id);
     expect::same_key("list", listed.map(AsRef::as_ref), key)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::record::{ApiKey, KeyUse};
+use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, renamed, revoked, used};
 use crate::store::conformance::fresh::instant;
@@ -20,6 +21,19 @@ pub(super) async fn an_unknown_key_is_not_found(store: Arc<dyn KeyStore>) -> Res
     let key = org.add(org.key()).await?;
     org.has_lost(&org.key()).await?;
     org.has_exactly(&[&key]).await
+}
+
+/// A key is found by its previous digest as well, whenever its end is, because the manager
+/// decides by its own clock whether that secret still works.
+pub(super) async fn a_key_is_found_by_its_previous_digest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let mut keys = Vec::new();
+    for until in [Timestamp::MIN, instant(0), Timestamp::MAX] {
+        keys.push(org.add(ApiKey { previous: Some(org.previous(until)), ..org.key() }).await?);
+    }
+    org.has_exactly(&keys.iter().collect::<Vec<_>>()).await
 }
 
 /// All 32 bytes of a digest are compared, because a store that compares fewer, or stops at

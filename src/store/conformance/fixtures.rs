@@ -7,7 +7,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
-use crate::record::{ApiKey, KeyUse, OrgLimit, Status};
+use crate::record::{ApiKey, KeyUse, OrgLimit, PreviousSecret, Status};
 use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::{Fresh, instant};
@@ -121,7 +121,9 @@ impl TestOrg {
         for (listed, key) in list.iter().zip(keys) {
             expect::same_key("list", Some(listed.as_ref()), key)?;
             expect::same_key("get", self.get(&key.id).await?.as_deref(), key)?;
-            expect::found_key("find_by_digest", self.find(&key.digest).await?.as_deref(), key)?;
+            for digest in key.digests() {
+                expect::found_key("find_by_digest", self.find(&digest).await?.as_deref(), key)?;
+            }
         }
         Ok(())
     }
@@ -134,9 +136,12 @@ impl TestOrg {
         expect::holds(!listed, "list without the key", "the key in it")
     }
 
-    /// Checks that no key has the digest.
+    /// Checks that no key has its current digest or its previous one.
     pub(super) async fn has_lost_digest_of(&self, key: &ApiKey) -> Result<(), Violation> {
-        expect::no_key("find_by_digest with its digest", self.find(&key.digest).await?.as_deref())
+        for digest in key.digests() {
+            expect::no_key("find_by_digest with its digest", self.find(&digest).await?.as_deref())?;
+        }
+        Ok(())
     }
 
     /// The key with another value in each field that an edit or a rotation may change, but
@@ -150,9 +155,21 @@ impl TestOrg {
             allowlist: expect::made(Allowlist::parse(["198.51.100.0/24"]))?,
             expires_at: Some(instant(1)),
             rotated_at: Some(instant(2)),
+            previous: Some(self.previous(instant(3))),
             attributes: expect::made(r#"{"metadata":{"plan":"pro"}}"#.parse())?,
             ..key.clone()
         })
+    }
+
+    /// A previous secret that no key has.
+    pub(super) fn previous(&self, until: Timestamp) -> PreviousSecret {
+        PreviousSecret { digest: self.fresh.digest(), until }
+    }
+
+    /// The key as a rotation with an overlap writes it.
+    pub(super) fn overlapping(&self, key: &ApiKey) -> ApiKey {
+        let previous = Some(PreviousSecret { digest: key.digest, ..self.previous(instant(9)) });
+        ApiKey { previous, ..self.rotated(key) }
     }
 
     /// The key as a rotation writes it.
@@ -161,6 +178,7 @@ impl TestOrg {
         ApiKey {
             digest: self.fresh.digest(),
             rotated_at,
+            previous: None,
             revision: key.revision.next(),
             ..key.clone()
         }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::record::{ApiKey, OrgLimit};
+use crate::record::{ApiKey, OrgLimit, PreviousSecret};
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::TestOrg;
+use crate::store::conformance::fresh::instant;
 use crate::store::conformance::violation::Violation;
 use crate::store::key_store::KeyStore;
 
@@ -27,6 +28,25 @@ pub(super) async fn a_taken_digest_is_a_conflict(
     let second = ApiKey { digest: first.digest, ..org.key() };
     refuse(&org, &second).await?;
     org.has_exactly(&[&first]).await
+}
+
+/// A previous digest is taken too, and so is a digest that would become a previous one, in
+/// any organisation, because one secret must not belong to two keys.
+pub(super) async fn a_taken_previous_digest_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let (theirs, ours) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    let previous = theirs.previous(instant(0));
+    let first = theirs.add(ApiKey { previous: Some(previous), ..theirs.key() }).await?;
+    let with_previous = |digest| {
+        let previous = Some(PreviousSecret { digest, ..previous });
+        ApiKey { previous, ..ours.key() }
+    };
+    refuse(&ours, &ApiKey { digest: previous.digest, ..ours.key() }).await?;
+    refuse(&ours, &with_previous(first.digest)).await?;
+    refuse(&ours, &with_previous(previous.digest)).await?;
+    ours.has_exactly(&[]).await?;
+    theirs.has_exactly(&[&first]).await
 }
 
 /// An id that is taken is a `Conflict`, because the key that has it must not be

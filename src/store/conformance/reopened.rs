@@ -39,6 +39,7 @@ pub(super) async fn changes_come_back(opener: &Opener<dyn KeyStore>) -> Result<(
         allowlist: Allowlist::default(),
         expires_at: None,
         rotated_at: None,
+        previous: None,
         revision: changed.revision.next(),
         ..changed.clone()
     };

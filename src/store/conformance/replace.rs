@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::allowlist::Allowlist;
-use crate::record::{ApiKey, OrgLimit, Revision, Status};
+use crate::record::{ApiKey, OrgLimit, PreviousSecret, Revision, Status};
 use crate::store::conformance::expect;
 use crate::store::conformance::fixtures::{TestOrg, renamed, revoked, used};
 use crate::store::conformance::fresh::instant;
@@ -24,6 +24,7 @@ pub(super) async fn every_changeable_field_is_written(
         allowlist: Allowlist::default(),
         expires_at: None,
         rotated_at: None,
+        previous: None,
         revision: Revision::new(8),
         ..changed.clone()
     };
@@ -117,6 +118,29 @@ pub(super) async fn the_old_digest_is_gone(store: Arc<dyn KeyStore>) -> Result<(
     Ok(())
 }
 
+/// After a rotation with an overlap the key is found by both digests, and by each only as
+/// long as it has it, because three secrets must never work.
+pub(super) async fn the_previous_digest_is_found_until_it_is_replaced(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let org = TestOrg::new(&store)?;
+    let mut key = org.add(org.key()).await?;
+    for _ in 0..3 {
+        let first = key;
+        let second = org.change(&first, org.overlapping(&first)).await?;
+        // A store with a cache has both digests in it now.
+        org.has_exactly(&[&second]).await?;
+        let third = org.change(&second, org.overlapping(&second)).await?;
+        org.has_exactly(&[&third]).await?;
+        org.has_lost_digest_of(&first).await?;
+        let ended = ApiKey { previous: None, revision: third.revision.next(), ..third.clone() };
+        key = org.change(&third, ended).await?;
+        org.has_exactly(&[&key]).await?;
+        org.has_lost_digest_of(&ApiKey { previous: None, ..second }).await?;
+    }
+    Ok(())
+}
+
 /// Once `replace` has returned, `find_by_digest` gives the changed key, because a
 /// revocation must stop the next request.
 pub(super) async fn a_change_shows_in_find_at_once(
@@ -150,6 +174,32 @@ pub(super) async fn a_taken_digest_is_a_conflict(
     Ok(())
 }
 
+/// A digest that another key has as its current or previous one is a `Conflict`, wherever
+/// the changed key would have it, because one secret must not belong to two keys.
+pub(super) async fn a_taken_previous_digest_is_a_conflict(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    let (org, other) = (TestOrg::new(&store)?, TestOrg::new(&store)?);
+    let key = org.add(org.key()).await?;
+    let previous = other.previous(instant(0));
+    let stranger = other.add(ApiKey { previous: Some(previous), ..other.key() }).await?;
+    let with_previous = |digest| {
+        let previous = Some(PreviousSecret { digest, ..previous });
+        ApiKey { previous, ..org.rotated(&key) }
+    };
+    for edit in [
+        ApiKey { digest: previous.digest, ..org.rotated(&key) },
+        with_previous(stranger.digest),
+        with_previous(previous.digest),
+    ] {
+        let result = store.replace(&edit, key.revision).await;
+        expect::conflict("replace with a digest that is taken", result)?;
+        org.has_exactly(&[&key]).await?;
+        other.has_exactly(&[&stranger]).await?;
+    }
+    Ok(())
+}
+
 /// A digest that a rotation replaced can be inserted again, because it belongs to no key.
 pub(super) async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
@@ -158,7 +208,13 @@ pub(super) async fn the_old_digest_is_free(store: Arc<dyn KeyStore>) -> Result<(
     let heir = ApiKey { digest: old.digest, ..org.key() };
     let result = store.insert(&heir, OrgLimit::NONE).await;
     expect::done("insert of a digest that a rotation gave up", result)?;
-    org.has_exactly(&[&key, &heir]).await
+    org.has_exactly(&[&key, &heir]).await?;
+    let second = org.change(&key, org.overlapping(&key)).await?;
+    let third = org.change(&second, org.rotated(&second)).await?;
+    let result = store.insert(&ApiKey { digest: key.digest, ..org.key() }, OrgLimit::NONE).await;
+    expect::done("insert of a previous digest that a rotation gave up", result)?;
+    org.has_lost_digest_of(&ApiKey { previous: None, ..second }).await?;
+    expect::same_key("get", org.get(&third.id).await?.as_deref(), &third)
 }
 
 /// A change of one key leaves the other keys as they are, because each key is edited on its

@@ -79,7 +79,8 @@ impl State {
 impl KeyStore for MemoryStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         let mut state = self.lock();
-        if state.keys.contains_key(&key.id) || self.by_digest.has(&key.digest) {
+        let mut digests = key.digests();
+        if state.keys.contains_key(&key.id) || digests.any(|digest| self.by_digest.has(&digest)) {
             return Err(StoreError::Conflict);
         }
         let of_org = state.orgs.get(&key.org).map_or(0, BTreeMap::len);
@@ -91,7 +92,7 @@ impl KeyStore for MemoryStore {
         state.orgs.entry(key.org.clone()).or_default().insert(order, key.id);
         state.keys.insert(key.id, Arc::clone(&stored));
         state.last_uses.insert(key.id, key.last_used_at);
-        self.by_digest.put(stored);
+        self.by_digest.put(&stored);
         Ok(())
     }
 
@@ -113,18 +114,19 @@ impl KeyStore for MemoryStore {
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
         let mut state = self.lock();
         let stored = state.get(&key.org, &key.id).ok_or(StoreError::NotFound)?;
-        let new_digest = key.digest != stored.digest;
-        if stored.revision != expected || (new_digest && self.by_digest.has(&key.digest)) {
+        let is_own = |digest| stored.digests().any(|own| own == digest);
+        let is_taken = |digest| !is_own(digest) && self.by_digest.has(&digest);
+        if stored.revision != expected || key.digests().any(is_taken) {
             return Err(StoreError::Conflict);
         }
-        let old_digest = stored.digest;
+        let old = Arc::clone(stored);
         let changed = Arc::new(ApiKey {
             created_at: stored.created_at,
             last_used_at: state.last_uses.get(&key.id).copied().flatten(),
             ..key.clone()
         });
         state.keys.insert(key.id, Arc::clone(&changed));
-        self.by_digest.replace(&old_digest, changed);
+        self.by_digest.replace(&old, &changed);
         Ok(())
     }
 
@@ -139,7 +141,7 @@ impl KeyStore for MemoryStore {
         if expected.is_some_and(|expected| expected != stored.revision) {
             return Err(StoreError::Conflict);
         }
-        self.by_digest.remove(&stored.digest);
+        self.by_digest.remove(&stored);
         state.keys.remove(id);
         state.last_uses.remove(id);
         if let Some(order) = state.orgs.get_mut(org) {

@@ -23,22 +23,29 @@ impl Table {
         self.keys.pin().contains_key(digest)
     }
 
-    pub(super) fn put(&self, key: Arc<ApiKey>) {
-        self.keys.pin().insert(key.digest, key);
+    pub(super) fn put(&self, key: &Arc<ApiKey>) {
+        let keys = self.keys.pin();
+        for digest in key.digests() {
+            keys.insert(digest, Arc::clone(key));
+        }
     }
 
-    /// Replaces a record. If the digest is the same, readers find one of the two.
-    pub(super) fn replace(&self, old: &KeyDigest, key: Arc<ApiKey>) {
-        // The old secret is removed before the new one is added, so that both are never
+    /// Replaces a record. By a digest that both have, readers find one of the two.
+    pub(super) fn replace(&self, old: &ApiKey, key: &Arc<ApiKey>) {
+        // A secret that ends is removed before a new one is added, so that both are never
         // valid. A KeyManager returns the new secret only after this.
-        if *old != key.digest {
-            self.remove(old);
+        let keys = self.keys.pin();
+        for digest in old.digests().filter(|digest| key.digests().all(|kept| kept != *digest)) {
+            keys.remove(&digest);
         }
         self.put(key);
     }
 
-    pub(super) fn remove(&self, digest: &KeyDigest) {
-        self.keys.pin().remove(digest);
+    pub(super) fn remove(&self, key: &ApiKey) {
+        let keys = self.keys.pin();
+        for digest in key.digests() {
+            keys.remove(&digest);
+        }
     }
 }
 
@@ -127,7 +134,7 @@ mod tests {
     fn a_busy_thread_reads_a_copy_of_its_own_and_sees_every_change() {
         let table = Table::default();
         let active = key();
-        table.put(Arc::clone(&active));
+        table.put(&active);
         let find = |digest| table.find(digest);
         let first = find(&active.digest).unwrap();
         assert!(Arc::ptr_eq(&first, &active), "asked for once, it is no hot key");
@@ -136,17 +143,17 @@ mod tests {
         assert!(Arc::ptr_eq(&own, &find(&active.digest).unwrap()));
 
         let revoked = Arc::new(ApiKey { status: Status::Revoked, ..ApiKey::clone(&active) });
-        table.replace(&active.digest, Arc::clone(&revoked));
+        table.replace(&active, &revoked);
         for _ in 0..2 * OFTEN {
             assert_eq!(find(&revoked.digest), Some(Arc::clone(&revoked)));
         }
 
         let digest = KeyDigest::of("another");
         let rotated = Arc::new(ApiKey { digest, ..ApiKey::clone(&revoked) });
-        table.replace(&revoked.digest, Arc::clone(&rotated));
+        table.replace(&revoked, &rotated);
         assert_eq!(find(&revoked.digest), None);
-        assert_eq!(find(&digest), Some(rotated));
-        table.remove(&digest);
+        assert_eq!(find(&digest), Some(Arc::clone(&rotated)));
+        table.remove(&rotated);
         assert_eq!(find(&digest), None);
     }
 
@@ -160,8 +167,8 @@ mod tests {
         let digest = (0..).map(|n| KeyDigest::of(format!("{n}"))).find(same_place).unwrap();
         let second =
             Arc::new(ApiKey { id: KeyId::from_bytes([2; 16]), digest, ..ApiKey::clone(&first) });
-        table.put(Arc::clone(&first));
-        table.put(Arc::clone(&second));
+        table.put(&first);
+        table.put(&second);
         let own = busy(&table, first.digest);
         for _ in 0..2 * OFTEN {
             assert!(Arc::ptr_eq(&second, &table.find(&digest).unwrap()));
@@ -173,7 +180,7 @@ mod tests {
     fn two_threads_that_are_busy_with_one_key_share_no_count() {
         let table = Table::default();
         let key = key();
-        table.put(Arc::clone(&key));
+        table.put(&key);
         let busy = || busy(&table, key.digest);
         let own = busy();
         let other = std::thread::scope(|scope| scope.spawn(busy).join().unwrap());
@@ -186,7 +193,7 @@ mod tests {
         let table = Table::default();
         let digests: Vec<_> = (0..=ROTATIONS).map(|n| KeyDigest::of(n.to_string())).collect();
         let with = |digest| Arc::new(ApiKey { digest, ..ApiKey::clone(&key()) });
-        table.put(with(digests[0]));
+        table.put(&with(digests[0]));
         let read = AtomicU64::new(0);
         let found_both = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -201,7 +208,7 @@ mod tests {
                 }
             });
             for (n, pair) in (1..).zip(digests.windows(2)) {
-                table.replace(&pair[0], with(pair[1]));
+                table.replace(&with(pair[0]), &with(pair[1]));
                 while read.load(Ordering::Acquire) < n {
                     std::thread::yield_now();
                 }

@@ -68,6 +68,7 @@ struct Requests<'a> {
     statuses: Vec<Option<i32>>,
     outcomes: Vec<&'static str>,
     counts: Vec<i64>,
+    secrets: Vec<&'static str>,
 }
 
 impl<'a> Requests<'a> {
@@ -80,6 +81,7 @@ impl<'a> Requests<'a> {
         self.statuses.push(request.status.map(i32::from));
         self.outcomes.push(request.outcome.as_str());
         self.counts.push(i64::from(request.count));
+        self.secrets.push(request.secret.as_str());
     }
 
     async fn write(&self, pool: &Pool) -> Result<()> {
@@ -98,6 +100,7 @@ impl<'a> Requests<'a> {
             (&self.statuses as _, Type::INT4_ARRAY),
             (&self.outcomes as _, Type::TEXT_ARRAY),
             (&self.counts as _, Type::INT8_ARRAY),
+            (&self.secrets as _, Type::TEXT_ARRAY),
         ];
         pool.query(Sql::RecordRequests, &parameters).await?;
         Ok(())
@@ -225,6 +228,7 @@ fn request(row: &Row) -> Result<AuditRecord> {
             status: columns.optional("status", |status: i32| u16::try_from(status).ok())?,
             outcome: columns.text("outcome", |text| Some(Outcome::restore(text)))?,
             count: columns.value("count", |n: i64| u32::try_from(n).ok())?,
+            secret: columns.text("secret", |text| text.parse().ok())?,
         }),
     )
 }

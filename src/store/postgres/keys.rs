@@ -14,7 +14,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
-use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::record::{ApiKey, KeyUse, OrgLimit, PreviousSecret, Revision, Status};
 use crate::runtime::clock::Timestamp;
 use crate::store::postgres::columns::{Columns, escaped, plain};
 use crate::store::postgres::encoded::Encoded;
@@ -220,22 +220,32 @@ fn row(key: &ApiKey) -> Vec<(Encoded, Type)> {
         (&i64::from(key.revision.get()), Type::INT8),
         // JSON, so it contains no U+0000.
         (&key.attributes.to_string(), Type::TEXT),
+        (&key.previous.as_ref().map(|previous| previous.digest.as_bytes().as_slice()), Type::BYTEA),
+        (&time(key.previous.map(|previous| previous.until)), Type::INT8),
     ])
 }
 
 fn key(row: &Row) -> Result<ApiKey> {
     let columns = Columns { row, name: "key" };
+    let digest = |digest: &[u8]| KeyDigest::from_slice(digest).ok();
+    let until = columns.optional_instant("previous_until")?;
+    let previous = match (columns.optional("previous_digest", digest)?, until) {
+        (Some(digest), Some(until)) => Some(PreviousSecret { digest, until }),
+        (None, None) => None,
+        _ => return Err(DbError::Unreadable { row: "key", column: "previous_until" }),
+    };
     Ok(ApiKey {
         id: KeyId::from_bytes(columns.bytes16("id")?),
         org: columns.text("org", |org| OrgId::new(org).ok())?,
         name: columns.text("name", |name| KeyName::restore(name).ok())?,
         key_prefix: columns.text("key_prefix", |prefix| Some(plain(prefix).into_owned()))?,
-        digest: columns.value("digest", |digest: &[u8]| KeyDigest::from_slice(digest).ok())?,
+        digest: columns.value("digest", digest)?,
         status: columns.text("status", |text| text.parse::<Status>().ok())?,
         allowlist: columns.value("allowlist", |list| Some(allowlist(list)))?,
         created_at: columns.instant("created_at")?,
         expires_at: columns.optional_instant("expires_at")?,
         rotated_at: columns.optional_instant("rotated_at")?,
+        previous,
         last_used_at: columns.optional_instant("last_used_at")?,
         revision: columns
             .value("revision", |n: i64| Some(Revision::new(u32::try_from(n).ok()?)))?,

@@ -11,7 +11,7 @@ use crate::store::postgres::error::{DbError, Result};
 use crate::store::sql::{self, KEYS};
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     // Times are microseconds since 1970. The rows of `organisations` exist to be locked.
     // Characters that PostgreSQL cannot store are escaped as U+FDD0 and a digit.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -160,6 +160,46 @@ const MIGRATIONS: [&str; 6] = [
          WHERE NOT EXISTS (SELECT 1 FROM {schema}.keys WHERE keys.org = organisations.org);",
     // A JSON object of parts that are never searched for.
     "ALTER TABLE {schema}.keys ADD COLUMN attributes text NOT NULL DEFAULT '{}';",
+    // The secret from before a rotation, and until when it works. Which of its secrets a
+    // request was made with. No unique index covers current and previous digests, so a
+    // trigger compares them. It first locks new ones until the transaction ends, so that
+    // the next one to write the same sees it. They are locked in groups, of which there are
+    // few, since the server has little room for locks.
+    "ALTER TABLE {schema}.keys ADD COLUMN previous_digest bytea, ADD COLUMN previous_until bigint;
+     CREATE UNIQUE INDEX keys_by_previous_digest ON {schema}.keys (previous_digest)
+         WHERE previous_digest IS NOT NULL;
+     ALTER TABLE {schema}.requests ADD COLUMN secret text NOT NULL DEFAULT 'current';
+
+     CREATE FUNCTION {schema}.check_digests() RETURNS trigger
+     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+     DECLARE
+         new_digests bytea[] := array_remove(ARRAY[NEW.digest, NEW.previous_digest], NULL);
+         lock_group integer;
+         is_taken boolean;
+     BEGIN
+         IF TG_OP = 'UPDATE' THEN
+             new_digests := array_remove(array_remove(new_digests, OLD.digest), OLD.previous_digest);
+         END IF;
+         FOR lock_group IN
+             SELECT DISTINCT (get_byte(digest, 0) * 256 + get_byte(digest, 1)) % 1024 AS number
+             FROM unnest(new_digests) AS digest WHERE length(digest) >= 2 ORDER BY number
+         LOOP
+             PERFORM pg_advisory_xact_lock(TG_RELID::integer, lock_group);
+         END LOOP;
+         IF cardinality(new_digests) > 0 THEN
+             EXECUTE format(
+                 'SELECT EXISTS (SELECT FROM %I.keys WHERE id <> $1 '
+                 'AND (digest = ANY($2) OR previous_digest = ANY($2)))', TG_TABLE_SCHEMA
+             ) INTO STRICT is_taken USING NEW.id, new_digests;
+             IF is_taken THEN
+                 RAISE unique_violation USING MESSAGE = 'another key has the digest';
+             END IF;
+         END IF;
+         RETURN NULL;
+     END
+     $body$;
+     CREATE TRIGGER check_digests AFTER INSERT OR UPDATE OF digest, previous_digest
+     ON {schema}.keys FOR EACH ROW EXECUTE FUNCTION {schema}.check_digests();",
 ];
 
 /// Objects that depend on the columns of the table of keys, recreated after the migrations:
@@ -185,7 +225,9 @@ fn routines() -> String {
                  BETWEEN 1 AND time_window THEN
                  RETURN 'late';
              END IF;
-             IF EXISTS (SELECT 1 FROM keys WHERE id = new_id OR digest = new_digest) THEN
+             IF EXISTS (SELECT 1 FROM keys WHERE id = new_id
+                 OR digest IN (new_digest, new_previous_digest)
+                 OR previous_digest IN (new_digest, new_previous_digest)) THEN
                  RETURN 'taken';
              END IF;
              IF (SELECT count(*) FROM keys WHERE org = new_org) >= max_keys THEN

@@ -108,7 +108,7 @@ macro_rules! statements {
 }
 
 statements! {
-    FindByDigest: keys!("WHERE digest = $1"),
+    FindByDigest: keys!("WHERE digest = $1 OR previous_digest = $1"),
     GetKey: keys!("WHERE id = $1 AND org = $2"),
     ListKeys: keys!("WHERE org = $1 ORDER BY created_at, id"),
     ExportKeys: keys!("WHERE id >= $1 ORDER BY id LIMIT $2"),

@@ -50,6 +50,7 @@ pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Result<()> {
                 request.status,
                 request.outcome.as_str(),
                 request.count,
+                request.secret.as_str(),
             ])?,
             AuditEvent::Change(change) => change_row.execute(params![
                 key,
@@ -129,6 +130,7 @@ fn request(row: &Row<'_>) -> Result<AuditRecord> {
             status: columns.optional_number("status")?,
             outcome: columns.text("outcome", |text| Some(Outcome::restore(text)))?,
             count: columns.number("count")?,
+            secret: columns.text("secret", |text| text.parse().ok())?,
         }),
     )
 }

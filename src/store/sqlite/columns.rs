@@ -42,6 +42,17 @@ impl<'a> Columns<'a> {
         self.value(column, |value| value.as_blob().ok().and_then(parse))
     }
 
+    pub(super) fn optional_bytes<T>(
+        self,
+        column: impl Place,
+        parse: impl FnOnce(&'a [u8]) -> Option<T>,
+    ) -> Result<Option<T>> {
+        self.value(column, |value| match value {
+            ValueRef::Null => Some(None),
+            value => value.as_blob().ok().and_then(parse).map(Some),
+        })
+    }
+
     pub(super) fn number<T: TryFrom<i64>>(self, column: impl Place) -> Result<T> {
         self.value(column, |value| T::try_from(value.as_i64().ok()?).ok())
     }
@@ -72,7 +83,7 @@ impl<'a> Columns<'a> {
         parse(column.read(self.row)?).ok_or(self.unreadable(column))
     }
 
-    fn unreadable(self, column: impl Place) -> DbError {
+    pub(super) fn unreadable(self, column: impl Place) -> DbError {
         DbError::Unreadable { row: self.name, column: column.name() }
     }
 }

@@ -9,7 +9,7 @@ use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::org::OrgId;
-use crate::record::{ApiKey, KeyUse, OrgLimit, Revision, Status};
+use crate::record::{ApiKey, KeyUse, OrgLimit, PreviousSecret, Revision, Status};
 use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, KEYS};
 use crate::store::sqlite::columns::{Columns, from_lines, lines};
@@ -18,6 +18,8 @@ use crate::store::sqlite::error::{DbError, Result};
 /// The statements that name each column.
 struct Texts {
     find: String,
+    find_by_either: String,
+    taken: String,
     get: String,
     list: String,
     export: String,
@@ -30,6 +32,8 @@ static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
     let select = |condition| format!("SELECT {columns} FROM keys WHERE {condition}");
     Texts {
         find: select("digest = ?1"),
+        find_by_either: select("digest = ?1 OR previous_digest = ?1"),
+        taken: select("(digest IN (?2, ?3) OR previous_digest IN (?2, ?3)) AND id IS NOT ?1"),
         get: select("id = ?1 AND org = ?2"),
         list: select("org = ?1 ORDER BY created_at, id"),
         export: select("id > ?1 ORDER BY id LIMIT ?2"),
@@ -47,9 +51,9 @@ static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
 pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Result<()> {
     // The transaction is IMMEDIATE: there is no other insert between these statements.
     let taken = db
-        .prepare_cached("SELECT 1 FROM keys WHERE id = ?1 OR digest = ?2")?
-        .exists(params![key.id.to_bytes(), key.digest.as_bytes()])?;
-    if taken {
+        .prepare_cached("SELECT 1 FROM keys WHERE id = ?1")?
+        .exists(params![key.id.to_bytes()])?;
+    if taken || is_taken(db, key, None)? {
         return Err(DbError::Conflict);
     }
     let present: i64 = db
@@ -62,9 +66,25 @@ pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Result<(
     Ok(())
 }
 
+/// Whether another key than the one with this id has a digest of the key, as its current or
+/// previous one. No unique index covers both columns.
+fn is_taken(db: &Connection, key: &ApiKey, id: Option<&KeyId>) -> Result<bool> {
+    let previous = key.previous.as_ref().map(|previous| previous.digest.as_bytes());
+    let parameters = params![id.map(|id| id.to_bytes()), key.digest.as_bytes(), previous];
+    Ok(db.prepare_cached(&TEXTS.taken)?.exists(parameters)?)
+}
+
 pub(super) fn find_by_digest(db: &Connection, digest: &KeyDigest) -> Result<Option<ApiKey>> {
-    let mut statement = db.prepare_cached(&TEXTS.find)?;
-    statement.query_row([digest.as_bytes()], |row| Ok(key(row))).optional()?.transpose()
+    // Most requests use a current secret. The second statement looks for that again, since
+    // a change may have come in between.
+    for text in [&TEXTS.find, &TEXTS.find_by_either] {
+        let mut statement = db.prepare_cached(text)?;
+        let found = statement.query_row([digest.as_bytes()], |row| Ok(key(row))).optional()?;
+        if let Some(found) = found {
+            return found.map(Some);
+        }
+    }
+    Ok(None)
 }
 
 pub(super) fn get(db: &Connection, org: &OrgId, id: &KeyId) -> Result<Option<ApiKey>> {
@@ -88,6 +108,9 @@ pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Re
 }
 
 pub(super) fn replace(db: &Connection, key: &ApiKey, expected: Revision) -> Result<()> {
+    if is_taken(db, key, Some(&key.id))? {
+        return Err(conflict_or_not_found(db, &key.org, &key.id)?);
+    }
     let at: [Value; 3] = [
         key.id.to_bytes().to_vec().into(),
         key.org.as_str().to_owned().into(),
@@ -149,6 +172,8 @@ fn row(key: &ApiKey) -> [Value; KEYS.len()] {
         time(key.last_used_at),
         key.revision.get().into(),
         key.attributes.to_string().into(),
+        key.previous.map(|previous| previous.digest.as_bytes().to_vec()).into(),
+        time(key.previous.map(|previous| previous.until)),
     ]
 }
 
@@ -156,7 +181,7 @@ fn key(row: &Row<'_>) -> Result<ApiKey> {
     let columns = Columns { row, name: "key" };
     let mut place = KEYS.iter().map(|column| column.name).enumerate();
     let mut next = || place.next().unwrap_or((KEYS.len(), "no column"));
-    Ok(ApiKey {
+    let mut key = ApiKey {
         id: columns.bytes(next(), |id| id.try_into().ok().map(KeyId::from_bytes))?,
         org: columns.text(next(), |org| OrgId::new(org).ok())?,
         name: columns.text(next(), |name| KeyName::restore(name).ok())?,
@@ -167,8 +192,17 @@ fn key(row: &Row<'_>) -> Result<ApiKey> {
         created_at: columns.instant(next())?,
         expires_at: columns.optional_instant(next())?,
         rotated_at: columns.optional_instant(next())?,
+        previous: None,
         last_used_at: columns.optional_instant(next())?,
         revision: Revision::new(columns.number(next())?),
         attributes: columns.text(next(), |text| text.parse().ok())?,
-    })
+    };
+    let digest = columns.optional_bytes(next(), |digest| KeyDigest::from_slice(digest).ok())?;
+    let at_end = next();
+    key.previous = match (digest, columns.optional_instant(at_end)?) {
+        (Some(digest), Some(until)) => Some(PreviousSecret { digest, until }),
+        (None, None) => None,
+        _ => return Err(columns.unreadable(at_end)),
+    };
+    Ok(key)
 }

@@ -10,7 +10,7 @@ use crate::store::sqlite::open_error::SqliteOpenError;
 const APPLICATION_ID: i64 = 0x6B67_7465;
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     // Times are microseconds since 1970. Ids and digests are raw bytes. Each entry of an
     // allowlist ends with a line feed.
     "CREATE TABLE keys (
@@ -60,6 +60,13 @@ const MIGRATIONS: [&str; 3] = [
     "ALTER TABLE requests ADD COLUMN count INTEGER NOT NULL DEFAULT 1;",
     // A JSON object of parts that are never searched for.
     "ALTER TABLE keys ADD COLUMN attributes TEXT NOT NULL DEFAULT '{}';",
+    // The secret from before a rotation, and until when it works. Which of its secrets a
+    // request was made with.
+    "ALTER TABLE keys ADD COLUMN previous_digest BLOB;
+     ALTER TABLE keys ADD COLUMN previous_until INTEGER;
+     CREATE UNIQUE INDEX keys_by_previous_digest ON keys (previous_digest)
+         WHERE previous_digest IS NOT NULL;
+     ALTER TABLE requests ADD COLUMN secret TEXT NOT NULL DEFAULT 'current';",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;

@@ -97,6 +97,17 @@ impl Fields {
         self.values.remove(field)
     }
 
+    /// Takes a field that is a whole number. Returns `None` as for [`Fields::text`].
+    pub(super) fn number(&mut self, field: &'static str) -> Option<u64> {
+        match self.values.remove(field)? {
+            Json::Number(number) => Some(number),
+            _ => {
+                self.refuse(field, "must be a whole number, 0 or more");
+                None
+            }
+        }
+    }
+
     /// Takes a field that is a list. Returns `None` as for [`Fields::text`].
     pub(super) fn list(&mut self, field: &'static str) -> Option<Vec<Json>> {
         match self.values.remove(field)? {

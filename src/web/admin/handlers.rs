@@ -16,7 +16,7 @@ use crate::web::admin::input::{Id, Idempotency, IgnoredBody, InBody, InQuery};
 use crate::web::admin::offer::Offer;
 use crate::web::admin::precondition::IfMatch;
 use crate::web::admin::problem::{Code, Problem};
-use crate::web::admin::requests::{Confirmation, Page};
+use crate::web::admin::requests::{Confirmation, Page, Rotation};
 use crate::web::admin::view::{KeyView, KeysView, PageView, ScopeView, issued_answer, key_answer};
 
 type Answer = Result<Response, Problem>;
@@ -33,6 +33,7 @@ pub(super) async fn list(
         limits: offer.limits.into(),
         environments: offer.environments.iter().map(Into::into).collect(),
         scopes: keys.scopes().map(ScopeView::all),
+        max_overlap_seconds: keys.max_overlap().as_secs(),
     };
     Ok(Json(view).into_response())
 }
@@ -81,15 +82,25 @@ pub(super) async fn edit(
     if_match: IfMatch,
     InBody(patch): InBody<KeyPatch>,
 ) -> Answer {
+    change(&keys, &actor, &id, &if_match, patch).await
+}
+
+async fn change(
+    keys: &KeyManager,
+    actor: &Actor,
+    id: &KeyId,
+    if_match: &IfMatch,
+    patch: KeyPatch,
+) -> Answer {
     let key = match if_match {
-        IfMatch::Any => keys.update(&actor, &id, patch).await?,
+        IfMatch::Any => keys.update(actor, id, patch).await?,
         IfMatch::OneOf(_) => {
-            let current = keys.get(actor.org(), &id).await?;
+            let current = keys.get(actor.org(), id).await?;
             if_match.check(&current)?;
-            keys.update_if(&actor, &id, patch, current.revision).await?
+            keys.update_if(actor, id, patch, current.revision).await?
         }
     };
-    Ok(key_answer(&keys, &key))
+    Ok(key_answer(keys, &key))
 }
 
 pub(super) async fn rotate(
@@ -98,12 +109,23 @@ pub(super) async fn rotate(
     Id(id): Id,
     InQuery(()): InQuery<()>,
     if_match: IfMatch,
-    InBody(confirmation): InBody<Confirmation>,
+    InBody(Rotation { confirmation, overlap }): InBody<Rotation>,
 ) -> Answer {
     let revision = confirm(&keys, &actor, &id, &if_match, &confirmation).await?;
-    let rotated = keys.rotate_if(&actor, &id, revision).await;
+    let rotated = keys.rotate_with_overlap(&actor, &id, overlap, Some(revision)).await;
     let issued = rotated.map_err(|error| if_match.overtaken(error))?;
     Ok(issued_answer(StatusCode::OK, &keys, &issued))
+}
+
+pub(super) async fn end_previous_secret(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(()): InQuery<()>,
+    if_match: IfMatch,
+    _: IgnoredBody,
+) -> Answer {
+    change(&keys, &actor, &id, &if_match, KeyPatch::end_previous_secret()).await
 }
 
 pub(super) async fn delete(

@@ -10,7 +10,9 @@ pub(super) enum Json {
     Text(String),
     List(Vec<Json>),
     Object(Vec<(String, Json)>),
-    /// `null`, a boolean or a number.
+    /// A whole number that is not negative.
+    Number(u64),
+    /// `null`, a boolean or another number.
     Other,
 }
 
@@ -73,8 +75,8 @@ impl<'de> Visitor<'de> for JsonVisitor {
         Ok(Json::Other)
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Json, E> {
-        Ok(Json::Other)
+    fn visit_u64<E>(self, number: u64) -> Result<Json, E> {
+        Ok(Json::Number(number))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Json, E> {
@@ -90,7 +92,7 @@ mod tests {
     fn every_field_is_kept_in_its_order() {
         let parsed = Json::parse(br#" {"b": [null, 1, -1, 0.5, true], "a": "\u00e9", "b": {}} "#);
         let list =
-            Json::List(vec![Json::Other, Json::Other, Json::Other, Json::Other, Json::Other]);
+            Json::List(vec![Json::Other, Json::Number(1), Json::Other, Json::Other, Json::Other]);
         let fields = [("b", list), ("a", Json::Text("é".into())), ("b", Json::Object(Vec::new()))];
         let fields = fields.map(|(name, value)| (name.to_owned(), value));
         assert_eq!(parsed, Some(Json::Object(fields.into())));

@@ -54,6 +54,7 @@ routes! {
     PATCH "/keys/{id}" => handlers::edit, operations::edit;
     DELETE "/keys/{id}" => handlers::delete, operations::delete;
     POST "/keys/{id}/rotate" => handlers::rotate, operations::rotate;
+    DELETE "/keys/{id}/previous-secret" => handlers::end_previous_secret, operations::end_previous_secret;
     GET "/keys/{id}/audit" => handlers::audit, operations::audit;
     GET "/openapi.json" => document, operations::openapi;
 }

@@ -1,5 +1,7 @@
 //! What the service offers to one organisation.
 
+use std::time::Duration;
+
 use crate::key::formats::Environment;
 use crate::manager::KeyManager;
 use crate::org::OrgId;
@@ -13,6 +15,8 @@ pub(super) struct Offer {
     /// None unless the service has named ones.
     pub(super) environments: Vec<Environment>,
     pub(super) scopes: Option<ScopeCatalog>,
+    /// The longest overlap of a rotation.
+    pub(super) max_overlap: Duration,
 }
 
 impl Offer {
@@ -21,6 +25,7 @@ impl Offer {
             limits: keys.limits(org),
             environments: keys.environments().cloned().collect(),
             scopes: keys.scopes().cloned(),
+            max_overlap: keys.max_overlap(),
         }
     }
 }

@@ -143,6 +143,10 @@ impl From<ManageError> for Problem {
                 "scopes",
                 format!("entry {position}: this service does not offer the scope"),
             ),
+            ManageError::OverlapTooLong { max } => {
+                let message = format!("must be at most {}", max.as_secs());
+                Self::invalid_field("overlap_seconds", message)
+            }
             ManageError::Conflict => Self::conflict(),
             ManageError::StaleRevision { .. } => Self::stale(),
             ManageError::AlreadyCreated { .. } => {

@@ -1,5 +1,7 @@
 //! The requests of the API, parsed from their fields.
 
+use std::time::Duration;
+
 use crate::allowlist::{Allowlist, EntryProblem};
 use crate::audit::log::{AuditCursor, AuditQuery, Position};
 use crate::key::expiration::Expiration;
@@ -58,6 +60,20 @@ impl Input for Confirmation {
         const FIELD: &str = "confirm_name";
         fields.require(&[FIELD]);
         fields.text(FIELD, |name| Ok::<_, &str>(Self(name.to_owned())))
+    }
+}
+
+/// A confirmed rotation, and how long the old secret works after it.
+pub(super) struct Rotation {
+    pub(super) confirmation: Confirmation,
+    pub(super) overlap: Duration,
+}
+
+impl Input for Rotation {
+    fn read(fields: &mut Fields, offer: &Offer) -> Option<Self> {
+        let confirmation = Confirmation::read(fields, offer);
+        let overlap = Duration::from_secs(fields.number("overlap_seconds").unwrap_or(0));
+        Some(Self { confirmation: confirmation?, overlap })
     }
 }
 

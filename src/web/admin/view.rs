@@ -49,6 +49,7 @@ pub(super) struct KeyView<'a> {
     environment: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scopes: Option<ScopesView<'a>>,
+    previous_secret_until: Option<Shown<Timestamp>>,
 }
 
 impl<'a> KeyView<'a> {
@@ -66,6 +67,7 @@ impl<'a> KeyView<'a> {
             ip_allowlist: key.allowlist.entries(),
             revision: key.revision.get(),
             created_by: key.attributes.created_by.as_deref(),
+            previous_secret_until: key.previous_until(keys.now()).map(Shown),
             environment: keys.environment_of(key),
             scopes: keys.scopes().map(|_| ScopesView(&key.attributes.scopes)),
         }
@@ -88,6 +90,7 @@ impl Serialize for ScopesView<'_> {
 pub(super) struct KeysView<'a> {
     pub(super) keys: Vec<KeyView<'a>>,
     pub(super) limits: LimitsView,
+    pub(super) max_overlap_seconds: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) environments: Vec<EnvironmentView<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,6 +161,7 @@ struct RecordView<'a> {
     status: Option<u16>,
     outcome: &'static str,
     count: u32,
+    secret: &'static str,
 }
 
 impl<'a> RecordView<'a> {
@@ -173,6 +177,7 @@ impl<'a> RecordView<'a> {
             status: request.status,
             outcome: request.outcome.as_str(),
             count: request.count,
+            secret: request.secret.as_str(),
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::audit::country::CountryCode;
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
+use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 use crate::store::conformance::audit::fixtures::{TestLog, a_change, a_request};
 use crate::store::conformance::audit::purge::undisturbed;
@@ -29,6 +30,12 @@ const TEXTS: [&str; 12] = [
     "/two\r\nlines\tand a tab",
     "<img src=x onerror=alert(1)>",
 ];
+
+/// Which secret was used is kept, because it tells whether clients still have the old one
+/// after a rotation with an overlap.
+pub(super) async fn secrets_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    requests_come_back(&log, with_secrets()).await
+}
 
 /// Methods are kept exactly, non-standard ones and their case included, because they say
 /// what a client did.
@@ -120,6 +127,7 @@ pub(super) fn unusual_requests() -> Vec<RequestEvent> {
         with_statuses(),
         with_outcomes(),
         with_counts(),
+        with_secrets(),
     ];
     events.concat()
 }
@@ -173,6 +181,10 @@ fn with_outcomes() -> Vec<RequestEvent> {
 
 fn with_counts() -> Vec<RequestEvent> {
     [1, 2, 256_000, u32::MAX].map(|count| RequestEvent { count, ..a_request() }).to_vec()
+}
+
+fn with_secrets() -> Vec<RequestEvent> {
+    SecretUsed::ALL.iter().map(|secret| RequestEvent { secret: *secret, ..a_request() }).collect()
 }
 
 fn with_actions() -> Vec<ChangeEvent> {

@@ -12,6 +12,7 @@ use crate::audit::record::{
 };
 use crate::key::id::KeyId;
 use crate::org::OrgId;
+use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 use crate::store::conformance::expect;
 use crate::store::conformance::fresh::Fresh;
@@ -164,6 +165,7 @@ pub(super) fn a_request() -> RequestEvent {
         status: Some(200),
         outcome: Outcome::Allowed,
         count: 1,
+        secret: SecretUsed::Current,
     }
 }
 

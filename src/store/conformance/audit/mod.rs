@@ -50,6 +50,7 @@ pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::
         statuses_are_kept,
         outcomes_are_kept,
         counts_are_kept,
+        secrets_are_kept,
         actions_and_phases_are_kept,
         actors_are_kept,
         times_and_ids_are_kept,

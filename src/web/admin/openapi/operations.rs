@@ -89,13 +89,27 @@ pub(in crate::web::admin) fn rotate(_: &Offer) -> Operation {
     let problems = &[Code::StaleRevision, Code::Conflict, Code::ConfirmationMismatch];
     of_key("rotate_key", "Give a key a new secret", &[BODY, problems])
         .description(Some(
-            "The old secret fails at once; everything else stays. If the response is lost, so is the \
-             new secret: rotate again. A change to the key between its confirmation and the \
+            "The old secret fails at once, or after `overlap_seconds`, but no later than the key \
+             expires or its secret is replaced again; everything else stays. If the response is \
+             lost, so is the new secret: rotate again, or, to keep the old secret working during \
+             an overlap, read the key first. A change to the key between its confirmation and the \
              rotation is 409 (`conflict`), or 412 with `If-Match`.",
         ))
         .parameter(if_match())
-        .request_body(Some(body("Confirmation")))
+        .request_body(Some(body("Rotation")))
         .response("200", issued("The key and its new secret, which is shown only here."))
+        .build()
+}
+
+pub(in crate::web::admin) fn end_previous_secret(_: &Offer) -> Operation {
+    // The body is not used, but must be JSON if there is one.
+    let problems = &[Code::StaleRevision, Code::Conflict, Code::UnsupportedMediaType];
+    of_key("end_previous_secret", "End the overlap after a rotation", &[READ, problems])
+        .description(Some(
+            "Only the current secret works then. Changes nothing if the key has no other.",
+        ))
+        .parameter(if_match())
+        .response("200", tagged(json("The key after the change.", "Key")))
         .build()
 }
 

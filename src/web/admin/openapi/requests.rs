@@ -1,7 +1,7 @@
 //! The schemas of request bodies.
 
-use utoipa::openapi::schema::{ObjectBuilder, Schema};
-use utoipa::openapi::{Array, RefOr};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Array, Object, RefOr};
 
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
@@ -18,6 +18,14 @@ pub(super) fn all(offer: &Offer) -> [Named; 5] {
     let typed = string().description(Some(
         "The key's name. White space at the ends is ignored, and so is the amount between words.",
     ));
+    let overlap = Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(0_u32))
+        .maximum(Some(offer.max_overlap.as_secs()))
+        .default(Some(0.into()))
+        .description(Some("How long the old secret works after the rotation."));
+    let rotation = object([("confirm_name", typed.into())]);
+    let rotation = rotation.property("overlap_seconds", overlap);
     let new = object([("name", name()), ("expiration", expiration.into())]);
     let new = match environment(offer) {
         None => new,
@@ -39,7 +47,7 @@ pub(super) fn all(offer: &Offer) -> [Named; 5] {
     [
         ("NewKey", new.into()),
         ("KeyPatch", patch.into()),
-        ("Confirmation", object([("confirm_name", typed.into())]).into()),
+        ("Rotation", rotation.into()),
         ("KeyName", key_name().into()),
         ("Network", network()),
     ]

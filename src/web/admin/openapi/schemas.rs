@@ -8,7 +8,7 @@ use utoipa::openapi::{Array, Object, Ref, RefOr};
 
 use crate::audit::record::Outcome;
 use crate::key::name::KeyName;
-use crate::record::Status;
+use crate::record::{SecretUsed, Status};
 use crate::web::admin::offer::Offer;
 
 pub(super) type Property = (&'static str, RefOr<Schema>);
@@ -16,7 +16,7 @@ pub(super) type Named = (&'static str, RefOr<Schema>);
 
 pub(super) fn all(offer: &Offer) -> Vec<Named> {
     let mut key = key();
-    let mut keys = object([("keys", list("Key")), ("limits", named("Limits"))]);
+    let mut keys = keys();
     let mut environments = None;
     if let Some(name) = environment(offer) {
         key = key.property("environment", name).required("environment");
@@ -67,6 +67,24 @@ fn key() -> ObjectBuilder {
         ("ip_allowlist", Array::builder().items(string()).description(Some(entries)).into()),
         ("revision", revision()),
         ("created_by", nullable_text("Who created it; null if not recorded.")),
+        (
+            "previous_secret_until",
+            nullable_time(
+                "Until when the secret before the current one works; null if it does not.",
+            ),
+        ),
+    ])
+}
+
+fn keys() -> ObjectBuilder {
+    let overlap = Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(0_u32))
+        .description(Some("The most that `overlap_seconds` of a rotation may be."));
+    object([
+        ("keys", list("Key")),
+        ("limits", named("Limits")),
+        ("max_overlap_seconds", overlap.into()),
     ])
 }
 
@@ -82,6 +100,7 @@ fn record() -> RefOr<Schema> {
         .maximum(Some(u16::MAX))
         .description(Some("The status of the response; null if there was none."));
     let outcomes = Outcome::ALL.iter().map(|outcome| outcome.as_str());
+    let secrets = SecretUsed::ALL.iter().map(|secret| secret.as_str());
     let requests = Object::builder()
         .schema_type(Type::Integer)
         .minimum(Some(1_u32))
@@ -98,6 +117,7 @@ fn record() -> RefOr<Schema> {
         ("status", status.into()),
         ("outcome", string().enum_values(Some(outcomes)).into()),
         ("count", requests.into()),
+        ("secret", string().enum_values(Some(secrets)).into()),
     ])
     .into()
 }

@@ -61,7 +61,10 @@ export const list = () => call("GET", "keys");
 export const show = (key) => call("GET", at(key));
 export const create = (body) => call("POST", "keys", { body });
 export const edit = (key, body, revision) => call("PATCH", at(key), { body, revision });
-export const rotate = (key, name) =>
-  call("POST", `${at(key)}/rotate`, { body: { confirm_name: name } });
+export const rotate = (key, name, overlap) =>
+  call("POST", `${at(key)}/rotate`, {
+    body: { confirm_name: name, ...(overlap ? { overlap_seconds: overlap } : {}) },
+  });
+export const endPrevious = (key) => call("DELETE", `${at(key)}/previous-secret`);
 export const remove = (key, name) => call("DELETE", at(key), { query: { confirm_name: name } });
 export const audit = (key, query) => call("GET", `${at(key)}/audit`, { query });

@@ -13,7 +13,7 @@ function country(code) {
   return h("span", { role: "img", "aria-label": name, title: name, class: "flag" }, flag);
 }
 
-function status({ status, outcome, count }) {
+function status({ status, outcome, count, secret }) {
   const times = count.toLocaleString(document.documentElement.lang);
   const good = outcome === "allowed" && status !== null && status < 400;
   return h(
@@ -22,6 +22,7 @@ function status({ status, outcome, count }) {
     status ?? "–",
     outcome === "allowed" ? null : ` ${text(`outcome.${outcome}`)}`,
     count > 1 ? ` ${text("audit.times", { times })}` : null,
+    secret === "previous" ? ` ${text("audit.old")}` : null,
   );
 }
 

@@ -1,7 +1,7 @@
 // The page: the table of keys with its states, and the code that opens dialogs.
 
 import * as api from "./api.js";
-import { ago, announce, button, h, host, liveRegion, onDay, refusalText, text } from "./ui.js";
+import { ago, announce, button, exactly, h, host, liveRegion, onDay, refusalText, text } from "./ui.js";
 
 const DAY_MS = 86_400_000;
 const page = document.getElementById("page");
@@ -9,6 +9,7 @@ let keys = null;
 let limits = null;
 let environments = [];
 let offered = null;
+let maxOverlap = 0;
 const dismissed = new Set();
 
 const count = h("p", { class: "count" });
@@ -49,7 +50,13 @@ async function load() {
     const answer = await api.list();
     // A newer request has replaced this one.
     if (mine !== loads) return;
-    ({ keys, limits, scopes: offered, environments = [] } = answer);
+    ({
+      keys,
+      limits,
+      scopes: offered,
+      environments = [],
+      max_overlap_seconds: maxOverlap,
+    } = answer);
     const retried = alert.contains(document.activeElement);
     alert.hidden = true;
     render();
@@ -103,6 +110,7 @@ function name(key) {
     addresses > 0 && h("span", { class: "quiet small" }, text(restricted, { count: addresses })),
     offered && h("span", { class: "quiet small" }, scopes(key)),
     created(key),
+    key.previous_secret_until && previous(key),
   ];
 }
 
@@ -112,6 +120,46 @@ function scopes({ scopes }) {
   const names = scopes.map((scope) =>
     offered.some(({ name }) => name === scope) ? scope : `${scope} (${text("scopes.gone")})`);
   return text("scopes.only", { names: names.join(", ") });
+}
+
+/** Until when the old secret of a rotated key works, and whether it is still used. */
+function previous(key) {
+  const use = h("span", {});
+  const end = button(text("end.open"), () => open("end", key), {
+    class: "small",
+    "aria-label": text("end.title", { name: key.name }),
+  });
+  showUse(key, use);
+  return h(
+    "span",
+    { class: "quiet small previous" },
+    text("previous.until"),
+    " ",
+    exactly(key.previous_secret_until),
+    " ",
+    use,
+    " ",
+    end,
+  );
+}
+
+const LATEST = 200;
+
+/** Shows where the latest request with the old secret came from, if it is a recent one. */
+async function showUse(key, place) {
+  try {
+    const { records, older } = await api.audit(key, { limit: LATEST });
+    const used = records.find((record) => record.secret === "previous");
+    if (used) {
+      const values = { ip: used.ip ?? text("audit.unknown") };
+      place.replaceChildren(text("previous.used", values), " ", ago(used.timestamp));
+    } else {
+      const unused = older ? "previous.unused.latest" : "previous.unused";
+      place.textContent = text(unused, { count: records.length });
+    }
+  } catch {
+    // Without a readable audit log, nothing is known of its use.
+  }
 }
 
 function created({ created_at: at, created_by: by }) {
@@ -176,7 +224,7 @@ function table() {
 /** Restores the focus, or moves it to the button for new keys if its place is gone. */
 function focusRow(id) {
   const row = content.querySelector(`[data-key="${CSS.escape(id)}"]`);
-  (row?.querySelector("button") ?? create).focus();
+  (row?.querySelector(".menu button") ?? create).focus();
 }
 
 function menu(key) {
@@ -243,6 +291,7 @@ const DIALOGS = {
   create: () => import("./create.js").then(({ createDialog }) => createDialog(context())),
   edit: (key) => import("./edit.js").then(({ editDialog }) => editDialog(key, context())),
   rotate: (key) => import("./confirm.js").then(({ rotateDialog }) => rotateDialog(key, context())),
+  end: (key) => import("./confirm.js").then(({ endDialog }) => endDialog(key, context())),
   delete: (key) => import("./confirm.js").then(({ deleteDialog }) => deleteDialog(key, context())),
   audit: (key) => import("./audit.js").then(({ auditDialog }) => auditDialog(key)),
 };
@@ -251,6 +300,7 @@ const context = () => ({
   limits,
   environments,
   offered,
+  maxOverlap,
   count: keys.length,
   /** Announces a change after the dialog has closed. */
   changed: (message) => {

@@ -1,0 +1,220 @@
+//! Rotation with overlap: when the old secret works, and what ends it.
+
+use std::time::Duration;
+
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, Outcome, RequestEvent};
+use keygate::runtime::Clock;
+use keygate::*;
+
+use crate::support::org;
+use crate::{Bench, ada, assert_denied, assert_unknown, bench, bench_with, eve, ip, new_key};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn overlapping() -> Bench {
+    bench_with(|builder| builder.max_overlap(24 * HOUR))
+}
+
+impl Bench {
+    async fn overlap(&self, key: &IssuedKey, overlap: Duration) -> IssuedKey {
+        self.keys.rotate_with_overlap(&ada(), &key.key.id, overlap, None).await.unwrap()
+    }
+
+    async fn used(&self, key: &IssuedKey) -> Result<SecretUsed, VerifyError> {
+        self.verify(key).await.map(|verified| verified.secret_used())
+    }
+}
+
+#[tokio::test]
+async fn case_59_both_secrets_work_until_the_exact_end_and_then_the_new_one() {
+    let b = overlapping();
+    let old = b.create().await;
+    let new = b.overlap(&old, HOUR).await;
+    let until = b.clock.now().saturating_add(HOUR);
+    assert_eq!(new.key.previous_until(b.clock.now()), Some(until));
+    for _ in 0..3 {
+        assert_eq!(b.used(&old).await.unwrap(), SecretUsed::Previous);
+        assert_eq!(b.used(&new).await.unwrap(), SecretUsed::Current);
+        b.clock.advance(HOUR / 3);
+    }
+    assert_eq!(b.clock.now(), until);
+    assert_denied(b.verify(&old).await, Denial::Expired);
+    assert_eq!(b.used(&new).await.unwrap(), SecretUsed::Current);
+    assert_eq!(b.keys.get(&org("acme"), &old.key.id).await.unwrap().previous_until(until), None);
+}
+
+#[tokio::test]
+async fn case_59_the_old_secret_ends_with_any_change_that_ends_it_and_does_not_come_back() {
+    let b = overlapping();
+    // A second rotation, with and without an overlap.
+    for overlap in [Duration::ZERO, HOUR] {
+        let first = b.create().await;
+        let second = b.overlap(&first, HOUR).await;
+        let third = b.overlap(&second, overlap).await;
+        assert_unknown(b.verify(&first).await);
+        assert_eq!(b.verify(&second).await.is_ok(), overlap > Duration::ZERO);
+        assert_eq!(b.used(&third).await.unwrap(), SecretUsed::Current);
+    }
+    // A revocation, even if the key is enabled again.
+    let old = b.create().await;
+    let new = b.overlap(&old, HOUR).await;
+    b.keys.revoke(&ada(), &old.key.id).await.unwrap();
+    assert_unknown(b.verify(&old).await);
+    assert_denied(b.verify(&new).await, Denial::Revoked);
+    b.keys.enable(&ada(), &old.key.id).await.unwrap();
+    assert_unknown(b.verify(&old).await);
+    b.verify(&new).await.unwrap();
+    // `end_previous_secret`, which may be repeated.
+    let newer = b.overlap(&new, HOUR).await;
+    b.verify(&new).await.unwrap();
+    let ended = b.keys.end_previous_secret(&ada(), &new.key.id).await.unwrap();
+    assert_eq!((ended.previous, ended.revision), (None, newer.key.revision.next()));
+    assert_unknown(b.verify(&new).await);
+    b.verify(&newer).await.unwrap();
+    let again = b.keys.end_previous_secret(&ada(), &new.key.id).await.unwrap();
+    assert_eq!(again.revision, ended.revision);
+    // A deletion.
+    let newest = b.overlap(&newer, HOUR).await;
+    b.keys.delete(&ada(), &new.key.id).await.unwrap();
+    assert_unknown(b.verify(&newer).await);
+    assert_unknown(b.verify(&newest).await);
+}
+
+#[tokio::test]
+async fn case_59_an_old_secret_never_outlives_its_key() {
+    let b = overlapping();
+    let expiry = b.clock.now().saturating_add(HOUR);
+    let old = b.keys.create(&ada(), new_key().expires(Expiration::At(expiry))).await.unwrap();
+    let new = b.overlap(&old, 2 * HOUR).await;
+    assert_eq!(new.key.previous.unwrap().until, expiry);
+    b.clock.advance(HOUR);
+    assert_denied(b.verify(&old).await, Denial::Expired);
+    assert_denied(b.verify(&new).await, Denial::Expired);
+    // There is nothing left to overlap with.
+    assert_eq!(b.overlap(&new, HOUR).await.key.previous, None);
+    assert_unknown(b.verify(&new).await);
+}
+
+#[tokio::test]
+async fn case_59_the_secret_of_a_revoked_key_gets_no_overlap() {
+    let b = overlapping();
+    let stolen = b.create().await;
+    b.keys.revoke(&ada(), &stolen.key.id).await.unwrap();
+    let new = b.overlap(&stolen, HOUR).await;
+    b.keys.enable(&ada(), &stolen.key.id).await.unwrap();
+    assert_unknown(b.verify(&stolen).await);
+    b.verify(&new).await.unwrap();
+}
+
+#[tokio::test]
+async fn case_59_a_rotation_whose_answer_is_lost_locks_nobody_out() {
+    let b = overlapping();
+    let old = b.create().await;
+    let before = old.key.revision;
+    let rotate = || b.keys.rotate_with_overlap(&ada(), &old.key.id, HOUR, Some(before));
+    drop(rotate().await.unwrap());
+    b.verify(&old).await.unwrap();
+    let repeated = rotate().await;
+    assert!(matches!(repeated, Err(ManageError::StaleRevision { .. })), "{repeated:?}");
+    b.verify(&old).await.unwrap();
+    // Without the revision the lost secret is replaced, and there is a new one.
+    let new = b.overlap(&old, HOUR).await;
+    b.verify(&new).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_overlap_is_as_long_as_the_host_allows_and_by_default_there_is_none() {
+    let b = bench();
+    let old = b.create().await;
+    let tiny = Duration::from_micros(1);
+    let refused = b.keys.rotate_with_overlap(&ada(), &old.key.id, tiny, None).await;
+    let error = refused.unwrap_err();
+    assert!(matches!(error, ManageError::OverlapTooLong { max: Duration::ZERO }), "{error:?}");
+    assert_eq!(b.snapshot().await, [ApiKey::clone(&old.key)], "nothing was changed");
+    assert_eq!(b.changes().await.len(), 1, "nor recorded");
+    let new = b.overlap(&old, Duration::ZERO).await;
+    assert_eq!(new.key.previous, None);
+    assert_unknown(b.verify(&old).await);
+
+    let b = overlapping();
+    let old = b.create().await;
+    b.overlap(&old, 24 * HOUR).await;
+    let error = b
+        .keys
+        .rotate_with_overlap(&ada(), &old.key.id, 24 * HOUR + Duration::from_micros(1), None)
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), "an overlap is at most 86400 seconds");
+    b.verify(&old).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_organisation_ends_no_overlap() {
+    let b = overlapping();
+    let old = b.create().await;
+    b.overlap(&old, HOUR).await;
+    let refused = b.keys.end_previous_secret(&eve(), &old.key.id).await;
+    assert!(matches!(refused, Err(ManageError::NotFound)), "{refused:?}");
+    b.verify(&old).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_edit_keeps_the_overlap() {
+    let b = overlapping();
+    let old = b.create().await;
+    b.overlap(&old, HOUR).await;
+    b.keys.update(&ada(), &old.key.id, crate::rename("renamed")).await.unwrap();
+    assert_eq!(b.used(&old).await.unwrap(), SecretUsed::Previous);
+    // The allowlist holds for both secrets.
+    b.keys.update(&ada(), &old.key.id, KeyPatch::restrict(crate::networks(1))).await.unwrap();
+    assert_denied(b.verify(&old).await, Denial::IpNotAllowed);
+    b.keys.verify(old.secret.expose_secret(), ip("10.0.0.1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn case_59_every_record_says_which_secret_was_used() {
+    let b = overlapping();
+    let old = b.create().await;
+    let new = b.overlap(&old, HOUR).await;
+    let request = |path: &str| RequestInfo::new("GET", path);
+    for (key, path) in [(&old, "/old"), (&new, "/new")] {
+        let admission = b.keys.admit(key.secret.expose_secret(), request(path)).await.unwrap();
+        admission.finish(200).await.unwrap();
+        b.clock.advance(Duration::from_secs(1));
+    }
+    drop(b.keys.admit(old.secret.expose_secret(), request("/aborted")).await.unwrap());
+    b.clock.advance(HOUR);
+    // Its use after the end is recorded, so that its user can be found.
+    b.keys.admit(old.secret.expose_secret(), request("/late")).await.unwrap_err();
+    b.keys.shutdown(Duration::from_secs(10)).await;
+    let scope = AuditScope::KeyRequests(old.key.id);
+    let page = b.log.page(&AuditQuery::new(org("acme"), scope)).await.unwrap();
+    let seen = |record: &keygate::audit::AuditRecord| match &record.event {
+        AuditEvent::Request(RequestEvent { endpoint, outcome, secret, .. }) => {
+            (endpoint.to_string(), *outcome, *secret)
+        }
+        other => panic!("{other:?}"),
+    };
+    let expected = [
+        ("/late", Outcome::Expired, SecretUsed::Previous),
+        ("/aborted", Outcome::Aborted, SecretUsed::Previous),
+        ("/new", Outcome::Allowed, SecretUsed::Current),
+        ("/old", Outcome::Allowed, SecretUsed::Previous),
+    ]
+    .map(|(path, outcome, secret)| (path.to_owned(), outcome, secret));
+    assert_eq!(page.records.iter().map(seen).collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn after_a_restore_previous_secrets_end_and_newly_rotated_keys_keep_working() {
+    let b = overlapping();
+    let (old, stale) = (b.create().await, b.create().await);
+    let restored_at = b.clock.now().saturating_add(Duration::from_secs(1));
+    b.clock.advance(Duration::from_secs(2));
+    let new = b.overlap(&old, HOUR).await;
+    let revoked = b.keys.revoke_issued_before(&b.store.inner, restored_at, "restore").await;
+    assert_eq!(revoked.unwrap(), 1);
+    assert_denied(b.verify(&stale).await, Denial::Revoked);
+    assert_unknown(b.verify(&old).await);
+    b.verify(&new).await.unwrap();
+}
