@@ -28,7 +28,7 @@ pub(super) async fn list(
     let list = keys.list(actor.org()).await?;
     let now = keys.now();
     let view = KeysView {
-        keys: list.iter().map(|key| KeyView::new(key, now, &keys)).collect(),
+        keys: list.iter().map(|key| KeyView::new(key, now, keys.scopes())).collect(),
         limits: keys.limits().into(),
         scopes: keys.scopes().map(ScopeView::all),
     };

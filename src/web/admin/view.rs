@@ -49,7 +49,7 @@ pub(super) struct KeyView<'a> {
 }
 
 impl<'a> KeyView<'a> {
-    pub(super) fn new(key: &'a ApiKey, now: Timestamp, keys: &KeyManager) -> Self {
+    pub(super) fn new(key: &'a ApiKey, now: Timestamp, offered: Option<&ScopeCatalog>) -> Self {
         Self {
             id: Shown(key.id),
             name: key.name.as_str(),
@@ -63,7 +63,7 @@ impl<'a> KeyView<'a> {
             ip_allowlist: key.allowlist.entries(),
             revision: key.revision.get(),
             created_by: key.attributes.created_by.as_deref(),
-            scopes: keys.scopes().map(|_| ScopesView(&key.attributes.scopes)),
+            scopes: offered.map(|_| ScopesView(&key.attributes.scopes)),
         }
     }
 }
@@ -161,7 +161,7 @@ impl<'a> RecordView<'a> {
 
 /// The response with one key.
 pub(super) fn key_answer(key: &ApiKey, keys: &KeyManager) -> Response {
-    let view = KeyView::new(key, keys.now(), keys);
+    let view = KeyView::new(key, keys.now(), keys.scopes());
     ([(ETAG, etag(key.revision))], Json(view)).into_response()
 }
 
@@ -174,12 +174,9 @@ struct IssuedView<'a> {
 /// The response with a key and its secret, which is sent only here. Its buffer is wiped
 /// after sending.
 pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, keys: &KeyManager) -> Response {
-    let key = KeyView::new(&issued.key, keys.now(), keys);
-    let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
-    let created_by = key.created_by.map_or(0, |name| 6 * name.len());
-    let scopes = key.scopes.as_ref().map_or(0, |_| Scopes::MAX * (Scope::MAX_LEN + 3));
+    let key = KeyView::new(&issued.key, keys.now(), keys.scopes());
     // Allocated in full, since a buffer that grows leaves a copy behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by + scopes));
+    let mut body = Zeroizing::new(Vec::with_capacity(room_for(&key)));
     let view = IssuedView { key, secret: issued.secret.expose_secret() };
     // Cannot fail: a buffer accepts any data, and the keys of all maps are strings.
     let _ = serde_json::to_writer(&mut *body, &view);
@@ -188,4 +185,30 @@ pub(super) fn issued_answer(status: StatusCode, issued: &IssuedKey, keys: &KeyMa
         (ETAG, etag(issued.key.revision)),
     ];
     (status, headers, Body::from(Bytes::from_owner(body))).into_response()
+}
+
+/// At least as many bytes as the response with this key and its secret has.
+fn room_for(key: &KeyView<'_>) -> usize {
+    let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
+    let created_by = key.created_by.map_or(0, |name| 6 * name.len());
+    let scopes = key.scopes.as_ref().map_or(0, |_| Scopes::MAX * (Scope::MAX_LEN + 3));
+    2_048 + entries + created_by + scopes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_the_longest_scopes() {
+        let mut key = ApiKey::sample(1);
+        let names = (0..Scopes::MAX).map(|n| format!("{n:064}"));
+        key.attributes.scopes = Scopes::only(names).unwrap();
+        let catalog = ScopeCatalog::new([("a", "")]).unwrap();
+        let view = KeyView::new(&key, key.created_at, Some(&catalog));
+        let room = room_for(&view);
+        let secret = "x".repeat(256);
+        let body = serde_json::to_vec(&IssuedView { key: view, secret: &secret }).unwrap();
+        assert!(body.len() <= room, "{} bytes, room for {room}", body.len());
+    }
 }
