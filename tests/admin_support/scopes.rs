@@ -177,7 +177,7 @@ async fn the_document_of_a_service_with_scopes_describes_its_answers_and_bodies(
 }
 
 #[tokio::test]
-async fn the_answer_with_a_secret_has_room_for_the_longest_scopes() {
+async fn the_most_and_longest_scopes_come_back() {
     let names: Vec<String> = (0..50).map(|n| format!("{n:064}")).collect();
     let catalog = ScopeCatalog::new(names.iter().map(|name| (name, ""))).unwrap();
     let api = Api::with(|builder| builder.scopes(catalog));

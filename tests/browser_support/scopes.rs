@@ -129,6 +129,7 @@ async fn scopes_are_edited_and_those_no_longer_offered_are_marked_and_kept() {
         browser.press("Save changes").await;
         browser.no_dialog().await;
         browser.menu("key", "Edit").await;
+        assert!(is_checked(browser, Role::Radio, ONLY).await);
         assert_eq!(browser.names(Role::CheckBox).await, [READ, WRITE], "it cannot come back");
         browser.pick(FULL).await;
         browser.press("Save changes").await;
@@ -168,9 +169,11 @@ async fn without_scopes_the_page_says_nothing_of_them() {
         for open in [true, false] {
             if open {
                 browser.press("Create API key").await;
+                browser.sees_focus("Name").await;
                 assert!(browser.names(Role::Radio).await.is_empty());
             } else {
                 browser.menu("key", "Edit").await;
+                browser.sees_focus("Name").await;
                 assert_eq!(browser.names(Role::Radio).await.len(), 2, "active and revoked");
             }
             assert!(!browser.text().await.to_lowercase().contains("scope"));

@@ -197,11 +197,8 @@ struct IssuedView<'a> {
 /// after sending.
 pub(super) fn issued_answer(status: StatusCode, keys: &KeyManager, issued: &IssuedKey) -> Response {
     let key = KeyView::new(keys, &issued.key);
-    let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
-    let created_by = key.created_by.map_or(0, |name| 6 * name.len());
-    let scopes = key.scopes.as_ref().map_or(0, |_| Scopes::MAX * (Scope::MAX_LEN + 3));
     // Allocated in full, since a buffer that grows leaves a copy behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(2_048 + entries + created_by + scopes));
+    let mut body = Zeroizing::new(Vec::with_capacity(room_for(&key)));
     let view = IssuedView { key, secret: issued.secret.expose_secret() };
     // Cannot fail: a buffer accepts any data, and the keys of all maps are strings.
     let _ = serde_json::to_writer(&mut *body, &view);
@@ -210,4 +207,32 @@ pub(super) fn issued_answer(status: StatusCode, keys: &KeyManager, issued: &Issu
         (ETAG, etag(issued.key.revision)),
     ];
     (status, headers, Body::from(Bytes::from_owner(body))).into_response()
+}
+
+/// At least as many bytes as the response with this key and its secret has.
+fn room_for(key: &KeyView<'_>) -> usize {
+    let entries: usize = key.ip_allowlist.iter().map(|entry| 2 * entry.len() + 3).sum();
+    let created_by = key.created_by.map_or(0, |name| 6 * name.len());
+    let scopes = key.scopes.as_ref().map_or(0, |_| Scopes::MAX * (Scope::MAX_LEN + 3));
+    2_048 + entries + created_by + scopes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn there_is_room_for_the_longest_scopes() {
+        let mut key = ApiKey::sample(1);
+        let names = (0..Scopes::MAX).map(|n| format!("{n:064}"));
+        key.attributes.scopes = Scopes::only(names).unwrap();
+        let catalog = ScopeCatalog::new([("a", "")]).unwrap();
+        let keys = KeyManager::builder(MemoryStore::new()).scopes(catalog).build().unwrap();
+        let view = KeyView::new(&keys, &key);
+        let room = room_for(&view);
+        let secret = "x".repeat(256);
+        let body = serde_json::to_vec(&IssuedView { key: view, secret: &secret }).unwrap();
+        assert!(body.len() <= room, "{} bytes, room for {room}", body.len());
+    }
 }

@@ -108,18 +108,23 @@ function name(key) {
   return [
     h("span", { class: "name" }, key.name),
     addresses > 0 && h("span", { class: "quiet small" }, text(restricted, { count: addresses })),
-    offered && h("span", { class: "quiet small" }, scopes(key)),
+    offered && scopes(key),
     created(key),
     key.previous_secret_until && previous(key),
   ];
 }
 
+const SCOPES_SHOWN = 5;
+
 function scopes({ scopes }) {
-  if (scopes === "all") return text("scopes.all");
-  if (scopes.length === 0) return text("scopes.none");
+  const line = (label, title) => h("span", { class: "quiet small", title }, label);
+  if (scopes === "all") return line(text("scopes.all"));
+  if (scopes.length === 0) return line(text("scopes.none"));
   const names = scopes.map((scope) =>
     offered.some(({ name }) => name === scope) ? scope : `${scope} (${text("scopes.gone")})`);
-  return text("scopes.only", { names: names.join(", ") });
+  const shown = names.slice(0, SCOPES_SHOWN);
+  if (names.length > SCOPES_SHOWN) shown.push(text("advice.more", { count: names.length - SCOPES_SHOWN }));
+  return line(text("scopes.only", { names: shown.join(", ") }), names.join(", "));
 }
 
 /** Until when the old secret of a rotated key works, and whether it is still used. */
