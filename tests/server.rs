@@ -1002,6 +1002,24 @@ fn keys_begin_with_the_prefix_that_is_set() {
     assert_eq!(other.status(&server), 401);
 }
 
+#[test]
+fn case_59_old_secrets_work_for_the_overlap_that_is_set() {
+    for (settings, max) in [(&[][..], 0), (&[("KEYGATE_ROTATION_OVERLAP", "3600")][..], 3_600)] {
+        let server = Server::start(settings);
+        let key = Key::named(&server, "key");
+        let list = server.client().ask("GET", "/settings/api/keys", &[]).json();
+        assert_eq!(list["max_overlap_seconds"], max);
+        let rotate = |overlap: u64| {
+            let body = json!({ "confirm_name": "key", "overlap_seconds": overlap }).to_string();
+            let path = format!("{}/rotate", key.path());
+            server.client().ask_json("POST", &path, &[], body).status
+        };
+        assert_eq!((rotate(max + 1), key.status(&server)), (422, 200));
+        assert_eq!(rotate(max), 200);
+        assert_eq!(key.status(&server), if max > 0 { 200 } else { 401 });
+    }
+}
+
 /// Starts a server that is to refuse its settings, and says what it complains of.
 fn complaint(name: &str, value: &OsStr) -> String {
     let mut child = command(&[(name, value)]).spawn().unwrap();
@@ -1039,6 +1057,7 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_PROXY_HEADER", &["X Real IP", "x-real-ip:", "\u{e9}"]),
         ("KEYGATE_GEOIP", &["/nonexistent/countries.mmdb"]),
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
+        ("KEYGATE_ROTATION_OVERLAP", &["1h", "-1", "3600.5", "yes", "99999999999999999999"]),
     ] {
         for value in values {
             let said = complaint(name, OsStr::new(value));
@@ -1064,6 +1083,7 @@ fn a_setting_that_is_no_text_is_not_taken_for_none() {
         "KEYGATE_PROXY_HEADER",
         "KEYGATE_GEOIP",
         "KEYGATE_KEY_PREFIX",
+        "KEYGATE_ROTATION_OVERLAP",
     ] {
         let said = complaint(name, &OsString::from_vec(b"strict\xff".to_vec()));
         assert!(said.contains(name), "{name}: {said}");

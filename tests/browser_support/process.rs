@@ -71,10 +71,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(super) fn start() -> Self {
+    pub(super) fn start(variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(program());
         command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").current_dir(folder.path());
+        command.envs(variables.iter().copied());
         let started = Process::start(&mut command, "settings: http://");
         let (process, rest) =
             started.unwrap_or_else(|said| panic!("{command:?} has ended: {said}"));
