@@ -304,7 +304,7 @@ fn a_key_lives_from_creation_to_deletion() {
         rest["timestamp"] = Value::Null;
         let expected = json!({
             "timestamp": null, "method": "GET", "endpoint": "/v1/whoami", "ip": "127.0.0.1",
-            "country": null, "status": status, "outcome": outcome, "count": 1,
+            "country": null, "status": status, "outcome": outcome, "count": 1, "secret": "current",
         });
         assert_eq!(rest, expected);
     }

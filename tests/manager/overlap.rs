@@ -110,8 +110,8 @@ async fn case_59_the_secret_of_a_revoked_key_gets_no_overlap() {
 async fn case_59_a_rotation_whose_answer_is_lost_locks_nobody_out() {
     let b = overlapping();
     let old = b.create().await;
-    let before = old.key.revision;
-    let rotate = || b.keys.rotate_with_overlap(&ada(), &old.key.id, HOUR, Some(before));
+    let (ada, before) = (ada(), old.key.revision);
+    let rotate = || b.keys.rotate_with_overlap(&ada, &old.key.id, HOUR, Some(before));
     drop(rotate().await.unwrap());
     b.verify(&old).await.unwrap();
     let repeated = rotate().await;
