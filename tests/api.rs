@@ -69,7 +69,7 @@ fn types() -> Vec<&'static str> {
         conformance::Report, conformance::TwoHandles<()>,
         ManualClock, MaxMindCountries, Metadata, MemoryAuditLog, MemoryStore, Network, NewKey, News, OrgId,
         OrgLimit, Outcome, PartHealth, PeerAddr, PlaintextKey, Position, PostgresChanges, PostgresOptions,
-        PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
+        PostgresStore, PreviousSecret, SecretUsed, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
         Environment, Refusal, RequireScope, Scope, ScopeCatalog, Scopes, SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull, WithDigest,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,

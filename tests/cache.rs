@@ -253,6 +253,93 @@ async fn a_local_change_is_effective_before_the_call_returns() {
     assert!(!find(&cached, 2).await);
 }
 
+/// A manager on the cache, whose clock the test moves.
+fn overlapping(cached: &CachedStore) -> (KeyManager, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::new(Timestamp::parse("2027-01-31T10:00:00Z").unwrap()));
+    let builder = KeyManager::builder(cached.clone()).clock(clock.clone());
+    (builder.max_overlap(HOUR).build().unwrap(), clock)
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn actor() -> Actor {
+    Actor::new(acme(), "ada")
+}
+
+#[tokio::test]
+async fn case_59_a_cached_secret_ends_with_its_overlap() {
+    let cached = cached(&Probe::new());
+    let (keys, clock) = overlapping(&cached);
+    let works = async |issued: &IssuedKey| {
+        // The second time from the cache.
+        let secret = issued.secret.expose_secret();
+        let [first, again] = [keys.verify(secret, None).await, keys.verify(secret, None).await];
+        assert_eq!(first.is_ok(), again.is_ok());
+        again.is_ok()
+    };
+    let first = keys.create(&actor(), NewKey::named("CI").unwrap()).await.unwrap();
+    let id = first.key.id;
+    let rotate = async || keys.rotate_with_overlap(&actor(), &id, HOUR, None).await.unwrap();
+    assert!(works(&first).await);
+    let second = rotate().await;
+    assert!(works(&first).await && works(&second).await);
+    clock.advance(HOUR - Duration::from_micros(1));
+    assert!(works(&first).await && works(&second).await);
+    clock.advance(Duration::from_micros(1));
+    assert!(!works(&first).await && works(&second).await);
+
+    let third = rotate().await;
+    assert!(works(&second).await && works(&third).await);
+    let fourth = rotate().await;
+    assert!(!works(&second).await && works(&third).await && works(&fourth).await);
+    keys.end_previous_secret(&actor(), &id).await.unwrap();
+    assert!(!works(&third).await && works(&fourth).await);
+    let fifth = rotate().await;
+    assert!(works(&fourth).await && works(&fifth).await);
+    keys.delete(&actor(), &id).await.unwrap();
+    assert!(!works(&fourth).await && !works(&fifth).await);
+}
+
+/// The key with that number as its secret, rotated to the next one with an overlap by
+/// another process, and cached by both digests.
+async fn overlapping_entry(probe: &Probe, cached: &CachedStore, number: u64) -> ApiKey {
+    let old = insert(cached, number).await;
+    let previous = Some(PreviousSecret { digest: old.digest, until: Timestamp::MAX });
+    let (digest, revision) = (digest(number + 1), old.revision.next());
+    let new = ApiKey { digest, previous, revision, ..old.clone() };
+    probe.inner().replace(&new, old.revision).await.unwrap();
+    cached.get(&acme(), &new.id).await.unwrap();
+    assert!(find(cached, number).await && find(cached, number + 1).await);
+    new
+}
+
+#[tokio::test]
+async fn case_59_news_of_a_key_voids_both_its_digests() {
+    let probe = Probe::new();
+    let (cached, say) = following(&probe, LONG).await;
+    let key = overlapping_entry(&probe, &cached, 1).await;
+    let finds = probe.finds();
+    assert!(find(&cached, 1).await && find(&cached, 2).await);
+    assert_eq!(probe.finds(), finds, "both are cached");
+    let ended = ApiKey { previous: None, revision: key.revision.next(), ..key.clone() };
+    probe.inner().replace(&ended, key.revision).await.unwrap();
+    say.news(News::Changed(key.id));
+    say.heard().await;
+    assert!(!find(&cached, 1).await && find(&cached, 2).await);
+    assert_eq!(probe.finds(), finds + 2, "both were asked for again");
+}
+
+#[tokio::test]
+async fn case_59_what_a_get_has_seen_ends_the_secret_in_the_cache() {
+    let probe = Probe::new();
+    let cached = cached(&probe);
+    let key = overlapping_entry(&probe, &cached, 1).await;
+    let ended = ApiKey { previous: None, revision: key.revision.next(), ..key.clone() };
+    probe.inner().replace(&ended, key.revision).await.unwrap();
+    cached.get(&acme(), &key.id).await.unwrap();
+    assert!(!find(&cached, 1).await && find(&cached, 2).await);
+}
+
 #[tokio::test]
 async fn a_change_that_failed_may_have_taken_place() {
     let probe = Probe::new();

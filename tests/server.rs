@@ -304,7 +304,7 @@ fn a_key_lives_from_creation_to_deletion() {
         rest["timestamp"] = Value::Null;
         let expected = json!({
             "timestamp": null, "method": "GET", "endpoint": "/v1/whoami", "ip": "127.0.0.1",
-            "country": null, "status": status, "outcome": outcome, "count": 1,
+            "country": null, "status": status, "outcome": outcome, "count": 1, "secret": "current",
         });
         assert_eq!(rest, expected);
     }
@@ -1089,6 +1089,24 @@ fn environments_and_limits_of_organisations_are_those_that_are_set() {
     assert_eq!(list["limits"]["max_keys"], 2);
 }
 
+#[test]
+fn case_59_old_secrets_work_for_the_overlap_that_is_set() {
+    for (settings, max) in [(&[][..], 0), (&[("KEYGATE_ROTATION_OVERLAP", "3600")][..], 3_600)] {
+        let server = Server::start(settings);
+        let key = Key::named(&server, "key");
+        let list = server.client().ask("GET", "/settings/api/keys", &[]).json();
+        assert_eq!(list["max_overlap_seconds"], max);
+        let rotate = |overlap: u64| {
+            let body = json!({ "confirm_name": "key", "overlap_seconds": overlap }).to_string();
+            let path = format!("{}/rotate", key.path());
+            server.client().ask_json("POST", &path, &[], body).status
+        };
+        assert_eq!((rotate(max + 1), key.status(&server)), (422, 200));
+        assert_eq!(rotate(max), 200);
+        assert_eq!(key.status(&server), if max > 0 { 200 } else { 401 });
+    }
+}
+
 /// Starts a server that is to refuse its settings, and says what it complains of.
 fn complaint(name: &str, value: &OsStr) -> String {
     let mut child = command(&[(name, value)]).spawn().unwrap();
@@ -1133,6 +1151,7 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_ORG_LIMITS", &["big", "big=many", "big=-1"]),
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
         ("KEYGATE_SCOPES", &["Read=x", "=x", "a=x,a=y", "a=x,", ","]),
+        ("KEYGATE_ROTATION_OVERLAP", &["1h", "-1", "3600.5", "yes", "99999999999999999999"]),
     ] {
         for value in values {
             let said = complaint(name, OsStr::new(value));
@@ -1159,6 +1178,7 @@ fn a_setting_that_is_no_text_is_not_taken_for_none() {
         "KEYGATE_GEOIP",
         "KEYGATE_KEY_PREFIX",
         "KEYGATE_SCOPES",
+        "KEYGATE_ROTATION_OVERLAP",
     ] {
         let said = complaint(name, &OsString::from_vec(b"strict\xff".to_vec()));
         assert!(said.contains(name), "{name}: {said}");

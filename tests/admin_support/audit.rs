@@ -69,7 +69,7 @@ async fn a_record_says_what_was_asked_and_how_it_ended() {
         json!({
             "timestamp": format!("2026-01-31T12:00:0{seconds}Z"), "method": "GET",
             "endpoint": endpoint, "ip": ip, "country": country, "status": status,
-            "outcome": outcome, "count": 1,
+            "outcome": outcome, "count": 1, "secret": "current",
         })
     };
     let records = json!([

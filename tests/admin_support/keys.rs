@@ -100,7 +100,7 @@ async fn list_is_oldest_first_with_the_limits() {
     let empty = api.get("/keys").await;
     assert_eq!(empty.header("etag"), "");
     let limits = json!({"max_keys": 3, "max_ips_per_key": 2});
-    assert_eq!(empty.json(), json!({"keys": [], "limits": limits}));
+    assert_eq!(empty.json(), json!({"keys": [], "limits": limits, "max_overlap_seconds": 0}));
     for name in ["b", "c", "a"] {
         api.create(name).await;
         api.clock.advance(1);

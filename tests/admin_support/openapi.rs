@@ -1,6 +1,7 @@
 //! The OpenAPI document says what the API does, and nothing else.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,6 +18,8 @@ use crate::admin_support::{
     Api, CODES, NO_KEY, Reply, actor, request, send, with_header, with_json,
 };
 use crate::schema::{misfit, resolve};
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 async fn document() -> &'static Value {
     static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
@@ -177,7 +180,7 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
         request
     };
     for fault in 0..15 {
-        let mut api = Api::with(|builder| builder.limits(limits));
+        let mut api = Api::with(|builder| builder.limits(limits).max_overlap(HOUR));
         let path = api.create_path("k").await;
         let id = path.trim_start_matches("/keys/");
         let good = good(method, template, id);
@@ -200,6 +203,8 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
             }
             10 => {
                 api.create("second").await;
+                let key = id.parse().unwrap();
+                api.keys.rotate_with_overlap(&api.actor, &key, HOUR, None).await.unwrap();
                 api.conflict();
                 good
             }

@@ -110,8 +110,8 @@ async fn case_59_the_secret_of_a_revoked_key_gets_no_overlap() {
 async fn case_59_a_rotation_whose_answer_is_lost_locks_nobody_out() {
     let b = overlapping();
     let old = b.create().await;
-    let before = old.key.revision;
-    let rotate = || b.keys.rotate_with_overlap(&ada(), &old.key.id, HOUR, Some(before));
+    let (ada, before) = (ada(), old.key.revision);
+    let rotate = || b.keys.rotate_with_overlap(&ada, &old.key.id, HOUR, Some(before));
     drop(rotate().await.unwrap());
     b.verify(&old).await.unwrap();
     let repeated = rotate().await;
@@ -186,7 +186,7 @@ async fn case_59_every_record_says_which_secret_was_used() {
     b.clock.advance(HOUR);
     // Its use after the end is recorded, so that its user can be found.
     b.keys.admit(old.secret.expose_secret(), request("/late")).await.unwrap_err();
-    b.keys.shutdown(Duration::from_secs(10)).await;
+    let _ = b.keys.shutdown(Duration::from_secs(10)).await;
     let scope = AuditScope::KeyRequests(old.key.id);
     let page = b.log.page(&AuditQuery::new(org("acme"), scope)).await.unwrap();
     let seen = |record: &keygate::audit::AuditRecord| match &record.event {

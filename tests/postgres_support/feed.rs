@@ -81,6 +81,8 @@ async fn changes_by_hand_are_told_with_their_transaction() {
             ("rotated_at", "1"),
             ("revision", "revision + 1"),
             ("attributes", "'{\"a\":1}'"),
+            ("previous_digest", "sha256('old')"),
+            ("previous_until", "1"),
         ] {
             let news = by_hand(format!("UPDATE {{keys}} SET {column} = {value}")).await;
             assert_eq!(news, changed(key.id), "{column}");
@@ -90,7 +92,7 @@ async fn changes_by_hand_are_told_with_their_transaction() {
         let columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'keys' \
                        AND table_schema = $1";
         let columns: i64 = db.query_one(columns, &[&schema]).await.unwrap().get(0);
-        assert_eq!(columns, 13, "a new one is to be announced, too");
+        assert_eq!(columns, 15, "a new one is to be announced, too");
 
         let both = by_hand(format!("UPDATE {{keys}} SET id = '{}'", moved.id)).await;
         assert_eq!(both, [News::Changed(key.id), News::Changed(moved.id)]);

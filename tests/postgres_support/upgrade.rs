@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use keygate::KeyStore;
 use keygate::error::PostgresOpenError;
 use keygate::store::{OrgLimit, PostgresOptions};
+use keygate::{ApiKey, PreviousSecret, Timestamp};
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::postgres_support::{
@@ -260,6 +262,44 @@ async fn case_55_a_migration_beside_a_long_transaction_blocks_no_other_session_a
         long.batch_execute("COMMIT").await.unwrap();
         let store = opening.await.unwrap().unwrap();
         assert_eq!(*store.get(&key(1).org, &key(1).id).await.unwrap().unwrap(), key(1));
+    })
+    .await;
+}
+
+/// The statements of an earlier version know nothing of previous digests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn case_59_whoever_writes_it_a_previous_digest_belongs_to_one_key() {
+    in_schema(|options| async move {
+        let schema = schema_of(&options);
+        let store = options.connect().await.unwrap();
+        let previous = PreviousSecret { digest: key(9).digest, until: Timestamp::MAX };
+        let old = ApiKey { previous: Some(previous), ..key(1) };
+        store.insert(&old, OrgLimit::NONE).await.unwrap();
+        store.insert(&key(2), OrgLimit::NONE).await.unwrap();
+        let db = administrator().await;
+        let digest = |key: &ApiKey| key.digest.as_bytes().to_vec();
+        let (second, taken) = (digest(&key(2)), digest(&key(9)));
+        let copy = format!(
+            "INSERT INTO {schema}.keys (id, org, name, key_prefix, digest, status, allowlist, \
+             created_at, revision) SELECT gen_random_uuid(), org, name, key_prefix, $2, status, \
+             allowlist, created_at, revision FROM {schema}.keys WHERE digest = $1"
+        );
+        let replace = format!("UPDATE {schema}.keys SET digest = $2 WHERE digest = $1");
+        for statement in [&copy, &replace] {
+            let refused = db.execute(statement, &[&second, &taken]).await.unwrap_err();
+            assert_eq!(refused.code(), Some(&SqlState::UNIQUE_VIOLATION), "{refused:?}");
+        }
+        let found = store.find_by_digest(&previous.digest).await.unwrap().unwrap();
+        assert_eq!(*found, old);
+        // Many in one transaction take few locks.
+        let many = format!(
+            "INSERT INTO {schema}.keys (id, org, name, key_prefix, digest, status, allowlist, \
+             created_at, revision) SELECT gen_random_uuid(), org, name, key_prefix, \
+             sha256(n::text::bytea), status, allowlist, created_at, revision \
+             FROM {schema}.keys, generate_series(1, 30000) AS n WHERE digest = $1"
+        );
+        assert_eq!(db.execute(&many, &[&second]).await.unwrap(), 30_000);
     })
     .await;
 }

@@ -53,6 +53,8 @@ async fn a_damaged_column_is_corrupt_by_name_and_never_an_admission() {
         ("attributes", text("")),
         ("attributes", text("[]")),
         ("attributes", text("{\"created_by\":7}")),
+        ("previous_digest", Value::Blob(vec![1; 31])),
+        ("previous_until", Value::Integer(1)),
         ("revision", Value::Integer(-1)),
         ("revision", Value::Integer(1 << 32)),
     ] {
