@@ -11,11 +11,13 @@ use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::sink::AuditSink;
 use crate::audit::writer::AuditWriter;
+use crate::key::existing::{ExistingFormat, ExistingFormatError};
 use crate::key::format::KeyFormat;
 use crate::key::formats::{Environment, EnvironmentError, Formats};
 use crate::manager::admission::refusal_records;
 use crate::runtime::clock::{Clock, SystemClock};
 
+use crate::manager::existing::{Asking, ExistingKeys};
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::{Inner, KeyManager};
@@ -48,6 +50,9 @@ pub struct KeyManagerBuilder {
     store_deadline: Duration,
     format: KeyFormat,
     environments: Vec<Environment>,
+    existing: Vec<ExistingFormat>,
+    existing_keys: Option<Arc<dyn ExistingKeys>>,
+    existing_keys_at_once: usize,
     limits: Limits,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
@@ -67,6 +72,9 @@ impl KeyManager {
             store_deadline: Duration::from_secs(2),
             format: KeyFormat::default(),
             environments: Vec::new(),
+            existing: Vec::new(),
+            existing_keys: None,
+            existing_keys_at_once: 4,
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),
@@ -118,6 +126,25 @@ impl KeyManagerBuilder {
         self
     }
 
+    /// Declares a format of keys that were issued before keygate, so that they are looked
+    /// up. [`KeyManager::adopt`] stores them.
+    pub fn existing(mut self, format: ExistingFormat) -> Self {
+        self.existing.push(format);
+        self
+    }
+
+    /// Asks this for existing keys whose digest cannot be computed from their text.
+    pub fn existing_keys(self, keys: impl ExistingKeys) -> Self {
+        Self { existing_keys: Some(Arc::new(keys)), ..self }
+    }
+
+    /// Sets for how many credentials [`ExistingKeys`] is asked at a time. Others wait, and
+    /// are refused as unavailable after the [store deadline](Self::store_deadline). The
+    /// default is 4.
+    pub fn existing_keys_at_once(self, at_once: usize) -> Self {
+        Self { existing_keys_at_once: at_once, ..self }
+    }
+
     /// Sets the limits per organisation. The default is 20 keys, and 50 allowlist entries
     /// per key.
     pub fn limits(self, limits: Limits) -> Self {
@@ -151,7 +178,8 @@ impl KeyManagerBuilder {
     /// # Errors
     ///
     /// [`BuildError::NoRuntime`] if no runtime is set and this is not called on a tokio
-    /// runtime, and [`BuildError::Environment`] for environments that are not valid.
+    /// runtime, [`BuildError::Environment`] for environments that are not valid, and
+    /// [`BuildError::Existing`] for a format of existing keys that new keys could have, too.
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(spawn::current).ok_or(BuildError::NoRuntime)?;
         let audit_ids = Arc::new(AuditIds::new(&*self.random).map_err(BuildError::Random)?);
@@ -159,6 +187,10 @@ impl KeyManagerBuilder {
             none if none.is_empty() => Formats::single(self.format),
             environments => Formats::named(environments).map_err(BuildError::Environment)?,
         };
+        let formats = formats
+            .with_existing(self.existing, self.existing_keys.is_some())
+            .map_err(BuildError::Existing)?;
+        let at_once = self.existing_keys_at_once;
         let audit = self.sink.map(|sink| {
             let runtime = Arc::clone(&runtime);
             let refusals = refusal_records(formats.clone(), Arc::clone(&audit_ids));
@@ -172,6 +204,7 @@ impl KeyManagerBuilder {
                 store_deadline: self.store_deadline,
                 formats,
                 limits: self.limits,
+                existing_keys: self.existing_keys.map(|keys| Asking::new(keys, at_once)),
                 clock: self.clock,
                 audit_ids,
                 random: self.random,
@@ -185,6 +218,7 @@ impl KeyManagerBuilder {
                 unverified: Throttle::default(),
                 unrecorded: Throttle::default(),
                 foreign: Throttle::default(),
+                not_taken_over: Throttle::default(),
                 unhealthy: Throttle::default(),
             }),
         })
@@ -204,4 +238,7 @@ pub enum BuildError {
     /// The environments are not valid.
     #[error(transparent)]
     Environment(EnvironmentError),
+    /// A format of existing keys is not valid.
+    #[error(transparent)]
+    Existing(ExistingFormatError),
 }

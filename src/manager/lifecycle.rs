@@ -142,7 +142,7 @@ impl KeyManager {
     /// The format of a key. A key with a prefix that this manager does not have counts as
     /// not found.
     fn format_of(&self, key: &ApiKey) -> Result<&KeyFormat, ManageError> {
-        if let Some(environment) = self.inner.formats.of_shown(&key.key_prefix) {
+        if let Some(environment) = self.inner.formats.of_shown(key.format_prefix()) {
             return Ok(environment.format());
         }
         if let Some(left_out) = self.inner.foreign.pass() {
@@ -291,13 +291,15 @@ impl KeyManager {
         self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
             let (inner, _turn) = (&*keys.inner, turn);
             for _ in 0..ATTEMPTS {
-                let rotated = ApiKey {
+                let mut rotated = ApiKey {
                     digest: secret.digest(),
                     key_prefix: format.display_prefix(&secret),
                     rotated_at: Some(keys.now()),
                     revision: current.revision.next(),
                     ..ApiKey::clone(&current)
                 };
+                // An adopted key now has a prefix that tells its environment.
+                rotated.attributes.adopted_into = None;
                 match inner.confirmed(inner.store.replace(&rotated, current.revision)).await {
                     Ok(()) => {
                         return Ok(Done::Changed(IssuedKey { key: Arc::new(rotated), secret }));
@@ -385,7 +387,7 @@ impl KeyManager {
     }
 
     /// Names are shown and logged, so they must not contain a key.
-    fn check_name(&self, name: &KeyName) -> Result<(), ManageError> {
+    pub(super) fn check_name(&self, name: &KeyName) -> Result<(), ManageError> {
         if self.inner.formats.occur_in(name.as_str().as_bytes()) {
             return Err(ManageError::NameHoldsKey);
         }
@@ -406,7 +408,7 @@ impl KeyManager {
         Ok(key)
     }
 
-    fn check_length(&self, allowlist: &Allowlist) -> Result<(), ManageError> {
+    pub(super) fn check_length(&self, allowlist: &Allowlist) -> Result<(), ManageError> {
         let max = self.inner.limits.max_ips_per_key;
         if allowlist.len() > max as usize {
             return Err(ManageError::AllowlistTooLong { max });

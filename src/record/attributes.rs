@@ -37,6 +37,10 @@ pub struct Attributes {
     /// The host's own metadata.
     #[serde(skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
+    /// For a key issued before keygate: the prefix of the format that it gets when it is
+    /// rotated, which tells its environment. `None` from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adopted_into: Option<String>,
     /// Members written by another version.
     #[serde(flatten)]
     others: Map<String, Value>,
