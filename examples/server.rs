@@ -10,11 +10,17 @@
 //! | `KEYGATE_PROXY_HEADER` | `x-forwarded-for` | or `forwarded`, or a header with one address |
 //! | `KEYGATE_GEOIP` | none | a MaxMind DB file (`.mmdb`), for countries in the audit log |
 //! | `KEYGATE_KEY_PREFIX` | `vsp_sk_` | the prefix of keys |
+//! | `KEYGATE_EXISTING_KEYS` | none | a CSV file `org,name,key_prefix,sha256_hex` of keys issued before keygate |
+//! | `KEYGATE_EXISTING_FORMAT` | none | `acme_live_:32`: their prefix and the length of what follows |
 #![allow(clippy::print_stdout, reason = "an example prints")]
+
+#[path = "support/existing.rs"]
+mod existing;
 
 use std::env::{self, VarError};
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,11 +111,39 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let countries = countries()?;
-    let builder = store().await?.delivery(delivery).format(format);
-    Ok(match countries {
+    let mut builder = store().await?.delivery(delivery).format(format);
+    let existing = variable("KEYGATE_EXISTING_FORMAT", "")?;
+    if !existing.is_empty() {
+        let format = existing::format(&existing);
+        builder = builder.existing(format.map_err(|e| format!("KEYGATE_EXISTING_FORMAT: {e}"))?);
+    }
+    let keys = match countries {
         Some(countries) => builder.countries(countries).build()?,
         None => builder.build()?,
-    })
+    };
+    adopt_existing(&keys, existing.is_empty()).await?;
+    Ok(keys)
+}
+
+/// Adopts the keys of the file, as at each start: those that are there stay as they are.
+async fn adopt_existing(keys: &KeyManager, no_format: bool) -> Result<(), Failure> {
+    let file = variable("KEYGATE_EXISTING_KEYS", "")?;
+    if file.is_empty() {
+        return Ok(());
+    }
+    if no_format {
+        return Err("KEYGATE_EXISTING_KEYS needs KEYGATE_EXISTING_FORMAT".into());
+    }
+    let report = existing::adopt(keys, FilePath::new(&file)).await;
+    let report = report.map_err(|e| format!("KEYGATE_EXISTING_KEYS={file}: {e}"))?;
+    for line in &report.refused {
+        tracing::error!("KEYGATE_EXISTING_KEYS: {line}");
+    }
+    if let Some(line) = report.stopped_at {
+        return Err(format!("KEYGATE_EXISTING_KEYS: the store failed at line {line}").into());
+    }
+    println!("existing keys: {} adopted, {} there already", report.adopted, report.already_there);
+    Ok(())
 }
 
 async fn store() -> Result<KeyManagerBuilder, Failure> {

@@ -250,6 +250,7 @@ impl KeyManager {
             keys: keys.into_iter().enumerate(),
             seen: HashSet::new(),
             report: AdoptReport::default(),
+            has_failed: false,
         });
         let lock = || run.lock().unwrap_or_else(PoisonError::into_inner);
         let worker = || async {
@@ -259,7 +260,7 @@ impl KeyManager {
                     Ok(key) => self.store_adopted(key, by).await,
                     Err(error) => Err(error),
                 };
-                lock().report.add(at, adopted);
+                lock().add(at, adopted);
             }
         };
         let mut workers: Vec<_> = (0..AT_ONCE).map(|_| Some(Box::pin(worker()))).collect();
@@ -351,6 +352,8 @@ struct Run<I> {
     /// The digests of this run, to find two keys with the same one.
     seen: HashSet<KeyDigest>,
     report: AdoptReport,
+    /// Whether the store or the audit log has failed.
+    has_failed: bool,
 }
 
 impl<I: Iterator<Item = (usize, AdoptedKey)>> Run<I> {
@@ -359,7 +362,7 @@ impl<I: Iterator<Item = (usize, AdoptedKey)>> Run<I> {
             return None;
         }
         let (at, key) = self.keys.next()?;
-        if self.report.refused.iter().any(|(_, error)| error.is_failure()) {
+        if self.has_failed {
             self.report.stopped_at = Some(at);
             return None;
         }
@@ -368,14 +371,15 @@ impl<I: Iterator<Item = (usize, AdoptedKey)>> Run<I> {
         });
         Some((at, key))
     }
-}
 
-impl AdoptReport {
     fn add(&mut self, at: usize, adopted: Result<Adopted, AdoptError>) {
         match adopted {
-            Ok(Adopted { is_new: true, .. }) => self.adopted += 1,
-            Ok(Adopted { is_new: false, .. }) => self.already_there += 1,
-            Err(error) => self.refused.push((at, error)),
+            Ok(Adopted { is_new: true, .. }) => self.report.adopted += 1,
+            Ok(Adopted { is_new: false, .. }) => self.report.already_there += 1,
+            Err(error) => {
+                self.has_failed |= error.is_failure();
+                self.report.refused.push((at, error));
+            }
         }
     }
 }
