@@ -17,20 +17,22 @@ use std::env;
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use existing::Report;
+use keygate::store::KeyImport;
 use keygate::{KeyFormat, KeyManager, KeyManagerBuilder, PostgresStore, SqliteStore};
 
-async fn open(url: &str) -> Result<KeyManagerBuilder, Box<dyn Error>> {
+async fn open(url: &str) -> Result<(KeyManagerBuilder, Arc<dyn KeyImport>), Box<dyn Error>> {
     match url.split_once(':') {
         Some(("sqlite", _)) => {
             let store = SqliteStore::open(url)?;
-            Ok(KeyManager::builder(store.clone()).audit(store))
+            Ok((KeyManager::builder(store.clone()).audit(store.clone()), Arc::new(store)))
         }
         Some(("postgres" | "postgresql", _)) => {
             let store = PostgresStore::connect(url).await?;
-            Ok(KeyManager::builder(store.clone()).audit(store))
+            Ok((KeyManager::builder(store.clone()).audit(store.clone()), Arc::new(store)))
         }
         _ => Err("a database is sqlite:FILE or postgres://USER@HOST/DATABASE".into()),
     }
@@ -39,8 +41,9 @@ async fn open(url: &str) -> Result<KeyManagerBuilder, Box<dyn Error>> {
 async fn adopt(store: &str, file: &str, format: &str) -> Result<Report, Box<dyn Error>> {
     let format = existing::format(format)?;
     let prefix = env::var("KEYGATE_KEY_PREFIX").unwrap_or(KeyFormat::DEFAULT_PREFIX.to_owned());
-    let keys = open(store).await?.format(KeyFormat::new(&prefix)?).existing(format).build()?;
-    let report = existing::adopt(&keys, Path::new(file)).await;
+    let (builder, store) = open(store).await?;
+    let keys = builder.format(KeyFormat::new(&prefix)?).existing(format).build()?;
+    let report = existing::adopt(&keys, store, Path::new(file)).await;
     let shut_down = keys.shutdown(Duration::from_secs(5)).await;
     if !shut_down.is_complete() {
         return Err(format!("the audit log is not complete: {shut_down:?}").into());
@@ -71,10 +74,10 @@ async fn main() -> ExitCode {
         report.refused.len(),
         begun.elapsed().as_secs_f64()
     );
-    if let Some(line) = report.stopped_at {
-        eprintln!("stopped at line {line}; run it again");
+    if let Some(stopped) = &report.stopped {
+        eprintln!("{stopped}; run it again");
     }
-    if report.refused.is_empty() && report.stopped_at.is_none() {
+    if report.refused.is_empty() && report.stopped.is_none() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

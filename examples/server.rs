@@ -31,6 +31,7 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
+use keygate::store::KeyImport;
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
     MemoryAuditLog, MemoryStore, Network, OrgId, PostgresStore, ProxyHeader, SettingsPage,
@@ -111,7 +112,8 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     let format =
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let countries = countries()?;
-    let mut builder = store().await?.delivery(delivery).format(format);
+    let (builder, store) = store().await?;
+    let mut builder = builder.delivery(delivery).format(format);
     let existing = variable("KEYGATE_EXISTING_FORMAT", "")?;
     if !existing.is_empty() {
         let format = existing::format(&existing);
@@ -121,12 +123,16 @@ async fn key_manager() -> Result<KeyManager, Failure> {
         Some(countries) => builder.countries(countries).build()?,
         None => builder.build()?,
     };
-    adopt_existing(&keys, existing.is_empty()).await?;
+    adopt_existing(&keys, store, existing.is_empty()).await?;
     Ok(keys)
 }
 
 /// Adopts the keys of the file, as at each start: those that are there stay as they are.
-async fn adopt_existing(keys: &KeyManager, no_format: bool) -> Result<(), Failure> {
+async fn adopt_existing(
+    keys: &KeyManager,
+    store: Arc<dyn KeyImport>,
+    no_format: bool,
+) -> Result<(), Failure> {
     let file = variable("KEYGATE_EXISTING_KEYS", "")?;
     if file.is_empty() {
         return Ok(());
@@ -134,35 +140,36 @@ async fn adopt_existing(keys: &KeyManager, no_format: bool) -> Result<(), Failur
     if no_format {
         return Err("KEYGATE_EXISTING_KEYS needs KEYGATE_EXISTING_FORMAT".into());
     }
-    let report = existing::adopt(keys, FilePath::new(&file)).await;
+    let report = existing::adopt(keys, store, FilePath::new(&file)).await;
     let report = report.map_err(|e| format!("KEYGATE_EXISTING_KEYS={file}: {e}"))?;
     for line in &report.refused {
         tracing::error!("KEYGATE_EXISTING_KEYS: {line}");
     }
-    if let Some(line) = report.stopped_at {
-        return Err(format!("KEYGATE_EXISTING_KEYS: the store failed at line {line}").into());
+    if let Some(stopped) = report.stopped {
+        return Err(format!("KEYGATE_EXISTING_KEYS: {stopped}").into());
     }
     println!("existing keys: {} adopted, {} there already", report.adopted, report.already_there);
     Ok(())
 }
 
-async fn store() -> Result<KeyManagerBuilder, Failure> {
+async fn store() -> Result<(KeyManagerBuilder, Arc<dyn KeyImport>), Failure> {
     let url = variable("KEYGATE_STORE", "sqlite:keygate.db")?;
     let scheme = url.split(':').next().unwrap_or_default();
     println!("store: {}", if scheme == "sqlite" { &url } else { scheme });
     match scheme {
         "memory" if url == "memory:" => {
             let audit = Arc::new(MemoryAuditLog::new());
-            Ok(KeyManager::builder(MemoryStore::new()).audit(audit))
+            let store = Arc::new(MemoryStore::new());
+            Ok((KeyManager::builder(store.clone()).audit(audit), store))
         }
         "sqlite" => {
             let store = SqliteStore::open(&url).map_err(|e| format!("KEYGATE_STORE: {e}"))?;
-            Ok(KeyManager::builder(store.clone()).audit(store))
+            Ok((KeyManager::builder(store.clone()).audit(store.clone()), Arc::new(store)))
         }
         "postgres" | "postgresql" => {
             let store = PostgresStore::connect(&url).await;
             let store = store.map_err(|e| format!("KEYGATE_STORE: {e}"))?;
-            Ok(KeyManager::builder(store.clone()).audit(store))
+            Ok((KeyManager::builder(store.clone()).audit(store.clone()), Arc::new(store)))
         }
         _ => Err("KEYGATE_STORE: must be memory:, sqlite:<path> or postgres://…".into()),
     }

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::path::Path;
 
 use keygate::existing::{AdoptReport, AdoptedKey, DigestKind, ExistingFormat};
+use keygate::store::KeyImport;
 use keygate::{KeyManager, KeyName, OrgId};
 
 type Failure = Box<dyn Error>;
@@ -24,12 +25,16 @@ pub(crate) struct Report {
     pub(crate) already_there: u64,
     /// Lines of which nothing was stored, and why.
     pub(crate) refused: Vec<String>,
-    /// The line at which the run stopped because the store failed.
-    pub(crate) stopped_at: Option<u64>,
+    /// Where the run stopped, and why, if the store failed.
+    pub(crate) stopped: Option<String>,
 }
 
 /// Adopts the keys of a file. It can be run again.
-pub(crate) async fn adopt(keys: &KeyManager, file: &Path) -> Result<Report, Failure> {
+pub(crate) async fn adopt(
+    keys: &KeyManager,
+    store: impl KeyImport,
+    file: &Path,
+) -> Result<Report, Failure> {
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(file)?;
     let (mut entries, mut lines, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for record in reader.records() {
@@ -56,12 +61,14 @@ pub(crate) async fn adopt(keys: &KeyManager, file: &Path) -> Result<Report, Fail
         }
     }
     let line_of = |at: usize| lines.get(at).copied().unwrap_or_default();
-    let AdoptReport { adopted, already_there, refused: more, stopped_at, .. } =
-        keys.adopt_all(entries, "import of existing keys").await;
+    let AdoptReport { adopted, already_there, refused: more, stopped, .. } =
+        keys.adopt_all(store, entries, "import of existing keys").await;
     refused.extend(more.into_iter().map(|(at, error)| (line_of(at), with_causes(&error))));
     refused.sort();
     let refused = refused.into_iter().map(|(line, why)| format!("line {line}: {why}")).collect();
-    Ok(Report { adopted, already_there, refused, stopped_at: stopped_at.map(line_of) })
+    let stopped = stopped
+        .map(|(at, error)| format!("stopped at line {}: {}", line_of(at), with_causes(&error)));
+    Ok(Report { adopted, already_there, refused, stopped })
 }
 
 /// The errors name the field and do not contain it, since a file may hold whole keys by

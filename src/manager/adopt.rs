@@ -1,16 +1,12 @@
 //! Adopts keys that were issued before keygate, from their digests.
 
 use std::collections::HashSet;
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::allowlist::Allowlist;
 use crate::audit::record::ChangeAction;
-use crate::key::digest::KeyDigest;
 use crate::key::existing::{ExistingDigest, ExistingDigestError, of_id};
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
@@ -21,10 +17,12 @@ use crate::org::{Actor, OrgId};
 use crate::record::attributes::{Attributes, Metadata};
 use crate::record::{ApiKey, OrgLimit, Revision, Status};
 use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::all;
 use crate::store::key_store::StoreError;
+use crate::store::transfer::KeyImport;
 
-/// How many keys are adopted concurrently. A database commits many in one write.
-const AT_ONCE: usize = 256;
+/// How many keys are stored in one transaction. It has to end within the store's deadline.
+const BATCH: usize = 250;
 
 /// A key that was issued before keygate.
 ///
@@ -147,9 +145,9 @@ pub struct AdoptReport {
     /// The keys of which nothing was stored: their place in the iterator, counted from 0,
     /// and why. In the order of their places.
     pub refused: Vec<(usize, AdoptError)>,
-    /// The place of the first key that was not looked at, because the store or the audit log
-    /// failed. Run it again.
-    pub stopped_at: Option<usize>,
+    /// Where and why the run stopped early: the place of the first key that may be missing,
+    /// and the failure of the store or the audit log. Run it again.
+    pub stopped: Option<(usize, ManageError)>,
 }
 
 /// Why a key was not adopted. Nothing of it was stored.
@@ -175,12 +173,6 @@ pub enum AdoptError {
     /// failed.
     #[error(transparent)]
     Manage(ManageError),
-}
-
-impl AdoptError {
-    fn is_failure(&self) -> bool {
-        matches!(self, Self::Manage(ManageError::Unavailable(_) | ManageError::InDoubt(_)))
-    }
 }
 
 impl<E: Into<ManageError>> From<E> for AdoptError {
@@ -236,47 +228,112 @@ impl KeyManager {
         self.store_adopted(key, by).await
     }
 
-    /// Adopts many keys, as [`adopt`](Self::adopt) does. An error refuses one key; the others
-    /// are adopted. It can be run again.
+    /// Adopts many keys, as [`adopt`](Self::adopt) does, some hundreds in one transaction. An
+    /// entry that is wrong is refused, and the others are adopted. It can be run again.
     ///
-    /// Some hundreds of keys are written at a time. It stops early if the store or the audit
-    /// log fails, or when it is dropped; the keys that were adopted by then stay.
+    /// `store` is the store of this manager; if that is a cache, the one behind it. It stops
+    /// early if the store or the audit log fails, or when it is dropped. What was adopted by
+    /// then stays.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::sync::Arc;
+    /// use keygate::existing::{AdoptedKey, DigestKind};
+    /// use keygate::{KeyManager, KeyName, MemoryStore, OrgId};
+    ///
+    /// # let table = [("acme", "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9")];
+    /// let store = Arc::new(MemoryStore::new());
+    /// let keys = KeyManager::builder(store.clone()).build()?;
+    /// let mut entries = Vec::new();
+    /// for (org, sha256_hex) in table {
+    ///     let digest = DigestKind::sha256().read(sha256_hex)?;
+    ///     entries.push(AdoptedKey::new(OrgId::new(org)?, KeyName::new("API key")?, "acme_live_", digest));
+    /// }
+    /// let report = keys.adopt_all(store, entries, "import of 3 May").await;
+    /// assert_eq!((report.adopted, report.refused.len()), (1, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn adopt_all(
         &self,
+        store: impl KeyImport,
         keys: impl IntoIterator<Item = AdoptedKey, IntoIter: Send>,
         by: &str,
     ) -> AdoptReport {
-        let run = Mutex::new(Run {
-            keys: keys.into_iter().enumerate(),
-            seen: HashSet::new(),
-            report: AdoptReport::default(),
-            has_failed: false,
-        });
-        let lock = || run.lock().unwrap_or_else(PoisonError::into_inner);
-        let worker = || async {
-            loop {
-                let Some((at, key)) = lock().next(self) else { return };
-                let adopted = match key {
-                    Ok(key) => self.store_adopted(key, by).await,
-                    Err(error) => Err(error),
-                };
-                lock().add(at, adopted);
-            }
-        };
-        let mut workers: Vec<_> = (0..AT_ONCE).map(|_| Some(Box::pin(worker()))).collect();
-        poll_fn(|cx| {
-            for place in &mut workers {
-                if place.as_mut().is_some_and(|w| Pin::as_mut(w).poll(cx).is_ready()) {
-                    *place = None;
+        let store: Arc<dyn KeyImport> = Arc::new(store);
+        let mut report = AdoptReport::default();
+        let mut keys = keys.into_iter().enumerate();
+        let mut seen = HashSet::new();
+        loop {
+            let batch: Vec<_> = keys.by_ref().take(BATCH).collect();
+            let Some((first, _)) = batch.first() else { break };
+            let first = *first;
+            let mut entries = Vec::new();
+            for (at, key) in batch {
+                match self.adopted(key) {
+                    Ok(key) if seen.insert(key.digest) => entries.push((at, key)),
+                    Ok(_) => report.refused.push((at, AdoptError::DigestTwice)),
+                    Err(error) => report.refused.push((at, error)),
                 }
             }
-            if workers.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-        drop(workers);
-        let mut report = run.into_inner().unwrap_or_else(PoisonError::into_inner).report;
+            if let Err(error) = self.adopt_batch(&store, entries, by, &mut report).await {
+                report.stopped = Some((first, error));
+                break;
+            }
+        }
         report.refused.sort_by_key(|(at, _)| *at);
         report
+    }
+
+    async fn adopt_batch(
+        &self,
+        store: &Arc<dyn KeyImport>,
+        entries: Vec<(usize, ApiKey)>,
+        by: &str,
+        report: &mut AdoptReport,
+    ) -> Result<(), ManageError> {
+        // A key that is there already leaves no record in the audit log.
+        let mut there = self.are_there(entries.iter().map(|(_, key)| (&key.org, &key.id))).await?;
+        there.reverse();
+        let new = entries.into_iter().filter(|_| {
+            let is_there = there.pop().unwrap_or_default();
+            report.already_there += u64::from(is_there);
+            !is_there
+        });
+        let (places, new): (Vec<usize>, Vec<ApiKey>) = new.unzip();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = new.iter().map(|key| (key.org.clone(), key.id)).collect();
+        let (keys, store) = (self.clone(), Arc::clone(store));
+        let insert = move |new: Vec<ApiKey>| async move {
+            Ok(keys.inner.confirmed(store.insert_all(&new)).await?)
+        };
+        let inserted = self.carry_all_through(by, new, insert).await?;
+        report.adopted += inserted.iter().filter(|is_new| **is_new).count() as u64;
+        let left_out = names.into_iter().zip(places).zip(inserted);
+        let left_out: Vec<_> =
+            left_out.filter(|(_, is_new)| !is_new).map(|(named, _)| named).collect();
+        let there = self.are_there(left_out.iter().map(|((org, id), _)| (org, id))).await?;
+        for ((_, at), is_there) in left_out.into_iter().zip(there) {
+            if is_there {
+                report.already_there += 1;
+            } else {
+                report.refused.push((at, AdoptError::DigestTaken));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the store has these keys.
+    async fn are_there<'a>(
+        &self,
+        names: impl Iterator<Item = (&'a OrgId, &'a KeyId)>,
+    ) -> Result<Vec<bool>, ManageError> {
+        let inner = &*self.inner;
+        let found = all(names.map(|(org, id)| inner.bounded(inner.store.get(org, id)))).await;
+        found.into_iter().map(|found| Ok(found?.is_some())).collect()
     }
 
     /// The record of an adopted key.
@@ -343,43 +400,5 @@ impl KeyManager {
             }
         });
         inserted.await?.ok_or(AdoptError::DigestTaken)
-    }
-}
-
-/// A bulk adoption in progress.
-struct Run<I> {
-    keys: I,
-    /// The digests of this run, to find two keys with the same one.
-    seen: HashSet<KeyDigest>,
-    report: AdoptReport,
-    /// Whether the store or the audit log has failed.
-    has_failed: bool,
-}
-
-impl<I: Iterator<Item = (usize, AdoptedKey)>> Run<I> {
-    fn next(&mut self, keys: &KeyManager) -> Option<(usize, Result<ApiKey, AdoptError>)> {
-        if self.report.stopped_at.is_some() {
-            return None;
-        }
-        let (at, key) = self.keys.next()?;
-        if self.has_failed {
-            self.report.stopped_at = Some(at);
-            return None;
-        }
-        let key = keys.adopted(key).and_then(|key| {
-            if self.seen.insert(key.digest) { Ok(key) } else { Err(AdoptError::DigestTwice) }
-        });
-        Some((at, key))
-    }
-
-    fn add(&mut self, at: usize, adopted: Result<Adopted, AdoptError>) {
-        match adopted {
-            Ok(Adopted { is_new: true, .. }) => self.report.adopted += 1,
-            Ok(Adopted { is_new: false, .. }) => self.report.already_there += 1,
-            Err(error) => {
-                self.has_failed |= error.is_failure();
-                self.report.refused.push((at, error));
-            }
-        }
     }
 }

@@ -105,10 +105,10 @@ impl Inner {
 
     /// Runs a call of the store that changes something within its deadline. If the deadline
     /// passes, the change may have taken place.
-    pub(super) async fn confirmed(
+    pub(super) async fn confirmed<T>(
         &self,
-        call: impl Future<Output = Result<(), StoreError>>,
-    ) -> Result<(), StoreError> {
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         timeout(&*self.runtime, self.store_deadline, call)
             .await
             .unwrap_or_else(|_| Err(StoreError::in_doubt(StoreTimeout)))

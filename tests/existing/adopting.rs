@@ -1,6 +1,7 @@
 //! `adopt` and `adopt_all`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase};
 use keygate::existing::{AdoptError, AdoptedKey, DigestKind, ExistingDigest};
@@ -66,15 +67,15 @@ async fn an_adopted_key_has_the_times_and_properties_that_it_was_given() {
 async fn many_keys_are_adopted_beyond_the_limit_and_again_without_a_change() {
     let (store, builder) = builder();
     let keys = builder.existing(format()).build().unwrap();
-    let report = keys.adopt_all(many(1_000), "import").await;
+    let report = keys.adopt_all(store.clone(), many(1_000), "import").await;
     assert_eq!((report.adopted, report.already_there, report.refused.len()), (1_000, 0, 0));
-    assert_eq!(report.stopped_at, None);
+    assert!(report.stopped.is_none());
     assert_eq!(store.snapshot(&org("org-0")).await.len(), 25);
     for n in [0, 999] {
         assert_allowed(&keys, &text(n)).await;
     }
     store.take_calls();
-    let report = keys.adopt_all(many(1_000), "import").await;
+    let report = keys.adopt_all(store.clone(), many(1_000), "import").await;
     assert_eq!((report.adopted, report.already_there, report.refused.len()), (0, 1_000, 0));
     assert!(!store.take_calls().contains(&Call::Insert));
     let full = keys.create(&Actor::new(org("org-0"), "ada"), NewKey::named("26th").unwrap()).await;
@@ -88,14 +89,14 @@ async fn what_happened_to_a_key_since_is_not_undone_by_another_run() {
     let digest = |n: u8| kind.read_bytes(&[n; 64]).unwrap();
     let keys = builder.existing(format().digests(kind.clone())).build().unwrap();
     let adopted = || (1..4).map(|n| key("acme", digest(n)));
-    assert_eq!(keys.adopt_all(adopted(), "import").await.adopted, 3);
+    assert_eq!(keys.adopt_all(store.clone(), adopted(), "import").await.adopted, 3);
     let [renamed, revoked, rotated] = store.snapshot(&org("acme")).await.try_into().unwrap();
     let rename = KeyPatch::rename(KeyName::new("new").unwrap());
     keys.update(&ada(), &renamed.id, rename).await.unwrap();
     keys.revoke(&ada(), &revoked.id).await.unwrap();
     let issued = keys.rotate(&ada(), &rotated.id).await.unwrap();
     let before = store.snapshot(&org("acme")).await;
-    assert_eq!(keys.adopt_all(adopted(), "import").await.already_there, 3);
+    assert_eq!(keys.adopt_all(store.clone(), adopted(), "import").await.already_there, 3);
     assert_eq!(store.snapshot(&org("acme")).await, before);
     assert_allowed(&keys, issued.secret.expose_secret()).await;
 }
@@ -152,7 +153,7 @@ async fn case_60_each_entry_that_is_wrong_is_refused_alone_and_says_why() {
         key("acme", sha256("list")).allowlist(Allowlist::parse(wide).unwrap()),
         key("acme", sha256("last")),
     ];
-    let report = keys.adopt_all(entries, "import").await;
+    let report = keys.adopt_all(store.clone(), entries, "import").await;
     assert_eq!((report.adopted, report.already_there), (2, 0));
     use AdoptError::{Digest, DigestTaken, DigestTwice, KeyPrefix, KeyPrefixHoldsKey, Manage};
     for ((at, error), expected) in report.refused.iter().zip(1..) {
@@ -183,32 +184,52 @@ async fn case_60_each_entry_that_is_wrong_is_refused_alone_and_says_why() {
 async fn a_run_stops_when_the_store_fails_and_can_be_run_again() {
     let (store, builder) = builder();
     let keys = builder.existing(format()).build().unwrap();
-    let inserts = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let inserts = Arc::new(AtomicUsize::new(0));
     store.before(move |call| {
-        let inserts = Arc::clone(&inserts);
+        let fails = call == Call::Insert && inserts.fetch_add(1, Ordering::SeqCst) == 2;
         async move {
-            let counted = call == Call::Insert
-                && inserts.fetch_add(1, std::sync::atomic::Ordering::SeqCst) >= 100;
-            if counted { Err(StoreError::unavailable("no connection")) } else { Ok(()) }
+            if fails { Err(StoreError::unavailable("no connection")) } else { Ok(()) }
         }
     });
-    let report = keys.adopt_all(many(5_000), "import").await;
-    let stopped_at = report.stopped_at.unwrap();
-    assert_eq!(report.adopted, 100);
-    assert!(stopped_at < 1_000, "{stopped_at}");
-    assert_eq!(report.refused.len() + 100, stopped_at);
-    store.heal();
-    let report = keys.adopt_all(many(5_000), "import").await;
-    assert_eq!((report.adopted, report.already_there, report.stopped_at), (4_900, 100, None));
+    let report = keys.adopt_all(store.clone(), many(5_000), "import").await;
+    assert_eq!((report.adopted, report.refused.len()), (500, 0));
+    let (at, error) = report.stopped.unwrap();
+    assert_eq!(at, 500);
+    assert!(matches!(error, ManageError::Unavailable(_)));
+    let report = keys.adopt_all(store, many(5_000), "import").await;
+    assert_eq!((report.adopted, report.already_there), (4_500, 500));
+    assert!(report.stopped.is_none());
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_stored_is_abandoned_in_the_audit_log() {
+    let log = Arc::new(MemoryAuditLog::new());
+    let (store, builder) = builder();
+    let keys = builder.audit(log).existing(format()).build().unwrap();
+    let (old, new) = (sha256("old"), sha256("new"));
+    keys.adopt(key("globex", old.clone()), "import").await.unwrap();
+    let report = keys.adopt_all(store, [key("acme", old), key("acme", new)], "import").await;
+    assert_eq!((report.adopted, report.refused.len()), (1, 1));
+    assert!(matches!(report.refused[0], (0, AdoptError::DigestTaken)));
+    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
+    let page = keys.audit_page(&query).await.unwrap().unwrap();
+    let mut phases: Vec<_> = page.records.iter().map(|record| match &record.event {
+        AuditEvent::Change(change) => (record.key, change.phase),
+        other => panic!("{other:?}"),
+    }).collect();
+    phases.sort_by_key(|(key, phase)| (*key, phase.as_str()));
+    assert_eq!(phases.len(), 3, "{phases:?}");
+    assert_eq!(phases.iter().filter(|(_, phase)| *phase == ChangePhase::Abandoned).count(), 1);
 }
 
 #[tokio::test]
 async fn an_adoption_is_in_the_audit_log_in_the_name_of_whoever_ran_it() {
     let log = Arc::new(MemoryAuditLog::new());
-    let keys = KeyManager::builder(MemoryStore::new()).audit(log).existing(format());
+    let store = Arc::new(MemoryStore::new());
+    let keys = KeyManager::builder(store.clone()).audit(log).existing(format());
     let keys = keys.build().unwrap();
     for _ in 0..2 {
-        keys.adopt_all([key("acme", sha256(KEY))], "import of 3 May").await;
+        keys.adopt_all(store.clone(), [key("acme", sha256(KEY))], "import of 3 May").await;
     }
     let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
     let page = keys.audit_page(&query).await.unwrap().unwrap();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use keygate::audit::{AuditPage, AuditQuery, AuditRecord};
 use keygate::runtime::{BoxFuture, Clock, ManualClock};
-use keygate::store::{KeyUse, OrgLimit};
+use keygate::store::{KeyImport, KeyUse, OrgLimit};
 use keygate::{
     ApiKey, AuditError, AuditLog, AuditSink, KeyDigest, KeyFormat, KeyId, KeyStore, MemoryAuditLog,
     MemoryStore, OrgId, Revision, StoreError, SystemRandom, Timestamp,
@@ -280,6 +280,13 @@ impl KeyStore for SpyStore {
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         self.uses.lock().unwrap().push(uses.to_vec());
         self.around(Call::Uses, self.inner.record_uses(uses)).await
+    }
+}
+
+#[async_trait]
+impl KeyImport for SpyStore {
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
+        self.around(Call::Insert, self.inner.insert_all(keys)).await
     }
 }
 

@@ -116,6 +116,11 @@ statements! {
     // before the organisation was locked.
     InsertKey: concat!(
         "SELECT {schema}.insert_key('{schema}', {insertion}) AS result, ", micros!(), " AS now"),
+    // In the order of the organisations, so that two batches do not deadlock.
+    InsertKeys: concat!(
+        "SELECT place, {schema}.insert_key('{schema}', {insertions}) AS result, ", micros!(),
+        " AS now FROM (SELECT * FROM unnest({key values}) WITH ORDINALITY \
+         AS new ({key columns}, place) ORDER BY org, id) AS ordered"),
     ReplaceKey: change!("revision = $3", "{edit by}", "{edit window}", "{edit patience}",
         "changed AS (UPDATE {schema}.keys AS keys SET {edited} \
          FROM timely WHERE keys.id = timely.id RETURNING 1)"),
@@ -194,6 +199,8 @@ impl Texts {
             ("{key columns}", sql::key_columns()),
             // The row, the limit, and what `change!` needs.
             ("{insertion}", parameters(keys + 1 + 3)),
+            ("{insertions}", sql::insertions('$', keys + 1)),
+            ("{key values}", parameters(keys)),
             ("{edited}", sql::edited('$', EDIT)),
             ("{edit by}", after_edit(0)),
             ("{edit window}", after_edit(1)),

@@ -65,6 +65,16 @@ pub(super) fn insert(db: &Connection, key: &ApiKey, limit: OrgLimit) -> Result<(
     Ok(())
 }
 
+/// Inserts those whose id and digest are free, and says of each whether it was inserted.
+pub(super) fn insert_all(db: &Connection, keys: &[ApiKey]) -> Result<Vec<bool>> {
+    let inserted = keys.iter().map(|key| match insert(db, key, OrgLimit::NONE) {
+        Ok(()) => Ok(true),
+        Err(DbError::Conflict) => Ok(false),
+        Err(error) => Err(error),
+    });
+    inserted.collect()
+}
+
 pub(super) fn find_by_digest(db: &Connection, digest: &KeyDigest) -> Result<Option<ApiKey>> {
     let mut statement = db.prepare_cached(&TEXTS.find)?;
     statement.query_row([digest.as_bytes()], |row| Ok(key(row))).optional()?.transpose()
