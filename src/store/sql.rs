@@ -56,15 +56,13 @@ pub(super) fn key_columns() -> String {
     list(KEYS.iter().map(|column| column.name))
 }
 
-/// What `insert_key` takes for a row of many, in which an array is written as a text: the
-/// columns, no limit, and three parameters numbered from `first`.
+/// The columns of one of many rows, in which an array is written as a text.
 #[cfg(feature = "postgres")]
-pub(super) fn insertions(mark: char, first: usize) -> String {
-    let columns = list(KEYS.iter().map(|column| match column.sql_type {
+pub(super) fn insertions() -> String {
+    list(KEYS.iter().map(|column| match column.sql_type {
         "text[]" => format!("{}::text[]", column.name),
         _ => column.name.to_owned(),
-    }));
-    format!("{columns}, NULL::bigint, {}", parameters(mark, first, 3))
+    }))
 }
 
 /// `name = $4, …`: the columns that an edit writes, with parameters numbered from `first`,

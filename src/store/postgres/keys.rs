@@ -1,7 +1,7 @@
 //! The statements over keys.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -97,21 +97,13 @@ pub(super) async fn insert_all(changes: &Pool, keys: &[ApiKey]) -> Result<Vec<bo
         columns.iter().map(|(values, kind)| (values as &(dyn ToSql + Sync), kind.clone())).collect();
     let gates = [Gate::Key(first.id), Gate::Organisation(first.org.clone())];
     let rows = changes.change(gates, Sql::InsertKeys, &parameters, changes.until()).await?;
-    let mut inserted = vec![None; keys.len()];
-    for row in &rows {
-        let unreadable = |column| DbError::Unreadable { row: "answer", column };
-        let place: i64 = row.try_get("place").map_err(|_| unreadable("place"))?;
-        let result: &str = row.try_get("result").map_err(|_| unreadable("result"))?;
-        let place = usize::try_from(place - 1).ok().and_then(|place| inserted.get_mut(place));
-        *place.ok_or(unreadable("place"))? = Some(result);
+    if !flag(&rows, "timely")? {
+        return Err(DbError::TooLate(changes.deadline()));
     }
-    let done = |result: Option<&str>| match result {
-        Some("done") => Ok(true),
-        Some("taken") => Ok(false),
-        // Those before may have been inserted.
-        _ => Err(DbError::InDoubt(Box::new(DbError::TooLate(changes.deadline())))),
-    };
-    inserted.into_iter().map(done).collect()
+    let unreadable = DbError::Unreadable { row: "answer", column: "inserted" };
+    let ids = rows.first().and_then(|row| row.try_get::<_, Vec<Uuid>>("inserted").ok());
+    let mut ids: HashSet<Uuid> = ids.ok_or(unreadable)?.into_iter().collect();
+    Ok(keys.iter().map(|key| ids.remove(&uuid(key.id))).collect())
 }
 
 fn array_of(element: &Type) -> Type {
