@@ -55,7 +55,9 @@ async fn adopt(store: &str, file: &str, format: &str) -> Result<Report, Box<dyn 
 async fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [store, file, format] = arguments.as_slice() else {
-        eprintln!("usage: adopt STORE FILE FORMAT, such as sqlite:keygate.db old.csv acme_live_:32");
+        eprintln!(
+            "usage: adopt STORE FILE FORMAT, such as sqlite:keygate.db old.csv acme_live_:32"
+        );
         return ExitCode::from(2);
     };
     let begun = Instant::now();

@@ -31,6 +31,7 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
+use keygate::error::BuildError;
 use keygate::store::KeyImport;
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder,
@@ -120,9 +121,13 @@ async fn key_manager() -> Result<KeyManager, Failure> {
         builder = builder.existing(format.map_err(|e| format!("KEYGATE_EXISTING_FORMAT: {e}"))?);
     }
     let keys = match countries {
-        Some(countries) => builder.countries(countries).build()?,
-        None => builder.build()?,
+        Some(countries) => builder.countries(countries).build(),
+        None => builder.build(),
     };
+    let keys = keys.map_err(|error| match error {
+        BuildError::Existing(error) => format!("KEYGATE_EXISTING_FORMAT: {error}"),
+        other => other.to_string(),
+    })?;
     adopt_existing(&keys, store, existing.is_empty()).await?;
     Ok(keys)
 }

@@ -112,7 +112,8 @@ impl ExistingFormat {
             Part::Behind(separator) => Some(separator),
             Part::Whole | Part::BehindPrefix => None,
         };
-        let all_have_one = !self.kinds.is_empty() && self.kinds.iter().all(|k| separator(k).is_some());
+        let all_have_one =
+            !self.kinds.is_empty() && self.kinds.iter().all(|k| separator(k).is_some());
         all_have_one.then(|| self.kinds.iter().filter_map(separator))
     }
 
@@ -125,7 +126,8 @@ impl ExistingFormat {
         };
         let rest = own.key_len().checked_sub(prefix.len());
         let further = others.get(prefix.len()..).unwrap_or_default().as_bytes();
-        let may_occur = |separator: u8| separator.is_ascii_alphanumeric() || further.contains(&separator);
+        let may_occur =
+            |separator: u8| separator.is_ascii_alphanumeric() || further.contains(&separator);
         begins
             && rest.is_some_and(|rest| self.rest.contains(&rest))
             && self.separators().is_none_or(|mut all| all.any(may_occur))
@@ -140,7 +142,11 @@ impl ExistingFormat {
             Part::Behind(separator) => is_token(separator),
             Part::Whole | Part::BehindPrefix => true,
         };
-        if self.kinds.iter().all(is_separator) { Ok(()) } else { Err(ExistingFormatError::Separator) }
+        if self.kinds.iter().all(is_separator) {
+            Ok(())
+        } else {
+            Err(ExistingFormatError::Separator)
+        }
     }
 
     /// The digests, other than that of the whole, that a key with this text may be stored
@@ -172,7 +178,9 @@ impl ExistingFormat {
             let behind = |found: &str| word.find(found).map(|at| word.len() - at - found.len());
             let enough = |len: Option<usize>| len.is_some_and(|len| len >= self.large_part());
             match (&*self.prefix, self.separators()) {
-                ("", Some(mut all)) => all.any(|one| enough(behind(char::from(one).encode_utf8(&mut [0; 4])))),
+                ("", Some(mut all)) => {
+                    all.any(|one| enough(behind(char::from(one).encode_utf8(&mut [0; 4]))))
+                }
                 // The first place leaves the most behind it.
                 (prefix, _) => enough(behind(prefix)),
             }
@@ -375,7 +383,8 @@ impl fmt::Debug for DigestKind {
 }
 
 fn base64(alphabet: &Alphabet, text: &str) -> Option<Vec<u8>> {
-    let padding = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let padding =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     GeneralPurpose::new(alphabet, padding).decode(text).ok()
 }
 

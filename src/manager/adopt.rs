@@ -388,9 +388,7 @@ impl KeyManager {
             let store = Arc::clone(&keys.inner.store);
             async move {
                 match keys.inner.confirmed(store.insert(&key, OrgLimit::NONE)).await {
-                    Ok(()) => {
-                        Ok(Done::Changed(Some(Adopted { key: Arc::new(key), is_new: true })))
-                    }
+                    Ok(()) => Ok(Done::Changed(Some(Adopted { key: Arc::new(key), is_new: true }))),
                     Err(StoreError::Conflict) => {
                         let there = keys.inner.bounded(store.get(&key.org, &key.id)).await?;
                         Ok(Done::Unchanged(there.map(|key| Adopted { key, is_new: false })))

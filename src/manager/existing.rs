@@ -196,7 +196,8 @@ impl Inner {
         }
         if let (Some(asking), Some(credential)) = (&self.existing_keys, &further.credential) {
             let answer = asking.ask(self, digest, credential).await;
-            let answer = answer.map_err(|e| VerifyError::Unavailable(StoreError::unavailable(e)))?;
+            let answer =
+                answer.map_err(|e| VerifyError::Unavailable(StoreError::unavailable(e)))?;
             if let Some(FoundKey { org, reference }) = answer {
                 let found = self.find(&of_reference(&org, &reference)).await?;
                 if let Some(key) = found.filter(|key| key.org == org) {

@@ -68,9 +68,7 @@ impl Inner {
         let key = match (self.find(&lookup.digest).await?, lookup.further) {
             (Some(key), _) => key,
             // Boxed, so that other requests do not pay for its size.
-            (None, Some(further)) => {
-                Box::pin(self.find_existing(&lookup.digest, *further)).await?
-            }
+            (None, Some(further)) => Box::pin(self.find_existing(&lookup.digest, *further)).await?,
             (None, None) => return Err(VerifyError::Unknown),
         };
         let environment = self.formats.name_of_shown(key.format_prefix());
@@ -86,7 +84,10 @@ impl Inner {
     }
 
     /// The key with this digest.
-    pub(super) async fn find(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, VerifyError> {
+    pub(super) async fn find(
+        &self,
+        digest: &KeyDigest,
+    ) -> Result<Option<Arc<ApiKey>>, VerifyError> {
         let found = self.bounded(self.store.find_by_digest(digest)).await;
         // A second check, in case a faulty store returns the wrong key.
         let is_it = |key: &Arc<ApiKey>| bool::from(key.digest.ct_eq(digest));

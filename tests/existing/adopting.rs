@@ -187,9 +187,7 @@ async fn a_run_stops_when_the_store_fails_and_can_be_run_again() {
     let inserts = Arc::new(AtomicUsize::new(0));
     store.before(move |call| {
         let fails = call == Call::Insert && inserts.fetch_add(1, Ordering::SeqCst) == 2;
-        async move {
-            if fails { Err(StoreError::unavailable("no connection")) } else { Ok(()) }
-        }
+        async move { if fails { Err(StoreError::unavailable("no connection")) } else { Ok(()) } }
     });
     let report = keys.adopt_all(store.clone(), many(5_000), "import").await;
     assert_eq!((report.adopted, report.refused.len()), (500, 0));
@@ -213,10 +211,14 @@ async fn a_key_that_is_not_stored_is_abandoned_in_the_audit_log() {
     assert!(matches!(report.refused[0], (0, AdoptError::DigestTaken)));
     let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
     let page = keys.audit_page(&query).await.unwrap().unwrap();
-    let mut phases: Vec<_> = page.records.iter().map(|record| match &record.event {
-        AuditEvent::Change(change) => (record.key, change.phase),
-        other => panic!("{other:?}"),
-    }).collect();
+    let mut phases: Vec<_> = page
+        .records
+        .iter()
+        .map(|record| match &record.event {
+            AuditEvent::Change(change) => (record.key, change.phase),
+            other => panic!("{other:?}"),
+        })
+        .collect();
     phases.sort_by_key(|(key, phase)| (*key, phase.as_str()));
     assert_eq!(phases.len(), 3, "{phases:?}");
     assert_eq!(phases.iter().filter(|(_, phase)| *phase == ChangePhase::Abandoned).count(), 1);

@@ -195,18 +195,29 @@ fn case_60_a_digest_of_the_wrong_length_or_for_a_part_without_the_rest_is_refuse
     let read = |text: &str| DigestKind::sha256().read(text);
     let one = DigestKind::sha256().read_bytes(&sha256).unwrap();
     let url = base64(&sha256).replace('+', "-").replace('/', "_");
-    for text in [&hex(sha256), &hex(sha256).to_uppercase(), &base64(&sha256), &url, url.trim_end_matches('=')] {
+    for text in [
+        &hex(sha256),
+        &hex(sha256).to_uppercase(),
+        &base64(&sha256),
+        &url,
+        url.trim_end_matches('='),
+    ] {
         assert_eq!(read(text), Ok(one.clone()), "{text}");
     }
     assert!(DigestKind::sha512().read(&base64(&sha512)).is_ok());
     let md5 = "900150983cd24fb0d6963f7d28e17f72";
-    for text in [md5, "", &hex(sha512), &hex(sha256)[1..], &format!("{}g", &hex(sha256)[1..]), "kéy"] {
+    for text in
+        [md5, "", &hex(sha512), &hex(sha256)[1..], &format!("{}g", &hex(sha256)[1..]), "kéy"]
+    {
         let refused = read(text).unwrap_err().to_string();
         assert!(refused.contains("32 bytes") && (text.is_empty() || !refused.contains(text)));
     }
     let zeros = ExistingDigestError::Length { bytes: 32 };
     assert_eq!(read(&"0".repeat(64)), Err(zeros));
-    assert_eq!(DigestKind::sha512().read_bytes(&sha256), Err(ExistingDigestError::Length { bytes: 64 }));
+    assert_eq!(
+        DigestKind::sha512().read_bytes(&sha256),
+        Err(ExistingDigestError::Length { bytes: 64 })
+    );
 }
 
 #[tokio::test]
@@ -311,7 +322,9 @@ async fn case_60_an_existing_key_in_a_path_or_a_name_is_redacted() {
     let keys = KeyManager::builder(MemoryStore::new())
         .audit(log.clone())
         .existing(format())
-        .existing(ExistingFormat::new("", 42..=50).unwrap().digests(DigestKind::sha256().behind('|')))
+        .existing(
+            ExistingFormat::new("", 42..=50).unwrap().digests(DigestKind::sha256().behind('|')),
+        )
         .build()
         .unwrap();
     let ada = Actor::new(org("acme"), "ada");

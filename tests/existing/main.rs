@@ -13,6 +13,12 @@ mod asked;
 #[cfg(feature = "tower")]
 mod layer;
 mod looked_up;
+#[cfg(all(feature = "postgres", feature = "sqlite"))]
+#[path = "../postgres_support/mod.rs"]
+#[allow(dead_code, reason = "each test crate uses its part")]
+mod postgres_support;
+#[cfg(all(feature = "postgres", feature = "sqlite"))]
+mod story;
 #[path = "../support/mod.rs"]
 mod support;
 

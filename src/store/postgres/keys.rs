@@ -93,8 +93,10 @@ pub(super) async fn insert_all(changes: &Pool, keys: &[ApiKey]) -> Result<Vec<bo
             }
         }
     }
-    let parameters: Vec<_> =
-        columns.iter().map(|(values, kind)| (values as &(dyn ToSql + Sync), kind.clone())).collect();
+    let parameters: Vec<_> = columns
+        .iter()
+        .map(|(values, kind)| (values as &(dyn ToSql + Sync), kind.clone()))
+        .collect();
     let gates = [Gate::Key(first.id), Gate::Organisation(first.org.clone())];
     let rows = changes.change(gates, Sql::InsertKeys, &parameters, changes.until()).await?;
     if !flag(&rows, "timely")? {
