@@ -15,12 +15,18 @@
 //! | `KEYGATE_ORG_LIMITS` | none | keys of single organisations, such as `big=200,small=5` |
 //! | `KEYGATE_SCOPES` | none | such as `reports:read=Read reports,reports:write=Change reports` |
 //! | `KEYGATE_ROTATION_OVERLAP` | `0` | how long old secrets may work after a rotation, in seconds |
+//! | `KEYGATE_EXISTING_KEYS` | none | a CSV file `org,name,key_prefix,sha256_hex` of keys issued before keygate |
+//! | `KEYGATE_EXISTING_FORMAT` | none | `acme_live_:32`: their prefix and the length of what follows |
 #![allow(clippy::print_stdout, reason = "an example prints")]
+
+#[path = "support/existing.rs"]
+mod existing;
 
 use std::collections::HashMap;
 use std::env::{self, VarError};
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +38,7 @@ use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
 use keygate::error::BuildError;
+use keygate::store::KeyImport;
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder, Limits,
     MemoryAuditLog, MemoryStore, MissingScope, Network, OrgId, PostgresStore, ProxyHeader,
@@ -118,7 +125,8 @@ async fn key_manager() -> Result<KeyManager, Failure> {
         KeyFormat::new(&prefix).map_err(|e| format!("KEYGATE_KEY_PREFIX={prefix}: {e}"))?;
     let countries = countries()?;
     let overlap = rotation_overlap()?;
-    let mut builder = store().await?.delivery(delivery).format(format).max_overlap(overlap);
+    let (builder, store) = store().await?;
+    let mut builder = builder.delivery(delivery).format(format).max_overlap(overlap);
     for (name, prefix) in pairs("KEYGATE_ENVIRONMENTS")? {
         let format = KeyFormat::new(&prefix)
             .map_err(|e| format!("KEYGATE_ENVIRONMENTS: {name}={prefix}: {e}"))?;
@@ -132,32 +140,66 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     if let Some(scopes) = scopes()? {
         builder = builder.scopes(scopes);
     }
+    let existing = variable("KEYGATE_EXISTING_FORMAT", "")?;
+    if !existing.is_empty() {
+        let format = existing::format(&existing);
+        builder = builder.existing(format.map_err(|e| format!("KEYGATE_EXISTING_FORMAT: {e}"))?);
+    }
     if let Some(countries) = countries {
         builder = builder.countries(countries);
     }
-    builder.build().map_err(|error| match error {
-        BuildError::Environment(error) => format!("KEYGATE_ENVIRONMENTS: {error}").into(),
-        other => other.into(),
-    })
+    let keys = builder.build().map_err(|error| match error {
+        BuildError::Environment(error) => format!("KEYGATE_ENVIRONMENTS: {error}"),
+        BuildError::Existing(error) => format!("KEYGATE_EXISTING_FORMAT: {error}"),
+        other => other.to_string(),
+    })?;
+    adopt_existing(&keys, store, existing.is_empty()).await?;
+    Ok(keys)
 }
 
-async fn store() -> Result<KeyManagerBuilder, Failure> {
+/// Adopts the keys of the file, as at each start: those that are there stay as they are.
+async fn adopt_existing(
+    keys: &KeyManager,
+    store: Arc<dyn KeyImport>,
+    no_format: bool,
+) -> Result<(), Failure> {
+    let file = variable("KEYGATE_EXISTING_KEYS", "")?;
+    if file.is_empty() {
+        return Ok(());
+    }
+    if no_format {
+        return Err("KEYGATE_EXISTING_KEYS needs KEYGATE_EXISTING_FORMAT".into());
+    }
+    let report = existing::adopt(keys, store, FilePath::new(&file)).await;
+    let report = report.map_err(|e| format!("KEYGATE_EXISTING_KEYS={file}: {e}"))?;
+    for line in &report.refused {
+        tracing::error!("KEYGATE_EXISTING_KEYS: {line}");
+    }
+    if let Some(stopped) = report.stopped {
+        return Err(format!("KEYGATE_EXISTING_KEYS: {stopped}").into());
+    }
+    println!("existing keys: {} adopted, {} there already", report.adopted, report.already_there);
+    Ok(())
+}
+
+async fn store() -> Result<(KeyManagerBuilder, Arc<dyn KeyImport>), Failure> {
     let url = variable("KEYGATE_STORE", "sqlite:keygate.db")?;
     let scheme = url.split(':').next().unwrap_or_default();
     println!("store: {}", if scheme == "sqlite" { &url } else { scheme });
     match scheme {
         "memory" if url == "memory:" => {
             let audit = Arc::new(MemoryAuditLog::new());
-            Ok(KeyManager::builder(MemoryStore::new()).audit(audit))
+            let store = Arc::new(MemoryStore::new());
+            Ok((KeyManager::builder(store.clone()).audit(audit), store))
         }
         "sqlite" => {
             let store = SqliteStore::open(&url).map_err(|e| format!("KEYGATE_STORE: {e}"))?;
-            Ok(KeyManager::builder(store.clone()).audit(store))
+            Ok((KeyManager::builder(store.clone()).audit(store.clone()), Arc::new(store)))
         }
         "postgres" | "postgresql" => {
             let store = PostgresStore::connect(&url).await;
             let store = store.map_err(|e| format!("KEYGATE_STORE: {e}"))?;
-            Ok(KeyManager::builder(store.clone()).audit(store))
+            Ok((KeyManager::builder(store.clone()).audit(store.clone()), Arc::new(store)))
         }
         _ => Err("KEYGATE_STORE: must be memory:, sqlite:<path> or postgres://…".into()),
     }

@@ -10,6 +10,7 @@ pub use crate::audit::geoip::GeoIpError;
 pub use crate::audit::log::AuditCursorError;
 pub use crate::audit::record::AuditIdError;
 pub use crate::key::digest::KeyDigestError;
+pub use crate::key::existing::{ExistingDigestError, ExistingFormatError};
 pub use crate::key::expiration::ExpirationError;
 pub use crate::key::format::{MalformedKey, PrefixError};
 pub use crate::key::formats::EnvironmentError;

@@ -96,6 +96,7 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 mod allowlist;
 pub mod audit;
 pub mod error;
+pub mod existing;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub mod guard;

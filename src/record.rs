@@ -89,6 +89,11 @@ impl ApiKey {
         }
     }
 
+    /// The prefix of the key, or one that begins with it: what tells its environment.
+    pub(crate) fn format_prefix(&self) -> &str {
+        self.attributes.adopted_into.as_deref().unwrap_or(&self.key_prefix)
+    }
+
     /// Whether the key is expired at this instant: `expires_at <= now`.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|at| at <= now)

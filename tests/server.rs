@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use support::{Client, Reply, assert_no_leak, poll, unknown_key};
 
 const KEYS: &str = "/settings/api/keys";
@@ -1047,6 +1048,43 @@ fn without_scopes_every_key_has_full_access_and_nothing_is_said_of_them() {
 }
 
 #[test]
+fn keys_issued_before_keygate_are_adopted_from_the_file_at_each_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("old.csv");
+    let text = "acme_live_0123456789abcdef0123456789abcdef";
+    let digest = Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let lines = [
+        "org,name,key_prefix,sha256_hex".to_owned(),
+        format!("demo,\"old, but good\",acme_live_0123,{digest}"),
+        format!("demo,twice,acme_live_0123,{digest}"),
+        format!("demo,{text},acme_live_0123,{}", digest.replace('0', "1")),
+        "demo,short,acme_live_0123,abcd".to_owned(),
+        "demo,three,acme_live_0123".to_owned(),
+    ];
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let env = [
+        ("KEYGATE_STORE", "sqlite:keys.db"),
+        ("KEYGATE_EXISTING_KEYS", "old.csv"),
+        ("KEYGATE_EXISTING_FORMAT", "acme_live_:32"),
+    ];
+    for report in ["1 adopted, 0 there already", "0 adopted, 1 there already"] {
+        let server = Server::start_in(folder.path(), &env);
+        let key = Key { secret: text.to_owned(), id: String::new() };
+        assert_eq!(key.status(&server), 200);
+        let listed = server.client().ask("GET", KEYS, &[]).json();
+        assert_eq!(listed["keys"].as_array().unwrap().len(), 1, "{listed}");
+        assert_eq!(listed["keys"][0]["name"], "old, but good");
+        server.signal("-TERM");
+        let (status, output) = server.ended();
+        assert!(status.success() && output.contains(report), "{output}");
+        for line in ["line 3: digest", "line 4: ", "line 5: sha256_hex", "line 6: 3 fields"] {
+            assert!(output.contains(line), "{line}: {output}");
+        }
+        assert!(!output.contains(text) && !output.contains(&digest), "{output}");
+    }
+}
+
+#[test]
 fn keys_begin_with_the_prefix_that_is_set() {
     let server = Server::start(&[("KEYGATE_KEY_PREFIX", "acme_live_")]);
     let key = Key::named(&server, "key");
@@ -1149,6 +1187,8 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
             &["live", "live=SK_", "live=a_,live=b_", "live=a_,test=a_", "L=a_"],
         ),
         ("KEYGATE_ORG_LIMITS", &["big", "big=many", "big=-1"]),
+        ("KEYGATE_EXISTING_FORMAT", &["acme_live_", "acme_live_:x", "acme_live_:8", "vsp_sk_:48"]),
+        ("KEYGATE_EXISTING_KEYS", &["missing.csv"]),
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
         ("KEYGATE_SCOPES", &["Read=x", "=x", "a=x,a=y", "a=x,", ","]),
         ("KEYGATE_ROTATION_OVERLAP", &["1h", "-1", "3600.5", "yes", "99999999999999999999"]),

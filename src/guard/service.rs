@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::guard::body::ResponseBody;
 use crate::guard::config::{Anonymous, Config, PeerAddr};
 use crate::guard::future::{ResponseFuture, State};
-use crate::key::digest::KeyDigest;
+use crate::key::existing::Lookup;
 use crate::key::format::MalformedKey;
 use crate::manager::admission::RequestInfo;
 use crate::manager::endpoint::seen;
@@ -30,7 +30,7 @@ pub struct ApiKeyService<S> {
 
 /// What is known about a request before the store is asked.
 enum Claim {
-    Key(KeyDigest),
+    Key(Lookup),
     Nothing,
     Refused(Refusal),
 }
@@ -59,7 +59,7 @@ where
             }
         }
         let state = match claim {
-            Claim::Key(digest) => self.admit(digest, ip, request),
+            Claim::Key(lookup) => self.admit(lookup, ip, request),
             Claim::Nothing => {
                 request.extensions_mut().insert(Anonymous(config.refusals.clone()));
                 State::Serving { response: self.inner.call(request), admission: None }
@@ -76,7 +76,7 @@ where
 impl<S: Clone> ApiKeyService<S> {
     fn admit<ReqBody, ResBody>(
         &mut self,
-        digest: KeyDigest,
+        lookup: Lookup,
         ip: Option<IpAddr>,
         request: Request<ReqBody>,
     ) -> State<S, S::Future, Request<ReqBody>, ResBody>
@@ -85,7 +85,7 @@ impl<S: Clone> ApiKeyService<S> {
     {
         let (config, info) = (Arc::clone(&self.config), info(&request, ip));
         let mut admission: BoxFuture<'static, _> =
-            Box::pin(async move { config.keys.admit_digest(digest, info, &config.scopes).await });
+            Box::pin(async move { config.keys.admit_lookup(lookup, info, &config.scopes).await });
         // If nothing has to wait, as with a store in memory, the service that is ready is
         // called at once. Otherwise the caller polls the future again with a real waker.
         match admission.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -116,8 +116,8 @@ impl Config {
     fn claim<B>(&self, request: &Request<B>) -> Claim {
         let foreign_to = self.ignores_foreign.then(|| self.keys.formats());
         match presented(request.headers(), self.key_header.as_ref(), foreign_to) {
-            Presented::Bearer(credential) => match self.digest(credential) {
-                Ok(digest) => Claim::Key(digest),
+            Presented::Bearer(credential) => match self.lookup(credential) {
+                Ok(lookup) => Claim::Key(lookup),
                 Err(_) => Claim::Refused(Refusal::InvalidToken),
             },
             Presented::Nothing if self.optional => Claim::Nothing,
@@ -128,13 +128,8 @@ impl Config {
     }
 
     /// The part of a verification that does not need the store.
-    fn digest(&self, credential: &[u8]) -> Result<KeyDigest, MalformedKey> {
-        let formats = self.keys.formats();
-        match &self.environment {
-            None => formats.digest(credential),
-            // A name that is not configured admits nothing.
-            Some(name) => formats.find(Some(name)).ok_or(MalformedKey)?.format().digest(credential),
-        }
+    fn lookup(&self, credential: &[u8]) -> Result<Lookup, MalformedKey> {
+        self.keys.formats().lookup(credential, self.environment.as_deref())
     }
 
     fn peer<B>(&self, request: &Request<B>) -> Option<IpAddr> {

@@ -32,6 +32,13 @@ impl KeyDigest {
         Self(Sha256::digest(key.as_ref()).into())
     }
 
+    /// The digest of these parts, one behind the other.
+    pub(crate) fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut hash = Sha256::new();
+        parts.into_iter().for_each(|part| hash.update(part));
+        Self(hash.finalize().into())
+    }
+
     /// Reads a stored digest. Fails for any length other than 32 bytes, and for 32 zero
     /// bytes, which indicate a column that was never filled in.
     pub fn from_slice(stored: &[u8]) -> Result<Self, KeyDigestError> {

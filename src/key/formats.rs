@@ -5,6 +5,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::key::digest::KeyDigest;
+use crate::key::existing::{ExistingFormat, ExistingFormatError, ExistingFormats, Lookup};
 use crate::key::format::{KeyFormat, MalformedKey};
 
 /// A named prefix, such as `live` with `vsp_sk_` or `test` with `vsp_sk_test_`. Each key
@@ -58,12 +59,15 @@ pub(crate) struct Formats {
     first: Environment,
     others: Arc<[Environment]>,
     are_named: bool,
+    existing: ExistingFormats,
 }
 
 impl Formats {
     /// One format, without a name.
     pub(crate) fn single(format: KeyFormat) -> Self {
-        Self { first: Environment::new("", format), others: Arc::default(), are_named: false }
+        let first = Environment::new("", format);
+        let existing = ExistingFormats::default();
+        Self { first, others: Arc::default(), are_named: false, existing }
     }
 
     /// Named environments; the first is the default.
@@ -81,7 +85,24 @@ impl Formats {
         }
         let mut environments = environments.into_iter();
         let first = environments.next().ok_or(EnvironmentError::Name)?;
-        Ok(Self { first, others: environments.collect(), are_named: true })
+        let existing = ExistingFormats::default();
+        Ok(Self { first, others: environments.collect(), are_named: true, existing })
+    }
+
+    /// Adds the formats of keys that were issued before keygate. With `are_asked`, the host
+    /// is asked for those that are not found.
+    pub(crate) fn with_existing(
+        self,
+        formats: Vec<ExistingFormat>,
+        are_asked: bool,
+    ) -> Result<Self, ExistingFormatError> {
+        for format in &formats {
+            format.check()?;
+            if let Some(own) = self.all().find(|own| format.overlaps(&own.format)) {
+                return Err(format.overlap(&own.format));
+            }
+        }
+        Ok(Self { existing: ExistingFormats::new(formats, are_asked), ..self })
     }
 
     /// The format of keys that are created without an environment.
@@ -128,15 +149,43 @@ impl Formats {
         self.others.iter().find_map(|one| one.format.digest(credential).ok()).ok_or(MalformedKey)
     }
 
-    /// Whether a credential begins like a key of any environment.
+    /// What to look up for a credential of any format, or of one environment's.
+    pub(crate) fn lookup(
+        &self,
+        credential: &[u8],
+        environment: Option<&str>,
+    ) -> Result<Lookup, MalformedKey> {
+        let environment = match environment {
+            None => None,
+            // A name that is not configured admits nothing.
+            name => Some(self.find(name).ok_or(MalformedKey)?),
+        };
+        let own = match environment {
+            None => self.digest(credential),
+            Some(one) => one.format.digest(credential),
+        };
+        own.map(Lookup::of).or_else(|malformed| {
+            let existing = self.existing.lookup(credential).ok_or(malformed)?;
+            Ok(Lookup { environment: environment.map(|one| Arc::clone(&one.name)), ..existing })
+        })
+    }
+
+    /// The shortest text that may contain what is taken for an existing key.
+    pub(crate) fn shortest_existing(&self) -> Option<usize> {
+        self.existing.shortest_leak
+    }
+
+    /// Whether a credential begins like a key of any environment, or an existing one.
     #[cfg(feature = "tower")]
     pub(crate) fn begins(&self, credential: &[u8]) -> bool {
         self.all().any(|one| credential.starts_with(one.format.prefix().as_bytes()))
+            || self.existing.iter().any(|one| one.begins(credential))
     }
 
-    /// Like [`KeyFormat::occurs_in`], for a key of any environment.
+    /// Like [`KeyFormat::occurs_in`], for a key of any environment, or an existing one.
     pub(crate) fn occur_in(&self, text: &[u8]) -> bool {
         self.all().any(|one| one.format.occurs_in(text))
+            || self.existing.iter().any(|one| one.occurs_in(text))
     }
 }
 

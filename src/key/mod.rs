@@ -2,6 +2,7 @@
 
 mod characters;
 pub(crate) mod digest;
+pub(crate) mod existing;
 pub(crate) mod expiration;
 pub(crate) mod format;
 pub(crate) mod formats;

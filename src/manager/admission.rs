@@ -12,7 +12,7 @@ use crate::audit::queue::{Draft, Permit};
 use crate::audit::record::{AuditEvent, AuditIds, AuditRecord, Outcome, RequestEvent};
 use crate::audit::sums::{Refusal, Sum};
 use crate::audit::writer::AuditWriter;
-use crate::key::digest::KeyDigest;
+use crate::key::existing::Lookup;
 use crate::key::formats::Formats;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
@@ -85,10 +85,10 @@ impl KeyManager {
         credential: &str,
         request: RequestInfo,
     ) -> impl Future<Output = Result<Admission, AdmitError>> + Send + use<'_> {
-        let digest = self.inner.digest(credential.as_bytes());
+        let lookup = self.inner.lookup(credential.as_bytes());
         async move {
-            match digest {
-                Ok(digest) => self.admit_digest(digest, request, &[]).await,
+            match lookup {
+                Ok(lookup) => self.admit_lookup(lookup, request, &[]).await,
                 Err(malformed) => self.refuse(malformed, request).await,
             }
         }
@@ -96,13 +96,13 @@ impl KeyManager {
 
     /// As [`KeyManager::admit`], for a credential that is well formed and a request that
     /// needs scopes.
-    pub(crate) async fn admit_digest(
+    pub(crate) async fn admit_lookup(
         &self,
-        digest: KeyDigest,
+        lookup: Lookup,
         request: RequestInfo,
         scopes: &[Scope],
     ) -> Result<Admission, AdmitError> {
-        match self.inner.check(digest, request.ip, scopes).await {
+        match self.inner.check(lookup, request.ip, scopes).await {
             Ok((key, at)) => self.let_in(key, at, request).await,
             Err(error) => self.refuse(error, request).await,
         }

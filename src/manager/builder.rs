@@ -12,11 +12,13 @@ use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::sink::AuditSink;
 use crate::audit::writer::AuditWriter;
+use crate::key::existing::{ExistingFormat, ExistingFormatError};
 use crate::key::format::KeyFormat;
 use crate::key::formats::{Environment, EnvironmentError, Formats};
 use crate::manager::admission::refusal_records;
 use crate::runtime::clock::{Clock, SystemClock};
 
+use crate::manager::existing::{Asking, ExistingKeys};
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::{Inner, KeyManager, LimitsFor};
@@ -51,6 +53,9 @@ pub struct KeyManagerBuilder {
     store_deadline: Duration,
     format: KeyFormat,
     environments: Vec<Environment>,
+    existing: Vec<ExistingFormat>,
+    existing_keys: Option<Arc<dyn ExistingKeys>>,
+    existing_keys_at_once: usize,
     limits: LimitsFor,
     scopes: Option<ScopeCatalog>,
     max_overlap: Duration,
@@ -72,6 +77,9 @@ impl KeyManager {
             store_deadline: Duration::from_secs(2),
             format: KeyFormat::default(),
             environments: Vec::new(),
+            existing: Vec::new(),
+            existing_keys: None,
+            existing_keys_at_once: 4,
             limits: LimitsFor(Box::new(|_| Limits::default())),
             scopes: None,
             max_overlap: Duration::ZERO,
@@ -123,6 +131,25 @@ impl KeyManagerBuilder {
     pub fn environment(mut self, name: &str, format: KeyFormat) -> Self {
         self.environments.push(Environment::new(name, format));
         self
+    }
+
+    /// Declares a format of keys that were issued before keygate, so that they are looked
+    /// up. [`KeyManager::adopt`] stores them.
+    pub fn existing(mut self, format: ExistingFormat) -> Self {
+        self.existing.push(format);
+        self
+    }
+
+    /// Asks this for existing keys whose digest cannot be computed from their text.
+    pub fn existing_keys(self, keys: impl ExistingKeys) -> Self {
+        Self { existing_keys: Some(Arc::new(keys)), ..self }
+    }
+
+    /// Sets for how many credentials [`ExistingKeys`] is asked at a time. Others wait, and
+    /// are refused as unavailable after the [store deadline](Self::store_deadline). The
+    /// default is 4.
+    pub fn existing_keys_at_once(self, at_once: usize) -> Self {
+        Self { existing_keys_at_once: at_once, ..self }
     }
 
     /// Sets the limits of every organisation. The default is 20 keys, and 50 allowlist
@@ -208,7 +235,8 @@ impl KeyManagerBuilder {
     /// # Errors
     ///
     /// [`BuildError::NoRuntime`] if no runtime is set and this is not called on a tokio
-    /// runtime, and [`BuildError::Environment`] for environments that are not valid.
+    /// runtime, [`BuildError::Environment`] for environments that are not valid, and
+    /// [`BuildError::Existing`] for a format of existing keys that new keys could have, too.
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(spawn::current).ok_or(BuildError::NoRuntime)?;
         let ids = AuditIds::new(&mut self.rng.clone()).map_err(BuildError::Random)?;
@@ -217,6 +245,10 @@ impl KeyManagerBuilder {
             none if none.is_empty() => Formats::single(self.format),
             environments => Formats::named(environments).map_err(BuildError::Environment)?,
         };
+        let formats = formats
+            .with_existing(self.existing, self.existing_keys.is_some())
+            .map_err(BuildError::Existing)?;
+        let at_once = self.existing_keys_at_once;
         let audit = self.sink.map(|sink| {
             let runtime = Arc::clone(&runtime);
             let refusals = refusal_records(formats.clone(), Arc::clone(&audit_ids));
@@ -232,6 +264,7 @@ impl KeyManagerBuilder {
                 limits: self.limits,
                 scopes: self.scopes,
                 max_overlap: self.max_overlap,
+                existing_keys: self.existing_keys.map(|keys| Asking::new(keys, at_once)),
                 clock: self.clock,
                 audit_ids,
                 rng: self.rng,
@@ -245,6 +278,7 @@ impl KeyManagerBuilder {
                 unverified: Throttle::default(),
                 unrecorded: Throttle::default(),
                 foreign: Throttle::default(),
+                not_taken_over: Throttle::default(),
                 unhealthy: Throttle::default(),
             }),
         })
@@ -264,4 +298,7 @@ pub enum BuildError {
     /// The environments are not valid.
     #[error(transparent)]
     Environment(EnvironmentError),
+    /// A format of existing keys is not valid.
+    #[error(transparent)]
+    Existing(ExistingFormatError),
 }

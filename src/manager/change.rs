@@ -13,7 +13,8 @@ use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
 use crate::manager::under_way::UnderWay;
 use crate::org::Actor;
-use crate::runtime::spawn::caught;
+use crate::record::ApiKey;
+use crate::runtime::spawn::{all, caught};
 
 /// How a change ended that did not fail.
 pub(super) enum Done<T> {
@@ -59,6 +60,53 @@ impl KeyManager {
             };
             // The caller may be gone.
             let _ = caller.send(result);
+        };
+        self.inner.runtime.spawn(Box::pin(task.in_current_span()));
+        answer.await.unwrap_or_else(|_| Err(lost("the runtime has ended the change")))
+    }
+}
+
+impl KeyManager {
+    /// As [`carry_through`](Self::carry_through), for the creation of many keys at once: a
+    /// record for each is durable before `insert` says which of them it has created.
+    pub(super) async fn carry_all_through<F>(
+        &self,
+        by: &str,
+        keys: Vec<ApiKey>,
+        insert: impl FnOnce(Vec<ApiKey>) -> F + Send + 'static,
+    ) -> Result<Vec<bool>, ManageError>
+    where
+        F: Future<Output = Result<Vec<bool>, ManageError>> + Send,
+    {
+        let under_way = UnderWay::begin(&self.inner.changes)
+            .map_err(|shut_down| ManageError::Unavailable(Box::new(shut_down)))?;
+        let entry = |key: &ApiKey| Entry {
+            keys: self.clone(),
+            actor: Actor::new(key.org.clone(), by),
+            key: key.id,
+            action: ChangeAction::Created,
+        };
+        let entries: Vec<_> = keys.iter().map(entry).collect();
+        let (caller, answer) = oneshot::channel();
+        let task = async move {
+            let _under_way = under_way;
+            let begun = all(entries.iter().map(|entry| entry.write(ChangePhase::Begun))).await;
+            let created = match begun.into_iter().collect::<Result<(), _>>() {
+                Err(error) => Err(error.into()),
+                Ok(()) if caller.is_canceled() => Ok(vec![false; entries.len()]),
+                Ok(()) => {
+                    let inserted = caught(async move { insert(keys).await }).await;
+                    inserted.unwrap_or_else(|_| Err(lost("the key store panicked")))
+                }
+            };
+            // None of them, if it is not known which.
+            if !matches!(created, Err(ManageError::InDoubt(_))) {
+                let is_created = |at| created.as_ref().is_ok_and(|all| all.get(at) == Some(&true));
+                let entries = entries.iter().enumerate().filter(|(at, _)| !is_created(*at));
+                all(entries.map(|(_, entry)| entry.take_back())).await;
+            }
+            // The caller may be gone.
+            let _ = caller.send(created);
         };
         self.inner.runtime.spawn(Box::pin(task.in_current_span()));
         answer.await.unwrap_or_else(|_| Err(lost("the runtime has ended the change")))

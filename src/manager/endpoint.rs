@@ -37,7 +37,7 @@ pub(super) fn kept(mut text: String) -> String {
 pub(super) fn endpoint(path: Box<str>, formats: &Formats) -> Box<str> {
     let path_seen = cut(&path, SEEN);
     let plain = path_seen.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
-    if plain && path.len() < SHORTEST_LEAK {
+    if plain && path.len() < shortest_leak(formats) {
         return path;
     }
     let mut shown = String::with_capacity(path_seen.len().min(SHOWN));
@@ -75,9 +75,13 @@ pub(super) fn method(method: Cow<'static, str>, formats: &Formats) -> Cow<'stati
     }
 }
 
+fn shortest_leak(formats: &Formats) -> usize {
+    formats.shortest_existing().unwrap_or(SHORTEST_LEAK).min(SHORTEST_LEAK)
+}
+
 /// Whether a text of at most `SEEN` bytes contains a key.
 fn holds_key(text: &str, formats: &Formats) -> bool {
-    if text.len() < SHORTEST_LEAK {
+    if text.len() < shortest_leak(formats) {
         return false;
     }
     if formats.occur_in(text.as_bytes()) {

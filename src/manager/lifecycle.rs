@@ -62,12 +62,7 @@ impl KeyManager {
         let inner = &*self.inner;
         self.check_name(&new.name)?;
         self.check_length(actor.org(), &new.allowlist)?;
-        let scopes = match new.scopes {
-            Some(scopes) => scopes,
-            None if inner.scopes.is_some() => return Err(ManageError::ScopesMissing),
-            None => Scopes::ALL,
-        };
-        self.check_offered(&scopes, None)?;
+        let scopes = self.scopes_of_new(new.scopes)?;
         let now = self.now();
         let expires_at = new.expiration.after(now);
         if expires_at.is_some_and(|at| at <= now) {
@@ -154,7 +149,7 @@ impl KeyManager {
     /// The format of a key. A key with a prefix that this manager does not have counts as
     /// not found.
     fn format_of(&self, key: &ApiKey) -> Result<&KeyFormat, ManageError> {
-        if let Some(environment) = self.inner.formats.of_shown(&key.key_prefix) {
+        if let Some(environment) = self.inner.formats.of_shown(key.format_prefix()) {
             return Ok(environment.format());
         }
         if let Some(left_out) = self.inner.foreign.pass() {
@@ -378,7 +373,7 @@ impl KeyManager {
             let (inner, _turn) = (&*keys.inner, turn);
             for _ in 0..ATTEMPTS {
                 let now = keys.now();
-                let rotated = ApiKey {
+                let mut rotated = ApiKey {
                     previous: outlived(&current, overlap, now),
                     digest: secret.digest(),
                     key_prefix: format.display_prefix(&secret),
@@ -386,6 +381,8 @@ impl KeyManager {
                     revision: current.revision.next(),
                     ..ApiKey::clone(&current)
                 };
+                // An adopted key now has a prefix that tells its environment.
+                rotated.attributes.adopted_into = None;
                 match inner.confirmed(inner.store.replace(&rotated, current.revision)).await {
                     Ok(()) => {
                         return Ok(Done::Changed(IssuedKey { key: Arc::new(rotated), secret }));
@@ -473,7 +470,7 @@ impl KeyManager {
     }
 
     /// Names are shown and logged, so they must not contain a key.
-    fn check_name(&self, name: &KeyName) -> Result<(), ManageError> {
+    pub(super) fn check_name(&self, name: &KeyName) -> Result<(), ManageError> {
         if self.inner.formats.occur_in(name.as_str().as_bytes()) {
             return Err(ManageError::NameHoldsKey);
         }
@@ -494,6 +491,17 @@ impl KeyManager {
         Ok(key)
     }
 
+    /// With a catalogue, a new key must say what it may be used for.
+    pub(super) fn scopes_of_new(&self, scopes: Option<Scopes>) -> Result<Scopes, ManageError> {
+        let scopes = match scopes {
+            Some(scopes) => scopes,
+            None if self.scopes().is_some() => return Err(ManageError::ScopesMissing),
+            None => Scopes::ALL,
+        };
+        self.check_offered(&scopes, None)?;
+        Ok(scopes)
+    }
+
     /// A key keeps a scope that has left the catalogue, but none is given anew.
     fn check_added(&self, patch: &KeyPatch, key: &ApiKey) -> Result<(), ManageError> {
         let Some(scopes) = &patch.scopes else { return Ok(()) };
@@ -511,7 +519,11 @@ impl KeyManager {
         }
     }
 
-    fn check_length(&self, org: &OrgId, allowlist: &Allowlist) -> Result<(), ManageError> {
+    pub(super) fn check_length(
+        &self,
+        org: &OrgId,
+        allowlist: &Allowlist,
+    ) -> Result<(), ManageError> {
         let max = self.limits(org).max_ips_per_key;
         if allowlist.len() > max as usize {
             return Err(ManageError::AllowlistTooLong { max });

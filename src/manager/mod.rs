@@ -1,10 +1,12 @@
 //! `KeyManager`: creates, changes and verifies keys.
 
 pub(crate) mod admission;
+pub(crate) mod adopt;
 pub(crate) mod builder;
 mod change;
 pub(crate) mod endpoint;
 pub(crate) mod error;
+pub(crate) mod existing;
 mod health;
 mod last_use;
 pub(crate) mod lifecycle;
@@ -26,6 +28,7 @@ use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
 use crate::key::formats::{Environment, Formats};
+use crate::manager::existing::Asking;
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::turns::Turns;
@@ -84,6 +87,7 @@ struct Inner {
     limits: LimitsFor,
     scopes: Option<ScopeCatalog>,
     max_overlap: Duration,
+    existing_keys: Option<Asking>,
     clock: Arc<dyn Clock>,
     rng: SharedRng,
     runtime: Arc<dyn Runtime>,
@@ -101,6 +105,8 @@ struct Inner {
     unrecorded: Throttle,
     /// For keys with a prefix that is not configured.
     foreign: Throttle,
+    /// For existing keys that keep their digest.
+    not_taken_over: Throttle,
     /// For health checks that found a failure.
     unhealthy: Throttle,
 }
@@ -124,7 +130,7 @@ impl KeyManager {
 
     /// The name of the environment that a key belongs to; `None` without environments.
     pub fn environment_of(&self, key: &ApiKey) -> Option<&str> {
-        let of = self.inner.formats.of_shown(&key.key_prefix)?;
+        let of = self.inner.formats.of_shown(key.format_prefix())?;
         self.environments().find(|one| *one == of).map(Environment::name)
     }
 

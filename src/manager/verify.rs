@@ -7,6 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::key::digest::KeyDigest;
+use crate::key::existing::Lookup;
 use crate::key::format::{MAX_CREDENTIAL_LEN, MalformedKey};
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
@@ -26,7 +27,9 @@ impl KeyManager {
     /// address.
     ///
     /// `ip` is the client's address. If it is `None`, only keys without an allowlist pass.
-    /// The credential is read before the first `await` and not held across it.
+    /// The credential is read before the first `await` and not held across it, except for
+    /// a credential of a declared [existing format](crate::existing::ExistingFormat) if
+    /// there are [`ExistingKeys`](crate::existing::ExistingKeys) to be asked.
     ///
     /// A key that passes is marked as used. Nothing is written to the audit log; use
     /// [`KeyManager::admit`] for that.
@@ -40,9 +43,9 @@ impl KeyManager {
         credential: &str,
         ip: Option<IpAddr>,
     ) -> impl Future<Output = Result<VerifiedKey, VerifyError>> + Send + use<'_> {
-        let digest = self.inner.digest(credential.as_bytes());
+        let lookup = self.inner.lookup(credential.as_bytes());
         async move {
-            let (verified, now) = self.inner.check(digest?, ip, &[]).await?;
+            let (verified, now) = self.inner.check(lookup?, ip, &[]).await?;
             self.inner.uses.record(verified.id(), now);
             Ok(verified)
         }
@@ -50,32 +53,46 @@ impl KeyManager {
 }
 
 impl Inner {
-    pub(super) fn digest(&self, credential: &[u8]) -> Result<KeyDigest, VerifyError> {
+    pub(super) fn lookup(&self, credential: &[u8]) -> Result<Lookup, VerifyError> {
         if credential.len() > MAX_CREDENTIAL_LEN {
             return Err(VerifyError::Malformed(MalformedKey));
         }
-        self.formats.digest(credential).map_err(VerifyError::Malformed)
+        self.formats.lookup(credential, None).map_err(VerifyError::Malformed)
     }
 
     pub(super) async fn check(
         &self,
-        digest: KeyDigest,
+        lookup: Lookup,
         ip: Option<IpAddr>,
         scopes: &[Scope],
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
-        let found = self.bounded(self.store.find_by_digest(&digest)).await;
-        let key = found.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
-        // A second check, in case a faulty store returns the wrong key.
-        let secret = key.secret_with(&digest).ok_or(VerifyError::Unknown)?;
+        let (key, secret) = match (self.find(&lookup.digest).await?, lookup.further) {
+            (Some(found), _) => found,
+            // Boxed, so that other requests do not pay for its size.
+            (None, Some(further)) => Box::pin(self.find_existing(&lookup.digest, *further)).await?,
+            (None, None) => return Err(VerifyError::Unknown),
+        };
+        let environment = self.formats.name_of_shown(key.format_prefix());
+        if lookup.environment.is_some_and(|only| environment.as_ref() != Some(&only)) {
+            return Err(VerifyError::Unknown);
+        }
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
         match policy::evaluate(&key, secret, ip, scopes, now) {
-            Ok(()) => {
-                let environment = self.formats.name_of_shown(&key.key_prefix);
-                Ok((VerifiedKey { key, secret, environment }, now))
-            }
+            Ok(()) => Ok((VerifiedKey { key, secret, environment }, now)),
             Err(denial) => Err(VerifyError::Denied { denial, key, secret }),
         }
+    }
+
+    /// The key with this digest, and which of its secrets has it.
+    pub(super) async fn find(
+        &self,
+        digest: &KeyDigest,
+    ) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
+        let found = self.bounded(self.store.find_by_digest(digest)).await;
+        let key = found.map_err(VerifyError::Unavailable)?;
+        // A second check, in case a faulty store returns the wrong key.
+        Ok(key.and_then(|key| key.secret_with(digest).map(|secret| (key, secret))))
     }
 
     /// Runs a call of the store within its deadline.
@@ -90,10 +107,10 @@ impl Inner {
 
     /// Runs a call of the store that changes something within its deadline. If the deadline
     /// passes, the change may have taken place.
-    pub(super) async fn confirmed(
+    pub(super) async fn confirmed<T>(
         &self,
-        call: impl Future<Output = Result<(), StoreError>>,
-    ) -> Result<(), StoreError> {
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         timeout(&*self.runtime, self.store_deadline, call)
             .await
             .unwrap_or_else(|_| Err(StoreError::in_doubt(StoreTimeout)))

@@ -39,6 +39,9 @@ pub struct Attributes {
     /// What the key may be used for. Not stored for full access, which keys from before
     /// the service had scopes have, too.
     pub scopes: Scopes,
+    /// For a key issued before keygate: the prefix of the format that it gets when it is
+    /// rotated, which tells its environment. `None` from then on.
+    pub adopted_into: Option<String>,
     /// Members written by another version.
     others: Map<String, Value>,
 }
@@ -54,6 +57,8 @@ pub(crate) struct StoredAttributes {
     metadata: Metadata,
     #[serde(default = "full_access", skip_serializing_if = "Scopes::is_all")]
     scopes: Scopes,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    adopted_into: Option<String>,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
@@ -70,6 +75,7 @@ impl Default for Attributes {
             created_by: None,
             metadata: Metadata::new(),
             scopes: Scopes::ALL,
+            adopted_into: None,
             others: Map::new(),
         }
     }

@@ -97,6 +97,27 @@ pub(crate) async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output
     .await
 }
 
+/// Runs all futures concurrently. Each is polled whenever one of them may go on, so it is
+/// for some hundreds at most.
+pub(crate) async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.into_iter().map(|f| (Some(Box::pin(f)), None)).collect();
+    poll_fn(move |cx| {
+        let mut is_over = true;
+        for (future, output) in &mut running {
+            let Some(pending) = future else { continue };
+            match pending.as_mut().poll(cx) {
+                Poll::Ready(done) => (*future, *output) = (None, Some(done)),
+                Poll::Pending => is_over = false,
+            }
+        }
+        if !is_over {
+            return Poll::Pending;
+        }
+        Poll::Ready(running.iter_mut().filter_map(|(_, output)| output.take()).collect())
+    })
+    .await
+}
+
 /// The work panicked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Panicked;

@@ -32,4 +32,4 @@ pub use crate::store::postgres::PostgresOptions;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use crate::store::sqlite::SqliteOptions;
-pub use crate::store::transfer::{Imported, KeyExport, import};
+pub use crate::store::transfer::{Imported, KeyExport, KeyImport, import};

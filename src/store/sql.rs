@@ -60,6 +60,15 @@ pub(super) fn key_columns() -> String {
     list(KEYS.iter().map(|column| column.name))
 }
 
+/// The columns of one of many rows, in which an array is written as a text.
+#[cfg(feature = "postgres")]
+pub(super) fn insertions() -> String {
+    list(KEYS.iter().map(|column| match column.sql_type {
+        "text[]" => format!("{}::text[]", column.name),
+        _ => column.name.to_owned(),
+    }))
+}
+
 /// `name = $4, …`: the columns that an edit writes, with parameters numbered from `first`,
 /// in the order of [`KEYS`].
 pub(super) fn edited(mark: char, first: usize) -> String {

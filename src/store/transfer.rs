@@ -50,6 +50,27 @@ impl<S: KeyExport + ?Sized> KeyExport for Arc<S> {
     }
 }
 
+/// Inserts many keys at a time, for [`KeyManager::adopt_all`](crate::KeyManager::adopt_all).
+#[async_trait]
+pub trait KeyImport: fmt::Debug + Send + Sync + 'static {
+    /// Inserts each key whose id and digest are free, without a limit, in one transaction.
+    /// The answer says of each key, in the same order, whether it was inserted. Of two keys
+    /// with the same id or digest, the first is.
+    ///
+    /// # Errors
+    ///
+    /// [`InDoubt`](StoreError::InDoubt) if some keys may have been inserted; none after any
+    /// other error.
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError>;
+}
+
+#[async_trait]
+impl<S: KeyImport + ?Sized> KeyImport for Arc<S> {
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
+        (**self).insert_all(keys).await
+    }
+}
+
 /// Copies all keys of one store into another, where they work as before: same ids, digests,
 /// names, statuses, allowlists, times and revisions. Limits on keys do not apply. Audit
 /// records are not copied.

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use getrandom::SysRng;
 use keygate::audit::{AuditPage, AuditQuery, AuditRecord};
 use keygate::runtime::{BoxFuture, Clock, ManualClock};
-use keygate::store::{KeyUse, OrgLimit};
+use keygate::store::{KeyImport, KeyUse, OrgLimit};
 use keygate::{
     ApiKey, AuditError, AuditLog, AuditSink, KeyDigest, KeyFormat, KeyId, KeyStore, MemoryAuditLog,
     MemoryStore, OrgId, Revision, StoreError, Timestamp,
@@ -281,6 +281,13 @@ impl KeyStore for SpyStore {
     async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
         self.uses.lock().unwrap().push(uses.to_vec());
         self.around(Call::Uses, self.inner.record_uses(uses)).await
+    }
+}
+
+#[async_trait]
+impl KeyImport for SpyStore {
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
+        self.around(Call::Insert, self.inner.insert_all(keys)).await
     }
 }
 

@@ -16,7 +16,7 @@ use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::memory::table::Table;
-use crate::store::transfer::KeyExport;
+use crate::store::transfer::{KeyExport, KeyImport};
 
 /// A [`KeyStore`] in memory, for tests, and for services whose keys need not
 /// survive a restart.
@@ -75,10 +75,13 @@ impl State {
     }
 }
 
-#[async_trait]
-impl KeyStore for MemoryStore {
-    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        let mut state = self.lock();
+impl MemoryStore {
+    fn insert_into(
+        &self,
+        state: &mut State,
+        key: &ApiKey,
+        limit: OrgLimit,
+    ) -> Result<(), StoreError> {
         let mut digests = key.digests();
         if state.keys.contains_key(&key.id) || digests.any(|digest| self.by_digest.has(&digest)) {
             return Err(StoreError::Conflict);
@@ -94,6 +97,22 @@ impl KeyStore for MemoryStore {
         state.last_uses.insert(key.id, key.last_used_at);
         self.by_digest.put(&stored);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl KeyImport for MemoryStore {
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
+        let mut state = self.lock();
+        let insert = |key| self.insert_into(&mut state, key, OrgLimit::NONE).is_ok();
+        Ok(keys.iter().map(insert).collect())
+    }
+}
+
+#[async_trait]
+impl KeyStore for MemoryStore {
+    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
+        self.insert_into(&mut self.lock(), key, limit)
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {

@@ -14,16 +14,16 @@ pub(super) struct Encoded(Result<Option<BytesMut>, String>);
 impl Encoded {
     /// A value that cannot be encoded is an error of its statement.
     pub(super) fn all(parameters: &Parameters<'_>) -> Vec<(Self, Type)> {
-        let encode = |(value, kind): &(&(dyn ToSql + Sync), Type)| {
-            let mut bytes = BytesMut::new();
-            let value = match value.to_sql_checked(kind, &mut bytes) {
-                Ok(IsNull::No) => Ok(Some(bytes)),
-                Ok(IsNull::Yes) => Ok(None),
-                Err(error) => Err(error.to_string()),
-            };
-            (Self(value), kind.clone())
-        };
-        parameters.iter().map(encode).collect()
+        parameters.iter().map(|(value, kind)| (Self::one(*value, kind), kind.clone())).collect()
+    }
+
+    pub(super) fn one(value: &(dyn ToSql + Sync), kind: &Type) -> Self {
+        let mut bytes = BytesMut::new();
+        Self(match value.to_sql_checked(kind, &mut bytes) {
+            Ok(IsNull::No) => Ok(Some(bytes)),
+            Ok(IsNull::Yes) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        })
     }
 
     pub(super) fn refs(values: &[(Self, Type)]) -> Vec<(&(dyn ToSql + Sync), Type)> {

@@ -1,12 +1,12 @@
 //! The statements over keys.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use crate::allowlist::Allowlist;
@@ -73,6 +73,57 @@ pub(super) async fn insert(
         Some("late") => Err(DbError::TooLate(changes.deadline())),
         _ => Err(DbError::Unreadable { row: "answer", column: "result" }),
     }
+}
+
+/// Inserts those whose id and digest are free, and says of each whether it was inserted.
+pub(super) async fn insert_all(changes: &Pool, keys: &[ApiKey]) -> Result<Vec<bool>> {
+    let Some(first) = keys.first() else { return Ok(Vec::new()) };
+    let mut columns: Vec<(Vec<Encoded>, Type)> = Vec::new();
+    for key in keys {
+        let list = array_literal(&entries(&key.allowlist));
+        for (at, (value, kind)) in row(key).into_iter().enumerate() {
+            // There are no arrays of arrays of different lengths.
+            let (value, kind) = match kind {
+                Type::TEXT_ARRAY => (Encoded::one(&list, &Type::TEXT), Type::TEXT),
+                kind => (value, kind),
+            };
+            match columns.get_mut(at) {
+                Some((values, _)) => values.push(value),
+                None => columns.push((vec![value], array_of(&kind))),
+            }
+        }
+    }
+    let parameters: Vec<_> = columns
+        .iter()
+        .map(|(values, kind)| (values as &(dyn ToSql + Sync), kind.clone()))
+        .collect();
+    let gates = [Gate::Key(first.id), Gate::Organisation(first.org.clone())];
+    let rows = changes.change(gates, Sql::InsertKeys, &parameters, changes.until()).await?;
+    if !flag(&rows, "timely")? {
+        return Err(DbError::TooLate(changes.deadline()));
+    }
+    let unreadable = DbError::Unreadable { row: "answer", column: "inserted" };
+    let ids = rows.first().and_then(|row| row.try_get::<_, Vec<Uuid>>("inserted").ok());
+    let mut ids: HashSet<Uuid> = ids.ok_or(unreadable)?.into_iter().collect();
+    Ok(keys.iter().map(|key| ids.remove(&uuid(key.id))).collect())
+}
+
+fn array_of(element: &Type) -> Type {
+    match *element {
+        Type::UUID => Type::UUID_ARRAY,
+        Type::BYTEA => Type::BYTEA_ARRAY,
+        Type::INT8 => Type::INT8_ARRAY,
+        _ => Type::TEXT_ARRAY,
+    }
+}
+
+/// An array of texts as a literal, `{"10.0.0.0/8","::1"}`.
+fn array_literal(elements: &[String]) -> String {
+    let quoted = elements.iter().map(|element| {
+        let escaped = element.replace('\\', r"\\").replace('"', r#"\""#);
+        format!("\"{escaped}\"")
+    });
+    format!("{{{}}}", sql::list(quoted))
 }
 
 pub(super) async fn find_by_digest(pool: &Pool, digest: &KeyDigest) -> Result<Option<ApiKey>> {

@@ -116,6 +116,19 @@ statements! {
     // before the organisation was locked.
     InsertKey: concat!(
         "SELECT {schema}.insert_key('{schema}', {insertion}) AS result, ", micros!(), " AS now"),
+    // Organisations are locked in order, so that two batches do not deadlock, and before the
+    // clock is read. Not by calls of `insert_key`: each would plan its statements again.
+    InsertKeys: concat!(
+        "WITH new AS MATERIALIZED (SELECT * FROM unnest({key values}) AS new ({key columns}) \
+         WHERE (SELECT pg_catalog.set_config('lock_timeout', {insert patience}, true)) IS NOT NULL), \
+         locked AS (INSERT INTO {schema}.organisations (org) SELECT DISTINCT org FROM new ORDER BY org \
+         ON CONFLICT (org) DO UPDATE SET org = excluded.org RETURNING 1), \
+         timely AS MATERIALIZED (SELECT {insert by} - ", micros!(), " BETWEEN 1 AND {insert window} AS timely \
+         FROM (SELECT count(*) FROM locked) AS locked), \
+         inserted AS (INSERT INTO {schema}.keys ({key columns}) SELECT {insertions} FROM new \
+         WHERE (SELECT timely FROM timely) ON CONFLICT DO NOTHING RETURNING id) \
+         SELECT ARRAY(SELECT id FROM inserted) AS inserted, (SELECT timely FROM timely) AS timely, ",
+        micros!(), " AS now"),
     ReplaceKey: change!("revision = $3", "{edit by}", "{edit window}", "{edit patience}",
         "changed AS (UPDATE {schema}.keys AS keys SET {edited} \
          FROM timely WHERE keys.id = timely.id RETURNING 1)"),
@@ -194,6 +207,11 @@ impl Texts {
             ("{key columns}", sql::key_columns()),
             // The row, the limit, and what `change!` needs.
             ("{insertion}", parameters(keys + 1 + 3)),
+            ("{insertions}", sql::insertions()),
+            ("{insert by}", format!("${}", keys + 1)),
+            ("{insert window}", format!("${}", keys + 2)),
+            ("{insert patience}", format!("${}", keys + 3)),
+            ("{key values}", parameters(keys)),
             ("{edited}", sql::edited('$', EDIT)),
             ("{edit by}", after_edit(0)),
             ("{edit window}", after_edit(1)),

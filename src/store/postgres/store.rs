@@ -24,7 +24,7 @@ use crate::store::postgres::options::PostgresOptions;
 use crate::store::postgres::pool::{Pool, Use};
 use crate::store::postgres::statements::Sql;
 use crate::store::postgres::{audit, keys, schema};
-use crate::store::transfer::KeyExport;
+use crate::store::transfer::{KeyExport, KeyImport};
 
 /// Keys and audit records in PostgreSQL. It implements [`KeyStore`], [`AuditSink`] and
 /// [`AuditLog`]. A clone is another handle to the same connections.
@@ -167,6 +167,13 @@ impl KeyStore for PostgresStore {
             return Ok(keys::probe(&self.inner.changes).await?);
         }
         Ok(keys::record_uses(&self.inner.uses, uses).await?)
+    }
+}
+
+#[async_trait]
+impl KeyImport for PostgresStore {
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
+        Ok(keys::insert_all(&self.inner.changes, keys).await?)
     }
 }
 

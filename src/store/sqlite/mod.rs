@@ -34,7 +34,7 @@ pub use crate::store::sqlite::open_error::SqliteOpenError;
 use crate::store::sqlite::readers::Readers;
 use crate::store::sqlite::scans::Scans;
 use crate::store::sqlite::writer::Writer;
-use crate::store::transfer::KeyExport;
+use crate::store::transfer::{KeyExport, KeyImport};
 
 /// Keys and audit records in one SQLite file. It implements [`KeyStore`], [`AuditSink`] and
 /// [`AuditLog`]. A clone is another handle to the same file.
@@ -232,6 +232,14 @@ impl KeyStore for SqliteStore {
         }
         let uses = uses.to_vec();
         Ok(self.inner.writer.run(move |db| keys::record_uses(db, &uses)).await?)
+    }
+}
+
+#[async_trait]
+impl KeyImport for SqliteStore {
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
+        let keys = keys.to_vec();
+        Ok(self.inner.writer.run(move |db| keys::insert_all(db, &keys)).await?)
     }
 }
 

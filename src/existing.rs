@@ -1,0 +1,7 @@
+//! Keys that were issued before keygate: their formats and digests, and how they are adopted.
+//!
+//! The guide goes through it [step by step](crate::guide::adopting).
+
+pub use crate::key::existing::{DigestKind, ExistingDigest, ExistingFormat};
+pub use crate::manager::adopt::{AdoptError, AdoptReport, Adopted, AdoptedKey};
+pub use crate::manager::existing::{ExistingKeys, FoundKey};

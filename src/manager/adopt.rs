@@ -1,0 +1,413 @@
+//! Adopts keys that were issued before keygate, from their digests.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::allowlist::Allowlist;
+use crate::audit::record::ChangeAction;
+use crate::key::existing::{ExistingDigest, ExistingDigestError, of_id};
+use crate::key::id::KeyId;
+use crate::key::name::KeyName;
+use crate::manager::KeyManager;
+use crate::manager::change::Done;
+use crate::manager::error::ManageError;
+use crate::org::{Actor, OrgId};
+use crate::record::attributes::{Attributes, Metadata};
+use crate::record::{ApiKey, OrgLimit, Revision, Status};
+use crate::runtime::clock::Timestamp;
+use crate::runtime::spawn::all;
+use crate::scopes::Scopes;
+use crate::store::key_store::StoreError;
+use crate::store::transfer::KeyImport;
+
+/// How many keys are stored in one transaction. It has to end within the store's deadline.
+const BATCH: usize = 250;
+
+/// A key that was issued before keygate.
+///
+/// ```
+/// use keygate::existing::{AdoptedKey, DigestKind};
+/// use keygate::{KeyName, Metadata, OrgId, Timestamp};
+///
+/// let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+/// let digest = DigestKind::sha256().read(hex)?;
+/// let key = AdoptedKey::new(OrgId::new("acme")?, KeyName::new("CI")?, "acme_live_4fT9x", digest)
+///     .created_at(Timestamp::parse("2021-03-04T05:06:07Z")?)
+///     .metadata(Metadata::new().with("plan", "pro")?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdoptedKey {
+    org: OrgId,
+    name: KeyName,
+    key_prefix: String,
+    digest: ExistingDigest,
+    environment: Option<Box<str>>,
+    created_at: Option<Timestamp>,
+    created_by: Option<String>,
+    expires_at: Option<Timestamp>,
+    last_used_at: Option<Timestamp>,
+    status: Status,
+    allowlist: Allowlist,
+    metadata: Metadata,
+    scopes: Option<Scopes>,
+}
+
+impl AdoptedKey {
+    /// The longest shown prefix, in bytes.
+    pub const MAX_KEY_PREFIX_LEN: usize = 40;
+
+    /// An active key that never expires and may be used from every address. `key_prefix` is
+    /// what is shown to recognise it: its first characters, or others of your choice, of 1
+    /// to 40 visible ASCII characters.
+    pub fn new(
+        org: OrgId,
+        name: KeyName,
+        key_prefix: impl Into<String>,
+        digest: ExistingDigest,
+    ) -> Self {
+        Self {
+            org,
+            name,
+            key_prefix: key_prefix.into(),
+            digest,
+            environment: None,
+            created_at: None,
+            created_by: None,
+            expires_at: None,
+            last_used_at: None,
+            status: Status::Active,
+            allowlist: Allowlist::default(),
+            metadata: Metadata::new(),
+            scopes: None,
+        }
+    }
+
+    /// Sets the environment that it belongs to. Otherwise it belongs to the default one.
+    pub fn environment(self, name: &str) -> Self {
+        Self { environment: Some(name.into()), ..self }
+    }
+
+    /// Sets when it was created. The default is now.
+    pub fn created_at(self, at: Timestamp) -> Self {
+        Self { created_at: Some(at), ..self }
+    }
+
+    /// Sets the name of the user who created it.
+    pub fn created_by(self, name: impl Into<String>) -> Self {
+        Self { created_by: Some(name.into()), ..self }
+    }
+
+    /// Sets when it expires, which may have passed.
+    pub fn expires_at(self, at: Timestamp) -> Self {
+        Self { expires_at: Some(at), ..self }
+    }
+
+    /// Sets when it was last used.
+    pub fn last_used_at(self, at: Timestamp) -> Self {
+        Self { last_used_at: Some(at), ..self }
+    }
+
+    /// Sets its status.
+    pub fn status(self, status: Status) -> Self {
+        Self { status, ..self }
+    }
+
+    /// Restricts it to this list.
+    pub fn allowlist(self, allowlist: Allowlist) -> Self {
+        Self { allowlist, ..self }
+    }
+
+    /// Adds the host's own metadata.
+    pub fn metadata(self, metadata: Metadata) -> Self {
+        Self { metadata, ..self }
+    }
+
+    /// Sets what it may be used for. Needed if the service has scopes.
+    pub fn scopes(self, scopes: Scopes) -> Self {
+        Self { scopes: Some(scopes), ..self }
+    }
+}
+
+/// A key that is in the store after [`KeyManager::adopt`].
+///
+/// No fields will be added to this type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// The record in the store.
+    pub key: Arc<ApiKey>,
+    /// Whether it was stored by this call. If not, nothing was changed.
+    pub is_new: bool,
+}
+
+/// What [`KeyManager::adopt_all`] did.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct AdoptReport {
+    /// How many keys were stored.
+    pub adopted: u64,
+    /// How many were there already, from an earlier run.
+    pub already_there: u64,
+    /// The keys of which nothing was stored: their place in the iterator, counted from 0,
+    /// and why. In the order of their places.
+    pub refused: Vec<(usize, AdoptError)>,
+    /// Where and why the run stopped early: the place of the first key that may be missing,
+    /// and the failure of the store or the audit log. Run it again.
+    pub stopped: Option<(usize, ManageError)>,
+}
+
+/// Why a key was not adopted. Nothing of it was stored.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// The shown prefix is not 1 to 40 visible ASCII characters.
+    #[error("key_prefix: 1 to {} visible ASCII characters", AdoptedKey::MAX_KEY_PREFIX_LEN)]
+    KeyPrefix,
+    /// The shown prefix contains a key, or most of one.
+    #[error("key_prefix: contains an API key, or most of one")]
+    KeyPrefixHoldsKey,
+    /// The digest is not complete.
+    #[error("digest: {0}")]
+    Digest(ExistingDigestError),
+    /// An earlier key of the same run has this digest.
+    #[error("digest: an earlier key has the same")]
+    DigestTwice,
+    /// Another key in the store has this digest.
+    #[error("digest: another key in the store has the same")]
+    DigestTaken,
+    /// The name, the environment or the allowlist is refused, or the store or the audit log
+    /// failed.
+    #[error(transparent)]
+    Manage(ManageError),
+}
+
+impl<E: Into<ManageError>> From<E> for AdoptError {
+    fn from(error: E) -> Self {
+        Self::Manage(error.into())
+    }
+}
+
+/// Keys that were issued before keygate: the [guide](crate::guide::adopting) goes through it
+/// step by step.
+impl KeyManager {
+    /// Stores a key that was issued before keygate, from its digest. Customers go on using
+    /// it, see it on the settings page and revoke it there. Its first rotation gives it
+    /// keygate's format.
+    ///
+    /// It may be beyond the organisation's limit of keys. Nothing is overwritten: a key that
+    /// was adopted with this digest before stays as it is now, even if it was renamed, revoked
+    /// or rotated since. One that was *deleted* since is stored again, so run this on a table
+    /// from which you remove what your customers delete.
+    ///
+    /// `by` is the actor in the audit log, where it is recorded like a creation. The key can
+    /// be used only if its format is declared
+    /// ([`KeyManagerBuilder::existing`](crate::KeyManagerBuilder::existing)).
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::existing::{AdoptedKey, DigestKind, ExistingFormat};
+    /// use keygate::{KeyManager, KeyName, MemoryStore, OrgId};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new())
+    ///     .existing(ExistingFormat::new("acme_live_", 16..=16)?)
+    ///     .build()?;
+    /// // The SHA-256 of `acme_live_0123456789abcdef`.
+    /// let hex = "4ac3b9b8b5d2386d9a1f2f0f3bbf1c1d6ba1a0c2a1ab0f2c1f4c7f6a3d9e8b70";
+    /// # use sha2::Digest;
+    /// # let hex = &sha2::Sha256::digest("acme_live_0123456789abcdef").iter().map(|b| format!("{b:02x}")).collect::<String>();
+    /// let digest = DigestKind::sha256().read(hex)?;
+    /// let key = AdoptedKey::new(OrgId::new("acme")?, KeyName::new("CI")?, "acme_live_0123", digest);
+    /// keys.adopt(key, "import of 3 May").await?;
+    ///
+    /// let verified = keys.verify("acme_live_0123456789abcdef", None).await?;
+    /// assert_eq!(verified.org().as_str(), "acme");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// An [`AdoptError`].
+    pub async fn adopt(&self, key: AdoptedKey, by: &str) -> Result<Adopted, AdoptError> {
+        let key = self.adopted(key)?;
+        self.store_adopted(key, by).await
+    }
+
+    /// Adopts many keys, as [`adopt`](Self::adopt) does, some hundreds in one transaction. An
+    /// entry that is wrong is refused, and the others are adopted. It can be run again.
+    ///
+    /// `store` is the store of this manager; if that is a cache, the one behind it. It stops
+    /// early if the store or the audit log fails, or when it is dropped. What was adopted by
+    /// then stays.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::sync::Arc;
+    /// use keygate::existing::{AdoptedKey, DigestKind};
+    /// use keygate::{KeyManager, KeyName, MemoryStore, OrgId};
+    ///
+    /// # let table = [("acme", "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9")];
+    /// let store = Arc::new(MemoryStore::new());
+    /// let keys = KeyManager::builder(store.clone()).build()?;
+    /// let mut entries = Vec::new();
+    /// for (org, sha256_hex) in table {
+    ///     let digest = DigestKind::sha256().read(sha256_hex)?;
+    ///     entries.push(AdoptedKey::new(OrgId::new(org)?, KeyName::new("API key")?, "acme_live_", digest));
+    /// }
+    /// let report = keys.adopt_all(store, entries, "import of 3 May").await;
+    /// assert_eq!((report.adopted, report.refused.len()), (1, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn adopt_all(
+        &self,
+        store: impl KeyImport,
+        keys: impl IntoIterator<Item = AdoptedKey, IntoIter: Send>,
+        by: &str,
+    ) -> AdoptReport {
+        let store: Arc<dyn KeyImport> = Arc::new(store);
+        let mut report = AdoptReport::default();
+        let mut keys = keys.into_iter().enumerate();
+        let mut seen = HashSet::new();
+        loop {
+            let batch: Vec<_> = keys.by_ref().take(BATCH).collect();
+            let Some((first, _)) = batch.first() else { break };
+            let first = *first;
+            let mut entries = Vec::new();
+            for (at, key) in batch {
+                match self.adopted(key) {
+                    Ok(key) if seen.insert(key.digest) => entries.push((at, key)),
+                    Ok(_) => report.refused.push((at, AdoptError::DigestTwice)),
+                    Err(error) => report.refused.push((at, error)),
+                }
+            }
+            if let Err(error) = self.adopt_batch(&store, entries, by, &mut report).await {
+                report.stopped = Some((first, error));
+                break;
+            }
+        }
+        report.refused.sort_by_key(|(at, _)| *at);
+        report
+    }
+
+    async fn adopt_batch(
+        &self,
+        store: &Arc<dyn KeyImport>,
+        entries: Vec<(usize, ApiKey)>,
+        by: &str,
+        report: &mut AdoptReport,
+    ) -> Result<(), ManageError> {
+        // A key that is there already leaves no record in the audit log.
+        let mut there = self.are_there(entries.iter().map(|(_, key)| (&key.org, &key.id))).await?;
+        there.reverse();
+        let new = entries.into_iter().filter(|_| {
+            let is_there = there.pop().unwrap_or_default();
+            report.already_there += u64::from(is_there);
+            !is_there
+        });
+        let (places, new): (Vec<usize>, Vec<ApiKey>) = new.unzip();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = new.iter().map(|key| (key.org.clone(), key.id)).collect();
+        let (keys, store) = (self.clone(), Arc::clone(store));
+        let insert = move |new: Vec<ApiKey>| async move {
+            Ok(keys.inner.confirmed(store.insert_all(&new)).await?)
+        };
+        let inserted = self.carry_all_through(by, new, insert).await?;
+        report.adopted += inserted.iter().filter(|is_new| **is_new).count() as u64;
+        let left_out = names.into_iter().zip(places).zip(inserted);
+        let left_out: Vec<_> =
+            left_out.filter(|(_, is_new)| !is_new).map(|(named, _)| named).collect();
+        let there = self.are_there(left_out.iter().map(|((org, id), _)| (org, id))).await?;
+        for ((_, at), is_there) in left_out.into_iter().zip(there) {
+            if is_there {
+                report.already_there += 1;
+            } else {
+                report.refused.push((at, AdoptError::DigestTaken));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the store has these keys.
+    async fn are_there<'a>(
+        &self,
+        names: impl Iterator<Item = (&'a OrgId, &'a KeyId)>,
+    ) -> Result<Vec<bool>, ManageError> {
+        let inner = &*self.inner;
+        let found = all(names.map(|(org, id)| inner.bounded(inner.store.get(org, id)))).await;
+        found.into_iter().map(|found| Ok(found?.is_some())).collect()
+    }
+
+    /// The record of an adopted key.
+    fn adopted(&self, key: AdoptedKey) -> Result<ApiKey, AdoptError> {
+        let formats = &self.inner.formats;
+        let shown = key.key_prefix.as_bytes();
+        if !(1..=AdoptedKey::MAX_KEY_PREFIX_LEN).contains(&shown.len())
+            || !shown.iter().all(u8::is_ascii_graphic)
+        {
+            return Err(AdoptError::KeyPrefix);
+        }
+        if formats.occur_in(shown) {
+            return Err(AdoptError::KeyPrefixHoldsKey);
+        }
+        self.check_name(&key.name)?;
+        self.check_length(&key.org, &key.allowlist)?;
+        let scopes = self.scopes_of_new(key.scopes)?;
+        let environment = formats.find(key.environment.as_deref());
+        let environment = environment.ok_or(ManageError::UnknownEnvironment)?;
+        let digest = key.digest.stored(&key.org).map_err(AdoptError::Digest)?;
+        let mut attributes = Attributes::default();
+        attributes.created_by = key.created_by;
+        attributes.metadata = key.metadata;
+        attributes.scopes = scopes;
+        attributes.adopted_into = Some(environment.format().prefix().to_owned());
+        Ok(ApiKey {
+            id: KeyId::derived(&of_id(&digest)),
+            digest,
+            previous: None,
+            org: key.org,
+            name: key.name,
+            key_prefix: key.key_prefix,
+            status: key.status,
+            allowlist: key.allowlist,
+            created_at: key.created_at.unwrap_or_else(|| self.now()),
+            expires_at: key.expires_at,
+            rotated_at: None,
+            last_used_at: key.last_used_at,
+            revision: Revision::FIRST,
+            attributes,
+        })
+    }
+
+    async fn store_adopted(&self, key: ApiKey, by: &str) -> Result<Adopted, AdoptError> {
+        let inner = &*self.inner;
+        // Without a record in the audit log, if it is there already.
+        if let Some(there) = inner.bounded(inner.store.get(&key.org, &key.id)).await? {
+            return Ok(Adopted { key: there, is_new: false });
+        }
+        if inner.bounded(inner.store.find_by_digest(&key.digest)).await?.is_some() {
+            return Err(AdoptError::DigestTaken);
+        }
+        let actor = Actor::new(key.org.clone(), by);
+        let inserted = self.carry_through(&actor, key.id, ChangeAction::Created, move |keys| {
+            let store = Arc::clone(&keys.inner.store);
+            async move {
+                match keys.inner.confirmed(store.insert(&key, OrgLimit::NONE)).await {
+                    Ok(()) => Ok(Done::Changed(Some(Adopted { key: Arc::new(key), is_new: true }))),
+                    Err(StoreError::Conflict) => {
+                        let there = keys.inner.bounded(store.get(&key.org, &key.id)).await?;
+                        Ok(Done::Unchanged(there.map(|key| Adopted { key, is_new: false })))
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+        });
+        inserted.await?.ok_or(AdoptError::DigestTaken)
+    }
+}

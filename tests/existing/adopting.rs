@@ -1,0 +1,253 @@
+//! `adopt` and `adopt_all`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase};
+use keygate::existing::{AdoptError, AdoptedKey, DigestKind, ExistingDigest};
+use keygate::{
+    Actor, Allowlist, ApiKey, Denial, KeyFormat, KeyManager, KeyName, KeyPatch, ManageError,
+    MemoryAuditLog, MemoryStore, Metadata, NewKey, Status, StoreError, Timestamp, VerifyError,
+};
+
+use crate::support::{Call, org};
+use crate::{KEY, assert_allowed, assert_unknown, builder, format, key, sha256};
+
+fn at(text: &str) -> Timestamp {
+    Timestamp::parse(text).unwrap()
+}
+
+fn ada() -> Actor {
+    Actor::new(org("acme"), "ada")
+}
+
+fn text(n: usize) -> String {
+    format!("acme_live_{n:016}")
+}
+
+fn many(count: usize) -> Vec<AdoptedKey> {
+    (0..count).map(|n| key(&format!("org-{}", n % 40), sha256(text(n)))).collect()
+}
+
+#[tokio::test]
+async fn an_adopted_key_has_the_times_and_properties_that_it_was_given() {
+    let (_, builder) = builder();
+    let keys = builder.existing(format()).build().unwrap();
+    let adopted = key("acme", sha256(KEY))
+        .created_at(at("2021-03-04T05:06:07Z"))
+        .created_by("bob")
+        .last_used_at(at("2025-01-01T00:00:00Z"))
+        .metadata(Metadata::new().with("plan", "pro").unwrap())
+        .allowlist(Allowlist::parse(["192.0.2.0/24"]).unwrap());
+    let stored = keys.adopt(adopted.clone(), "import").await.unwrap();
+    assert!(stored.is_new);
+    let stored = stored.key;
+    assert_eq!(keys.get(&org("acme"), &stored.id).await.unwrap(), stored);
+    assert_eq!(stored.created_at, at("2021-03-04T05:06:07Z"));
+    assert_eq!(stored.last_used_at, Some(at("2025-01-01T00:00:00Z")));
+    assert_eq!(stored.attributes.created_by.as_deref(), Some("bob"));
+    assert_eq!((stored.key_prefix.as_str(), stored.rotated_at), ("acme_live_5f", None));
+    let verified = keys.verify(KEY, Some("192.0.2.7".parse().unwrap())).await.unwrap();
+    assert_eq!(verified.metadata().get("plan"), Some("pro"));
+    let refused = keys.verify(KEY, Some("198.51.100.1".parse().unwrap())).await;
+    assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::IpNotAllowed, .. })));
+
+    let revoked = key("acme", sha256(text(1))).status(Status::Revoked);
+    let expired = key("acme", sha256(text(2))).expires_at(at("2021-03-04T05:06:07Z"));
+    for (adopted, text, reason) in
+        [(revoked, text(1), Denial::Revoked), (expired, text(2), Denial::Expired)]
+    {
+        keys.adopt(adopted, "import").await.unwrap();
+        let refused = keys.verify(&text, None).await;
+        assert!(matches!(refused, Err(VerifyError::Denied { denial, .. }) if denial == reason));
+    }
+}
+
+#[tokio::test]
+async fn many_keys_are_adopted_beyond_the_limit_and_again_without_a_change() {
+    let (store, builder) = builder();
+    let keys = builder.existing(format()).build().unwrap();
+    let report = keys.adopt_all(store.clone(), many(1_000), "import").await;
+    assert_eq!((report.adopted, report.already_there, report.refused.len()), (1_000, 0, 0));
+    assert!(report.stopped.is_none());
+    assert_eq!(store.snapshot(&org("org-0")).await.len(), 25);
+    for n in [0, 999] {
+        assert_allowed(&keys, &text(n)).await;
+    }
+    store.take_calls();
+    let report = keys.adopt_all(store.clone(), many(1_000), "import").await;
+    assert_eq!((report.adopted, report.already_there, report.refused.len()), (0, 1_000, 0));
+    assert!(!store.take_calls().contains(&Call::Insert));
+    let full = keys.create(&Actor::new(org("org-0"), "ada"), NewKey::named("26th").unwrap()).await;
+    assert!(matches!(full, Err(ManageError::LimitReached { max: 20 })));
+}
+
+#[tokio::test]
+async fn what_happened_to_a_key_since_is_not_undone_by_another_run() {
+    let (store, builder) = builder();
+    let kind = DigestKind::sha512();
+    let digest = |n: u8| kind.read_bytes(&[n; 64]).unwrap();
+    let keys = builder.existing(format().digests(kind.clone())).build().unwrap();
+    let adopted = || (1..4).map(|n| key("acme", digest(n)));
+    assert_eq!(keys.adopt_all(store.clone(), adopted(), "import").await.adopted, 3);
+    let [renamed, revoked, rotated] = store.snapshot(&org("acme")).await.try_into().unwrap();
+    let rename = KeyPatch::rename(KeyName::new("new").unwrap());
+    keys.update(&ada(), &renamed.id, rename).await.unwrap();
+    keys.revoke(&ada(), &revoked.id).await.unwrap();
+    let issued = keys.rotate(&ada(), &rotated.id).await.unwrap();
+    let before = store.snapshot(&org("acme")).await;
+    assert_eq!(keys.adopt_all(store.clone(), adopted(), "import").await.already_there, 3);
+    assert_eq!(store.snapshot(&org("acme")).await, before);
+    assert_allowed(&keys, issued.secret.expose_secret()).await;
+}
+
+#[tokio::test]
+async fn a_rotated_key_has_keygates_format_and_the_old_text_fails() {
+    let keys = KeyManager::builder(MemoryStore::new())
+        .environment("live", KeyFormat::default())
+        .environment("test", KeyFormat::new("vsp_sk_test_").unwrap())
+        .existing(format())
+        .build()
+        .unwrap();
+    let adopted = key("acme", sha256(KEY)).environment("test");
+    let stored = keys.adopt(adopted, "import").await.unwrap().key;
+    assert_eq!(keys.environment_of(&stored), Some("test"));
+    assert_eq!(keys.verify(KEY, None).await.unwrap().environment(), Some("test"));
+    assert_eq!(keys.list(&org("acme")).await.unwrap().len(), 1);
+    let issued = keys.rotate(&ada(), &stored.id).await.unwrap();
+    assert!(issued.secret.expose_secret().starts_with("vsp_sk_test_"));
+    assert!(issued.key.key_prefix.starts_with("vsp_sk_test_"));
+    assert_eq!(issued.key.attributes, keygate::Attributes::default());
+    assert_unknown(&keys, KEY).await;
+    let verified = keys.verify(issued.secret.expose_secret(), None).await.unwrap();
+    assert_eq!((verified.environment(), verified.id()), (Some("test"), stored.id));
+}
+
+#[tokio::test]
+async fn case_60_each_entry_that_is_wrong_is_refused_alone_and_says_why() {
+    let (store, builder) = builder();
+    let keys = builder.existing(format()).build().unwrap();
+    let issued = keys.create(&ada(), NewKey::named("new").unwrap()).await.unwrap();
+    let named = |name: &str| {
+        AdoptedKey::new(org("acme"), KeyName::new(name).unwrap(), "acme_live_5f", sha256(name))
+    };
+    let shown = |shown: &str| {
+        AdoptedKey::new(org("acme"), KeyName::new("CI").unwrap(), shown, sha256(shown))
+    };
+    let part = DigestKind::sha256().behind('|').read_bytes(&[1; 32]).unwrap();
+    let whole = DigestKind::sha512().read_bytes(&[1; 64]).unwrap();
+    let wide = (0..51).map(|n| format!("192.0.2.{n}"));
+    let entries = vec![
+        key("acme", sha256("first")),
+        key("acme", sha256("first")),
+        key("globex", sha256("first")),
+        key("acme", sha256(issued.secret.expose_secret())),
+        key("acme", part),
+        key("acme", whole.after("12|")),
+        shown(""),
+        shown("two words"),
+        shown(KEY),
+        shown(&"a".repeat(41)),
+        named(KEY),
+        key("acme", sha256("environment")).environment("live"),
+        key("acme", sha256("list")).allowlist(Allowlist::parse(wide).unwrap()),
+        key("acme", sha256("last")),
+    ];
+    let report = keys.adopt_all(store.clone(), entries, "import").await;
+    assert_eq!((report.adopted, report.already_there), (2, 0));
+    use AdoptError::{Digest, DigestTaken, DigestTwice, KeyPrefix, KeyPrefixHoldsKey, Manage};
+    for ((at, error), expected) in report.refused.iter().zip(1..) {
+        assert_eq!(*at, expected);
+        let is_right = match at {
+            1 | 2 => matches!(error, DigestTwice),
+            3 => matches!(error, DigestTaken),
+            4 | 5 => matches!(error, Digest(_)),
+            6 | 7 | 9 => matches!(error, KeyPrefix),
+            8 => matches!(error, KeyPrefixHoldsKey),
+            10 => matches!(error, Manage(ManageError::NameHoldsKey)),
+            11 => matches!(error, Manage(ManageError::UnknownEnvironment)),
+            12 => matches!(error, Manage(ManageError::AllowlistTooLong { max: 50 })),
+            _ => false,
+        };
+        assert!(is_right, "{at}: {error:?}");
+        assert!(!error.to_string().contains(KEY), "{error}");
+    }
+    assert_eq!(report.refused.len(), 12);
+    assert_eq!(store.snapshot(&org("acme")).await.len(), 3);
+    // Another organisation's entry with a digest that is taken.
+    let taken = keys.adopt(key("globex", sha256("first")), "import").await;
+    assert!(matches!(taken, Err(DigestTaken)));
+    assert!(store.snapshot(&org("globex")).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_run_stops_when_the_store_fails_and_can_be_run_again() {
+    let (store, builder) = builder();
+    let keys = builder.existing(format()).build().unwrap();
+    let inserts = Arc::new(AtomicUsize::new(0));
+    store.before(move |call| {
+        let fails = call == Call::Insert && inserts.fetch_add(1, Ordering::SeqCst) == 2;
+        async move { if fails { Err(StoreError::unavailable("no connection")) } else { Ok(()) } }
+    });
+    let report = keys.adopt_all(store.clone(), many(5_000), "import").await;
+    assert_eq!((report.adopted, report.refused.len()), (500, 0));
+    let (at, error) = report.stopped.unwrap();
+    assert_eq!(at, 500);
+    assert!(matches!(error, ManageError::Unavailable(_)));
+    let report = keys.adopt_all(store, many(5_000), "import").await;
+    assert_eq!((report.adopted, report.already_there), (4_500, 500));
+    assert!(report.stopped.is_none());
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_stored_is_abandoned_in_the_audit_log() {
+    let log = Arc::new(MemoryAuditLog::new());
+    let (store, builder) = builder();
+    let keys = builder.audit(log).existing(format()).build().unwrap();
+    let (old, new) = (sha256("old"), sha256("new"));
+    keys.adopt(key("globex", old.clone()), "import").await.unwrap();
+    let report = keys.adopt_all(store, [key("acme", old), key("acme", new)], "import").await;
+    assert_eq!((report.adopted, report.refused.len()), (1, 1));
+    assert!(matches!(report.refused[0], (0, AdoptError::DigestTaken)));
+    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
+    let page = keys.audit_page(&query).await.unwrap().unwrap();
+    let mut phases: Vec<_> = page
+        .records
+        .iter()
+        .map(|record| match &record.event {
+            AuditEvent::Change(change) => (record.key, change.phase),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    phases.sort_by_key(|(key, phase)| (*key, phase.as_str()));
+    assert_eq!(phases.len(), 3, "{phases:?}");
+    assert_eq!(phases.iter().filter(|(_, phase)| *phase == ChangePhase::Abandoned).count(), 1);
+}
+
+#[tokio::test]
+async fn an_adoption_is_in_the_audit_log_in_the_name_of_whoever_ran_it() {
+    let log = Arc::new(MemoryAuditLog::new());
+    let store = Arc::new(MemoryStore::new());
+    let keys = KeyManager::builder(store.clone()).audit(log).existing(format());
+    let keys = keys.build().unwrap();
+    for _ in 0..2 {
+        keys.adopt_all(store.clone(), [key("acme", sha256(KEY))], "import of 3 May").await;
+    }
+    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
+    let page = keys.audit_page(&query).await.unwrap().unwrap();
+    let [record] = page.records.as_slice() else { panic!("{page:?}") };
+    let AuditEvent::Change(change) = &record.event else { panic!("{record:?}") };
+    assert_eq!((change.action, change.phase), (ChangeAction::Created, ChangePhase::Begun));
+    assert_eq!(change.actor.as_ref(), "import of 3 May");
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_adopted_again() {
+    let (_, builder) = builder();
+    let keys = builder.existing(format()).build().unwrap();
+    let adopted = || key("acme", ExistingDigest::clone(&sha256(KEY)));
+    let stored: Arc<ApiKey> = keys.adopt(adopted(), "import").await.unwrap().key;
+    keys.delete(&ada(), &stored.id).await.unwrap();
+    assert_unknown(&keys, KEY).await;
+    assert!(keys.adopt(adopted(), "import").await.unwrap().is_new);
+}
