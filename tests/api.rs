@@ -19,16 +19,17 @@ use keygate::audit::{
 };
 use keygate::error::{
     AllowlistError, AttributesError, AuditCursorError, BuildError, CacheError, DeliveryError,
-    EntryProblem, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError, KeyDigestError,
-    KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError, NetworkError, OrgIdError,
-    PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError, UnknownName,
+    EntryProblem, ExistingDigestError, ExistingFormatError, ExpirationError, GeoIpError,
+    IdempotencyKeyError, ImportError, KeyDigestError, KeyIdError, KeyNameError, KeyRejection,
+    MalformedKey, MetadataError, NetworkError, OrgIdError, PostgresOpenError, PrefixError,
+    RandomError, SettingsPageError, SqliteOpenError, UnknownName,
 };
 use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
 use keygate::runtime::{Clock, ManualClock, Runtime, SystemClock, TokioRuntime};
 use keygate::store::{
-    CacheHealth, CacheState, Imported, KeyExport, KeyUse, News, OrgLimit, PostgresChanges,
-    PostgresOptions, SqliteOptions,
+    CacheHealth, CacheState, Imported, KeyExport, KeyImport, KeyUse, News, OrgLimit,
+    PostgresChanges, PostgresOptions, SqliteOptions,
 };
 use keygate::*;
 
@@ -51,6 +52,7 @@ fn errors() -> Vec<&'static str> {
         PostgresOpenError, PrefixError, RandomError, SettingsPageError, SqliteOpenError,
         StoreError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
+        existing::AdoptError, ExistingDigestError, ExistingFormatError,
     )
     .into()
 }
@@ -68,6 +70,9 @@ fn types() -> Vec<&'static str> {
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
         SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull,
+        existing::AdoptReport, existing::Adopted, existing::AdoptedKey, existing::DigestKind,
+        existing::ExistingDigest, existing::ExistingFormat, existing::FoundKey,
+        Box<dyn existing::ExistingKeys>, Box<dyn KeyImport>,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
         Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Random>, Box<dyn Runtime>,
     )
