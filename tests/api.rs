@@ -20,7 +20,7 @@ use keygate::audit::{
 };
 use keygate::error::{
     AllowlistError, AttributesError, AuditCursorError, AuditIdError, BuildError, CacheError,
-    CountryCodeError, DeliveryError, EntryProblem, EnvironmentError, ExpirationError, GeoIpError,
+    CountryCodeError, DeliveryError, EntryProblem, EnvironmentError, ExistingDigestError, ExistingFormatError, ExpirationError, GeoIpError,
     IdempotencyKeyError, ImportError, KeyDigestError, KeyIdError, KeyNameError, KeyRejection,
     MalformedKey, MetadataError, NetworkError, OrgIdError, PostgresOpenError, PrefixError,
     RandomError, ScopeCatalogError, ScopeError, ScopesError, SettingsPageError, SqliteOpenError,
@@ -30,8 +30,8 @@ use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
 use keygate::runtime::{Clock, ManualClock, Runtime, SystemClock, TokioRuntime};
 use keygate::store::{
-    CacheHealth, CacheState, Imported, KeyExport, KeyUse, News, OrgLimit, PostgresChanges,
-    PostgresOptions, SqliteOptions,
+    CacheHealth, CacheState, Imported, KeyExport, KeyImport, KeyUse, News, OrgLimit,
+    PostgresChanges, PostgresOptions, SqliteOptions,
 };
 use keygate::*;
 
@@ -55,6 +55,7 @@ fn errors() -> Vec<&'static str> {
         SettingsPageError, SqliteOpenError,
         StoreError, TimestampError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
+        existing::AdoptError, ExistingDigestError, ExistingFormatError,
     )
     .into()
 }
@@ -72,6 +73,9 @@ fn types() -> Vec<&'static str> {
         PostgresStore, PreviousSecret, SecretUsed, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
         Environment, Refusal, RequireScope, Scope, ScopeCatalog, Scopes, SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull, WithDigest,
+        existing::AdoptReport, existing::Adopted, existing::AdoptedKey, existing::DigestKind,
+        existing::ExistingDigest, existing::ExistingFormat, existing::FoundKey,
+        Box<dyn existing::ExistingKeys>, Box<dyn KeyImport>,
         Box<dyn AuditLog>, Box<dyn AuditSink>, Box<dyn Clock>, Box<dyn CountryLookup>,
         Box<dyn KeyExport>, Box<dyn KeyStore>, Box<dyn Runtime>,
     )

@@ -34,7 +34,7 @@ const BATCH: usize = 250;
 /// let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 /// let digest = DigestKind::sha256().read(hex)?;
 /// let key = AdoptedKey::new(OrgId::new("acme")?, KeyName::new("CI")?, "acme_live_4fT9x", digest)
-///     .created_at(Timestamp::parse("2021-03-04T05:06:07Z")?)
+///     .created_at(Timestamp::parse("2021-03-04T05:06:07Z").ok_or("not a time")?)
 ///     .metadata(Metadata::new().with("plan", "pro")?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -215,9 +215,7 @@ impl KeyManager {
     ///     .existing(ExistingFormat::new("acme_live_", 16..=16)?)
     ///     .build()?;
     /// // The SHA-256 of `acme_live_0123456789abcdef`.
-    /// let hex = "4ac3b9b8b5d2386d9a1f2f0f3bbf1c1d6ba1a0c2a1ab0f2c1f4c7f6a3d9e8b70";
-    /// # use sha2::Digest;
-    /// # let hex = &sha2::Sha256::digest("acme_live_0123456789abcdef").iter().map(|b| format!("{b:02x}")).collect::<String>();
+    /// let hex = "2240e820c82706d33e238330f1ec88a4b3f92332e72c264c92d06eb278db4fdd";
     /// let digest = DigestKind::sha256().read(hex)?;
     /// let key = AdoptedKey::new(OrgId::new("acme")?, KeyName::new("CI")?, "acme_live_0123", digest);
     /// keys.adopt(key, "import of 3 May").await?;

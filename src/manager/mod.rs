@@ -118,7 +118,7 @@ impl KeyManager {
     }
 
     /// The environments, the default one first. None unless
-    /// [`KeyManagerBuilder::environment`] was called.
+    /// [`KeyManagerBuilder::environment`](crate::KeyManagerBuilder::environment) was called.
     pub fn environments(&self) -> impl Iterator<Item = &Environment> {
         self.inner.formats.environments()
     }

@@ -11,10 +11,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use keygate::existing::{
     AdoptedKey, DigestKind, ExistingDigest, ExistingFormat, ExistingKeys, FoundKey,
 };
-use keygate::store::{KeyExport, KeyImport};
+use keygate::store::{KeyExport, KeyImport, OrgLimit};
 use keygate::{
-    Actor, AuditLog, AuditSink, Denial, KeyDigest, KeyManager, KeyName, KeyStore, Metadata,
-    PlaintextKey, SqliteStore, Status, VerifyError,
+    Actor, Allowlist, ApiKey, AuditLog, AuditSink, Denial, KeyDigest, KeyManager, KeyName,
+    KeyStore, MemoryStore, Metadata, PlaintextKey, SqliteStore, Status, StoreError, VerifyError,
 };
 use sha2::{Digest, Sha256};
 
@@ -243,4 +243,48 @@ async fn the_story_on_postgres() {
         story(open).await;
     })
     .await;
+}
+
+/// Many keys at once are stored like single ones, and only where nothing is taken.
+async fn stored_exactly(store: impl KeyStore + KeyExport + KeyImport) {
+    let key = |n: u64| {
+        let damaged = Allowlist::restore(["192.0.2.0/24", "", "a\"b\\c,{}'", "NULL", "ключ"]);
+        let lists =
+            [Allowlist::default(), Allowlist::parse(["::1", "10.0.0.0/8"]).unwrap(), damaged];
+        ApiKey {
+            org: org(&format!("org-{}", n % 3)),
+            allowlist: lists[(n % 3) as usize].clone(),
+            expires_at: (n % 2 == 0).then(|| ApiKey::sample(n + 7).created_at),
+            ..ApiKey::sample(n)
+        }
+    };
+    assert!(store.insert_all(&[]).await.unwrap().is_empty());
+    store.insert(&key(3), OrgLimit::NONE).await.unwrap();
+    let (mut same_id, mut same_digest) = (key(2), key(50));
+    same_id.digest = KeyDigest::of("another");
+    same_digest.digest = key(3).digest;
+    let keys: Vec<_> = (0..9).map(key).chain([same_id, same_digest]).collect();
+    let inserted = store.insert_all(&keys).await.unwrap();
+    let expected: Vec<_> = (0..11).map(|n| n != 3 && n < 9).collect();
+    assert_eq!(inserted, expected);
+    let stored = store.export(None, 100).await.unwrap();
+    let stored: Vec<_> = stored.iter().map(|key| ApiKey::clone(key)).collect();
+    assert_eq!(stored, (0..9).map(key).collect::<Vec<_>>());
+    // The organisation's limit counts them.
+    let full = store.insert(&key(12), OrgLimit::at_most(3)).await;
+    assert!(matches!(full, Err(StoreError::LimitReached)), "{full:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_keys_are_stored_exactly_in_memory_and_sqlite() {
+    stored_exactly(MemoryStore::new()).await;
+    let folder = tempfile::tempdir().unwrap();
+    stored_exactly(SqliteStore::open(folder.path().join("keygate.db")).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL"]
+async fn many_keys_are_stored_exactly_in_postgres() {
+    in_schema(|options| async move { stored_exactly(options.connect().await.unwrap()).await })
+        .await;
 }
