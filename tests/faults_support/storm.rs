@@ -32,7 +32,7 @@ const WEATHER: [Network; 9] = [
 
 fn version(key: &ApiKey) -> Version {
     let revoked = key.status == Status::Revoked;
-    let state = State { secret: 1, revoked, home_only: false, name: 0 };
+    let state = State { secret: 1, previous: None, revoked, home_only: false, name: 0 };
     Version { revision: key.revision.get(), state }
 }
 

@@ -186,7 +186,7 @@ async fn case_59_every_record_says_which_secret_was_used() {
     b.clock.advance(HOUR);
     // Its use after the end is recorded, so that its user can be found.
     b.keys.admit(old.secret.expose_secret(), request("/late")).await.unwrap_err();
-    b.keys.shutdown(Duration::from_secs(10)).await;
+    let _ = b.keys.shutdown(Duration::from_secs(10)).await;
     let scope = AuditScope::KeyRequests(old.key.id);
     let page = b.log.page(&AuditQuery::new(org("acme"), scope)).await.unwrap();
     let seen = |record: &keygate::audit::AuditRecord| match &record.event {
