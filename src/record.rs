@@ -339,8 +339,10 @@ impl KeyPatch {
         if let Some(scopes) = &self.scopes {
             changed.attributes.scopes = scopes.clone();
         }
-        // Forgotten, so that enabling the key again does not bring an old secret back.
-        if self.end_previous_secret || changed.status == Status::Revoked {
+        // Forgotten, so that enabling the key again does not bring an old secret back. A
+        // revocation by hand or by an earlier version has not forgotten it.
+        let revoked = [key.status, changed.status].contains(&Status::Revoked);
+        if self.end_previous_secret || revoked {
             changed.previous = None;
         }
         (changed != *key).then(|| ApiKey { revision: key.revision.next(), ..changed })

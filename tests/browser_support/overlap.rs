@@ -73,6 +73,7 @@ async fn overlap_immediately_is_the_default_and_ends_the_old_secret() {
         let old = server.create("CI deploy");
         browser.reload().await;
         browser.menu("CI deploy", "Rotate").await;
+        browser.sees("Old key stops working").await;
         let all = json!(["immediately", "in 1 hour", "in 24 hours", "in 7 days"]);
         assert_eq!(choices(browser).await, all);
         browser.fill("Type CI deploy to confirm", "CI deploy").await;

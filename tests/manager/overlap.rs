@@ -64,6 +64,19 @@ async fn case_59_the_old_secret_ends_with_any_change_that_ends_it_and_does_not_c
     b.keys.enable(&ada(), &old.key.id).await.unwrap();
     assert_unknown(b.verify(&old).await);
     b.verify(&new).await.unwrap();
+    // A revocation by hand, which leaves the previous secret in its column.
+    let by_hand = b.create().await;
+    b.overlap(&by_hand, HOUR).await;
+    let stored = b.keys.get(&org("acme"), &by_hand.key.id).await.unwrap();
+    let revoked = ApiKey {
+        status: Status::Revoked,
+        revision: stored.revision.next(),
+        ..ApiKey::clone(&stored)
+    };
+    b.store.inner.replace(&revoked, stored.revision).await.unwrap();
+    assert_denied(b.verify(&by_hand).await, Denial::Revoked);
+    b.keys.enable(&ada(), &by_hand.key.id).await.unwrap();
+    assert_unknown(b.verify(&by_hand).await);
     // `end_previous_secret`, which may be repeated.
     let newer = b.overlap(&new, HOUR).await;
     b.verify(&new).await.unwrap();

@@ -60,8 +60,11 @@ fn each_outcome_of_a_key_has_sums_of_its_own() {
             sums.add(Refusal { outcome, ..refusal(key, 0) }, now, || Some(()));
         }
     }
+    // And so has each secret.
+    let secret = SecretUsed::Previous;
+    sums.add(Refusal { secret, ..refusal(1, 0) }, now, || Some(()));
     let ended = sums.end_old(now, usize::MAX, || Some(()));
-    assert!(ended.len() == 6 && ended.iter().all(|(_, sum)| sum.count == 1));
+    assert!(ended.len() == 7 && ended.iter().all(|(_, sum)| sum.count == 1));
 }
 
 #[test]

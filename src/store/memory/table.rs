@@ -10,41 +10,61 @@ use crate::record::ApiKey;
 
 #[derive(Default)]
 pub(super) struct Table {
+    /// By the current digest only, so that a change of a key takes effect at one instant,
+    /// whichever secret a reader has.
     keys: papaya::HashMap<KeyDigest, Arc<ApiKey>, BuildUniformHasher>,
+    /// The current digest of the key that has, or just had, this previous one.
+    previous: papaya::HashMap<KeyDigest, KeyDigest, BuildUniformHasher>,
     threads: ThreadLocal<Reader>,
 }
 
 impl Table {
     pub(super) fn find(&self, digest: &KeyDigest) -> Option<Arc<ApiKey>> {
-        self.keys.pin().get(digest).map(|key| self.threads.get_or_default().own(key))
+        let keys = self.keys.pin();
+        let key = match keys.get(digest) {
+            Some(key) => key,
+            None => {
+                let current = *self.previous.pin().get(digest)?;
+                keys.get(&current).filter(|key| key.digests().any(|own| own == *digest))?
+            }
+        };
+        Some(self.threads.get_or_default().own(key))
     }
 
     pub(super) fn has(&self, digest: &KeyDigest) -> bool {
-        self.keys.pin().contains_key(digest)
+        self.keys.pin().contains_key(digest) || self.previous.pin().contains_key(digest)
     }
 
     pub(super) fn put(&self, key: &Arc<ApiKey>) {
-        let keys = self.keys.pin();
-        for digest in key.digests() {
-            keys.insert(digest, Arc::clone(key));
+        self.keys.pin().insert(key.digest, Arc::clone(key));
+        if let Some(previous) = key.previous {
+            self.previous.pin().insert(previous.digest, key.digest);
         }
     }
 
-    /// Replaces a record. By a digest that both have, readers find one of the two.
+    /// Replaces a record. If the digest is the same, readers find one of the two.
     pub(super) fn replace(&self, old: &ApiKey, key: &Arc<ApiKey>) {
-        // A secret that ends is removed before a new one is added, so that both are never
-        // valid. A KeyManager returns the new secret only after this.
-        let keys = self.keys.pin();
-        for digest in old.digests().filter(|digest| key.digests().all(|kept| kept != *digest)) {
-            keys.remove(&digest);
+        let is_previous = |digest| key.previous.is_some_and(|kept| kept.digest == digest);
+        let (rotated, overlap) = (old.digest != key.digest, is_previous(old.digest));
+        // Without an overlap, the old secret is removed before the new one is added, so that
+        // both are never valid. With one, it is removed once it leads to the new record. A
+        // KeyManager returns the new secret only after this.
+        if rotated && !overlap {
+            self.keys.pin().remove(&old.digest);
         }
         self.put(key);
+        if rotated && overlap {
+            self.keys.pin().remove(&old.digest);
+        }
+        if let Some(ended) = old.previous.filter(|ended| !is_previous(ended.digest)) {
+            self.previous.pin().remove(&ended.digest);
+        }
     }
 
     pub(super) fn remove(&self, key: &ApiKey) {
-        let keys = self.keys.pin();
-        for digest in key.digests() {
-            keys.remove(&digest);
+        self.keys.pin().remove(&key.digest);
+        if let Some(previous) = key.previous {
+            self.previous.pin().remove(&previous.digest);
         }
     }
 }
@@ -109,7 +129,7 @@ mod tests {
     use crate::key::id::KeyId;
     use crate::key::name::KeyName;
     use crate::org::OrgId;
-    use crate::record::Status;
+    use crate::record::{PreviousSecret, Revision, Status};
     use crate::runtime::clock::Timestamp;
 
     fn key() -> Arc<ApiKey> {
@@ -155,6 +175,34 @@ mod tests {
         assert_eq!(find(&digest), Some(Arc::clone(&rotated)));
         table.remove(&rotated);
         assert_eq!(find(&digest), None);
+    }
+
+    #[test]
+    fn case_59_a_reader_sees_the_changes_of_a_key_in_order_by_both_secrets() {
+        const EDITS: u32 = 20_000;
+        let table = Table::default();
+        let previous = Some(PreviousSecret { digest: KeyDigest::of("old"), until: Timestamp::MAX });
+        let at =
+            |n| Arc::new(ApiKey { previous, revision: Revision::new(n), ..ApiKey::clone(&key()) });
+        table.put(&at(0));
+        let [current, old] = [KeyDigest::of("key"), KeyDigest::of("old")];
+        let backwards = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut last = 0;
+                while last < EDITS {
+                    for digest in [current, old] {
+                        let revision = table.find(&digest).unwrap().revision.get();
+                        backwards.fetch_add(u64::from(revision < last), Ordering::Relaxed);
+                        last = revision;
+                    }
+                }
+            });
+            for n in 1..=EDITS {
+                table.replace(&at(n - 1), &at(n));
+            }
+        });
+        assert_eq!(backwards.into_inner(), 0);
     }
 
     #[test]
