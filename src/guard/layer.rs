@@ -155,6 +155,8 @@ impl ApiKeyLayer {
     /// single handler
     /// [`VerifiedKey::require_scope`](crate::VerifiedKey::require_scope).
     ///
+    /// Requests without a key that [`ApiKeyLayer::optional`] admits are not checked.
+    ///
     /// ```
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -337,6 +337,10 @@ async fn without_a_key_a_route_asks_for_one_and_without_the_layer_it_says_so() {
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     assert_eq!(answer.challenge(), Some("Bearer realm=\"api\""));
 
+    let optional = world.layer().optional().require_scope("write").unwrap();
+    let answer = in_axum(router().layer(optional))(request("/", &[])).await;
+    assert_eq!((answer.status, answer.text()), (StatusCode::OK, "nobody"));
+
     let (_, secret) = full(&world).await;
     let answer = in_axum(inner())(bearer(&secret)).await;
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);

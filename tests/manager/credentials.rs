@@ -168,6 +168,7 @@ async fn each_refusal_has_its_http_status() {
         (Denial::Revoked, 401),
         (Denial::Expired, 401),
         (Denial::IpNotAllowed, 403),
+        (Denial::InsufficientScope, 403),
         (Denial::AllowlistUnreadable, 403),
     ] {
         let refused = VerifyError::Denied { denial, key: key.clone(), secret: SecretUsed::Current };
