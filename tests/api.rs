@@ -20,11 +20,11 @@ use keygate::audit::{
 };
 use keygate::error::{
     AllowlistError, AttributesError, AuditCursorError, AuditIdError, BuildError, CacheError,
-    CountryCodeError, DeliveryError, EntryProblem, EnvironmentError, ExistingDigestError, ExistingFormatError, ExpirationError, GeoIpError,
-    IdempotencyKeyError, ImportError, KeyDigestError, KeyIdError, KeyNameError, KeyRejection,
-    MalformedKey, MetadataError, NetworkError, OrgIdError, PostgresOpenError, PrefixError,
-    RandomError, ScopeCatalogError, ScopeError, ScopesError, SettingsPageError, SqliteOpenError,
-    TimestampError, UnknownName,
+    CountryCodeError, DeliveryError, EntryProblem, EnvironmentError, ExistingDigestError,
+    ExistingFormatError, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError,
+    KeyDigestError, KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError,
+    NetworkError, OrgIdError, PostgresOpenError, PrefixError, RandomError, ScopeCatalogError,
+    ScopeError, ScopesError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
 };
 use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
 use keygate::manager::{HealthReport, PartHealth, ShutdownReport};

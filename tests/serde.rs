@@ -26,6 +26,7 @@ fn time(text: &str) -> Timestamp {
 
 fn request() -> AuditRecord {
     let mut event = RequestEvent::new("GET", "/v1/reports", Outcome::IpNotAllowed);
+    event.secret = SecretUsed::Previous;
     event.ip = Some("2001:db8::1".parse().unwrap());
     event.country = CountryCode::new("DE");
     event.status = Some(403);
@@ -73,6 +74,7 @@ fn key_as_json() -> Value {
         "allowlist": ["10.0.0.0/8", "2001:db8::1"],
         "revision": 1,
         "attributes": {"created_by": "ada", "metadata": {"plan": "pro"}, "later": {"a": [1]}},
+        "previous_until": null,
     })
 }
 
@@ -187,14 +189,14 @@ fn audit_records_come_back() {
     let allowed = RequestEvent::new("PROPFIND", "/", Outcome::Aborted);
     let nothing = json!({
         "method": "PROPFIND", "endpoint": "/", "ip": null, "country": null, "status": null,
-        "outcome": "aborted", "count": 1,
+        "outcome": "aborted", "count": 1, "secret": "current",
     });
     comes_back(allowed, nothing);
     comes_back(
         request(),
         with(json!({"request": {
             "method": "GET", "endpoint": "/v1/reports", "ip": "2001:db8::1", "country": "DE",
-            "status": 403, "outcome": "ip_not_allowed", "count": 7,
+            "status": 403, "outcome": "ip_not_allowed", "count": 7, "secret": "previous",
         }})),
     );
     comes_back(
@@ -223,10 +225,17 @@ fn the_digest_of_a_key_is_written_on_request_only() {
     assert_eq!(serde_json::to_value(&key).unwrap(), without);
 
     let mut with = without;
+    with.as_object_mut().unwrap().remove("previous_until");
+    with["previous"] = json!(null);
     with["digest"] = json!("cd2662154e6d76b2b2b92e70c0cac3ccf534f9b74eb5b89819ec509083d00a50");
     assert_eq!(serde_json::to_value(WithDigest(&key)).unwrap(), with);
     assert_eq!(serde_json::to_value(WithDigest(Arc::new(key.clone()))).unwrap(), with);
-    comes_back(WithDigest(key), with.clone());
+    comes_back(WithDigest(key.clone()), with.clone());
+    let until = "2026-02-02T00:00:00Z".parse().unwrap();
+    let previous = Some(PreviousSecret { digest: key.digest, until });
+    let mut overlap = with.clone();
+    overlap["previous"] = json!({"digest": with["digest"], "until": "2026-02-02T00:00:00Z"});
+    comes_back(WithDigest(ApiKey { previous, ..key }), overlap);
     comes_back(
         WithDigest(ApiKey::sample(2)),
         serde_json::to_value(WithDigest(ApiKey::sample(2))).unwrap(),
