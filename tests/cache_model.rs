@@ -1,9 +1,9 @@
-//! The cache in every order that threads may take: no look-up that begins after a
-//! change returned, or after the state of the key was seen, is given the record from
-//! before, and none misses its answer.
+//! The cache under every thread interleaving: a look-up that begins after a change returned,
+//! or after the state of the key was seen, never returns the record from before, and no
+//! look-up misses its answer.
 //!
-//! loom runs each case in all interleavings, and with all values that the memory
-//! model lets a thread see.
+//! loom runs each case in all interleavings, with all values that the memory model lets a
+//! thread see.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,7 +17,7 @@
 #[allow(dead_code, reason = "not all of it is used here")]
 mod validity;
 
-/// What `validity.rs` shares between threads.
+/// The types from `validity.rs` that are shared between threads.
 mod atomic {
     pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
 }
@@ -27,18 +27,18 @@ use loom::thread;
 use validity::{FOR_EVER, Stamp, Validity};
 
 const KEY: u64 = 0;
-/// Shares no place with [`KEY`].
+/// An id that shares no slot with [`KEY`].
 const OTHER: u64 = 1;
 
-/// A store with one record, whose revisions are counted, and a cache of it: what
-/// `Entries` and `SingleFlight` do, without the maps.
+/// A store with one record whose revisions are counted, and a cache of it: the logic of
+/// `Entries` and `SingleFlight` without the maps.
 struct World {
     validity: Validity,
     store: Mutex<u64>,
-    /// Held while something is kept or removed.
+    /// Locked while an entry is added or removed.
     index: Mutex<()>,
     kept: Mutex<Option<u64>>,
-    /// When the store was asked; for a store where 0 means that there is no key.
+    /// When the store was asked, for a store in which 0 means that there is no key.
     kept_absence: Mutex<Option<Stamp>>,
 }
 
@@ -53,7 +53,7 @@ impl World {
         })
     }
 
-    /// The revision that a look-up at that time gets.
+    /// The revision that a look-up at that time returns.
     fn find(&self, now: u64) -> u64 {
         self.find_kept(now).unwrap_or_else(|| self.fill(now))
     }
@@ -99,7 +99,7 @@ impl World {
         *revision
     }
 
-    /// A change of this process. Gives the revision that it made.
+    /// Makes a change in this process. Returns the new revision.
     fn change(&self) -> u64 {
         let revision = self.write();
         self.changed();
@@ -119,7 +119,7 @@ impl World {
         *self.kept.lock().unwrap() = None;
     }
 
-    /// Reads the key itself, as `get` does. Gives the revision that it saw.
+    /// Reads the key itself, like `get`. Returns the revision that it saw.
     fn see(&self) -> u64 {
         let seen = *self.store.lock().unwrap();
         self.validity.seen(KEY);
@@ -151,7 +151,7 @@ fn case_30_a_late_fill_never_undoes_a_change() {
 }
 
 #[test]
-fn a_kept_record_is_void_before_a_change_returns() {
+fn a_cached_record_is_void_before_a_change_returns() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         world.find(0);
@@ -166,7 +166,7 @@ fn a_kept_record_is_void_before_a_change_returns() {
 }
 
 #[test]
-fn two_changes_at_once_both_count() {
+fn two_concurrent_changes_both_take_effect() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         world.find(0);
@@ -182,7 +182,7 @@ fn two_changes_at_once_both_count() {
 }
 
 #[test]
-fn changes_of_other_keys_do_no_harm() {
+fn changes_of_other_keys_have_no_effect() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         let other = thread::spawn({
@@ -217,9 +217,9 @@ fn no_late_absence_hides_a_new_key() {
     });
 }
 
-/// A change of another process, of which this one learns by reading the key.
+/// Another process changes the key. This process learns of it by reading the key.
 #[test]
-fn after_a_sight_of_the_key_nothing_older_is_found() {
+fn after_a_read_of_the_key_no_older_revision_is_found() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         world.find(0);
@@ -238,7 +238,7 @@ fn after_a_sight_of_the_key_nothing_older_is_found() {
 }
 
 #[test]
-fn a_sight_and_a_change_at_once_both_count() {
+fn a_concurrent_read_and_change_both_take_effect() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         world.find(0);
@@ -272,7 +272,7 @@ fn no_late_absence_hides_a_key_that_was_seen() {
 }
 
 #[test]
-fn an_answer_from_before_a_sight_is_not_taken_for_a_later_one() {
+fn an_answer_from_before_a_read_is_not_reused_after_it() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         let flight = Arc::new(Mutex::new(None));
@@ -296,7 +296,7 @@ fn an_answer_from_before_a_sight_is_not_taken_for_a_later_one() {
     });
 }
 
-/// What began before a change is not joined by what begins after it.
+/// A look-up that begins after a change does not join one from before it.
 #[test]
 fn a_look_up_from_before_a_change_is_not_joined() {
     loom::model(|| {
@@ -321,10 +321,10 @@ fn a_look_up_from_before_a_change_is_not_joined() {
     });
 }
 
-/// A change of another process, told by the feed before the proof. The cache was
-/// trusted until 0 and then until 10; it is 5.
+/// Another process changes the key; the feed announces it before the proof. The cache was
+/// trusted until 0 and then until 10. The time is 5.
 #[test]
-fn who_sees_the_proof_sees_what_was_told_before_it() {
+fn a_thread_that_sees_the_proof_sees_the_changes_announced_before_it() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         world.find(0);
@@ -344,7 +344,7 @@ fn who_sees_the_proof_sees_what_was_told_before_it() {
 }
 
 #[test]
-fn who_sees_the_proof_after_missed_news_sees_that_they_were_missed() {
+fn a_thread_that_sees_the_proof_sees_that_announcements_were_missed() {
     loom::model(|| {
         let world = World::new(FOR_EVER);
         world.find(0);
@@ -364,7 +364,7 @@ fn who_sees_the_proof_after_missed_news_sees_that_they_were_missed() {
 }
 
 #[test]
-fn case_30_a_late_fill_is_void_after_missed_news() {
+fn case_30_a_late_fill_is_void_after_missed_announcements() {
     loom::model(|| {
         let world = World::new(10);
         let late = thread::spawn({

@@ -358,7 +358,7 @@ mod tests {
         }
     }
 
-    /// A database, and its watch in the hands of the test.
+    /// A database and its watch, both controlled by the test.
     fn watched(path: &Path) -> (MaxMindCountries, Watch) {
         let countries = MaxMindCountries::open(path).unwrap();
         let stamp = Stamp::of(path);
@@ -389,14 +389,14 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_read_once_it_rests() {
+    fn a_replaced_file_is_read_after_it_stops_changing() {
         let (_folder, path) = folder();
         let (countries, mut watch) = watched(&path);
         let log = logged(|| {
             for _ in 0..3 {
                 watch.look();
             }
-            // It is still being written.
+            // The file is still being written.
             let whole = of("FR");
             for bytes in [0, 10, whole.len() - 5] {
                 fs::write(&path, &whole[..bytes]).unwrap();
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_the_same_size_and_time_is_another_one() {
+    fn a_replacement_with_the_same_size_and_time_is_noticed() {
         let (_folder, path) = folder();
         let (countries, mut watch) = watched(&path);
         let time = fs::metadata(&path).unwrap().modified().unwrap();
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_or_missing_file_changes_nothing_and_is_said_once() {
+    fn a_broken_or_missing_file_changes_nothing_and_is_logged_once() {
         let (_folder, path) = folder();
         let (countries, mut watch) = watched(&path);
         let mut look = |change: &dyn Fn(), country: &str, said: &[&str]| {

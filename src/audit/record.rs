@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_as_they_are_written_and_others_are_unknown() {
+    fn stored_names_round_trip_and_other_names_are_unknown() {
         for outcome in Outcome::ALL {
             assert_eq!(outcome.as_str().parse(), Ok(*outcome));
         }
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_rise_and_survive_their_bytes() {
+    fn ids_increase_and_round_trip_through_bytes() {
         let ids = AuditIds::new(&crate::random::SystemRandom).unwrap();
         let (a, b) = (ids.next(), ids.next());
         assert!(a < b && a.to_bytes() < b.to_bytes());

@@ -98,7 +98,7 @@ mod tests {
     use crate::random::SystemRandom;
 
     #[test]
-    fn only_the_text_with_hyphens_is_an_id_in_any_case() {
+    fn an_id_parses_only_from_its_hyphenated_form_in_any_case() {
         let id = KeyId::random(&SystemRandom).unwrap();
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().to_uppercase().parse(), Ok(id));

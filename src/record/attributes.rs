@@ -159,7 +159,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn members_of_another_version_survive_an_edit() {
+    fn attributes_of_another_version_survive_an_edit() {
         let stored = r#"{"created_by":"ada","later":{"a":[1,null,"x"]},"metadata":{"plan":"pro"}}"#;
         let mut attributes: Attributes = stored.parse().unwrap();
         attributes.created_by = Some("bob".into());
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_object_or_has_a_member_of_another_type_is_an_error() {
+    fn attributes_that_are_no_object_or_have_a_wrong_type_are_an_error() {
         for text in ["", "null", "[]", "{", r#"{"created_by":7}"#, r#"{"metadata":{"plan":1}}"#] {
             assert_eq!(text.parse::<Attributes>(), Err(AttributesError), "{text}");
         }

@@ -190,7 +190,7 @@ mod tests {
 
     #[cfg(feature = "admin")]
     #[test]
-    fn bodies_are_json_and_say_the_status_of_the_answer() {
+    fn bodies_are_json_with_the_status_of_the_answer() {
         use Refusal::*;
         for refusal in [NoCredentials, InvalidRequest, InvalidToken, NotAllowed, Unavailable] {
             let response = Refusals::new("api").response(refusal, ASKED);

@@ -20,7 +20,7 @@ use crate::support::{PATIENCE, eventually};
 
 const ORGS: [&str; 4] = ["a", "b", "c", "d"];
 
-/// Changes the keys of one organisation, and mostly does not wait for what comes of it.
+/// Changes the keys of one organisation and mostly does not wait for the result.
 async fn hang_up_again_and_again(world: World, org: &'static str, seed: usize) {
     let (dice, actor) = (Dice::default(), actor(org));
     for _ in 0..seed {
@@ -52,7 +52,7 @@ async fn case_49_a_change_whose_caller_is_dropped_has_happened_or_is_abandoned()
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let world = World::new(delivery.clone());
         let mut callers = JoinSet::new();
-        // Two for each organisation, so that changes meet.
+        // Two tasks for each organisation, so that their changes collide.
         for (seed, org) in ORGS.into_iter().cycle().take(2 * ORGS.len()).enumerate() {
             callers.spawn(hang_up_again_and_again(world.clone(), org, seed));
         }
@@ -101,14 +101,14 @@ async fn case_49_a_change_whose_http_client_hangs_up_has_happened_or_is_abandone
             );
             client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
             if dice.below(4) == 0 {
-                // This one waits for its answer.
+                // This request waits for its answer.
                 client.read_u8().await.unwrap();
             } else {
                 for _ in 0..dice.below(30) {
                     yield_now().await;
                 }
             }
-            // Hangs up.
+            // The client hangs up.
             drop(client);
         }
         // The service has ended, and with it every request.
@@ -120,7 +120,7 @@ async fn case_49_a_change_whose_http_client_hangs_up_has_happened_or_is_abandone
 }
 
 #[tokio::test]
-async fn case_49_a_shutdown_waits_for_changes_whose_callers_are_gone() {
+async fn case_49_a_shutdown_waits_for_changes_whose_callers_hung_up() {
     let (world, a) = (World::new(Delivery::buffered()), actor("a"));
     let issued = world.keys.create(&a, new_key()).await.unwrap();
     world.store.shut();
@@ -134,22 +134,25 @@ async fn case_49_a_shutdown_waits_for_changes_whose_callers_are_gone() {
     world.store.open();
     assert!(shutdown.await.is_complete());
     let secret = issued.secret.expose_secret();
-    assert!(world.keys.verify(secret, None).await.is_err(), "it was rotated");
+    assert!(
+        world.keys.verify(secret, None).await.is_err(),
+        "the old secret still works after the rotation"
+    );
     world.settle(&["a"]).await;
 }
 
 #[tokio::test]
-async fn case_49_a_shutdown_says_which_changes_it_did_not_wait_for() {
+async fn case_49_a_shutdown_reports_the_changes_it_did_not_wait_for() {
     let (world, a) = (World::new(Delivery::buffered()), actor("a"));
     world.store.shut();
     assert!(dropped_after(200, world.keys.create(&a, new_key())).await.is_none());
     eventually("the store has it", async || world.store.waiting.load(Ordering::SeqCst) == 1).await;
     let report = world.keys.shutdown(Duration::from_millis(50)).await;
     assert_eq!((report.unfinished_changes, report.is_complete()), (1, false));
-    assert_eq!(report.unwritten_records, 0, "the audit log had its time, too");
+    assert_eq!(report.unwritten_records, 0, "every record was written");
 }
 
-/// A log that writes nothing until it is let go on.
+/// A log that writes nothing until the test releases it.
 #[derive(Debug, Default)]
 struct Held {
     log: MemoryAuditLog,
@@ -168,7 +171,7 @@ impl AuditSink for Held {
 }
 
 #[tokio::test]
-async fn case_49_a_caller_who_is_gone_before_the_record_is_durable_changes_nothing() {
+async fn case_49_a_caller_that_hangs_up_before_the_record_is_durable_changes_nothing() {
     let (store, held) = (Arc::new(MemoryStore::new()), Arc::new(Held::default()));
     let keys = KeyManager::builder(store.clone())
         .audit_sink(held.clone())
@@ -197,7 +200,7 @@ fn phase(record: AuditRecord) -> ChangePhase {
     }
 }
 
-/// A log that takes a batch in, and whose answer is lost.
+/// A log that writes a batch and then reports a failure.
 #[derive(Debug, Default)]
 struct Forgetful(MemoryAuditLog);
 
@@ -211,7 +214,7 @@ impl AuditSink for Forgetful {
 }
 
 #[tokio::test]
-async fn case_49_a_record_that_turns_up_all_the_same_is_taken_back() {
+async fn case_49_a_record_written_in_spite_of_an_error_is_marked_as_abandoned() {
     let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(Forgetful::default()));
     let keys = KeyManager::builder(store.clone()).audit_sink(log.clone()).build().unwrap();
     let a = actor("a");

@@ -1,4 +1,4 @@
-//! A manager on a store and a log that stop here and there, and what was really changed.
+//! A manager on a store and a log that pause at random, and a count of the changes made.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -25,7 +25,7 @@ pub(crate) fn new_key() -> NewKey {
     NewKey::named("k").unwrap()
 }
 
-/// Small numbers without a pattern.
+/// Small pseudo-random numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Dice(AtomicU64);
 
@@ -43,7 +43,7 @@ impl Dice {
     }
 }
 
-/// Polls the work so many times, as the runtime comes round to it, and drops it then.
+/// Polls the work this many times, with the runtime in between, and then drops it.
 pub(crate) async fn dropped_after<T>(polls: u64, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     for _ in 0..polls {
@@ -55,16 +55,16 @@ pub(crate) async fn dropped_after<T>(polls: u64, work: impl Future<Output = T>) 
     None
 }
 
-/// How often each key was changed, by the name of the action, since actions have no order.
+/// How often each key was changed, by the name of the action, since actions are not ordered.
 type Done = BTreeMap<(KeyId, &'static str), usize>;
 
-/// A store in memory that stops before and after each call, and counts what it changed.
+/// A memory store that pauses before and after each call and counts its changes.
 #[derive(Debug, Default)]
 pub(crate) struct Stopping {
     pub(crate) keys: MemoryStore,
     dice: Dice,
     done: Mutex<Done>,
-    /// While it is shut, changes wait.
+    /// While it is closed, changes wait.
     shut: AtomicBool,
     opened: Notify,
     pub(crate) waiting: AtomicU64,
@@ -140,7 +140,7 @@ impl KeyStore for Stopping {
     }
 }
 
-/// A log in memory that stops before and after it writes.
+/// A memory log that pauses before and after it writes.
 #[derive(Debug, Default)]
 pub(crate) struct StoppingLog {
     log: MemoryAuditLog,
@@ -168,7 +168,7 @@ impl AuditLog for StoppingLog {
     }
 }
 
-/// A manager and what is below it.
+/// A manager with its store and its log.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) store: Arc<Stopping>,
@@ -188,7 +188,7 @@ impl World {
         Self { store, keys }
     }
 
-    /// The changes on record, of each key and action: begun, and taken back.
+    /// The recorded changes of each key and action: begun and abandoned.
     pub(crate) async fn on_record(&self, org: &OrgId) -> BTreeMap<(KeyId, &str), (usize, usize)> {
         let mut counts = BTreeMap::<_, (usize, usize)>::new();
         let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
@@ -208,8 +208,9 @@ impl World {
         }
     }
 
-    /// Ends the manager, and checks that each change that was begun took place or was taken
-    /// back, and that none took place without a record. Says how many of each there were.
+    /// Shuts the manager down. Checks that each change that was begun either took place or was
+    /// abandoned, and that none took place without a record. Returns how many of each there
+    /// were.
     pub(crate) async fn settle(&self, orgs: &[&str]) -> (usize, usize) {
         let report = self.keys.shutdown(PATIENCE).await;
         assert!(report.is_complete(), "{report:?}");
