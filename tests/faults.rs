@@ -1,4 +1,5 @@
-//! Faults of the database: a proxy between keygate and PostgreSQL delays, swallows, resets and truncates in the midst of operations. `cargo test --all-features --test faults -- --ignored`.
+//! Database faults: a proxy between keygate and PostgreSQL delays, drops, resets and truncates
+//! traffic during operations. `cargo test --all-features --test faults -- --ignored`.
 #![cfg(feature = "postgres")]
 #![allow(
     clippy::unwrap_used,

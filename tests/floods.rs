@@ -1,4 +1,4 @@
-//! A flood of refusals: what of it is stored, that all of it is counted, and that it holds up nobody.
+//! A flood of refusals: stored in bounded space, counted in full, and no delay for others.
 #![cfg(feature = "tokio")]
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use crate::support::{Hands, PATIENCE, Sink, SpySink, eventually};
 
 const START: &str = "2026-01-31T12:00:00Z";
-/// So long that only the clock of the test ends a window.
+/// So long that only the test clock ends a window.
 const WINDOW: Duration = Duration::from_secs(3_600);
 const FLOODERS: u32 = 8;
 
@@ -61,7 +61,7 @@ impl<L: AuditSink + AuditLog> World<L> {
         key
     }
 
-    /// Refused requests at full speed, from several clients.
+    /// Sends refused requests at full speed from several clients.
     async fn flood(&self, key: &Key, each: u32) {
         let mut clients = JoinSet::new();
         for client in 0..FLOODERS {
@@ -80,7 +80,8 @@ impl<L: AuditSink + AuditLog> World<L> {
         }
     }
 
-    /// Requests and changes of a neighbour, until it is told to stop; how many of each.
+    /// Sends requests and changes of another organisation until stopped. Returns the number of
+    /// each.
     async fn neighbour(&self, stop: &AtomicBool) -> (usize, usize) {
         let key = self.key("neighbour").await;
         let mut made = (0, 0);
@@ -98,7 +99,7 @@ impl<L: AuditSink + AuditLog> World<L> {
         made
     }
 
-    /// The requests on record for a key, oldest first, after what is queued by now.
+    /// The recorded requests of a key, oldest first, after the queue was written.
     async fn records(&self, key: &Key) -> Vec<RequestEvent> {
         eventually("the queue is empty", async || self.keys.audit_stats().queued == 0).await;
         let query = AuditQuery::new(key.actor.org().clone(), AuditScope::KeyRequests(key.id));
@@ -167,22 +168,22 @@ async fn assert_good_neighbours(delivery: Delivery, sink: Sink) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_buffered_with_a_fast_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_buffered_with_a_fast_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::buffered(), Sink::Works).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_buffered_with_a_slow_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_buffered_with_a_slow_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::buffered(), Sink::Slow(Duration::from_millis(150))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_strict_with_a_fast_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_strict_with_a_fast_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::strict(), Sink::Works).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_strict_with_a_slow_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_strict_with_a_slow_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::strict(), Sink::Slow(Duration::from_millis(150))).await;
 }
 
@@ -196,7 +197,7 @@ async fn case_48_a_sum_is_written_when_its_window_is_over_and_shows_the_last_ref
         world.keys.admit(&key.secret, request).await.unwrap_err();
     }
     let last = world.keys.now();
-    // Nobody asks for anything any more.
+    // No further request arrives.
     eventually("all are on record", async || requests(&world.records(&key).await) == 50).await;
     let records = world.records(&key).await;
     let sum = records.iter().max_by_key(|event| event.count).unwrap();
@@ -209,8 +210,7 @@ async fn case_48_a_sum_is_written_when_its_window_is_over_and_shows_the_last_ref
 }
 
 #[tokio::test]
-async fn case_48_strict_the_first_refusals_are_durable_before_the_answer_and_sums_are_not_waited_for()
- {
+async fn case_48_strict_the_first_refusals_are_durable_before_the_answer_and_sums_follow() {
     let world = World::on(SpySink::default(), Delivery::strict().sum_refusals(2, WINDOW));
     let key = world.revoked_key("flooder").await;
     for made in 1..=2 {
@@ -227,7 +227,7 @@ async fn case_48_strict_the_first_refusals_are_durable_before_the_answer_and_sum
 }
 
 #[tokio::test]
-async fn case_48_refusals_take_no_room_of_requests_and_are_summed_where_they_have_none() {
+async fn case_48_refusals_take_no_room_of_requests_and_are_summed_without_room() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let delivery = delivery.capacity(8).deadline(Duration::from_millis(200));
         let world = World::on(SpySink::default(), delivery.clone());
@@ -247,7 +247,7 @@ async fn case_48_refusals_take_no_room_of_requests_and_are_summed_where_they_hav
             stats.queued == 2 && stats.summed == 28
         })
         .await;
-        // A request finds all its room.
+        // An admitted request has all its room.
         let mut admitted = Vec::new();
         for _ in 0..8 {
             let admission =
@@ -260,7 +260,7 @@ async fn case_48_refusals_take_no_room_of_requests_and_are_summed_where_they_hav
         for refused in refused {
             let _ = refused.await.unwrap().unwrap_err();
         }
-        // Those that were waited for in vain are lost, and counted.
+        // Records whose callers gave up are lost and counted.
         let _ = world.keys.shutdown(PATIENCE).await;
         let stats = world.keys.audit_stats();
         let made = 31 + 30 + 30 + 8;
@@ -282,7 +282,7 @@ async fn case_48_a_flood_adds_little_to_a_sqlite_file() {
             files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
         };
         let before = size();
-        // One by one, these would be 20 MB.
+        // Written one by one, these would take 20 MB.
         world.flood(&key, 1_250).await;
         assert!(world.keys.shutdown(PATIENCE).await.is_complete());
         let added = size() - before;

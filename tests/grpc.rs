@@ -1,4 +1,4 @@
-//! The layer on a tonic server, over a socket, as tonic's client sees it.
+//! The layer on a tonic server, over a socket, seen by tonic's client.
 #![cfg(all(feature = "tokio", feature = "tower"))]
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-/// gRPC's own health check behind the layer, and a client of it.
+/// gRPC's own health check behind the layer, with a client for it.
 struct World {
     store: Arc<SpyStore>,
     sink: Arc<SpySink>,
@@ -78,7 +78,7 @@ impl World {
         self.call(Some(&format!("Bearer {}", key.secret.expose_secret())), "").await
     }
 
-    /// Status, outcome and address of the last request that was recorded for a key.
+    /// Status, outcome and address of the last recorded request of a key.
     async fn recorded(&self, key: &IssuedKey) -> (Option<u16>, Outcome, Option<IpAddr>) {
         let scope = AuditScope::KeyRequests(key.key.id);
         let query = AuditQuery::new(self.actor.org().clone(), scope).limit(1);
@@ -89,7 +89,7 @@ impl World {
     }
 }
 
-/// tonic's own type for the peer.
+/// tonic's own type for the peer address.
 fn with_peer(layer: ApiKeyLayer) -> ApiKeyLayer {
     layer.peer_from(|extensions| extensions.get::<TcpConnectInfo>()?.remote_addr())
 }
@@ -98,7 +98,7 @@ fn assert_refused(answer: Result<(), Status>, code: Code, message: &str) {
     let status = answer.expect_err("a refusal");
     assert_eq!(status.code(), code, "{status:?}");
     assert!(status.message().contains(message), "{status:?}");
-    // Nothing but what says so.
+    // Only the trailers with the status.
     let mut metadata = status.metadata().clone();
     for usual in ["content-type", "date"] {
         metadata.remove(usual);
@@ -107,7 +107,7 @@ fn assert_refused(answer: Result<(), Status>, code: Code, message: &str) {
 }
 
 #[tokio::test]
-async fn case_53_a_client_sees_why_it_is_refused() {
+async fn case_53_a_client_sees_the_reason_of_a_refusal() {
     let world = World::new(with_peer).await;
     let good = world.key(&[]).await;
     assert_refused(world.call(None, "").await, Code::Unauthenticated, "needs an API key");
@@ -142,7 +142,7 @@ async fn case_53_a_key_with_an_allowlist_works_under_tonic() {
         assert_refused(world.call_with(&elsewhere).await, Code::PermissionDenied, "not allowed");
         assert_eq!(world.recorded(&elsewhere).await, (Some(403), Outcome::IpNotAllowed, peer));
     }
-    // A server whose peer the layer cannot find has no known address.
+    // If the layer cannot find the peer, the address is unknown.
     let unknown = World::new(|layer| layer).await;
     let here = unknown.key(&["127.0.0.1"]).await;
     assert_refused(unknown.call_with(&here).await, Code::PermissionDenied, "not allowed");
@@ -150,7 +150,7 @@ async fn case_53_a_key_with_an_allowlist_works_under_tonic() {
 }
 
 #[tokio::test]
-async fn case_53_a_call_that_fails_is_recorded_with_what_its_status_stands_for() {
+async fn case_53_a_failed_call_is_recorded_with_the_http_status_of_its_grpc_status() {
     let world = World::new(with_peer).await;
     let key = world.key(&[]).await;
     let credential = format!("Bearer {}", key.secret.expose_secret());

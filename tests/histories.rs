@@ -1,4 +1,5 @@
-//! Histories, not samples: threads use and change keys at once, and a checker says whether some order of the changes explains every outcome.
+//! Recorded histories: threads use and change keys concurrently, and a checker decides whether
+//! some order of the changes explains every outcome.
 //!
 //! | variable | default | |
 //! |---|---|---|
@@ -33,7 +34,7 @@ use crate::histories_support::checker::{Demand, Kind};
 use crate::histories_support::event::Deed;
 use crate::histories_support::workload::{History, Plan, run};
 
-/// Threads that meet at few keys.
+/// Many threads on a few keys.
 fn plan(operations: u64) -> Plan {
     let operations = env::var("KEYGATE_HISTORY_OPS").map_or(operations, |ops| ops.parse().unwrap());
     Plan { operations, threads: 8, keys: 6, changes: 20, lifetime: Duration::from_millis(20) }
@@ -43,7 +44,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Fails with the first violations; says what was looked at.
+/// Prints a summary. Fails with the first violations.
 fn assert_explained(what: &str, plan: &Plan, demand: Demand, history: &History) {
     let begun = Instant::now();
     let violations = history.violations(demand);
@@ -71,7 +72,7 @@ fn assert_explained(what: &str, plan: &Plan, demand: Demand, history: &History) 
         println!("  {violation}");
     }
     assert!(violations.is_empty(), "{what}: {} violations", violations.len());
-    // A history in which little happens is explained easily.
+    // A history with few events is easily explained.
     let operations = history.operations;
     assert!(operations as u64 >= plan.operations);
     assert!(accepted > operations / 8 && changed > operations / 25, "too little happened");
@@ -91,7 +92,7 @@ fn case_28_memory_every_history_is_explained() {
 }
 
 #[test]
-fn case_28_memory_every_history_of_threads_that_take_turns_is_explained() {
+fn case_28_memory_every_history_of_threads_that_yield_is_explained() {
     let store = Spoilt::by(Fault::None);
     assert_history("memory in turns", &plan(50_000), Demand::Together, store);
 }
@@ -105,11 +106,11 @@ fn case_28_memory_every_history_of_a_cache_is_explained() {
     assert_history("cache over memory", &plan(50_000), Demand::Each, store);
 }
 
-/// A revocation or deletion that finds itself done by somebody else returns as one
-/// that was made here: from then on, the key is refused here.
+/// A revocation or deletion that was already made by another process has the same effect when
+/// it returns: this process refuses the key from then on.
 #[cfg(feature = "cache")]
 #[tokio::test]
-async fn case_28_a_change_that_was_made_elsewhere_already_holds_here_once_it_returned() {
+async fn case_28_a_repeated_change_made_first_by_another_process_takes_effect_when_it_returns() {
     use keygate::{Actor, Denial, KeyPatch, ManageError, NewKey, OrgId, VerifyError};
     let store = std::sync::Arc::new(MemoryStore::new());
     let cached =
@@ -150,7 +151,7 @@ mod postgres {
     use super::*;
     use crate::postgres_support::in_schema;
 
-    /// Threads wait for the server most of the time.
+    /// The threads wait for the server most of the time.
     fn patient(operations: u64) -> Plan {
         Plan { threads: 16, keys: 10, lifetime: Duration::from_millis(200), ..plan(operations) }
     }
@@ -178,7 +179,7 @@ mod postgres {
     #[cfg(feature = "cache")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     #[ignore = "needs PostgreSQL"]
-    async fn case_28_postgres_every_history_of_a_cache_that_follows_is_explained() {
+    async fn case_28_postgres_every_history_of_a_cache_with_a_feed_is_explained() {
         in_schema(|options| async move {
             let store = options.connect().await.unwrap();
             let feed = store.changes().heartbeat(Duration::from_millis(20));
@@ -194,7 +195,7 @@ mod postgres {
     }
 }
 
-/// The first violations that are found, in as many rounds as it takes.
+/// Repeats the workload until a violation is found. Returns the violations of that round.
 fn kinds_found(fault: Fault) -> Vec<Kind> {
     let runtime = runtime();
     let begun = Instant::now();
@@ -211,26 +212,26 @@ fn kinds_found(fault: Fault) -> Vec<Kind> {
 }
 
 #[test]
-fn a_revoked_key_that_a_late_fill_puts_back_is_found() {
+fn a_revoked_key_restored_by_a_late_fill_is_detected() {
     assert!(kinds_found(Fault::LateFill).contains(&Kind::TooLate));
 }
 
 #[test]
-fn an_old_secret_that_outlives_its_rotation_is_found() {
+fn an_old_secret_that_outlives_its_rotation_is_detected() {
     assert!(kinds_found(Fault::OldSecretLingers).contains(&Kind::TooLate));
 }
 
 #[test]
-fn a_key_that_is_away_while_it_is_edited_is_found() {
+fn a_key_that_disappears_during_an_edit_is_detected() {
     assert!(kinds_found(Fault::AwayDuringEdits).contains(&Kind::NoCause));
 }
 
 #[test]
-fn edits_that_undo_each_other_are_found() {
+fn a_lost_edit_is_detected() {
     assert!(kinds_found(Fault::LostEdits).contains(&Kind::Unmade));
 }
 
 #[test]
-fn a_deleted_key_that_is_still_there_is_found() {
+fn a_deleted_key_that_is_still_found_is_detected() {
     assert!(kinds_found(Fault::DeletedLingers).contains(&Kind::TooLate));
 }

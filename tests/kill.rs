@@ -1,5 +1,5 @@
-//! A process is killed in the midst of its changes, again and again: what it had
-//! acknowledged is there, and what it was doing is done or not.
+//! A process is killed during its changes, many times. Acknowledged changes are stored, and a
+//! change under way is made completely or not at all.
 //!
 //! | variable | default | |
 //! |---|---|---|
@@ -37,20 +37,20 @@ use keygate::{
 };
 use tokio::runtime::Runtime;
 
-/// Each with an organisation of its own, at the same time.
+/// Concurrent workers, each with its own organisation.
 const WORKERS: u64 = 3;
-/// A busy machine is slow; a child that gives up has not been killed.
+/// A busy machine is slow, and a child that gives up was not killed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A cycle ends by itself after so many lines at the latest.
+/// A cycle ends by itself after this many lines.
 const MOST_LINES: u64 = 120;
 
-/// Where the keys are, and who comes for them.
+/// Where the keys are stored, and how sessions are recognised.
 #[derive(Clone, Debug)]
 struct Place {
     url: String,
-    /// In PostgreSQL.
+    /// The schema in PostgreSQL.
     schema: String,
-    /// The name that PostgreSQL shows of our sessions.
+    /// The application name that PostgreSQL shows for our sessions.
     session: String,
 }
 
@@ -60,7 +60,7 @@ impl Place {
     }
 }
 
-/// A manager on the store at that place, which is also its audit log.
+/// A manager on that store, which is also its audit log.
 async fn builder(place: &Place) -> KeyManagerBuilder {
     #[cfg(feature = "sqlite")]
     if place.url.starts_with("sqlite:") {
@@ -90,7 +90,7 @@ async fn administrator(url: &str) -> tokio_postgres::Client {
     client
 }
 
-/// A server goes on with what a killed process had sent; returns when that is over.
+/// A server finishes the statements of a killed process. Waits until it has.
 async fn sessions_end(place: &Place) {
     #[cfg(feature = "postgres")]
     if place.url.starts_with("postgres") {
@@ -112,10 +112,10 @@ fn number() -> u64 {
     u64::from_be_bytes(bytes)
 }
 
-// ------------------------------------------------------------------ the changes
+// ------------------------------------------------------------------ changes
 
-/// Random bytes that the parent can work out too, so that it knows the secret
-/// of a change that was never acknowledged.
+/// Random bytes that the parent can compute too, so that it knows the secret of a change that
+/// was not acknowledged.
 #[derive(Clone, Debug)]
 struct Seeded(Arc<(Mutex<u64>, AtomicU64)>);
 
@@ -142,7 +142,7 @@ impl Random for Seeded {
     }
 }
 
-/// One change, as it is written on a line.
+/// One change, as it is printed on a line.
 #[derive(Clone, Debug, PartialEq)]
 enum Change {
     Create { seed: u64, name: String },
@@ -190,7 +190,7 @@ impl Change {
         }
     }
 
-    /// The secret that it gives out, and the id where it makes a key.
+    /// The secret that the change issues, and the id if it creates a key.
     fn issued(&self) -> Option<(KeyId, String)> {
         let (Self::Create { seed, .. } | Self::Rotate { seed, .. }) = self else { return None };
         let random = Seeded::new(*seed);
@@ -213,7 +213,7 @@ impl Change {
     }
 }
 
-// -------------------------------------------------------------------- the child
+// -------------------------------------------------------------------- child
 
 #[test]
 #[ignore = "not a test: the process that is killed"]
@@ -230,7 +230,7 @@ fn child() {
     });
 }
 
-/// Says a line, whole and at once.
+/// Prints a whole line at once.
 fn say(worker: u64, line: &str) {
     let mut out = io::stdout().lock();
     out.write_all(format!("\n@ {worker} {line}\n").as_bytes()).unwrap();
@@ -287,25 +287,25 @@ async fn work(place: Place, worker: u64) {
     }
 }
 
-// ------------------------------------------------------------------- the parent
+// ------------------------------------------------------------------- parent
 
-/// A key, as anybody can see it from outside.
+/// A key, as seen from outside.
 #[derive(Clone, Debug, PartialEq)]
 struct Key {
     name: String,
     revoked: bool,
     revision: u32,
-    /// The one of all secrets ever given out that leads to it.
+    /// The only one of all issued secrets that works for it.
     secret: String,
 }
 
-/// What the lines of one worker say.
+/// The lines of one worker.
 #[derive(Clone, Debug, Default)]
 struct Told {
     keys: BTreeMap<KeyId, Key>,
     secrets: BTreeSet<String>,
     acknowledged: usize,
-    /// Those that changed something.
+    /// The acknowledged changes that had an effect.
     done: Vec<Change>,
     in_flight: Option<Change>,
 }
@@ -322,11 +322,11 @@ impl Told {
             ["done", secret] => {
                 let change = self.in_flight.take().unwrap();
                 let issued = change.issued().map_or("-".to_owned(), |(_, secret)| secret);
-                assert_eq!(issued, *secret, "the parent works out another secret");
+                assert_eq!(issued, *secret, "the parent computed another secret");
                 let before = self.keys.clone();
                 apply(&mut self.keys, &change);
                 self.acknowledged += 1;
-                // An edit that changes nothing is none, and leaves no record.
+                // An edit without an effect is not a change and leaves no record.
                 if self.keys != before {
                     self.done.push(change);
                 }
@@ -335,8 +335,8 @@ impl Told {
         }
     }
 
-    /// What may be found: all that was acknowledged, without the change in flight
-    /// or with it.
+    /// The two allowed states: all acknowledged changes, without and with the change in
+    /// flight.
     fn possible(&self) -> Vec<BTreeMap<KeyId, Key>> {
         let mut possible = vec![self.keys.clone()];
         if let Some(change) = &self.in_flight {
@@ -368,11 +368,11 @@ fn apply(keys: &mut BTreeMap<KeyId, Key>, change: &Change) {
         Change::Create { .. } | Change::Delete { .. } => {}
     }
     if *key != before {
-        key.revision += 1; // a change that changes nothing is none
+        key.revision += 1; // an edit without an effect does not count
     }
 }
 
-/// What is found, through the library: each key with the secrets that lead to it.
+/// The stored state, read through the library: each key with the secret that works for it.
 async fn found(keys: &KeyManager, org: &OrgId, told: &Told) -> BTreeMap<KeyId, Key> {
     let mut secrets = BTreeMap::<KeyId, Vec<String>>::new();
     for secret in &told.secrets {
@@ -426,7 +426,7 @@ async fn logged(keys: &KeyManager, org: &OrgId) -> Vec<(KeyId, ChangeAction)> {
     records.iter().rev().map(change).collect()
 }
 
-/// What one cycle showed of a change in flight.
+/// Counts of what a cycle showed about the change in flight.
 #[derive(Debug, Default)]
 struct Tally {
     acknowledged: usize,
@@ -449,7 +449,7 @@ async fn check(place: &Place, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally
         let mut begun: Vec<_> = told.done.iter().map(|c| (c.key(), c.action())).collect();
         let logged = logged(&keys, org).await;
         if let Some(change) = &told.in_flight {
-            // No change without its record; a record without its change may be.
+            // Every change has its record. A record without its change is allowed.
             let is_done = found != told.keys;
             if is_done || logged.len() > begun.len() {
                 begun.push((change.key(), change.action()));
@@ -463,7 +463,7 @@ async fn check(place: &Place, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally
     assert!(keys.shutdown(Duration::from_secs(10)).await.is_complete());
 }
 
-/// Starts a child, hears it out, and kills it at a random moment.
+/// Starts a child, reads its lines and kills it at a random moment.
 fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "child"])
@@ -485,7 +485,7 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
             workers.get_mut(&org(worker)).unwrap().hear(rest);
         }
     };
-    // The moment: after so many lines, and some microseconds more.
+    // The moment: after a number of lines, plus some microseconds.
     let (heard, pause) = (number() % MOST_LINES, Duration::from_micros(number() % 3_000));
     let mut line = String::new();
     for _ in 0..heard {
@@ -505,7 +505,7 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
     let mut complaint = String::new();
     io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut complaint).unwrap();
     assert_eq!(status.signal(), Some(9), "it ended by itself: {complaint}");
-    // What it had said before it died; a line that was cut off was not said.
+    // The lines printed before it died. A truncated line does not count.
     let mut rest = String::new();
     io::Read::read_to_string(&mut lines, &mut rest).unwrap();
     rest.split_inclusive('\n').filter(|line| line.ends_with('\n')).for_each(&mut hear);
@@ -516,8 +516,8 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Kills as often as it is told to, and looks at what is left each time.
-fn kill_again_and_again(place: &Place) {
+/// Repeats the cycle as often as configured and checks the store each time.
+fn kill_repeatedly(place: &Place) {
     let cycles: u64 = env::var("KEYGATE_KILL_CYCLES").map_or(10, |cycles| cycles.parse().unwrap());
     let runtime = runtime();
     let (mut tally, mut all) = (Tally::default(), BTreeMap::new());
@@ -529,22 +529,22 @@ fn kill_again_and_again(place: &Place) {
         all.extend(workers);
     }
     println!("{cycles} cycles: {tally:?}");
-    // What earlier cycles did has survived the later ones.
+    // The changes of earlier cycles survived the later ones.
     runtime.block_on(check(place, &all, &mut Tally::default()));
     assert!(tally.acknowledged as u64 >= cycles, "too little happened: {tally:?}");
 }
 
 #[cfg(feature = "sqlite")]
 #[test]
-fn case_33_a_killed_process_has_lost_no_change_and_left_none_half_done() {
+fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.db");
     let url = env::var("KEYGATE_KILL_STORE").unwrap_or(format!("sqlite:{}", file.display()));
     let schema = env::var("KEYGATE_KILL_SCHEMA").unwrap_or("keygate".to_owned());
-    kill_again_and_again(&Place { url, schema, session: format!("kill-{:016x}", number()) });
+    kill_repeatedly(&Place { url, schema, session: format!("kill-{:016x}", number()) });
 }
 
-/// Dropped with all that is in it, also when the test fails.
+/// A schema that is dropped with its content, even when the test fails.
 #[cfg(feature = "postgres")]
 struct OwnSchema(Place);
 
@@ -555,7 +555,7 @@ impl Drop for OwnSchema {
         let sql = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
         let dropped =
             runtime().block_on(async { administrator(url).await.batch_execute(&sql).await });
-        // A second panic would hide the first.
+        // A second panic would hide the first one.
         assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
     }
 }
@@ -563,11 +563,11 @@ impl Drop for OwnSchema {
 #[cfg(feature = "postgres")]
 #[test]
 #[ignore = "needs PostgreSQL"]
-fn case_33_a_process_killed_on_postgres_has_lost_no_change_and_left_none_half_done() {
+fn case_33_a_process_killed_on_postgres_loses_no_change_and_leaves_none_half_done() {
     let url = env::var("KEYGATE_TEST_POSTGRES")
         .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
     let run = format!("{:016x}", number());
     let (schema, session) = (format!("keygate_kill_{run}"), format!("kill-{run}"));
     let schema = OwnSchema(Place { url, schema, session });
-    kill_again_and_again(&schema.0);
+    kill_repeatedly(&schema.0);
 }

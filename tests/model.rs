@@ -1,4 +1,4 @@
-//! Random operations on every store, against a model that is too simple to be wrong.
+//! Random operations on every store, compared with a simple model.
 #![cfg(feature = "tokio")]
 #![allow(
     clippy::unwrap_used,
@@ -25,7 +25,7 @@ const ORGS: u8 = 3;
 const IDS: u8 = 6;
 const DIGESTS: u8 = 6;
 
-/// One call. Numbers stand for ids, digests and organisations of the case.
+/// One call. The numbers select ids, digests and organisations of the case.
 #[derive(Clone, Debug)]
 enum Step {
     Insert {
@@ -36,7 +36,7 @@ enum Step {
         key: Fields,
         expected: u32,
     },
-    /// A replace that knows the stored revision, if there is such a key.
+    /// A replace with the stored revision, if the key exists.
     Change {
         key: Fields,
     },
@@ -86,7 +86,7 @@ fn fields() -> impl Strategy<Value = Fields> {
         Just("10.0.0.0/8".to_owned()),
         Just("2001:db8::/32".to_owned()),
         Just("192.0.2.1".to_owned()),
-        "[a-z0-9./\\\\\n ]{0,8}", // unreadable lists come back as they are, too
+        "[a-z0-9./\\\\\n ]{0,8}", // unreadable lists round-trip too
     ];
     (
         (0..IDS, 0..ORGS, 0..DIGESTS),
@@ -118,8 +118,8 @@ fn fields() -> impl Strategy<Value = Fields> {
         )
 }
 
-/// A batch of uses at about the same time. Those of one key that lie further apart than a
-/// store takes to be plausible may count in any order.
+/// A batch of uses at about the same time. Uses of one key that are further apart than a store
+/// considers plausible may count in any order.
 fn uses() -> impl Strategy<Value = Vec<(u8, i64)>> {
     (micros(), proptest::collection::vec((0..IDS, 0..5i64), 0..5)).prop_map(|(at, uses)| {
         let last = Timestamp::MAX.unix_micros();
@@ -186,7 +186,7 @@ fn at(micros: i64) -> Timestamp {
     Timestamp::from_unix_micros(micros).unwrap()
 }
 
-/// What a call came to.
+/// The result of a call.
 #[derive(Clone, Debug, PartialEq)]
 enum Reply {
     Done,
@@ -208,7 +208,7 @@ impl From<StoreError> for Reply {
     }
 }
 
-/// All keys, in no order.
+/// All keys, unordered.
 #[derive(Default)]
 struct Model(Vec<ApiKey>);
 
@@ -223,8 +223,8 @@ impl Model {
         Reply::Keys(keys)
     }
 
-    /// What the call may come to. Where two things are wrong with it, a store
-    /// may name either.
+    /// The allowed results of the call. If two things are wrong with it, a store may report
+    /// either.
     fn apply(&mut self, step: &Step, names: &Names) -> Vec<Reply> {
         match step {
             Step::Insert { key, limit } => {
@@ -334,7 +334,7 @@ async fn call(store: &dyn KeyStore, step: &Step, names: &Names, model: &Model) -
     }
 }
 
-/// Runs the steps on the store and on the model, and then looks at everything.
+/// Runs the steps on the store and on the model, and then compares everything.
 async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseError> {
     let names = Names::new();
     let mut model = Model::default();
@@ -345,7 +345,7 @@ async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseErro
     for (number, step) in steps.iter().chain(&look).enumerate() {
         let reply = call(store, step, &names, &model).await;
         let right = model.apply(step, &names);
-        // A last use found by digest may be out of date.
+        // The last use in a look-up by digest may be out of date.
         let is_found = matches!(step, Step::Find { .. });
         let is_right = |right: &Reply| match (&reply, right) {
             (Reply::Keys(found), Reply::Keys(keys)) if is_found && found.len() == keys.len() => {
@@ -408,12 +408,12 @@ fn the_postgres_store_agrees_with_the_model() {
     let schema = OwnSchema::new(&runtime, &url);
     let options =
         keygate::store::PostgresOptions::from_url(&url).unwrap().schema(&schema.name).unwrap();
-    // A busy machine is slow; the model knows no store that is.
+    // A busy machine is slow, and the model does not expect an unavailable store.
     let options = options.deadline(std::time::Duration::from_secs(20));
     check(&runtime, runtime.block_on(options.connect()).unwrap());
 }
 
-/// Dropped with all that is in it, also when the test fails.
+/// A schema that is dropped with its content, even when the test fails.
 #[cfg(feature = "postgres")]
 struct OwnSchema<'a> {
     runtime: &'a Runtime,
@@ -437,7 +437,7 @@ impl Drop for OwnSchema<'_> {
     fn drop(&mut self) {
         let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name);
         let dropped = self.runtime.block_on(self.administrator.batch_execute(&sql));
-        // A second panic would hide the first.
+        // A second panic would hide the first one.
         assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! `PostgresChanges` on a real server, and caches that listen to it:
 //! `cargo test --all-features --test postgres_feed -- --ignored`.
 //!
-//! Some of it needs what `tests/postgres_cluster.rs` needs.
+//! Some of the tests need what `tests/postgres_cluster.rs` needs.
 #![cfg(all(target_os = "linux", feature = "postgres", feature = "cache"))]
 #![allow(
     clippy::unwrap_used,

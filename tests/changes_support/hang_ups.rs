@@ -21,7 +21,7 @@ use crate::support::{PATIENCE, eventually};
 const ORGS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// Changes the keys of one organisation and mostly does not wait for the result.
-async fn hang_up_again_and_again(world: World, org: &'static str, seed: usize) {
+async fn hang_up_repeatedly(world: World, org: &'static str, seed: usize) {
     let (dice, actor) = (Dice::default(), actor(org));
     for _ in 0..seed {
         dice.below(2);
@@ -54,7 +54,7 @@ async fn case_49_a_change_whose_caller_is_dropped_has_happened_or_is_abandoned()
         let mut callers = JoinSet::new();
         // Two tasks for each organisation, so that their changes collide.
         for (seed, org) in ORGS.into_iter().cycle().take(2 * ORGS.len()).enumerate() {
-            callers.spawn(hang_up_again_and_again(world.clone(), org, seed));
+            callers.spawn(hang_up_repeatedly(world.clone(), org, seed));
         }
         callers.join_all().await;
         let (took_place, taken_back) = world.settle(&ORGS).await;

@@ -1,4 +1,5 @@
-//! Each fault in the midst of each operation: the outcome in time, the truth afterwards, and recovery.
+//! Every fault during every operation: the outcome arrives in time, agrees with the database,
+//! and service recovers.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ enum Operation {
     Rotate,
     Delete,
     List,
-    /// A request with its record, in strict delivery.
+    /// A request with its record, with strict delivery.
     Request,
 }
 
@@ -34,17 +35,17 @@ const OPERATIONS: [Operation; 7] = [
 ];
 
 impl Operation {
-    /// How many pieces go each way, at the least.
+    /// The minimum number of packets in each direction.
     fn pieces(self) -> usize {
         match self {
             Self::Verify | Self::List => 1,
-            // What it looks for, its record, and the change.
+            // Its look-up, its record, and the change.
             Self::Create | Self::Revoke | Self::Rotate | Self::Delete => 3,
             Self::Request => 2,
         }
     }
 
-    /// Each of its calls has a deadline of its own; a record waits for room first.
+    /// Each call has its own deadline, and a record first waits for room.
     fn limit(self) -> Duration {
         let calls = match self {
             Self::Verify | Self::List => 1,
@@ -55,7 +56,7 @@ impl Operation {
     }
 }
 
-/// What an operation said.
+/// The outcome of an operation.
 enum Said {
     Created(Box<IssuedKey>),
     Verified,
@@ -78,7 +79,7 @@ async fn perform(world: &World, operation: Operation, key: &IssuedKey, path: &st
             return match keys.verify(key.secret.expose_secret(), None).await {
                 Ok(_) => Said::Verified,
                 Err(VerifyError::Unavailable(_)) => Said::Unavailable,
-                // A network that fails says nothing of a key.
+                // A network failure says nothing about the key.
                 Err(other) => panic!("{other:?}"),
             };
         }
@@ -107,7 +108,7 @@ async fn perform(world: &World, operation: Operation, key: &IssuedKey, path: &st
     }
 }
 
-/// One operation, and a fault in the midst of it.
+/// One operation with one fault during it.
 async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
     let case = format!("{operation:?}, {strike:?}");
     let key = world.key().await;
@@ -120,7 +121,7 @@ async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
     world.proxy.strike(strike);
     let said = within(&case, operation.limit(), perform(world, operation, &key, &path)).await;
     let struck = world.proxy.has_struck();
-    // While it lasts, nobody is let in whom the database refuses.
+    // While the fault lasts, a key that the database refuses is not admitted.
     for _ in 0..2 {
         let refused = world.keys.verify(revoked.secret.expose_secret(), None);
         let refused = within(&case, DEADLINE * 2 + SLACK, refused).await.unwrap_err();
@@ -133,7 +134,8 @@ async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
         is_revoked(&refused) && works(world).await
     });
 
-    // What was acknowledged is there. What was not may be; but then with its record.
+    // An acknowledged change is stored. Any other change may be stored, but then it has a
+    // record.
     let row = agreed(world, &case, &key).await;
     let begun = async |action| world.db.begun(id, action).await;
     match (operation, said) {
@@ -177,13 +179,13 @@ async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
             assert_eq!(rows.len(), count, "{case}: one path, once: {rows:?}");
             match said {
                 Said::Answered(status) => assert_eq!((status, count), (200, 1), "{case}"),
-                // Its record may have become durable, later than it was waited for.
+                // The record may have become durable after the caller gave up.
                 _ => assert!(count <= 1, "{case}"),
             }
         }
         _ => {}
     }
-    // So that there is room.
+    // Make room for the next creation.
     for id in world.db.ids(world.actor.org()).await {
         world.sure.delete(&world.actor, &id.parse().unwrap()).await.unwrap();
     }
@@ -194,7 +196,7 @@ fn is_revoked(error: &VerifyError) -> bool {
     matches!(error, VerifyError::Denied { denial: Denial::Revoked, .. })
 }
 
-/// Whether every operation does, in that organisation.
+/// Whether every operation works in that organisation.
 async fn works(world: &World) -> bool {
     let (keys, actor) = (&world.keys, &world.actor);
     let done = async {
@@ -208,7 +210,7 @@ async fn works(world: &World) -> bool {
     };
     match done.await {
         Ok(status) => status == 200,
-        // What was left by an attempt that failed half-way fills the organisation.
+        // Keys left by failed attempts would fill the organisation.
         Err(ManageError::LimitReached { .. }) => panic!("attempts that fail leave keys behind"),
         Err(error) => {
             assert!(is_unavailable(&error), "{error:?}");
@@ -217,13 +219,13 @@ async fn works(world: &World) -> bool {
     }
 }
 
-/// What the database says of the key; the manager says the same.
+/// Checks that the manager reports the same key as the database.
 async fn agreed(world: &World, case: &str, key: &IssuedKey) -> Option<(String, KeyDigest)> {
     let mut agreed = None;
     recovers!(case, {
         let row = world.db.key(key.key.id).await;
         let verified = world.keys.verify(key.secret.expose_secret(), None).await;
-        // What was given up on may still have been done in between.
+        // A cancelled change may have been made in between.
         if row != world.db.key(key.key.id).await {
             return false;
         }
@@ -245,10 +247,10 @@ async fn agreed(world: &World, case: &str, key: &IssuedKey) -> Option<(String, K
     agreed
 }
 
-/// The fault in the midst of every operation, with every piece in both directions.
+/// Injects the fault at every packet of every operation, in both directions.
 async fn everywhere(network: Network, lasting: bool) {
     in_schema(move |options: PostgresOptions| async move {
-        // So that those below find the tables there.
+        // Prepare the tables for the operations below.
         drop(options.clone().connect().await.unwrap());
         let works = OPERATIONS.map(|operation| {
             let options = options.clone();
@@ -262,7 +264,7 @@ async fn everywhere(network: Network, lasting: bool) {
                         cases += 1;
                     }
                 }
-                // A statement is prepared but once, so that some come to nothing.
+                // A statement is prepared only once, so some faults do not occur.
                 assert!(struck * 3 >= cases * 2, "{operation:?}: {struck} of {cases} struck");
                 struck
             })
@@ -289,28 +291,28 @@ macro_rules! faults {
 }
 
 faults! {
-    case_32_a_server_that_is_gone_in_the_midst_of_each_operation: Network::Closed, true;
-    case_32_a_connection_that_is_closed_in_the_midst_of_each_operation: Network::Closed, false;
-    case_32_a_network_that_goes_silent_in_the_midst_of_each_operation: Network::Silent, true;
-    case_32_a_black_hole_in_the_midst_of_each_operation: Network::BlackHole, true;
-    case_32_a_connection_in_a_black_hole_in_the_midst_of_each_operation: Network::Silent, false;
-    case_32_resets_in_the_midst_of_each_operation: Network::Reset, true;
-    case_32_a_connection_that_is_reset_in_the_midst_of_each_operation: Network::Reset, false;
-    case_32_a_half_closed_connection_in_the_midst_of_each_operation: Network::HalfClosed, false;
-    case_32_half_closed_connections_in_the_midst_of_each_operation: Network::HalfClosed, true;
-    case_32_truncated_packets_in_the_midst_of_each_operation: Network::Truncated(3), false;
-    case_32_packets_that_are_all_truncated_in_the_midst_of_each_operation: Network::Truncated(7), true;
-    case_32_packets_of_which_the_rest_never_comes_in_the_midst_of_each_operation: Network::Torn(11), false;
-    case_32_a_latency_within_the_deadline_in_each_operation: Network::Slow(Duration::from_millis(60)), true;
-    case_32_a_latency_beyond_the_deadline_in_each_operation: Network::Slow(Duration::from_millis(700)), true;
-    case_32_a_narrow_network_in_each_operation: Network::Narrow(2_000), true;
+    case_32_a_server_that_disappears_during_each_operation: Network::Closed, true;
+    case_32_a_connection_closed_during_each_operation: Network::Closed, false;
+    case_32_a_network_that_goes_silent_during_each_operation: Network::Silent, true;
+    case_32_a_black_hole_during_each_operation: Network::BlackHole, true;
+    case_32_a_connection_that_goes_silent_during_each_operation: Network::Silent, false;
+    case_32_resets_during_each_operation: Network::Reset, true;
+    case_32_a_connection_reset_during_each_operation: Network::Reset, false;
+    case_32_a_half_closed_connection_during_each_operation: Network::HalfClosed, false;
+    case_32_half_closed_connections_during_each_operation: Network::HalfClosed, true;
+    case_32_a_truncated_packet_during_each_operation: Network::Truncated(3), false;
+    case_32_truncation_of_all_packets_during_each_operation: Network::Truncated(7), true;
+    case_32_an_incomplete_packet_during_each_operation: Network::Torn(11), false;
+    case_32_a_latency_within_the_deadline_during_each_operation: Network::Slow(Duration::from_millis(60)), true;
+    case_32_a_latency_beyond_the_deadline_during_each_operation: Network::Slow(Duration::from_millis(700)), true;
+    case_32_a_low_bandwidth_during_each_operation: Network::Narrow(2_000), true;
 }
 
-/// A process that is cut off has locked the organisation; its server session does
-/// not learn of it. Other processes do not have to wait until it does.
+/// A process that is cut off has locked the organisation, and its server session does not
+/// notice. Other processes must not wait for that session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
-async fn case_32_a_process_that_is_cut_off_in_mid_create_does_not_keep_others_from_creating() {
+async fn case_32_a_process_cut_off_during_a_creation_does_not_block_creations_of_others() {
     in_schema(|options| async move {
         let world = World::new(&options).await;
         for piece in 1..=Operation::Create.pieces() {

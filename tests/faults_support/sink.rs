@@ -1,4 +1,5 @@
-//! Only the audit log is behind the proxy: what the declared mode promises, while keys can be read.
+//! Faults of the audit log only: the declared delivery mode keeps its promises while keys can
+//! be read.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ async fn world(options: &PostgresOptions, delivery: Delivery) -> World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
-async fn case_35_strict_an_audit_database_that_is_ill_lets_no_answer_and_no_change_through() {
+async fn case_35_strict_a_faulty_audit_database_stops_every_answer_and_change() {
     in_schema(|options| async move {
         let world = world(&options, Delivery::strict()).await;
         for ill in ILLS {
@@ -39,7 +40,7 @@ async fn case_35_strict_an_audit_database_that_is_ill_lets_no_answer_and_no_chan
             let before = world.db.key(id).await;
             world.proxy.set(ill);
 
-            // Room in the queue, and the record: each has the deadline.
+            // Waiting for room in the queue and writing the record each have the deadline.
             let limit = DEADLINE * 3 + SLACK;
             for key in [&key, &revoked] {
                 let status = world.request(key.secret.expose_secret(), "/meanwhile");
@@ -57,7 +58,7 @@ async fn case_35_strict_an_audit_database_that_is_ill_lets_no_answer_and_no_chan
             assert!(is_unavailable(&failed), "{case}: {failed:?}");
             let failed = within(&case, limit, keys.delete(actor, &id)).await.unwrap_err();
             assert!(is_unavailable(&failed), "{case}: {failed:?}");
-            // What writes nothing to the log goes on.
+            // Operations that write nothing to the log continue.
             within(&case, limit, keys.verify(secret, None)).await.unwrap();
             assert_eq!(
                 within(&case, limit, keys.list(actor.org())).await.unwrap().len(),
@@ -84,7 +85,7 @@ async fn case_35_strict_an_audit_database_that_is_ill_lets_no_answer_and_no_chan
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
-async fn case_35_buffered_an_audit_database_that_is_ill_holds_up_no_answer_and_loses_nothing() {
+async fn case_35_buffered_a_faulty_audit_database_delays_no_answer_and_loses_no_record() {
     in_schema(|options| async move {
         let world = world(&options, Delivery::buffered()).await;
         for ill in ILLS {

@@ -1,4 +1,4 @@
-//! Faults of all kinds, one after the other, while keys are used here and changed elsewhere.
+//! A sequence of random faults while keys are used here and changed elsewhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,16 +36,16 @@ fn version(key: &ApiKey) -> Version {
     Version { revision: key.revision.get(), state }
 }
 
-/// What one client was answered.
+/// The answers that one client received.
 #[derive(Default)]
 struct Client {
     events: Vec<Event>,
-    /// Path and status of each answer.
+    /// The path and status of each answer.
     answers: Vec<(String, u16)>,
     slowest: Duration,
 }
 
-/// What stands in the record of such an answer; none is owed where it was 503.
+/// The outcome that the record of such an answer must have. A 503 needs no record.
 fn outcome_of(status: u16) -> Option<&'static str> {
     match status {
         200 => Some("allowed"),
@@ -55,7 +55,7 @@ fn outcome_of(status: u16) -> Option<&'static str> {
     }
 }
 
-/// Requests, one after the other, as long as the storm goes on.
+/// Sends requests one after the other until the faults end.
 async fn requests(
     keys: KeyManager,
     db: Arc<Db>,
@@ -85,7 +85,7 @@ async fn requests(
             Err(AdmitError::Refused(VerifyError::Unavailable(_)) | AdmitError::NotRecorded(_)) => {
                 None
             }
-            Err(other) => panic!("a storm says nothing of a key: {other:?}"),
+            Err(other) => panic!("a fault must not change the answer about a key: {other:?}"),
         };
         client.events.extend(deed.map(|deed| Event { span, deed }));
         let status = match admitted {
@@ -96,7 +96,7 @@ async fn requests(
             Err(error) => error.http_status(),
         };
         client.slowest = client.slowest.max(begun.elapsed());
-        // Durable before the answer leaves.
+        // The record is durable before the answer leaves.
         if let Some(outcome) = outcome_of(status) {
             assert!(
                 db.has_request(&path, status, outcome).await,
@@ -111,7 +111,7 @@ async fn requests(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
-async fn case_35_in_a_storm_nobody_is_admitted_but_by_the_database_and_every_answer_is_on_record() {
+async fn case_35_during_random_faults_only_the_database_admits_and_every_answer_is_recorded() {
     in_schema(|options| async move {
         let world = World::new(&options).await;
         let issued = world.key().await;
@@ -128,7 +128,7 @@ async fn case_35_in_a_storm_nobody_is_admitted_but_by_the_database_and_every_ans
         let mut events = vec![Event { span: Span { call: 0, back: 0 }, deed: created }];
         let mut round = 0;
         while epoch.elapsed() < STORM {
-            // What others change, they change over a network of their own.
+            // Changes are made over a connection without faults.
             let revoked = round % 2 == 0;
             let asked = if revoked { KeyPatch::revoke() } else { KeyPatch::enable() };
             let call = nanos();
@@ -138,8 +138,8 @@ async fn case_35_in_a_storm_nobody_is_admitted_but_by_the_database_and_every_ans
             events.push(Event { span: Span { call, back: nanos() }, deed });
             let mut byte = [0; 2];
             SystemRandom.fill(&mut byte).unwrap();
-            // Now and then something gets through; a key that is revoked is so in the
-            // midst of a fault, and one that is active sees both.
+            // Some rounds have no fault: the key is both active and revoked, with and without
+            // a fault.
             let fault = WEATHER[usize::from(byte[0]) % WEATHER.len()];
             let weather = if matches!(round % 4, 0 | 3) { fault } else { Network::Whole };
             match byte[1] % 3 {
@@ -159,14 +159,14 @@ async fn case_35_in_a_storm_nobody_is_admitted_but_by_the_database_and_every_ans
             answers.extend(client.answers);
             slowest = slowest.max(client.slowest);
         }
-        // Look-up, room in the queue, and record.
+        // The look-up, room in the queue, and the record.
         assert!(slowest <= DEADLINE * 5 + SLACK, "a request took {slowest:?}");
         let violations = check(&events, None, Demand::Together);
         assert!(violations.is_empty(), "{} violations: {}", violations.len(), violations[0]);
 
         world.sure.update(&world.actor, &id, KeyPatch::enable()).await.unwrap();
-        recovers!("the storm is over", { world.request(&secret, "/after").await == 200 });
-        // What gave up waiting is written by now, or never.
+        recovers!("after the last fault", { world.request(&secret, "/after").await == 200 });
+        // Every write that was given up has ended by now.
         tokio::time::sleep(DEADLINE * 3).await;
         let rows = world.db.requests(id).await;
         assert!(rows.iter().all(|((path, ..), &rows)| rows == 1 || path == "/after"), "{rows:?}");
@@ -185,7 +185,7 @@ async fn case_35_in_a_storm_nobody_is_admitted_but_by_the_database_and_every_ans
              {refused} were 503, of which {} have one; the slowest request took {slowest:.1?}",
             rows.len() - sent - 1,
         );
-        assert!(sent > 20 && refused > 5, "no storm, or nothing else: {sent}, {refused}");
+        assert!(sent > 20 && refused > 5, "too few answers or too few refusals: {sent}, {refused}");
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! A manager that reaches its database by way of a proxy, and another look at that database.
+//! A manager that reaches its database through a proxy, and a direct connection to that database.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -19,30 +19,30 @@ use tokio_postgres::types::Type;
 use crate::postgres_support::{PATIENT, administrator, schema_of, unique, url};
 use crate::proxy::{Proxy, address};
 
-/// Of a call of the store, and of the delivery of an audit record.
+/// The deadline of a store call, and of the delivery of an audit record.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(500);
-/// What a machine on which everything runs at once may take on top.
+/// Extra time that a busy machine may need.
 pub(crate) const SLACK: Duration = Duration::from_secs(2);
-/// Within that time after a fault, everything works again: the longest pause between
-/// two attempts to connect, an attempt under way, and what is left of a busy machine.
+/// Within this time after a fault, everything works again: the longest reconnect pause, an
+/// attempt under way, and slack for a busy machine.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(15);
 
-/// A server has 100 sessions by default, and a world up to 35.
+/// A server has 100 sessions by default, and a test uses up to 35.
 static ROOM: Semaphore = Semaphore::const_new(2);
 
 pub(crate) struct World {
     _room: SemaphorePermit<'static>,
     pub(crate) proxy: Proxy,
-    /// By way of the proxy.
+    /// Connected through the proxy.
     pub(crate) keys: KeyManager,
-    /// Straight to the database, and in no hurry.
+    /// Connected directly, with a long deadline.
     pub(crate) sure: KeyManager,
     pub(crate) db: Arc<Db>,
     pub(crate) actor: Actor,
 }
 
 impl World {
-    /// Keys and audit log behind one proxy; strict delivery, with a record of its own for
+    /// Keys and audit log behind one proxy, with strict delivery and an individual record for
     /// each refusal.
     pub(crate) async fn new(options: &PostgresOptions) -> Self {
         Self::with(options, |near, _, builder| {
@@ -53,7 +53,7 @@ impl World {
         .await
     }
 
-    /// `build` is given the store behind the proxy, and one straight to the database.
+    /// `build` gets the store behind the proxy and a directly connected store.
     pub(crate) async fn with(
         options: &PostgresOptions,
         build: impl FnOnce(
@@ -67,7 +67,7 @@ impl World {
         let schema = schema_of(options);
         let direct = options.clone().deadline(PATIENT).connect().await.unwrap();
         let near = PostgresOptions::from_url(&proxy.url(&url())).unwrap().schema(&schema).unwrap();
-        // The schema is there, so that this is quick; but a busy machine may be slow.
+        // The schema exists, so this is quick, except on a busy machine.
         let near = loop {
             if let Ok(store) = near.clone().deadline(DEADLINE).connect().await {
                 break store;
@@ -80,13 +80,13 @@ impl World {
         Self { _room: room, proxy, keys, sure, db: Arc::new(Db::new(schema).await), actor }
     }
 
-    /// A key that is made without a fault.
+    /// Creates a key over the direct connection.
     pub(crate) async fn key(&self) -> IssuedKey {
         let issued = self.sure.create(&self.actor, NewKey::named("CI").unwrap()).await;
         issued.unwrap()
     }
 
-    /// A whole request, and the status of its answer.
+    /// Sends a whole request and returns the status of its answer.
     pub(crate) async fn request(&self, secret: &str, path: &str) -> u16 {
         request(&self.keys, secret, path).await
     }
@@ -112,7 +112,8 @@ pub(crate) fn ip() -> IpAddr {
     [192, 0, 2, 1].into()
 }
 
-/// What the work comes to, within so long; what hangs fails the test.
+/// Awaits the work and checks that it took no longer than `limit`. Work that hangs fails the
+/// test.
 pub(crate) async fn within<T>(what: &str, limit: Duration, work: impl Future<Output = T>) -> T {
     let begun = Instant::now();
     let done = timeout(limit * 4, work).await.unwrap_or_else(|_| panic!("{what} hangs"));
@@ -121,8 +122,8 @@ pub(crate) async fn within<T>(what: &str, limit: Duration, work: impl Future<Out
     done
 }
 
-/// Asks until the answer is yes; [`RECOVERY`] later it has to be. A macro, since the
-/// future of an async closure is not known to be `Send`.
+/// Polls until the condition holds, for at most [`RECOVERY`]. A macro, since the future of an
+/// async closure is not known to be `Send`.
 macro_rules! recovers {
     ($what:expr, $ask:block) => {
         let begun = std::time::Instant::now();
@@ -140,13 +141,13 @@ pub(crate) fn is_unavailable(error: &ManageError) -> bool {
     matches!(error, ManageError::Unavailable(_) | ManageError::InDoubt(_))
 }
 
-/// The database itself.
+/// A direct connection to the database.
 pub(crate) struct Db {
     client: Client,
     schema: String,
 }
 
-/// A row of keys.
+/// A row of the table `keys`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) digest: KeyDigest,
@@ -178,7 +179,7 @@ impl Db {
         self.query(sql, org.as_str()).await.iter().map(|row| row.get(0)).collect()
     }
 
-    /// The rows of requests with that key: how often each path, status and outcome.
+    /// The recorded requests of that key: the number for each path, status and outcome.
     pub(crate) async fn requests(
         &self,
         id: KeyId,
@@ -193,7 +194,7 @@ impl Db {
         found
     }
 
-    /// Whether there is such a row, and no other of that path.
+    /// Whether this is the only row of that path.
     pub(crate) async fn has_request(&self, path: &str, status: u16, outcome: &str) -> bool {
         let sql = "SELECT status, outcome FROM {schema}.requests WHERE endpoint = $1";
         let rows = self.query(sql, path).await;
@@ -201,7 +202,7 @@ impl Db {
         said == [(i32::from(status), outcome)]
     }
 
-    /// How often the change was begun, by the audit log.
+    /// How often the audit log has the change as begun.
     pub(crate) async fn begun(&self, id: KeyId, action: &str) -> usize {
         let sql = "SELECT action FROM {schema}.changes WHERE key::text = $1 AND phase = 'begun'";
         let rows = self.query(sql, &id.to_string()).await;

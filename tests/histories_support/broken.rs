@@ -1,4 +1,4 @@
-//! Stores that spoil histories, each in its own way; and one that only takes its time.
+//! Stores with one fault each, and a correct store that only yields.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,25 +9,25 @@ use async_trait::async_trait;
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, MemoryStore, OrgId, Revision, StoreError};
 
-/// What is wrong with a store in memory.
+/// The fault of a memory store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing; but threads take turns in the midst of calls.
+    /// No fault, but threads yield during calls.
     None,
-    /// It keeps what look-ups found, and a look-up that was under way during a change
-    /// puts the old record back.
+    /// The store caches look-ups. A look-up that was under way during a change puts the old
+    /// record back.
     LateFill,
-    /// The old secret lives on for a moment.
+    /// The old secret works for a moment longer.
     OldSecretLingers,
-    /// While a key is edited, it is not there.
+    /// While a key is edited, it is not found.
     AwayDuringEdits,
-    /// Of two edits at once, the later one undoes the other.
+    /// Of two concurrent edits, the later one undoes the other.
     LostEdits,
-    /// A deleted key is found for a moment.
+    /// A deleted key is found for a moment longer.
     DeletedLingers,
 }
 
-/// How long what should be gone is still there.
+/// How long a stale record is still found.
 const MOMENT: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Spoilt {
         }
     }
 
-    /// Now and then another thread gets its turn here, or another task.
+    /// Sometimes yields to another thread or another task.
     async fn turn(&self) {
         let turn = self.turns.fetch_add(1, Ordering::Relaxed);
         match turn % 7 {

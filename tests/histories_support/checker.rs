@@ -1,12 +1,12 @@
 //! Is there an order of the changes to a key that explains every verification of it?
 //!
-//! The store numbers the versions of a key, so the order of the successful changes is
-//! known; what is not known is *when* each took effect: at some instant between its
-//! call and its return, and not before the one in front of it. Who saw version `n` at
-//! some instant within a call says that `n` was there by the end of the call and that
-//! `n + 1` was not there before its beginning. All of that bounds those instants from
-//! below and from above, and a history can be explained if and only if no bound from
-//! below is later than one from above, along the order. No search is needed.
+//! The store numbers the versions of a key, so the order of the successful changes is known.
+//! Unknown is *when* each change took effect: at some instant between its call and its return,
+//! and not before the previous change. A caller that saw version `n` during a call shows that
+//! `n` existed by the end of the call and that `n + 1` did not exist before its beginning.
+//! Each observation gives a lower or an upper bound for those instants. A history can be
+//! explained if and only if, along the order, no lower bound is later than an upper bound. No
+//! search is needed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,30 +15,30 @@ use keygate::Denial;
 
 use super::event::{Attempt, Deed, Event, State, Version};
 
-/// What has to be explained.
+/// What the order has to explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Demand {
-    /// Each verification by itself: the promise of a cache, where one caller may be
-    /// told of a change a moment before another as long as the change is under way.
+    /// Each verification by itself. A cache promises this: while a change is under way, one
+    /// caller may see it before another.
     Each,
-    /// All verifications by one order: the key behaves as if it were looked at and
-    /// changed by one caller after the other.
+    /// All verifications by one order: the key behaves as if one caller at a time used and
+    /// changed it.
     Together,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Decided by a version that was over before the call began.
+    /// Decided by a version that had been replaced before the call began.
     TooLate,
-    /// Decided by a version that nobody had begun to make.
+    /// Decided by a version whose change had not begun.
     TooEarly,
     /// Refused, and no change explains it.
     NoCause,
-    /// The outcome is not that of the version.
+    /// The outcome does not match the version.
     Misjudged,
-    /// A version that nobody made, or two did, or not as it was asked for.
+    /// A version made by no change or by two, or different from what was asked for.
     Unmade,
-    /// Changes or verifications that contradict each other in time.
+    /// Changes or verifications contradict each other in time.
     Disorder,
 }
 
@@ -54,8 +54,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Checks the history of one key. `expires` is the first microsecond at which it is
-/// expired, by the clock of the spans.
+/// Checks the history of one key. `expires` is the first microsecond at which it is expired,
+/// by the clock of the spans.
 pub(crate) fn check(events: &[Event], expires: Option<u64>, demand: Demand) -> Vec<Violation> {
     let mut checker = Checker { expires, found: Vec::new() };
     if let Some(mut changes) = checker.changes(events) {
@@ -69,18 +69,18 @@ struct Checker {
     found: Vec<Violation>,
 }
 
-/// Every successful change, in order. Place `n` is that of version `n`; the one
-/// behind the last version is that of the deletion.
+/// Every successful change, in order. Entry `n` made version `n`. The entry after the last
+/// version is the deletion.
 struct Changes {
     states: Vec<State>,
     rotations: Vec<usize>,
     deleted: bool,
-    /// The place that issued each secret and the one that ended it, if any did.
+    /// For each secret, the change that issued it and the change that ended it, if any.
     lives: HashMap<u64, (usize, Option<usize>)>,
     bounds: Bounds,
 }
 
-/// When each change may have taken effect at the earliest, and at the latest.
+/// The earliest and the latest time at which each change may have taken effect.
 #[derive(Clone)]
 struct Bounds {
     from: Vec<u64>,
@@ -100,8 +100,8 @@ impl Bounds {
         self.to[place] = self.to[place].min(instant);
     }
 
-    /// A change is not before the one in front of it, nor after the one behind it.
-    /// The first place for which there is no instant left.
+    /// A change is not before the previous one nor after the next one. Returns the first
+    /// change for which no instant is left.
     fn close(&mut self) -> Option<usize> {
         for place in 1..self.from.len() {
             self.from[place] = self.from[place].max(self.from[place - 1]);
@@ -114,7 +114,7 @@ impl Bounds {
 }
 
 impl Changes {
-    /// The place behind the last version.
+    /// The index after the last version.
     fn end(&self) -> usize {
         self.states.len()
     }
@@ -133,7 +133,7 @@ impl Checker {
         self.found.push(Violation { kind, text: text.into() });
     }
 
-    /// The order of the changes; `None` where there is none to be had.
+    /// The order of the changes; `None` if they have no consistent order.
     fn changes(&mut self, events: &[Event]) -> Option<Changes> {
         let mut claims: Vec<Vec<&Event>> = vec![Vec::new()];
         let mut deletions = Vec::new();
@@ -162,7 +162,7 @@ impl Checker {
             lives: HashMap::new(),
             bounds: Bounds::new(end + 1),
         };
-        // Place 0 is before the key was made.
+        // Index 0 is the time before the key was created.
         let nothing = State { secret: 0, revoked: false, home_only: false, name: 0 };
         changes.states.push(nothing);
         for (place, claims) in claims.iter().enumerate().skip(1) {
@@ -180,11 +180,11 @@ impl Checker {
         Some(changes)
     }
 
-    /// Of those who say that they made the version, one did; the others found it.
+    /// Of the callers that report this version, one made it. The others found it.
     fn version(&mut self, place: usize, claims: &[&Event], changes: &mut Changes) -> Option<()> {
         let before = changes.states[place - 1];
         let Some(state) = claims.first().map(|event| state_of(event)) else {
-            self.violation(Kind::Unmade, format!("version {place} was made by nobody"));
+            self.violation(Kind::Unmade, format!("no change made version {place}"));
             return None;
         };
         let makes = |event: &&&Event| match event.deed {
@@ -216,8 +216,9 @@ impl Checker {
             self.violation(Kind::Unmade, text);
             return None;
         }
-        // Who may have made it did not do so before the call; who has it in hands had
-        // it by the return, and began before it was replaced.
+        // The change was not made before the call of any caller that may have made it. A
+        // caller that returned it shows that it existed by then and had not been replaced
+        // before the call.
         let made = makers.iter().map(|event| event.span.call).min().unwrap_or_default();
         changes.bounds.not_before(place, made);
         for event in claims {
@@ -277,9 +278,9 @@ impl Checker {
     ) {
         let (place, state) = (seen.revision as usize, seen.state);
         if place == 0 || changes.states.get(place) != Some(&state) {
-            return self.violation(Kind::Unmade, format!("{event:?}: nobody made that version"));
+            return self.violation(Kind::Unmade, format!("{event:?}: no change made that version"));
         }
-        // The state is that of one instant, the time that of the same or a later one.
+        // The state is that of one instant; the time is that of the same or a later instant.
         let not_yet = self.expires.is_none_or(|at| event.span.call / 1_000 < at);
         let by_now = self.expires.is_some_and(|at| event.span.back / 1_000 >= at);
         let allowed = home || !state.home_only;
@@ -308,9 +309,10 @@ impl Checker {
 
     fn unknown(&mut self, event: &Event, secret: u64, changes: &Changes, together: &mut Bounds) {
         let Some(&(issued, ended)) = changes.lives.get(&secret) else {
-            return self.violation(Kind::NoCause, format!("{event:?}: nobody issued that secret"));
+            return self
+                .violation(Kind::NoCause, format!("{event:?}: no change issued that secret"));
         };
-        // Presented before the call that issued it returned: it may not be there yet.
+        // Presented before the issuing call returned: the key may not exist yet.
         if event.span.call <= changes.bounds.to[issued] {
             return;
         }
@@ -318,7 +320,7 @@ impl Checker {
         self.gone(event, ended, changes, together);
     }
 
-    /// Somebody found nothing, since that change.
+    /// The caller found no key, because of that change.
     fn gone(
         &mut self,
         event: &Event,
@@ -334,11 +336,11 @@ impl Checker {
                 let text = format!("{event:?}: {}", changes.around(place));
                 self.violation(Kind::NoCause, text);
             }
-            None => self.violation(Kind::NoCause, format!("{event:?}: it was there")),
+            None => self.violation(Kind::NoCause, format!("{event:?}: the key existed")),
         }
     }
 
-    /// Another change took effect in the meantime; to a rotation, another rotation.
+    /// Another change took effect in between. For a rotation, it must be another rotation.
     fn conflict(&mut self, event: &Event, attempt: Attempt, changes: &Changes) {
         let meanwhile = |place: usize| {
             changes.bounds.from[place] <= event.span.back
@@ -350,7 +352,7 @@ impl Checker {
             Attempt::Delete => false,
         };
         if !explained {
-            self.violation(Kind::NoCause, format!("{event:?}: nothing came between"));
+            self.violation(Kind::NoCause, format!("{event:?}: no change came in between"));
         }
     }
 }

@@ -1,34 +1,33 @@
-//! What was done to one key, and what came of it.
+//! Operations on one key and their outcomes.
 
 use keygate::Denial;
 
-/// From just before the call to just after its return, in nanoseconds of one
-/// monotonic clock.
+/// From just before the call to just after its return, in nanoseconds of one monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) call: u64,
     pub(crate) back: u64,
 }
 
-/// What decides over requests with a key, and its name, in which a lost edit shows.
+/// The fields that decide about requests, and the name, in which a lost edit is visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State {
-    /// Tells the key's secrets apart.
+    /// Identifies the key's current secret.
     pub(crate) secret: u64,
     pub(crate) revoked: bool,
-    /// Whether it may be used from home only.
+    /// Whether the key may be used from home only.
     pub(crate) home_only: bool,
     pub(crate) name: u32,
 }
 
-/// A state with the number that the store gave it.
+/// A state with the revision that the store gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Version {
     pub(crate) revision: u32,
     pub(crate) state: State,
 }
 
-/// What an update asks for.
+/// The fields that an update asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patch {
     pub(crate) revoked: Option<bool>,
@@ -47,7 +46,7 @@ impl Patch {
     }
 }
 
-/// A change that was not made.
+/// A change that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     Update,
@@ -59,13 +58,13 @@ pub(crate) enum Attempt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deed {
     Created(Version),
-    /// Made that version, or found that it says so already.
+    /// Made that version, or found that it already had these values.
     Updated(Patch, Version),
     Rotated(Version),
     Deleted,
-    /// Refused: another change came first.
+    /// Refused because another change came first.
     Conflict(Attempt),
-    /// Refused: there is no such key.
+    /// Refused because the key does not exist.
     NotFound(Attempt),
     Accepted {
         secret: u64,
@@ -78,7 +77,7 @@ pub(crate) enum Deed {
         seen: Version,
         denial: Denial,
     },
-    /// Refused: there is no key with that secret.
+    /// Refused because no key has that secret.
     Unknown {
         secret: u64,
     },

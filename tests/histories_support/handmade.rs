@@ -1,4 +1,4 @@
-//! The checker on histories made by hand, of which it is known whether they are right.
+//! The checker on handmade histories that are known to be right or wrong.
 
 use keygate::Denial;
 
@@ -37,7 +37,7 @@ fn unknown(call: u64, back: u64, secret: u64) -> Event {
     at(call, back, Deed::Unknown { secret })
 }
 
-/// What is wrong with it by itself, and what all together.
+/// The violations for each verification by itself, and for all together.
 fn verdicts(events: &[Event], expires: Option<u64>) -> [Vec<Kind>; 2] {
     [Demand::Each, Demand::Together].map(|demand| {
         check(events, expires, demand).iter().map(|violation| violation.kind).collect()
@@ -53,7 +53,7 @@ fn assert_illegal(events: &[Event], kind: Kind) {
 }
 
 #[test]
-fn a_quiet_life_is_legal() {
+fn a_sequential_history_is_legal() {
     let (one, two, three) = (version(1, NEW), version(2, revoked(NEW)), version(3, NEW));
     let four = version(4, State { secret: 2, ..NEW });
     assert_legal(&[
@@ -74,7 +74,7 @@ fn a_quiet_life_is_legal() {
 }
 
 #[test]
-fn during_a_revocation_either_answer_is_legal_and_after_it_one() {
+fn during_a_revocation_both_answers_are_legal_and_afterwards_only_one() {
     let (one, two) = (version(1, NEW), version(2, revoked(NEW)));
     let revocation = at(20, 30, Deed::Updated(REVOKE, two));
     assert_legal(&[created(), revocation, accepted(21, 22, one)]);
@@ -85,7 +85,7 @@ fn during_a_revocation_either_answer_is_legal_and_after_it_one() {
 }
 
 #[test]
-fn an_old_secret_is_dead_once_the_rotation_has_returned_and_not_before_it_began() {
+fn an_old_secret_works_until_the_rotation_begins_and_not_after_it_returned() {
     let two = version(2, State { secret: 2, ..NEW });
     let rotation = at(20, 30, Deed::Rotated(two));
     let history = |event| [created(), rotation, event];
@@ -94,13 +94,13 @@ fn an_old_secret_is_dead_once_the_rotation_has_returned_and_not_before_it_began(
     assert_illegal(&history(unknown(15, 19, 1)), Kind::NoCause);
     assert_illegal(&history(accepted(31, 32, version(1, NEW))), Kind::TooLate);
     assert_illegal(&history(unknown(31, 32, 2)), Kind::NoCause);
-    // Nobody can know a secret that was not returned yet; but it would be no lie.
+    // A secret cannot be known before it was returned, but accepting it would be correct.
     assert_legal(&history(unknown(29, 32, 2)));
     assert_illegal(&history(unknown(31, 32, 7)), Kind::NoCause);
 }
 
 #[test]
-fn a_deleted_key_is_gone_and_a_key_that_is_there_is_found() {
+fn a_deleted_key_is_not_found_and_an_existing_key_is_found() {
     let history = |event| [created(), at(20, 30, Deed::Deleted), event];
     assert_legal(&history(unknown(25, 26, 1)));
     assert_legal(&history(at(25, 26, Deed::NotFound(Attempt::Update))));
@@ -113,7 +113,7 @@ fn a_deleted_key_is_gone_and_a_key_that_is_there_is_found() {
 }
 
 #[test]
-fn an_edit_is_no_cause_to_refuse() {
+fn an_edit_is_no_reason_to_refuse_a_key() {
     let two = version(2, State { name: 7, ..NEW });
     let rename = at(20, 30, Deed::Updated(Patch { name: Some(7), ..Patch::default() }, two));
     assert_legal(&[created(), rename, accepted(25, 26, two)]);
@@ -122,7 +122,7 @@ fn an_edit_is_no_cause_to_refuse() {
 }
 
 #[test]
-fn addresses_decide_only_where_they_are_restricted() {
+fn addresses_matter_only_for_restricted_keys() {
     let open = version(1, NEW);
     let restricted = version(2, State { home_only: true, ..NEW });
     let patch = Patch { home_only: Some(true), ..Patch::default() };
@@ -152,7 +152,7 @@ fn a_key_expires_at_its_instant() {
 }
 
 #[test]
-fn conflicts_need_somebody_who_came_between() {
+fn a_conflict_needs_a_change_in_between() {
     let two = version(2, State { secret: 2, ..NEW });
     let rotation = at(20, 30, Deed::Rotated(two));
     let conflict = |call, back| at(call, back, Deed::Conflict(Attempt::Rotate));
@@ -164,20 +164,20 @@ fn conflicts_need_somebody_who_came_between() {
 }
 
 #[test]
-fn who_finds_what_was_asked_for_made_no_version() {
+fn an_update_that_finds_its_values_made_no_version() {
     let two = version(2, revoked(NEW));
     let revocation = |call, back| at(call, back, Deed::Updated(REVOKE, two));
     assert_legal(&[created(), revocation(20, 40), revocation(25, 30), revocation(50, 60)]);
-    // The one that returned first had it, whoever made it.
+    // The caller that returned first saw the version, whichever call made it.
     let early = [created(), revocation(20, 40), revocation(25, 30)];
     assert_illegal(&[&early[..], &[accepted(31, 32, version(1, NEW))]].concat(), Kind::TooLate);
 }
 
 #[test]
-fn an_edit_that_is_lost_or_made_twice_is_found() {
+fn a_lost_or_repeated_edit_is_detected() {
     let renamed = State { name: 7, ..NEW };
     let rename = Patch { name: Some(7), ..Patch::default() };
-    // The revocation was written over.
+    // The revocation was overwritten.
     let lost = [
         created(),
         at(20, 40, Deed::Updated(REVOKE, version(2, revoked(NEW)))),
@@ -201,7 +201,7 @@ fn an_edit_that_is_lost_or_made_twice_is_found() {
 }
 
 #[test]
-fn changes_in_another_order_than_their_versions_are_found() {
+fn changes_out_of_version_order_are_detected() {
     let (two, three) = (version(2, revoked(NEW)), version(3, NEW));
     let later_first = [
         created(),
@@ -212,7 +212,7 @@ fn changes_in_another_order_than_their_versions_are_found() {
 }
 
 #[test]
-fn what_each_could_have_seen_but_not_all_together_is_found() {
+fn individually_possible_but_jointly_impossible_answers_are_detected() {
     let (one, two) = (version(1, NEW), version(2, revoked(NEW)));
     let revocation = at(20, 90, Deed::Updated(REVOKE, two));
     let new_then_old =
@@ -221,7 +221,7 @@ fn what_each_could_have_seen_but_not_all_together_is_found() {
     let old_then_new =
         [created(), revocation, accepted(30, 40, one), denied(35, 60, two, Denial::Revoked)];
     assert_legal(&old_then_new);
-    // The same with a secret that is gone.
+    // The same with an old secret.
     let rotation = at(20, 90, Deed::Rotated(version(2, State { secret: 2, ..NEW })));
     let gone_then_there = [created(), rotation, unknown(30, 40, 1), accepted(50, 60, one)];
     assert_eq!(verdicts(&gone_then_there, None), [vec![], vec![Kind::Disorder]]);

@@ -1,4 +1,4 @@
-//! Many threads that use and change a few keys, and write down what came of it.
+//! Many threads that use and change a few keys and record the outcomes.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,28 +16,28 @@ use tokio::runtime::Handle;
 use super::checker::{Demand, Violation, check};
 use super::event::{Attempt, Deed, Event, Patch, Span, State, Version};
 
-/// A busy machine is slow; the checker knows no store that is.
+/// A busy machine is slow, and the checker does not expect an unavailable store.
 pub(crate) const PATIENT: Duration = Duration::from_secs(20);
 
 const HOME: &str = "10.0.0.1";
 const ABROAD: &str = "192.0.2.1";
 
-/// Where the clock of the managers begins, in microseconds since 1970.
+/// The start of the managers' clock, in microseconds since 1970.
 const BEGINNING: i64 = 1_800_000_000_000_000;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) operations: u64,
     pub(crate) threads: u64,
-    /// Keys at a time. Few of them, so that the threads meet.
+    /// The number of keys at a time. Few, so that the threads collide.
     pub(crate) keys: usize,
-    /// Changes among a hundred operations.
+    /// The percentage of changes among the operations.
     pub(crate) changes: u64,
-    /// How long a key that expires is valid.
+    /// The lifetime of a key that expires.
     pub(crate) lifetime: Duration,
 }
 
-/// The clock of spans and of the manager: one that nobody corrects.
+/// The clock of the spans and of the managers. It is never adjusted.
 #[derive(Clone, Copy, Debug)]
 struct Ours(Instant);
 
@@ -54,7 +54,7 @@ impl Clock for Ours {
     }
 }
 
-/// What was seen of all keys.
+/// The recorded events of all keys.
 #[derive(Default)]
 pub(crate) struct History {
     keys: HashMap<u32, OfKey>,
@@ -74,13 +74,13 @@ impl History {
         all.flat_map(|key| check(&key.events, key.expires, demand)).collect()
     }
 
-    /// How many operations ended like that.
+    /// How many operations had such an outcome.
     pub(crate) fn count(&self, is_it: impl Fn(&Deed) -> bool) -> usize {
         let events = self.keys.values().flat_map(|key| &key.events);
         events.filter(|event| is_it(&event.deed)).count()
     }
 
-    /// How many verifications were under way while the key was changed.
+    /// How many verifications overlapped with a change of the key.
     pub(crate) fn races(&self) -> usize {
         let mut races = 0;
         for key in self.keys.values() {
@@ -104,8 +104,8 @@ impl History {
     }
 }
 
-/// Runs the plan, each thread with a manager of its own over that store: within one manager
-/// changes of a key wait for each other. Not to be called on the runtime.
+/// Runs the plan. Each thread has its own manager over the store, since within one manager the
+/// changes of a key wait for each other. Must not be called on the runtime.
 pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> History {
     let (clock, store) = (Ours(Instant::now()), Arc::new(store));
     let manager = |_| {
@@ -143,7 +143,7 @@ pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> Histor
         secrets.extend(worker.issued);
         expiries.extend(worker.expiries);
     }
-    // When all is quiet, every secret that there ever was.
+    // At the end, verify every secret ever issued.
     let mut last = Worker::new(&bench, plan.threads);
     runtime.block_on(async {
         for secret in &secrets {
@@ -166,19 +166,19 @@ struct Bench {
     clock: Ours,
     plan: Plan,
     slots: Vec<Mutex<Slot>>,
-    /// How many keys there were so far.
+    /// How many keys have been created so far.
     count: AtomicU32,
 }
 
-/// What the threads know of one key.
+/// The threads' knowledge of one key.
 #[derive(Default)]
 struct Slot {
     key: Option<(u32, KeyId)>,
-    /// Somebody is making the next key.
+    /// A thread is creating the next key.
     making: bool,
-    /// Oldest first.
+    /// The secrets of the current key, oldest first.
     secrets: Vec<Secret>,
-    /// Of keys that are gone.
+    /// Secrets of deleted keys.
     dead: Vec<Secret>,
 }
 
@@ -208,7 +208,7 @@ fn home_only() -> Allowlist {
     Allowlist::parse(["10.0.0.0/8"]).unwrap()
 }
 
-/// Tells secrets apart.
+/// Numbers the secrets.
 fn mark(digest: &KeyDigest) -> u64 {
     u64::from_be_bytes(*digest.as_bytes().first_chunk().unwrap())
 }
@@ -270,7 +270,7 @@ impl<'a> Worker<'a> {
             let length = secrets.len() as u64;
             (length > 0).then(|| secrets[usize::try_from(any % length).unwrap()].clone())
         };
-        // Where the key is gone, another one: its successor may be long in the making.
+        // If the key is deleted, use another one: creating its successor may take long.
         let order = (number..number + self.bench.slots.len()).map(|n| n % self.bench.slots.len());
         let secret =
             order.map(|n| self.bench.slots[n].lock().unwrap()).find_map(|slot| match which {
@@ -305,7 +305,7 @@ impl<'a> Worker<'a> {
                 Deed::Denied { secret: mark, home, seen: version(&key), denial }
             }
             Err(VerifyError::Unknown) => Deed::Unknown { secret: mark },
-            Err(other) => panic!("the store is not well: {other:?}"),
+            Err(other) => panic!("the store failed: {other:?}"),
         };
         self.log.push((secret.key, Event { span, deed }));
     }
@@ -324,7 +324,7 @@ impl<'a> Worker<'a> {
             } else if let Some(key) = slot.key {
                 Some(key)
             } else {
-                // Made by somebody else at this moment.
+                // Another thread is creating it at this moment.
                 return;
             }
         };
@@ -351,12 +351,12 @@ impl<'a> Worker<'a> {
         let span = Span { call, back: self.bench.clock.nanos() };
         let issued = match issued {
             Ok(issued) => issued,
-            // The machine was busy for so long.
+            // The machine was busy for longer than the lifetime.
             Err(ManageError::ExpirationInThePast) => {
                 self.bench.slots[number].lock().unwrap().making = false;
                 return;
             }
-            Err(other) => panic!("the store is not well: {other:?}"),
+            Err(other) => panic!("the store failed: {other:?}"),
         };
         let deed = Deed::Created(version(&issued.key));
         self.log.push((key, Event { span, deed }));
@@ -444,6 +444,6 @@ fn refused(attempt: Attempt, error: &ManageError) -> Deed {
     match error {
         ManageError::Conflict => Deed::Conflict(attempt),
         ManageError::NotFound => Deed::NotFound(attempt),
-        other => panic!("the store is not well: {other:?}"),
+        other => panic!("the store failed: {other:?}"),
     }
 }

@@ -13,7 +13,7 @@ use crate::support::SpyStore;
 use crate::{ada, assert_denied, assert_unavailable, bench, bench_with, eve, networks, new_key};
 
 #[tokio::test]
-async fn an_organisation_has_at_most_20_keys_revoked_and_expired_ones_included() {
+async fn an_organisation_has_at_most_20_keys_including_revoked_and_expired_ones() {
     let b = bench();
     let mut ids = Vec::new();
     for at in 0..20 {
@@ -48,7 +48,7 @@ async fn an_allowlist_has_at_most_50_entries() {
 }
 
 #[tokio::test]
-async fn limits_are_the_hosts_to_set() {
+async fn the_host_can_set_the_limits() {
     let b = bench_with(|builder| builder.limits(Limits::default().max_keys(2).max_ips_per_key(1)));
     assert_eq!(b.keys.limits(), Limits::default().max_keys(2).max_ips_per_key(1));
     b.create().await;
@@ -65,7 +65,7 @@ async fn limits_are_the_hosts_to_set() {
 }
 
 #[tokio::test]
-async fn case_10_a_key_is_good_up_to_its_expiry_and_refused_at_that_very_instant() {
+async fn case_10_a_key_is_valid_before_its_expiry_and_refused_at_that_instant() {
     let b = bench();
     let created = b.clock.now();
     let exactly = created.saturating_add(Duration::from_micros(1));
@@ -93,13 +93,13 @@ async fn case_10_a_key_is_good_up_to_its_expiry_and_refused_at_that_very_instant
 }
 
 #[tokio::test]
-async fn case_10_a_clock_that_steps_back_panics_nothing() {
+async fn case_10_a_clock_that_steps_back_causes_no_panic() {
     let b = bench();
     let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
     let created = b.clock.now();
     b.clock.advance(Duration::from_secs(86_400));
     assert_denied(b.verify(&issued).await, Denial::Expired);
-    // As documented: valid again for as long as the clock says so.
+    // As documented: the key is valid again while the clock is back.
     for now in [created, created.saturating_sub(Duration::from_secs(3_600)), Timestamp::MIN] {
         b.clock.set(now);
         b.verify(&issued).await.unwrap();
@@ -119,12 +119,15 @@ async fn an_expiration_that_is_not_in_the_future_is_refused() {
     }
     b.clock.set(Timestamp::MAX);
     let refused = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await;
-    assert!(matches!(refused, Err(ManageError::ExpirationInThePast)), "a day after the last");
+    assert!(
+        matches!(refused, Err(ManageError::ExpirationInThePast)),
+        "a day after the maximum time"
+    );
     assert_eq!((b.snapshot().await, b.log.len()), (vec![], 0));
 }
 
 #[tokio::test]
-async fn a_slow_store_prolongs_no_key() {
+async fn a_slow_store_does_not_extend_the_life_of_a_key() {
     let b = bench();
     let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
     let clock = b.clock.clone();
@@ -135,7 +138,7 @@ async fn a_slow_store_prolongs_no_key() {
     assert_denied(b.verify(&issued).await, Denial::Expired);
 }
 
-/// As many good fills as it was told, and then none.
+/// A generator that works a number of times and then fails.
 #[derive(Debug)]
 struct RunsDry(AtomicUsize);
 
@@ -148,7 +151,7 @@ impl Random for RunsDry {
 }
 
 #[tokio::test]
-async fn without_random_bytes_there_is_no_key() {
+async fn without_random_bytes_no_key_is_created() {
     let store = Arc::new(SpyStore::default());
     let built = KeyManager::builder(store.clone()).random(RunsDry(0.into())).build();
     assert!(matches!(built, Err(BuildError::Random(_))));

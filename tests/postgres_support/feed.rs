@@ -1,4 +1,4 @@
-//! What is told, and that a proof never proves too much.
+//! Announced changes, and proofs that never cover too much.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::told::{Told, changed, proves};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn each_change_is_told_and_a_use_is_not() {
+async fn each_change_is_announced_and_a_use_is_not() {
     in_schema(|options| async move {
         let (store, other) =
             (options.clone().connect().await.unwrap(), options.connect().await.unwrap());
@@ -36,7 +36,7 @@ async fn each_change_is_told_and_a_use_is_not() {
         assert_eq!(refused, []);
         let deleted = told.of(async { other.delete(&key.org, &key.id, None).await.unwrap() }).await;
         assert_eq!(deleted, changed(key.id));
-        // The store's own changes are told as well.
+        // The store's own changes are announced as well.
         let inserted = told.of(async { store.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
         assert_eq!(inserted, changed(key.id));
 
@@ -57,7 +57,7 @@ async fn each_change_is_told_and_a_use_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn changes_by_hand_are_told_with_their_transaction() {
+async fn manual_changes_are_announced_when_their_transaction_commits() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
@@ -90,7 +90,7 @@ async fn changes_by_hand_are_told_with_their_transaction() {
         let columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'keys' \
                        AND table_schema = $1";
         let columns: i64 = db.query_one(columns, &[&schema]).await.unwrap().get(0);
-        assert_eq!(columns, 13, "a new one is to be announced, too");
+        assert_eq!(columns, 13, "announce the new column too");
 
         let both = by_hand(format!("UPDATE {{keys}} SET id = '{}'", moved.id)).await;
         assert_eq!(both, [News::Changed(key.id), News::Changed(moved.id)]);
@@ -99,12 +99,12 @@ async fn changes_by_hand_are_told_with_their_transaction() {
         let replicated = "SET session_replication_role = replica; \
                           UPDATE {keys} SET status = 'active'; RESET session_replication_role";
         assert_eq!(by_hand(replicated.to_owned()).await, changed(moved.id));
-        // As long as the transaction is open, nothing is told.
+        // While the transaction is open, nothing is announced.
         let open = "BEGIN; DELETE FROM {keys}".to_owned();
         assert_eq!(by_hand(open).await, []);
         assert_eq!(by_hand("COMMIT".to_owned()).await, changed(moved.id));
         assert_eq!(by_hand("TRUNCATE {keys}".to_owned()).await, [News::Missed]);
-        // As the documentation has it.
+        // As documented.
         let all = "SELECT pg_notify(channel || ' ' || tableoid, '*') FROM keygate.schema_version";
         assert_eq!(by_hand(all.replace("keygate", &schema)).await, [News::Missed]);
     })
@@ -113,7 +113,7 @@ async fn changes_by_hand_are_told_with_their_transaction() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_proof_comes_behind_every_change_that_was_finished_before() {
+async fn a_proof_follows_every_change_committed_before_it() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.clone().connect().await.unwrap();
@@ -131,7 +131,7 @@ async fn a_proof_comes_behind_every_change_that_was_finished_before() {
                         store.insert(&key, OrgLimit::NONE).await.unwrap();
                         let mut id = key.id;
                         if round % 5 == 0 {
-                            // A transaction that is long in the making.
+                            // A long transaction.
                             id = keygate::KeyId::from_bytes(
                                 key.digest.as_bytes()[..16].try_into().unwrap(),
                             );
@@ -164,11 +164,10 @@ async fn a_proof_comes_behind_every_change_that_was_finished_before() {
     .await;
 }
 
-/// The changes that wait in the server for one listener would be in the way of
-/// everybody's.
+/// Announcements queued in the server for one listener would block the queue for all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
+async fn a_feed_that_is_not_polled_is_closed_and_starts_again() {
     use keygate::store::ChangeFeed;
     in_schema(|options| async move {
         let schema = schema_of(&options);
@@ -201,7 +200,7 @@ async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_call_that_is_dropped_loses_nothing() {
+async fn a_dropped_call_loses_no_announcement() {
     use keygate::store::ChangeFeed;
     in_schema(|options| async move {
         let store = options.connect().await.unwrap();

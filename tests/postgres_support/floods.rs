@@ -1,4 +1,4 @@
-//! Floods of announcements that say nothing, by other roles and on the schema's own channel.
+//! Floods of meaningless announcements, from other roles and on the schema's own channel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::told::{Told, channel};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_heard() {
+async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_accepted_on_it() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
@@ -46,7 +46,7 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_heard() 
             .await;
         administrator.batch_execute(&format!("DROP ROLE {role}")).await.unwrap();
         assert!(denied.to_string().contains("db error"), "{denied}");
-        assert!(visible.contains("schema_version"), "it reads the functions");
+        assert!(visible.contains("schema_version"), "the role can read the functions");
         let random = secret.split(' ').next().unwrap();
         assert!(!visible.contains(random), "another role can read the channel");
         assert_eq!(news, []);
@@ -54,7 +54,7 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_heard() 
     .await;
 }
 
-/// Says what means nothing on that channel, over and over, until it is dropped.
+/// Sends meaningless announcements on that channel until it is dropped.
 pub(crate) struct Flood {
     said: Arc<AtomicU64>,
     task: JoinHandle<()>,
@@ -71,14 +71,14 @@ impl Flood {
             let say = db.prepare(say).await.unwrap();
             loop {
                 db.query(&say, &[&channel]).await.unwrap();
-                // The server leaves out what is repeated within a transaction.
+                // The server drops repeated announcements within a transaction.
                 count.fetch_add(101, Ordering::SeqCst);
             }
         });
         Self { said, task }
     }
 
-    /// How many announcements so far.
+    /// The number of announcements so far.
     pub(crate) fn said(&self) -> u64 {
         self.said.load(Ordering::SeqCst)
     }
@@ -92,7 +92,7 @@ impl Drop for Flood {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_51_a_flood_costs_one_reload_a_heartbeat() {
+async fn case_51_a_flood_causes_one_reload_per_heartbeat() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();

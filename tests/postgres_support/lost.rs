@@ -15,7 +15,7 @@ use crate::told::{HEARTBEAT, REACH, Told, changed, listeners, proves, until_list
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_killed_session_is_told_and_replaced() {
+async fn a_killed_session_is_reported_and_replaced() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
@@ -27,7 +27,7 @@ async fn a_killed_session_is_told_and_replaced() {
             let kill = "SELECT pg_terminate_backend($1)";
             administrator().await.query(kill, &[&pid]).await.unwrap();
             let lost = told.wait(from, |news| *news == News::Missed).await;
-            // Once more when it listens again, and before any proof.
+            // Announced again when it listens again, before any proof.
             let next = told.wait(lost + 1, |_| true).await;
             assert_eq!(told.all()[next], News::Missed);
         }
@@ -37,10 +37,10 @@ async fn a_killed_session_is_told_and_replaced() {
     .await;
 }
 
-/// A session that only listens is idle to the server.
+/// To the server, a session that only listens is idle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_server_that_ends_idle_sessions_does_not_end_the_one_that_listens() {
+async fn a_server_that_ends_idle_sessions_does_not_end_the_listening_one() {
     in_schema(|options| async move {
         let url = format!("{}?options=-c%20idle_session_timeout%3D500", url());
         let options = PostgresOptions::from_url(&url).unwrap().schema(schema_of(&options));
@@ -81,7 +81,7 @@ async fn a_dropped_feed_leaves_no_session_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_cut_network_gives_no_proof_until_it_is_whole() {
+async fn a_cut_network_gives_no_proof_until_it_is_restored() {
     in_schema(|options| async move {
         let store = options.clone().connect().await.unwrap();
         let proxy = Proxy::start(address(&url())).await;
@@ -113,11 +113,11 @@ async fn a_cut_network_gives_no_proof_until_it_is_whole() {
     .await;
 }
 
-/// The store has moved to another server, and the listener's is still there: what
-/// it tells is not about the store.
+/// The store has moved to another server, but the listener's server still runs: its
+/// announcements are not about the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_listener_on_another_server_than_the_store_is_given_up() {
+async fn a_listener_on_another_server_than_the_store_is_dropped() {
     in_schema(|options| async move {
         let cluster = Cluster::start();
         let config: tokio_postgres::Config = url().parse().unwrap();
@@ -149,8 +149,8 @@ async fn a_listener_on_another_server_than_the_store_is_given_up() {
     .await;
 }
 
-/// PgBouncer lends out server sessions by transaction. Whatever the feed sends there,
-/// it hears something of; but not of what others say in between.
+/// PgBouncer assigns server sessions per transaction. The feed hears some of its own
+/// statements, but not the announcements of others in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL and PgBouncer"]
 async fn behind_pgbouncer_there_is_no_proof_and_keys_are_still_verified() {

@@ -10,30 +10,30 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::time::sleep;
 
-/// What becomes of the bytes.
+/// What happens to the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
-    /// They are passed on.
+    /// They are forwarded.
     Whole,
-    /// Connections are closed, also those that are made now.
+    /// Connections are closed, including new ones.
     Closed,
-    /// Bytes are swallowed, and connections stay open; also those that are made now.
-    /// A connection that has lost any stays silent for good.
+    /// Bytes are dropped and connections stay open, including new ones. A connection that has
+    /// lost bytes stays silent forever.
     Silent,
-    /// Like `Silent`, and nobody learns that the other side has closed before the
-    /// network is whole again.
+    /// Like `Silent`, and a close by the other side is not noticed before the network is
+    /// restored.
     BlackHole,
     /// Connections are reset.
     Reset,
-    /// The direction ends, the other one goes on.
+    /// This direction ends, the other one continues.
     HalfClosed,
-    /// So many bytes are passed on, and then the connection is closed.
+    /// This many bytes are forwarded, and then the connection is closed.
     Truncated(usize),
-    /// So many bytes are passed on, and then no more.
+    /// This many bytes are forwarded, and then no more.
     Torn(usize),
-    /// Each piece is held for that long.
+    /// Each packet is delayed for that long.
     Slow(Duration),
-    /// So many bytes a second are passed on.
+    /// This many bytes per second are forwarded.
     Narrow(usize),
 }
 
@@ -46,18 +46,18 @@ pub(crate) enum Side {
     Back,
 }
 
-/// A fault that is yet to come.
+/// A planned fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strike {
     pub(crate) side: Side,
-    /// It comes with the piece of that number in that direction, from 1 up.
+    /// The number of the packet in that direction, from 1 up, at which it occurs.
     pub(crate) piece: usize,
     pub(crate) network: Network,
-    /// Whether it is the network from then on; or else only that one connection.
+    /// Whether the whole network has the fault from then on, or only that connection.
     pub(crate) lasting: bool,
 }
 
-/// What the network is, and in which direction; both where none is said.
+/// The state of the network, and its direction; `None` for both.
 type State = (Network, Option<Side>);
 
 /// Listens until it is dropped.
@@ -71,7 +71,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// In front of the server at that address, `host:port`.
+    /// Starts a proxy for the server at that address, `host:port`.
     pub(crate) async fn start(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -100,27 +100,27 @@ impl Proxy {
         self.state.send_replace((network, None));
     }
 
-    /// Only in that direction.
+    /// Sets the network in one direction only.
     pub(crate) fn set_on(&self, side: Side, network: Network) {
         self.state.send_replace((network, Some(side)));
     }
 
-    /// The network becomes that in the midst of what comes next.
+    /// Plans a fault for the next packets.
     pub(crate) fn strike(&self, strike: Strike) {
         *self.armed.lock().unwrap() = Some(strike);
     }
 
-    /// Nothing is to come any more; whether something came.
+    /// Cancels a planned fault. Returns whether it occurred.
     pub(crate) fn has_struck(&self) -> bool {
         self.armed.lock().unwrap().take().is_none()
     }
 
-    /// Connections from now on lead to another server.
+    /// Makes new connections lead to another server.
     pub(crate) fn redirect(&self, server: String) {
         *self.server.lock().unwrap() = server;
     }
 
-    /// The URL, by way of this.
+    /// The URL through this proxy.
     pub(crate) fn url(&self, url: &str) -> String {
         let (user, rest) = url.rsplit_once('@').unwrap();
         let (_, database) = rest.split_once('/').unwrap();
@@ -134,7 +134,7 @@ pub(crate) fn address(url: &str) -> String {
     rest.split_once('/').unwrap().0.to_owned()
 }
 
-/// What every connection looks at.
+/// State shared by all connections.
 #[derive(Clone)]
 struct Wire {
     state: Arc<Sender<State>>,
@@ -143,8 +143,8 @@ struct Wire {
 }
 
 impl Wire {
-    /// Counts a piece in that direction; what strikes this connection alone, if
-    /// anything does.
+    /// Counts a packet in that direction. Returns the fault for this connection alone, if
+    /// there is one.
     fn count(&self, side: Side) -> Option<Network> {
         let mut armed = self.armed.lock().unwrap();
         let strike = armed.as_mut().filter(|strike| strike.side == side)?;
@@ -167,7 +167,7 @@ async fn connect(near: TcpStream, server: String, wire: Wire) {
     let there = Direction::new(Side::There, wire.clone()).pass(near_in, far_out);
     let back = Direction::new(Side::Back, wire).pass(far_in, near_out);
     tokio::pin!(there, back);
-    // Where one side ends, so does the other.
+    // If one side ends, so does the other.
     tokio::select! {
         () = &mut there => {}
         () = &mut back => {}
@@ -179,10 +179,10 @@ struct Direction {
     side: Side,
     wire: Wire,
     state: Receiver<State>,
-    /// What struck this connection.
+    /// The fault of this connection.
     own: Option<Network>,
     silent: bool,
-    /// The network in whose honour the direction was silenced.
+    /// The network state that silenced this direction.
     hole: bool,
 }
 
@@ -192,12 +192,12 @@ impl Direction {
         Self { side, wire, state, own: None, silent: false, hole: false }
     }
 
-    /// What the network is here and now.
+    /// The state of the network for this direction now.
     fn now(&mut self) -> Network {
         let (network, side) = *self.state.borrow_and_update();
         let shared =
             if side.is_none_or(|side| side == self.side) { network } else { Network::Whole };
-        // Where the whole network is cut, no direction is spared.
+        // A cut of the whole network affects both directions.
         let cut = matches!(network, Network::Closed | Network::Reset | Network::BlackHole);
         let now = self.own.unwrap_or(if cut { network } else { shared });
         self.silent |= matches!(now, Network::Silent | Network::BlackHole);
@@ -277,7 +277,7 @@ fn reset(from: &OwnedReadHalf, to: &OwnedWriteHalf) {
     let _ = (from.as_ref().set_zero_linger(), to.as_ref().set_zero_linger());
 }
 
-/// Ends one direction; returns when the other end is gone, too.
+/// Ends one direction. Returns when the other end is gone too.
 async fn half_close(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let _ = to.shutdown().await;
     let mut bytes = [0; 8192];

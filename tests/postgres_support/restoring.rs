@@ -1,4 +1,4 @@
-//! The steps of `src/guide/restore.md`, word for word, beside a service that verifies.
+//! The steps of `src/guide/restore.md`, word for word, beside a running service.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -17,8 +17,7 @@ use crate::told::Told;
 
 const GUIDE: &str = include_str!("../../src/guide/restore.md");
 
-/// Runs a test with the URL of a database of its own, which is dropped even when it
-/// fails.
+/// Runs a test with the URL of its own database, which is dropped even when the test fails.
 async fn in_database<F>(test: impl FnOnce(String) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -34,7 +33,7 @@ where
     }
 }
 
-/// A service with its database, and the folder in which the steps are taken.
+/// A service with its database, and the folder in which the steps run.
 struct World {
     url: String,
     folder: TempDir,
@@ -43,7 +42,7 @@ struct World {
 }
 
 impl World {
-    /// With so many records of requests that a restore takes its time.
+    /// With this many records of requests, so that a restore takes some time.
     async fn start(url: String) -> Self {
         let store =
             PostgresOptions::from_url(&url).unwrap().deadline(PATIENT).connect().await.unwrap();
@@ -64,7 +63,7 @@ impl World {
         client.batch_execute(sql).await.unwrap();
     }
 
-    /// Takes the step of the guide in which these words are.
+    /// Runs the step of the guide that contains these words.
     async fn step(&self, words: &str) {
         let blocks = GUIDE.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
         let step = blocks.filter(|block| block.contains(words)).collect::<Vec<_>>();
@@ -81,7 +80,7 @@ impl World {
         (issued.key.id, issued.secret)
     }
 
-    /// Verifies that key over and over until it is told to stop; how often.
+    /// Verifies that key repeatedly until stopped. Returns the number of verifications.
     fn verify(&self, key: &PlaintextKey, stop: &Arc<AtomicBool>) -> JoinHandle<u32> {
         let (keys, stop) = (self.keys.clone(), Arc::clone(stop));
         let secret = key.expose_secret().to_owned();
@@ -98,7 +97,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_backup_is_restored_beside_a_running_service_and_what_works_again_is_revoked() {
+async fn a_backup_is_restored_beside_a_running_service_and_reactivated_keys_are_revoked() {
     in_database(|url| async move {
         let world = World::start(url).await;
         let max_staleness = Duration::from_secs(2);
@@ -119,7 +118,7 @@ async fn a_backup_is_restored_beside_a_running_service_and_what_works_again_is_r
         for secret in afterwards {
             keys.verify(secret.expose_secret(), None).await.unwrap_err();
         }
-        // Until the cache has heard of them all, and keeps that one.
+        // Until the cache has received all announcements and keeps that key.
         let told = Told::by(&world.store);
         for _ in 0..10 {
             told.proof().await;
@@ -156,7 +155,7 @@ async fn a_backup_is_restored_beside_a_running_service_and_what_works_again_is_r
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_restore_over_the_tables_in_use_refuses_no_good_key() {
+async fn a_restore_over_the_tables_in_use_refuses_no_valid_key() {
     in_database(|url| async move {
         let world = World::start(url).await;
         let (_, good) = world.make().await;

@@ -1,4 +1,4 @@
-//! A schema of an earlier version, brought up to date while it is in use.
+//! A schema of an earlier version, upgraded while it is in use.
 
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::postgres_support::{
 };
 use crate::told::{Told, changed};
 
-/// What version 1 makes, with one key.
+/// The tables of version 1, with one key.
 const VERSION_1: &str = "
     CREATE SCHEMA {schema};
     SET search_path = {schema};
@@ -69,7 +69,7 @@ const VERSION_1: &str = "
         NULL, NULL, NULL, 1);
     RESET search_path;";
 
-/// What version 3 has in addition.
+/// The additions of version 3.
 const VERSION_3: &str = "
     CREATE FUNCTION {schema}.announce_change() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM pg_notify(TG_TABLE_SCHEMA, (coalesce(NEW, OLD)).id::text); RETURN NULL; END';
@@ -85,7 +85,7 @@ async fn version(db: &Client, schema: &str) -> i64 {
     db.query_one(&version, &[]).await.unwrap().get(0)
 }
 
-/// Returns when a session of that name waits for a lock.
+/// Waits until a session of that name waits for a lock.
 async fn until_it_waits(db: &Client, name: &str) {
     let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1 \
                  AND wait_event_type = 'Lock'";
@@ -147,7 +147,7 @@ async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn who_may_only_use_the_tables_waits_for_their_owner_and_then_announces() {
+async fn a_role_that_may_only_use_the_tables_waits_for_their_owner_and_then_announces() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let (role, db) = (unique("keygate_role"), administrator().await);
@@ -178,11 +178,11 @@ async fn who_may_only_use_the_tables_waits_for_their_owner_and_then_announces() 
     .await;
 }
 
-/// Its transaction has announced a change where only processes of the earlier version
-/// listen, and ends when a newer one relies on its own channel.
+/// A transaction has announced a change only to processes of the earlier version. It ends when
+/// a newer process relies on its own channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn what_was_changed_before_an_upgrade_is_finished_before_it() {
+async fn changes_made_before_an_upgrade_are_committed_before_it() {
     in_schema(|options| async move {
         let (schema, db) = (schema_of(&options), administrator().await);
         let sql = format!("{VERSION_1}{VERSION_3}").replace("{schema}", &schema);
@@ -201,11 +201,11 @@ async fn what_was_changed_before_an_upgrade_is_finished_before_it() {
     .await;
 }
 
-/// Processes of version 3 and earlier listen on the channel that is named as the
-/// schema, and may still run.
+/// Processes of version 3 and earlier listen on the channel named like the schema, and may
+/// still run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_process_of_an_earlier_version_still_hears_of_changes() {
+async fn a_process_of_an_earlier_version_still_receives_announcements() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
@@ -241,7 +241,7 @@ async fn case_55_a_migration_beside_a_long_transaction_blocks_no_other_session_a
         let (name, other) = (unique("kg"), unique("kg"));
         let opening = tokio::spawn(in_session(&schema, &name).connect());
         until_it_waits(&db, &name).await;
-        // What the migration waits for, others read and write meanwhile.
+        // Others read and write what the migration waits for.
         db.batch_execute("SET statement_timeout = '2s'").await.unwrap();
         let write = format!("{read}; UPDATE {schema}.keys SET last_used_at = NULL");
         let mut uses = 0;
