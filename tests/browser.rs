@@ -1,4 +1,4 @@
-//! The settings page as a person uses it: a real Chromium clicks and types against the example server.
+//! The settings page in a browser: a real Chromium clicks and types against the example server.
 //!
 //! `cargo test --all-features --test browser -- --ignored`, with Debian's packages
 //! `chromium` and `chromium-driver`.

@@ -1,4 +1,4 @@
-//! Keys move between stores, and go on working.
+//! Keys move between stores and continue to work.
 #![cfg(all(feature = "sqlite", feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ use keygate::{
 };
 use tempfile::TempDir;
 
-/// More than a page of an import.
+/// More than one page of an import.
 const MANY: usize = 1_203;
 
 fn file() -> (TempDir, SqliteStore) {
@@ -35,7 +35,7 @@ fn actor(org: &str) -> Actor {
     Actor::new(OrgId::new(org).unwrap(), "ada")
 }
 
-/// Keys of two organisations: in use, restricted, expiring, rotated and revoked.
+/// Keys of two organisations: used, restricted, expiring, rotated and revoked.
 async fn fill(store: impl KeyStore) -> Vec<IssuedKey> {
     let keys = KeyManager::builder(store).build().unwrap();
     let mut issued = Vec::new();
@@ -55,12 +55,12 @@ async fn fill(store: impl KeyStore) -> Vec<IssuedKey> {
     issued
 }
 
-/// All keys of a store, as it hands them out.
+/// All keys of a store, as it exports them.
 async fn all(store: &dyn KeyExport) -> Vec<ApiKey> {
     store.export(None, usize::MAX).await.unwrap().iter().map(|key| ApiKey::clone(key)).collect()
 }
 
-/// Filled, moved to the other store and back to a third, keys are what they were.
+/// Creates keys, moves them to the other store and back to a third: they are unchanged.
 async fn there_and_back(other: impl KeyStore + KeyExport + Clone) {
     let ((_first, old), (_second, new)) = (file(), file());
     let issued = fill(old.clone()).await;
@@ -85,7 +85,7 @@ async fn there_and_back(other: impl KeyStore + KeyExport + Clone) {
             (_, verified) => assert_eq!(verified.unwrap().id(), issued.key.id),
         }
     }
-    // The limit of the organisation holds for what was imported.
+    // The limit of the organisation applies to imported keys.
     let full = keys.create(&actor("acme"), NewKey::named("21st").unwrap()).await;
     assert!(full.is_err());
 }
@@ -139,7 +139,7 @@ async fn keys_move_from_sqlite_to_postgres_and_back() {
 }
 
 #[tokio::test]
-async fn an_import_that_was_interrupted_is_run_again() {
+async fn an_interrupted_import_can_be_repeated() {
     let old = with_keys((0..MANY as u128).map(key)).await;
     let new = with_keys((0..700).map(key)).await;
     let moved = import(&old, &new).await.unwrap();
@@ -156,7 +156,7 @@ async fn an_empty_store_is_imported() {
 }
 
 #[tokio::test]
-async fn nothing_that_is_there_is_overwritten() {
+async fn an_import_overwrites_no_existing_key() {
     let revoked = ApiKey { status: Status::Revoked, revision: Revision::new(2), ..key(2) };
     let another_id = ApiKey { digest: key(2).digest, ..key(9) };
     let another_org = ApiKey { org: OrgId::new("globex").unwrap(), ..key(2) };
@@ -167,7 +167,7 @@ async fn nothing_that_is_there_is_overwritten() {
         let error = import(&old, &new).await.unwrap_err();
         assert!(matches!(error, ImportError::Taken { key: id } if id == key(2).id), "{error:?}");
         assert!(error.to_string().contains("import into an empty store"), "{error}");
-        // The keys before it are there, and it is what it was.
+        // The keys before it were imported, and the existing key is unchanged.
         let mut expected = vec![key(0), key(1), there];
         expected.sort_by_key(|key| key.id);
         assert_eq!(all(&new).await, expected);
@@ -175,7 +175,7 @@ async fn nothing_that_is_there_is_overwritten() {
 }
 
 #[tokio::test]
-async fn last_uses_move_forward_only() {
+async fn an_import_never_moves_the_last_use_back() {
     let at = |micros| Timestamp::from_unix_micros(micros).unwrap();
     let used = |micros| ApiKey { last_used_at: Some(at(micros)), ..key(1) };
     for (theirs, ours, after) in [(5, 9, 9), (9, 5, 9)] {
@@ -188,7 +188,7 @@ async fn last_uses_move_forward_only() {
     assert_eq!(all(&new).await, [used(3)]);
 }
 
-/// A store that fails once it holds so many keys.
+/// A store that fails when it holds this many keys.
 #[derive(Debug)]
 struct Full(MemoryStore, usize);
 
@@ -226,7 +226,7 @@ impl KeyStore for Full {
 }
 
 #[tokio::test]
-async fn a_store_that_fails_ends_the_import_with_what_it_said() {
+async fn a_failing_store_ends_the_import_with_its_error() {
     let old = with_keys((0..10).map(key)).await;
     let new = Full(MemoryStore::new(), 4);
     let error = import(&old, &new).await.unwrap_err();
@@ -234,7 +234,7 @@ async fn a_store_that_fails_ends_the_import_with_what_it_said() {
     assert_eq!(all(&new.0).await, all(&old).await[..4]);
 }
 
-/// A store of somebody's that gives out its first page again and again.
+/// A faulty store that exports its first page repeatedly.
 #[derive(Debug)]
 struct Stuck(MemoryStore);
 
@@ -250,14 +250,14 @@ impl KeyExport for Stuck {
 }
 
 #[tokio::test]
-async fn an_export_that_gets_nowhere_is_an_error() {
+async fn an_export_without_progress_is_an_error() {
     let stuck = Stuck(with_keys((0..3).map(key)).await);
     let error = import(&stuck, &MemoryStore::new()).await.unwrap_err();
     assert!(matches!(error, ImportError::Export { after: Some(_), .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn an_export_that_gets_nowhere_ends_the_revoking_after_a_restore_too() {
+async fn an_export_without_progress_ends_the_revocation_after_a_restore_too() {
     let stuck = Stuck(with_keys((0..3).map(key)).await);
     let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
     let error = keys.revoke_issued_before(&stuck, Timestamp::MIN, "host").await.unwrap_err();
@@ -267,7 +267,7 @@ async fn an_export_that_gets_nowhere_ends_the_revoking_after_a_restore_too() {
 // ---- after a restore ----
 
 #[tokio::test]
-async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_record() {
+async fn every_key_with_a_secret_issued_before_the_instant_is_revoked_and_recorded() {
     let (_folder, store) = file();
     let noon = Timestamp::parse("2027-05-03T12:00:00Z").unwrap();
     let clock = Arc::new(ManualClock::new(noon));
@@ -285,7 +285,7 @@ async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_reco
     let rotated_since = keys.create(&acme, new()).await.unwrap();
     clock.advance(Duration::from_secs(1));
     let instant = clock.now();
-    // Renamed since, which makes its secret no better.
+    // Renamed since; its secret is as old as before.
     let name = KeyName::new("renamed").unwrap();
     keys.update(&acme, &restored[0].key.id, KeyPatch::rename(name)).await.unwrap();
     let rotated_since = keys.rotate(&acme, &rotated_since.key.id).await.unwrap();
@@ -307,10 +307,10 @@ async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_reco
         verify(key).await.unwrap();
     }
     let same = keys.get(acme.org(), &revoked.id).await.unwrap();
-    assert_eq!(same, revoked, "not revoked a second time");
+    assert_eq!(same, revoked, "revoked a second time");
     assert_eq!(keys.revoke_issued_before(&store, instant, "host").await.unwrap(), 0, "again");
 
-    // More than a page of them.
+    // More than one page of them.
     let many = with_keys((0..MANY as u128).map(key)).await;
     let active = all(&many).await.iter().filter(|key| key.status == Status::Active).count();
     let many = Arc::new(many);
@@ -320,7 +320,7 @@ async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_reco
     assert!(all(&*many).await.iter().all(|key| key.status == Status::Revoked));
 }
 
-/// Changes each key after it was handed out.
+/// Changes each key after exporting it.
 #[derive(Debug)]
 struct Lively(Arc<MemoryStore>);
 
@@ -349,7 +349,7 @@ impl KeyExport for Lively {
 }
 
 #[tokio::test]
-async fn a_key_that_is_changed_meanwhile_is_revoked_if_it_still_has_to_be() {
+async fn a_key_changed_during_the_revocation_is_revoked_if_its_secret_is_still_old() {
     let active = (0..9).map(|n| ApiKey { status: Status::Active, rotated_at: None, ..key(n) });
     let store = Arc::new(with_keys(active).await);
     let keys = KeyManager::builder(store.clone()).build().unwrap();
@@ -362,7 +362,7 @@ async fn a_key_that_is_changed_meanwhile_is_revoked_if_it_still_has_to_be() {
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_read_is_no_key_less() {
+async fn an_unreadable_record_does_not_hide_a_key() {
     let (folder, old) = file();
     for n in 0..4 {
         old.insert(&key(n), OrgLimit::NONE).await.unwrap();

@@ -1,4 +1,4 @@
-//! axe-core finds nothing in any state of the page, light or dark, wide or narrow.
+//! axe-core finds no violation in any state of the page, light or dark, wide or narrow.
 //!
 //! `KEYGATE_AXE` is the path of `axe.min.js` from the package `axe-core`:
 //! `npm pack axe-core && tar xzf axe-core-*.tgz`, then `KEYGATE_AXE=$PWD/package/axe.min.js`.
@@ -9,7 +9,7 @@ use crate::browser_support::Browser;
 use crate::house::{House, texts, visit_house};
 use crate::views::{Screen, evaluate, furnish, tour};
 
-/// What axe-core finds of any weight, an element each.
+/// The violations that axe-core finds, one line per element.
 fn violations(browser: &Browser, axe: &str) -> Vec<String> {
     if evaluate(browser, "typeof axe") == "undefined" {
         evaluate(browser, axe);
@@ -24,7 +24,7 @@ fn violations(browser: &Browser, axe: &str) -> Vec<String> {
 #[ignore = "needs chromium, and axe-core in KEYGATE_AXE"]
 async fn axe_finds_nothing_in_any_state() {
     let path = std::env::var("KEYGATE_AXE").expect("KEYGATE_AXE is the path of axe.min.js");
-    // What the file evaluates to need not come back.
+    // The value of the script need not be returned.
     let axe = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")) + "\n;0";
     let mut found = Vec::new();
     let mut look = |browser: &Browser, screen: Screen, state: &str| {
@@ -54,7 +54,7 @@ async fn axe_finds_nothing_in_any_state() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn dialogs_have_their_title_as_name_and_the_table_is_one_at_any_width() {
+async fn dialogs_are_named_by_their_title_and_the_table_has_its_role_at_any_width() {
     visit_house(furnish, async |browser, house, ()| {
         browser.expect_console("status of 502");
         Screen::ALL[2].set(browser);

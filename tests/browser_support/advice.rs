@@ -1,11 +1,11 @@
-//! Advice: which keys it names, that it can be put away, and that it stops nobody.
+//! Advice: it names the right keys, can be dismissed, and does not block the user.
 
 use serde_json::json;
 
 use crate::browser_support::Browser;
 use crate::house::{House, texts, visit_house};
 
-/// The notes, from above.
+/// The notes, from top to bottom.
 async fn notes(browser: &Browser) -> Vec<String> {
     let script = "return [...document.querySelectorAll('.advice li')] \
         .filter((it) => it.checkVisibility()).map((it) => it.querySelector('span').innerText)";
@@ -34,7 +34,7 @@ async fn advice_names_the_keys_that_need_care_and_no_others() {
         house.create("Endless", "never", lan);
         house.create("Open", "1_year", &[]);
         house.stop();
-        // One was used just now, so that its age alone is no reason for a note.
+        // One key was used just now, so that its age alone causes no note.
         let recent =
             "UPDATE keys SET last_used_at = (unixepoch() - 86400) * 1000000 WHERE name = ?1";
         assert_eq!(house.database().execute(recent, ["Used of old"]).unwrap(), 1);
@@ -60,7 +60,7 @@ async fn advice_names_the_keys_that_need_care_and_no_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_use_ninety_days_ago_is_a_reason_and_one_of_last_week_is_none() {
+async fn a_last_use_ninety_days_ago_causes_a_note_and_one_last_week_does_not() {
     let before = |house: &House| {
         house.days_from_now(-120);
         house.create("Key", "1_year", &["192.0.2.1"]);
@@ -83,7 +83,7 @@ async fn a_use_ninety_days_ago_is_a_reason_and_one_of_last_week_is_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_note_is_put_away_for_this_view_and_stops_nobody() {
+async fn a_note_is_dismissed_for_this_view_and_blocks_nothing() {
     let before = |house: &House| {
         for name in ["One", "Two", "Three", "Four", "Five"] {
             house.create(name, "never", &["192.0.2.1"]);
@@ -102,9 +102,9 @@ async fn a_note_is_put_away_for_this_view_and_stops_nobody() {
         browser.press(&format!("Dismiss: {never}")).await;
         browser.becomes("the notes", vec![], async || notes(browser).await).await;
         browser.sees_focus("Create API key").await;
-        assert!(!browser.text().await.contains("Good practice"), "a heading over nothing");
+        assert!(!browser.text().await.contains("Good practice"), "a heading without content");
 
-        // What was put away stays away when the table is read again.
+        // A dismissed note stays away when the table is reloaded.
         browser.menu("Six", "Delete").await;
         browser.fill("Type Six to confirm", "Six").await;
         browser.press("Delete key").await;

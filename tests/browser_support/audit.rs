@@ -1,4 +1,4 @@
-//! The audit dialog: every request is in it once, says what it was, and stays text.
+//! The audit dialog: it shows every request once, with its details, as inert text.
 
 use fantoccini::key::Key;
 use serde_json::{Value, json};
@@ -9,13 +9,13 @@ use crate::house::{House, Made, texts, visit_house};
 const GERMAN: &str = "203.0.113.9";
 const AMERICAN: &str = "198.51.100.7";
 
-/// The endpoints that the dialog shows, from above.
+/// The endpoints that the dialog shows, from top to bottom.
 async fn endpoints(browser: &Browser) -> Vec<String> {
     let script = "return [...document.querySelectorAll('dialog tbody tr')].map((row) => row.cells[2].innerText)";
     texts(&browser.js(script, &[]).await)
 }
 
-/// Waits until the dialog shows these.
+/// Waits until the dialog shows these endpoints.
 async fn shows(browser: &Browser, expected: impl IntoIterator<Item = usize>) {
     let expected: Vec<String> = expected.into_iter().map(endpoint).collect();
     browser.becomes("the endpoints", expected, async || endpoints(browser).await).await;
@@ -48,7 +48,7 @@ fn requests(house: &House, key: &Made, numbers: std::ops::Range<usize>) {
     }
 }
 
-/// The cell of the record with that endpoint, with its element `…` within, if any.
+/// The cell of the record with that endpoint, or an element in the cell.
 async fn look(browser: &Browser, endpoint: &str, column: &str, of: &str) -> Value {
     let script = format!(
         "const [endpoint, column] = arguments; \
@@ -67,7 +67,7 @@ async fn look(browser: &Browser, endpoint: &str, column: &str, of: &str) -> Valu
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_whole_log_is_read_there_and_back_while_requests_come_in() {
+async fn the_whole_log_is_read_in_both_directions_while_requests_arrive() {
     let before = |house: &House| {
         let key = house.create("Shop", "1_year", &["203.0.113.0/24"]);
         requests(house, &key, 0..64);
@@ -76,7 +76,7 @@ async fn the_whole_log_is_read_there_and_back_while_requests_come_in() {
     visit_house(before, async |browser, house, key| {
         browser.menu("Shop", "View audit log").await;
         shows(browser, (39..64).rev()).await;
-        assert!(!browser.is_enabled("Previous").await, "there is nothing newer");
+        assert!(!browser.is_enabled("Previous").await, "there is no newer page");
         assert!(browser.is_enabled("Next").await);
 
         requests(house, &key, 64..67);
@@ -86,14 +86,14 @@ async fn the_whole_log_is_read_there_and_back_while_requests_come_in() {
         requests(house, &key, 67..74);
         browser.press("Next").await;
         shows(browser, (0..14).rev()).await;
-        assert!(!browser.is_enabled("Next").await, "there is nothing older");
+        assert!(!browser.is_enabled("Next").await, "there is no older page");
 
         browser.press("Previous").await;
         shows(browser, (14..39).rev()).await;
         assert!(browser.is_enabled("Next").await);
         browser.press("Previous").await;
         shows(browser, (39..64).rev()).await;
-        // The ten that came meanwhile are less than a page: now it is the first page.
+        // Ten requests arrived, less than a page, so this is now the first page.
         browser.press("Previous").await;
         shows(browser, (49..74).rev()).await;
         assert!(!browser.is_enabled("Previous").await);
@@ -111,7 +111,7 @@ async fn the_whole_log_is_read_there_and_back_while_requests_come_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_record_says_what_the_request_was_and_how_it_ended() {
+async fn a_record_shows_the_request_and_its_outcome() {
     let before = |house: &House| {
         let key = house.create("Shop", "1_year", &["203.0.113.0/24", "192.0.2.1", "2001:db8::/32"]);
         assert_eq!(house.call(&key, "GET", "/v1/fine?api_token=hidden", GERMAN), 200);
@@ -188,7 +188,7 @@ async fn a_key_without_requests_has_an_empty_log_until_one_comes() {
         browser.sees("No request has used this key yet.").await;
         assert!(!browser.is_enabled("Previous").await);
         assert!(!browser.is_enabled("Next").await);
-        assert!(!browser.text().await.contains("Endpoint"), "a heading over nothing");
+        assert!(!browser.text().await.contains("Endpoint"), "a heading without content");
 
         house.call(&key, "GET", &endpoint(1), GERMAN);
         browser.press("Refresh").await;
@@ -202,7 +202,7 @@ async fn a_key_without_requests_has_an_empty_log_until_one_comes() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn what_strangers_send_stays_inert_text() {
+async fn text_from_clients_stays_inert() {
     const IMAGE: &str = "<img src=x onerror=alert(1)>";
     const LINES: &str = "/v1/a%0D%0ASet-Cookie:%20b=c";
     let long = format!("/v1/{}", "x".repeat(1500));
@@ -211,7 +211,7 @@ async fn what_strangers_send_stays_inert_text() {
         for path in [LINES, &long, "/v1/markup", "/v1/%3Cscript%3Ealert(1)%3C/script%3E"] {
             assert_eq!(house.call(&key, "GET", path, GERMAN), 200);
         }
-        // The library would not write markup; another program may.
+        // The library would not write markup, but another program may.
         let markup = "UPDATE requests SET endpoint = ?1, method = ?1, ip = ip \
              WHERE endpoint = '/v1/markup'";
         assert_eq!(house.database().execute(markup, [IMAGE]).unwrap(), 1);

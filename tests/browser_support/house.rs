@@ -1,5 +1,5 @@
-//! A service in the test's own process, for what the example server cannot be made to do:
-//! stop and come back, be slow, end the login, know countries, and live in another year.
+//! A service in the test's own process, for states that the example server cannot have:
+//! stopped and restarted, slow, logged out, with countries, and in another year.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -31,29 +31,29 @@ use crate::support::{Client, poll};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The texts that a script has given.
+/// The texts that a script returned.
 pub(crate) fn texts(list: &Value) -> Vec<String> {
     let list = list.as_array().expect("a list").iter();
     list.map(|text| text.as_str().expect("a text").to_owned()).collect()
 }
 
-/// How the service answers what the page asks for.
+/// How the service answers the page's requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Way {
     Open,
-    /// The host's login knows nobody: the API answers 401.
+    /// The host's login rejects the user: the API answers 401.
     LoggedOut,
-    /// The host's login sends everybody elsewhere.
+    /// The host's login redirects every request.
     SentToLogin,
     /// The host's login answers by itself, with a page.
     LoginPage,
-    /// A proxy has no service behind it.
+    /// A proxy without a service behind it.
     BadGateway,
-    /// The API answers only when there is another way.
+    /// The API answers only after the mode changes.
     Held,
 }
 
-/// The system's clock, set back or forth.
+/// The system's clock, shifted.
 #[derive(Clone, Debug, Default)]
 struct Shifted(Arc<AtomicI64>);
 
@@ -66,7 +66,7 @@ impl Clock for Shifted {
     }
 }
 
-/// Knows the networks that are for documentation.
+/// Knows the networks reserved for documentation.
 #[derive(Debug)]
 struct Atlas;
 
@@ -80,14 +80,14 @@ impl CountryLookup for Atlas {
     }
 }
 
-/// A key, and what was said once.
+/// A key with its secret.
 #[derive(Clone, Debug)]
 pub(crate) struct Made {
     pub(crate) id: String,
     pub(crate) secret: String,
 }
 
-/// The service, on a SQLite file and at an address that stay when it stops.
+/// The service, on a SQLite file and an address that stay the same when it stops.
 #[derive(Debug)]
 pub(crate) struct House {
     folder: TempDir,
@@ -97,8 +97,8 @@ pub(crate) struct House {
     running: Mutex<Option<Runtime>>,
 }
 
-/// Runs a test on the settings page of a new service. `before` puts into it what is to be
-/// there; the test is given what that returns.
+/// Runs a test on the settings page of a new service. `before` prepares the service; the test
+/// gets its result.
 pub(crate) async fn visit_house<T>(
     before: impl FnOnce(&House) -> T,
     test: impl AsyncFnOnce(&Browser, &House, T),
@@ -121,7 +121,7 @@ impl House {
         house
     }
 
-    /// Starts the service again, on the same file and at the same address.
+    /// Starts the service again, on the same file and address.
     pub(crate) fn start(&self) {
         let runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
@@ -137,7 +137,7 @@ impl House {
         poll("the service is there", || TcpStream::connect(self.address).ok());
     }
 
-    /// Ends the service as a crash does: every connection breaks.
+    /// Ends the service like a crash: every connection breaks.
     pub(crate) fn stop(&self) {
         let runtime = self.running.lock().unwrap().take().expect("a service that runs");
         runtime.shutdown_background();
@@ -148,7 +148,7 @@ impl House {
         self.way.send_replace(way);
     }
 
-    /// Sets the service's clock to so many days from now.
+    /// Moves the service's clock this many days from now.
     pub(crate) fn days_from_now(&self, days: i64) {
         self.clock.0.store(days, Ordering::SeqCst);
     }
@@ -165,7 +165,7 @@ impl House {
         self.folder.path().join("keygate.db")
     }
 
-    /// The service's file, for what no call does.
+    /// The service's file, for states that no call can produce.
     pub(crate) fn database(&self) -> Connection {
         let database = Connection::open(self.file()).unwrap();
         database.busy_timeout(Duration::from_secs(5)).unwrap();
@@ -195,7 +195,7 @@ impl House {
         assert_eq!(status, 200, "{answer}");
     }
 
-    /// The key as the API has it; `None` where it is gone.
+    /// The key as the API shows it; `None` if it does not exist.
     pub(crate) fn key(&self, key: &Made) -> Option<Value> {
         let (status, answer) = self.api("GET", &format!("/{}", key.id), None);
         (status == 200).then_some(answer)
@@ -208,7 +208,7 @@ impl House {
         keys.map(|key| key["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The status of the answer to a request with the key. `/v1/…?status=404` answers so.
+    /// The status of the answer to a request with the key. `/v1/…?status=404` answers 404.
     pub(crate) fn call(&self, key: &Made, method: &str, target: &str, from: &str) -> u16 {
         let headers =
             [format!("Authorization: Bearer {}", key.secret), format!("X-Forwarded-For: {from}")];
@@ -219,7 +219,7 @@ impl House {
 
 impl Drop for House {
     fn drop(&mut self) {
-        // A test is no place to wait for it.
+        // Do not wait for it in a test.
         if let Some(runtime) = self.running.get_mut().unwrap().take() {
             runtime.shutdown_background();
         }
@@ -243,7 +243,7 @@ fn app(store: SqliteStore, clock: Shifted, way: watch::Receiver<Way>) -> Router 
     Router::new().nest("/v1", calls).nest("/settings", page.router().layer(login))
 }
 
-/// The host's login, and what else may stand before the page.
+/// The host's login and other middleware in front of the page.
 async fn login(mut way: watch::Receiver<Way>, mut request: Request, next: Next) -> Response {
     let page =
         |status: StatusCode| (status, axum::response::Html("<h1>Log in</h1>")).into_response();

@@ -1,5 +1,5 @@
-//! The service is down, slow or has ended the login: the page says so, keeps what was typed,
-//! and goes on without being loaded again.
+//! The service is down, slow or has ended the login: the page reports it, keeps the typed
+//! text, and continues without a reload.
 
 use fantoccini::key::Key;
 use serde_json::json;
@@ -17,7 +17,11 @@ async fn mark(browser: &Browser) {
 }
 
 async fn assert_marked(browser: &Browser) {
-    assert_eq!(browser.js("return window.marked === true", &[]).await, true, "it was loaded again");
+    assert_eq!(
+        browser.js("return window.marked === true", &[]).await,
+        true,
+        "the page was reloaded"
+    );
 }
 
 fn one_key(house: &House) {
@@ -26,7 +30,7 @@ fn one_key(house: &House) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_dialog_that_was_never_open_opens_once_the_server_is_back() {
+async fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
     visit_house(one_key, async |browser, house, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
@@ -38,12 +42,12 @@ async fn a_dialog_that_was_never_open_opens_once_the_server_is_back() {
             house.stop();
             browser.menu("Key", item).await;
             browser.sees(DOWN).await;
-            assert_eq!(browser.rows().await, ["Key"], "the table stays");
+            assert_eq!(browser.rows().await, ["Key"], "the table is still shown");
             house.start();
             browser.press("Try again").await;
             browser.sees_no_more(DOWN).await;
             let focused = browser.focused().await;
-            assert_ne!(focused, "nothing", "the focus went with the button");
+            assert_ne!(focused, "nothing", "the focus was lost with the button");
             browser.menu("Key", item).await;
             browser.sees(title).await;
             let button = if item == "View audit log" { "Close" } else { "Cancel" };
@@ -57,11 +61,11 @@ async fn a_dialog_that_was_never_open_opens_once_the_server_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_dialog_of_which_a_part_is_missing_opens_once_the_server_is_back() {
+async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
     visit_house(one_key, async |browser, house, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
-        // The dialog's own file comes, what it imports does not.
+        // The dialog's own file loads, but a file that it imports does not.
         let part = |lost: bool| {
             let urls = if lost { json!(["*/allowlist.js*"]) } else { json!([]) };
             browser.cdp("Network.setBlockedURLs", json!({ "urls": urls }));
@@ -70,7 +74,7 @@ async fn a_dialog_of_which_a_part_is_missing_opens_once_the_server_is_back() {
         part(true);
         browser.press("Create API key").await;
         browser
-            .until("that it cannot be opened", async || {
+            .until("the error that it cannot be opened", async || {
                 browser.text().await.contains("Try again").then_some(())
             })
             .await;
@@ -92,7 +96,7 @@ async fn a_dialog_of_which_a_part_is_missing_opens_once_the_server_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn what_was_typed_outlives_an_outage_and_is_sent_by_the_same_button() {
+async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
     visit_house(one_key, async |browser, house, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
@@ -108,7 +112,7 @@ async fn what_was_typed_outlives_an_outage_and_is_sent_by_the_same_button() {
         house.start();
         browser.press("Create key").await;
         browser.sees("Save your key").await;
-        // The key is there to be copied, whatever happens now.
+        // The key can be copied, whatever happens now.
         house.stop();
         browser.press("Show").await;
         let secret = browser.value("Your API key").await;
@@ -138,7 +142,7 @@ async fn what_was_typed_outlives_an_outage_and_is_sent_by_the_same_button() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_audit_log_stays_in_an_outage_and_goes_on_after_it() {
+async fn the_audit_log_stays_visible_in_an_outage_and_continues_afterwards() {
     let before = |house: &House| {
         let key = house.create("Key", "1_year", &[]);
         house.call(&key, "GET", "/v1/first", "192.0.2.1");
@@ -165,7 +169,7 @@ async fn the_audit_log_stays_in_an_outage_and_goes_on_after_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_store_that_takes_nothing_is_said_to_be_unavailable() {
+async fn a_read_only_store_is_reported_as_unavailable() {
     visit_house(one_key, async |browser, house, ()| {
         browser.expect_console("status of 503");
         browser.menu("Key", "Edit").await;
@@ -185,13 +189,13 @@ async fn a_store_that_takes_nothing_is_said_to_be_unavailable() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_proxy_without_a_service_is_said_to_be_unavailable() {
+async fn a_proxy_without_a_service_is_reported_as_unavailable() {
     visit_house(one_key, async |browser, house, ()| {
         browser.expect_console("status of 502");
         house.go(Way::BadGateway);
         browser.reload().await;
         browser.sees(UNAVAILABLE).await;
-        assert!(!browser.text().await.contains("Loading"), "it still loads");
+        assert!(!browser.text().await.contains("Loading"), "the page still shows Loading");
         house.go(Way::Open);
         browser.press("Try again").await;
         browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
@@ -202,7 +206,7 @@ async fn a_proxy_without_a_service_is_said_to_be_unavailable() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_login_that_has_ended_is_said_and_the_page_offers_to_reload() {
+async fn an_ended_login_is_reported_and_the_page_offers_to_reload() {
     for way in [Way::LoggedOut, Way::LoginPage, Way::SentToLogin] {
         visit_house(one_key, async |browser, house, ()| {
             if way != Way::SentToLogin {
@@ -229,9 +233,9 @@ async fn a_login_that_has_ended_is_said_and_the_page_offers_to_reload() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_login_that_has_ended_is_said_where_a_dialog_cannot_be_loaded() {
+async fn an_ended_login_is_reported_if_a_dialog_cannot_be_loaded() {
     visit_house(one_key, async |browser, house, ()| {
-        // The dialog's file leads to the login, which has none here.
+        // The request for the dialog's file is redirected to the login.
         browser.expect_console("status of 404");
         house.go(Way::SentToLogin);
         browser.menu("Key", "View audit log").await;
@@ -246,7 +250,7 @@ async fn a_login_that_has_ended_is_said_where_a_dialog_cannot_be_loaded() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn what_takes_time_is_seen_to_take_time() {
+async fn slow_operations_show_their_progress() {
     visit_house(one_key, async |browser, house, ()| {
         house.go(Way::Held);
         browser.client.refresh().await.unwrap();
@@ -267,7 +271,7 @@ async fn what_takes_time_is_seen_to_take_time() {
         browser.press("Close").await;
         browser.no_dialog().await;
 
-        // One click more does not make one key more.
+        // A second click does not create a second key.
         browser.press("Create API key").await;
         browser.fill("Name", "Slow").await;
         house.go(Way::Held);
@@ -275,7 +279,7 @@ async fn what_takes_time_is_seen_to_take_time() {
         let busy = "return document.querySelector('dialog form').ariaBusy";
         browser.becomes("busy", json!("true"), async || browser.js(busy, &[]).await).await;
         browser.press("Create key").await;
-        // Nor can the dialog be left while its answer, the key, is under way.
+        // The dialog cannot be closed while the answer with the key is under way.
         assert!(!browser.is_enabled("Cancel").await);
         for _ in 0..3 {
             browser.key(Key::Escape.into()).await;

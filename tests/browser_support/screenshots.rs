@@ -1,4 +1,4 @@
-//! Pictures of every state of the page, to be looked at:
+//! Screenshots of every state of the page, for review:
 //! `KEYGATE_SCREENSHOTS=target/screenshots cargo test --all-features --test browser screenshots -- --ignored`
 
 use std::fs;

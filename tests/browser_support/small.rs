@@ -1,4 +1,4 @@
-//! The page is light: six requests to its own host, and it fits on 360 pixels.
+//! The page is small: six requests to its own host, and it fits on 360 pixels.
 
 use serde_json::json;
 
@@ -15,10 +15,10 @@ async fn the_first_view_takes_six_requests_all_to_its_own_host() {
         let asked = "return [...performance.getEntriesByType('navigation'), \
             ...performance.getEntriesByType('resource')].map((it) => it.name)";
         let asked = texts(&browser.js(asked, &[]).await);
-        // The icon is a `data:` address: nothing is asked for it.
+        // The icon is a `data:` URL and causes no request.
         let asked: Vec<_> = asked.iter().filter(|url| !url.starts_with("data:")).collect();
         assert!(asked.len() <= 6, "{asked:#?}");
-        assert!(asked.len() >= 5, "the browser does not say all: {asked:#?}");
+        assert!(asked.len() >= 5, "the browser reports too few requests: {asked:#?}");
         let foreign: Vec<_> =
             asked.iter().filter(|url| !url.starts_with(&house.origin())).collect();
         assert!(foreign.is_empty(), "{foreign:#?}");
@@ -26,7 +26,7 @@ async fn the_first_view_takes_six_requests_all_to_its_own_host() {
     .await;
 }
 
-/// How far things stick out of the document, and what can be clicked but not be seen.
+/// The elements that overflow the document, and the clickable ones that are not visible.
 async fn assert_fits(browser: &Browser, state: &str) {
     let script = "
         const root = document.documentElement;
@@ -41,7 +41,7 @@ async fn assert_fits(browser: &Browser, state: &str) {
         const said = controls.filter(out).map((it) => `out of the window: ${it.outerHTML}`);
         for (const element of [root, ...top.querySelectorAll('*')]) {
             const style = getComputedStyle(element);
-            // A dialog's body lets the audit table out as far as the dialog's edge.
+            // A dialog's body lets the audit table extend to the edge of the dialog.
             const hidden = element.matches('.unseen, .unseen *, thead, thead *, input, select, option, .dialog-body');
             const wide = element.scrollWidth - element.clientWidth;
             if (!hidden && style.display !== 'inline' && wide > 1 && element.clientWidth > 0)
@@ -57,7 +57,7 @@ async fn assert_fits(browser: &Browser, state: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn nothing_sticks_out_at_360_pixels() {
+async fn nothing_overflows_at_360_pixels() {
     visit_house(furnish, async |browser, house, ()| {
         browser.expect_console("status of 502");
         Screen::ALL[2].set(browser);
@@ -68,7 +68,7 @@ async fn nothing_sticks_out_at_360_pixels() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn long_names_and_addresses_do_not_stick_out_at_360_pixels() {
+async fn long_names_and_addresses_do_not_overflow_at_360_pixels() {
     let long = "W".repeat(100);
     let ranges: Vec<String> =
         (0..12).map(|n| format!("2001:db8:ffff:ffff:ffff:ffff:ffff:{:04x}", 0xff00 + n)).collect();

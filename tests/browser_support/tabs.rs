@@ -1,4 +1,4 @@
-//! Two tabs on one page: nobody overwrites what the other has done.
+//! Two tabs on one page: neither overwrites the changes of the other.
 
 use fantoccini::wd::WindowHandle;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::browser_support::{Browser, Role};
 use crate::house::{House, texts, visit_house};
 
-/// Opens the page in another tab and goes there; the first tab's handle.
+/// Opens the page in another tab and switches to it. Returns the first tab's handle.
 async fn other_tab(browser: &Browser, house: &House) -> WindowHandle {
     let first = browser.client.window().await.unwrap();
     let second = browser.client.new_window(true).await.unwrap();
@@ -50,7 +50,7 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
             .await;
         let now = house.key(&key).unwrap();
         assert_eq!(now["status"], "active", "saved in spite of the conflict");
-        // The other's name, the own status, and both changes of the list.
+        // The name of the other tab, the status of this one, and both changes of the list.
         assert_eq!(browser.value("Name").await, "Renamed elsewhere");
         let revoked = browser.find(Role::Radio, "Revoked: every request is refused").await;
         assert!(revoked.is_selected().await.unwrap());
@@ -70,7 +70,7 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_own_name_is_kept_in_a_conflict_and_wins_when_saved_again() {
+async fn after_a_conflict_the_typed_name_is_kept_and_saved_on_the_second_attempt() {
     let before = |house: &House| house.create("Shared", "1_year", &[]);
     visit_house(before, async |browser, house, key| {
         browser.menu("Shared", "Edit").await;
@@ -92,7 +92,7 @@ async fn the_own_name_is_kept_in_a_conflict_and_wins_when_saved_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_key_that_another_tab_deletes_is_said_to_be_gone_and_leaves_the_table() {
+async fn a_key_deleted_in_another_tab_is_reported_and_leaves_the_table() {
     let before = |house: &House| {
         for name in ["Edited", "Rotated", "Deleted", "Audited", "Stays"] {
             house.create(name, "1_year", &[]);

@@ -1,4 +1,4 @@
-//! Every state of the page, one after the other, with keys as teams have them.
+//! Every state of the page in sequence, with keys like those of real teams.
 
 use serde_json::{Value, json};
 
@@ -49,14 +49,14 @@ pub(crate) fn furnish(house: &House) {
         let update = "UPDATE keys SET last_used_at = (unixepoch() - ?1) * 1000000 WHERE name = ?2";
         database.execute(update, rusqlite::params![used, name]).unwrap();
     }
-    // As far apart as the requests of a pipeline are.
+    // With gaps like the requests of a pipeline.
     let apart = "UPDATE requests SET at = at - 43000000 * \
         (SELECT count(*) FROM requests AS later WHERE later.at > requests.at)";
     database.execute(apart, []).unwrap();
     house.start();
 }
 
-/// How a person sees the page.
+/// The display settings of a user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Screen {
     pub(crate) width: u32,
@@ -87,7 +87,7 @@ impl Screen {
     }
 }
 
-/// Evaluates an expression past the page's content security policy.
+/// Evaluates an expression, bypassing the page's content security policy.
 pub(crate) fn evaluate(browser: &Browser, expression: &str) -> Value {
     let parameters =
         json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
@@ -96,7 +96,7 @@ pub(crate) fn evaluate(browser: &Browser, expression: &str) -> Value {
     answer["result"]["value"].clone()
 }
 
-/// Stops at every state of the page, and says its name.
+/// Visits every state of the page and calls `stop` with its name.
 pub(crate) async fn tour(browser: &Browser, house: &House, mut stop: impl AsyncFnMut(&str)) {
     house.go(Way::Held);
     browser.client.refresh().await.unwrap();

@@ -198,7 +198,7 @@ async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_without_a_look_u
 }
 
 #[tokio::test]
-async fn case_07_unknown_revoked_expired_deleted_and_rotated_cannot_be_told_apart() {
+async fn case_07_unknown_revoked_expired_deleted_and_rotated_keys_cannot_be_distinguished() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let world = World::with(|builder| builder.delivery(delivery));
         let (revoked, revoked_key) = world.key().await;

@@ -1,11 +1,11 @@
-//! A port for a server that goes away and comes back.
+//! A port for a server that stops and restarts.
 
 use std::net::TcpListener;
 
 use keygate::{Random as _, SystemRandom};
 
-/// A port that nothing listens on now. Not one of those that outgoing connections
-/// are given: while a server is down, such a connection could take its port.
+/// A port without a listener, outside of the range for outgoing connections: while a server is
+/// down, such a connection could take its port.
 pub(crate) fn free_port() -> u16 {
     let ports = std::iter::repeat_with(|| {
         let mut number = [0; 2];
