@@ -32,8 +32,6 @@ mod create;
 mod edit;
 #[path = "browser_support/hostile.rs"]
 mod hostile;
-#[path = "browser_support/house.rs"]
-mod house;
 #[path = "browser_support/keyboard.rs"]
 mod keyboard;
 #[path = "browser_support/outage.rs"]
@@ -42,6 +40,8 @@ mod outage;
 mod screenshots;
 #[path = "browser_support/secret.rs"]
 mod secret;
+#[path = "browser_support/service.rs"]
+mod service;
 #[path = "browser_support/small.rs"]
 mod small;
 #[path = "browser_support/smoke.rs"]

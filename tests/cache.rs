@@ -672,7 +672,7 @@ async fn all_callers_get_the_error_and_the_next_asks_again() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let cached = cached(&probe);
-    for (failure, said) in [
+    for (failure, message) in [
         (Failure::Unavailable, "the line is cut"),
         (Failure::Corrupt, "no such status"),
         (Failure::Panic, "the store panicked"),
@@ -690,7 +690,7 @@ async fn all_callers_get_the_error_and_the_next_asks_again() {
             assert_eq!(is_corrupt, failure == Failure::Corrupt, "{error:?}");
             assert!(is_corrupt || matches!(error, StoreError::Unavailable(_)), "{error:?}");
             let source = error.source().unwrap();
-            assert_eq!(source.to_string(), said);
+            assert_eq!(source.to_string(), message);
             assert!(source.source().is_none());
         }
         assert_eq!(probe.finds(), finds + 1);

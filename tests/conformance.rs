@@ -90,7 +90,7 @@ async fn one_log_conforms_to_two_runs_at_once_through_two_handles() {
 /// A database on a busy machine: it makes a change some time after the call, even if the
 /// caller has given up.
 #[derive(Debug, Default)]
-struct Late(Arc<MemoryStore>);
+struct LateStore(Arc<MemoryStore>);
 
 async fn late(
     change: impl Future<Output = Result<(), StoreError>> + Send + 'static,
@@ -103,7 +103,7 @@ async fn late(
 }
 
 #[async_trait]
-impl KeyStore for Late {
+impl KeyStore for LateStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         let (store, key) = (Arc::clone(&self.0), key.clone());
         late(async move { store.insert(&key, limit).await }).await
@@ -148,7 +148,7 @@ async fn a_dropped_call_may_take_effect_after_a_later_call() {
         "calls::a_dropped_replace_does_no_harm",
         "calls::a_dropped_delete_does_no_harm",
     ];
-    let report = only(names, check_store(|| async { Late::default() })).await.unwrap();
+    let report = only(names, check_store(|| async { LateStore::default() })).await.unwrap();
     assert_eq!(report.passed().len(), 3);
 }
 

@@ -22,9 +22,9 @@ mod operations;
 mod postgres_support;
 #[path = "postgres_support/proxy.rs"]
 mod proxy;
+#[path = "faults_support/setup.rs"]
+mod setup;
 #[path = "faults_support/sink.rs"]
 mod sink;
 #[path = "faults_support/storm.rs"]
 mod storm;
-#[path = "faults_support/world.rs"]
-mod world;

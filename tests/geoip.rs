@@ -59,9 +59,9 @@ fn rename(new: &[u8], path: &Path) {
 }
 
 /// Pseudo-random numbers, the same in each run.
-struct Numbers(u64);
+struct Rng(u64);
 
-impl Numbers {
+impl Rng {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
         self.0 >> 16
@@ -455,7 +455,7 @@ mod server {
     #[test]
     fn the_example_server_does_not_start_with_a_bad_file() {
         let (folder, path) = folder_with(b"no database");
-        for (path, said) in [
+        for (path, message) in [
             (path, "is not a MaxMind DB file"),
             (folder.path().join("missing.mmdb"), "No such file"),
             (folder.path().to_owned(), "not a regular file"),
@@ -463,7 +463,7 @@ mod server {
             let output = command(&path).output().unwrap();
             assert!(!output.status.success());
             let text = String::from_utf8_lossy(&output.stderr);
-            assert!(text.contains("KEYGATE_GEOIP: ") && text.contains(said), "{text}");
+            assert!(text.contains("KEYGATE_GEOIP: ") && text.contains(message), "{text}");
         }
     }
 }
@@ -538,7 +538,7 @@ fn a_truncated_real_file_is_refused() {
 #[ignore = "needs a MaxMind DB file"]
 fn a_real_file_with_bytes_flipped_neither_panics_nor_hangs() {
     let (whole, (_folder, path)) = (real_file(), folder_with(b""));
-    let mut numbers = Numbers(7);
+    let mut numbers = Rng(7);
     for round in 0..200 {
         let mut bytes = whole.clone();
         // Anywhere in the file, or in the metadata and records at its end.

@@ -29,9 +29,9 @@ use std::time::{Duration, Instant};
 use keygate::{KeyManager, KeyStore, MemoryStore};
 use tokio::runtime::Runtime;
 
-use crate::histories_support::broken::{Fault, Spoilt};
+use crate::histories_support::broken::{Fault, FaultyStore};
 use crate::histories_support::checker::{Demand, Kind};
-use crate::histories_support::event::Deed;
+use crate::histories_support::event::Outcome;
 use crate::histories_support::workload::{History, Plan, run};
 
 /// Many threads on a few keys.
@@ -49,13 +49,16 @@ fn assert_explained(what: &str, plan: &Plan, demand: Demand, history: &History) 
     let begun = Instant::now();
     let violations = history.violations(demand);
     let [accepted, denied, unknown, changed, refused] = [
-        history.count(|deed| matches!(deed, Deed::Accepted { .. })),
-        history.count(|deed| matches!(deed, Deed::Denied { .. })),
-        history.count(|deed| matches!(deed, Deed::Unknown { .. })),
-        history.count(|deed| {
-            matches!(deed, Deed::Created(_) | Deed::Updated(..) | Deed::Rotated(_) | Deed::Deleted)
+        history.count(|outcome| matches!(outcome, Outcome::Accepted { .. })),
+        history.count(|outcome| matches!(outcome, Outcome::Denied { .. })),
+        history.count(|outcome| matches!(outcome, Outcome::Unknown { .. })),
+        history.count(|outcome| {
+            matches!(
+                outcome,
+                Outcome::Created(_) | Outcome::Updated(..) | Outcome::Rotated(_) | Outcome::Deleted
+            )
         }),
-        history.count(|deed| matches!(deed, Deed::Conflict(_) | Deed::NotFound(_))),
+        history.count(|outcome| matches!(outcome, Outcome::Conflict(_) | Outcome::NotFound(_))),
     ];
     let races = history.races();
     println!(
@@ -93,7 +96,7 @@ fn case_28_memory_every_history_is_explained() {
 
 #[test]
 fn case_28_memory_every_history_of_threads_that_yield_is_explained() {
-    let store = Spoilt::by(Fault::None);
+    let store = FaultyStore::with(Fault::None);
     assert_history("memory in turns", &plan(50_000), Demand::Together, store);
 }
 
@@ -102,7 +105,7 @@ fn case_28_memory_every_history_of_threads_that_yield_is_explained() {
 fn case_28_memory_every_history_of_a_cache_is_explained() {
     let cached =
         |store| keygate::CachedStore::builder(store, Duration::from_secs(5)).build().unwrap();
-    let store = cached(Spoilt::by(Fault::None));
+    let store = cached(FaultyStore::with(Fault::None));
     assert_history("cache over memory", &plan(50_000), Demand::Each, store);
 }
 
@@ -201,7 +204,7 @@ fn kinds_found(fault: Fault) -> Vec<Kind> {
     let begun = Instant::now();
     loop {
         let plan = Plan { operations: 10_000, keys: 3, changes: 30, ..plan(0) };
-        let history = run(runtime.handle(), Spoilt::by(fault), &plan);
+        let history = run(runtime.handle(), FaultyStore::with(fault), &plan);
         let violations = history.violations(Demand::Each);
         if let Some(first) = violations.first() {
             println!("{fault:?} after {:.1?}: {first}", begun.elapsed());

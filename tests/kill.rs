@@ -301,7 +301,7 @@ struct Key {
 
 /// The lines of one worker.
 #[derive(Clone, Debug, Default)]
-struct Told {
+struct Report {
     keys: BTreeMap<KeyId, Key>,
     secrets: BTreeSet<String>,
     acknowledged: usize,
@@ -310,7 +310,7 @@ struct Told {
     in_flight: Option<Change>,
 }
 
-impl Told {
+impl Report {
     fn hear(&mut self, words: &[&str]) {
         match words {
             ["begin", change @ ..] => {
@@ -373,9 +373,9 @@ fn apply(keys: &mut BTreeMap<KeyId, Key>, change: &Change) {
 }
 
 /// The stored state, read through the library: each key with the secret that works for it.
-async fn found(keys: &KeyManager, org: &OrgId, told: &Told) -> BTreeMap<KeyId, Key> {
+async fn found(keys: &KeyManager, org: &OrgId, report: &Report) -> BTreeMap<KeyId, Key> {
     let mut secrets = BTreeMap::<KeyId, Vec<String>>::new();
-    for secret in &told.secrets {
+    for secret in &report.secrets {
         match keys.verify(secret, None).await {
             Ok(key) => {
                 assert_eq!((key.record().status, key.org()), (Status::Active, org));
@@ -435,36 +435,36 @@ struct Tally {
     rotations_in_flight: usize,
 }
 
-async fn check(place: &Place, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally) {
+async fn check(place: &Place, workers: &BTreeMap<OrgId, Report>, tally: &mut Tally) {
     let keys = builder(place).await.build().unwrap();
-    for (org, told) in workers {
-        let found = found(&keys, org, told).await;
-        let possible = told.possible();
+    for (org, report) in workers {
+        let found = found(&keys, org, report).await;
+        let possible = report.possible();
         assert!(
             possible.contains(&found),
             "{org}, in flight {:?}:\n found {found:#?}\n acknowledged {:#?}",
-            told.in_flight,
-            told.keys
+            report.in_flight,
+            report.keys
         );
-        let mut begun: Vec<_> = told.done.iter().map(|c| (c.key(), c.action())).collect();
+        let mut begun: Vec<_> = report.done.iter().map(|c| (c.key(), c.action())).collect();
         let logged = logged(&keys, org).await;
-        if let Some(change) = &told.in_flight {
+        if let Some(change) = &report.in_flight {
             // Every change has its record. A record without its change is allowed.
-            let is_done = found != told.keys;
+            let is_done = found != report.keys;
             if is_done || logged.len() > begun.len() {
                 begun.push((change.key(), change.action()));
             }
             *(if is_done { &mut tally.done } else { &mut tally.not_done }) += 1;
             tally.rotations_in_flight += usize::from(matches!(change, Change::Rotate { .. }));
         }
-        assert_eq!(logged, begun, "{org}: the audit log, in flight {:?}", told.in_flight);
-        tally.acknowledged += told.acknowledged;
+        assert_eq!(logged, begun, "{org}: the audit log, in flight {:?}", report.in_flight);
+        tally.acknowledged += report.acknowledged;
     }
     assert!(keys.shutdown(Duration::from_secs(10)).await.is_complete());
 }
 
 /// Starts a child, reads its lines and kills it at a random moment.
-fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
+fn cycle(place: &Place) -> BTreeMap<OrgId, Report> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "child"])
         .env("KEYGATE_KILL_CHILD", &place.url)
@@ -478,7 +478,7 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let org = |worker: &str| OrgId::new(format!("{}-{worker}", place.session)).unwrap();
     let mut workers: BTreeMap<_, _> =
-        (0..WORKERS).map(|worker| (org(&worker.to_string()), Told::default())).collect();
+        (0..WORKERS).map(|worker| (org(&worker.to_string()), Report::default())).collect();
     let mut hear = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
         if let ["@", worker, rest @ ..] = &words[..] {
@@ -502,9 +502,9 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
     }
     child.kill().unwrap();
     let status = child.wait().unwrap();
-    let mut complaint = String::new();
-    io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut complaint).unwrap();
-    assert_eq!(status.signal(), Some(9), "it ended by itself: {complaint}");
+    let mut stderr = String::new();
+    io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut stderr).unwrap();
+    assert_eq!(status.signal(), Some(9), "it ended by itself: {stderr}");
     // The lines printed before it died. A truncated line does not count.
     let mut rest = String::new();
     io::Read::read_to_string(&mut lines, &mut rest).unwrap();

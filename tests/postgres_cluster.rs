@@ -601,8 +601,8 @@ async fn case_44_behind_pgbouncer_a_change_that_timed_out_never_takes_effect() {
     let cluster = Cluster::start();
     let bouncer = PgBouncer::start(&cluster, 8, "");
     let options = options(&bouncer.url("")).prepared(false);
-    let sure = options.clone().deadline(PATIENT).connect().await.unwrap();
-    let keys = KeyManager::builder(sure.clone()).build().unwrap();
+    let direct = options.clone().deadline(PATIENT).connect().await.unwrap();
+    let keys = KeyManager::builder(direct.clone()).build().unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "tester");
     let made = keys.create(&actor, NewKey::named("CI deploy").unwrap()).await.unwrap();
     let revoked = keys.update(&actor, &made.key.id, KeyPatch::revoke()).await.unwrap();
@@ -624,9 +624,9 @@ async fn case_44_behind_pgbouncer_a_change_that_timed_out_never_takes_effect() {
         drop(store);
         // A statement that queued behind it on the same row: all earlier ones have ended.
         let renamed = ApiKey { revision: revision.next(), ..ApiKey::clone(&revoked) };
-        sure.replace(&renamed, revision).await.unwrap();
+        direct.replace(&renamed, revision).await.unwrap();
         let back = ApiKey { revision, ..ApiKey::clone(&revoked) };
-        sure.replace(&back, revision.next()).await.unwrap();
+        direct.replace(&back, revision.next()).await.unwrap();
     }
 }
 

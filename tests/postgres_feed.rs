@@ -27,9 +27,9 @@ mod floods;
 mod lost;
 #[path = "postgres_support/proxy.rs"]
 mod proxy;
+#[path = "postgres_support/recorder.rs"]
+mod recorder;
 #[path = "postgres_support/restoring.rs"]
 mod restoring;
-#[path = "postgres_support/told.rs"]
-mod told;
 #[path = "postgres_support/upgrade.rs"]
 mod upgrade;

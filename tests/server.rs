@@ -69,7 +69,7 @@ impl Server {
         ];
         let address = SocketAddr::from(([0; 4], 0));
         let mut server = Self { child, address, output, readers };
-        server.address = poll("the server says where it listens", || {
+        server.address = poll("the server prints its address", || {
             let output = server.output.lock().unwrap().clone();
             assert_eq!(server.child.try_wait().unwrap(), None, "it ended: {output}");
             let line = output.lines().find_map(|line| line.strip_prefix("settings: http://"))?;
@@ -954,7 +954,7 @@ fn case_41_a_hostile_path_stays_inert() {
         let kind = reply.header("content-type").unwrap_or_default();
         let inert = kind.starts_with("text/plain") || kind.ends_with("json");
         assert!(inert || reply.body.is_empty(), "{path}: {kind}");
-        assert_eq!(key.records(&server)[0]["endpoint"], path, "exactly as it came");
+        assert_eq!(key.records(&server)[0]["endpoint"], path, "the path is recorded unchanged");
     }
     // Sent raw, they are not a valid path.
     let line = key.authorization();
@@ -1003,7 +1003,7 @@ fn keys_begin_with_the_configured_prefix() {
 }
 
 /// Starts a server with an invalid setting. Returns its error message.
-fn complaint(name: &str, value: &OsStr) -> String {
+fn startup_error(name: &str, value: &OsStr) -> String {
     let mut child = command(&[(name, value)]).spawn().unwrap();
     let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let output = Arc::<Mutex<String>>::default();
@@ -1041,8 +1041,8 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_KEY_PREFIX", &["sk", "SK_", "1sk_", "abcdefghijklmnopqrstuvwxyz_", "a b_"]),
     ] {
         for value in values {
-            let said = complaint(name, OsStr::new(value));
-            assert!(said.contains(name), "{name}={value}: {said}");
+            let message = startup_error(name, OsStr::new(value));
+            assert!(message.contains(name), "{name}={value}: {message}");
         }
     }
 }
@@ -1050,8 +1050,8 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
 #[test]
 fn a_taken_address_keeps_the_server_from_starting_and_is_named() {
     let server = Server::start(&[]);
-    let said = complaint("KEYGATE_ADDR", OsStr::new(&server.address.to_string()));
-    assert!(said.contains("KEYGATE_ADDR"), "{said}");
+    let message = startup_error("KEYGATE_ADDR", OsStr::new(&server.address.to_string()));
+    assert!(message.contains("KEYGATE_ADDR"), "{message}");
 }
 
 #[test]
@@ -1065,8 +1065,8 @@ fn a_setting_that_is_not_utf8_is_an_error() {
         "KEYGATE_GEOIP",
         "KEYGATE_KEY_PREFIX",
     ] {
-        let said = complaint(name, &OsString::from_vec(b"strict\xff".to_vec()));
-        assert!(said.contains(name), "{name}: {said}");
+        let message = startup_error(name, &OsString::from_vec(b"strict\xff".to_vec()));
+        assert!(message.contains(name), "{name}: {message}");
     }
 }
 
@@ -1132,8 +1132,8 @@ fn a_foreign_file_keeps_the_server_from_starting_and_is_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     std::fs::write(&path, "somebody's notes").unwrap();
-    let said = complaint("KEYGATE_STORE", OsStr::new(&format!("sqlite:{}", path.display())));
-    assert!(said.contains("KEYGATE_STORE") && said.contains("notes.txt"), "{said}");
+    let message = startup_error("KEYGATE_STORE", OsStr::new(&format!("sqlite:{}", path.display())));
+    assert!(message.contains("KEYGATE_STORE") && message.contains("notes.txt"), "{message}");
     assert_eq!(std::fs::read(&path).unwrap(), b"somebody's notes");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

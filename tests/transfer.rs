@@ -190,10 +190,10 @@ async fn an_import_never_moves_the_last_use_back() {
 
 /// A store that fails when it holds this many keys.
 #[derive(Debug)]
-struct Full(MemoryStore, usize);
+struct FullStore(MemoryStore, usize);
 
 #[async_trait::async_trait]
-impl KeyStore for Full {
+impl KeyStore for FullStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         if all(&self.0).await.len() >= self.1 {
             return Err(StoreError::unavailable("disk full"));
@@ -228,7 +228,7 @@ impl KeyStore for Full {
 #[tokio::test]
 async fn a_failing_store_ends_the_import_with_its_error() {
     let old = with_keys((0..10).map(key)).await;
-    let new = Full(MemoryStore::new(), 4);
+    let new = FullStore(MemoryStore::new(), 4);
     let error = import(&old, &new).await.unwrap_err();
     assert!(matches!(error, ImportError::Insert { key: id, .. } if id == key(4).id), "{error:?}");
     assert_eq!(all(&new.0).await, all(&old).await[..4]);
@@ -236,10 +236,10 @@ async fn a_failing_store_ends_the_import_with_its_error() {
 
 /// A faulty store that exports its first page repeatedly.
 #[derive(Debug)]
-struct Stuck(MemoryStore);
+struct RepeatingStore(MemoryStore);
 
 #[async_trait::async_trait]
-impl KeyExport for Stuck {
+impl KeyExport for RepeatingStore {
     async fn export(
         &self,
         _: Option<&KeyId>,
@@ -251,14 +251,14 @@ impl KeyExport for Stuck {
 
 #[tokio::test]
 async fn an_export_without_progress_is_an_error() {
-    let stuck = Stuck(with_keys((0..3).map(key)).await);
+    let stuck = RepeatingStore(with_keys((0..3).map(key)).await);
     let error = import(&stuck, &MemoryStore::new()).await.unwrap_err();
     assert!(matches!(error, ImportError::Export { after: Some(_), .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn an_export_without_progress_ends_the_revocation_after_a_restore_too() {
-    let stuck = Stuck(with_keys((0..3).map(key)).await);
+    let stuck = RepeatingStore(with_keys((0..3).map(key)).await);
     let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
     let error = keys.revoke_issued_before(&stuck, Timestamp::MIN, "host").await.unwrap_err();
     assert!(matches!(error, ManageError::Unavailable(_)), "{error:?}");
@@ -322,10 +322,10 @@ async fn every_key_with_a_secret_issued_before_the_instant_is_revoked_and_record
 
 /// Changes each key after exporting it.
 #[derive(Debug)]
-struct Lively(Arc<MemoryStore>);
+struct ChangingStore(Arc<MemoryStore>);
 
 #[async_trait::async_trait]
-impl KeyExport for Lively {
+impl KeyExport for ChangingStore {
     async fn export(
         &self,
         after: Option<&KeyId>,
@@ -353,7 +353,7 @@ async fn a_key_changed_during_the_revocation_is_revoked_if_its_secret_is_still_o
     let active = (0..9).map(|n| ApiKey { status: Status::Active, rotated_at: None, ..key(n) });
     let store = Arc::new(with_keys(active).await);
     let keys = KeyManager::builder(store.clone()).build().unwrap();
-    let lively = Lively(store.clone());
+    let lively = ChangingStore(store.clone());
     let revoked = keys.revoke_issued_before(&lively, Timestamp::MAX, "host").await.unwrap();
     assert_eq!(revoked, 3);
     for key in all(&*store).await {

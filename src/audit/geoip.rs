@@ -366,7 +366,7 @@ mod tests {
         (countries, Watch { database, seen: stamp.clone(), judged: stamp })
     }
 
-    /// What is logged meanwhile.
+    /// The log lines of the test.
     fn logged(work: impl FnOnce()) -> Vec<String> {
         #[derive(Clone, Default)]
         struct Log(Arc<Mutex<Vec<u8>>>);
@@ -431,16 +431,16 @@ mod tests {
     fn a_broken_or_missing_file_changes_nothing_and_is_logged_once() {
         let (_folder, path) = folder();
         let (countries, mut watch) = watched(&path);
-        let mut look = |change: &dyn Fn(), country: &str, said: &[&str]| {
+        let mut look = |change: &dyn Fn(), country: &str, expected: &[&str]| {
             let log = logged(|| {
                 change();
                 for _ in 0..5 {
                     watch.look();
                 }
             });
-            assert_eq!(log.len(), said.len(), "{log:?}");
-            for (line, said) in log.iter().zip(said) {
-                assert!(line.contains(said), "{line}");
+            assert_eq!(log.len(), expected.len(), "{log:?}");
+            for (line, expected) in log.iter().zip(expected) {
+                assert!(line.contains(expected), "{line}");
             }
             assert_eq!(says(&countries), country);
         };

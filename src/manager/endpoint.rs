@@ -201,7 +201,7 @@ mod tests {
             let long = text.repeat(60_000 / text.len());
             let (shown, steps) = steps::of(|| endpoint(long.as_str().into(), &format));
             assert!(shown.len() <= SHOWN);
-            // Once as it is, and once for each of the three times that it is decoded.
+            // Once unchanged, and once for each of the three times that it is decoded.
             assert!(steps <= SEEN * 4, "{text}: {steps}");
             let (method, steps) = steps::of(|| method(long.clone().into(), &format));
             assert!(method.len() <= LONGEST_METHOD);

@@ -51,7 +51,7 @@ pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
     let status = reply.status.as_str();
     let described = match operation(document, method, path) {
         Some(operation) => resolve(document, &operation["responses"][status]),
-        // Below the path of a host, which has a document of its own.
+        // Below the path of a host, which has its own document.
         None if reply.status.is_success() || *method == Method::HEAD => return,
         None => {
             let everywhere = ["unauthenticated", "cross_site", "not_found", "method_not_allowed"];

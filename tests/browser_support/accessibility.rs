@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use crate::browser_support::Browser;
-use crate::house::{House, texts, visit_house};
+use crate::service::{Service, texts, visit_service};
 use crate::views::{Screen, evaluate, furnish, tour};
 
 /// The violations that axe-core finds, one line per element.
@@ -33,14 +33,14 @@ async fn axe_finds_nothing_in_any_state() {
         found.extend(violations.map(|what| format!("{place}: {what}")));
     };
     for screen in Screen::ALL {
-        visit_house(furnish, async |browser, house, ()| {
+        visit_service(furnish, async |browser, service, ()| {
             browser.expect_console("status of 502");
             screen.set(browser);
-            tour(browser, house, async |state| look(browser, screen, state)).await;
+            tour(browser, service, async |state| look(browser, screen, state)).await;
         })
         .await;
-        visit_house(
-            |_: &House| (),
+        visit_service(
+            |_: &Service| (),
             async |browser, _, ()| {
                 screen.set(browser);
                 browser.sees("No API keys yet").await;
@@ -55,13 +55,13 @@ async fn axe_finds_nothing_in_any_state() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn dialogs_are_named_by_their_title_and_the_table_has_its_role_at_any_width() {
-    visit_house(furnish, async |browser, house, ()| {
+    visit_service(furnish, async |browser, service, ()| {
         browser.expect_console("status of 502");
         Screen::ALL[2].set(browser);
         let name = "const dialog = document.querySelector('dialog[open]'); \
             return dialog && document.getElementById(dialog.getAttribute('aria-labelledby')).innerText \
                 === dialog.querySelector('h2').innerText";
-        tour(browser, house, async |state| {
+        tour(browser, service, async |state| {
             let named = browser.js(name, &[]).await;
             assert!(named == true || named == Value::Null, "{state}: {named}");
         })

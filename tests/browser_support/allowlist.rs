@@ -225,9 +225,9 @@ async fn the_form_accepts_the_entries_that_the_service_accepts_and_no_others() {
             }
             // If the page suggests an entry, the service suggests the same.
             let suggests = |text: &str| text.split("; ").nth(1).map(str::to_owned);
-            let said = list.as_ref().err().and_then(|error| suggests(&error.to_string()));
-            if said != suggests(&error) {
-                wrong.push(format!("{entry}: {said:?}, but {error:?}"));
+            let suggested = list.as_ref().err().and_then(|error| suggests(&error.to_string()));
+            if suggested != suggests(&error) {
+                wrong.push(format!("{entry}: {suggested:?}, but {error:?}"));
             }
             if accepted {
                 browser.press(&format!("Remove {entry}")).await;

@@ -5,7 +5,7 @@ use fantoccini::key::Key;
 use serde_json::json;
 
 use crate::browser_support::Browser;
-use crate::house::{House, visit_house};
+use crate::service::{Service, visit_service};
 
 const TAB: char = '\u{e004}';
 const ENTER: char = '\u{e007}';
@@ -55,9 +55,9 @@ async fn walk(browser: &Browser, keys: &[char], name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
-    visit_house(
-        |_: &House| (),
-        async |browser, house, ()| {
+    visit_service(
+        |_: &Service| (),
+        async |browser, service, ()| {
             tab_to(browser, "Create API key").await;
             browser.key(ENTER).await;
             browser.sees_focus("Name").await;
@@ -99,7 +99,7 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
             browser.key(ENTER).await;
             browser.no_dialog().await;
             browser.sees_focus("Create API key").await;
-            assert_eq!(house.names(), ["CI deploy"]);
+            assert_eq!(service.names(), ["CI deploy"]);
             assert_eq!(browser.cell_text("CI deploy", "Last used").await, "Never");
 
             // The menu, with the arrow keys.
@@ -172,14 +172,14 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
             browser.key(ENTER).await;
             browser.sees_focus("Type CI deploy 2 to confirm").await;
             browser.key(ENTER).await;
-            assert_eq!(house.names().len(), 1, "deleted without the name");
+            assert_eq!(service.names().len(), 1, "deleted without the name");
             browser.keys("CI deploy 2").await;
             browser.key(ENTER).await;
             browser.no_dialog().await;
             browser.sees("No API keys yet").await;
             browser.sees_focus("Create API key").await;
             assert_focus_is_seen(browser).await;
-            assert_eq!(house.names().len(), 0);
+            assert_eq!(service.names().len(), 0);
         },
     )
     .await;
@@ -188,11 +188,11 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_dialog_keeps_the_focus_and_escape_returns_it() {
-    let before = |house: &House| {
-        house.create("First", "1_year", &[]);
-        house.create("Second", "1_year", &["192.0.2.1"]);
+    let before = |service: &Service| {
+        service.create("First", "1_year", &[]);
+        service.create("Second", "1_year", &["192.0.2.1"]);
     };
-    visit_house(before, async |browser, _, ()| {
+    visit_service(before, async |browser, _, ()| {
         browser.press("Actions for Second").await;
         browser.sees_focus("Edit").await;
         browser.key(ESCAPE).await;

@@ -177,17 +177,23 @@ impl Browser {
     /// Asserts that the console has all expected messages and no others.
     fn assert_console(&self) {
         let entries = self.session.post("se/log", json!({ "type": "browser" }));
-        let said: Vec<String> = entries.as_array().expect("entries").iter().map(entry).collect();
+        let messages: Vec<String> =
+            entries.as_array().expect("entries").iter().map(entry).collect();
         let expected = self.expected.lock().unwrap();
-        let is_bad = |said: &&String| said.starts_with("SEVERE") || said.starts_with("WARNING");
-        let is_expected = |said: &&String| {
+        let is_bad =
+            |message: &&String| message.starts_with("SEVERE") || message.starts_with("WARNING");
+        let is_expected = |message: &&String| {
             // A page without an icon is not ours.
-            said.contains("/favicon.ico") || expected.iter().any(|part| said.contains(part))
+            message.contains("/favicon.ico") || expected.iter().any(|part| message.contains(part))
         };
-        let unexpected: Vec<_> = said.iter().filter(is_bad).filter(|s| !is_expected(s)).collect();
+        let unexpected: Vec<_> =
+            messages.iter().filter(is_bad).filter(|s| !is_expected(s)).collect();
         assert!(unexpected.is_empty(), "in the console: {unexpected:#?}");
         for part in expected.iter() {
-            assert!(said.iter().any(|said| said.contains(part)), "{part:?} is not among {said:?}");
+            assert!(
+                messages.iter().any(|message| message.contains(part)),
+                "{part:?} is not among {messages:?}"
+            );
         }
     }
 

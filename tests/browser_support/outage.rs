@@ -5,7 +5,7 @@ use fantoccini::key::Key;
 use serde_json::json;
 
 use crate::browser_support::Browser;
-use crate::house::{House, Way, visit_house};
+use crate::service::{Mode, Service, visit_service};
 
 const DOWN: &str = "The server cannot be reached. Check your connection, then try again.";
 const UNAVAILABLE: &str = "The service is not available right now. Try again in a moment.";
@@ -24,14 +24,14 @@ async fn assert_marked(browser: &Browser) {
     );
 }
 
-fn one_key(house: &House) {
-    house.create("Key", "1_year", &[]);
+fn one_key(service: &Service) {
+    service.create("Key", "1_year", &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
-    visit_house(one_key, async |browser, house, ()| {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
         for (item, title) in [
@@ -39,11 +39,11 @@ async fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
             ("Rotate", "Rotate “Key”"),
             ("View audit log", "Audit log of “Key”"),
         ] {
-            house.stop();
+            service.stop();
             browser.menu("Key", item).await;
             browser.sees(DOWN).await;
             assert_eq!(browser.rows().await, ["Key"], "the table is still shown");
-            house.start();
+            service.start();
             browser.press("Try again").await;
             browser.sees_no_more(DOWN).await;
             let focused = browser.focused().await;
@@ -62,7 +62,7 @@ async fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
-    visit_house(one_key, async |browser, house, ()| {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
         // The dialog's own file loads, but a file that it imports does not.
@@ -79,10 +79,10 @@ async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
             })
             .await;
         part(false);
-        house.stop();
+        service.stop();
         browser.press("Try again").await;
         browser.sees(DOWN).await;
-        house.start();
+        service.start();
         browser.press("Try again").await;
         browser.sees_no_more(DOWN).await;
         browser.press("Create API key").await;
@@ -97,29 +97,29 @@ async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
-    visit_house(one_key, async |browser, house, ()| {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
         browser.press("Create API key").await;
         browser.fill("Name", "Typed before").await;
         browser.choose("Expiration", "1 week").await;
         browser.fill("Address or range", "192.0.2.7").await;
-        house.stop();
+        service.stop();
         browser.press("Create key").await;
         browser.sees(DOWN).await;
         assert_eq!(browser.value("Name").await, "Typed before");
         browser.sees("192.0.2.7").await;
-        house.start();
+        service.start();
         browser.press("Create key").await;
         browser.sees("Save your key").await;
         // The key can be copied, whatever happens now.
-        house.stop();
+        service.stop();
         browser.press("Show").await;
         let secret = browser.value("Your API key").await;
         assert!(secret.starts_with("vsp_sk_") && !secret.contains('•'), "{secret}");
         browser.press("Done").await;
         browser.no_dialog().await;
-        house.start();
+        service.start();
         browser.reload().await;
         assert_eq!(browser.rows().await, ["Key", "Typed before"]);
         mark(browser).await;
@@ -127,11 +127,11 @@ async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
         browser.menu("Key", "Edit").await;
         browser.fill("Name", "Edited in an outage").await;
         browser.pick("Revoked: every request is refused").await;
-        house.stop();
+        service.stop();
         browser.press("Save changes").await;
         browser.sees(DOWN).await;
         assert_eq!(browser.value("Name").await, "Edited in an outage");
-        house.start();
+        service.start();
         browser.press("Save changes").await;
         browser.no_dialog().await;
         assert_eq!(browser.cell_text("Edited in an outage", "Status").await, "Revoked");
@@ -143,21 +143,21 @@ async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn the_audit_log_stays_visible_in_an_outage_and_continues_afterwards() {
-    let before = |house: &House| {
-        let key = house.create("Key", "1_year", &[]);
-        house.call(&key, "GET", "/v1/first", "192.0.2.1");
+    let before = |service: &Service| {
+        let key = service.create("Key", "1_year", &[]);
+        service.call(&key, "GET", "/v1/first", "192.0.2.1");
         key
     };
-    visit_house(before, async |browser, house, key| {
+    visit_service(before, async |browser, service, key| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         browser.menu("Key", "View audit log").await;
         browser.sees("/v1/first").await;
-        house.stop();
+        service.stop();
         browser.press("Refresh").await;
         browser.sees(DOWN).await;
         browser.sees("/v1/first").await;
-        house.start();
-        house.call(&key, "GET", "/v1/second", "192.0.2.1");
+        service.start();
+        service.call(&key, "GET", "/v1/second", "192.0.2.1");
         browser.press("Refresh").await;
         browser.sees("/v1/second").await;
         browser.sees_no_more(DOWN).await;
@@ -170,11 +170,11 @@ async fn the_audit_log_stays_visible_in_an_outage_and_continues_afterwards() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_read_only_store_is_reported_as_unavailable() {
-    visit_house(one_key, async |browser, house, ()| {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("status of 503");
         browser.menu("Key", "Edit").await;
         browser.fill("Name", "Later").await;
-        let other = house.database();
+        let other = service.database();
         other.execute_batch("BEGIN EXCLUSIVE").unwrap();
         browser.press("Save changes").await;
         browser.sees(UNAVAILABLE).await;
@@ -190,13 +190,13 @@ async fn a_read_only_store_is_reported_as_unavailable() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_proxy_without_a_service_is_reported_as_unavailable() {
-    visit_house(one_key, async |browser, house, ()| {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("status of 502");
-        house.go(Way::BadGateway);
+        service.set_mode(Mode::BadGateway);
         browser.reload().await;
         browser.sees(UNAVAILABLE).await;
         assert!(!browser.text().await.contains("Loading"), "the page still shows Loading");
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.press("Try again").await;
         browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
         assert_ne!(browser.focused().await, "nothing");
@@ -207,21 +207,21 @@ async fn a_proxy_without_a_service_is_reported_as_unavailable() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn an_ended_login_is_reported_and_the_page_offers_to_reload() {
-    for way in [Way::LoggedOut, Way::LoginPage, Way::SentToLogin] {
-        visit_house(one_key, async |browser, house, ()| {
-            if way != Way::SentToLogin {
+    for mode in [Mode::LoggedOut, Mode::LoginPage, Mode::SentToLogin] {
+        visit_service(one_key, async |browser, service, ()| {
+            if mode != Mode::SentToLogin {
                 browser.expect_console("status of 401");
             }
             browser.menu("Key", "Edit").await;
             browser.fill("Name", "Typed").await;
-            house.go(way);
+            service.set_mode(mode);
             browser.press("Save changes").await;
             browser.sees(LOGGED_OUT).await;
             assert_eq!(browser.value("Name").await, "Typed");
             browser.press("Cancel").await;
             browser.no_dialog().await;
             browser.sees(LOGGED_OUT).await;
-            house.go(Way::Open);
+            service.set_mode(Mode::Open);
             browser.press("Reload").await;
             browser.sees_no_more(LOGGED_OUT).await;
             let table = vec!["Key".to_owned()];
@@ -234,13 +234,13 @@ async fn an_ended_login_is_reported_and_the_page_offers_to_reload() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn an_ended_login_is_reported_if_a_dialog_cannot_be_loaded() {
-    visit_house(one_key, async |browser, house, ()| {
+    visit_service(one_key, async |browser, service, ()| {
         // The request for the dialog's file is redirected to the login.
         browser.expect_console("status of 404");
-        house.go(Way::SentToLogin);
+        service.set_mode(Mode::SentToLogin);
         browser.menu("Key", "View audit log").await;
         browser.sees(LOGGED_OUT).await;
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.press("Reload").await;
         browser.sees_no_more(LOGGED_OUT).await;
         browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
@@ -251,22 +251,22 @@ async fn an_ended_login_is_reported_if_a_dialog_cannot_be_loaded() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn slow_operations_show_their_progress() {
-    visit_house(one_key, async |browser, house, ()| {
-        house.go(Way::Held);
+    visit_service(one_key, async |browser, service, ()| {
+        service.set_mode(Mode::Held);
         browser.client.refresh().await.unwrap();
         let loading = "const bone = document.querySelector('.bone'); \
             return Boolean(bone?.checkVisibility()) && document.querySelector('#page').ariaBusy === 'true'";
         browser.becomes("loading", json!(true), async || browser.js(loading, &[]).await).await;
         browser.sees("Loading…").await;
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.loaded().await;
         browser.sees_no_more("Loading…").await;
         assert_eq!(browser.rows().await, ["Key"]);
 
-        house.go(Way::Held);
+        service.set_mode(Mode::Held);
         browser.menu("Key", "View audit log").await;
         browser.sees("Loading…").await;
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.sees("No request has used this key yet.").await;
         browser.press("Close").await;
         browser.no_dialog().await;
@@ -274,7 +274,7 @@ async fn slow_operations_show_their_progress() {
         // A second click does not create a second key.
         browser.press("Create API key").await;
         browser.fill("Name", "Slow").await;
-        house.go(Way::Held);
+        service.set_mode(Mode::Held);
         browser.press("Create key").await;
         let busy = "return document.querySelector('dialog form').ariaBusy";
         browser.becomes("busy", json!("true"), async || browser.js(busy, &[]).await).await;
@@ -284,11 +284,11 @@ async fn slow_operations_show_their_progress() {
         for _ in 0..3 {
             browser.key(Key::Escape.into()).await;
         }
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.sees("Save your key").await;
         browser.press("Done").await;
         browser.no_dialog().await;
-        assert_eq!(house.names(), ["Key", "Slow"]);
+        assert_eq!(service.names(), ["Key", "Slow"]);
     })
     .await;
 }

@@ -31,11 +31,11 @@ impl Process {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = Self(child.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
         let output = process.0.stdout.take().unwrap();
-        let (said, says) = mpsc::channel();
+        let (sender, says) = mpsc::channel();
         // Read all output, so that the process never blocks on a full pipe.
         std::thread::spawn(move || {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
-            lines.for_each(|line| drop(said.send(line)));
+            lines.for_each(|line| drop(sender.send(line)));
         });
         let deadline = Instant::now() + PATIENCE;
         let mut printed = String::new();
@@ -77,7 +77,7 @@ impl Server {
         command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").current_dir(folder.path());
         let started = Process::start(&mut command, "settings: http://");
         let (process, rest) =
-            started.unwrap_or_else(|said| panic!("{command:?} has ended: {said}"));
+            started.unwrap_or_else(|output| panic!("{command:?} has ended: {output}"));
         let address = rest.split('/').next().unwrap().parse().unwrap();
         Self { _process: process, address, folder }
     }
@@ -182,8 +182,8 @@ impl Driver {
         // It takes a free port of IPv6, and ends if the same port of IPv4 is in use.
         let (process, rest) = (0..10)
             .find_map(|_| match Process::start(&mut command, "started successfully on port ") {
-                Err(said) if said.contains("port not available") => None,
-                started => Some(started.unwrap_or_else(|said| panic!("chromedriver: {said}"))),
+                Err(output) if output.contains("port not available") => None,
+                started => Some(started.unwrap_or_else(|output| panic!("chromedriver: {output}"))),
             })
             .expect("a free port for chromedriver");
         let port = rest.trim_end_matches('.').parse().unwrap();

@@ -161,7 +161,7 @@ impl Probe {
             None => done,
             Some(Failure::Unavailable) => Err(StoreError::unavailable("the line is cut")),
             Some(Failure::Corrupt) => Err(StoreError::corrupt("no such status")),
-            Some(Failure::Panic) => panic!("the store panics, as it was told to"),
+            Some(Failure::Panic) => panic!("the store of a test panics"),
         }
     }
 
@@ -253,20 +253,20 @@ pub(crate) struct Manual {
 #[derive(Debug)]
 pub(crate) struct Say {
     news: mpsc::UnboundedSender<Option<News>>,
-    said: AtomicUsize,
+    sent: AtomicUsize,
     heard: Arc<AtomicUsize>,
 }
 
 pub(crate) fn feed() -> (Say, Manual) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let heard = Arc::new(AtomicUsize::new(0));
-    let say = Say { news: sender, said: AtomicUsize::new(0), heard: Arc::clone(&heard) };
+    let say = Say { news: sender, sent: AtomicUsize::new(0), heard: Arc::clone(&heard) };
     (say, Manual { news: receiver, given: false, heard })
 }
 
 impl Say {
     pub(crate) fn news(&self, news: News) {
-        self.said.fetch_add(1, SeqCst);
+        self.sent.fetch_add(1, SeqCst);
         self.news.send(Some(news)).unwrap();
     }
 
@@ -277,7 +277,7 @@ impl Say {
     /// Waits until all announcements have been processed.
     pub(crate) async fn heard(&self) {
         eventually("all announcements are processed", async || {
-            self.heard.load(SeqCst) == self.said.load(SeqCst)
+            self.heard.load(SeqCst) == self.sent.load(SeqCst)
         })
         .await;
     }

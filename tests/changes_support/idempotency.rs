@@ -6,8 +6,8 @@ use std::time::Duration;
 use keygate::*;
 use tokio::task::JoinSet;
 
-use crate::changes_support::{World, actor, new_key};
-use crate::support::Hands;
+use crate::changes_support::{Setup, actor, new_key};
+use crate::support::TestClock;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const START: &str = "2027-05-03T23:59:59.9Z";
@@ -23,12 +23,12 @@ fn already(result: Result<IssuedKey, ManageError>) -> KeyId {
     }
 }
 
-fn at(clock: &Hands, after: Duration) {
+fn at(clock: &TestClock, after: Duration) {
     clock.set(Timestamp::parse(START).unwrap().saturating_add(after));
 }
 
-fn manager(limit: u32) -> (KeyManager, Hands) {
-    let clock = Hands::at(START);
+fn manager(limit: u32) -> (KeyManager, TestClock) {
+    let clock = TestClock::at(START);
     let limits = Limits::default().max_keys(limit);
     let builder = KeyManager::builder(MemoryStore::new()).clock(clock.clone()).limits(limits);
     (builder.build().unwrap(), clock)
@@ -89,14 +89,14 @@ async fn a_repeated_creation_of_the_last_key_does_not_report_the_limit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_concurrent_creations_one_makes_a_key() {
     // Two managers, like two processes.
-    let world = World::new(Delivery::buffered());
-    let other = KeyManager::builder(world.store.clone()).limits(world.keys.limits());
+    let setup = Setup::new(Delivery::buffered());
+    let other = KeyManager::builder(setup.store.clone()).limits(setup.keys.limits());
     let other = other.build().unwrap();
     let a = actor("a");
     for round in 0..100 {
         let text = format!("round {round}").replace(' ', "-");
         let mut calls = JoinSet::new();
-        for keys in [&world.keys, &other].into_iter().cycle().take(6) {
+        for keys in [&setup.keys, &other].into_iter().cycle().take(6) {
             let (keys, a, text) = (keys.clone(), a.clone(), text.clone());
             calls.spawn(async move { keys.create(&a, once(&text)).await });
         }
@@ -106,13 +106,13 @@ async fn of_concurrent_creations_one_makes_a_key() {
         let id = made[0].as_ref().unwrap().key.id;
         assert!(refused.into_iter().all(|refused| already(refused) == id));
     }
-    assert_eq!(world.keys.list(a.org()).await.unwrap().len(), 100);
+    assert_eq!(setup.keys.list(a.org()).await.unwrap().len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_creations_of_the_last_key_all_report_that_key() {
     for _ in 0..50 {
-        let store = Arc::new(crate::changes_support::Stopping::default());
+        let store = Arc::new(crate::changes_support::PausingStore::default());
         let limits = Limits::default().max_keys(1);
         let keys = KeyManager::builder(store).limits(limits).build().unwrap();
         let calls = (0..6).map(|_| {

@@ -27,9 +27,9 @@ pub(crate) fn new_key() -> NewKey {
 
 /// Small pseudo-random numbers.
 #[derive(Debug, Default)]
-pub(crate) struct Dice(AtomicU64);
+pub(crate) struct Rng(AtomicU64);
 
-impl Dice {
+impl Rng {
     pub(crate) fn below(&self, end: u64) -> u64 {
         let seed = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -60,23 +60,23 @@ type Done = BTreeMap<(KeyId, &'static str), usize>;
 
 /// A memory store that pauses before and after each call and counts its changes.
 #[derive(Debug, Default)]
-pub(crate) struct Stopping {
+pub(crate) struct PausingStore {
     pub(crate) keys: MemoryStore,
-    dice: Dice,
+    rng: Rng,
     done: Mutex<Done>,
     /// While it is closed, changes wait.
-    shut: AtomicBool,
+    closed: AtomicBool,
     opened: Notify,
     pub(crate) waiting: AtomicU64,
 }
 
-impl Stopping {
-    pub(crate) fn shut(&self) {
-        self.shut.store(true, Ordering::SeqCst);
+impl PausingStore {
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn open(&self) {
-        self.shut.store(false, Ordering::SeqCst);
+        self.closed.store(false, Ordering::SeqCst);
         self.opened.notify_waiters();
     }
 
@@ -86,21 +86,21 @@ impl Stopping {
         action: ChangeAction,
         change: impl Future<Output = Result<(), StoreError>>,
     ) -> Result<(), StoreError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         let opened = self.opened.notified();
-        if self.shut.load(Ordering::SeqCst) {
+        if self.closed.load(Ordering::SeqCst) {
             self.waiting.fetch_add(1, Ordering::SeqCst);
             opened.await;
         }
         change.await?;
         *self.done.lock().unwrap().entry((id, action.as_str())).or_default() += 1;
-        self.dice.pause().await;
+        self.rng.pause().await;
         Ok(())
     }
 }
 
 #[async_trait]
-impl KeyStore for Stopping {
+impl KeyStore for PausingStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         self.change(key.id, ChangeAction::Created, self.keys.insert(key, limit)).await
     }
@@ -110,12 +110,12 @@ impl KeyStore for Stopping {
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         self.keys.get(org, id).await
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         self.keys.list(org).await
     }
 
@@ -142,23 +142,23 @@ impl KeyStore for Stopping {
 
 /// A memory log that pauses before and after it writes.
 #[derive(Debug, Default)]
-pub(crate) struct StoppingLog {
+pub(crate) struct PausingLog {
     log: MemoryAuditLog,
-    dice: Dice,
+    rng: Rng,
 }
 
 #[async_trait]
-impl AuditSink for StoppingLog {
+impl AuditSink for PausingLog {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         self.log.record(batch).await?;
-        self.dice.pause().await;
+        self.rng.pause().await;
         Ok(())
     }
 }
 
 #[async_trait]
-impl AuditLog for StoppingLog {
+impl AuditLog for PausingLog {
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
         self.log.page(query).await
     }
@@ -170,16 +170,16 @@ impl AuditLog for StoppingLog {
 
 /// A manager with its store and its log.
 #[derive(Clone, Debug)]
-pub(crate) struct World {
-    pub(crate) store: Arc<Stopping>,
+pub(crate) struct Setup {
+    pub(crate) store: Arc<PausingStore>,
     pub(crate) keys: KeyManager,
 }
 
-impl World {
+impl Setup {
     pub(crate) fn new(delivery: Delivery) -> Self {
-        let store = Arc::new(Stopping::default());
+        let store = Arc::new(PausingStore::default());
         let keys = KeyManager::builder(store.clone())
-            .audit(StoppingLog::default())
+            .audit(PausingLog::default())
             .delivery(delivery)
             .limits(Limits::default().max_keys(10_000))
             .store_deadline(PATIENCE)
@@ -215,16 +215,16 @@ impl World {
         let report = self.keys.shutdown(PATIENCE).await;
         assert!(report.is_complete(), "{report:?}");
         let done = self.store.done.lock().unwrap().clone();
-        let (mut took_place, mut taken_back) = (0, 0);
+        let (mut took_place, mut abandoned) = (0, 0);
         for org in orgs {
             for ((key, action), (begun, back)) in self.on_record(actor(org).org()).await {
                 let done = done.get(&(key, action)).copied().unwrap_or_default();
-                assert_eq!(begun, done + back, "{action} of {key}: taken back {back} times");
+                assert_eq!(begun, done + back, "{action} of {key}: abandoned {back} times");
                 took_place += done;
-                taken_back += back;
+                abandoned += back;
             }
         }
         assert_eq!(took_place, done.values().sum::<usize>(), "a change without a record");
-        (took_place, taken_back)
+        (took_place, abandoned)
     }
 }

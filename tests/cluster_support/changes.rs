@@ -1,5 +1,5 @@
-//! Changes whose outcome can be worked out: what must be found after a server was
-//! killed in the midst of them. A simpler sibling of `tests/kill.rs`.
+//! Changes with a predictable outcome, to check the store after a server was killed during
+//! them. A simpler version of `tests/kill.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -17,8 +17,8 @@ pub(crate) fn number() -> u64 {
     u64::from_be_bytes(bytes)
 }
 
-/// Random bytes that the test can work out too, so that it knows the secret of a
-/// change that was never acknowledged.
+/// Random bytes that the test can compute too, so that it knows the secret of a change that
+/// was not acknowledged.
 #[derive(Clone, Debug)]
 struct Seeded(Arc<Mutex<(u64, u64)>>);
 
@@ -53,7 +53,7 @@ enum Change {
 }
 
 impl Change {
-    /// The key and the secret that it gives out.
+    /// The key and the secret that it issues.
     fn issued(self) -> Option<(KeyId, String)> {
         let (Self::Create { seed } | Self::Rotate { seed, .. }) = self else { return None };
         let random = Seeded::new(seed);
@@ -83,16 +83,16 @@ impl Change {
     }
 }
 
-/// A key, as anybody can see it from outside.
+/// A key, as seen from outside.
 #[derive(Clone, Debug, PartialEq)]
 struct Key {
-    /// The one of all secrets ever given out that leads to it.
+    /// The only one of all issued secrets that works for it.
     secret: String,
     revoked: bool,
     revision: u32,
 }
 
-/// Changes the keys of an organisation of its own, one after the other.
+/// Changes the keys of its own organisation, one after the other.
 #[derive(Debug)]
 pub(crate) struct Worker {
     manager: KeyManager,
@@ -109,7 +109,7 @@ impl Worker {
         Self::over(KeyManager::builder(store.clone()), store, org)
     }
 
-    /// Through whatever stands in front of the store, which has the audit log.
+    /// Uses the store behind the given builder, and `store` for the audit log.
     pub(crate) fn over(builder: KeyManagerBuilder, store: &PostgresStore, org: &str) -> Self {
         let random = Seeded::new(number());
         let manager = builder
@@ -123,10 +123,10 @@ impl Worker {
         Self { manager, random, actor, keys, secrets, in_doubt: None, longest_call: Duration::ZERO }
     }
 
-    /// Makes one change; `false` where the store does not work now. Whatever else
-    /// it says is a fault.
+    /// Makes one change. Returns `false` if the store is unavailable. Any other error fails
+    /// the test.
     pub(crate) async fn change(&mut self) -> bool {
-        assert!(self.in_doubt.is_none(), "the last change is to be checked first");
+        assert!(self.in_doubt.is_none(), "check the last change first");
         let one = self.keys.iter().nth(number() as usize % self.keys.len().max(1));
         let seed = number();
         let change = match (one, number() % 10) {
@@ -168,7 +168,7 @@ impl Worker {
         }
     }
 
-    /// Asks until there is an answer.
+    /// Polls until there is an answer.
     pub(crate) async fn wait_for_recovery(&mut self) {
         loop {
             let begun = Instant::now();
@@ -184,8 +184,8 @@ impl Worker {
         }
     }
 
-    /// Compares what is stored with what was acknowledged, without the change in
-    /// doubt or with it. Says which, where there was one.
+    /// Compares the stored keys with the acknowledged changes, with or without the change in
+    /// doubt. Returns whether that change took place, if there was one.
     pub(crate) async fn check(&mut self) -> Option<bool> {
         let found = self.found().await;
         let Some(change) = self.in_doubt.take() else {
@@ -202,7 +202,7 @@ impl Worker {
         Some(true)
     }
 
-    /// Each key, with the one secret that leads to it.
+    /// Each key with the only secret that works for it.
     async fn found(&self) -> BTreeMap<KeyId, Key> {
         let (manager, org) = (&self.manager, self.actor.org());
         let mut secrets = BTreeMap::<KeyId, Vec<String>>::new();
@@ -218,7 +218,7 @@ impl Worker {
         let mut found = BTreeMap::new();
         for key in manager.list(org).await.unwrap() {
             let leading = secrets.remove(&key.id).unwrap_or_default();
-            assert_eq!(leading.len(), 1, "secrets that lead to {key:?}: {leading:?}");
+            assert_eq!(leading.len(), 1, "secrets that work for {key:?}: {leading:?}");
             let revoked = key.status == Status::Revoked;
             let works = manager.verify(&leading[0], None).await.is_ok();
             assert_eq!(works, !revoked, "{key:?}");

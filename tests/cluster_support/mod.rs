@@ -1,4 +1,4 @@
-//! What the tests on PostgreSQL servers of their own share.
+//! Shared by the tests that run their own PostgreSQL servers.
 
 pub(crate) mod certificates;
 pub(crate) mod changes;

@@ -21,9 +21,9 @@ async fn case_36_a_request_that_is_dropped_leaves_a_record_marked_aborted() {
         drop(b.admit("/unpolled").await.unwrap().finish(200));
         b.settled(2).await;
         let records = b.requests().await;
-        let said: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
+        let logged: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
         let aborted = |path| (path, None, Outcome::Aborted);
-        assert_eq!(said, [aborted("/dropped"), aborted("/unpolled")], "{delivery:?}");
+        assert_eq!(logged, [aborted("/dropped"), aborted("/unpolled")], "{delivery:?}");
     }
 }
 

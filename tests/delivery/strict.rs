@@ -81,9 +81,9 @@ async fn refusals_of_a_known_key_are_recorded_and_unknown_keys_are_not() {
     edit(|key| key.allowlist = Allowlist::restore(["?"])).await;
     assert_eq!(b.admit("/4").await.unwrap_err().http_status(), 403);
     let records = b.requests().await;
-    let said: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
+    let logged: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
     assert_eq!(
-        said,
+        logged,
         [
             ("/1", Some(401), Outcome::Revoked),
             ("/2", Some(401), Outcome::Expired),
@@ -110,9 +110,9 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_nex
         b.handle("/v1/b").await.unwrap();
         made += 2;
     }
-    let said = ["ERROR", "audit records were not written", "records=1", "disk full"];
-    assert_eq!(log_lines(&said), 1, "the cause is logged for the operator");
-    assert_eq!(log_lines(&said[..2]), 1, "a repeated log line is throttled");
+    let parts = ["ERROR", "audit records were not written", "records=1", "disk full"];
+    assert_eq!(log_lines(&parts), 1, "the cause is logged for the operator");
+    assert_eq!(log_lines(&parts[..2]), 1, "a repeated log line is throttled");
 
     // A refusal whose record fails is a 503 and reveals nothing about the key.
     b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await.unwrap();

@@ -9,8 +9,8 @@ use keygate::{
 };
 
 use crate::postgres_support::in_schema;
-use crate::proxy::{Network, Side, Strike};
-use crate::world::{DEADLINE, SLACK, World, is_unavailable, recovers, within};
+use crate::proxy::{Network, PlannedFault, Side};
+use crate::setup::{DEADLINE, SLACK, Setup, is_unavailable, recovers, within};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
@@ -36,7 +36,7 @@ const OPERATIONS: [Operation; 7] = [
 
 impl Operation {
     /// The minimum number of packets in each direction.
-    fn pieces(self) -> usize {
+    fn packets(self) -> usize {
         match self {
             Self::Verify | Self::List => 1,
             // Its look-up, its record, and the change.
@@ -57,7 +57,7 @@ impl Operation {
 }
 
 /// The outcome of an operation.
-enum Said {
+enum Outcome {
     Created(Box<IssuedKey>),
     Verified,
     Revoked,
@@ -68,117 +68,117 @@ enum Said {
     Unavailable,
 }
 
-async fn perform(world: &World, operation: Operation, key: &IssuedKey, path: &str) -> Said {
-    let (keys, actor, id) = (&world.keys, &world.actor, &key.key.id);
+async fn perform(setup: &Setup, operation: Operation, key: &IssuedKey, path: &str) -> Outcome {
+    let (keys, actor, id) = (&setup.keys, &setup.actor, &key.key.id);
     let managed = match operation {
         Operation::Create => {
-            let new = NewKey::named("made in a storm").unwrap();
-            keys.create(actor, new).await.map(|issued| Said::Created(Box::new(issued)))
+            let new = NewKey::named("made during a fault").unwrap();
+            keys.create(actor, new).await.map(|issued| Outcome::Created(Box::new(issued)))
         }
         Operation::Verify => {
             return match keys.verify(key.secret.expose_secret(), None).await {
-                Ok(_) => Said::Verified,
-                Err(VerifyError::Unavailable(_)) => Said::Unavailable,
+                Ok(_) => Outcome::Verified,
+                Err(VerifyError::Unavailable(_)) => Outcome::Unavailable,
                 // A network failure says nothing about the key.
                 Err(other) => panic!("{other:?}"),
             };
         }
         Operation::Revoke => {
-            keys.update(actor, id, KeyPatch::revoke()).await.map(|_| Said::Revoked)
+            keys.update(actor, id, KeyPatch::revoke()).await.map(|_| Outcome::Revoked)
         }
         Operation::Rotate => {
-            keys.rotate(actor, id).await.map(|issued| Said::Rotated(Box::new(issued)))
+            keys.rotate(actor, id).await.map(|issued| Outcome::Rotated(Box::new(issued)))
         }
-        Operation::Delete => keys.delete(actor, id).await.map(|()| Said::Deleted),
+        Operation::Delete => keys.delete(actor, id).await.map(|()| Outcome::Deleted),
         Operation::List => keys
             .list(actor.org())
             .await
-            .map(|list| Said::Listed(list.iter().map(|key| key.id.to_string()).collect())),
+            .map(|list| Outcome::Listed(list.iter().map(|key| key.id.to_string()).collect())),
         Operation::Request => {
-            return match world.request(key.secret.expose_secret(), path).await {
-                503 => Said::Unavailable,
-                status => Said::Answered(status),
+            return match setup.request(key.secret.expose_secret(), path).await {
+                503 => Outcome::Unavailable,
+                status => Outcome::Answered(status),
             };
         }
     };
     match managed {
-        Ok(said) => said,
-        Err(ManageError::Unavailable(_) | ManageError::InDoubt(_)) => Said::Unavailable,
+        Ok(outcome) => outcome,
+        Err(ManageError::Unavailable(_) | ManageError::InDoubt(_)) => Outcome::Unavailable,
         Err(other) => panic!("{operation:?}: {other:?}"),
     }
 }
 
 /// One operation with one fault during it.
-async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
-    let case = format!("{operation:?}, {strike:?}");
-    let key = world.key().await;
-    let revoked = world.key().await;
-    world.sure.update(&world.actor, &revoked.key.id, KeyPatch::revoke()).await.unwrap();
+async fn one(setup: &Setup, operation: Operation, fault: PlannedFault) -> bool {
+    let case = format!("{operation:?}, {fault:?}");
+    let key = setup.key().await;
+    let revoked = setup.key().await;
+    setup.direct.update(&setup.actor, &revoked.key.id, KeyPatch::revoke()).await.unwrap();
     let (id, old) = (key.key.id, key.key.digest);
-    let before = world.db.ids(world.actor.org()).await;
-    let path = format!("/{operation:?}/{:?}/{}", strike.side, strike.piece);
+    let before = setup.db.ids(setup.actor.org()).await;
+    let path = format!("/{operation:?}/{:?}/{}", fault.side, fault.packet);
 
-    world.proxy.strike(strike);
-    let said = within(&case, operation.limit(), perform(world, operation, &key, &path)).await;
-    let struck = world.proxy.has_struck();
+    setup.proxy.plan(fault);
+    let outcome = within(&case, operation.limit(), perform(setup, operation, &key, &path)).await;
+    let occurred = setup.proxy.fault_occurred();
     // While the fault lasts, a key that the database refuses is not admitted.
     for _ in 0..2 {
-        let refused = world.keys.verify(revoked.secret.expose_secret(), None);
+        let refused = setup.keys.verify(revoked.secret.expose_secret(), None);
         let refused = within(&case, DEADLINE * 2 + SLACK, refused).await.unwrap_err();
         assert!(is_revoked(&refused) || refused.is_unavailable(), "{case}: {refused:?}");
     }
 
-    world.proxy.set(Network::Whole);
+    setup.proxy.set(Network::Intact);
     recovers!(&case, {
-        let refused = world.keys.verify(revoked.secret.expose_secret(), None).await.unwrap_err();
-        is_revoked(&refused) && works(world).await
+        let refused = setup.keys.verify(revoked.secret.expose_secret(), None).await.unwrap_err();
+        is_revoked(&refused) && works(setup).await
     });
 
     // An acknowledged change is stored. Any other change may be stored, but then it has a
     // record.
-    let row = agreed(world, &case, &key).await;
-    let begun = async |action| world.db.begun(id, action).await;
-    match (operation, said) {
-        (Operation::Create, Said::Created(issued)) => {
-            let row = world.db.key(issued.key.id).await.unwrap();
+    let row = agreed(setup, &case, &key).await;
+    let begun = async |action| setup.db.begun(id, action).await;
+    match (operation, outcome) {
+        (Operation::Create, Outcome::Created(issued)) => {
+            let row = setup.db.key(issued.key.id).await.unwrap();
             assert_eq!((row.digest, &*row.status), (issued.key.digest, "active"), "{case}");
-            world.keys.verify(issued.secret.expose_secret(), None).await.unwrap();
-            assert_eq!(world.db.begun(issued.key.id, "created").await, 1, "{case}");
+            setup.keys.verify(issued.secret.expose_secret(), None).await.unwrap();
+            assert_eq!(setup.db.begun(issued.key.id, "created").await, 1, "{case}");
         }
-        (Operation::Create, Said::Unavailable) => {
-            let after = world.db.ids(world.actor.org()).await;
+        (Operation::Create, Outcome::Unavailable) => {
+            let after = setup.db.ids(setup.actor.org()).await;
             let new: Vec<_> = after.iter().filter(|id| !before.contains(id)).collect();
             assert!(new.len() <= 1, "{case}: {new:?}");
             for id in new {
-                assert_eq!(world.db.begun(id.parse().unwrap(), "created").await, 1, "{case}");
+                assert_eq!(setup.db.begun(id.parse().unwrap(), "created").await, 1, "{case}");
             }
         }
-        (Operation::Revoke, said) => {
+        (Operation::Revoke, outcome) => {
             let is = row.as_ref().is_some_and(|row| row.0 == "revoked");
-            assert!(is || matches!(said, Said::Unavailable), "{case}: {row:?}");
+            assert!(is || matches!(outcome, Outcome::Unavailable), "{case}: {row:?}");
             assert!(!is || begun("updated").await == 1, "{case}");
         }
-        (Operation::Rotate, Said::Rotated(issued)) => {
+        (Operation::Rotate, Outcome::Rotated(issued)) => {
             assert_eq!(row, Some(("active".to_owned(), issued.key.digest)), "{case}");
-            world.keys.verify(issued.secret.expose_secret(), None).await.unwrap();
+            setup.keys.verify(issued.secret.expose_secret(), None).await.unwrap();
             assert_eq!(begun("rotated").await, 1, "{case}");
         }
         (Operation::Rotate, _) => {
             let (_, digest) = row.unwrap();
             assert!(digest == old || begun("rotated").await == 1, "{case}");
         }
-        (Operation::Delete, said) => {
-            assert!(row.is_none() || matches!(said, Said::Unavailable), "{case}: {row:?}");
+        (Operation::Delete, outcome) => {
+            assert!(row.is_none() || matches!(outcome, Outcome::Unavailable), "{case}: {row:?}");
             assert!(row.is_some() || begun("deleted").await == 1, "{case}");
         }
-        (Operation::List, Said::Listed(ids)) => assert_eq!(ids, before, "{case}"),
-        (Operation::Request, said) => {
-            let rows = world.db.requests(id).await;
+        (Operation::List, Outcome::Listed(ids)) => assert_eq!(ids, before, "{case}"),
+        (Operation::Request, outcome) => {
+            let rows = setup.db.requests(id).await;
             let row = (path, Some(200), "allowed".to_owned());
             let count = rows.get(&row).copied().unwrap_or_default();
             assert_eq!(rows.len(), count, "{case}: one path, once: {rows:?}");
-            match said {
-                Said::Answered(status) => assert_eq!((status, count), (200, 1), "{case}"),
+            match outcome {
+                Outcome::Answered(status) => assert_eq!((status, count), (200, 1), "{case}"),
                 // The record may have become durable after the caller gave up.
                 _ => assert!(count <= 1, "{case}"),
             }
@@ -186,10 +186,10 @@ async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
         _ => {}
     }
     // Make room for the next creation.
-    for id in world.db.ids(world.actor.org()).await {
-        world.sure.delete(&world.actor, &id.parse().unwrap()).await.unwrap();
+    for id in setup.db.ids(setup.actor.org()).await {
+        setup.direct.delete(&setup.actor, &id.parse().unwrap()).await.unwrap();
     }
-    struck
+    occurred
 }
 
 fn is_revoked(error: &VerifyError) -> bool {
@@ -197,11 +197,11 @@ fn is_revoked(error: &VerifyError) -> bool {
 }
 
 /// Whether every operation works in that organisation.
-async fn works(world: &World) -> bool {
-    let (keys, actor) = (&world.keys, &world.actor);
+async fn works(setup: &Setup) -> bool {
+    let (keys, actor) = (&setup.keys, &setup.actor);
     let done = async {
         let made = keys.create(actor, NewKey::named("after").unwrap()).await?;
-        let status = world.request(made.secret.expose_secret(), "/after").await;
+        let status = setup.request(made.secret.expose_secret(), "/after").await;
         keys.update(actor, &made.key.id, KeyPatch::revoke()).await?;
         keys.rotate(actor, &made.key.id).await?;
         keys.list(actor.org()).await?;
@@ -220,13 +220,13 @@ async fn works(world: &World) -> bool {
 }
 
 /// Checks that the manager reports the same key as the database.
-async fn agreed(world: &World, case: &str, key: &IssuedKey) -> Option<(String, KeyDigest)> {
+async fn agreed(setup: &Setup, case: &str, key: &IssuedKey) -> Option<(String, KeyDigest)> {
     let mut agreed = None;
     recovers!(case, {
-        let row = world.db.key(key.key.id).await;
-        let verified = world.keys.verify(key.secret.expose_secret(), None).await;
+        let row = setup.db.key(key.key.id).await;
+        let verified = setup.keys.verify(key.secret.expose_secret(), None).await;
         // A cancelled change may have been made in between.
-        if row != world.db.key(key.key.id).await {
+        if row != setup.db.key(key.key.id).await {
             return false;
         }
         let same = key.key.digest;
@@ -255,25 +255,25 @@ async fn everywhere(network: Network, lasting: bool) {
         let works = OPERATIONS.map(|operation| {
             let options = options.clone();
             tokio::spawn(async move {
-                let world = World::new(&options).await;
-                let (mut struck, mut cases) = (0, 0);
-                for side in [Side::There, Side::Back] {
-                    for piece in 1..=operation.pieces() {
-                        let strike = Strike { side, piece, network, lasting };
-                        struck += usize::from(one(&world, operation, strike).await);
+                let setup = Setup::new(&options).await;
+                let (mut occurred, mut cases) = (0, 0);
+                for side in [Side::ToServer, Side::FromServer] {
+                    for packet in 1..=operation.packets() {
+                        let fault = PlannedFault { side, packet, network, lasting };
+                        occurred += usize::from(one(&setup, operation, fault).await);
                         cases += 1;
                     }
                 }
                 // A statement is prepared only once, so some faults do not occur.
-                assert!(struck * 3 >= cases * 2, "{operation:?}: {struck} of {cases} struck");
-                struck
+                assert!(occurred * 3 >= cases * 2, "{operation:?}: {occurred} of {cases} occurred");
+                occurred
             })
         });
-        let mut struck = 0;
+        let mut occurred = 0;
         for work in works {
-            struck += work.await.unwrap();
+            occurred += work.await.unwrap();
         }
-        println!("{network:?}, lasting {lasting}: {struck} operations were struck");
+        println!("{network:?}, lasting {lasting}: {occurred} faults occurred");
     })
     .await;
 }
@@ -302,10 +302,10 @@ faults! {
     case_32_half_closed_connections_during_each_operation: Network::HalfClosed, true;
     case_32_a_truncated_packet_during_each_operation: Network::Truncated(3), false;
     case_32_truncation_of_all_packets_during_each_operation: Network::Truncated(7), true;
-    case_32_an_incomplete_packet_during_each_operation: Network::Torn(11), false;
+    case_32_an_incomplete_packet_during_each_operation: Network::Incomplete(11), false;
     case_32_a_latency_within_the_deadline_during_each_operation: Network::Slow(Duration::from_millis(60)), true;
     case_32_a_latency_beyond_the_deadline_during_each_operation: Network::Slow(Duration::from_millis(700)), true;
-    case_32_a_low_bandwidth_during_each_operation: Network::Narrow(2_000), true;
+    case_32_a_low_bandwidth_during_each_operation: Network::Limited(2_000), true;
 }
 
 /// A process that is cut off has locked the organisation, and its server session does not
@@ -314,21 +314,25 @@ faults! {
 #[ignore = "needs PostgreSQL"]
 async fn case_32_a_process_cut_off_during_a_creation_does_not_block_creations_of_others() {
     in_schema(|options| async move {
-        let world = World::new(&options).await;
-        for piece in 1..=Operation::Create.pieces() {
-            let key = world.key().await;
-            let strike =
-                Strike { side: Side::There, piece, network: Network::BlackHole, lasting: true };
-            world.proxy.strike(strike);
-            let _ = perform(&world, Operation::Create, &key, "").await;
-            let others = world.sure.create(&world.actor, NewKey::named("elsewhere").unwrap());
+        let setup = Setup::new(&options).await;
+        for packet in 1..=Operation::Create.packets() {
+            let key = setup.key().await;
+            let fault = PlannedFault {
+                side: Side::ToServer,
+                packet,
+                network: Network::BlackHole,
+                lasting: true,
+            };
+            setup.proxy.plan(fault);
+            let _ = perform(&setup, Operation::Create, &key, "").await;
+            let others = setup.direct.create(&setup.actor, NewKey::named("elsewhere").unwrap());
             let limit = DEADLINE * 4 + SLACK * 2;
             let created = tokio::time::timeout(limit, others).await;
-            assert!(matches!(created, Ok(Ok(_))), "piece {piece}: {created:?}");
-            world.proxy.set(Network::Whole);
-            recovers!("after the cut", { works(&world).await });
-            for id in world.db.ids(world.actor.org()).await {
-                world.sure.delete(&world.actor, &id.parse().unwrap()).await.unwrap();
+            assert!(matches!(created, Ok(Ok(_))), "packet {packet}: {created:?}");
+            setup.proxy.set(Network::Intact);
+            recovers!("after the cut", { works(&setup).await });
+            for id in setup.db.ids(setup.actor.org()).await {
+                setup.direct.delete(&setup.actor, &id.parse().unwrap()).await.unwrap();
             }
         }
     })

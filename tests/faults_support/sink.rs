@@ -8,7 +8,7 @@ use keygate::{Delivery, KeyPatch, NewKey};
 
 use crate::postgres_support::in_schema;
 use crate::proxy::Network;
-use crate::world::{DEADLINE, SLACK, World, is_unavailable, recovers, within};
+use crate::setup::{DEADLINE, SLACK, Setup, is_unavailable, recovers, within};
 
 const ILLS: [Network; 6] = [
     Network::Closed,
@@ -19,9 +19,9 @@ const ILLS: [Network; 6] = [
     Network::Slow(Duration::from_secs(2)),
 ];
 
-async fn world(options: &PostgresOptions, delivery: Delivery) -> World {
-    World::with(options, |near, direct, builder| {
-        builder(direct).audit(near).delivery(delivery.deadline(DEADLINE))
+async fn setup(options: &PostgresOptions, delivery: Delivery) -> Setup {
+    Setup::with(options, |proxied, direct, builder| {
+        builder(direct).audit(proxied).delivery(delivery.deadline(DEADLINE))
     })
     .await
 }
@@ -30,24 +30,24 @@ async fn world(options: &PostgresOptions, delivery: Delivery) -> World {
 #[ignore = "needs PostgreSQL"]
 async fn case_35_strict_a_faulty_audit_database_stops_every_answer_and_change() {
     in_schema(|options| async move {
-        let world = world(&options, Delivery::strict()).await;
+        let setup = setup(&options, Delivery::strict()).await;
         for ill in ILLS {
             let case = format!("{ill:?}");
-            let (key, revoked) = (world.key().await, world.key().await);
+            let (key, revoked) = (setup.key().await, setup.key().await);
             let (id, secret) = (key.key.id, key.secret.expose_secret());
-            world.sure.update(&world.actor, &revoked.key.id, KeyPatch::revoke()).await.unwrap();
-            recovers!(&case, { world.request(secret, "/before").await == 200 });
-            let before = world.db.key(id).await;
-            world.proxy.set(ill);
+            setup.direct.update(&setup.actor, &revoked.key.id, KeyPatch::revoke()).await.unwrap();
+            recovers!(&case, { setup.request(secret, "/before").await == 200 });
+            let before = setup.db.key(id).await;
+            setup.proxy.set(ill);
 
             // Waiting for room in the queue and writing the record each have the deadline.
             let limit = DEADLINE * 3 + SLACK;
             for key in [&key, &revoked] {
-                let status = world.request(key.secret.expose_secret(), "/meanwhile");
+                let status = setup.request(key.secret.expose_secret(), "/meanwhile");
                 assert_eq!(within(&case, limit, status).await, 503, "{case}");
             }
-            let (keys, actor) = (&world.keys, &world.actor);
-            let ids = world.db.ids(actor.org()).await;
+            let (keys, actor) = (&setup.keys, &setup.actor);
+            let ids = setup.db.ids(actor.org()).await;
             let create = keys.create(actor, NewKey::named("CI").unwrap());
             let failed = within(&case, limit, create).await.unwrap_err();
             assert!(is_unavailable(&failed), "{case}: {failed:?}");
@@ -65,18 +65,18 @@ async fn case_35_strict_a_faulty_audit_database_stops_every_answer_and_change() 
                 ids.len()
             );
 
-            world.proxy.set(Network::Whole);
+            setup.proxy.set(Network::Intact);
             recovers!(&case, {
-                world.request(secret, "/after").await == 200
-                    && world.request(revoked.secret.expose_secret(), "/after").await == 401
+                setup.request(secret, "/after").await == 200
+                    && setup.request(revoked.secret.expose_secret(), "/after").await == 401
             });
-            assert_eq!(world.db.key(id).await, before, "{case}: no change without its record");
-            assert_eq!(world.db.ids(actor.org()).await, ids, "{case}");
-            let rows = world.db.requests(id).await;
+            assert_eq!(setup.db.key(id).await, before, "{case}: no change without its record");
+            assert_eq!(setup.db.ids(actor.org()).await, ids, "{case}");
+            let rows = setup.db.requests(id).await;
             let after = ("/after".to_owned(), Some(200), "allowed".to_owned());
             assert!(rows.get(&after).is_some_and(|&rows| rows >= 1), "{case}: {rows:?}");
             for id in ids {
-                world.sure.delete(actor, &id.parse().unwrap()).await.unwrap();
+                setup.direct.delete(actor, &id.parse().unwrap()).await.unwrap();
             }
         }
     })
@@ -87,16 +87,16 @@ async fn case_35_strict_a_faulty_audit_database_stops_every_answer_and_change() 
 #[ignore = "needs PostgreSQL"]
 async fn case_35_buffered_a_faulty_audit_database_delays_no_answer_and_loses_no_record() {
     in_schema(|options| async move {
-        let world = world(&options, Delivery::buffered()).await;
+        let setup = setup(&options, Delivery::buffered()).await;
         for ill in ILLS {
             let case = format!("{ill:?}");
-            let key = world.key().await;
+            let key = setup.key().await;
             let (id, secret) = (key.key.id, key.secret.expose_secret());
-            world.proxy.set(ill);
+            setup.proxy.set(ill);
             let mut sent = Vec::new();
             for number in 0..60 {
                 let path = format!("/{number}");
-                let status = within(&case, SLACK, world.request(secret, &path)).await;
+                let status = within(&case, SLACK, setup.request(secret, &path)).await;
                 assert_eq!(status, 200, "{case}");
                 sent.push((path, Some(200), "allowed".to_owned()));
                 if number % 20 == 0 {
@@ -104,14 +104,14 @@ async fn case_35_buffered_a_faulty_audit_database_delays_no_answer_and_loses_no_
                 }
             }
             tokio::time::sleep(DEADLINE * 2).await;
-            world.proxy.set(Network::Whole);
-            recovers!(&case, { world.db.requests(id).await.len() == sent.len() });
-            let rows = world.db.requests(id).await;
+            setup.proxy.set(Network::Intact);
+            recovers!(&case, { setup.db.requests(id).await.len() == sent.len() });
+            let rows = setup.db.requests(id).await;
             assert!(sent.iter().all(|row| rows.get(row) == Some(&1)), "{case}: {rows:?}");
-            recovers!(&case, { world.keys.audit_stats().queued == 0 });
-            let stats = world.keys.audit_stats();
+            recovers!(&case, { setup.keys.audit_stats().queued == 0 });
+            let stats = setup.keys.audit_stats();
             assert_eq!((stats.failed, stats.shed), (0, 0), "{case}");
-            world.sure.delete(&world.actor, &id).await.unwrap();
+            setup.direct.delete(&setup.actor, &id).await.unwrap();
         }
     })
     .await;

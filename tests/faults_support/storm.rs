@@ -10,15 +10,15 @@ use keygate::{
 };
 
 use crate::checker::{Demand, check};
-use crate::event::{Deed, Event, Patch, Span, State, Version};
+use crate::event::{Event, Outcome, Patch, Span, State, Version};
 use crate::postgres_support::in_schema;
 use crate::proxy::{Network, Side};
-use crate::world::{DEADLINE, Db, SLACK, World, ip, recovers};
+use crate::setup::{DEADLINE, Db, SLACK, Setup, ip, recovers};
 
-const STORM: Duration = Duration::from_secs(12);
+const DURATION: Duration = Duration::from_secs(12);
 const CLIENTS: usize = 8;
 
-const WEATHER: [Network; 9] = [
+const FAULTS: [Network; 9] = [
     Network::Closed,
     Network::Slow(Duration::from_millis(20)),
     Network::Silent,
@@ -26,8 +26,8 @@ const WEATHER: [Network; 9] = [
     Network::Reset,
     Network::HalfClosed,
     Network::Truncated(5),
-    Network::Torn(9),
-    Network::Narrow(4_000),
+    Network::Incomplete(9),
+    Network::Limited(4_000),
 ];
 
 fn version(key: &ApiKey) -> Version {
@@ -73,21 +73,21 @@ async fn requests(
         let call = nanos();
         let admitted: Result<Admission, AdmitError> = keys.admit(&secret, info).await;
         let span = Span { call, back: nanos() };
-        let deed = match &admitted {
-            Ok(admission) => Some(Deed::Accepted {
+        let outcome = match &admitted {
+            Ok(admission) => Some(Outcome::Accepted {
                 secret: 1,
                 home: true,
                 seen: version(admission.key().record()),
             }),
             Err(AdmitError::Refused(VerifyError::Denied { denial, key })) => {
-                Some(Deed::Denied { secret: 1, home: true, seen: version(key), denial: *denial })
+                Some(Outcome::Denied { secret: 1, home: true, seen: version(key), denial: *denial })
             }
             Err(AdmitError::Refused(VerifyError::Unavailable(_)) | AdmitError::NotRecorded(_)) => {
                 None
             }
             Err(other) => panic!("a fault must not change the answer about a key: {other:?}"),
         };
-        client.events.extend(deed.map(|deed| Event { span, deed }));
+        client.events.extend(outcome.map(|outcome| Event { span, outcome }));
         let status = match admitted {
             Ok(admission) => match admission.finish(200).await {
                 Ok(()) => 200,
@@ -113,44 +113,44 @@ async fn requests(
 #[ignore = "needs PostgreSQL"]
 async fn case_35_during_random_faults_only_the_database_admits_and_every_answer_is_recorded() {
     in_schema(|options| async move {
-        let world = World::new(&options).await;
-        let issued = world.key().await;
+        let setup = Setup::new(&options).await;
+        let issued = setup.key().await;
         let (id, secret) = (issued.key.id, Arc::<str>::from(issued.secret.expose_secret()));
         let (epoch, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
         let nanos = || u64::try_from(epoch.elapsed().as_nanos()).unwrap();
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
-                let (keys, secret, over) = (world.keys.clone(), secret.clone(), over.clone());
-                tokio::spawn(requests(keys, world.db.clone(), secret, number, epoch, over))
+                let (keys, secret, over) = (setup.keys.clone(), secret.clone(), over.clone());
+                tokio::spawn(requests(keys, setup.db.clone(), secret, number, epoch, over))
             })
             .collect();
-        let created = Deed::Created(version(&issued.key));
-        let mut events = vec![Event { span: Span { call: 0, back: 0 }, deed: created }];
+        let created = Outcome::Created(version(&issued.key));
+        let mut events = vec![Event { span: Span { call: 0, back: 0 }, outcome: created }];
         let mut round = 0;
-        while epoch.elapsed() < STORM {
+        while epoch.elapsed() < DURATION {
             // Changes are made over a connection without faults.
             let revoked = round % 2 == 0;
             let asked = if revoked { KeyPatch::revoke() } else { KeyPatch::enable() };
             let call = nanos();
-            let updated = world.sure.update(&world.actor, &id, asked).await.unwrap();
+            let updated = setup.direct.update(&setup.actor, &id, asked).await.unwrap();
             let patch = Patch { revoked: Some(revoked), ..Patch::default() };
-            let deed = Deed::Updated(patch, version(&updated));
-            events.push(Event { span: Span { call, back: nanos() }, deed });
+            let outcome = Outcome::Updated(patch, version(&updated));
+            events.push(Event { span: Span { call, back: nanos() }, outcome });
             let mut byte = [0; 2];
             SystemRandom.fill(&mut byte).unwrap();
             // Some rounds have no fault: the key is both active and revoked, with and without
             // a fault.
-            let fault = WEATHER[usize::from(byte[0]) % WEATHER.len()];
-            let weather = if matches!(round % 4, 0 | 3) { fault } else { Network::Whole };
+            let fault = FAULTS[usize::from(byte[0]) % FAULTS.len()];
+            let network = if matches!(round % 4, 0 | 3) { fault } else { Network::Intact };
             match byte[1] % 3 {
-                0 => world.proxy.set_on(Side::There, weather),
-                1 => world.proxy.set_on(Side::Back, weather),
-                _ => world.proxy.set(weather),
+                0 => setup.proxy.set_on(Side::ToServer, network),
+                1 => setup.proxy.set_on(Side::FromServer, network),
+                _ => setup.proxy.set(network),
             }
             tokio::time::sleep(Duration::from_millis(60 + 3 * u64::from(byte[1]))).await;
             round += 1;
         }
-        world.proxy.set(Network::Whole);
+        setup.proxy.set(Network::Intact);
         over.store(true, Ordering::Relaxed);
         let (mut answers, mut slowest) = (Vec::new(), Duration::ZERO);
         for client in clients {
@@ -164,11 +164,11 @@ async fn case_35_during_random_faults_only_the_database_admits_and_every_answer_
         let violations = check(&events, None, Demand::Together);
         assert!(violations.is_empty(), "{} violations: {}", violations.len(), violations[0]);
 
-        world.sure.update(&world.actor, &id, KeyPatch::enable()).await.unwrap();
-        recovers!("after the last fault", { world.request(&secret, "/after").await == 200 });
+        setup.direct.update(&setup.actor, &id, KeyPatch::enable()).await.unwrap();
+        recovers!("after the last fault", { setup.request(&secret, "/after").await == 200 });
         // Every write that was given up has ended by now.
         tokio::time::sleep(DEADLINE * 3).await;
-        let rows = world.db.requests(id).await;
+        let rows = setup.db.requests(id).await;
         assert!(rows.iter().all(|((path, ..), &rows)| rows == 1 || path == "/after"), "{rows:?}");
         let (mut sent, mut on_record) = (0, 0);
         for (path, status) in &answers {
@@ -181,7 +181,7 @@ async fn case_35_during_random_faults_only_the_database_admits_and_every_answer_
         assert_eq!(sent, on_record);
         let refused = answers.len() - sent;
         println!(
-            "{round} changes of key and weather, {sent} answers, each with its record; \
+            "{round} changes of the key and the network, {sent} answers, each with its record; \
              {refused} were 503, of which {} have one; the slowest request took {slowest:.1?}",
             rows.len() - sent - 1,
         );

@@ -31,7 +31,7 @@ pub(crate) enum Fault {
 const MOMENT: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
-pub(crate) struct Spoilt {
+pub(crate) struct FaultyStore {
     fault: Fault,
     keys: MemoryStore,
     kept: Mutex<HashMap<KeyDigest, (Arc<ApiKey>, Instant)>>,
@@ -39,8 +39,8 @@ pub(crate) struct Spoilt {
     turns: AtomicU64,
 }
 
-impl Spoilt {
-    pub(crate) fn by(fault: Fault) -> Self {
+impl FaultyStore {
+    pub(crate) fn with(fault: Fault) -> Self {
         Self {
             fault,
             keys: MemoryStore::new(),
@@ -78,7 +78,7 @@ impl Spoilt {
 }
 
 #[async_trait]
-impl KeyStore for Spoilt {
+impl KeyStore for FaultyStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         self.turn().await;
         let done = self.keys.insert(key, limit).await;

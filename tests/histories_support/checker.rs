@@ -13,7 +13,7 @@ use std::fmt;
 
 use keygate::Denial;
 
-use super::event::{Attempt, Deed, Event, State, Version};
+use super::event::{Attempt, Event, Outcome, State, Version};
 
 /// What the order has to explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,15 +138,17 @@ impl Checker {
         let mut claims: Vec<Vec<&Event>> = vec![Vec::new()];
         let mut deletions = Vec::new();
         for event in events {
-            match event.deed {
-                Deed::Created(version) | Deed::Updated(_, version) | Deed::Rotated(version) => {
+            match event.outcome {
+                Outcome::Created(version)
+                | Outcome::Updated(_, version)
+                | Outcome::Rotated(version) => {
                     let revision = version.revision as usize;
                     if claims.len() <= revision {
                         claims.resize(revision + 1, Vec::new());
                     }
                     claims[revision].push(event);
                 }
-                Deed::Deleted => deletions.push(event),
+                Outcome::Deleted => deletions.push(event),
                 _ => {}
             }
         }
@@ -187,22 +189,24 @@ impl Checker {
             self.violation(Kind::Unmade, format!("no change made version {place}"));
             return None;
         };
-        let makes = |event: &&&Event| match event.deed {
-            Deed::Created(_) => place == 1,
-            Deed::Rotated(_) => {
+        let makes = |event: &&&Event| match event.outcome {
+            Outcome::Created(_) => place == 1,
+            Outcome::Rotated(_) => {
                 place > 1
                     && state.secret != before.secret
                     && State { secret: state.secret, ..before } == state
             }
-            Deed::Updated(patch, _) => place > 1 && state != before && patch.apply(before) == state,
+            Outcome::Updated(patch, _) => {
+                place > 1 && state != before && patch.apply(before) == state
+            }
             _ => false,
         };
-        let finds = |event: &&Event| match event.deed {
-            Deed::Updated(patch, _) => patch.apply(state) == state,
+        let finds = |event: &&Event| match event.outcome {
+            Outcome::Updated(patch, _) => patch.apply(state) == state,
             _ => false,
         };
-        let sure = |event: &&&Event| !matches!(event.deed, Deed::Updated(..));
-        let certain: Vec<_> = claims.iter().filter(sure).collect();
+        let is_certain = |event: &&&Event| !matches!(event.outcome, Outcome::Updated(..));
+        let certain: Vec<_> = claims.iter().filter(is_certain).collect();
         let makers: Vec<_> = match certain[..] {
             [] => claims.iter().filter(makes).collect(),
             [one] => [one].into_iter().filter(makes).collect(),
@@ -212,7 +216,7 @@ impl Checker {
         let explained = claims.iter().all(|event| finds(event) || makers.contains(&event));
         if makers.is_empty() || !agree || !explained {
             let text =
-                format!("version {place} after {before:?} is not what was asked: {claims:?}");
+                format!("version {place} after {before:?} does not match its request: {claims:?}");
             self.violation(Kind::Unmade, text);
             return None;
         }
@@ -240,20 +244,23 @@ impl Checker {
         let mut together = changes.bounds.clone();
         let clean = self.found.len();
         for event in events {
-            match event.deed {
-                Deed::Accepted { secret, home, seen } => {
+            match event.outcome {
+                Outcome::Accepted { secret, home, seen } => {
                     self.seen(event, secret, seen, home, None, changes, &mut together);
                 }
-                Deed::Denied { secret, home, seen, denial } => {
+                Outcome::Denied { secret, home, seen, denial } => {
                     self.seen(event, secret, seen, home, Some(denial), changes, &mut together);
                 }
-                Deed::Unknown { secret } => self.unknown(event, secret, changes, &mut together),
-                Deed::NotFound(_) => {
+                Outcome::Unknown { secret } => self.unknown(event, secret, changes, &mut together),
+                Outcome::NotFound(_) => {
                     let end = changes.deleted.then_some(changes.end());
                     self.gone(event, end, changes, &mut together);
                 }
-                Deed::Conflict(attempt) => self.conflict(event, attempt, changes),
-                Deed::Created(_) | Deed::Updated(..) | Deed::Rotated(_) | Deed::Deleted => {}
+                Outcome::Conflict(attempt) => self.conflict(event, attempt, changes),
+                Outcome::Created(_)
+                | Outcome::Updated(..)
+                | Outcome::Rotated(_)
+                | Outcome::Deleted => {}
             }
         }
         if demand == Demand::Together && self.found.len() == clean {
@@ -358,8 +365,8 @@ impl Checker {
 }
 
 fn state_of(event: &Event) -> State {
-    match event.deed {
-        Deed::Created(version) | Deed::Updated(_, version) | Deed::Rotated(version) => {
+    match event.outcome {
+        Outcome::Created(version) | Outcome::Updated(_, version) | Outcome::Rotated(version) => {
             version.state
         }
         _ => panic!("{event:?} makes no version"),

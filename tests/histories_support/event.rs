@@ -56,7 +56,7 @@ pub(crate) enum Attempt {
 
 /// An operation with its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Deed {
+pub(crate) enum Outcome {
     Created(Version),
     /// Made that version, or found that it already had these values.
     Updated(Patch, Version),
@@ -86,5 +86,5 @@ pub(crate) enum Deed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) span: Span,
-    pub(crate) deed: Deed,
+    pub(crate) outcome: Outcome,
 }

@@ -14,7 +14,7 @@ use keygate::{
 use tokio::runtime::Handle;
 
 use super::checker::{Demand, Violation, check};
-use super::event::{Attempt, Deed, Event, Patch, Span, State, Version};
+use super::event::{Attempt, Event, Outcome, Patch, Span, State, Version};
 
 /// A busy machine is slow, and the checker does not expect an unavailable store.
 pub(crate) const PATIENT: Duration = Duration::from_secs(20);
@@ -39,15 +39,15 @@ pub(crate) struct Plan {
 
 /// The clock of the spans and of the managers. It is never adjusted.
 #[derive(Clone, Copy, Debug)]
-struct Ours(Instant);
+struct SpanClock(Instant);
 
-impl Ours {
+impl SpanClock {
     fn nanos(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap()
     }
 }
 
-impl Clock for Ours {
+impl Clock for SpanClock {
     fn now(&self) -> Timestamp {
         let micros = i64::try_from(self.nanos() / 1_000).unwrap();
         Timestamp::from_unix_micros(BEGINNING + micros).unwrap()
@@ -57,13 +57,13 @@ impl Clock for Ours {
 /// The recorded events of all keys.
 #[derive(Default)]
 pub(crate) struct History {
-    keys: HashMap<u32, OfKey>,
+    keys: HashMap<u32, KeyHistory>,
     pub(crate) operations: usize,
     pub(crate) took: Duration,
 }
 
 #[derive(Default)]
-struct OfKey {
+struct KeyHistory {
     expires: Option<u64>,
     events: Vec<Event>,
 }
@@ -75,9 +75,9 @@ impl History {
     }
 
     /// How many operations had such an outcome.
-    pub(crate) fn count(&self, is_it: impl Fn(&Deed) -> bool) -> usize {
+    pub(crate) fn count(&self, is_it: impl Fn(&Outcome) -> bool) -> usize {
         let events = self.keys.values().flat_map(|key| &key.events);
-        events.filter(|event| is_it(&event.deed)).count()
+        events.filter(|event| is_it(&event.outcome)).count()
     }
 
     /// How many verifications overlapped with a change of the key.
@@ -85,14 +85,17 @@ impl History {
         let mut races = 0;
         for key in self.keys.values() {
             let is_change = |event: &&Event| {
-                matches!(event.deed, Deed::Updated(..) | Deed::Rotated(_) | Deed::Deleted)
+                matches!(
+                    event.outcome,
+                    Outcome::Updated(..) | Outcome::Rotated(_) | Outcome::Deleted
+                )
             };
             let mut changes: Vec<_> = key.events.iter().filter(is_change).map(|e| e.span).collect();
             changes.sort_by_key(|span| span.call);
             for event in &key.events {
                 let seen = matches!(
-                    event.deed,
-                    Deed::Accepted { .. } | Deed::Denied { .. } | Deed::Unknown { .. }
+                    event.outcome,
+                    Outcome::Accepted { .. } | Outcome::Denied { .. } | Outcome::Unknown { .. }
                 );
                 let before = changes.partition_point(|change| change.call <= event.span.back);
                 // One of the last few that had begun by then may still be under way.
@@ -107,7 +110,7 @@ impl History {
 /// Runs the plan. Each thread has its own manager over the store, since within one manager the
 /// changes of a key wait for each other. Must not be called on the runtime.
 pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> History {
-    let (clock, store) = (Ours(Instant::now()), Arc::new(store));
+    let (clock, store) = (SpanClock(Instant::now()), Arc::new(store));
     let manager = |_| {
         let _runtime = runtime.enter();
         let limits = Limits::default().max_keys(1_000_000);
@@ -163,7 +166,7 @@ pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> Histor
 
 struct Bench {
     managers: Vec<KeyManager>,
-    clock: Ours,
+    clock: SpanClock,
     plan: Plan,
     slots: Vec<Mutex<Slot>>,
     /// How many keys have been created so far.
@@ -299,15 +302,15 @@ impl<'a> Worker<'a> {
         let outcome = self.manager.verify(&secret.text, ip).await;
         let span = Span { call, back: self.bench.clock.nanos() };
         let mark = secret.mark;
-        let deed = match outcome {
-            Ok(key) => Deed::Accepted { secret: mark, home, seen: version(key.record()) },
+        let outcome = match outcome {
+            Ok(key) => Outcome::Accepted { secret: mark, home, seen: version(key.record()) },
             Err(VerifyError::Denied { denial, key }) => {
-                Deed::Denied { secret: mark, home, seen: version(&key), denial }
+                Outcome::Denied { secret: mark, home, seen: version(&key), denial }
             }
-            Err(VerifyError::Unknown) => Deed::Unknown { secret: mark },
+            Err(VerifyError::Unknown) => Outcome::Unknown { secret: mark },
             Err(other) => panic!("the store failed: {other:?}"),
         };
-        self.log.push((secret.key, Event { span, deed }));
+        self.log.push((secret.key, Event { span, outcome }));
     }
 
     async fn look_with_a_key_that_nobody_issued(&self) {
@@ -358,8 +361,8 @@ impl<'a> Worker<'a> {
             }
             Err(other) => panic!("the store failed: {other:?}"),
         };
-        let deed = Deed::Created(version(&issued.key));
-        self.log.push((key, Event { span, deed }));
+        let outcome = Outcome::Created(version(&issued.key));
+        self.log.push((key, Event { span, outcome }));
         if let Some(expires) = issued.key.expires_at {
             let micros = u64::try_from(expires.unix_micros() - BEGINNING).unwrap();
             self.expiries.push((key, micros));
@@ -378,11 +381,11 @@ impl<'a> Worker<'a> {
         let call = self.bench.clock.nanos();
         let issued = self.manager.rotate(&actor(number), &id).await;
         let span = Span { call, back: self.bench.clock.nanos() };
-        let deed = match &issued {
-            Ok(issued) => Deed::Rotated(version(&issued.key)),
+        let outcome = match &issued {
+            Ok(issued) => Outcome::Rotated(version(&issued.key)),
             Err(error) => refused(Attempt::Rotate, error),
         };
-        self.log.push((key, Event { span, deed }));
+        self.log.push((key, Event { span, outcome }));
         let Ok(issued) = issued else { return };
         let secret = self.secret(key, &issued);
         let mut slot = self.bench.slots[number].lock().unwrap();
@@ -404,11 +407,11 @@ impl<'a> Worker<'a> {
         let call = self.bench.clock.nanos();
         let deleted = self.manager.delete(&actor(number), &id).await;
         let span = Span { call, back: self.bench.clock.nanos() };
-        let deed = match &deleted {
-            Ok(()) => Deed::Deleted,
+        let outcome = match &deleted {
+            Ok(()) => Outcome::Deleted,
             Err(error) => refused(Attempt::Delete, error),
         };
-        self.log.push((key, Event { span, deed }));
+        self.log.push((key, Event { span, outcome }));
         let mut slot = self.bench.slots[number].lock().unwrap();
         if slot.key == Some((key, id)) {
             slot.key = None;
@@ -432,18 +435,18 @@ impl<'a> Worker<'a> {
         let call = self.bench.clock.nanos();
         let updated = self.manager.update(&actor(number), &id, asked).await;
         let span = Span { call, back: self.bench.clock.nanos() };
-        let deed = match &updated {
-            Ok(updated) => Deed::Updated(patch, version(updated)),
+        let outcome = match &updated {
+            Ok(updated) => Outcome::Updated(patch, version(updated)),
             Err(error) => refused(Attempt::Update, error),
         };
-        self.log.push((key, Event { span, deed }));
+        self.log.push((key, Event { span, outcome }));
     }
 }
 
-fn refused(attempt: Attempt, error: &ManageError) -> Deed {
+fn refused(attempt: Attempt, error: &ManageError) -> Outcome {
     match error {
-        ManageError::Conflict => Deed::Conflict(attempt),
-        ManageError::NotFound => Deed::NotFound(attempt),
+        ManageError::Conflict => Outcome::Conflict(attempt),
+        ManageError::NotFound => Outcome::NotFound(attempt),
         other => panic!("the store failed: {other:?}"),
     }
 }

@@ -97,8 +97,8 @@ async fn the_reason_of_a_refusal_is_logged() {
         ] {
             capture_logs();
             assert!(!ask(bearer(key)).await.status.is_success(), "{host}");
-            let said = logs();
-            assert!(said.contains(reason), "{host}: nothing of {reason:?}: {said:?}");
+            let logged = logs();
+            assert!(logged.contains(reason), "{host}: nothing of {reason:?}: {logged:?}");
         }
     }
 }

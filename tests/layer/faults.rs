@@ -97,8 +97,8 @@ async fn case_32_a_store_that_fails_or_hangs_is_503_in_time_and_recovers() {
             world.store.find(Find::Honest);
         }
     }
-    let said = logs();
-    assert!(said.contains("connection refused"), "{said}");
+    let logged = logs();
+    assert!(logged.contains("connection refused"), "{logged}");
     // Requests that could not be verified are not recorded for the key.
     let shutdown = world.keys.shutdown(PATIENCE).await;
     assert!(shutdown.is_complete(), "{shutdown:?}");
@@ -287,7 +287,7 @@ async fn case_35_a_full_queue_that_waits_refuses_before_a_request_is_handled() {
     }
     let answer = tokio::time::timeout(PATIENCE, ask(bearer(&key))).await;
     assert_unavailable(&answer.expect("an answer in time"), "no room");
-    // A refusal has room of its own, and is summed if that is full.
+    // A refusal has its own room, and is summed if that is full.
     for _ in 0..3 {
         assert_invalid_token(&ask(bearer(&revoked_key)).await, "no room");
     }
@@ -325,6 +325,6 @@ async fn case_35_a_request_refused_for_a_full_queue_is_in_the_log() {
     }
     capture_logs();
     assert_unavailable(&ask(bearer(&key)).await, "no room");
-    let said = logs();
-    assert!(said.contains("queue is full"), "the log does not give the reason: {said:?}");
+    let logged = logs();
+    assert!(logged.contains("queue is full"), "the log does not give the reason: {logged:?}");
 }

@@ -238,17 +238,21 @@ async fn case_41_a_path_is_inert_in_the_audit_record_and_in_the_log() {
     ] {
         let answer = ask(bearer_at(&format!("{path}?q=%0d%0a"), &key)).await;
         assert_eq!(answer.status, StatusCode::OK, "{path}");
-        assert_eq!(&*world.last_request(record.id).await.endpoint, path, "exactly as it came");
+        assert_eq!(
+            &*world.last_request(record.id).await.endpoint,
+            path,
+            "the path is recorded unchanged"
+        );
     }
     // The extractor's error comes from a request that was not checked.
     let unguarded = in_axum(Router::new().fallback(async |_: VerifiedKey| ()));
     capture_logs();
     let path = "/x%0d%0aERROR%20forged/\u{85}\u{202e}";
     assert_eq!(unguarded(bearer_at(path, &key)).await.status, StatusCode::INTERNAL_SERVER_ERROR);
-    let said = logs();
-    assert_eq!(said.lines().count(), 1, "{said:?}");
-    assert!(said.contains("ApiKeyLayer"), "{said:?}");
-    assert!(said.trim_end().chars().all(|c| !c.is_control()), "{said:?}");
+    let logged = logs();
+    assert_eq!(logged.lines().count(), 1, "{logged:?}");
+    assert!(logged.contains("ApiKeyLayer"), "{logged:?}");
+    assert!(logged.trim_end().chars().all(|c| !c.is_control()), "{logged:?}");
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ use keygate::{
     KeyManagerBuilder, KeyPatch, KeyStore, Network, NewKey, OrgId, ProxyHeader, VerifiedKey,
 };
 use serde_json::Value;
-use support::{Find, Hands, SpySink, SpyStore, capture_logs};
+use support::{Find, SpySink, SpyStore, TestClock, capture_logs};
 use tower::{Layer, ServiceExt, service_fn};
 
 const START: &str = "2026-01-31T12:00:00Z";
@@ -56,7 +56,7 @@ const PEER: &str = "192.0.2.7";
 struct World {
     store: Arc<SpyStore>,
     sink: Arc<SpySink>,
-    clock: Hands,
+    clock: TestClock,
     keys: KeyManager,
     actor: Actor,
 }
@@ -71,7 +71,7 @@ impl World {
         capture_logs();
         let store = Arc::new(SpyStore::default());
         let sink = Arc::new(SpySink::default());
-        let clock = Hands::at(START);
+        let clock = TestClock::at(START);
         let builder =
             KeyManager::builder(Arc::clone(&store)).audit(Arc::clone(&sink)).clock(clock.clone());
         let keys = configure(builder).build().unwrap();

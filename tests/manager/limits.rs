@@ -28,7 +28,7 @@ async fn an_organisation_has_at_most_20_keys_including_revoked_and_expired_ones(
     assert!(matches!(refused, Err(ManageError::LimitReached { max: 20 })), "{refused:?}");
     assert_eq!((b.snapshot().await, b.log.len()), (before, records));
 
-    b.keys.create(&eve(), new_key()).await.expect("each organisation has a limit of its own");
+    b.keys.create(&eve(), new_key()).await.expect("each organisation has its own limit");
     b.keys.delete(&ada(), &ids[0]).await.unwrap();
     b.create().await;
     assert!(b.keys.create(&ada(), new_key()).await.is_err());

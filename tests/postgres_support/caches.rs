@@ -11,7 +11,7 @@ use keygate::{
 use crate::floods::Flood;
 use crate::postgres_support::{PATIENT, administrator, in_schema, org, schema_of, url};
 use crate::proxy::{Network, Proxy, address};
-use crate::told::{HEARTBEAT, REACH, channel};
+use crate::recorder::{HEARTBEAT, REACH, channel};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -137,7 +137,7 @@ async fn with_the_feed_cut_no_key_is_accepted_later_than_max_staleness() {
             assert!(late <= max_staleness, "accepted {late:?} later");
             there.until(CacheState::Bypassed).await;
             there.keys.verify(secret, None).await.unwrap_err();
-            proxy.set(Network::Whole);
+            proxy.set(Network::Intact);
         }
         there.until(CacheState::Following).await;
     })
@@ -177,7 +177,7 @@ async fn case_51_in_a_flood_no_key_is_accepted_later_than_max_staleness() {
             let late = last.saturating_duration_since(acknowledged);
             assert!(late <= max_staleness, "accepted {late:?} later");
         }
-        assert!(flood.said() > 100, "no flood: {}", flood.said());
+        assert!(flood.sent() > 100, "no flood: {}", flood.sent());
     })
     .await;
 }

@@ -188,7 +188,7 @@ async fn after_each_outage_that_loses_answers_changes_work_again() {
             proxy.set(Network::Silent);
             let lost = tokio::join!(fill("a"), fill("b"), fill("c"), fill("d"));
             assert!(matches!(lost, (Err(_), Err(_), Err(_), Err(_))), "{lost:?}");
-            proxy.set(Network::Whole);
+            proxy.set(Network::Intact);
             let give_up = Instant::now() + PATIENT;
             while fill("e").await.is_err() {
                 assert!(Instant::now() < give_up, "no change works after outage {outage}");

@@ -7,7 +7,7 @@ use keygate::store::{KeyUse, News, OrgLimit};
 use keygate::{Actor, ApiKey, KeyManager, KeyPatch, KeyStore, NewKey, Revision};
 
 use crate::postgres_support::{PATIENT, administrator, in_schema, key, new_key, org, schema_of};
-use crate::told::{Told, changed, proves};
+use crate::recorder::{Recorder, changed, proves};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
@@ -15,40 +15,44 @@ async fn each_change_is_announced_and_a_use_is_not() {
     in_schema(|options| async move {
         let (store, other) =
             (options.clone().connect().await.unwrap(), options.connect().await.unwrap());
-        let told = Told::by(&store);
-        told.proof().await;
-        assert_eq!(told.all()[0], News::Missed);
+        let recorder = Recorder::by(&store);
+        recorder.proof().await;
+        assert_eq!(recorder.all()[0], News::Missed);
         let key = key(1);
-        let inserted = told.of(async { other.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
+        let inserted =
+            recorder.of(async { other.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
         assert_eq!(inserted, changed(key.id));
         let uses = [KeyUse { id: key.id, at: key.created_at }];
-        let used = told.of(async { other.record_uses(&uses).await.unwrap() }).await;
+        let used = recorder.of(async { other.record_uses(&uses).await.unwrap() }).await;
         assert_eq!(used, []);
         assert!(other.get(&key.org, &key.id).await.unwrap().unwrap().last_used_at.is_some());
         let next = ApiKey { revision: Revision::new(2), ..key.clone() };
-        let replaced = told.of(async { other.replace(&next, key.revision).await.unwrap() }).await;
+        let replaced =
+            recorder.of(async { other.replace(&next, key.revision).await.unwrap() }).await;
         assert_eq!(replaced, changed(key.id));
-        let refused = told
+        let refused = recorder
             .of(async {
                 other.replace(&next, key.revision).await.unwrap_err();
             })
             .await;
         assert_eq!(refused, []);
-        let deleted = told.of(async { other.delete(&key.org, &key.id, None).await.unwrap() }).await;
+        let deleted =
+            recorder.of(async { other.delete(&key.org, &key.id, None).await.unwrap() }).await;
         assert_eq!(deleted, changed(key.id));
         // The store's own changes are announced as well.
-        let inserted = told.of(async { store.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
+        let inserted =
+            recorder.of(async { store.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
         assert_eq!(inserted, changed(key.id));
 
         let keys = KeyManager::builder(other).store_deadline(PATIENT).build().unwrap();
         let actor = Actor::new(org("acme"), "tester");
         let issued = keys.create(&actor, NewKey::named("CI deploy").unwrap()).await.unwrap();
         let id = issued.key.id;
-        let rotated = told.of(async { drop(keys.rotate(&actor, &id).await.unwrap()) }).await;
+        let rotated = recorder.of(async { drop(keys.rotate(&actor, &id).await.unwrap()) }).await;
         assert_eq!(rotated, changed(id));
         for patch in [KeyPatch::revoke(), KeyPatch::enable()] {
             let updated =
-                told.of(async { drop(keys.update(&actor, &id, patch).await.unwrap()) }).await;
+                recorder.of(async { drop(keys.update(&actor, &id, patch).await.unwrap()) }).await;
             assert_eq!(updated, changed(id));
         }
     })
@@ -63,11 +67,11 @@ async fn manual_changes_are_announced_when_their_transaction_commits() {
         let store = options.connect().await.unwrap();
         let (key, moved) = (key(1), key(2));
         store.insert(&key, OrgLimit::NONE).await.unwrap();
-        let told = Told::by(&store);
+        let recorder = Recorder::by(&store);
         let db = administrator().await;
         let by_hand = async |sql: String| {
             let sql = sql.replace("{keys}", &format!("{schema}.keys"));
-            told.of(async { db.batch_execute(&sql).await.unwrap() }).await
+            recorder.of(async { db.batch_execute(&sql).await.unwrap() }).await
         };
         for (column, value) in [
             ("org", "org || '2'"),
@@ -117,8 +121,8 @@ async fn a_proof_follows_every_change_committed_before_it() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.clone().connect().await.unwrap();
-        let told = Arc::new(Told::by(&store));
-        told.proof().await;
+        let recorder = Arc::new(Recorder::by(&store));
+        recorder.proof().await;
         let writers: Vec<_> = (0..6)
             .map(|n| {
                 let (options, schema) = (options.clone(), schema.clone());
@@ -152,8 +156,8 @@ async fn a_proof_follows_every_change_committed_before_it() {
         for writer in writers {
             acknowledged.extend(writer.await.unwrap());
         }
-        told.proof().await;
-        let news = told.all();
+        recorder.proof().await;
+        let news = recorder.all();
         assert!(!news[1..].contains(&News::Missed));
         for (id, at) in acknowledged {
             let change = news.iter().position(|n| *n == News::Changed(id)).unwrap();
@@ -175,14 +179,14 @@ async fn a_feed_that_is_not_polled_is_closed_and_starts_again() {
         store.insert(&key(1), OrgLimit::NONE).await.unwrap();
         let mut feed = store.changes();
         while !matches!(feed.next().await, News::UpToDate { .. }) {}
-        crate::told::until_listeners(&schema, 1).await;
+        crate::recorder::until_listeners(&schema, 1).await;
         let many = format!(
             "INSERT INTO {schema}.keys SELECT gen_random_uuid(), org, name, key_prefix, \
              sha256(n::text::bytea), status, allowlist, created_at, NULL, NULL, NULL, 1 \
              FROM {schema}.keys, generate_series(1, 30000) AS n"
         );
         administrator().await.batch_execute(&many).await.unwrap();
-        crate::told::until_listeners(&schema, 0).await;
+        crate::recorder::until_listeners(&schema, 0).await;
         let mut changes = 0;
         loop {
             match feed.next().await {
@@ -221,15 +225,15 @@ async fn a_dropped_call_loses_no_announcement() {
                 }
             }
         });
-        let mut told = Vec::new();
-        while told.len() < keys.len() {
+        let mut announced = Vec::new();
+        while announced.len() < keys.len() {
             match next().await {
-                News::Changed(id) => told.push(id),
+                News::Changed(id) => announced.push(id),
                 News::UpToDate { .. } => {}
                 News::Missed => panic!("nothing was missed"),
             }
         }
-        assert_eq!(told, keys.iter().map(|key| key.id).collect::<Vec<_>>());
+        assert_eq!(announced, keys.iter().map(|key| key.id).collect::<Vec<_>>());
         writer.await.unwrap();
     })
     .await;

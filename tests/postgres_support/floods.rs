@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
 use crate::postgres_support::{administrator, in_schema, key, schema_of, unique, url};
-use crate::told::{Told, channel};
+use crate::recorder::{Recorder, channel};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
@@ -18,8 +18,8 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_accepted
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
         store.insert(&key(1), OrgLimit::NONE).await.unwrap();
-        let told = Told::by(&store);
-        told.proof().await;
+        let recorder = Recorder::by(&store);
+        recorder.proof().await;
         let (role, administrator) = (unique("keygate_role"), administrator().await);
         administrator.batch_execute(&format!("CREATE ROLE {role} LOGIN")).await.unwrap();
         let (_, rest) = url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
@@ -32,7 +32,7 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_accepted
         let visible = "SELECT (SELECT string_agg(prosrc, '') FROM pg_proc) || \
                        (SELECT string_agg(query, '') FROM pg_stat_activity)";
         let visible: String = other.query_one(visible, &[]).await.unwrap().get(0);
-        let news = told
+        let news = recorder
             .of(async {
                 let flood = format!(
                     "SELECT pg_notify('{schema}', payload) FROM generate_series(1, 100), \
@@ -56,14 +56,14 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_accepted
 
 /// Sends meaningless announcements on that channel until it is dropped.
 pub(crate) struct Flood {
-    said: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
 impl Flood {
     pub(crate) fn on(channel: String) -> Self {
-        let said = Arc::<AtomicU64>::default();
-        let count = Arc::clone(&said);
+        let sent = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&sent);
         let task = tokio::spawn(async move {
             let db = administrator().await;
             let say = "SELECT pg_notify($1, payload) FROM generate_series(1, 50) AS n, \
@@ -75,12 +75,12 @@ impl Flood {
                 count.fetch_add(101, Ordering::SeqCst);
             }
         });
-        Self { said, task }
+        Self { sent, task }
     }
 
     /// The number of announcements so far.
-    pub(crate) fn said(&self) -> u64 {
-        self.said.load(Ordering::SeqCst)
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
     }
 }
 
@@ -96,18 +96,18 @@ async fn case_51_a_flood_causes_one_reload_per_heartbeat() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
-        let told = Told::by(&store);
-        let from = told.proof().await;
+        let recorder = Recorder::by(&store);
+        let from = recorder.proof().await;
         let flood = Flood::on(channel(&schema).await);
         let mut to = from;
-        while flood.said() < 20_000 {
-            to = told.proof().await;
+        while flood.sent() < 20_000 {
+            to = recorder.proof().await;
         }
-        let news = &told.all()[from + 1..=to];
+        let news = &recorder.all()[from + 1..=to];
         let missed = news.iter().filter(|news| **news == News::Missed).count();
         let proofs = news.len() - missed;
         assert!((1..=proofs).contains(&missed), "{proofs} proofs, {missed} missed");
-        assert!(flood.said() > 10 * proofs as u64, "no flood: {proofs} proofs meanwhile");
+        assert!(flood.sent() > 10 * proofs as u64, "no flood: {proofs} proofs meanwhile");
     })
     .await;
 }

@@ -389,7 +389,7 @@ async fn a_walk_through_50_000_records_misses_and_repeats_none_while_others_arri
         }
         stop.store(true, Ordering::SeqCst);
         let written = writer.await.unwrap();
-        assert!(written > 50, "only {written} batches were written meanwhile");
+        assert!(written > 50, "only {written} batches were written during the walk");
 
         let forwards: Vec<_> = forwards.into_iter().rev().flat_map(|page| page.records).collect();
         println!("{written} batches meanwhile; {} + {}", backwards.len(), forwards.len());

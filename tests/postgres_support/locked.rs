@@ -59,9 +59,9 @@ async fn nothing_was_changed(store: &PostgresStore) {
 #[ignore = "needs PostgreSQL"]
 async fn case_44_a_change_that_timed_out_on_a_lock_never_takes_effect() {
     in_schema(|options| async move {
-        let sure = options.clone().connect().await.unwrap();
+        let direct = options.clone().connect().await.unwrap();
         for n in 1..=3 {
-            sure.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
+            direct.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
         }
         let schema = schema_of(&options);
         for lock in [
@@ -82,7 +82,7 @@ async fn case_44_a_change_that_timed_out_on_a_lock_never_takes_effect() {
             drop(store);
             db.batch_execute("ROLLBACK").await.unwrap();
             sessions_end(&name).await;
-            nothing_was_changed(&sure).await;
+            nothing_was_changed(&direct).await;
         }
     })
     .await;
@@ -129,9 +129,9 @@ async fn case_44_a_cancelled_change_does_not_wait_for_its_lock_forever() {
 async fn case_44_a_change_that_arrives_late_changes_nothing() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let sure = options.connect().await.unwrap();
+        let direct = options.connect().await.unwrap();
         for n in 1..=3 {
-            sure.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
+            direct.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
         }
         for prepared in [true, false] {
             let proxy = Proxy::start(address(&url())).await;
@@ -148,14 +148,14 @@ async fn case_44_a_change_that_arrives_late_changes_nothing() {
                 store.replace(&edit, own.revision).await.unwrap();
                 store.delete(&own.org, &own.id, None).await.unwrap();
             }
-            proxy.set_on(Side::There, Network::Slow(DEADLINE * 3 / 2));
+            proxy.set_on(Side::ToServer, Network::Slow(DEADLINE * 3 / 2));
             // Two are under way at a time; the others have not begun.
             let errors = all_changes(&store).await.map(|changed| changed.unwrap_err());
             let on_their_way = errors.iter().filter(|e| matches!(e, StoreError::InDoubt(_)));
             assert_eq!(on_their_way.count(), 2, "{errors:?}");
             drop(store);
             sessions_end(&name).await;
-            nothing_was_changed(&sure).await;
+            nothing_was_changed(&direct).await;
         }
     })
     .await;

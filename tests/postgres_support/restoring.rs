@@ -13,7 +13,7 @@ use tokio_postgres::NoTls;
 
 use crate::caches::{Process, actor, new};
 use crate::postgres_support::{PATIENT, administrator, unique, url};
-use crate::told::Told;
+use crate::recorder::Recorder;
 
 const GUIDE: &str = include_str!("../../src/guide/restore.md");
 
@@ -34,14 +34,14 @@ where
 }
 
 /// A service with its database, and the folder in which the steps run.
-struct World {
+struct Setup {
     url: String,
     folder: TempDir,
     store: PostgresStore,
     keys: KeyManager,
 }
 
-impl World {
+impl Setup {
     /// With this many records of requests, so that a restore takes some time.
     async fn start(url: String) -> Self {
         let store =
@@ -99,35 +99,35 @@ impl World {
 #[ignore = "needs PostgreSQL"]
 async fn a_backup_is_restored_beside_a_running_service_and_reactivated_keys_are_revoked() {
     in_database(|url| async move {
-        let world = World::start(url).await;
+        let setup = Setup::start(url).await;
         let max_staleness = Duration::from_secs(2);
-        let there = Process::start(world.store.clone(), &world.store, max_staleness).await;
-        let (_, good) = world.make().await;
-        let (revoked, narrowed) = (world.make().await, world.make().await);
-        let (rotated, deleted) = (world.make().await, world.make().await);
+        let there = Process::start(setup.store.clone(), &setup.store, max_staleness).await;
+        let (_, good) = setup.make().await;
+        let (revoked, narrowed) = (setup.make().await, setup.make().await);
+        let (rotated, deleted) = (setup.make().await, setup.make().await);
         let afterwards = [&revoked, &narrowed, &rotated, &deleted].map(|(_, secret)| secret);
-        world.step("pg_dump").await;
+        setup.step("pg_dump").await;
 
-        let keys = &world.keys;
+        let keys = &setup.keys;
         keys.update(&actor(), &revoked.0, KeyPatch::revoke()).await.unwrap();
         let list = Allowlist::parse(["192.0.2.1"]).unwrap();
         keys.update(&actor(), &narrowed.0, KeyPatch::restrict(list)).await.unwrap();
         keys.rotate(&actor(), &rotated.0).await.unwrap();
         keys.delete(&actor(), &deleted.0).await.unwrap();
-        let (_, made) = world.make().await;
+        let (_, made) = setup.make().await;
         for secret in afterwards {
             keys.verify(secret.expose_secret(), None).await.unwrap_err();
         }
         // Until the cache has received all announcements and keeps that key.
-        let told = Told::by(&world.store);
+        let recorder = Recorder::by(&setup.store);
         for _ in 0..10 {
-            told.proof().await;
+            recorder.proof().await;
             there.keys.verify(made.expose_secret(), None).await.unwrap();
         }
 
         let stop = Arc::default();
-        let verifying = world.verify(&good, &stop);
-        world.step("RENAME TO keygate_before").await;
+        let verifying = setup.verify(&good, &stop);
+        setup.step("RENAME TO keygate_before").await;
         let restored = Instant::now();
         stop.store(true, Ordering::SeqCst);
         let times = verifying.await.unwrap();
@@ -141,14 +141,14 @@ async fn a_backup_is_restored_beside_a_running_service_and_reactivated_keys_are_
             keys.verify(secret.expose_secret(), None).await.unwrap();
             there.keys.verify(secret.expose_secret(), None).await.unwrap();
         }
-        world.step("UPDATE keygate.keys").await;
+        setup.step("UPDATE keygate.keys").await;
         for secret in afterwards {
             keys.verify(secret.expose_secret(), None).await.unwrap_err();
             there.last_acceptance(secret.expose_secret()).await;
         }
         keys.verify(good.expose_secret(), None).await.unwrap();
         there.keys.verify(good.expose_secret(), None).await.unwrap();
-        world.step("SELECT pg_notify").await;
+        setup.step("SELECT pg_notify").await;
     })
     .await;
 }
@@ -157,16 +157,16 @@ async fn a_backup_is_restored_beside_a_running_service_and_reactivated_keys_are_
 #[ignore = "needs PostgreSQL"]
 async fn a_restore_over_the_tables_in_use_refuses_no_valid_key() {
     in_database(|url| async move {
-        let world = World::start(url).await;
-        let (_, good) = world.make().await;
-        world.step("pg_dump").await;
-        let (_, made) = world.make().await;
+        let setup = Setup::start(url).await;
+        let (_, good) = setup.make().await;
+        setup.step("pg_dump").await;
+        let (_, made) = setup.make().await;
         let stop = Arc::default();
-        let verifying = world.verify(&good, &stop);
-        world.step("--clean --if-exists").await;
+        let verifying = setup.verify(&good, &stop);
+        setup.step("--clean --if-exists").await;
         stop.store(true, Ordering::SeqCst);
         assert!(verifying.await.unwrap() > 0);
-        world.keys.verify(made.expose_secret(), None).await.unwrap_err();
+        setup.keys.verify(made.expose_secret(), None).await.unwrap_err();
     })
     .await;
 }

@@ -12,7 +12,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 use crate::postgres_support::{
     PATIENT, administrator, in_schema, in_session, key, new_key, org, schema_of, unique, url,
 };
-use crate::told::{Told, changed};
+use crate::recorder::{Recorder, changed};
 
 /// The tables of version 1, with one key.
 const VERSION_1: &str = "
@@ -133,12 +133,12 @@ async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
             assert_eq!(version(&db, &schema).await, newest);
             let found = stores[0].find_by_digest(&key(1).digest).await.unwrap().unwrap();
             assert_eq!(*found, key(1));
-            let told = Told::by(&stores[1]);
-            let by_older = told.of(async { db.batch_execute(&write).await.unwrap() }).await;
+            let recorder = Recorder::by(&stores[1]);
+            let by_older = recorder.of(async { db.batch_execute(&write).await.unwrap() }).await;
             assert_eq!(by_older, changed(key(1).id));
             let key = key(2);
             let inserted =
-                told.of(async { stores[2].insert(&key, OrgLimit::NONE).await.unwrap() }).await;
+                recorder.of(async { stores[2].insert(&key, OrgLimit::NONE).await.unwrap() }).await;
             assert_eq!(inserted, changed(key.id));
         })
         .await;
@@ -163,9 +163,9 @@ async fn a_role_that_may_only_use_the_tables_waits_for_their_owner_and_then_anno
         let too_early = limited.clone().connect().await.unwrap_err();
         let owner = options.connect().await.unwrap();
         let store = limited.connect().await.unwrap();
-        let (told, theirs) = (Told::by(&owner), Told::by(&store));
+        let (recorder, theirs) = (Recorder::by(&owner), Recorder::by(&store));
         let new = new_key(&org("acme"));
-        let news = told.of(async { store.insert(&new, OrgLimit::NONE).await.unwrap() }).await;
+        let news = recorder.of(async { store.insert(&new, OrgLimit::NONE).await.unwrap() }).await;
         let here = theirs.of(async { store.delete(&new.org, &new.id, None).await.unwrap() }).await;
         drop((store, theirs));
         tokio::time::sleep(Duration::from_millis(50)).await;

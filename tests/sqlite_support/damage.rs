@@ -26,8 +26,8 @@ async fn issue(keys: &KeyManager, org_name: &str) -> IssuedKey {
 fn assert_corrupt<T: std::fmt::Debug>(result: Result<T, StoreError>, column: &str) {
     match result {
         Err(error @ StoreError::Corrupt(_)) => {
-            let said = chain(&error);
-            assert!(said.contains(&format!("column {column} ")), "{column}: {said}");
+            let message = chain(&error);
+            assert!(message.contains(&format!("column {column} ")), "{column}: {message}");
         }
         other => panic!("{column}: {other:?}"),
     }
@@ -213,8 +213,8 @@ async fn a_damaged_audit_row_is_named_in_the_error() {
         let query = |id| AuditQuery::new(org("acme"), scope(id));
         match store.page(&query(damaged.id)).await {
             Err(error @ AuditError::Rejected(_)) => {
-                let said = chain(&error);
-                assert!(said.contains(&format!("column {column} ")), "{table}: {said}");
+                let message = chain(&error);
+                assert!(message.contains(&format!("column {column} ")), "{table}: {message}");
             }
             other => panic!("{table}.{column}: {other:?}"),
         }

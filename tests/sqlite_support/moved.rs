@@ -166,7 +166,7 @@ async fn a_file_that_is_gone_is_logged_at_intervals() {
     for _ in 0..3 {
         store.record_uses(&[]).await.unwrap_err();
     }
-    let said = logs();
-    assert_eq!(said.matches("is missing").count(), 1, "{said}");
-    assert!(said.contains("stop the service, restore the right file"), "{said}");
+    let message = logs();
+    assert_eq!(message.matches("is missing").count(), 1, "{message}");
+    assert!(message.contains("stop the service, restore the right file"), "{message}");
 }

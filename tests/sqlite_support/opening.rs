@@ -87,7 +87,7 @@ fn a_file_that_is_not_a_database_is_refused_and_unchanged() {
         &[0; 4096],
         &[0xFF; 100_000],
         b"SQLite format 3\0",
-        b"SQLite format 3\0 and then something quite different, over and over, to be long enough for a header",
+        b"SQLite format 3\0 followed by text that is not a database and is at least as long as the header, 100 bytes",
     ] {
         fs::write(&path, bytes).unwrap();
         let error = refused(&path);
@@ -316,11 +316,11 @@ fn a_folder_without_permission_to_enter_is_named() {
     fs::create_dir_all(locked.join("deep")).unwrap();
     fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let named = format!("{} is a folder that cannot be entered", locked.display());
-    let said = opened_within_its_rights(&locked.join("deep/keys.db"));
-    assert!(said.contains(&named), "{said}");
+    let message = opened_within_its_rights(&locked.join("deep/keys.db"));
+    assert!(message.contains(&named), "{message}");
     fs::set_permissions(&locked, Permissions::from_mode(0o500)).unwrap();
-    let said = opened_within_its_rights(&locked.join("keys.db"));
-    assert!(said.contains("check the permissions of the file and its folder"), "{said}");
+    let message = opened_within_its_rights(&locked.join("keys.db"));
+    assert!(message.contains("check the permissions of the file and its folder"), "{message}");
     fs::set_permissions(&locked, Permissions::from_mode(0o700)).unwrap();
 }
 

@@ -37,8 +37,8 @@ async fn a_change_that_cannot_be_synced_is_in_doubt() {
     let flag = folder.path().join("failing");
     File::create(&flag).unwrap();
     peer.order("in-doubt");
-    let said = peer.says();
-    assert!(said.starts_with("InDoubt("), "{said}");
+    let answer = peer.says();
+    assert!(answer.starts_with("InDoubt("), "{answer}");
     drop(peer);
     let path = folder.path().join("keys.db");
     let store = SqliteStore::open(&path).unwrap();
@@ -53,8 +53,8 @@ async fn case_44_a_change_reported_as_unavailable_is_not_there_after_a_crash() {
     let flag = folder.path().join("failing-once");
     File::create(&flag).unwrap();
     peer.order("unavailable");
-    let said = peer.says();
-    assert!(said.starts_with("Unavailable("), "{said}");
+    let answer = peer.says();
+    assert!(answer.starts_with("Unavailable("), "{answer}");
     assert!(!fs::exists(&flag).unwrap(), "nothing was synced");
     drop(peer);
     let path = folder.path().join("keys.db");

@@ -77,9 +77,9 @@ pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 
 /// A clock that the test sets.
 #[derive(Clone, Debug)]
-pub(crate) struct Hands(Arc<ManualClock>);
+pub(crate) struct TestClock(Arc<ManualClock>);
 
-impl Hands {
+impl TestClock {
     pub(crate) fn at(rfc3339: &str) -> Self {
         Self(Arc::new(ManualClock::new(Timestamp::parse(rfc3339).unwrap())))
     }
@@ -89,7 +89,7 @@ impl Hands {
     }
 }
 
-impl Clock for Hands {
+impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         self.0.now()
     }

@@ -40,8 +40,8 @@ impl Peer {
     pub(crate) fn says(&mut self) -> String {
         loop {
             let line = self.lines.next().expect("the other process has ended").unwrap();
-            if let Some(said) = line.strip_prefix('@') {
-                return said.to_owned();
+            if let Some(message) = line.strip_prefix('@') {
+                return message.to_owned();
             }
         }
     }

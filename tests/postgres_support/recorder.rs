@@ -19,21 +19,21 @@ pub(crate) const REACH: Duration = Duration::from_secs(3);
 
 /// Polls a feed continuously until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Recorder {
     news: Arc<Mutex<Vec<News>>>,
     task: JoinHandle<()>,
 }
 
-impl Told {
+impl Recorder {
     /// Follows the feed of that store.
     pub(crate) fn by(store: &PostgresStore) -> Self {
         let mut feed = store.changes().heartbeat(HEARTBEAT);
         let news = Arc::<Mutex<Vec<News>>>::default();
-        let told = Arc::clone(&news);
+        let recorder = Arc::clone(&news);
         let task = tokio::spawn(async move {
             loop {
                 let next = feed.next().await;
-                told.lock().unwrap().push(next);
+                recorder.lock().unwrap().push(next);
             }
         });
         Self { news, task }
@@ -77,7 +77,7 @@ impl Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for Recorder {
     fn drop(&mut self) {
         self.task.abort();
     }

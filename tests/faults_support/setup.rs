@@ -30,24 +30,24 @@ pub(crate) const RECOVERY: Duration = Duration::from_secs(15);
 /// A server has 100 sessions by default, and a test uses up to 35.
 static ROOM: Semaphore = Semaphore::const_new(2);
 
-pub(crate) struct World {
+pub(crate) struct Setup {
     _room: SemaphorePermit<'static>,
     pub(crate) proxy: Proxy,
     /// Connected through the proxy.
     pub(crate) keys: KeyManager,
     /// Connected directly, with a long deadline.
-    pub(crate) sure: KeyManager,
+    pub(crate) direct: KeyManager,
     pub(crate) db: Arc<Db>,
     pub(crate) actor: Actor,
 }
 
-impl World {
+impl Setup {
     /// Keys and audit log behind one proxy, with strict delivery and an individual record for
     /// each refusal.
     pub(crate) async fn new(options: &PostgresOptions) -> Self {
-        Self::with(options, |near, _, builder| {
-            builder(near.clone())
-                .audit(near)
+        Self::with(options, |proxied, _, builder| {
+            builder(proxied.clone())
+                .audit(proxied)
                 .delivery(Delivery::strict().deadline(DEADLINE).sum_refusals(u32::MAX, DEADLINE))
         })
         .await
@@ -66,23 +66,24 @@ impl World {
         let proxy = Proxy::start(address(&url())).await;
         let schema = schema_of(options);
         let direct = options.clone().deadline(PATIENT).connect().await.unwrap();
-        let near = PostgresOptions::from_url(&proxy.url(&url())).unwrap().schema(&schema).unwrap();
+        let proxied =
+            PostgresOptions::from_url(&proxy.url(&url())).unwrap().schema(&schema).unwrap();
         // The schema exists, so this is quick, except on a busy machine.
-        let near = loop {
-            if let Ok(store) = near.clone().deadline(DEADLINE).connect().await {
+        let proxied = loop {
+            if let Ok(store) = proxied.clone().deadline(DEADLINE).connect().await {
                 break store;
             }
         };
         let builder = |store| KeyManager::builder(store).store_deadline(DEADLINE * 2);
-        let keys = build(near, direct.clone(), builder).build().unwrap();
-        let sure = KeyManager::builder(direct).store_deadline(PATIENT).build().unwrap();
+        let keys = build(proxied, direct.clone(), builder).build().unwrap();
+        let direct = KeyManager::builder(direct).store_deadline(PATIENT).build().unwrap();
         let actor = Actor::new(OrgId::new(unique("acme")).unwrap(), "tester");
-        Self { _room: room, proxy, keys, sure, db: Arc::new(Db::new(schema).await), actor }
+        Self { _room: room, proxy, keys, direct, db: Arc::new(Db::new(schema).await), actor }
     }
 
     /// Creates a key over the direct connection.
     pub(crate) async fn key(&self) -> IssuedKey {
-        let issued = self.sure.create(&self.actor, NewKey::named("CI").unwrap()).await;
+        let issued = self.direct.create(&self.actor, NewKey::named("CI").unwrap()).await;
         issued.unwrap()
     }
 
@@ -129,7 +130,7 @@ macro_rules! recovers {
         let begun = std::time::Instant::now();
         while !async { $ask }.await {
             let what: &str = $what;
-            let limit = $crate::world::RECOVERY;
+            let limit = $crate::setup::RECOVERY;
             assert!(begun.elapsed() < limit, "{what}: not within {limit:?} after the fault");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
@@ -198,8 +199,8 @@ impl Db {
     pub(crate) async fn has_request(&self, path: &str, status: u16, outcome: &str) -> bool {
         let sql = "SELECT status, outcome FROM {schema}.requests WHERE endpoint = $1";
         let rows = self.query(sql, path).await;
-        let said: Vec<(i32, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        said == [(i32::from(status), outcome)]
+        let stored: Vec<(i32, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        stored == [(i32::from(status), outcome)]
     }
 
     /// How often the audit log has the change as begun.
