@@ -31,8 +31,9 @@ use keygate::{
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 
-use crate::cluster_support::changes::{Worker, number};
+use crate::cluster_support::changes::number;
 use crate::cluster_support::cluster::Cluster;
+use crate::cluster_support::worker::Worker;
 use crate::proxy::{Network, Proxy, address};
 
 /// The deadline of a call. A host gets the same time to be reached.

@@ -399,7 +399,7 @@ mod support;
 #[cfg(all(feature = "postgres", feature = "settings-page", feature = "sqlite", unix))]
 mod server {
     use super::*;
-    use crate::support::{Client, poll};
+    use crate::support::{Client, example_server, poll};
     use serde_json::json;
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
@@ -414,15 +414,9 @@ mod server {
         }
     }
 
-    /// The example, which `cargo test` builds with the tests.
     fn command(database: &Path) -> Command {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().and_then(Path::parent).unwrap();
-        let program = profile.join("examples").join("server");
-        assert!(program.exists(), "run `cargo build --example server --all-features` first");
-        let mut command = Command::new(program);
-        command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").env("KEYGATE_STORE", "memory:");
-        command.env("KEYGATE_GEOIP", database).stdin(Stdio::null());
+        let mut command = example_server();
+        command.env("KEYGATE_STORE", "memory:").env("KEYGATE_GEOIP", database);
         command
     }
 

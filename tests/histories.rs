@@ -215,26 +215,14 @@ fn kinds_found(fault: Fault) -> Vec<Kind> {
 }
 
 #[test]
-fn a_revoked_key_restored_by_a_late_fill_is_detected() {
-    assert!(kinds_found(Fault::LateFill).contains(&Kind::TooLate));
-}
-
-#[test]
-fn an_old_secret_that_outlives_its_rotation_is_detected() {
-    assert!(kinds_found(Fault::OldSecretLingers).contains(&Kind::TooLate));
-}
-
-#[test]
-fn a_key_that_disappears_during_an_edit_is_detected() {
-    assert!(kinds_found(Fault::AwayDuringEdits).contains(&Kind::NoCause));
-}
-
-#[test]
-fn a_lost_edit_is_detected() {
-    assert!(kinds_found(Fault::LostEdits).contains(&Kind::Unmade));
-}
-
-#[test]
-fn a_deleted_key_that_is_still_found_is_detected() {
-    assert!(kinds_found(Fault::DeletedLingers).contains(&Kind::TooLate));
+fn every_fault_of_a_store_is_detected() {
+    for (fault, kind) in [
+        (Fault::LateFill, Kind::TooLate),
+        (Fault::OldSecretLingers, Kind::TooLate),
+        (Fault::AwayDuringEdits, Kind::NoCause),
+        (Fault::LostEdits, Kind::Unmade),
+        (Fault::DeletedLingers, Kind::TooLate),
+    ] {
+        assert!(kinds_found(fault).contains(&kind), "{fault:?} without {kind:?}");
+    }
 }

@@ -6,7 +6,7 @@
 //! | `KEYGATE_KILL_CYCLES` | 10 | how often |
 //! | `KEYGATE_KILL_STORE` | a new SQLite file | the URL of the store, SQLite or PostgreSQL |
 //! | `KEYGATE_KILL_SCHEMA` | `keygate` | the schema in that PostgreSQL database |
-//! | `KEYGATE_TEST_POSTGRES` | `postgres://postgres@127.0.0.1:5432/test` | for the test that makes and drops a schema of its own |
+//! | `KEYGATE_TEST_POSTGRES` | `postgres://postgres@127.0.0.1:5432/test` | for the test in its own schema |
 #![cfg(all(unix, any(feature = "sqlite", feature = "postgres"), feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
@@ -17,25 +17,28 @@
     reason = "tests"
 )]
 
+#[path = "support/changes.rs"]
+mod changes;
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod postgres_support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "postgres")]
 use keygate::PostgresStore;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Position};
-use keygate::error::RandomError;
 #[cfg(feature = "postgres")]
 use keygate::store::PostgresOptions;
-use keygate::{
-    Actor, Delivery, Denial, KeyDigest, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName,
-    KeyPatch, NewKey, OrgId, Random, Status, SystemRandom, VerifyError,
-};
+use keygate::{Actor, Delivery, KeyId, KeyManager, KeyManagerBuilder, OrgId, Status};
 use tokio::runtime::Runtime;
+
+use crate::changes::{Change, Key, Seeded, number, stored};
 
 /// Concurrent workers, each with its own organisation.
 const WORKERS: u64 = 3;
@@ -106,54 +109,10 @@ async fn sessions_end(place: &Place) {
     let _ = place;
 }
 
-fn number() -> u64 {
-    let mut bytes = [0; 8];
-    SystemRandom.fill(&mut bytes).unwrap();
-    u64::from_be_bytes(bytes)
-}
-
 // ------------------------------------------------------------------ changes
 
-/// Random bytes that the parent can compute too, so that it knows the secret of a change that
-/// was not acknowledged.
-#[derive(Clone, Debug)]
-struct Seeded(Arc<(Mutex<u64>, AtomicU64)>);
-
-impl Seeded {
-    fn new(seed: u64) -> Self {
-        Self(Arc::new((Mutex::new(seed), AtomicU64::new(0))))
-    }
-
-    fn reset(&self, seed: u64) {
-        *self.0.0.lock().unwrap() = seed;
-        self.0.1.store(0, Ordering::SeqCst);
-    }
-}
-
-impl Random for Seeded {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), RandomError> {
-        let seed = *self.0.0.lock().unwrap();
-        for chunk in bytes.chunks_mut(32) {
-            let count = self.0.1.fetch_add(1, Ordering::SeqCst);
-            let digest = KeyDigest::of([seed.to_be_bytes(), count.to_be_bytes()].concat());
-            chunk.copy_from_slice(&digest.as_bytes()[..chunk.len()]);
-        }
-        Ok(())
-    }
-}
-
-/// One change, as it is printed on a line.
-#[derive(Clone, Debug, PartialEq)]
-enum Change {
-    Create { seed: u64, name: String },
-    Rotate { seed: u64, id: KeyId },
-    Revoke { id: KeyId },
-    Enable { id: KeyId },
-    Rename { id: KeyId, name: String },
-    Delete { id: KeyId },
-}
-
 impl Change {
+    /// The change as it is printed on a line.
     fn line(&self) -> String {
         match self {
             Self::Create { seed, name } => format!("create {seed} {name}"),
@@ -187,28 +146,6 @@ impl Change {
                 ChangeAction::Updated
             }
             Self::Delete { .. } => ChangeAction::Deleted,
-        }
-    }
-
-    /// The secret that the change issues, and the id if it creates a key.
-    fn issued(&self) -> Option<(KeyId, String)> {
-        let (Self::Create { seed, .. } | Self::Rotate { seed, .. }) = self else { return None };
-        let random = Seeded::new(*seed);
-        let secret = KeyFormat::default().generate(&random).unwrap().expose_secret().to_owned();
-        match self {
-            Self::Rotate { id, .. } => Some((*id, secret)),
-            _ => Some((KeyId::random(&random).unwrap(), secret)),
-        }
-    }
-
-    fn key(&self) -> KeyId {
-        match self {
-            Self::Create { .. } => self.issued().unwrap().0,
-            Self::Rotate { id, .. }
-            | Self::Revoke { id }
-            | Self::Enable { id }
-            | Self::Rename { id, .. }
-            | Self::Delete { id } => *id,
         }
     }
 }
@@ -246,58 +183,18 @@ async fn work(place: Place, worker: u64) {
     let actor = Actor::new(org, format!("worker {worker}"));
     loop {
         let present = keys.list(actor.org()).await.unwrap();
-        let one = present.get(number() as usize % present.len().max(1));
-        let (seed, name) = (number(), format!("name-{}", number() % 10));
-        let change = match (one, number() % 10) {
-            (Some(key), 0..=3) => Change::Rotate { seed, id: key.id },
-            (Some(key), 4 | 5) if key.status == Status::Active => Change::Revoke { id: key.id },
-            (Some(key), 4 | 5) => Change::Enable { id: key.id },
-            (Some(key), 6) => Change::Rename { id: key.id, name: format!("{name}-new") },
-            (Some(key), 7) => Change::Delete { id: key.id },
-            (Some(key), _) if present.len() >= 8 => Change::Delete { id: key.id },
-            _ => Change::Create { seed, name },
-        };
+        let present: Vec<_> =
+            present.iter().map(|key| (key.id, key.status == Status::Revoked)).collect();
+        let seed = number();
+        let change = Change::pick(seed, &present);
         random.reset(seed);
         say(worker, &format!("begin {}", change.line()));
-        let secret = match &change {
-            Change::Create { name, .. } => {
-                Some(keys.create(&actor, NewKey::named(name).unwrap()).await.unwrap().secret)
-            }
-            Change::Rotate { id, .. } => Some(keys.rotate(&actor, id).await.unwrap().secret),
-            Change::Revoke { id } => {
-                keys.update(&actor, id, KeyPatch::revoke()).await.unwrap();
-                None
-            }
-            Change::Enable { id } => {
-                keys.update(&actor, id, KeyPatch::enable()).await.unwrap();
-                None
-            }
-            Change::Rename { id, name } => {
-                let name = KeyName::new(name).unwrap();
-                keys.update(&actor, id, KeyPatch::rename(name)).await.unwrap();
-                None
-            }
-            Change::Delete { id } => {
-                keys.delete(&actor, id).await.unwrap();
-                None
-            }
-        };
-        let secret = secret.as_ref().map_or("-", |secret| secret.expose_secret());
-        say(worker, &format!("done {secret}"));
+        let secret = change.make(&keys, &actor).await.unwrap();
+        say(worker, &format!("done {}", secret.as_deref().unwrap_or("-")));
     }
 }
 
 // ------------------------------------------------------------------- parent
-
-/// A key, as seen from outside.
-#[derive(Clone, Debug, PartialEq)]
-struct Key {
-    name: String,
-    revoked: bool,
-    revision: u32,
-    /// The only one of all issued secrets that works for it.
-    secret: String,
-}
 
 /// The lines of one worker.
 #[derive(Clone, Debug, Default)]
@@ -324,7 +221,7 @@ impl Report {
                 let issued = change.issued().map_or("-".to_owned(), |(_, secret)| secret);
                 assert_eq!(issued, *secret, "the parent computed another secret");
                 let before = self.keys.clone();
-                apply(&mut self.keys, &change);
+                change.apply(&mut self.keys);
                 self.acknowledged += 1;
                 // An edit without an effect is not a change and leaves no record.
                 if self.keys != before {
@@ -341,67 +238,11 @@ impl Report {
         let mut possible = vec![self.keys.clone()];
         if let Some(change) = &self.in_flight {
             let mut with = self.keys.clone();
-            apply(&mut with, change);
+            change.apply(&mut with);
             possible.push(with);
         }
         possible
     }
-}
-
-fn apply(keys: &mut BTreeMap<KeyId, Key>, change: &Change) {
-    let issued = change.issued();
-    if let (Change::Create { name, .. }, Some((id, secret))) = (change, issued.clone()) {
-        keys.insert(id, Key { name: name.clone(), revoked: false, revision: 1, secret });
-        return;
-    }
-    if let Change::Delete { id } = change {
-        keys.remove(id).unwrap();
-        return;
-    }
-    let key = keys.get_mut(&change.key()).unwrap();
-    let before = key.clone();
-    match change {
-        Change::Rotate { .. } => key.secret = issued.unwrap().1,
-        Change::Revoke { .. } => key.revoked = true,
-        Change::Enable { .. } => key.revoked = false,
-        Change::Rename { name, .. } => key.name.clone_from(name),
-        Change::Create { .. } | Change::Delete { .. } => {}
-    }
-    if *key != before {
-        key.revision += 1; // an edit without an effect does not count
-    }
-}
-
-/// The stored state, read through the library: each key with the secret that works for it.
-async fn found(keys: &KeyManager, org: &OrgId, report: &Report) -> BTreeMap<KeyId, Key> {
-    let mut secrets = BTreeMap::<KeyId, Vec<String>>::new();
-    for secret in &report.secrets {
-        match keys.verify(secret, None).await {
-            Ok(key) => {
-                assert_eq!((key.record().status, key.org()), (Status::Active, org));
-                secrets.entry(key.id()).or_default().push(secret.clone());
-            }
-            Err(VerifyError::Denied { denial: Denial::Revoked, key }) => {
-                secrets.entry(key.id).or_default().push(secret.clone());
-            }
-            Err(VerifyError::Unknown) => {}
-            Err(other) => panic!("{other:?}"),
-        }
-    }
-    let mut found = BTreeMap::new();
-    for key in keys.list(org).await.unwrap() {
-        let leading = secrets.remove(&key.id).unwrap_or_default();
-        assert_eq!(leading.len(), 1, "secrets that work for {key:?}: {leading:?}");
-        let shown = Key {
-            name: key.name.as_str().to_owned(),
-            revoked: key.status == Status::Revoked,
-            revision: key.revision.get(),
-            secret: leading.concat(),
-        };
-        found.insert(key.id, shown);
-    }
-    assert!(secrets.is_empty(), "secrets of keys that are not listed: {secrets:?}");
-    found
 }
 
 /// The begun changes in the organisation's log, oldest first.
@@ -438,7 +279,7 @@ struct Tally {
 async fn check(place: &Place, workers: &BTreeMap<OrgId, Report>, tally: &mut Tally) {
     let keys = builder(place).await.build().unwrap();
     for (org, report) in workers {
-        let found = found(&keys, org, report).await;
+        let found = stored(&keys, org, &report.secrets).await;
         let possible = report.possible();
         assert!(
             possible.contains(&found),
@@ -544,30 +385,15 @@ fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
     kill_repeatedly(&Place { url, schema, session: format!("kill-{:016x}", number()) });
 }
 
-/// A schema that is dropped with its content, even when the test fails.
 #[cfg(feature = "postgres")]
-struct OwnSchema(Place);
-
-#[cfg(feature = "postgres")]
-impl Drop for OwnSchema {
-    fn drop(&mut self) {
-        let Place { url, schema, .. } = &self.0;
-        let sql = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
-        let dropped =
-            runtime().block_on(async { administrator(url).await.batch_execute(&sql).await });
-        // A second panic would hide the first one.
-        assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
-    }
-}
-
-#[cfg(feature = "postgres")]
-#[test]
+#[tokio::test]
 #[ignore = "needs PostgreSQL"]
-fn case_33_a_process_killed_on_postgres_loses_no_change_and_leaves_none_half_done() {
-    let url = env::var("KEYGATE_TEST_POSTGRES")
-        .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
-    let run = format!("{:016x}", number());
-    let (schema, session) = (format!("keygate_kill_{run}"), format!("kill-{run}"));
-    let schema = OwnSchema(Place { url, schema, session });
-    kill_repeatedly(&schema.0);
+async fn case_33_a_process_killed_on_postgres_loses_no_change_and_leaves_none_half_done() {
+    use postgres_support::{in_schema, schema_of, url};
+    in_schema(|options| async move {
+        let session = format!("kill-{:016x}", number());
+        let place = Place { url: url(), schema: schema_of(&options), session };
+        tokio::task::spawn_blocking(move || kill_repeatedly(&place)).await.unwrap();
+    })
+    .await;
 }

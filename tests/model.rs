@@ -8,6 +8,10 @@
     reason = "tests"
 )]
 
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod postgres_support;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keygate::store::{KeyUse, OrgLimit};
@@ -17,7 +21,7 @@ use keygate::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 const CASES: u32 = 250;
 const STEPS: usize = 50;
@@ -364,7 +368,7 @@ async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseErro
 }
 
 /// The test of one store.
-fn check(runtime: &Runtime, store: impl KeyStore) {
+fn check(runtime: &Handle, store: impl KeyStore) {
     let (steps, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config).run(
@@ -387,7 +391,7 @@ fn runtime() -> Runtime {
 
 #[test]
 fn the_memory_store_agrees_with_the_model() {
-    check(&runtime(), MemoryStore::new());
+    check(runtime().handle(), MemoryStore::new());
 }
 
 #[cfg(feature = "sqlite")]
@@ -395,49 +399,16 @@ fn the_memory_store_agrees_with_the_model() {
 fn the_sqlite_store_agrees_with_the_model() {
     let folder = tempfile::tempdir().unwrap();
     let store = keygate::SqliteStore::open(folder.path().join("keys.db")).unwrap();
-    check(&runtime(), store);
+    check(runtime().handle(), store);
 }
 
 #[cfg(feature = "postgres")]
-#[test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
-fn the_postgres_store_agrees_with_the_model() {
-    let url = std::env::var("KEYGATE_TEST_POSTGRES")
-        .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
-    let runtime = runtime();
-    let schema = OwnSchema::new(&runtime, &url);
-    let options =
-        keygate::store::PostgresOptions::from_url(&url).unwrap().schema(&schema.name).unwrap();
-    // A busy machine is slow, and the model does not expect an unavailable store.
-    let options = options.deadline(std::time::Duration::from_secs(20));
-    check(&runtime, runtime.block_on(options.connect()).unwrap());
-}
-
-/// A schema that is dropped with its content, even when the test fails.
-#[cfg(feature = "postgres")]
-struct OwnSchema<'a> {
-    runtime: &'a Runtime,
-    administrator: tokio_postgres::Client,
-    name: String,
-}
-
-#[cfg(feature = "postgres")]
-impl<'a> OwnSchema<'a> {
-    fn new(runtime: &'a Runtime, url: &str) -> Self {
-        let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
-        let (administrator, connection) = runtime.block_on(connecting).unwrap();
-        runtime.spawn(connection);
-        let name = format!("keygate_model_{:032x}", u128::from_be_bytes(Names::new().0));
-        Self { runtime, administrator, name }
-    }
-}
-
-#[cfg(feature = "postgres")]
-impl Drop for OwnSchema<'_> {
-    fn drop(&mut self) {
-        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name);
-        let dropped = self.runtime.block_on(self.administrator.batch_execute(&sql));
-        // A second panic would hide the first one.
-        assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
-    }
+async fn the_postgres_store_agrees_with_the_model() {
+    postgres_support::in_schema(|options| async move {
+        let (runtime, store) = (Handle::current(), options.connect().await.unwrap());
+        tokio::task::spawn_blocking(move || check(&runtime, store)).await.unwrap();
+    })
+    .await;
 }

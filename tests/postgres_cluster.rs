@@ -32,11 +32,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::NoTls;
 
 use crate::cluster_support::certificates::write_certificates;
-use crate::cluster_support::changes::{Worker, number};
+use crate::cluster_support::changes::number;
 use crate::cluster_support::cluster::Cluster;
 use crate::cluster_support::pgbouncer::PgBouncer;
 use crate::cluster_support::port::free_port;
 use crate::cluster_support::process::PATIENCE;
+use crate::cluster_support::worker::Worker;
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Concurrent suites on a small machine are slow.

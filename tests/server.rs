@@ -22,26 +22,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Client, Reply, assert_no_leak, poll, unknown_key};
+use support::{Client, Reply, assert_no_leak, example_server, poll, unknown_key};
 
 const KEYS: &str = "/settings/api/keys";
 const AUDIT_STRICT: (&str, &str) = ("KEYGATE_AUDIT", "strict");
 
-/// The example, built with the tests: `cargo test` does that, `cargo test --test server` does
-/// not.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
-    let program = profile.join("examples").join("server");
-    assert!(program.exists(), "run `cargo build --example server --all-features` first");
-    program
-}
-
 fn command(env: &[(&str, &OsStr)]) -> Command {
-    let mut command = Command::new(program());
-    command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").env("KEYGATE_STORE", "memory:");
-    command.envs(env.iter().copied());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = example_server();
+    command.env("KEYGATE_STORE", "memory:").envs(env.iter().copied());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 

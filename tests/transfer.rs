@@ -8,19 +8,28 @@
     reason = "tests"
 )]
 
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod postgres_support;
+mod support;
+
+use std::future::ready;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction};
 use keygate::error::ImportError;
 use keygate::runtime::{Clock, ManualClock};
-use keygate::store::{Imported, KeyExport, KeyUse, OrgLimit, import};
+use keygate::store::{Imported, KeyExport, OrgLimit, import};
 use keygate::{
     Actor, Allowlist, ApiKey, AuditLog, Denial, Expiration, IssuedKey, KeyDigest, KeyId,
     KeyManager, KeyName, KeyPatch, KeyStore, ManageError, MemoryAuditLog, MemoryStore, NewKey,
     OrgId, Revision, SqliteStore, Status, StoreError, Timestamp, VerifyError,
 };
 use tempfile::TempDir;
+
+use crate::support::{Call, SpyStore};
 
 /// More than one page of an import.
 const MANY: usize = 1_203;
@@ -119,23 +128,15 @@ async fn keys_move_from_sqlite_to_memory_and_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn keys_move_from_sqlite_to_postgres_and_back() {
-    let url = std::env::var("KEYGATE_TEST_POSTGRES")
-        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned());
-    let schema = format!("keygate_transfer_{}", std::process::id());
-    let options = keygate::store::PostgresOptions::from_url(&url).unwrap().schema(&schema).unwrap();
-    let test = tokio::spawn(async move {
+    postgres_support::in_schema(|options| async move {
         let store = options.connect().await.unwrap();
         #[cfg(feature = "conformance")]
         let before = store.clone();
         there_and_back(store).await;
         #[cfg(feature = "conformance")]
         keygate::conformance::check_export(|| async { before.clone() }).await.unwrap();
-    });
-    let outcome = test.await;
-    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client.batch_execute(&format!("DROP SCHEMA IF EXISTS {schema} CASCADE")).await.unwrap();
-    outcome.unwrap();
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -188,50 +189,17 @@ async fn an_import_never_moves_the_last_use_back() {
     assert_eq!(all(&new).await, [used(3)]);
 }
 
-/// A store that fails when it holds this many keys.
-#[derive(Debug)]
-struct FullStore(MemoryStore, usize);
-
-#[async_trait::async_trait]
-impl KeyStore for FullStore {
-    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        if all(&self.0).await.len() >= self.1 {
-            return Err(StoreError::unavailable("disk full"));
-        }
-        self.0.insert(key, limit).await
-    }
-    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.0.find_by_digest(digest).await
-    }
-    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.0.get(org, id).await
-    }
-    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        self.0.list(org).await
-    }
-    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        self.0.replace(key, expected).await
-    }
-    async fn delete(
-        &self,
-        org: &OrgId,
-        id: &KeyId,
-        expected: Option<Revision>,
-    ) -> Result<(), StoreError> {
-        self.0.delete(org, id, expected).await
-    }
-    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
-        self.0.record_uses(uses).await
-    }
-}
-
 #[tokio::test]
 async fn a_failing_store_ends_the_import_with_its_error() {
     let old = with_keys((0..10).map(key)).await;
-    let new = FullStore(MemoryStore::new(), 4);
+    let (new, inserted) = (SpyStore::default(), AtomicUsize::new(0));
+    new.before(move |call| {
+        let is_full = call == Call::Insert && inserted.fetch_add(1, Ordering::SeqCst) >= 4;
+        ready(if is_full { Err(StoreError::unavailable("disk full")) } else { Ok(()) })
+    });
     let error = import(&old, &new).await.unwrap_err();
     assert!(matches!(error, ImportError::Insert { key: id, .. } if id == key(4).id), "{error:?}");
-    assert_eq!(all(&new.0).await, all(&old).await[..4]);
+    assert_eq!(all(&new.inner).await, all(&old).await[..4]);
 }
 
 /// A faulty store that exports its first page repeatedly.
@@ -251,16 +219,16 @@ impl KeyExport for RepeatingStore {
 
 #[tokio::test]
 async fn an_export_without_progress_is_an_error() {
-    let stuck = RepeatingStore(with_keys((0..3).map(key)).await);
-    let error = import(&stuck, &MemoryStore::new()).await.unwrap_err();
+    let repeating = RepeatingStore(with_keys((0..3).map(key)).await);
+    let error = import(&repeating, &MemoryStore::new()).await.unwrap_err();
     assert!(matches!(error, ImportError::Export { after: Some(_), .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn an_export_without_progress_ends_the_revocation_after_a_restore_too() {
-    let stuck = RepeatingStore(with_keys((0..3).map(key)).await);
+    let repeating = RepeatingStore(with_keys((0..3).map(key)).await);
     let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
-    let error = keys.revoke_issued_before(&stuck, Timestamp::MIN, "host").await.unwrap_err();
+    let error = keys.revoke_issued_before(&repeating, Timestamp::MIN, "host").await.unwrap_err();
     assert!(matches!(error, ManageError::Unavailable(_)), "{error:?}");
 }
 
@@ -353,8 +321,8 @@ async fn a_key_changed_during_the_revocation_is_revoked_if_its_secret_is_still_o
     let active = (0..9).map(|n| ApiKey { status: Status::Active, rotated_at: None, ..key(n) });
     let store = Arc::new(with_keys(active).await);
     let keys = KeyManager::builder(store.clone()).build().unwrap();
-    let lively = ChangingStore(store.clone());
-    let revoked = keys.revoke_issued_before(&lively, Timestamp::MAX, "host").await.unwrap();
+    let changing = ChangingStore(store.clone());
+    let revoked = keys.revoke_issued_before(&changing, Timestamp::MAX, "host").await.unwrap();
     assert_eq!(revoked, 3);
     for key in all(&*store).await {
         assert_eq!(key.status == Status::Revoked, key.name.as_str() == "renamed", "{key:?}");
@@ -367,15 +335,12 @@ async fn an_unreadable_record_does_not_hide_a_key() {
     for n in 0..4 {
         old.insert(&key(n), OrgLimit::NONE).await.unwrap();
     }
-    let raw = rusqlite_file(&folder);
-    raw.execute("UPDATE keys SET status = 'door' WHERE id = ?1", [key(2).id.to_bytes()]).unwrap();
+    let raw = rusqlite::Connection::open(folder.path().join("keygate.db")).unwrap();
+    raw.execute("UPDATE keys SET status = 'unknown' WHERE id = ?1", [key(2).id.to_bytes()])
+        .unwrap();
     let error = import(&old, &MemoryStore::new()).await.unwrap_err();
     assert!(
         matches!(error, ImportError::Export { after: None, source: StoreError::Corrupt(_) }),
         "{error:?}"
     );
-}
-
-fn rusqlite_file(folder: &TempDir) -> rusqlite::Connection {
-    rusqlite::Connection::open(folder.path().join("keygate.db")).unwrap()
 }

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::PATIENCE;
-use crate::support::{Client, Reply};
+use crate::support::{Client, Reply, example_server};
 
 /// A child that is killed when dropped.
 #[derive(Debug)]
@@ -73,8 +73,8 @@ pub(crate) struct Server {
 impl Server {
     pub(super) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(program());
-        command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").current_dir(folder.path());
+        let mut command = example_server();
+        command.current_dir(folder.path());
         let started = Process::start(&mut command, "settings: http://");
         let (process, rest) =
             started.unwrap_or_else(|output| panic!("{command:?} has ended: {output}"));
@@ -155,16 +155,6 @@ pub(crate) async fn login(mut request: Request, next: Next) -> Response {
     let org = OrgId::new("demo").unwrap();
     request.extensions_mut().insert(Actor::new(org, "a person"));
     next.run(request).await
-}
-
-/// The example, built with the tests: `cargo test` does that, `cargo test --test browser` does
-/// not.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
-    let program = profile.join("examples").join("server");
-    assert!(program.exists(), "run `cargo build --example server --all-features` first");
-    program
 }
 
 /// chromedriver, for one browser.

@@ -6,6 +6,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
@@ -428,6 +430,17 @@ pub(crate) fn assert_no_leak(place: &str, text: &str, key: &str) {
             panic!("{place}: part of the key leaked: {line}");
         }
     }
+}
+
+/// The example server, built with the tests: `cargo test` does that, but not with `--test`.
+pub(crate) fn example_server() -> Command {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let program = profile.join("examples").join("server");
+    assert!(program.exists(), "run `cargo build --example server --all-features` first");
+    let mut command = Command::new(program);
+    command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").stdin(Stdio::null());
+    command
 }
 
 /// An HTTP/1.1 client that sends any bytes. Like other clients, it reconnects after an answer
