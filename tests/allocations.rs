@@ -213,7 +213,7 @@ impl AuditSink for NoSink {
 }
 
 #[test]
-fn case_48_a_refusal_that_is_summed_costs_less_than_one_with_a_record_of_its_own() {
+fn case_48_a_summed_refusal_costs_less_than_one_with_its_own_record() {
     let cost = |alone| {
         let b = Bench::new();
         let revoked = b.create(NewKey::named("revoked").unwrap());

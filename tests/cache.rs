@@ -714,13 +714,13 @@ async fn without_a_feed_an_answer_is_used_for_max_staleness() {
         let begin = Instant::now();
         find(&cached, number).await;
         let mut hits = 0;
-        eventually("it is asked for again", async || {
+        eventually("the store is asked again", async || {
             find(&cached, number).await;
             hits += 1;
             probe.finds() > finds + 1
         })
         .await;
-        assert!(begin.elapsed() >= max, "it was asked again too early");
+        assert!(begin.elapsed() >= max, "the store was asked again too early");
         assert!(hits > 1);
     }
 }

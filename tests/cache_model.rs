@@ -14,7 +14,7 @@
 #![cfg(feature = "cache")]
 
 #[path = "../src/store/cache/validity.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod validity;
 
 /// The types from `validity.rs` that are shared between threads.

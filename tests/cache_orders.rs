@@ -12,7 +12,7 @@
 )]
 #![cfg(all(feature = "cache", feature = "tokio"))]
 
-#[allow(dead_code, reason = "not all of it is used here")]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod cache_support;
 
 use std::future::poll_fn;

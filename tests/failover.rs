@@ -99,7 +99,7 @@ impl Load {
     }
 
     /// Starts the measurement of recovery.
-    fn count_anew(&self) {
+    fn reset_counts(&self) {
         self.verified.store(0, Ordering::SeqCst);
         self.changed.store(0, Ordering::SeqCst);
     }
@@ -295,7 +295,7 @@ async fn fail_over(loss: Loss, is_cached: bool) {
     sleep(HESITATION).await;
     block_in_place(|| standby.promote());
     let promoted = lost.elapsed();
-    load.count_anew();
+    load.reset_counts();
     load.promoted.store(true, Ordering::SeqCst);
     let verified = until("verification", || load.verified.load(Ordering::SeqCst) >= 20).await;
     let all = until("changes", || works(&load)).await;
@@ -327,7 +327,7 @@ async fn fail_over(loss: Loss, is_cached: bool) {
         doubts.extend(in_doubt);
         doubts.extend(worker.check().await);
     }
-    println!("  changes in doubt, and whether they had taken place: {doubts:?}");
+    println!("  changes in doubt, and whether they took effect: {doubts:?}");
     let keys = manager(&open(&host(&standby)).await);
     let revoked = load.revoked.lock().unwrap().clone();
     for (secret, _) in &revoked {
@@ -336,7 +336,7 @@ async fn fail_over(loss: Loss, is_cached: bool) {
             matches!(&verified, Err(VerifyError::Denied { denial: Denial::Revoked, .. }));
         assert!(is_revoked, "{verified:?}");
     }
-    println!("  {} acknowledged revocations, all there", revoked.len());
+    println!("  {} acknowledged revocations, all stored", revoked.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -417,7 +417,7 @@ async fn a_returned_old_primary_is_used_by_processes_that_reach_it_first() {
     // With the old primary first, it does not know the revocation. It changes nothing there: a
     // commit that needs a standby's confirmation gets none.
     let stray = manager(&open(&old_first).await);
-    assert!(!refuses(&stray).await, "if this holds now, say so in the documentation");
+    assert!(!refuses(&stray).await, "if this is refused now, document it");
     let change = stray.create(&actor("stray"), new_key()).await;
     assert!(
         matches!(change, Err(ManageError::Unavailable(_) | ManageError::InDoubt(_))),
@@ -426,7 +426,7 @@ async fn a_returned_old_primary_is_used_by_processes_that_reach_it_first() {
 
     // If the new primary is gone, even the first process uses the old one and stays with it.
     block_in_place(|| new.kill());
-    assert!(!refuses(&keys).await, "if this holds now, say so in the documentation");
+    assert!(!refuses(&keys).await, "if this is refused now, document it");
     block_in_place(|| new.run());
     assert!(!refuses(&keys).await);
 }

@@ -159,7 +159,7 @@ async fn a_killed_server_loses_no_change_and_leaves_none_half_done() {
             in_doubt.extend(worker.check().await);
         }
     }
-    println!("changes in doubt, and whether they had taken place: {in_doubt:?}");
+    println!("changes in doubt, and whether they took effect: {in_doubt:?}");
     assert!(!in_doubt.is_empty(), "nothing was interrupted");
 }
 
@@ -220,7 +220,7 @@ async fn an_unusable_host_is_skipped() {
         ("silent", silent),
         ("closed", free_port()),
         ("standby", standby.port()),
-        ("ends each session", server_that_says(b"").await),
+        ("ends each session", server_that_answers(b"").await),
     ] {
         let begun = Instant::now();
         let url = two_hosts(first, cluster.port());
@@ -244,7 +244,7 @@ async fn an_unusable_host_is_skipped() {
 }
 
 /// A server that ends its first session like this and then forwards to the other port.
-async fn server_that_first_says(bytes: &'static [u8], port: u16) -> u16 {
+async fn server_that_first_answers(bytes: &'static [u8], port: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let first = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -270,7 +270,7 @@ async fn a_host_that_ends_a_session_during_its_start_is_tried_again() {
     let ended = b"E\0\0\0\x21SFATAL\0VFATAL\0C57P01\0Mended\0\0";
     for first in [&ended[..], b""] {
         let cluster = Cluster::start();
-        let url = two_hosts(server_that_first_says(first, cluster.port()).await, other.port());
+        let url = two_hosts(server_that_first_answers(first, cluster.port()).await, other.port());
         use_once(&options(&url).deadline(PATIENT).connect().await.unwrap()).await;
         let tables = "SELECT count(*) FROM information_schema.tables WHERE table_name = 'keys'";
         assert_eq!((cluster.ask(tables).trim(), other.ask(tables).trim()), ("1", "0"));
@@ -337,7 +337,7 @@ async fn of_several_failures_the_most_informative_is_reported() {
 // ------------------------------------------- errors that tokio-postgres reports as text
 
 /// A server that answers the first message with these bytes and hangs up.
-async fn server_that_says(bytes: &'static [u8]) -> u16 {
+async fn server_that_answers(bytes: &'static [u8]) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -369,7 +369,7 @@ async fn errors_of_the_client_library_are_distinguished() {
         assert!(!format!("{error:?}").contains("barley"), "{error:?}");
     }
     // A channel binding that is not possible, and an unknown method.
-    let kerberos = server_that_says(b"R\0\0\0\x08\0\0\0\x02").await;
+    let kerberos = server_that_answers(b"R\0\0\0\x08\0\0\0\x02").await;
     for url in [
         at("app:sesame") + "?channel_binding=require",
         format!("postgres://app:sesame@127.0.0.1:{kerberos}/postgres"),
@@ -380,12 +380,12 @@ async fn errors_of_the_client_library_are_distinguished() {
     let error = refused(at("app:sesame") + "?sslmode=require").await;
     assert!(matches!(error, PostgresOpenError::Tls { .. }), "{error:?}");
     // A connection that ends before the session has begun.
-    for port in [free_port(), server_that_says(b"").await] {
+    for port in [free_port(), server_that_answers(b"").await] {
         let error = refused(format!("postgres://app@127.0.0.1:{port}/postgres")).await;
         assert!(matches!(error, PostgresOpenError::Unreachable { .. }), "{error:?}");
     }
     // A server that is not PostgreSQL.
-    let http = server_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    let http = server_that_answers(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     let error = refused(format!("postgres://app@127.0.0.1:{http}/postgres")).await;
     assert!(
         matches!(error, PostgresOpenError::Failed { .. } | PostgresOpenError::Unreachable { .. }),

@@ -76,7 +76,9 @@ mod tests {
         assert!(poll(given_up.as_mut()).is_pending());
         drop(given_up);
         drop(first);
-        let Poll::Ready(second) = poll(second.as_mut()) else { panic!("it is next in line") };
+        let Poll::Ready(second) = poll(second.as_mut()) else {
+            panic!("the second caller is next")
+        };
         assert_eq!(turns.lock().len(), 1);
         drop(second);
         assert!(turns.lock().is_empty());

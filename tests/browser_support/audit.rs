@@ -182,7 +182,7 @@ async fn a_record_shows_the_request_and_its_outcome() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_key_without_requests_has_an_empty_log_until_one_comes() {
+async fn a_key_without_requests_has_an_empty_log_until_the_first_request() {
     let before = |service: &Service| service.create("Idle", "1_year", &[]);
     visit_service(before, async |browser, service, key| {
         browser.menu("Idle", "View audit log").await;

@@ -84,7 +84,7 @@ impl Cluster {
 
     /// Starts it on the existing data and waits until it accepts sessions.
     pub(crate) fn run(&mut self) {
-        assert!(self.server.is_none(), "it runs already");
+        assert!(self.server.is_none(), "the server is already running");
         let (data, log) = (self.folder.path().join("data"), self.folder.path().join("log"));
         let port = self.port.to_string();
         let mut postgres = command(self.folder.path(), &binary("postgres"));

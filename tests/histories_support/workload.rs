@@ -283,7 +283,7 @@ impl<'a> Worker<'a> {
                 _ => slot.secrets.last().cloned(),
             });
         if which == 99 {
-            self.look_with_a_key_that_nobody_issued().await;
+            self.verify_an_unknown_secret().await;
         }
         let home = self.roll(5) > 0;
         match secret {
@@ -313,7 +313,7 @@ impl<'a> Worker<'a> {
         self.log.push((secret.key, Event { span, outcome }));
     }
 
-    async fn look_with_a_key_that_nobody_issued(&self) {
+    async fn verify_an_unknown_secret(&self) {
         let key = self.manager.format().generate(&SystemRandom).unwrap();
         let outcome = self.manager.verify(key.expose_secret(), None).await;
         assert!(matches!(outcome, Err(VerifyError::Unknown)), "{outcome:?}");

@@ -238,7 +238,7 @@ async fn case_35_a_country_lookup_that_panics_stops_neither_requests_nor_the_log
     }
     eventually("the queue is empty", async || world.keys.audit_stats().queued == 0).await;
     let stats = world.keys.audit_stats();
-    assert_eq!(stats.written - written + stats.failed, 2, "nothing is lost uncounted: {stats:?}");
+    assert_eq!(stats.written - written + stats.failed, 2, "a loss is not counted: {stats:?}");
     let answer = ask(from_peer(bearer(&key), "192.0.2.1")).await;
     assert_eq!(answer.status, StatusCode::OK, "the writer continues");
     eventually("the next record", async || world.requests(record.id).await.pop()).await;

@@ -88,7 +88,7 @@ async fn case_36_a_service_that_fails_or_panics_leaves_an_aborted_record() {
 }
 
 #[tokio::test]
-async fn case_37_shutdown_writes_what_is_queued_to_a_slow_sink() {
+async fn case_37_shutdown_writes_the_queue_to_a_slow_sink() {
     let delivery = Delivery::buffered().batch(10);
     let world = World::with(|builder| builder.delivery(delivery));
     let (record, key) = world.key().await;

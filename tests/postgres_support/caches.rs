@@ -38,7 +38,7 @@ impl Process {
     async fn until(&self, state: CacheState) {
         let begun = Instant::now();
         while self.cached.health().state != state {
-            assert!(begun.elapsed() < PATIENCE, "it is not {state:?}");
+            assert!(begun.elapsed() < PATIENCE, "the cache is not {state:?}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -57,7 +57,7 @@ impl Process {
                 }
                 Err(other) => panic!("{other:?}"),
             }
-            assert!(begun.elapsed() < PATIENCE, "it is still accepted");
+            assert!(begun.elapsed() < PATIENCE, "the key is still accepted");
             tokio::task::yield_now().await;
         }
     }

@@ -398,7 +398,7 @@ async fn a_walk_through_50_000_records_misses_and_repeats_none_while_others_arri
             assert!(in_order(walk));
             assert!(old(walk) == there_before);
         }
-        assert!(forwards.len() > backwards.len(), "none of the new ones was met");
+        assert!(forwards.len() > backwards.len(), "the walk met no new record");
     })
     .await;
 }

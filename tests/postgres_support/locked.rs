@@ -47,7 +47,7 @@ async fn all_changes(store: &PostgresStore) -> [Result<(), StoreError>; 4] {
 }
 
 /// None of [`all_changes`] has taken place.
-async fn nothing_was_changed(store: &PostgresStore) {
+async fn assert_nothing_changed(store: &PostgresStore) {
     for n in 1..=3 {
         let found = store.get(&key(n).org, &key(n).id).await.unwrap();
         assert_eq!(*found.unwrap(), revoked(n), "key {n}");
@@ -82,7 +82,7 @@ async fn case_44_a_change_that_timed_out_on_a_lock_never_takes_effect() {
             drop(store);
             db.batch_execute("ROLLBACK").await.unwrap();
             sessions_end(&name).await;
-            nothing_was_changed(&direct).await;
+            assert_nothing_changed(&direct).await;
         }
     })
     .await;
@@ -115,7 +115,7 @@ async fn case_44_a_cancelled_change_does_not_wait_for_its_lock_forever() {
             if waiting == 0 {
                 break;
             }
-            assert!(begun.elapsed() < PATIENT, "it still waits for the lock");
+            assert!(begun.elapsed() < PATIENT, "the change still waits for the lock");
             sleep(Duration::from_millis(5)).await;
         }
         db.batch_execute("ROLLBACK").await.unwrap();
@@ -155,7 +155,7 @@ async fn case_44_a_change_that_arrives_late_changes_nothing() {
             assert_eq!(on_their_way.count(), 2, "{errors:?}");
             drop(store);
             sessions_end(&name).await;
-            nothing_was_changed(&direct).await;
+            assert_nothing_changed(&direct).await;
         }
     })
     .await;

@@ -56,7 +56,7 @@ impl Recorder {
                 return from + place;
             }
             let all = self.all();
-            assert!(begun.elapsed() < PATIENCE, "nothing of the kind in {:?}", &all[from..]);
+            assert!(begun.elapsed() < PATIENCE, "no such announcement in {:?}", &all[from..]);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
