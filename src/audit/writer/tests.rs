@@ -206,7 +206,7 @@ proptest! {
     /// For any order of refusals, requests, changes, sink failures, windows and shutdown: each
     /// record is written, shed, given up, queued or in a sum, exactly once.
     #[test]
-    fn every_loss_is_counted(
+    fn every_record_is_counted_exactly_once(
         strict: bool,
         sheds: bool,
         capacity in 1usize..9,
