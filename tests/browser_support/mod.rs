@@ -23,14 +23,14 @@
 //! ```
 //!
 //! - Elements are found as users find them: by role and accessible name, among the visible
-//! elements, in the topmost dialog if one is open ([`Browser::find`], and `press`, `fill`,
-//! `choose`, `menu` based on it). The driver performs the clicks: they fail on covered or
-//! disabled elements. No script clicks.
+//!   elements, in the topmost dialog if one is open ([`Browser::find`], and `press`, `fill`,
+//!   `choose`, `menu` based on it). The driver performs the clicks: they fail on covered or
+//!   disabled elements. No script clicks.
 //! - Every check waits until its condition holds, for [`PATIENCE`] at most
-//! ([`Browser::until`]). Its error message contains all visible text. Nothing sleeps.
+//!   ([`Browser::until`]). Its error message contains all visible text. Nothing sleeps.
 //! - [`visit_at`] opens any address instead, for a server of the test's own;
-//! [`Server::library`] opens the server's file with a clock that the test chooses, for keys
-//! that are expired or old.
+//!   [`Server::library`] opens the server's file with a clock that the test chooses, for keys
+//!   that are expired or old.
 //! - [`Browser::js`] only reads. It must not act for the user.
 //!
 //! Each topic is a file of this folder, with its `mod` line in `tests/browser.rs`.
