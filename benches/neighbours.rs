@@ -107,7 +107,7 @@ async fn main() {
     let quiet = distant.round(name, None, Neighbour::Nothing).await;
     let name = "57 creations at a time, 5 ms from the database";
     distant.round(name, Some(&quiet), Neighbour::Creations).await;
-    proxy.set(Network::Whole);
+    proxy.set(Network::Intact);
     distant.end().await;
 }
 

@@ -177,7 +177,7 @@ fn measure(runtime: &Runtime, schema: &str) {
         for _ in 0..CUTS {
             let cut = || proxy.set(network);
             times.extend(runtime.block_on(revoke(&keys, &mut peer, KEYS_PER_CUT, cut)));
-            proxy.set(Network::Whole);
+            proxy.set(Network::Intact);
         }
         late += times.iter().filter(|time| **time > MAX_STALENESS).count();
         report(name, &mut times);

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn case_17_a_stored_list_that_does_not_parse_allows_nobody() {
+    fn case_17_a_stored_list_that_does_not_parse_allows_no_address() {
         for damaged in [
             &["10.0.0.0/8", "?"][..],
             &[""],
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_address_is_named_by_position_only() {
+    fn an_entry_that_cannot_be_an_address_is_named_by_position_only() {
         let key = format!("vsp_sk_{}", "a".repeat(48));
         for secret in [key.as_str(), &key[7..], &key[7..40]] {
             let error = Allowlist::parse([secret]).unwrap_err();

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn no_range_is_suggested_that_is_wider_than_what_was_meant() {
+    fn no_wider_range_than_the_intended_one_is_suggested() {
         for (text, suggestion) in [
             ("10.0.0.1/8", "10.0.0.0/8"),
             ("192.1.1.1/24", "192.1.1.0/24"),
@@ -281,7 +281,7 @@ mod tests {
 
     #[cfg(feature = "tower")]
     #[test]
-    fn hops_are_read_in_the_spellings_of_proxies_and_no_others() {
+    fn hops_parse_only_in_the_formats_that_proxies_write() {
         for (text, ip) in [
             ("192.0.2.1", Some("192.0.2.1")),
             ("192.0.2.1:80", Some("192.0.2.1")),
@@ -306,7 +306,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_network_survives_its_text(ip: IpAddr, len in 0u8..=128) {
+        fn any_network_round_trips_through_its_text(ip: IpAddr, len in 0u8..=128) {
             let max = if ip.is_ipv4() { 32 } else { 128 };
             let net = IpNet::new(ip, len % (max + 1)).unwrap().trunc();
             let parsed: Network = net.to_string().parse().unwrap();
@@ -315,16 +315,17 @@ mod tests {
         }
 
         #[test]
-        fn an_address_is_within_where_its_leading_bits_are_the_network_s(
+        fn a_network_contains_the_addresses_with_its_leading_bits(
             net: IpAddr, len in 0u8..=128, other: IpAddr,
         ) {
-            // A mapped network is an IPv4 one here, and none to `ipnet`.
+            // A mapped network is IPv4 here, but not to `ipnet`.
             prop_assume!(net == net.to_canonical());
             let max = if net.is_ipv4() { 32 } else { 128 };
             let net = IpNet::new(net, len % (max + 1)).unwrap().trunc();
             let parsed: Network = net.to_string().parse().unwrap();
-            // Next to the network's own address, where chance would not look: with the
-            // last of the leading bits flipped, and with the one behind it.
+            // Also test the addresses next to the network's own address, which random input
+            // rarely hits: with the last leading bit flipped, and with the bit after it
+            // flipped.
             let bits = [net.prefix_len().checked_sub(1), Some(net.prefix_len())];
             let near = bits.into_iter().flatten().filter(|bit| *bit < max).map(|bit| match net.addr() {
                 IpAddr::V4(ip) => IpAddr::from(Ipv4Addr::from_bits(ip.to_bits() ^ 1 << (31 - bit))),
@@ -336,7 +337,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_parses_to_its_canonical_form_or_not_at_all(text in "[0-9a-f:./%]{0,24}|\\PC{0,12}") {
+        fn a_text_that_parses_gives_its_canonical_form(text in "[0-9a-f:./%]{0,24}|\\PC{0,12}") {
             if let Ok(net) = text.parse::<Network>() {
                 prop_assert_eq!(net.to_string().parse::<Network>(), Ok(net));
             }

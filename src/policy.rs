@@ -131,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_passes_exactly_when_nothing_stands_against_it(
+        fn a_key_is_allowed_exactly_when_no_rule_denies_it(
             revoked: bool,
             expires in proptest::option::of(0i64..10),
             listed in proptest::option::of(any::<bool>()),

@@ -57,7 +57,7 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_character_is_kept_whole_or_not_at_all() {
+    fn a_character_is_never_split() {
         for (max, kept) in [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (9, "aé")] {
             let mut text = String::from("aé");
             super::truncate(&mut text, max);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_decoded_once_and_what_is_none_stays() {
+    fn escapes_are_decoded_once_and_other_text_is_unchanged() {
         for (text, decoded) in [
             ("", ""),
             ("a%41%6a%6Az", "aAjjz"),

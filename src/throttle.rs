@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_in_an_interval_passes_and_says_how_many_did_not() {
+    fn one_log_line_per_interval_passes_and_counts_the_dropped_ones() {
         let (throttle, start) = (Throttle::default(), Instant::now());
         assert_eq!(throttle.pass_at(start), Some(0));
         for _ in 0..3 {

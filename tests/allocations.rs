@@ -1,4 +1,4 @@
-//! What a verification costs: calls of the store, and allocations on the heap.
+//! The cost of a verification: calls of the store, and heap allocations.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -25,8 +25,8 @@ use keygate::runtime::{BoxFuture, TokioRuntime};
 use keygate::store::{KeyUse, OrgLimit};
 use keygate::*;
 
-/// A memory store that counts its look-ups. Its own methods hand on the boxed
-/// future of the inner one, so that it adds no allocation.
+/// A memory store that counts its look-ups. Its methods return the boxed future of the inner
+/// store, so that it adds no allocation.
 #[derive(Debug, Default)]
 struct Counted {
     inner: MemoryStore,
@@ -70,11 +70,11 @@ impl KeyStore for Counted {
     }
 }
 
-/// A memory store answers at once, so no runtime has to be run, and none counts.
+/// A memory store answers at once, so no runtime has to run and none is counted.
 fn now<T>(work: impl Future<Output = T>) -> T {
     match pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
-        Poll::Pending => panic!("it had to wait"),
+        Poll::Pending => panic!("the future is pending"),
     }
 }
 
@@ -92,7 +92,7 @@ impl Bench {
         Self::on(Counted::default(), |counted| counted)
     }
 
-    /// The runtime is run for changes only, so that no task comes between.
+    /// The runtime runs for changes only, so that no background task interferes.
     fn on<S: KeyStore>(counted: Counted, store: impl FnOnce(Counted) -> S) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let found = Arc::clone(&counted.found);
@@ -106,7 +106,7 @@ impl Bench {
         self.runtime.block_on(self.keys.create(&self.actor, new)).unwrap()
     }
 
-    /// Allocations and look-ups of so many verifications, after a few to warm up.
+    /// Allocations and look-ups of `times` verifications, after a few warm-up runs.
     fn measure(
         &self,
         name: &str,
@@ -129,7 +129,7 @@ impl Bench {
         println!(
             "{name}: {ROUNDS} verifications, {found} look-ups, {count_total} allocations of {bytes_total} bytes"
         );
-        assert_eq!(count_current, 0, "{name}: nothing stays behind");
+        assert_eq!(count_current, 0, "{name}: memory is left allocated");
         (count_total, found as u64)
     }
 }
@@ -148,7 +148,7 @@ fn an_allowed_request_costs_one_look_up_and_at_most_one_allocation() {
     let (allocations, found) = b.measure("allowed", secret, None, true);
     assert!(allocations <= ROUNDS && found == ROUNDS);
 
-    // Also with a list to go through, and an expiry to look at.
+    // Also with an allowlist to search and an expiry to check.
     let entries = (0..50).map(|i| format!("10.{i}.0.0/16"));
     let new = NewKey::named("restricted").unwrap().allow(entries).unwrap();
     let restricted = b.create(new.expires(Expiration::OneDay));
@@ -156,7 +156,7 @@ fn an_allowed_request_costs_one_look_up_and_at_most_one_allocation() {
     let ip = "10.49.0.1".parse().ok();
     let (allocations, found) = b.measure("allowed by the last of 50", secret, ip, true);
     assert!(allocations <= ROUNDS && found == ROUNDS);
-    // Every one of them was a use, though noting it took no allocation.
+    // Each one was noted as a use, although noting it allocated nothing.
     let report = b.runtime.block_on(b.keys.shutdown(Duration::from_secs(20)));
     assert!(report.is_complete());
     let list = now(b.keys.list(b.actor.org())).unwrap();
@@ -213,7 +213,7 @@ impl AuditSink for NoSink {
 }
 
 #[test]
-fn case_48_a_refusal_that_is_summed_costs_less_than_one_with_a_record_of_its_own() {
+fn case_48_a_summed_refusal_costs_less_than_one_with_its_own_record() {
     let cost = |alone| {
         let b = Bench::new();
         let revoked = b.create(NewKey::named("revoked").unwrap());
@@ -243,7 +243,7 @@ fn case_48_a_refusal_that_is_summed_costs_less_than_one_with_a_record_of_its_own
         (count_total, bytes_total)
     };
     let (summed, alone) = (cost(0), cost(u32::MAX));
-    // The path that it came with, and the future of the store.
+    // The path of the request, and the future of the store.
     assert!(summed.0 <= 2 * ROUNDS, "{summed:?}");
     assert!(summed.0 < alone.0 && summed.1 < alone.1, "{summed:?}, {alone:?}");
 }
@@ -279,7 +279,7 @@ fn case_47_a_long_path_or_method_is_not_copied_whole() {
             let answer = now(service.clone().oneshot(request)).unwrap();
             assert_eq!(answer.status(), expected);
         };
-        // A thread makes itself a copy of a key that it is busy with.
+        // A thread copies a key that it uses often.
         for _ in 0..16 {
             ask(request());
         }

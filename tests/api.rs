@@ -1,4 +1,5 @@
-//! What holds for every public type: they can be shared between threads, and errors are errors.
+//! Properties of all public types: they can be shared between threads, and errors implement
+//! `Error`.
 #![cfg(all(
     feature = "cache",
     feature = "conformance",
@@ -93,8 +94,8 @@ fn every_public_type_is_listed() {
             && chars.any(|c| c.is_ascii_lowercase())
     });
     let listed = [errors(), types()].concat();
-    // A future is of its kind. A feed belongs to one task, and so does a
-    // builder that holds one.
+    // A future has its own auto traits. A feed belongs to one task, and so does a builder that
+    // holds one.
     let apart = ["BoxFuture", "CachedStoreBuilder", "ChangeFeed", "ResponseFuture"];
     let is_listed =
         |name: &str| listed.iter().any(|listed| listed.split(['<', '>', ' ']).any(|w| w == name));

@@ -1,4 +1,5 @@
-//! The suite catches every fault of a broken store, and every property catches one.
+//! The conformance suite catches every fault of a broken store, and every property catches at
+//! least one.
 #![cfg(feature = "conformance")]
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +22,7 @@ use keygate::conformance::{
 };
 use tokio::task::JoinSet;
 
-/// Every fault, with properties that must catch it.
+/// Every fault with the properties that must catch it.
 const FAULTS: &[(Fault, &[&str])] = &[
     (
         Fault::InsertOverwritesDigest,
@@ -360,7 +361,7 @@ const LOG_FAULTS: &[(LogFault, &[&str])] = &[
     (LogFault::PurgeForbidsOldRecords, &["audit::purge::old_records_may_be_written_after_a_purge"]),
 ];
 
-/// Every fault of a reopened store, with properties that must catch it.
+/// Every fault of a reopened store with the properties that must catch it.
 const REOPENING_FAULTS: &[(Fault, &[&str])] = &[
     (Fault::ReopenedWithout(Field::Org), &["reopened::every_field_comes_back"]),
     (Fault::ReopenedWithout(Field::Name), &["reopened::every_field_comes_back"]),
@@ -459,7 +460,7 @@ async fn every_fault_of_a_reopened_log_is_caught() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn every_property_holds_without_a_fault_and_catches_one() {
+async fn every_property_holds_without_a_fault_and_catches_at_least_one() {
     assert_eq!(passed(store(Fault::Nothing).await), catching(FAULTS));
     assert_eq!(passed(export(Fault::Nothing).await), catching(EXPORT_FAULTS));
     assert_eq!(passed(reopened_store(Fault::Nothing).await), catching(REOPENING_FAULTS));
@@ -476,7 +477,7 @@ fn catching<F>(faults: &[(F, &[&'static str])]) -> BTreeSet<&'static str> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_whole_suite_says_what_is_wrong_and_nothing_else() {
+async fn the_whole_suite_reports_exactly_the_violations() {
     let broken = || async { BrokenStore::new(Fault::KeyPrefixOfTwelve) };
     let violations = check_store(broken).await.unwrap_err();
     let failed: Vec<&str> = violations.iter().map(|(property, _)| property).collect();
@@ -499,7 +500,7 @@ async fn a_panic_is_a_violation() {
     assert_eq!(found, ["a panic: not implemented: uses"]);
 }
 
-/// Checks that each fault is caught by each property that is named for it.
+/// Checks that each fault is caught by each of its listed properties.
 async fn all_are_caught<T, F>(faults: &'static [(T, &[&'static str])], check: impl Fn(T) -> F)
 where
     T: Copy + std::fmt::Debug,
@@ -507,7 +508,7 @@ where
 {
     let mut missed = Vec::new();
     for (fault, properties) in faults {
-        // The whole suite for every fault would take minutes.
+        // Running the whole suite for every fault would take minutes.
         let mut checks = JoinSet::new();
         for name in *properties {
             let check = only(vec![*name], check(*fault));

@@ -1,4 +1,4 @@
-//! The settings page as a person uses it: a real Chromium clicks and types against the example server.
+//! The settings page in a browser: a real Chromium clicks and types against the example server.
 //!
 //! `cargo test --all-features --test browser -- --ignored`, with Debian's packages
 //! `chromium` and `chromium-driver`.
@@ -34,8 +34,6 @@ mod edit;
 mod environments;
 #[path = "browser_support/hostile.rs"]
 mod hostile;
-#[path = "browser_support/house.rs"]
-mod house;
 #[path = "browser_support/keyboard.rs"]
 mod keyboard;
 #[path = "browser_support/outage.rs"]
@@ -48,6 +46,8 @@ mod scopes;
 mod screenshots;
 #[path = "browser_support/secret.rs"]
 mod secret;
+#[path = "browser_support/service.rs"]
+mod service;
 #[path = "browser_support/small.rs"]
 mod small;
 #[path = "browser_support/smoke.rs"]

@@ -49,7 +49,7 @@ async fn find(store: &impl KeyStore, number: u64) -> bool {
     store.find_by_digest(&digest(number)).await.unwrap().is_some()
 }
 
-/// A look-up in a task of its own.
+/// Starts a look-up in its own task.
 fn lookup(cached: &CachedStore, key: &ApiKey) -> tokio::task::JoinHandle<Found> {
     tokio::spawn(owned(cached, key))
 }
@@ -65,7 +65,7 @@ fn status_of(found: Found) -> Option<Status> {
     found.unwrap().map(|key| key.status)
 }
 
-// ---- a store like any other ----
+// ---- conformance ----
 
 #[cfg(feature = "conformance")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -88,7 +88,7 @@ async fn a_cache_that_follows_a_feed_conforms() {
 
 #[cfg(feature = "conformance")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_cache_that_is_bypassed_conforms() {
+async fn a_bypassed_cache_conforms() {
     let store = || async {
         let (_, feed) = feed();
         CachedStore::builder(MemoryStore::new(), LONG).feed(feed).build().unwrap()
@@ -98,7 +98,7 @@ async fn a_cache_that_is_bypassed_conforms() {
 
 #[cfg(all(feature = "conformance", feature = "sqlite"))]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_cache_before_a_database_conforms() {
+async fn a_cache_in_front_of_a_database_conforms() {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
     let cached = CachedStore::builder(store, LONG).build().unwrap();
@@ -106,7 +106,7 @@ async fn a_cache_before_a_database_conforms() {
 }
 
 #[test]
-fn max_staleness_has_its_bounds() {
+fn max_staleness_is_bounded() {
     for bad in [Duration::ZERO, LONG + Duration::from_nanos(1), Duration::MAX] {
         let error = CachedStore::builder(MemoryStore::new(), bad).build().unwrap_err();
         assert!(matches!(error, CacheError::MaxStaleness(told) if told == bad), "{error:?}");
@@ -124,10 +124,10 @@ fn a_feed_needs_a_runtime() {
     assert!(matches!(error, CacheError::NoRuntime), "{error:?}");
 }
 
-// ---- what is kept ----
+// ---- what is cached ----
 
 #[tokio::test]
-async fn a_key_and_its_absence_are_asked_for_once() {
+async fn a_key_and_its_absence_are_cached() {
     let probe = Probe::new();
     insert(&probe, 1).await;
     let cached = cached(&probe);
@@ -143,12 +143,12 @@ async fn a_key_and_its_absence_are_asked_for_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_unknown_keys_pushes_out_no_real_one() {
+async fn a_flood_of_unknown_keys_evicts_no_real_key() {
     let probe = Probe::new();
     for number in 0..1_000 {
         insert(&probe, number).await;
     }
-    // With a feed, since so many look-ups may take longer than an answer lasts.
+    // With a feed, since this many look-ups may take longer than an answer lasts.
     let feed = cache_support::Quiet::default();
     let cached = CachedStore::builder(probe.clone(), LONG).feed(feed).build().unwrap();
     becomes(&cached, CacheState::Following).await;
@@ -169,7 +169,7 @@ async fn a_flood_of_unknown_keys_pushes_out_no_real_one() {
 }
 
 #[tokio::test]
-async fn there_is_never_more_than_there_is_room_for() {
+async fn the_cache_never_exceeds_its_capacity() {
     let probe = Probe::new();
     let builder = CachedStore::builder(probe.clone(), LONG);
     let cached = builder.entries(1_024).negative_entries(128).build().unwrap();
@@ -185,7 +185,7 @@ async fn there_is_never_more_than_there_is_room_for() {
 }
 
 #[tokio::test]
-async fn without_room_every_look_up_goes_to_the_store() {
+async fn with_capacity_zero_every_look_up_goes_to_the_store() {
     let probe = Probe::new();
     insert(&probe, 1).await;
     let builder = CachedStore::builder(probe.clone(), LONG);
@@ -206,7 +206,7 @@ fn a_hit_costs_one_allocation() {
     let key = runtime.block_on(insert(&probe, 1));
     let look = || runtime.block_on(status(&cached, &key));
     look();
-    // `block_on` itself allocates nothing.
+    // `block_on` itself does not allocate.
     let counted = allocation_counter::measure(|| assert_eq!(look(), Some(Status::Active)));
     assert_eq!(counted.count_total, 1);
     assert_eq!(probe.finds(), 1);
@@ -225,7 +225,7 @@ async fn other_calls_go_to_the_store() {
         Some(used)
     );
     assert!(find(&cached, 1).await);
-    assert_eq!(probe.finds(), 1, "a use is no change");
+    assert_eq!(probe.finds(), 1, "a use does not void the entry");
     assert_eq!(cached.get(&acme(), &key.id).await.unwrap().unwrap().last_used_at, Some(used));
     assert_eq!(cached.list(&acme()).await.unwrap()[0].last_used_at, Some(used));
 }
@@ -241,7 +241,7 @@ async fn a_local_change_is_effective_before_the_call_returns() {
     assert_eq!(status(&cached, &key).await, Some(Status::Active));
     revoke(&cached, &key).await;
     assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
-    // A rotation: the old digest goes, the new one comes.
+    // A rotation: the old digest is removed, the new one is added.
     assert!(!find(&cached, 2).await);
     let revoked = cached.get(&acme(), &key.id).await.unwrap().unwrap();
     let rotated =
@@ -341,7 +341,7 @@ async fn case_59_what_a_get_has_seen_ends_the_secret_in_the_cache() {
 }
 
 #[tokio::test]
-async fn a_change_that_failed_may_have_taken_place() {
+async fn a_failed_change_voids_the_entry() {
     let probe = Probe::new();
     let cached = cached(&probe);
     let key = insert(&cached, 1).await;
@@ -353,7 +353,7 @@ async fn a_change_that_failed_may_have_taken_place() {
 }
 
 #[tokio::test]
-async fn a_change_that_was_dropped_may_have_taken_place() {
+async fn a_cancelled_change_voids_the_entry() {
     let probe = Probe::new();
     let cached = cached(&probe);
     let key = insert(&cached, 1).await;
@@ -370,7 +370,7 @@ async fn a_change_that_was_dropped_may_have_taken_place() {
 }
 
 #[tokio::test]
-async fn a_change_voids_the_entry_of_no_other_key() {
+async fn a_change_voids_only_the_entry_of_its_key() {
     let probe = Probe::new();
     let cached = cached(&probe);
     let first = insert(&cached, 0).await;
@@ -388,11 +388,11 @@ async fn a_change_voids_the_entry_of_no_other_key() {
     assert_eq!(probe.finds() - before, 1);
 }
 
-/// Whoever asks for ids, or tries to change them, in an organisation of its own.
+/// A caller that reads or tries to change ids in its own organisation.
 #[tokio::test]
 async fn case_51_unknown_and_foreign_ids_void_nothing() {
     let probe = Probe::new();
-    // With a feed, since so many calls may take longer than an answer lasts.
+    // With a feed, since this many calls may take longer than an answer lasts.
     let feed = cache_support::Quiet::default();
     let cached = CachedStore::builder(probe.clone(), LONG).feed(feed).build().unwrap();
     becomes(&cached, CacheState::Following).await;
@@ -423,19 +423,19 @@ async fn case_51_unknown_and_foreign_ids_void_nothing() {
                 "{refused:?}"
             );
         }
-        // Nor does the owner who asks for a key that is as it was, or for none.
+        // The owner voids nothing either by reading an unchanged key or a missing one.
         assert_eq!(cached.get(&acme(), &ours).await.unwrap(), None);
         assert!(cached.get(&acme(), &theirs).await.unwrap().is_some());
     }
     look().await;
-    assert_eq!(probe.finds(), before, "everything was still there");
+    assert_eq!(probe.finds(), before, "every entry was still there");
 }
 
-/// A look-up that others wait for is not asked again for each id that somebody reads.
+/// A shared look-up is not repeated for each id that another caller reads.
 #[tokio::test]
-async fn case_51_unknown_ids_do_not_part_callers_of_one_digest() {
+async fn case_51_unknown_ids_do_not_split_a_shared_look_up() {
     let mut finds = Vec::new();
-    // Now and then an id shares its place with the key, and the store is asked again.
+    // Sometimes an id shares its slot with the key, and the store is asked again.
     for number in 0..3 {
         let probe = Probe::new();
         let key = insert(&probe, number).await;
@@ -456,9 +456,9 @@ async fn case_51_unknown_ids_do_not_part_callers_of_one_digest() {
     assert!(finds.contains(&1), "{finds:?}");
 }
 
-/// Changed in another process, without a word of it.
+/// The key is changed in another process without an announcement.
 #[tokio::test]
-async fn what_a_get_has_seen_every_look_up_after_it_sees() {
+async fn look_ups_see_every_change_that_an_earlier_get_saw() {
     let probe = Probe::new();
     let cached = cached(&probe);
     let key = insert(&probe, 1).await;
@@ -474,7 +474,7 @@ async fn what_a_get_has_seen_every_look_up_after_it_sees() {
     assert_eq!(cached.get(&acme(), &key.id).await.unwrap(), None);
     assert_eq!(status(&cached, &key).await, None);
 
-    // A change that was refused says as much.
+    // A refused change shows the same.
     for refuse in ["replace", "delete"] {
         assert!(find(&cached, 2).await);
         let stored = probe.inner().get(&acme(), &cache_support::key(2).id).await.unwrap().unwrap();
@@ -489,9 +489,9 @@ async fn what_a_get_has_seen_every_look_up_after_it_sees() {
     }
 }
 
-/// Ids that an import brought need not be random.
+/// Imported ids need not be random.
 #[tokio::test]
-async fn keys_with_ids_in_a_row_do_not_void_each_other() {
+async fn keys_with_sequential_ids_do_not_void_each_other() {
     let probe = Probe::new();
     let cached = cached(&probe);
     for shift in [0, 40, 64, 100] {
@@ -518,10 +518,10 @@ async fn keys_with_ids_in_a_row_do_not_void_each_other() {
     }
 }
 
-// ---- look-ups that were under way during a change ----
+// ---- look-ups under way during a change ----
 
 #[tokio::test]
-async fn case_30_a_look_up_that_began_before_a_revocation_is_never_given_again() {
+async fn case_30_the_result_of_a_look_up_from_before_a_revocation_is_not_reused() {
     let probe = Probe::new();
     let cached = cached(&probe);
     let key = insert(&cached, 1).await;
@@ -531,7 +531,7 @@ async fn case_30_a_look_up_that_began_before_a_revocation_is_never_given_again()
     revoke(&cached, &key).await;
     probe.let_pass();
     gate.open();
-    // It began before the revocation, and may answer as it was then.
+    // It began before the revocation, so it may return the earlier state.
     assert_eq!(status_of(soon(late).await.unwrap()), Some(Status::Active));
     let before = probe.finds();
     assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
@@ -579,7 +579,7 @@ async fn case_30_a_request_after_a_revocation_does_not_join_a_look_up_from_befor
     probe.let_pass();
     revoke(&cached, &key).await;
     assert_eq!(soon(status(&cached, &key)).await, Some(Status::Revoked));
-    // The old answer comes last, and takes the place of no newer one.
+    // The old answer arrives last and does not replace the newer one.
     gate.open();
     assert_eq!(status_of(soon(before).await.unwrap()), Some(Status::Active));
     let finds = probe.finds();
@@ -588,7 +588,7 @@ async fn case_30_a_request_after_a_revocation_does_not_join_a_look_up_from_befor
 }
 
 #[tokio::test]
-async fn case_30_a_late_answer_from_before_a_told_change_is_never_given_again() {
+async fn case_30_a_late_answer_from_before_an_announced_change_is_not_reused() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     for missed in [false, true] {
@@ -596,7 +596,7 @@ async fn case_30_a_late_answer_from_before_a_told_change_is_never_given_again() 
         let gate = probe.hold_after();
         let late = lookup(&cached, &key);
         gate.reached().await;
-        // In another process.
+        // The change is made in another process.
         let stored = probe.inner().get(&acme(), &key.id).await.unwrap().unwrap();
         let changed = ApiKey {
             status: if missed { Status::Active } else { Status::Revoked },
@@ -614,15 +614,15 @@ async fn case_30_a_late_answer_from_before_a_told_change_is_never_given_again() 
     }
 }
 
-// ---- one look-up for all ----
+// ---- shared look-ups ----
 
-/// Has a look-up go as far as it can.
+/// Polls a look-up until it cannot continue.
 fn waits<T>(lookup: &mut BoxFuture<'_, T>) -> bool {
     lookup.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
 #[tokio::test]
-async fn a_hundred_callers_at_once_make_one_call() {
+async fn a_hundred_concurrent_callers_share_one_call() {
     for bypassed in [false, true] {
         let probe = Probe::new();
         let key = insert(&probe, 1).await;
@@ -642,7 +642,7 @@ async fn a_hundred_callers_at_once_make_one_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn callers_on_several_threads_make_one_call() {
+async fn callers_on_several_threads_share_one_call() {
     for round in 1..200 {
         let probe = Probe::new();
         let key = insert(&probe, round).await;
@@ -655,13 +655,13 @@ async fn callers_on_several_threads_make_one_call() {
     }
 }
 
-/// Now and then a call lands between another caller's look into the cache and its own call.
+/// Sometimes a call starts between another caller's check of the cache and its own call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_in_step_on_four_threads_make_one_call_for_each_digest() {
+async fn synchronised_callers_on_four_threads_share_one_call_per_digest() {
     const CALLERS: u64 = 4;
     const DIGESTS: u64 = 40_000;
     let probe = Probe::new();
-    // With a feed, since it may all take longer than an answer lasts.
+    // With a feed, since all of this may take longer than an answer lasts.
     let feed = cache_support::Quiet::default();
     let cached = CachedStore::builder(probe.clone(), LONG).feed(feed);
     let cached = cached.negative_entries(4 * DIGESTS as usize).build().unwrap();
@@ -701,7 +701,7 @@ async fn callers_of_different_digests_do_not_wait_for_each_other() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_leaves_the_call_to_the_others() {
+async fn a_cancelled_caller_leaves_the_call_to_the_others() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let cached = cached(&probe);
@@ -718,9 +718,9 @@ async fn a_caller_that_goes_away_leaves_the_call_to_the_others() {
     assert_eq!((probe.finds(), probe.dropped()), (1, 0));
 }
 
-/// Not by its own going, but because nobody else wakes them.
+/// A dropped caller wakes no one by itself; the others need another wake-up.
 #[tokio::test]
-async fn a_caller_that_goes_away_takes_no_wake_up_with_it() {
+async fn a_cancelled_caller_loses_no_wake_up() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let cached = cached(&probe);
@@ -737,7 +737,7 @@ async fn a_caller_that_goes_away_takes_no_wake_up_with_it() {
 }
 
 #[tokio::test]
-async fn the_last_caller_to_go_away_ends_the_call() {
+async fn the_call_ends_when_its_last_caller_is_cancelled() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let cached = cached(&probe);
@@ -759,7 +759,7 @@ async fn all_callers_get_the_error_and_the_next_asks_again() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let cached = cached(&probe);
-    for (failure, said) in [
+    for (failure, message) in [
         (Failure::Unavailable, "the line is cut"),
         (Failure::Corrupt, "no such status"),
         (Failure::Panic, "the store panicked"),
@@ -777,7 +777,7 @@ async fn all_callers_get_the_error_and_the_next_asks_again() {
             assert_eq!(is_corrupt, failure == Failure::Corrupt, "{error:?}");
             assert!(is_corrupt || matches!(error, StoreError::Unavailable(_)), "{error:?}");
             let source = error.source().unwrap();
-            assert_eq!(source.to_string(), said);
+            assert_eq!(source.to_string(), message);
             assert!(source.source().is_none());
         }
         assert_eq!(probe.finds(), finds + 1);
@@ -801,19 +801,19 @@ async fn without_a_feed_an_answer_is_used_for_max_staleness() {
         let begin = Instant::now();
         find(&cached, number).await;
         let mut hits = 0;
-        eventually("it is asked for again", async || {
+        eventually("the store is asked again", async || {
             find(&cached, number).await;
             hits += 1;
             probe.finds() > finds + 1
         })
         .await;
-        assert!(begin.elapsed() >= max, "not before its time");
+        assert!(begin.elapsed() >= max, "the store was asked again too early");
         assert!(hits > 1);
     }
 }
 
 #[tokio::test]
-async fn an_answer_is_as_old_as_the_question() {
+async fn the_age_of_an_answer_counts_from_the_question() {
     let max = Duration::from_millis(300);
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
@@ -821,9 +821,9 @@ async fn an_answer_is_as_old_as_the_question() {
     let gate = probe.hold_after();
     let slow = lookup(&cached, &key);
     gate.reached().await;
-    // The cache has looked at the clock by now, and not long ago.
+    // By now the cache has read the clock, not long ago.
     let asked = Instant::now();
-    // Revoked in another process, while the answer is on its way for half its time.
+    // The key is revoked in another process halfway through the answer's delay.
     revoke(probe.inner(), &key).await;
     tokio::time::sleep(max / 2).await;
     probe.let_pass();
@@ -865,7 +865,7 @@ async fn an_answer_that_took_longer_than_max_staleness_is_refused() {
 }
 
 #[tokio::test]
-async fn nobody_joins_a_call_that_hangs() {
+async fn no_caller_joins_a_hanging_call() {
     let max = Duration::from_secs(2);
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
@@ -884,7 +884,7 @@ async fn nobody_joins_a_call_that_hangs() {
 // ---- the feed ----
 
 #[tokio::test]
-async fn a_told_change_is_seen_at_once() {
+async fn an_announced_change_is_seen_at_once() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let (cached, say) = following(&probe, LONG).await;
@@ -893,19 +893,19 @@ async fn a_told_change_is_seen_at_once() {
     revoke(probe.inner(), &key).await;
     insert(probe.inner(), 2).await;
     let finds = probe.finds();
-    assert_eq!(status(&cached, &key).await, Some(Status::Active), "nobody has told");
+    assert_eq!(status(&cached, &key).await, Some(Status::Active), "the change was not announced");
     assert_eq!(probe.finds(), finds);
     say.news(News::Changed(key.id));
     eventually("the revocation is seen", async || {
         status(&cached, &key).await == Some(Status::Revoked)
     })
     .await;
-    // The change of one key voids every absence.
+    // The change of one key voids every cached absence.
     assert!(find(&cached, 2).await);
 }
 
 #[tokio::test]
-async fn with_a_feed_an_answer_has_no_age() {
+async fn with_a_feed_answers_do_not_expire() {
     let max = Duration::from_millis(400);
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
@@ -922,12 +922,12 @@ async fn with_a_feed_an_answer_has_no_age() {
         status(&cached, &key).await;
     }
     gap = gap.max(proof.elapsed());
-    // A machine that stood still for so long was rightly bypassed.
+    // A machine that paused for this long was rightly bypassed.
     assert!(probe.finds() == 1 || gap > max / 2, "{} finds, {gap:?}", probe.finds());
 }
 
 #[tokio::test]
-async fn until_the_feed_is_there_nothing_is_kept() {
+async fn until_the_feed_is_connected_nothing_is_cached() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let (say, feed) = feed();
@@ -949,7 +949,7 @@ async fn until_the_feed_is_there_nothing_is_kept() {
 }
 
 #[tokio::test]
-async fn after_missed_news_everything_is_asked_again() {
+async fn missed_announcements_void_every_entry() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let (cached, say) = following(&probe, LONG).await;
@@ -975,7 +975,7 @@ async fn a_silent_feed_is_bypassed_after_max_staleness() {
     let key = insert(&probe, 1).await;
     let (cached, say) = following(&probe, max).await;
     assert_eq!(status(&cached, &key).await, Some(Status::Active));
-    // Revoked in another process, and the line is cut.
+    // The key is revoked in another process, and the connection is cut.
     revoke(probe.inner(), &key).await;
     let revoked = Instant::now();
     let mut accepted = revoked;
@@ -991,7 +991,7 @@ async fn a_silent_feed_is_bypassed_after_max_staleness() {
     assert!(accepted - revoked <= max, "{:?}", accepted - revoked);
     assert_eq!(cached.health().state, CacheState::Bypassed);
     eventually("the entries are dropped", async || cached.health().entries == 0).await;
-    // News of changes is no proof that all are told.
+    // An announced change does not prove that all changes were announced.
     say.news(News::Changed(key.id));
     let finds = probe.finds();
     status(&cached, &key).await;
@@ -1003,7 +1003,7 @@ async fn a_silent_feed_is_bypassed_after_max_staleness() {
 }
 
 #[tokio::test]
-async fn an_old_proof_proves_nothing_now() {
+async fn an_outdated_proof_is_ignored() {
     let max = Duration::from_millis(200);
     let probe = Probe::new();
     let before = Instant::now();
@@ -1017,7 +1017,7 @@ async fn an_old_proof_proves_nothing_now() {
         tokio::task::yield_now().await;
         assert_eq!(cached.health().state, CacheState::Bypassed);
     }
-    // Nor does one of the future prove more than one of now.
+    // A proof from the future counts no more than one from now.
     let begin = Instant::now();
     say.news(News::UpToDate { as_of: begin + Duration::from_secs(3600) });
     becomes(&cached, CacheState::Following).await;
@@ -1026,7 +1026,7 @@ async fn an_old_proof_proves_nothing_now() {
 }
 
 #[tokio::test]
-async fn a_feed_that_panics_is_bypassed_for_good() {
+async fn after_a_panic_of_the_feed_the_cache_stays_bypassed() {
     let probe = Probe::new();
     let key = insert(&probe, 1).await;
     let (cached, say) = following(&probe, LONG).await;
@@ -1039,7 +1039,7 @@ async fn a_feed_that_panics_is_bypassed_for_good() {
     assert_eq!(cached.health().entries, 0);
 }
 
-/// A runtime on which no time passes.
+/// A runtime on which time stands still.
 #[derive(Debug)]
 struct NoTime;
 
@@ -1054,7 +1054,7 @@ impl Runtime for NoTime {
 }
 
 #[tokio::test]
-async fn the_feed_is_let_go_with_the_last_handle() {
+async fn the_feed_is_dropped_with_the_last_handle() {
     let probe = Probe::new();
     let (say, feed) = feed();
     let cached = CachedStore::builder(probe.clone(), LONG).feed(feed).runtime(NoTime);
@@ -1069,10 +1069,10 @@ async fn the_feed_is_let_go_with_the_last_handle() {
     say.heard().await;
     assert!(!say.is_unheard());
     drop(other);
-    eventually("the task has ended, by nothing else", async || say.is_unheard()).await;
+    eventually("the task has ended", async || say.is_unheard()).await;
 }
 
-/// Where the runtime of the feed is gone, so is the proof.
+/// If the runtime of the feed is gone, no proof can arrive.
 #[test]
 fn a_runtime_that_is_shut_down_bypasses_the_cache() {
     let max = Duration::from_millis(100);
@@ -1087,7 +1087,7 @@ fn a_runtime_that_is_shut_down_bypasses_the_cache() {
 // ---- a manager over a cache ----
 
 #[tokio::test]
-async fn status_expiry_and_address_are_judged_at_each_request() {
+async fn status_expiry_and_address_are_checked_on_each_request() {
     let probe = Probe::new();
     let cached = cached(&probe);
     let begin = Timestamp::from_unix_micros(1_700_000_000_000_000).unwrap();
@@ -1117,9 +1117,9 @@ async fn status_expiry_and_address_are_judged_at_each_request() {
     assert!(matches!(keys.verify(secret, None).await, Err(VerifyError::Unknown)));
 }
 
-/// Somebody else revoked the key; whoever is told that it is revoked relies on it.
+/// Another process revoked the key. A caller that sees the key as revoked relies on it.
 #[tokio::test]
-async fn a_revocation_that_was_there_already_is_effective_too() {
+async fn an_earlier_revocation_by_another_process_takes_effect_too() {
     let store = Arc::new(MemoryStore::new());
     let manager = || {
         let cached = CachedStore::builder(Arc::clone(&store), LONG).build().unwrap();

@@ -1,9 +1,9 @@
-//! The cache in every order that threads may take: no look-up that begins after a
-//! change returned, or after the state of the key was seen, is given the record from
-//! before, and none misses its answer.
+//! The cache under every thread interleaving: a look-up that begins after a change returned,
+//! or after the state of the key was seen, never returns the record from before, and no
+//! look-up misses its answer.
 //!
-//! loom runs each case in all interleavings, and with all values that the memory
-//! model lets a thread see.
+//! loom runs each case in all interleavings, with all values that the memory model lets a
+//! thread see.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,10 +14,10 @@
 #![cfg(feature = "cache")]
 
 #[path = "../src/store/cache/validity.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod validity;
 
-/// What `validity.rs` shares between threads.
+/// The types from `validity.rs` that are shared between threads.
 mod atomic {
     pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
 }
@@ -27,22 +27,22 @@ use loom::thread;
 use validity::{FOR_EVER, Stamp, Validity};
 
 const KEY: u64 = 0;
-/// Shares no place with [`KEY`].
+/// An id that shares no slot with [`KEY`].
 const OTHER: u64 = 1;
 
-/// A store with one record, whose revisions are counted, and a cache of it: what
-/// `Entries` and `SingleFlight` do, without the maps.
-struct World {
+/// A store with one record whose revisions are counted, and a cache of it: the logic of
+/// `Entries` and `SingleFlight` without the maps.
+struct Setup {
     validity: Validity,
     store: Mutex<u64>,
-    /// Held while something is kept or removed.
+    /// Locked while an entry is added or removed.
     index: Mutex<()>,
     kept: Mutex<Option<u64>>,
-    /// When the store was asked; for a store where 0 means that there is no key.
+    /// When the store was asked, for a store in which 0 means that there is no key.
     kept_absence: Mutex<Option<Stamp>>,
 }
 
-impl World {
+impl Setup {
     fn new(trusted_until: u64) -> Arc<Self> {
         Arc::new(Self {
             validity: Validity::new(2, trusted_until),
@@ -53,7 +53,7 @@ impl World {
         })
     }
 
-    /// The revision that a look-up at that time gets.
+    /// The revision that a look-up at that time returns.
     fn find(&self, now: u64) -> u64 {
         self.find_kept(now).unwrap_or_else(|| self.fill(now))
     }
@@ -99,7 +99,7 @@ impl World {
         *revision
     }
 
-    /// A change of this process. Gives the revision that it made.
+    /// Makes a change in this process. Returns the new revision.
     fn change(&self) -> u64 {
         let revision = self.write();
         self.changed();
@@ -119,7 +119,7 @@ impl World {
         *self.kept.lock().unwrap() = None;
     }
 
-    /// Reads the key itself, as `get` does. Gives the revision that it saw.
+    /// Reads the key itself, like `get`. Returns the revision that it saw.
     fn see(&self) -> u64 {
         let seen = *self.store.lock().unwrap();
         self.validity.seen(KEY);
@@ -136,159 +136,159 @@ impl World {
 #[test]
 fn case_30_a_late_fill_never_undoes_a_change() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
+        let setup = Setup::new(FOR_EVER);
         let filler = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.find(0);
+                setup.find(0);
             }
         });
-        let changed = world.change();
-        assert!(world.find(0) >= changed, "while the fill is under way");
+        let changed = setup.change();
+        assert!(setup.find(0) >= changed, "while the fill is under way");
         filler.join().unwrap();
-        assert!(world.find(0) >= changed, "after the fill");
+        assert!(setup.find(0) >= changed, "after the fill");
     });
 }
 
 #[test]
-fn a_kept_record_is_void_before_a_change_returns() {
+fn a_cached_record_is_void_before_a_change_returns() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
-        world.find(0);
+        let setup = Setup::new(FOR_EVER);
+        setup.find(0);
         let changer = thread::spawn({
-            let world = Arc::clone(&world);
-            move || world.change()
+            let setup = Arc::clone(&setup);
+            move || setup.change()
         });
-        world.find(0);
+        setup.find(0);
         let changed = changer.join().unwrap();
-        assert!(world.find(0) >= changed);
+        assert!(setup.find(0) >= changed);
     });
 }
 
 #[test]
-fn two_changes_at_once_both_count() {
+fn two_concurrent_changes_both_take_effect() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
-        world.find(0);
+        let setup = Setup::new(FOR_EVER);
+        setup.find(0);
         let changer = thread::spawn({
-            let world = Arc::clone(&world);
-            move || world.change()
+            let setup = Arc::clone(&setup);
+            move || setup.change()
         });
-        let changed = world.change();
-        assert!(world.find(0) >= changed);
+        let changed = setup.change();
+        assert!(setup.find(0) >= changed);
         changer.join().unwrap();
-        assert_eq!(world.find(0), 2);
+        assert_eq!(setup.find(0), 2);
     });
 }
 
 #[test]
-fn changes_of_other_keys_do_no_harm() {
+fn changes_of_other_keys_have_no_effect() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
+        let setup = Setup::new(FOR_EVER);
         let other = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.validity.changed(OTHER);
-                world.validity.seen(OTHER);
-                world.find(0);
+                setup.validity.changed(OTHER);
+                setup.validity.seen(OTHER);
+                setup.find(0);
             }
         });
-        let changed = world.change();
-        assert!(world.find(0) >= changed);
+        let changed = setup.change();
+        assert!(setup.find(0) >= changed);
         other.join().unwrap();
-        assert!(world.find(0) >= changed);
+        assert!(setup.find(0) >= changed);
     });
 }
 
 #[test]
 fn no_late_absence_hides_a_new_key() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
+        let setup = Setup::new(FOR_EVER);
         let filler = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.exists();
+                setup.exists();
             }
         });
-        world.change();
-        assert!(world.exists());
+        setup.change();
+        assert!(setup.exists());
         filler.join().unwrap();
-        assert!(world.exists());
+        assert!(setup.exists());
     });
 }
 
-/// A change of another process, of which this one learns by reading the key.
+/// Another process changes the key. This process learns of it by reading the key.
 #[test]
-fn after_a_sight_of_the_key_nothing_older_is_found() {
+fn after_a_read_of_the_key_no_older_revision_is_found() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
-        world.find(0);
+        let setup = Setup::new(FOR_EVER);
+        setup.find(0);
         let filler = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.fill(0);
+                setup.fill(0);
             }
         });
-        world.write();
-        let seen = world.see();
-        assert!(world.find(0) >= seen, "while a fill is under way");
+        setup.write();
+        let seen = setup.see();
+        assert!(setup.find(0) >= seen, "while a fill is under way");
         filler.join().unwrap();
-        assert!(world.find(0) >= seen, "after the fill");
+        assert!(setup.find(0) >= seen, "after the fill");
     });
 }
 
 #[test]
-fn a_sight_and_a_change_at_once_both_count() {
+fn a_concurrent_read_and_change_both_take_effect() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
-        world.find(0);
+        let setup = Setup::new(FOR_EVER);
+        setup.find(0);
         let changer = thread::spawn({
-            let world = Arc::clone(&world);
-            move || world.change()
+            let setup = Arc::clone(&setup);
+            move || setup.change()
         });
-        let seen = world.see();
-        assert!(world.find(0) >= seen);
+        let seen = setup.see();
+        assert!(setup.find(0) >= seen);
         let changed = changer.join().unwrap();
-        assert!(world.find(0) >= changed);
+        assert!(setup.find(0) >= changed);
     });
 }
 
 #[test]
 fn no_late_absence_hides_a_key_that_was_seen() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
+        let setup = Setup::new(FOR_EVER);
         let filler = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.exists();
+                setup.exists();
             }
         });
-        world.write();
-        assert_eq!(world.see(), 1);
-        assert!(world.exists());
+        setup.write();
+        assert_eq!(setup.see(), 1);
+        assert!(setup.exists());
         filler.join().unwrap();
-        assert!(world.exists());
+        assert!(setup.exists());
     });
 }
 
 #[test]
-fn an_answer_from_before_a_sight_is_not_taken_for_a_later_one() {
+fn an_answer_from_before_a_read_is_not_reused_after_it() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
+        let setup = Setup::new(FOR_EVER);
         let flight = Arc::new(Mutex::new(None));
         let flyer = thread::spawn({
-            let (world, flight) = (Arc::clone(&world), Arc::clone(&flight));
+            let (setup, flight) = (Arc::clone(&setup), Arc::clone(&flight));
             move || {
-                let stamp = world.validity.stamp();
-                let revision = *world.store.lock().unwrap();
+                let stamp = setup.validity.stamp();
+                let revision = *setup.store.lock().unwrap();
                 *flight.lock().unwrap() = Some((revision, stamp));
             }
         });
-        world.write();
-        let seen = world.see();
+        setup.write();
+        let seen = setup.see();
         let joined = *flight.lock().unwrap();
         if let Some((revision, stamp)) = joined
-            && world.validity.admits(stamp, [KEY])
+            && setup.validity.admits(stamp, [KEY])
         {
             assert!(revision >= seen);
         }
@@ -296,24 +296,24 @@ fn an_answer_from_before_a_sight_is_not_taken_for_a_later_one() {
     });
 }
 
-/// What began before a change is not joined by what begins after it.
+/// A look-up that begins after a change does not join one from before it.
 #[test]
 fn a_look_up_from_before_a_change_is_not_joined() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
+        let setup = Setup::new(FOR_EVER);
         let flight = Arc::new(Mutex::new(None));
         let flyer = thread::spawn({
-            let (world, flight) = (Arc::clone(&world), Arc::clone(&flight));
+            let (setup, flight) = (Arc::clone(&setup), Arc::clone(&flight));
             move || {
-                let stamp = world.validity.stamp();
-                let revision = *world.store.lock().unwrap();
+                let stamp = setup.validity.stamp();
+                let revision = *setup.store.lock().unwrap();
                 *flight.lock().unwrap() = Some((revision, stamp));
             }
         });
-        let changed = world.change();
+        let changed = setup.change();
         let joined = *flight.lock().unwrap();
         if let Some((revision, stamp)) = joined
-            && world.validity.is_unchanged_since(stamp)
+            && setup.validity.is_unchanged_since(stamp)
         {
             assert!(revision >= changed);
         }
@@ -321,63 +321,63 @@ fn a_look_up_from_before_a_change_is_not_joined() {
     });
 }
 
-/// A change of another process, told by the feed before the proof. The cache was
-/// trusted until 0 and then until 10; it is 5.
+/// Another process changes the key; the feed announces it before the proof. The cache was
+/// trusted until 0 and then until 10. The time is 5.
 #[test]
-fn who_sees_the_proof_sees_what_was_told_before_it() {
+fn a_thread_that_sees_the_proof_sees_the_changes_announced_before_it() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
-        world.find(0);
-        world.validity.trust_until(0);
-        let changed = world.write();
+        let setup = Setup::new(FOR_EVER);
+        setup.find(0);
+        setup.validity.trust_until(0);
+        let changed = setup.write();
         let feed = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.changed();
-                world.validity.trust_until(10);
+                setup.changed();
+                setup.validity.trust_until(10);
             }
         });
-        assert!(world.find(5) >= changed, "long after the change");
+        assert!(setup.find(5) >= changed, "long after the change");
         feed.join().unwrap();
-        assert!(world.find(5) >= changed);
+        assert!(setup.find(5) >= changed);
     });
 }
 
 #[test]
-fn who_sees_the_proof_after_missed_news_sees_that_they_were_missed() {
+fn a_thread_that_sees_the_proof_sees_that_announcements_were_missed() {
     loom::model(|| {
-        let world = World::new(FOR_EVER);
-        world.find(0);
-        world.validity.trust_until(0);
-        let changed = world.write();
+        let setup = Setup::new(FOR_EVER);
+        setup.find(0);
+        setup.validity.trust_until(0);
+        let changed = setup.write();
         let feed = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.drop_all();
-                world.validity.trust_until(10);
+                setup.drop_all();
+                setup.validity.trust_until(10);
             }
         });
-        assert!(world.find(5) >= changed);
+        assert!(setup.find(5) >= changed);
         feed.join().unwrap();
-        assert!(world.find(5) >= changed);
+        assert!(setup.find(5) >= changed);
     });
 }
 
 #[test]
-fn case_30_a_late_fill_is_void_after_missed_news() {
+fn case_30_a_late_fill_is_void_after_missed_announcements() {
     loom::model(|| {
-        let world = World::new(10);
+        let setup = Setup::new(10);
         let late = thread::spawn({
-            let world = Arc::clone(&world);
+            let setup = Arc::clone(&setup);
             move || {
-                world.fill(5);
+                setup.fill(5);
             }
         });
-        let changed = world.write();
-        world.drop_all();
-        world.validity.trust_until(10);
-        assert!(world.find(5) >= changed);
+        let changed = setup.write();
+        setup.drop_all();
+        setup.validity.trust_until(10);
+        assert!(setup.find(5) >= changed);
         late.join().unwrap();
-        assert!(world.find(5) >= changed);
+        assert!(setup.find(5) >= changed);
     });
 }

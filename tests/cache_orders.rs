@@ -1,8 +1,8 @@
-//! The cache itself, with every order in which its tasks may be run.
+//! The cache itself, under every order in which its tasks can run.
 //!
-//! `cache_model.rs` takes the numbers apart; here whole calls meet: look-ups that
-//! share a call of the store, callers that go away, and changes, each of them stopping
-//! before and after the store does its part.
+//! `cache_model.rs` tests the counters alone. Here whole calls interact: look-ups that share a
+//! call of the store, cancelled callers, and changes. Each of them pauses before and after the
+//! store does its part.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,7 +12,7 @@
 )]
 #![cfg(all(feature = "cache", feature = "tokio"))]
 
-#[allow(dead_code, reason = "not all of it is used here")]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod cache_support;
 
 use std::future::poll_fn;
@@ -30,7 +30,7 @@ use keygate::*;
 
 type Task = BoxFuture<'static, ()>;
 
-/// Lets every other task be run first.
+/// Lets every other task run first.
 async fn pause() {
     let mut paused = false;
     poll_fn(|cx| {
@@ -65,7 +65,7 @@ impl Wake for Awake {
     }
 }
 
-/// Runs one task to its end.
+/// Runs one task to completion.
 fn now<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     loop {
@@ -75,9 +75,9 @@ fn now<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Runs the tasks in every order; says in how many.
+/// Runs the tasks in every order. Returns the number of orders.
 fn in_every_order(make: impl Fn() -> (CachedStore, Vec<Task>, fn(&CachedStore))) -> usize {
-    // What was chosen at each turn, and of how many.
+    // The choice at each turn, and the number of options.
     let mut choices: Vec<(usize, usize)> = Vec::new();
     let mut orders = 0;
     loop {
@@ -105,7 +105,7 @@ fn in_every_order(make: impl Fn() -> (CachedStore, Vec<Task>, fn(&CachedStore)))
                 *task = None;
             }
         }
-        assert!(tasks.iter().all(|(task, _)| task.is_none()), "somebody waits for nothing");
+        assert!(tasks.iter().all(|(task, _)| task.is_none()), "a task waits forever");
         check(&cached);
         orders += 1;
         while choices.last().is_some_and(|(chosen, of)| chosen + 1 == *of) {
@@ -120,7 +120,7 @@ fn cached() -> CachedStore {
     cached_and_store().0
 }
 
-/// What is changed in the store itself, the cache is not told.
+/// Changes in the store itself are not announced to the cache.
 fn cached_and_store() -> (CachedStore, Arc<SpyStore>) {
     let store = pausing();
     now(store.inner.insert(&key(1), OrgLimit::NONE)).unwrap();
@@ -135,7 +135,7 @@ fn look(cached: &CachedStore) -> Task {
     })
 }
 
-/// A look-up that is dropped when `drop_it` is run, if it has not ended yet.
+/// A look-up that is dropped when `drop_it` runs, unless it has ended.
 fn look_and_go_away(cached: &CachedStore) -> (Task, Task) {
     let lookup = Arc::new(Mutex::new((Some(look(cached)), None::<Waker>)));
     let shared = Arc::clone(&lookup);
@@ -176,7 +176,7 @@ fn case_30_no_look_up_after_a_revocation_gets_the_record_from_before() {
 }
 
 #[test]
-fn case_30_nor_where_a_caller_goes_away_meanwhile() {
+fn case_30_no_look_up_after_a_revocation_and_a_cancelled_caller_gets_the_old_record() {
     let orders = in_every_order(|| {
         let cached = cached();
         let (look_up, drop_it) = look_and_go_away(&cached);
@@ -214,8 +214,8 @@ fn case_30_a_deleted_key_stays_deleted_and_a_new_one_is_found() {
     assert!(orders > 50, "{orders}");
 }
 
-/// The key is changed elsewhere, and read with `get` at some time. What `get` has seen,
-/// every look-up after it sees, whatever was kept or under way.
+/// The key is changed elsewhere and read with `get` at some point. Every later look-up sees
+/// what `get` saw, whatever was cached or under way.
 fn after_a_get(change: fn(Arc<SpyStore>) -> Task, digests: &'static [u64]) -> usize {
     in_every_order(|| {
         let (cached, store) = cached_and_store();
@@ -254,7 +254,7 @@ fn after_a_get_no_look_up_sees_the_key_from_before_a_revocation() {
 }
 
 #[test]
-fn after_a_get_no_look_up_sees_a_key_that_is_gone() {
+fn after_a_get_no_look_up_sees_a_deleted_key() {
     let orders = after_a_get(
         |store| {
             Box::pin(async move { store.inner.delete(&acme(), &key(1).id, None).await.unwrap() })
@@ -279,7 +279,7 @@ fn after_a_get_no_look_up_sees_the_old_secret_or_misses_the_new_one() {
 }
 
 #[test]
-fn whoever_goes_away_nobody_waits_for_nothing() {
+fn no_task_waits_forever_whichever_caller_is_cancelled() {
     let orders = in_every_order(|| {
         let cached = cached();
         let (first, drop_first) = look_and_go_away(&cached);

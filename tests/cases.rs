@@ -7,8 +7,8 @@ use std::path::Path;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The number of each `case_NN_…` that stands at the start of a line, as a function or as an
-/// argument of a macro that makes one, with the files that hold it.
+/// The numbers of all `case_NN_…` at the start of a line, as a function or as a macro argument
+/// that becomes one, with the files that contain them.
 fn tests_below(folder: &Path, found: &mut BTreeMap<usize, BTreeSet<String>>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -43,7 +43,11 @@ fn every_case_has_a_test_or_is_marked_as_open() {
         assert!(case.starts_with(&format!("{number}. ")), "not number {number}: {case}");
         let (_, places) = case.rsplit_once(" (").unwrap();
         let is_open = places == "open)" || places.starts_with("by hand: ");
-        assert_eq!(is_open, !tests.contains_key(&number), "a test, or marked as open: {case}");
+        assert_eq!(
+            is_open,
+            !tests.contains_key(&number),
+            "has no test and is not marked as open: {case}"
+        );
         if !is_open {
             for file in places.split('`').skip(1).step_by(2) {
                 let file = format!("tests/{file}");

@@ -1,4 +1,4 @@
-//! A change that has begun comes to its end, whoever hangs up, and a creation that is sent again
+//! A change that has begun is completed even if its caller hangs up, and a repeated creation
 //! makes no second key.
 #![cfg(feature = "admin")]
 #![allow(

@@ -1,4 +1,4 @@
-//! The conformance suite on the stores of this crate, and on itself.
+//! The conformance suite, run on the stores of this crate and on broken ones.
 #![cfg(feature = "conformance")]
 #![allow(
     clippy::unwrap_used,
@@ -43,7 +43,7 @@ fn names_are_distinct(report: &Report, at_least: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_store_that_forgets_everything_fails_upon_reopening() {
+async fn a_store_that_loses_everything_when_reopened_fails() {
     let violations = check_reopened_store(|| async { MemoryStore::new() }).await.unwrap_err();
     assert!(violations.iter().any(|(name, _)| name == "reopened::every_field_comes_back"));
     let violations =
@@ -52,7 +52,7 @@ async fn a_store_that_forgets_everything_fails_upon_reopening() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_store_that_stays_open_conforms_upon_reopening() {
+async fn a_store_that_stays_open_conforms_after_reopening() {
     let store = Arc::new(MemoryStore::new());
     check_reopened_store(|| async { Arc::clone(&store) }).await.unwrap();
     let log = Arc::new(MemoryAuditLog::new());
@@ -87,10 +87,10 @@ async fn one_log_conforms_to_two_runs_at_once_through_two_handles() {
     b.unwrap();
 }
 
-/// A database on a busy machine: it carries out a change some time after it was sent, even
-/// if the caller has given up.
+/// A database on a busy machine: it makes a change some time after the call, even if the
+/// caller has given up.
 #[derive(Debug, Default)]
-struct Late(Arc<MemoryStore>);
+struct LateStore(Arc<MemoryStore>);
 
 async fn late(
     change: impl Future<Output = Result<(), StoreError>> + Send + 'static,
@@ -103,7 +103,7 @@ async fn late(
 }
 
 #[async_trait]
-impl KeyStore for Late {
+impl KeyStore for LateStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         let (store, key) = (Arc::clone(&self.0), key.clone());
         late(async move { store.insert(&key, limit).await }).await
@@ -142,18 +142,18 @@ impl KeyStore for Late {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_dropped_call_may_take_place_after_the_next_one_was_made() {
+async fn a_dropped_call_may_take_effect_after_a_later_call() {
     let names = vec![
         "calls::a_dropped_insert_does_no_harm",
         "calls::a_dropped_replace_does_no_harm",
         "calls::a_dropped_delete_does_no_harm",
     ];
-    let report = only(names, check_store(|| async { Late::default() })).await.unwrap();
+    let report = only(names, check_store(|| async { LateStore::default() })).await.unwrap();
     assert_eq!(report.passed().len(), 3);
 }
 
 #[tokio::test]
-async fn a_runtime_on_which_nothing_races_is_refused() {
+async fn a_single_threaded_runtime_is_refused() {
     let violations = check_store(|| async { MemoryStore::new() }).await.unwrap_err();
     let text = format!("{violations:?}");
     assert!(text.contains("found:    a current-thread runtime"), "{text}");

@@ -31,16 +31,18 @@ use keygate::{
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 
-use crate::cluster_support::changes::{Worker, number};
+use crate::cluster_support::changes::number;
 use crate::cluster_support::cluster::Cluster;
+use crate::cluster_support::worker::Worker;
 use crate::proxy::{Network, Proxy, address};
 
-/// That of a call; what a host is given to be reached is the same.
+/// The deadline of a call. A host gets the same time to be reached.
 const DEADLINE: Duration = Duration::from_secs(1);
 const MAX_STALENESS: Duration = Duration::from_secs(2);
-/// Once there is a primary again. It is less by far, where a machine has time.
+/// Within this time after the promotion everything works again. An idle machine needs far
+/// less.
 const RECOVERY: Duration = Duration::from_secs(30);
-/// What a failover manager takes to be sure that a primary is gone, at the least.
+/// The shortest time in which a failover manager decides that a primary is gone.
 const HESITATION: Duration = Duration::from_secs(1);
 
 async fn open(hosts: &str) -> PostgresStore {
@@ -64,7 +66,7 @@ fn host(cluster: &Cluster) -> String {
     format!("127.0.0.1:{}", cluster.port())
 }
 
-/// Waits for what other tasks bring about; says for how long.
+/// Polls until the condition holds. Returns how long that took.
 async fn until(what: &str, is_so: impl Fn() -> bool) -> Duration {
     let begun = Instant::now();
     while !is_so() {
@@ -76,14 +78,14 @@ async fn until(what: &str, is_so: impl Fn() -> bool) -> Duration {
 
 // ---------------------------------------------------------------------- the load
 
-/// What the tasks of a failover tell each other.
+/// State shared by the tasks of a failover test.
 #[derive(Debug, Default)]
 struct Load {
     verified: AtomicU32,
     changed: AtomicU32,
     promoted: AtomicBool,
     over: AtomicBool,
-    /// Keys whose revocation was acknowledged, and when.
+    /// Keys whose revocation was acknowledged, with the time of the acknowledgement.
     revoked: Mutex<Vec<(String, Instant)>>,
 }
 
@@ -96,22 +98,22 @@ impl Load {
         self.promoted.load(Ordering::SeqCst)
     }
 
-    /// From here on, so much has worked again.
-    fn count_anew(&self) {
+    /// Starts the measurement of recovery.
+    fn reset_counts(&self) {
         self.verified.store(0, Ordering::SeqCst);
         self.changed.store(0, Ordering::SeqCst);
     }
 
     fn one_revoked(&self) -> Option<(String, Instant)> {
         let revoked = self.revoked.lock().unwrap();
-        // Half of the time one of the last.
+        // Every second pick is one of the latest keys.
         let range = if number().is_multiple_of(2) { revoked.len() } else { revoked.len().min(5) };
         let back = number() as usize % range.max(1);
         revoked.len().checked_sub(back + 1).map(|place| revoked[place].clone())
     }
 }
 
-/// For how long something did not work, at the most.
+/// The longest time for which an operation did not work.
 #[derive(Debug)]
 struct Outage {
     worked: Instant,
@@ -138,7 +140,7 @@ impl Outage {
     }
 }
 
-/// It is the right key, or it cannot be said now: nothing else.
+/// The key is right or its state is unknown. Any other result fails the test.
 async fn verify(load: Arc<Load>, keys: KeyManager, secret: String) -> Outage {
     let mut outage = Outage::none();
     while !load.is_over() {
@@ -156,8 +158,8 @@ async fn verify(load: Arc<Load>, keys: KeyManager, secret: String) -> Outage {
     outage
 }
 
-/// Never one whose revocation was acknowledged, or not for longer than `grace`; says
-/// how late one was accepted.
+/// A revoked key is accepted for no longer than `grace` after the acknowledgement. Returns the
+/// longest delay.
 async fn verify_revoked(load: Arc<Load>, keys: KeyManager, grace: Duration) -> Duration {
     let mut latest = Duration::ZERO;
     while !load.is_over() {
@@ -178,7 +180,7 @@ async fn verify_revoked(load: Arc<Load>, keys: KeyManager, grace: Duration) -> D
     latest
 }
 
-/// Makes keys, lets the other process see them, and revokes them.
+/// Creates keys, lets the other process see them, and revokes them.
 async fn revoke(load: Arc<Load>, keys: KeyManager, other: KeyManager) -> Outage {
     let mut outage = Outage::none();
     for n in 0_u32.. {
@@ -208,8 +210,8 @@ async fn revoke(load: Arc<Load>, keys: KeyManager, other: KeyManager) -> Outage 
     outage
 }
 
-/// Changes keys in every way. Whether the one that failed had taken place can be said
-/// once there is a primary that stays.
+/// Makes changes of every kind. Whether a failed change took place is known only after the
+/// failover.
 async fn change(load: Arc<Load>, mut worker: Worker) -> (Worker, Vec<bool>) {
     let mut in_doubt = Vec::new();
     while !load.is_over() {
@@ -228,17 +230,16 @@ async fn change(load: Arc<Load>, mut worker: Worker) -> (Worker, Vec<bool>) {
 
 // ------------------------------------------------------------------ the failover
 
-/// How a primary is lost.
+/// How the primary is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loss {
     /// Its processes are killed: connections end, and new ones are refused.
     Killed,
-    /// The network is cut, or the machine's power: nobody says a word any more, and
-    /// connections neither end nor are refused.
+    /// The network or the power fails: connections neither end nor are refused.
     Silent,
 }
 
-/// One process makes changes, another one verifies, with a cache or without.
+/// One process makes changes. Another one verifies, with or without a cache.
 async fn fail_over(loss: Loss, is_cached: bool) {
     println!("primary {loss:?}, cache: {is_cached}");
     let mut primary = block_in_place(Cluster::synchronous);
@@ -270,7 +271,7 @@ async fn fail_over(loss: Loss, is_cached: bool) {
         acceptances.spawn(verify_revoked(Arc::clone(&load), keys.clone(), grace));
         workers.spawn(change(Arc::clone(&load), Worker::new(&changing, &format!("org-{n}"))));
     }
-    // Through the cache as well: what this process has changed it knows at once.
+    // The cache of this process sees its own changes at once.
     let through_cache = match &cached {
         Some(cached) => KeyManager::builder(cached.clone()),
         None => KeyManager::builder(verifying.clone()),
@@ -294,7 +295,7 @@ async fn fail_over(loss: Loss, is_cached: bool) {
     sleep(HESITATION).await;
     block_in_place(|| standby.promote());
     let promoted = lost.elapsed();
-    load.count_anew();
+    load.reset_counts();
     load.promoted.store(true, Ordering::SeqCst);
     let verified = until("verification", || load.verified.load(Ordering::SeqCst) >= 20).await;
     let all = until("changes", || works(&load)).await;
@@ -313,20 +314,20 @@ async fn fail_over(loss: Loss, is_cached: bool) {
 
     let ended = outages.join_all().await.into_iter().reduce(Outage::merge).unwrap();
     println!("  verification: none for {:.1?}, {} 503s", ended.longest, ended.failures);
-    assert!(ended.longest >= HESITATION || is_cached, "nobody has noticed");
+    assert!(ended.longest >= HESITATION || is_cached, "no request noticed the outage");
     let ended = revokers.join_all().await.pop().unwrap();
     println!("  changes: none for {:.1?}, {} 503s", ended.longest, ended.failures);
-    assert!(ended.longest >= HESITATION, "nobody has noticed");
+    assert!(ended.longest >= HESITATION, "no request noticed the outage");
     let latest = acceptances.join_all().await.into_iter().max().unwrap();
     println!("  a revoked key was accepted at most {latest:.1?} after the answer");
 
-    // What was acknowledged is there, seen by a process that knows nothing.
+    // Acknowledged changes are visible to a new process.
     let mut doubts = Vec::new();
     for (mut worker, in_doubt) in workers.join_all().await {
         doubts.extend(in_doubt);
         doubts.extend(worker.check().await);
     }
-    println!("  changes in doubt, and whether they had taken place: {doubts:?}");
+    println!("  changes in doubt, and whether they took effect: {doubts:?}");
     let keys = manager(&open(&host(&standby)).await);
     let revoked = load.revoked.lock().unwrap().clone();
     for (secret, _) in &revoked {
@@ -335,7 +336,7 @@ async fn fail_over(loss: Loss, is_cached: bool) {
             matches!(&verified, Err(VerifyError::Denied { denial: Denial::Revoked, .. }));
         assert!(is_revoked, "{verified:?}");
     }
-    println!("  {} acknowledged revocations, all there", revoked.len());
+    println!("  {} acknowledged revocations, all stored", revoked.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -356,13 +357,13 @@ async fn a_cache_follows_the_promoted_standby() {
 
 // --------------------------------------------------------------- the split brain
 
-/// What nobody can tell from a primary is taken for one: an old one that comes back
-/// and was not demoted. A process stays where it is for as long as that works; a new
-/// one, or one whose server is away, takes the first host that lets it in. Keeping the
-/// old one off the network is the failover manager's task, not keygate's.
+/// A client cannot tell a returned primary that was not demoted from the real one. A process
+/// stays with its server while that works. A new process, or one whose server is gone, uses
+/// the first host that accepts it. Keeping the old primary off the network is the failover
+/// manager's task, not keygate's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn an_old_primary_that_comes_back_is_believed_by_whoever_asks_it_first() {
+async fn a_returned_old_primary_is_used_by_processes_that_reach_it_first() {
     let mut old = block_in_place(Cluster::synchronous);
     let mut new = block_in_place(|| old.standby());
     let old_first = format!("{},{}", host(&old), host(&new));
@@ -385,15 +386,15 @@ async fn an_old_primary_that_comes_back_is_believed_by_whoever_asks_it_first() {
     }
     block_in_place(|| old.run());
 
-    // The process that was there at the failover stays with the new one, also when
-    // its connections are lost.
+    // The process that ran during the failover stays with the new primary, even when its
+    // connections are lost.
     let refuses = async |keys: &KeyManager| {
         let begun = Instant::now();
         loop {
             match keys.verify(secret, None).await {
                 Err(VerifyError::Denied { denial: Denial::Revoked, .. }) => return true,
                 Ok(_) => return false,
-                // Connections that are lost again and again are made ever more slowly.
+                // The pause before a reconnect grows with each lost connection.
                 Err(VerifyError::Unavailable(_)) if begun.elapsed() < RECOVERY => {}
                 Err(error) => panic!("{error:?}"),
             }
@@ -401,8 +402,8 @@ async fn an_old_primary_that_comes_back_is_believed_by_whoever_asks_it_first() {
     };
     assert!(refuses(&keys).await);
     for _ in 0..5 {
-        // Those that are in use: one that is lost in its making, twice on end, is taken
-        // for a server that is away.
+        // Only connections in use: a host is considered gone after two failed attempts in a
+        // row.
         let used = "pid <> pg_backend_pid() AND backend_type = 'client backend' \
             AND query NOT IN ('', 'SHOW transaction_read_only')";
         let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity";
@@ -410,30 +411,29 @@ async fn an_old_primary_that_comes_back_is_believed_by_whoever_asks_it_first() {
         assert!(refuses(&keys).await);
     }
     keys.create(&acme, new_key()).await.unwrap();
-    // So does a new process that is given the new one first.
+    // A new process with the new primary first in its list does the same.
     assert!(refuses(&manager(&open(&new_first).await)).await);
 
-    // Given the old one first it knows nothing of the revocation. It does not change
-    // anything there: what asks for a standby's word gets none.
+    // With the old primary first, it does not know the revocation. It changes nothing there: a
+    // commit that needs a standby's confirmation gets none.
     let stray = manager(&open(&old_first).await);
-    assert!(!refuses(&stray).await, "if this holds now, say so in the documentation");
+    assert!(!refuses(&stray).await, "if this is refused now, document it");
     let change = stray.create(&actor("stray"), new_key()).await;
     assert!(
         matches!(change, Err(ManageError::Unavailable(_) | ManageError::InDoubt(_))),
         "{change:?}"
     );
 
-    // Where the new one is away, even the first process believes the old one, and
-    // stays with it.
+    // If the new primary is gone, even the first process uses the old one and stays with it.
     block_in_place(|| new.kill());
-    assert!(!refuses(&keys).await, "if this holds now, say so in the documentation");
+    assert!(!refuses(&keys).await, "if this is refused now, document it");
     block_in_place(|| new.run());
     assert!(!refuses(&keys).await);
 }
 
-// -------------------------------------------------------------- the lost standby
+// -------------------------------------------------------------- a lost standby
 
-/// What requests met with, and how long they took.
+/// The outcomes and durations of requests.
 #[derive(Debug, Default)]
 struct Service {
     admitted: u32,
@@ -454,7 +454,7 @@ impl Service {
     }
 }
 
-/// Requests with a good key, 100 a second by each of 16 clients.
+/// Sends requests with a valid key: 16 clients, 100 requests a second each.
 async fn serve(keys: &KeyManager, secret: &str, time: Duration) -> Service {
     let (mut clients, until) = (JoinSet::new(), Instant::now() + time);
     for _ in 0..16 {
@@ -484,11 +484,11 @@ async fn serve(keys: &KeyManager, secret: &str, time: Duration) -> Service {
     clients.join_all().await.into_iter().reduce(Service::merge).unwrap()
 }
 
-/// While the one synchronous standby is away nothing that is written is acknowledged;
-/// but whoever only presents a key should hardly notice.
+/// While the only synchronous standby is gone, no write is acknowledged, but verification
+/// should hardly be affected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn a_lost_standby_stops_changes_and_not_verification() {
+async fn a_lost_standby_stops_changes_but_not_verification() {
     let primary = block_in_place(Cluster::synchronous);
     let mut standby = block_in_place(|| primary.standby());
     for is_cached in [false, true] {
@@ -507,7 +507,7 @@ async fn a_lost_standby_stops_changes_and_not_verification() {
         let secret = made.secret.expose_secret();
         let mut before = serve(&keys, secret, Duration::from_secs(3)).await;
         block_in_place(|| standby.kill());
-        // What is still known of the time before does not count.
+        // Answers cached before the outage do not count.
         sleep(MAX_STALENESS).await;
         let mut without = serve(&keys, secret, Duration::from_secs(5)).await;
         let change = keys.create(&acme, new_key()).await;
@@ -524,7 +524,7 @@ async fn a_lost_standby_stops_changes_and_not_verification() {
             );
         }
         println!("  cache: {state:?}; audit: {:?}", keys.audit_stats());
-        assert_eq!(without.refused, 0, "refused, because nothing can be written");
+        assert_eq!(without.refused, 0, "requests were refused because writes fail");
         assert!(without.slowest_of_a_hundred() < DEADLINE / 4);
         block_in_place(|| standby.run());
         let begun = Instant::now();

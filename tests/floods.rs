@@ -1,4 +1,4 @@
-//! A flood of refusals: what of it is stored, that all of it is counted, and that it holds up nobody.
+//! A flood of refusals: stored in bounded space, counted in full, and no delay for others.
 #![cfg(feature = "tokio")]
 #![allow(
     clippy::unwrap_used,
@@ -21,16 +21,16 @@ use keygate::audit::{
 use keygate::*;
 use tokio::task::JoinSet;
 
-use crate::support::{Hands, PATIENCE, Sink, SpySink, eventually};
+use crate::support::{PATIENCE, Sink, SpySink, TestClock, eventually};
 
 const START: &str = "2026-01-31T12:00:00Z";
-/// So long that only the clock of the test ends a window.
+/// So long that only the test clock ends a window.
 const WINDOW: Duration = Duration::from_secs(3_600);
 const FLOODERS: u32 = 8;
 
-struct World<L> {
+struct Setup<L> {
     log: Arc<L>,
-    clock: Hands,
+    clock: TestClock,
     keys: KeyManager,
 }
 
@@ -41,9 +41,9 @@ struct Key {
     secret: String,
 }
 
-impl<L: AuditSink + AuditLog> World<L> {
+impl<L: AuditSink + AuditLog> Setup<L> {
     fn on(log: L, delivery: Delivery) -> Self {
-        let (log, clock) = (Arc::new(log), Hands::at(START));
+        let (log, clock) = (Arc::new(log), TestClock::at(START));
         let builder = KeyManager::builder(MemoryStore::new()).audit(Arc::clone(&log));
         let keys = builder.clock(clock.clone()).delivery(delivery).build().unwrap();
         Self { log, clock, keys }
@@ -61,7 +61,7 @@ impl<L: AuditSink + AuditLog> World<L> {
         key
     }
 
-    /// Refused requests at full speed, from several clients.
+    /// Sends refused requests at full speed from several clients.
     async fn flood(&self, key: &Key, each: u32) {
         let mut clients = JoinSet::new();
         for client in 0..FLOODERS {
@@ -80,7 +80,8 @@ impl<L: AuditSink + AuditLog> World<L> {
         }
     }
 
-    /// Requests and changes of a neighbour, until it is told to stop; how many of each.
+    /// Sends requests and changes of another organisation until stopped. Returns the number of
+    /// each.
     async fn neighbour(&self, stop: &AtomicBool) -> (usize, usize) {
         let key = self.key("neighbour").await;
         let mut made = (0, 0);
@@ -98,7 +99,7 @@ impl<L: AuditSink + AuditLog> World<L> {
         made
     }
 
-    /// The requests on record for a key, oldest first, after what is queued by now.
+    /// The recorded requests of a key, oldest first, after the queue was written.
     async fn records(&self, key: &Key) -> Vec<RequestEvent> {
         eventually("the queue is empty", async || self.keys.audit_stats().queued == 0).await;
         let query = AuditQuery::new(key.actor.org().clone(), AuditScope::KeyRequests(key.id));
@@ -138,27 +139,27 @@ fn small(delivery: Delivery) -> Delivery {
 }
 
 async fn assert_good_neighbours(delivery: Delivery, sink: Sink) {
-    let world = World::on(SpySink::default(), small(delivery));
-    let key = world.revoked_key("flooder").await;
-    world.log.sink(sink);
-    let before = accounted(world.keys.audit_stats());
+    let setup = Setup::on(SpySink::default(), small(delivery));
+    let key = setup.revoked_key("flooder").await;
+    setup.log.sink(sink);
+    let before = accounted(setup.keys.audit_stats());
     let stop = AtomicBool::new(false);
     let flood = async {
         for _ in 0..3 {
-            world.flood(&key, 500).await;
-            world.clock.set(world.keys.now().saturating_add(WINDOW));
+            setup.flood(&key, 500).await;
+            setup.clock.set(setup.keys.now().saturating_add(WINDOW));
         }
         stop.store(true, Ordering::SeqCst);
     };
-    let ((), (worked, changed)) = tokio::join!(flood, world.neighbour(&stop));
+    let ((), (worked, changed)) = tokio::join!(flood, setup.neighbour(&stop));
     let flooded = u64::from(3 * 500 * FLOODERS);
     let made = before + flooded + (worked + changed + 1) as u64;
-    assert_eq!(accounted(world.keys.audit_stats()), made, "{:?}", world.keys.audit_stats());
+    assert_eq!(accounted(setup.keys.audit_stats()), made, "{:?}", setup.keys.audit_stats());
 
-    assert!(world.keys.shutdown(PATIENCE).await.is_complete());
-    let stats = world.keys.audit_stats();
+    assert!(setup.keys.shutdown(PATIENCE).await.is_complete());
+    let stats = setup.keys.audit_stats();
     assert_eq!((stats.written, stats.shed, stats.failed, stats.summed), (made, 0, 0, 0));
-    let records = world.records(&key).await;
+    let records = setup.records(&key).await;
     assert_eq!(requests(&records), flooded);
     assert!(records.len() <= 3 * 21, "{} records of 3 windows", records.len());
     assert!(records.iter().all(|event| event.outcome == Outcome::Revoked
@@ -167,102 +168,101 @@ async fn assert_good_neighbours(delivery: Delivery, sink: Sink) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_buffered_with_a_fast_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_buffered_with_a_fast_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::buffered(), Sink::Works).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_buffered_with_a_slow_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_buffered_with_a_slow_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::buffered(), Sink::Slow(Duration::from_millis(150))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_strict_with_a_fast_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_strict_with_a_fast_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::strict(), Sink::Works).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_48_strict_with_a_slow_log_a_flood_is_bounded_counted_and_holds_up_nobody() {
+async fn case_48_strict_with_a_slow_log_a_flood_is_bounded_counted_and_delays_no_other() {
     assert_good_neighbours(Delivery::strict(), Sink::Slow(Duration::from_millis(150))).await;
 }
 
 #[tokio::test]
 async fn case_48_a_sum_is_written_when_its_window_is_over_and_shows_the_last_refusal() {
     let delivery = Delivery::buffered().sum_refusals(2, Duration::from_millis(100));
-    let world = World::on(SpySink::default(), delivery);
-    let key = world.revoked_key("flooder").await;
+    let setup = Setup::on(SpySink::default(), delivery);
+    let key = setup.revoked_key("flooder").await;
     for at in 0..50 {
         let request = get("/v1/last").from_ip(format!("192.0.2.{at}").parse::<IpAddr>().unwrap());
-        world.keys.admit(&key.secret, request).await.unwrap_err();
+        setup.keys.admit(&key.secret, request).await.unwrap_err();
     }
-    let last = world.keys.now();
-    // Nobody asks for anything any more.
-    eventually("all are on record", async || requests(&world.records(&key).await) == 50).await;
-    let records = world.records(&key).await;
+    let last = setup.keys.now();
+    // No further request arrives.
+    eventually("all are on record", async || requests(&setup.records(&key).await) == 50).await;
+    let records = setup.records(&key).await;
     let sum = records.iter().max_by_key(|event| event.count).unwrap();
     assert!(sum.count > 1 && *sum.endpoint == *"/v1/last");
     assert!(records.iter().any(|event| event.ip == "192.0.2.49".parse().ok()));
     let query = AuditQuery::new(key.actor.org().clone(), AuditScope::KeyRequests(key.id));
-    let page = world.log.page(&query.limit(200)).await.unwrap();
+    let page = setup.log.page(&query.limit(200)).await.unwrap();
     assert!(page.records.iter().all(|record| record.at == last));
-    assert_eq!(world.keys.audit_stats().summed, 0);
+    assert_eq!(setup.keys.audit_stats().summed, 0);
 }
 
 #[tokio::test]
-async fn case_48_strict_the_first_refusals_are_durable_before_the_answer_and_sums_are_not_waited_for()
- {
-    let world = World::on(SpySink::default(), Delivery::strict().sum_refusals(2, WINDOW));
-    let key = world.revoked_key("flooder").await;
+async fn case_48_strict_the_first_refusals_are_durable_before_the_answer_and_sums_follow() {
+    let setup = Setup::on(SpySink::default(), Delivery::strict().sum_refusals(2, WINDOW));
+    let key = setup.revoked_key("flooder").await;
     for made in 1..=2 {
-        world.keys.admit(&key.secret, get("/v1/first")).await.unwrap_err();
-        assert_eq!(world.log.len(), 2 + made, "in the log when the answer is there");
+        setup.keys.admit(&key.secret, get("/v1/first")).await.unwrap_err();
+        assert_eq!(setup.log.len(), 2 + made, "in the log when the answer is there");
     }
-    world.log.sink(Sink::Hangs);
-    let batches = world.log.batches();
+    setup.log.sink(Sink::Hangs);
+    let batches = setup.log.batches();
     for _ in 0..100 {
-        let refused = world.keys.admit(&key.secret, get("/v1/more")).await.unwrap_err();
+        let refused = setup.keys.admit(&key.secret, get("/v1/more")).await.unwrap_err();
         assert!(matches!(refused, AdmitError::Refused(_)), "{refused:?}");
     }
-    assert_eq!((world.log.batches(), world.keys.audit_stats().summed), (batches, 100));
+    assert_eq!((setup.log.batches(), setup.keys.audit_stats().summed), (batches, 100));
 }
 
 #[tokio::test]
-async fn case_48_refusals_take_no_room_of_requests_and_are_summed_where_they_have_none() {
+async fn case_48_refusals_take_no_room_of_requests_and_are_summed_without_room() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let delivery = delivery.capacity(8).deadline(Duration::from_millis(200));
-        let world = World::on(SpySink::default(), delivery.clone());
-        let good = world.key("neighbour").await;
+        let setup = Setup::on(SpySink::default(), delivery.clone());
+        let good = setup.key("neighbour").await;
         let mut revoked = Vec::new();
         for org in 0..30 {
-            revoked.push(world.revoked_key(&format!("flooder {org}")).await);
+            revoked.push(setup.revoked_key(&format!("flooder {org}")).await);
         }
-        world.log.sink(Sink::Hangs);
+        setup.log.sink(Sink::Hangs);
         let refuse = |key: &Key| {
-            let (keys, secret) = (world.keys.clone(), key.secret.clone());
+            let (keys, secret) = (setup.keys.clone(), key.secret.clone());
             tokio::spawn(async move { keys.admit(&secret, get("/")).await.map(drop) })
         };
         let refused: Vec<_> = revoked.iter().map(refuse).collect();
         eventually("two are queued, the others summed", async || {
-            let stats = world.keys.audit_stats();
+            let stats = setup.keys.audit_stats();
             stats.queued == 2 && stats.summed == 28
         })
         .await;
-        // A request finds all its room.
+        // An admitted request has all its room.
         let mut admitted = Vec::new();
         for _ in 0..8 {
             let admission =
-                tokio::time::timeout(PATIENCE, world.keys.admit(&good.secret, get("/")));
+                tokio::time::timeout(PATIENCE, setup.keys.admit(&good.secret, get("/")));
             let admission = admission.await.unwrap();
             admitted.push(admission.unwrap_or_else(|error| panic!("{delivery:?}: {error:?}")));
         }
         drop(admitted);
-        world.log.sink(Sink::Works);
+        setup.log.sink(Sink::Works);
         for refused in refused {
             let _ = refused.await.unwrap().unwrap_err();
         }
-        // Those that were waited for in vain are lost, and counted.
-        let _ = world.keys.shutdown(PATIENCE).await;
-        let stats = world.keys.audit_stats();
+        // Records whose callers gave up are lost and counted.
+        let _ = setup.keys.shutdown(PATIENCE).await;
+        let stats = setup.keys.audit_stats();
         let made = 31 + 30 + 30 + 8;
         assert_eq!((stats.written + stats.failed, stats.shed), (made, 0), "{delivery:?} {stats:?}");
         assert!(stats.failed <= 2, "{delivery:?} {stats:?}");
@@ -275,18 +275,18 @@ async fn case_48_a_flood_adds_little_to_a_sqlite_file() {
     for delivery in [Delivery::buffered(), Delivery::strict()] {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
-        let world = World::on(store, delivery.sum_refusals(20, WINDOW));
-        let key = world.revoked_key("flooder").await;
+        let setup = Setup::on(store, delivery.sum_refusals(20, WINDOW));
+        let key = setup.revoked_key("flooder").await;
         let size = || -> u64 {
             let files = std::fs::read_dir(folder.path()).unwrap();
             files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
         };
         let before = size();
-        // One by one, these would be 20 MB.
-        world.flood(&key, 1_250).await;
-        assert!(world.keys.shutdown(PATIENCE).await.is_complete());
+        // Written one by one, these would take 20 MB.
+        setup.flood(&key, 1_250).await;
+        assert!(setup.keys.shutdown(PATIENCE).await.is_complete());
         let added = size() - before;
         assert!(added < 2_000_000, "{added} bytes for 21 records");
-        assert_eq!(requests(&world.records(&key).await), 10_000);
+        assert_eq!(requests(&setup.records(&key).await), 10_000);
     }
 }

@@ -1,4 +1,4 @@
-//! Countries from MaxMind DB files: small ones made here, and a real one.
+//! Countries from MaxMind DB files: small ones created by the tests, and a real one.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -25,9 +25,9 @@ use keygate::error::GeoIpError;
 use keygate::*;
 use tempfile::TempDir;
 
-// ---- the parts that the tests are made of ----
+// ---- helpers ----
 
-/// A folder with that file in it.
+/// Creates a folder that contains the file.
 fn folder_with(bytes: &[u8]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("country.mmdb");
@@ -36,7 +36,7 @@ fn folder_with(bytes: &[u8]) -> (TempDir, PathBuf) {
 }
 
 fn opened(bytes: &[u8]) -> MaxMindCountries {
-    // Nothing of the file is needed once it is read.
+    // The file is not needed after it was read.
     let (_folder, path) = folder_with(bytes);
     MaxMindCountries::open(path).unwrap()
 }
@@ -51,17 +51,17 @@ fn code(countries: &impl CountryLookup, ip: &str) -> String {
     code.map_or_else(String::new, |code| code.to_string())
 }
 
-/// Replaces a file as careful programs do.
+/// Replaces a file atomically.
 fn rename(new: &[u8], path: &Path) {
     let beside = path.with_extension("new");
     fs::write(&beside, new).unwrap();
     fs::rename(beside, path).unwrap();
 }
 
-/// Numbers that look random, the same each time.
-struct Numbers(u64);
+/// Pseudo-random numbers, the same in each run.
+struct Rng(u64);
 
-impl Numbers {
+impl Rng {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
         self.0 >> 16
@@ -72,8 +72,8 @@ impl Numbers {
     }
 }
 
-/// Opens what may be damaged and asks it for many addresses. It may say anything
-/// but must neither panic nor take long. Whether it could be opened.
+/// Opens a possibly damaged file and looks up many addresses. Any answer is allowed, but no
+/// panic and no long wait. Returns whether the file could be opened.
 fn survives(bytes: &[u8], path: &Path, asked: u32) -> bool {
     fs::write(path, bytes).unwrap();
     let started = Instant::now();
@@ -90,10 +90,10 @@ fn survives(bytes: &[u8], path: &Path, asked: u32) -> bool {
     opened.is_ok()
 }
 
-// ---- what is found ----
+// ---- look-ups ----
 
 #[test]
-fn the_country_is_found_where_the_common_files_have_it() {
+fn the_country_is_found_in_the_layouts_of_common_files() {
     let text = |key, code| Map(vec![(key, Text(code))]);
     let within = |key, code| Map(vec![(key, text("iso_code", code))]);
     let cases: Vec<(Value, &str)> = vec![
@@ -103,7 +103,7 @@ fn the_country_is_found_where_the_common_files_have_it() {
         (text("country", "DE"), "DE"),
         // IPinfo Lite
         (Map(vec![("country", Text("Germany")), ("country_code", Text("DE"))]), "DE"),
-        // Full records of MaxMind, whatever the order.
+        // Full records of MaxMind, in any order.
         (
             Map(vec![
                 ("registered_country", text("iso_code", "US")),
@@ -130,7 +130,7 @@ fn the_country_is_found_where_the_common_files_have_it() {
         (Number(49), ""),
     ];
     for (at, (record, expected)) in cases.into_iter().enumerate() {
-        // The other makes it a file with countries.
+        // The other network makes it a file with countries.
         let networks = [("192.0.2.0/24", record), ("198.51.100.0/24", iso("FR"))];
         let countries = opened(&file(4, &networks));
         assert_eq!(code(&countries, "192.0.2.1"), expected, "case {at}");
@@ -172,7 +172,7 @@ fn addresses_of_both_families_are_found_by_their_network() {
     }
 }
 
-// ---- what is refused ----
+// ---- refused files ----
 
 #[test]
 fn a_file_that_cannot_be_read_is_refused() {
@@ -180,7 +180,7 @@ fn a_file_that_cannot_be_read_is_refused() {
     let missing = folder.path().join("missing.mmdb");
     let pipe = folder.path().join("pipe");
     let huge = folder.path().join("huge");
-    // Sparse: it takes no space.
+    // A sparse file: it takes no space.
     fs::File::create(&huge).unwrap().set_len((1 << 30) + 1).unwrap();
     let mut paths = vec![missing, folder.path().to_owned(), huge, PathBuf::new()];
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
@@ -197,12 +197,12 @@ fn a_file_that_cannot_be_read_is_refused() {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_refused() {
+fn a_file_that_is_not_a_database_is_refused() {
     let whole = file(4, &[("192.0.2.0/24", iso("DE"))]);
     let html = b"<html>429 Too Many Requests</html>".to_vec();
     let marker = b"\xab\xcd\xefMaxMind.com".to_vec();
     let cut = whole[..whole.len() - 1].to_vec();
-    // Its beginning is missing, so that the tree is larger than the file.
+    // The beginning is missing, so the tree is larger than the file.
     let headless = whole[100..].to_vec();
     let zeros = vec![0; 100_000];
     for bytes in [vec![], html, marker, cut, headless, zeros] {
@@ -234,10 +234,10 @@ fn a_database_without_countries_is_refused() {
     assert_eq!(code(&opened(&file(6, &networks)), "2001:db8:ff::1"), "DE");
 }
 
-/// Every node of the tree leads to the next one on both sides: as many ways as
-/// there are addresses, and no country at the end of any.
+/// Both branches of every node lead to the next one: as many paths as addresses, and no
+/// country at the end of any.
 #[test]
-fn a_tree_of_endlessly_many_ways_is_refused_soon() {
+fn a_tree_with_endless_paths_is_refused_quickly() {
     let mut bytes = file(6, &[("2001:db8::/127", iso("DE"))]);
     let record = |number: usize| u32::try_from(number).unwrap().to_be_bytes()[1..].to_vec();
     let nodes = 127;
@@ -273,10 +273,10 @@ fn a_damaged_file_neither_panics_nor_hangs() {
     assert!(good > 100 && bad > 100, "{good} opened, {bad} refused");
 }
 
-// ---- while it is in use ----
+// ---- replacement while in use ----
 
 #[test]
-fn a_file_is_replaced_without_opening_it_anew() {
+fn a_replaced_file_is_used_without_reopening() {
     let network = |code| file(4, &[("192.0.2.0/24", iso(code))]);
     let (_folder, path) = folder_with(&network("DE"));
     let countries = MaxMindCountries::open(&path).unwrap();
@@ -308,10 +308,10 @@ fn a_file_is_replaced_without_opening_it_anew() {
     assert!(text.contains("country.mmdb") && text.len() < 300, "{text}");
 }
 
-/// Replaces the file at full speed while others look up: each answer is of one
-/// file or the other.
+/// Replaces the file at full speed during look-ups: each answer comes from one of the two
+/// files.
 #[test]
-fn lookups_go_on_while_the_file_is_replaced() {
+fn lookups_continue_while_the_file_is_replaced() {
     let files = ["DE", "FR"].map(|code| file(4, &[("192.0.2.0/24", iso(code))]));
     let (_folder, path) = folder_with(&files[0]);
     let countries = MaxMindCountries::open(&path).unwrap();
@@ -340,8 +340,8 @@ fn lookups_go_on_while_the_file_is_replaced() {
     });
 }
 
-/// Handles a request from each address, with the record durable afterwards.
-/// The countries of the records, oldest first.
+/// Handles a request from each address and waits for the records. Returns the countries of the
+/// records, oldest first.
 async fn recorded(keys: &KeyManager, log: &MemoryAuditLog, ips: &[&str]) -> Vec<String> {
     let org = OrgId::new("acme").unwrap();
     let actor = Actor::new(org.clone(), "ada");
@@ -374,7 +374,7 @@ fn manager(countries: Option<MaxMindCountries>) -> (KeyManager, Arc<MemoryAuditL
 }
 
 #[tokio::test]
-async fn records_have_the_country_of_the_file_that_is_there_now() {
+async fn records_have_the_country_of_the_current_file() {
     let (_folder, path) = folder_with(&file(6, &[("192.0.2.0/24", iso("DE"))]));
     let countries = MaxMindCountries::open(&path).unwrap();
     let (keys, log) = manager(Some(countries.clone()));
@@ -399,12 +399,12 @@ mod support;
 #[cfg(all(feature = "postgres", feature = "settings-page", feature = "sqlite", unix))]
 mod server {
     use super::*;
-    use crate::support::{Client, poll};
+    use crate::support::{Client, example_server, poll};
     use serde_json::json;
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
 
-    /// Stopped when dropped.
+    /// A process that is killed when dropped.
     struct Server(Child);
 
     impl Drop for Server {
@@ -414,15 +414,9 @@ mod server {
         }
     }
 
-    /// The example, which `cargo test` builds along with the tests.
     fn command(database: &Path) -> Command {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().and_then(Path::parent).unwrap();
-        let program = profile.join("examples").join("server");
-        assert!(program.exists(), "run `cargo build --example server --all-features` first");
-        let mut command = Command::new(program);
-        command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").env("KEYGATE_STORE", "memory:");
-        command.env("KEYGATE_GEOIP", database).stdin(Stdio::null());
+        let mut command = example_server();
+        command.env("KEYGATE_STORE", "memory:").env("KEYGATE_GEOIP", database);
         command
     }
 
@@ -437,7 +431,7 @@ mod server {
                 let address = line.strip_prefix("settings: http://")?.split('/').next()?;
                 Some(address.parse().unwrap())
             })
-            .expect("it says where it listens");
+            .expect("the server prints its address");
         let mut client = Client::connect(address);
         let new = json!({ "name": "CI", "expiration": "never" });
         let created = client.ask_json("POST", "/settings/api/keys", &[], &new);
@@ -455,7 +449,7 @@ mod server {
     #[test]
     fn the_example_server_does_not_start_with_a_bad_file() {
         let (folder, path) = folder_with(b"no database");
-        for (path, said) in [
+        for (path, message) in [
             (path, "is not a MaxMind DB file"),
             (folder.path().join("missing.mmdb"), "No such file"),
             (folder.path().to_owned(), "not a regular file"),
@@ -463,20 +457,20 @@ mod server {
             let output = command(&path).output().unwrap();
             assert!(!output.status.success());
             let text = String::from_utf8_lossy(&output.stderr);
-            assert!(text.contains("KEYGATE_GEOIP: ") && text.contains(said), "{text}");
+            assert!(text.contains("KEYGATE_GEOIP: ") && text.contains(message), "{text}");
         }
     }
 }
 
 // ---- a real file ----
 
-/// That of `npm pack @ip-location-db/geo-whois-asn-country-mmdb`, for both families.
+/// The file of `npm pack @ip-location-db/geo-whois-asn-country-mmdb`, for both families.
 fn real_file() -> Vec<u8> {
     let path = std::env::var_os("KEYGATE_TEST_MMDB").expect("KEYGATE_TEST_MMDB is set");
     fs::read(path).expect("KEYGATE_TEST_MMDB is a file")
 }
 
-/// Which do not move between countries.
+/// Addresses that do not move between countries.
 const KNOWN: [(&str, &str); 10] = [
     ("8.8.8.8", "US"),
     ("::ffff:8.8.8.8", "US"),
@@ -511,7 +505,7 @@ async fn a_real_file_replaces_another_and_records_have_its_countries() {
     let countries = MaxMindCountries::open(&path).unwrap();
     let (keys, log) = manager(Some(countries.clone()));
     assert_eq!(recorded(&keys, &log, &["8.8.8.8", "133.11.0.1"]).await, ["FR", ""]);
-    // Without a word to it: within two looks, 5 seconds apart.
+    // Without a notification: within two checks, 5 seconds apart.
     rename(&real_file(), &path);
     let deadline = Instant::now() + Duration::from_secs(60);
     while code(&countries, "8.8.8.8") != "US" {
@@ -524,7 +518,7 @@ async fn a_real_file_replaces_another_and_records_have_its_countries() {
 
 #[test]
 #[ignore = "needs a MaxMind DB file"]
-fn a_real_file_that_is_cut_off_is_refused() {
+fn a_truncated_real_file_is_refused() {
     let (whole, (_folder, path)) = (real_file(), folder_with(b""));
     for part in 0..64 {
         assert!(!survives(&whole[..whole.len() / 64 * part], &path, 0), "{part}/64");
@@ -538,10 +532,10 @@ fn a_real_file_that_is_cut_off_is_refused() {
 #[ignore = "needs a MaxMind DB file"]
 fn a_real_file_with_bytes_flipped_neither_panics_nor_hangs() {
     let (whole, (_folder, path)) = (real_file(), folder_with(b""));
-    let mut numbers = Numbers(7);
+    let mut numbers = Rng(7);
     for round in 0..200 {
         let mut bytes = whole.clone();
-        // All over the file, or in the metadata and records at its end.
+        // Anywhere in the file, or in the metadata and records at its end.
         let from = if round % 2 == 0 { 0 } else { whole.len() - 4_000 };
         for _ in 0..1 + numbers.below(if round % 2 == 0 { 20_000 } else { 4 }) {
             let at = from + numbers.below(whole.len() - from);
@@ -549,7 +543,7 @@ fn a_real_file_with_bytes_flipped_neither_panics_nor_hangs() {
         }
         survives(&bytes, &path, 20_000);
     }
-    // Holes, as an interrupted download leaves them.
+    // Gaps, like those of an interrupted download.
     for round in 0..64 {
         let (mut bytes, part) = (whole.clone(), whole.len() / 64);
         bytes[round * part..][..part].fill(if round % 2 == 0 { 0 } else { 0xff });

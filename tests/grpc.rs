@@ -1,4 +1,4 @@
-//! The layer on a tonic server, over a socket, as tonic's client sees it.
+//! The layer on a tonic server, over a socket, seen by tonic's client.
 #![cfg(all(feature = "tokio", feature = "tower"))]
 #![allow(
     clippy::unwrap_used,
@@ -28,8 +28,8 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-/// gRPC's own health check behind the layer, and a client of it.
-struct World {
+/// gRPC's own health check behind the layer, with a client for it.
+struct Setup {
     store: Arc<SpyStore>,
     sink: Arc<SpySink>,
     keys: KeyManager,
@@ -38,13 +38,13 @@ struct World {
     server: JoinHandle<()>,
 }
 
-impl Drop for World {
+impl Drop for Setup {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-impl World {
+impl Setup {
     async fn new(layer: impl FnOnce(ApiKeyLayer) -> ApiKeyLayer) -> Self {
         let (store, sink) = (Arc::new(SpyStore::default()), Arc::new(SpySink::default()));
         let builder = KeyManager::builder(Arc::clone(&store)).audit(Arc::clone(&sink));
@@ -79,7 +79,7 @@ impl World {
         self.call(Some(&format!("Bearer {}", key.secret.expose_secret())), "").await
     }
 
-    /// Status, outcome and address of the last request that was recorded for a key.
+    /// Status, outcome and address of the last recorded request of a key.
     async fn recorded(&self, key: &IssuedKey) -> (Option<u16>, Outcome, Option<IpAddr>) {
         let scope = AuditScope::KeyRequests(key.key.id);
         let query = AuditQuery::new(self.actor.org().clone(), scope).limit(1);
@@ -90,7 +90,7 @@ impl World {
     }
 }
 
-/// tonic's own type for the peer.
+/// tonic's own type for the peer address.
 fn with_peer(layer: ApiKeyLayer) -> ApiKeyLayer {
     layer.peer_from(|extensions| extensions.get::<TcpConnectInfo>()?.remote_addr())
 }
@@ -99,7 +99,7 @@ fn assert_refused(answer: Result<(), Status>, code: Code, message: &str) {
     let status = answer.expect_err("a refusal");
     assert_eq!(status.code(), code, "{status:?}");
     assert!(status.message().contains(message), "{status:?}");
-    // Nothing but what says so.
+    // Only the trailers with the status.
     let mut metadata = status.metadata().clone();
     for usual in ["content-type", "date"] {
         metadata.remove(usual);
@@ -109,54 +109,54 @@ fn assert_refused(answer: Result<(), Status>, code: Code, message: &str) {
 
 #[tokio::test]
 async fn case_53_a_client_sees_why_it_is_refused() {
-    let world = World::new(with_peer).await;
-    let good = world.key(&[]).await;
-    assert_refused(world.call(None, "").await, Code::Unauthenticated, "needs an API key");
+    let setup = Setup::new(with_peer).await;
+    let good = setup.key(&[]).await;
+    assert_refused(setup.call(None, "").await, Code::Unauthenticated, "needs an API key");
     let unknown = KeyFormat::default().generate(&mut SysRng).unwrap();
     let unknown = format!("Bearer {}", unknown.expose_secret());
     for bad in ["Bearer x", "Bearer vsp_sk_x", &unknown] {
-        assert_refused(world.call(Some(bad), "").await, Code::Unauthenticated, "is not valid");
+        assert_refused(setup.call(Some(bad), "").await, Code::Unauthenticated, "is not valid");
     }
-    let two = world.call(Some("Bearer a b"), "").await;
+    let two = setup.call(Some("Bearer a b"), "").await;
     assert_refused(two, Code::Unauthenticated, "exactly one");
 
-    world.call_with(&good).await.unwrap();
+    setup.call_with(&good).await.unwrap();
     let peer = Some("127.0.0.1".parse().unwrap());
-    assert_eq!(world.recorded(&good).await, (Some(200), Outcome::Allowed, peer));
-    world.store.find(Find::Fails);
-    assert_refused(world.call_with(&good).await, Code::Unavailable, "could not be checked");
-    world.store.find(Find::Honest);
+    assert_eq!(setup.recorded(&good).await, (Some(200), Outcome::Allowed, peer));
+    setup.store.find(Find::Fails);
+    assert_refused(setup.call_with(&good).await, Code::Unavailable, "could not be checked");
+    setup.store.find(Find::Honest);
 
-    world.keys.update(&world.actor, &good.key.id, KeyPatch::revoke()).await.unwrap();
-    assert_refused(world.call_with(&good).await, Code::Unauthenticated, "is not valid");
-    assert_eq!(world.recorded(&good).await, (Some(401), Outcome::Revoked, peer));
+    setup.keys.update(&setup.actor, &good.key.id, KeyPatch::revoke()).await.unwrap();
+    assert_refused(setup.call_with(&good).await, Code::Unauthenticated, "is not valid");
+    assert_eq!(setup.recorded(&good).await, (Some(401), Outcome::Revoked, peer));
 }
 
 #[tokio::test]
 async fn case_53_a_key_with_an_allowlist_works_under_tonic() {
-    let world = World::new(with_peer).await;
-    let (here, elsewhere) = (world.key(&["127.0.0.1"]).await, world.key(&["203.0.113.0/24"]).await);
+    let setup = Setup::new(with_peer).await;
+    let (here, elsewhere) = (setup.key(&["127.0.0.1"]).await, setup.key(&["203.0.113.0/24"]).await);
     let peer = Some("127.0.0.1".parse().unwrap());
     for _ in 0..2 {
-        world.call_with(&here).await.unwrap();
-        assert_eq!(world.recorded(&here).await, (Some(200), Outcome::Allowed, peer));
-        assert_refused(world.call_with(&elsewhere).await, Code::PermissionDenied, "not allowed");
-        assert_eq!(world.recorded(&elsewhere).await, (Some(403), Outcome::IpNotAllowed, peer));
+        setup.call_with(&here).await.unwrap();
+        assert_eq!(setup.recorded(&here).await, (Some(200), Outcome::Allowed, peer));
+        assert_refused(setup.call_with(&elsewhere).await, Code::PermissionDenied, "not allowed");
+        assert_eq!(setup.recorded(&elsewhere).await, (Some(403), Outcome::IpNotAllowed, peer));
     }
-    // A server whose peer the layer cannot find has no known address.
-    let unknown = World::new(|layer| layer).await;
+    // If the layer cannot find the peer, the address is unknown.
+    let unknown = Setup::new(|layer| layer).await;
     let here = unknown.key(&["127.0.0.1"]).await;
     assert_refused(unknown.call_with(&here).await, Code::PermissionDenied, "not allowed");
     assert_eq!(unknown.recorded(&here).await, (Some(403), Outcome::IpNotAllowed, None));
 }
 
 #[tokio::test]
-async fn case_53_a_call_that_fails_is_recorded_with_what_its_status_stands_for() {
-    let world = World::new(with_peer).await;
-    let key = world.key(&[]).await;
+async fn case_53_a_failed_call_is_recorded_with_the_http_status_of_its_grpc_status() {
+    let setup = Setup::new(with_peer).await;
+    let key = setup.key(&[]).await;
     let credential = format!("Bearer {}", key.secret.expose_secret());
-    let answer = world.call(Some(&credential), "no.such.Service").await;
+    let answer = setup.call(Some(&credential), "no.such.Service").await;
     assert_eq!(answer.unwrap_err().code(), Code::NotFound);
-    let (status, outcome, _) = world.recorded(&key).await;
+    let (status, outcome, _) = setup.recorded(&key).await;
     assert_eq!((status, outcome), (Some(404), Outcome::Allowed));
 }

@@ -1,12 +1,12 @@
-//! A process is killed in the midst of its changes, again and again: what it had
-//! acknowledged is there, and what it was doing is done or not.
+//! A process is killed during its changes, many times. Acknowledged changes are stored, and a
+//! change under way is made completely or not at all.
 //!
 //! | variable | default | |
 //! |---|---|---|
 //! | `KEYGATE_KILL_CYCLES` | 10 | how often |
 //! | `KEYGATE_KILL_STORE` | a new SQLite file | the URL of the store, SQLite or PostgreSQL |
 //! | `KEYGATE_KILL_SCHEMA` | `keygate` | the schema in that PostgreSQL database |
-//! | `KEYGATE_TEST_POSTGRES` | `postgres://postgres@127.0.0.1:5432/test` | for the test that makes and drops a schema of its own |
+//! | `KEYGATE_TEST_POSTGRES` | `postgres://postgres@127.0.0.1:5432/test` | for the test in its own schema |
 #![cfg(all(unix, any(feature = "sqlite", feature = "postgres"), feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
@@ -17,6 +17,12 @@
     reason = "tests"
 )]
 
+#[path = "support/changes.rs"]
+mod changes;
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod postgres_support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
@@ -24,35 +30,30 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "postgres")]
 use keygate::PostgresStore;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Position};
 #[cfg(feature = "postgres")]
 use keygate::store::PostgresOptions;
-use keygate::{
-    Actor, Delivery, Denial, KeyFormat, KeyId, KeyManager, KeyManagerBuilder, KeyName, KeyPatch,
-    NewKey, OrgId, Status, VerifyError,
-};
+use keygate::{Actor, Delivery, KeyId, KeyManager, KeyManagerBuilder, OrgId, Status};
 use tokio::runtime::Runtime;
 
-use seeded::Seeded;
+use crate::changes::{Change, Key, Seeded, number, stored};
 
-#[path = "support/seeded.rs"]
-mod seeded;
-
-/// Each with an organisation of its own, at the same time.
+/// Concurrent workers, each with its own organisation.
 const WORKERS: u64 = 3;
-/// A busy machine is slow; a child that gives up has not been killed.
+/// A busy machine is slow, and a child that gives up was not killed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A cycle ends by itself after so many lines at the latest.
+/// A cycle ends by itself after this many lines.
 const MOST_LINES: u64 = 120;
 
-/// Where the keys are, and who comes for them.
+/// Where the keys are stored, and how sessions are recognised.
 #[derive(Clone, Debug)]
 struct Place {
     url: String,
-    /// In PostgreSQL.
+    /// The schema in PostgreSQL.
     schema: String,
-    /// The name that PostgreSQL shows of our sessions.
+    /// The application name that PostgreSQL shows for our sessions.
     session: String,
 }
 
@@ -62,7 +63,7 @@ impl Place {
     }
 }
 
-/// A manager on the store at that place, which is also its audit log.
+/// A manager on that store, which is also its audit log.
 async fn builder(place: &Place) -> KeyManagerBuilder {
     #[cfg(feature = "sqlite")]
     if place.url.starts_with("sqlite:") {
@@ -92,7 +93,7 @@ async fn administrator(url: &str) -> tokio_postgres::Client {
     client
 }
 
-/// A server goes on with what a killed process had sent; returns when that is over.
+/// A server finishes the statements of a killed process. Waits until it has.
 async fn sessions_end(place: &Place) {
     #[cfg(feature = "postgres")]
     if place.url.starts_with("postgres") {
@@ -108,26 +109,10 @@ async fn sessions_end(place: &Place) {
     let _ = place;
 }
 
-fn number() -> u64 {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).unwrap();
-    u64::from_be_bytes(bytes)
-}
-
-// ------------------------------------------------------------------ the changes
-
-/// One change, as it is written on a line.
-#[derive(Clone, Debug, PartialEq)]
-enum Change {
-    Create { seed: u64, name: String },
-    Rotate { seed: u64, id: KeyId },
-    Revoke { id: KeyId },
-    Enable { id: KeyId },
-    Rename { id: KeyId, name: String },
-    Delete { id: KeyId },
-}
+// ------------------------------------------------------------------ changes
 
 impl Change {
+    /// The change as it is printed on a line.
     fn line(&self) -> String {
         match self {
             Self::Create { seed, name } => format!("create {seed} {name}"),
@@ -163,31 +148,9 @@ impl Change {
             Self::Delete { .. } => ChangeAction::Deleted,
         }
     }
-
-    /// The secret that it gives out, and the id where it makes a key.
-    fn issued(&self) -> Option<(KeyId, String)> {
-        let (Self::Create { seed, .. } | Self::Rotate { seed, .. }) = self else { return None };
-        let mut rng = Seeded::new(*seed);
-        let secret = KeyFormat::default().generate(&mut rng).unwrap().expose_secret().to_owned();
-        match self {
-            Self::Rotate { id, .. } => Some((*id, secret)),
-            _ => Some((KeyId::random(&mut rng).unwrap(), secret)),
-        }
-    }
-
-    fn key(&self) -> KeyId {
-        match self {
-            Self::Create { .. } => self.issued().unwrap().0,
-            Self::Rotate { id, .. }
-            | Self::Revoke { id }
-            | Self::Enable { id }
-            | Self::Rename { id, .. }
-            | Self::Delete { id } => *id,
-        }
-    }
 }
 
-// -------------------------------------------------------------------- the child
+// -------------------------------------------------------------------- child
 
 #[test]
 #[ignore = "not a test: the process that is killed"]
@@ -204,7 +167,7 @@ fn child() {
     });
 }
 
-/// Says a line, whole and at once.
+/// Prints a whole line at once.
 fn say(worker: u64, line: &str) {
     let mut out = io::stdout().lock();
     out.write_all(format!("\n@ {worker} {line}\n").as_bytes()).unwrap();
@@ -220,71 +183,31 @@ async fn work(place: Place, worker: u64) {
     let actor = Actor::new(org, format!("worker {worker}"));
     loop {
         let present = keys.list(actor.org()).await.unwrap();
-        let one = present.get(number() as usize % present.len().max(1));
-        let (seed, name) = (number(), format!("name-{}", number() % 10));
-        let change = match (one, number() % 10) {
-            (Some(key), 0..=3) => Change::Rotate { seed, id: key.id },
-            (Some(key), 4 | 5) if key.status == Status::Active => Change::Revoke { id: key.id },
-            (Some(key), 4 | 5) => Change::Enable { id: key.id },
-            (Some(key), 6) => Change::Rename { id: key.id, name: format!("{name}-new") },
-            (Some(key), 7) => Change::Delete { id: key.id },
-            (Some(key), _) if present.len() >= 8 => Change::Delete { id: key.id },
-            _ => Change::Create { seed, name },
-        };
+        let present: Vec<_> =
+            present.iter().map(|key| (key.id, key.status == Status::Revoked)).collect();
+        let seed = number();
+        let change = Change::pick(seed, &present);
         rng.reset(seed);
         say(worker, &format!("begin {}", change.line()));
-        let secret = match &change {
-            Change::Create { name, .. } => {
-                Some(keys.create(&actor, NewKey::named(name).unwrap()).await.unwrap().secret)
-            }
-            Change::Rotate { id, .. } => Some(keys.rotate(&actor, id).await.unwrap().secret),
-            Change::Revoke { id } => {
-                keys.update(&actor, id, KeyPatch::revoke()).await.unwrap();
-                None
-            }
-            Change::Enable { id } => {
-                keys.update(&actor, id, KeyPatch::enable()).await.unwrap();
-                None
-            }
-            Change::Rename { id, name } => {
-                let name = KeyName::new(name).unwrap();
-                keys.update(&actor, id, KeyPatch::rename(name)).await.unwrap();
-                None
-            }
-            Change::Delete { id } => {
-                keys.delete(&actor, id).await.unwrap();
-                None
-            }
-        };
-        let secret = secret.as_ref().map_or("-", |secret| secret.expose_secret());
-        say(worker, &format!("done {secret}"));
+        let secret = change.make(&keys, &actor).await.unwrap();
+        say(worker, &format!("done {}", secret.as_deref().unwrap_or("-")));
     }
 }
 
-// ------------------------------------------------------------------- the parent
+// ------------------------------------------------------------------- parent
 
-/// A key, as anybody can see it from outside.
-#[derive(Clone, Debug, PartialEq)]
-struct Key {
-    name: String,
-    revoked: bool,
-    revision: u32,
-    /// The one of all secrets ever given out that leads to it.
-    secret: String,
-}
-
-/// What the lines of one worker say.
+/// The lines of one worker.
 #[derive(Clone, Debug, Default)]
-struct Told {
+struct Report {
     keys: BTreeMap<KeyId, Key>,
     secrets: BTreeSet<String>,
     acknowledged: usize,
-    /// Those that changed something.
+    /// The acknowledged changes that had an effect.
     done: Vec<Change>,
     in_flight: Option<Change>,
 }
 
-impl Told {
+impl Report {
     fn hear(&mut self, words: &[&str]) {
         match words {
             ["begin", change @ ..] => {
@@ -296,11 +219,11 @@ impl Told {
             ["done", secret] => {
                 let change = self.in_flight.take().unwrap();
                 let issued = change.issued().map_or("-".to_owned(), |(_, secret)| secret);
-                assert_eq!(issued, *secret, "the parent works out another secret");
+                assert_eq!(issued, *secret, "the parent computed another secret");
                 let before = self.keys.clone();
-                apply(&mut self.keys, &change);
+                change.apply(&mut self.keys);
                 self.acknowledged += 1;
-                // An edit that changes nothing is none, and leaves no record.
+                // An edit without an effect is not a change and leaves no record.
                 if self.keys != before {
                     self.done.push(change);
                 }
@@ -309,73 +232,17 @@ impl Told {
         }
     }
 
-    /// What may be found: all that was acknowledged, without the change in flight
-    /// or with it.
+    /// The two allowed states: all acknowledged changes, without and with the change in
+    /// flight.
     fn possible(&self) -> Vec<BTreeMap<KeyId, Key>> {
         let mut possible = vec![self.keys.clone()];
         if let Some(change) = &self.in_flight {
             let mut with = self.keys.clone();
-            apply(&mut with, change);
+            change.apply(&mut with);
             possible.push(with);
         }
         possible
     }
-}
-
-fn apply(keys: &mut BTreeMap<KeyId, Key>, change: &Change) {
-    let issued = change.issued();
-    if let (Change::Create { name, .. }, Some((id, secret))) = (change, issued.clone()) {
-        keys.insert(id, Key { name: name.clone(), revoked: false, revision: 1, secret });
-        return;
-    }
-    if let Change::Delete { id } = change {
-        keys.remove(id).unwrap();
-        return;
-    }
-    let key = keys.get_mut(&change.key()).unwrap();
-    let before = key.clone();
-    match change {
-        Change::Rotate { .. } => key.secret = issued.unwrap().1,
-        Change::Revoke { .. } => key.revoked = true,
-        Change::Enable { .. } => key.revoked = false,
-        Change::Rename { name, .. } => key.name.clone_from(name),
-        Change::Create { .. } | Change::Delete { .. } => {}
-    }
-    if *key != before {
-        key.revision += 1; // a change that changes nothing is none
-    }
-}
-
-/// What is found, through the library: each key with the secrets that lead to it.
-async fn found(keys: &KeyManager, org: &OrgId, told: &Told) -> BTreeMap<KeyId, Key> {
-    let mut secrets = BTreeMap::<KeyId, Vec<String>>::new();
-    for secret in &told.secrets {
-        match keys.verify(secret, None).await {
-            Ok(key) => {
-                assert_eq!((key.record().status, key.org()), (Status::Active, org));
-                secrets.entry(key.id()).or_default().push(secret.clone());
-            }
-            Err(VerifyError::Denied { denial: Denial::Revoked, key, .. }) => {
-                secrets.entry(key.id).or_default().push(secret.clone());
-            }
-            Err(VerifyError::Unknown) => {}
-            Err(other) => panic!("{other:?}"),
-        }
-    }
-    let mut found = BTreeMap::new();
-    for key in keys.list(org).await.unwrap() {
-        let leading = secrets.remove(&key.id).unwrap_or_default();
-        assert_eq!(leading.len(), 1, "secrets that work for {key:?}: {leading:?}");
-        let shown = Key {
-            name: key.name.as_str().to_owned(),
-            revoked: key.status == Status::Revoked,
-            revision: key.revision.get(),
-            secret: leading.concat(),
-        };
-        found.insert(key.id, shown);
-    }
-    assert!(secrets.is_empty(), "secrets of keys that are not listed: {secrets:?}");
-    found
 }
 
 /// The begun changes in the organisation's log, oldest first.
@@ -400,7 +267,7 @@ async fn logged(keys: &KeyManager, org: &OrgId) -> Vec<(KeyId, ChangeAction)> {
     records.iter().rev().map(change).collect()
 }
 
-/// What one cycle showed of a change in flight.
+/// Counts of what a cycle showed about the change in flight.
 #[derive(Debug, Default)]
 struct Tally {
     acknowledged: usize,
@@ -409,36 +276,36 @@ struct Tally {
     rotations_in_flight: usize,
 }
 
-async fn check(place: &Place, workers: &BTreeMap<OrgId, Told>, tally: &mut Tally) {
+async fn check(place: &Place, workers: &BTreeMap<OrgId, Report>, tally: &mut Tally) {
     let keys = builder(place).await.build().unwrap();
-    for (org, told) in workers {
-        let found = found(&keys, org, told).await;
-        let possible = told.possible();
+    for (org, report) in workers {
+        let found = stored(&keys, org, &report.secrets).await;
+        let possible = report.possible();
         assert!(
             possible.contains(&found),
             "{org}, in flight {:?}:\n found {found:#?}\n acknowledged {:#?}",
-            told.in_flight,
-            told.keys
+            report.in_flight,
+            report.keys
         );
-        let mut begun: Vec<_> = told.done.iter().map(|c| (c.key(), c.action())).collect();
+        let mut begun: Vec<_> = report.done.iter().map(|c| (c.key(), c.action())).collect();
         let logged = logged(&keys, org).await;
-        if let Some(change) = &told.in_flight {
-            // No change without its record; a record without its change may be.
-            let is_done = found != told.keys;
+        if let Some(change) = &report.in_flight {
+            // Every change has its record. A record without its change is allowed.
+            let is_done = found != report.keys;
             if is_done || logged.len() > begun.len() {
                 begun.push((change.key(), change.action()));
             }
             *(if is_done { &mut tally.done } else { &mut tally.not_done }) += 1;
             tally.rotations_in_flight += usize::from(matches!(change, Change::Rotate { .. }));
         }
-        assert_eq!(logged, begun, "{org}: the audit log, in flight {:?}", told.in_flight);
-        tally.acknowledged += told.acknowledged;
+        assert_eq!(logged, begun, "{org}: the audit log, in flight {:?}", report.in_flight);
+        tally.acknowledged += report.acknowledged;
     }
     assert!(keys.shutdown(Duration::from_secs(10)).await.is_complete());
 }
 
-/// Starts a child, hears it out, and kills it at a random moment.
-fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
+/// Starts a child, reads its lines and kills it at a random moment.
+fn cycle(place: &Place) -> BTreeMap<OrgId, Report> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "child"])
         .env("KEYGATE_KILL_CHILD", &place.url)
@@ -452,14 +319,14 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let org = |worker: &str| OrgId::new(format!("{}-{worker}", place.session)).unwrap();
     let mut workers: BTreeMap<_, _> =
-        (0..WORKERS).map(|worker| (org(&worker.to_string()), Told::default())).collect();
+        (0..WORKERS).map(|worker| (org(&worker.to_string()), Report::default())).collect();
     let mut hear = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
         if let ["@", worker, rest @ ..] = &words[..] {
             workers.get_mut(&org(worker)).unwrap().hear(rest);
         }
     };
-    // The moment: after so many lines, and some microseconds more.
+    // The moment: after a number of lines, plus some microseconds.
     let (heard, pause) = (number() % MOST_LINES, Duration::from_micros(number() % 3_000));
     let mut line = String::new();
     for _ in 0..heard {
@@ -476,10 +343,10 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Told> {
     }
     child.kill().unwrap();
     let status = child.wait().unwrap();
-    let mut complaint = String::new();
-    io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut complaint).unwrap();
-    assert_eq!(status.signal(), Some(9), "it ended by itself: {complaint}");
-    // What it had said before it died; a line that was cut off was not said.
+    let mut stderr = String::new();
+    io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut stderr).unwrap();
+    assert_eq!(status.signal(), Some(9), "it ended by itself: {stderr}");
+    // The lines printed before it died. A truncated line does not count.
     let mut rest = String::new();
     io::Read::read_to_string(&mut lines, &mut rest).unwrap();
     rest.split_inclusive('\n').filter(|line| line.ends_with('\n')).for_each(&mut hear);
@@ -490,8 +357,8 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Kills as often as it is told to, and looks at what is left each time.
-fn kill_again_and_again(place: &Place) {
+/// Repeats the cycle as often as configured and checks the store each time.
+fn kill_repeatedly(place: &Place) {
     let cycles: u64 = env::var("KEYGATE_KILL_CYCLES").map_or(10, |cycles| cycles.parse().unwrap());
     let runtime = runtime();
     let (mut tally, mut all) = (Tally::default(), BTreeMap::new());
@@ -503,45 +370,30 @@ fn kill_again_and_again(place: &Place) {
         all.extend(workers);
     }
     println!("{cycles} cycles: {tally:?}");
-    // What earlier cycles did has survived the later ones.
+    // The changes of earlier cycles survived the later ones.
     runtime.block_on(check(place, &all, &mut Tally::default()));
     assert!(tally.acknowledged as u64 >= cycles, "too little happened: {tally:?}");
 }
 
 #[cfg(feature = "sqlite")]
 #[test]
-fn case_33_a_killed_process_has_lost_no_change_and_left_none_half_done() {
+fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.db");
     let url = env::var("KEYGATE_KILL_STORE").unwrap_or(format!("sqlite:{}", file.display()));
     let schema = env::var("KEYGATE_KILL_SCHEMA").unwrap_or("keygate".to_owned());
-    kill_again_and_again(&Place { url, schema, session: format!("kill-{:016x}", number()) });
-}
-
-/// Dropped with all that is in it, also when the test fails.
-#[cfg(feature = "postgres")]
-struct OwnSchema(Place);
-
-#[cfg(feature = "postgres")]
-impl Drop for OwnSchema {
-    fn drop(&mut self) {
-        let Place { url, schema, .. } = &self.0;
-        let sql = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
-        let dropped =
-            runtime().block_on(async { administrator(url).await.batch_execute(&sql).await });
-        // A second panic would hide the first.
-        assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
-    }
+    kill_repeatedly(&Place { url, schema, session: format!("kill-{:016x}", number()) });
 }
 
 #[cfg(feature = "postgres")]
-#[test]
+#[tokio::test]
 #[ignore = "needs PostgreSQL"]
-fn case_33_a_process_killed_on_postgres_has_lost_no_change_and_left_none_half_done() {
-    let url = env::var("KEYGATE_TEST_POSTGRES")
-        .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
-    let run = format!("{:016x}", number());
-    let (schema, session) = (format!("keygate_kill_{run}"), format!("kill-{run}"));
-    let schema = OwnSchema(Place { url, schema, session });
-    kill_again_and_again(&schema.0);
+async fn case_33_a_process_killed_on_postgres_loses_no_change_and_leaves_none_half_done() {
+    use postgres_support::{in_schema, schema_of, url};
+    in_schema(|options| async move {
+        let session = format!("kill-{:016x}", number());
+        let place = Place { url: url(), schema: schema_of(&options), session };
+        tokio::task::spawn_blocking(move || kill_repeatedly(&place)).await.unwrap();
+    })
+    .await;
 }

@@ -1,4 +1,4 @@
-//! Random operations on every store, against a model that is too simple to be wrong.
+//! Random operations on every store, compared with a simple model.
 #![cfg(feature = "tokio")]
 #![allow(
     clippy::unwrap_used,
@@ -7,6 +7,10 @@
     clippy::panic,
     reason = "tests"
 )]
+
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod postgres_support;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +21,7 @@ use keygate::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 const CASES: u32 = 250;
 const STEPS: usize = 50;
@@ -25,7 +29,7 @@ const ORGS: u8 = 3;
 const IDS: u8 = 6;
 const DIGESTS: u8 = 6;
 
-/// One call. Numbers stand for ids, digests and organisations of the case.
+/// One call. The numbers select ids, digests and organisations of the case.
 #[derive(Clone, Debug)]
 enum Step {
     Insert {
@@ -36,7 +40,7 @@ enum Step {
         key: Fields,
         expected: u32,
     },
-    /// A replace that knows the stored revision, if there is such a key.
+    /// A replace with the stored revision, if the key exists.
     Change {
         key: Fields,
     },
@@ -87,7 +91,7 @@ fn fields() -> impl Strategy<Value = Fields> {
         Just("10.0.0.0/8".to_owned()),
         Just("2001:db8::/32".to_owned()),
         Just("192.0.2.1".to_owned()),
-        "[a-z0-9./\\\\\n ]{0,8}", // unreadable lists come back as they are, too
+        "[a-z0-9./\\\\\n ]{0,8}", // unreadable lists round-trip too
     ];
     (
         (0..IDS, 0..ORGS, 0..DIGESTS, proptest::option::of((0..DIGESTS, micros()))),
@@ -130,8 +134,8 @@ fn fields() -> impl Strategy<Value = Fields> {
         )
 }
 
-/// A batch of uses at about the same time. Those of one key that lie further apart than a
-/// store takes to be plausible may count in any order.
+/// A batch of uses at about the same time. Uses of one key that are further apart than a store
+/// considers plausible may count in any order.
 fn uses() -> impl Strategy<Value = Vec<(u8, i64)>> {
     (micros(), proptest::collection::vec((0..IDS, 0..5i64), 0..5)).prop_map(|(at, uses)| {
         let last = Timestamp::MAX.unix_micros();
@@ -202,7 +206,7 @@ fn at(micros: i64) -> Timestamp {
     Timestamp::from_unix_micros(micros).unwrap()
 }
 
-/// What a call came to.
+/// The result of a call.
 #[derive(Clone, Debug, PartialEq)]
 enum Reply {
     Done,
@@ -249,8 +253,8 @@ impl Model {
         Reply::Keys(keys)
     }
 
-    /// What the call may come to. Where two things are wrong with it, a store
-    /// may name either.
+    /// The allowed results of the call. If two things are wrong with it, a store may report
+    /// either.
     fn apply(&mut self, step: &Step, names: &Names) -> Vec<Reply> {
         match step {
             Step::Insert { key, limit } => {
@@ -362,7 +366,7 @@ async fn call(store: &dyn KeyStore, step: &Step, names: &Names, model: &Model) -
     }
 }
 
-/// Runs the steps on the store and on the model, and then looks at everything.
+/// Runs the steps on the store and on the model, and then compares everything.
 async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseError> {
     let names = Names::new();
     let mut model = Model::default();
@@ -373,7 +377,7 @@ async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseErro
     for (number, step) in steps.iter().chain(&look).enumerate() {
         let reply = call(store, step, &names, &model).await;
         let right = model.apply(step, &names);
-        // A last use found by digest may be out of date.
+        // The last use in a look-up by digest may be out of date.
         let is_found = matches!(step, Step::Find { .. });
         let is_right = |right: &Reply| match (&reply, right) {
             (Reply::Keys(found), Reply::Keys(keys)) if is_found && found.len() == keys.len() => {
@@ -392,7 +396,7 @@ async fn agrees(store: &dyn KeyStore, steps: &[Step]) -> Result<(), TestCaseErro
 }
 
 /// The test of one store.
-fn check(runtime: &Runtime, store: impl KeyStore) {
+fn check(runtime: &Handle, store: impl KeyStore) {
     let (steps, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config).run(
@@ -415,7 +419,7 @@ fn runtime() -> Runtime {
 
 #[test]
 fn the_memory_store_agrees_with_the_model() {
-    check(&runtime(), MemoryStore::new());
+    check(runtime().handle(), MemoryStore::new());
 }
 
 #[cfg(feature = "sqlite")]
@@ -423,49 +427,16 @@ fn the_memory_store_agrees_with_the_model() {
 fn the_sqlite_store_agrees_with_the_model() {
     let folder = tempfile::tempdir().unwrap();
     let store = keygate::SqliteStore::open(folder.path().join("keys.db")).unwrap();
-    check(&runtime(), store);
+    check(runtime().handle(), store);
 }
 
 #[cfg(feature = "postgres")]
-#[test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
-fn the_postgres_store_agrees_with_the_model() {
-    let url = std::env::var("KEYGATE_TEST_POSTGRES")
-        .unwrap_or("postgres://postgres@127.0.0.1:5432/test".to_owned());
-    let runtime = runtime();
-    let schema = OwnSchema::new(&runtime, &url);
-    let options =
-        keygate::store::PostgresOptions::from_url(&url).unwrap().schema(&schema.name).unwrap();
-    // A busy machine is slow; the model knows no store that is.
-    let options = options.deadline(std::time::Duration::from_secs(20));
-    check(&runtime, runtime.block_on(options.connect()).unwrap());
-}
-
-/// Dropped with all that is in it, also when the test fails.
-#[cfg(feature = "postgres")]
-struct OwnSchema<'a> {
-    runtime: &'a Runtime,
-    administrator: tokio_postgres::Client,
-    name: String,
-}
-
-#[cfg(feature = "postgres")]
-impl<'a> OwnSchema<'a> {
-    fn new(runtime: &'a Runtime, url: &str) -> Self {
-        let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
-        let (administrator, connection) = runtime.block_on(connecting).unwrap();
-        runtime.spawn(connection);
-        let name = format!("keygate_model_{:032x}", u128::from_be_bytes(Names::new().0));
-        Self { runtime, administrator, name }
-    }
-}
-
-#[cfg(feature = "postgres")]
-impl Drop for OwnSchema<'_> {
-    fn drop(&mut self) {
-        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.name);
-        let dropped = self.runtime.block_on(self.administrator.batch_execute(&sql));
-        // A second panic would hide the first.
-        assert!(dropped.is_ok() || std::thread::panicking(), "{dropped:?}");
-    }
+async fn the_postgres_store_agrees_with_the_model() {
+    postgres_support::in_schema(|options| async move {
+        let (runtime, store) = (Handle::current(), options.connect().await.unwrap());
+        tokio::task::spawn_blocking(move || check(&runtime, store)).await.unwrap();
+    })
+    .await;
 }

@@ -1,4 +1,4 @@
-//! The settings page's answers, asked for without a browser.
+//! The settings page's answers, without a browser.
 #![cfg(all(feature = "settings-page", feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
@@ -73,13 +73,13 @@ async fn send(app: &Router, method: Method, target: &str, body: &Value) -> Answe
     ask(app, request.body(body.to_string().into()).unwrap()).await
 }
 
-/// What a piece of text has between `open` and `close`, each time.
+/// Every part of the text between `open` and `close`.
 fn between<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
     let parts = text.split(open).skip(1);
     parts.filter_map(|part| part.split_once(close).map(|(inner, _)| inner)).collect()
 }
 
-/// The page and, by their paths, all files that it or another file names.
+/// The page and all files that it or another file refers to, by path.
 async fn everything(app: &Router) -> BTreeMap<String, String> {
     let index = get(app, "/settings").await.body;
     let mut wanted: Vec<String> = [("src=\"./", "\""), ("href=\"./", "\"")]
@@ -103,7 +103,7 @@ async fn everything(app: &Router) -> BTreeMap<String, String> {
     files
 }
 
-/// What the page's scripts are told.
+/// The settings that the page's scripts receive.
 fn settings(index: &str) -> Value {
     let open = "<script type=\"application/json\" id=\"settings\">";
     let found = between(index, open, "</script>");
@@ -112,7 +112,7 @@ fn settings(index: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_page_has_the_headers_that_keep_others_out() {
+async fn the_page_has_its_security_headers() {
     let answer = get(&app(page()), "/settings").await;
     assert_eq!(answer.status, 200);
     for (name, value) in [
@@ -137,11 +137,14 @@ async fn the_page_has_no_inline_script_style_or_handler() {
     for word in ["<style", " style=", " onclick=", " onload=", " onerror=", "javascript:"] {
         assert!(!index.contains(word), "{word}");
     }
-    assert!(index.contains("<link rel=\"icon\" href=\"data:,\">"), "no request for an icon");
+    assert!(
+        index.contains("<link rel=\"icon\" href=\"data:,\">"),
+        "the icon must not cause a request"
+    );
 }
 
 #[tokio::test]
-async fn files_have_their_types_and_are_asked_for_anew() {
+async fn files_have_their_types_and_are_revalidated() {
     let app = app(page());
     let files = everything(&app).await;
     assert_eq!(files.len(), 13, "{:?}", files.keys());
@@ -156,13 +159,13 @@ async fn files_have_their_types_and_are_asked_for_anew() {
 }
 
 #[tokio::test]
-async fn what_a_browser_has_already_is_not_sent_again() {
+async fn a_file_that_the_browser_has_is_not_sent_again() {
     let app = app(page());
     let mut tags = BTreeSet::new();
     for path in everything(&app).await.keys() {
         let tag = get(&app, path).await.header("etag").expect("a tag").to_owned();
         assert!(tag.starts_with('"') && tag.ends_with('"') && tag.len() > 10, "{tag}");
-        assert!(tags.insert(tag.clone()), "two files of one tag");
+        assert!(tags.insert(tag.clone()), "two files have the same tag");
         for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()]
         {
             let request = Request::get(path).header("if-none-match", &known);
@@ -178,7 +181,7 @@ async fn what_a_browser_has_already_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn another_text_is_another_tag() {
+async fn changed_settings_change_the_tag() {
     let tag = async |page| get(&app(page), "/settings").await.header("etag").unwrap().to_owned();
     let style = async |page| {
         let answer = get(&app(page), "/settings/assets/style.css").await;
@@ -204,7 +207,7 @@ async fn head_is_get_without_the_body() {
 }
 
 #[tokio::test]
-async fn there_is_nothing_else() {
+async fn other_paths_are_404() {
     let app = app(page());
     for path in ["", "x.js", "page.js/", "../page.js", "%2e%2e/page.js", "text.json", "index.html"]
     {
@@ -218,7 +221,7 @@ async fn there_is_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_page_and_its_files_need_no_login_and_the_keys_do() {
+async fn only_the_keys_need_a_login() {
     let app = Router::new().nest("/settings", page().router());
     for path in everything(&app).await.keys() {
         assert_eq!(get(&app, path).await.status, 200, "{path}");
@@ -227,7 +230,7 @@ async fn the_page_and_its_files_need_no_login_and_the_keys_do() {
 }
 
 #[tokio::test]
-async fn the_page_finds_its_files_wherever_it_is_mounted() {
+async fn the_page_finds_its_files_at_any_path() {
     let nested = |path| Router::new().nest(path, page().router());
     for (app, target, below) in [
         (page().router(), "/", "./"),
@@ -248,7 +251,7 @@ async fn the_page_finds_its_files_wherever_it_is_mounted() {
 }
 
 #[tokio::test]
-async fn what_the_host_sets_stays_text() {
+async fn settings_of_the_host_stay_text() {
     for title in [
         "Keys </title><script>alert(1)</script>",
         "</script><script>alert(1)</script>",
@@ -279,21 +282,21 @@ async fn what_the_host_sets_stays_text() {
 }
 
 #[tokio::test]
-async fn a_title_may_be_the_name_of_the_last_place() {
+async fn a_title_may_be_the_name_of_the_last_placeholder() {
     let index = get(&app(page().title("a {{base}} b")), "/settings").await.body;
     assert_eq!(settings(&index)["title"], "a {{base}} b");
     assert_eq!(between(&index, "<h1>", "</h1>"), ["a &#123;&#123;base}} b"]);
 }
 
 #[tokio::test]
-async fn the_page_may_lie_below_a_path_with_parameters() {
+async fn the_page_may_be_below_a_path_with_parameters() {
     let app = Router::new().nest("/orgs/{org}/keys", page().router());
     assert_eq!(get(&app, "/orgs/acme/keys").await.status, 200);
     assert_eq!(get(&app, "/orgs/acme/keys/assets/page.js").await.status, 200);
 }
 
 #[tokio::test]
-async fn no_file_has_to_do_with_another_host() {
+async fn no_file_refers_to_another_host() {
     for (path, content) in everything(&app(page())).await {
         for word in ["//cdn", "@import", "url(", "integrity=", "<iframe", "innerHTML", "outerHTML"]
         {
@@ -304,7 +307,7 @@ async fn no_file_has_to_do_with_another_host() {
         {
             assert!(!content.contains(word), "{path}: {word}");
         }
-        // A template for the browser's own parser is the one address.
+        // The only address is the namespace of a template.
         let addresses = content.matches("http://").count() + content.matches("https://").count();
         let own = content.matches("`http://[${").count();
         assert_eq!(addresses, own, "{path}");
@@ -334,7 +337,7 @@ async fn the_first_view_is_at_most_six_requests() {
     assert!(bytes < 90_000, "{bytes} bytes");
 }
 
-/// Literals within quotes, and patterns: what a template has before and behind its hole.
+/// String literals, and patterns: the text before and after the hole of a template.
 fn names_in(script: &str) -> (BTreeSet<String>, BTreeSet<String>, Vec<(String, String)>) {
     let called = between(script, "text(\"", "\"").into_iter().map(str::to_owned).collect();
     let quoted = script.split('"').skip(1).step_by(2).map(str::to_owned).collect();
@@ -350,7 +353,7 @@ fn names_in(script: &str) -> (BTreeSet<String>, BTreeSet<String>, Vec<(String, S
 }
 
 #[tokio::test]
-async fn scripts_use_the_texts_that_there_are_and_all_of_them() {
+async fn scripts_use_every_text_and_no_missing_one() {
     let files = everything(&app(page())).await;
     let texts = settings(&files["/settings"])["text"].clone();
     let texts: BTreeSet<String> = texts.as_object().unwrap().keys().cloned().collect();
@@ -391,8 +394,8 @@ async fn case_40_a_key_is_answered_with_no_store_and_without_a_redirect() {
         assert_eq!(answer.header("refresh"), None);
         assert_eq!(answer.header("set-cookie"), None);
         let secret = answer.json()["secret"].as_str().unwrap().to_owned();
-        assert!(!format!("{:?}", answer.headers).contains(&secret[12..]), "in a header");
-        // And nothing gives it again.
+        assert!(!format!("{:?}", answer.headers).contains(&secret[12..]), "the key is in a header");
+        // No later answer contains it.
         for path in ["/settings", "/settings/api/keys", &format!("/settings/api/keys/{id}")] {
             assert!(!get(&app, path).await.body.contains(&secret[12..]), "{path}");
         }
@@ -401,7 +404,7 @@ async fn case_40_a_key_is_answered_with_no_store_and_without_a_redirect() {
 }
 
 #[tokio::test]
-async fn the_keys_may_lie_below_a_path_with_parameters() {
+async fn the_keys_may_be_below_a_path_with_parameters() {
     let router = page().router().layer(middleware::from_fn(login));
     let app = Router::new().nest("/orgs/{org}/keys", router);
     let new = json!({ "name": "CI deploy", "expiration": "never" });

@@ -69,7 +69,7 @@ async fn two_stores_on_one_schema_conform_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_schema_that_is_connected_to_again_conforms() {
+async fn a_reconnected_schema_conforms() {
     in_schema(|options| async move {
         let connect = || async { options.clone().connect().await.unwrap() };
         conformance::check_reopened_store(connect).await.unwrap();
@@ -90,7 +90,7 @@ async fn the_audit_log_conforms() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
-async fn texts_with_nul_come_back() {
+async fn texts_with_nul_round_trip() {
     in_schema(|options| async move {
         let store = options.connect().await.unwrap();
         let record = change(1, "a\0b\u{FDD0}0\u{FDD0}c");

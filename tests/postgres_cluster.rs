@@ -1,5 +1,5 @@
-//! `PostgresStore` on servers of the test's own, which are killed, refuse, or stand
-//! behind others: `cargo test --all-features --test postgres_cluster -- --ignored`.
+//! `PostgresStore` on servers of the test's own, which are killed, refuse, or stand behind
+//! others: `cargo test --all-features --test postgres_cluster -- --ignored`.
 //!
 //! Needs PostgreSQL's server binaries, `openssl` and `pgbouncer`; as root also
 //! `setpriv` and a user `postgres`, since the server does not run as root.
@@ -32,21 +32,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::NoTls;
 
 use crate::cluster_support::certificates::write_certificates;
-use crate::cluster_support::changes::{Worker, number};
+use crate::cluster_support::changes::number;
 use crate::cluster_support::cluster::Cluster;
 use crate::cluster_support::pgbouncer::PgBouncer;
 use crate::cluster_support::port::free_port;
 use crate::cluster_support::process::PATIENCE;
+use crate::cluster_support::worker::Worker;
 
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Suites at once on a small machine are slower than a service may be.
+/// Concurrent suites on a small machine are slow.
 const PATIENT: Duration = Duration::from_secs(10);
 
 fn options(url: &str) -> PostgresOptions {
     PostgresOptions::from_url(url).unwrap()
 }
 
-/// That the store really works.
+/// Checks that the store really works.
 async fn use_once(store: &PostgresStore) {
     let keys = KeyManager::builder(store.clone()).build().unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "tester");
@@ -55,7 +56,7 @@ async fn use_once(store: &PostgresStore) {
     keys.delete(&actor, &made.key.id).await.unwrap();
 }
 
-/// Waits for what other tasks bring about.
+/// Waits until the condition holds.
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {
@@ -64,9 +65,9 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-// ------------------------------------------------------------------- the killed
+// ------------------------------------------------------------------- a killed server
 
-/// What the tasks of one round tell the one that kills.
+/// State shared by the tasks of one round.
 #[derive(Debug, Default)]
 struct Round {
     done: AtomicU32,
@@ -80,7 +81,7 @@ const VERIFIERS: u32 = 2;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn a_killed_server_has_lost_no_change_and_left_none_half_done() {
+async fn a_killed_server_loses_no_change_and_leaves_none_half_done() {
     let mut cluster = Cluster::start();
     let store = options(&cluster.url("")).deadline(DEADLINE).connect().await.unwrap();
     let steady = KeyManager::builder(store.clone()).build().unwrap();
@@ -98,7 +99,7 @@ async fn a_killed_server_has_lost_no_change_and_left_none_half_done() {
                 tokio::spawn(async move {
                     while worker.change().await {
                         state.done.fetch_add(1, Ordering::SeqCst);
-                        // A short outage may pass between two statements.
+                        // A short outage may fall between two statements.
                         if state.restarted.load(Ordering::SeqCst) {
                             return (worker, Instant::now());
                         }
@@ -113,13 +114,13 @@ async fn a_killed_server_has_lost_no_change_and_left_none_half_done() {
             .map(|_| {
                 let (state, keys) = (Arc::clone(&state), steady.clone());
                 let secret = secret.expose_secret().to_owned();
-                tokio::spawn(verify_all_the_time(state, keys, secret))
+                tokio::spawn(verify_continuously(state, keys, secret))
             })
             .collect();
-        // The moment: after so many changes, and some microseconds more.
+        // The moment of the kill: after a number of changes, plus some microseconds.
         let changes = 10 + (number() % 40) as u32;
-        // Or when so many have failed, after a deadline on a busy machine: perhaps nobody
-        // makes any more.
+        // Or after a number of failures, if on a busy machine no worker makes changes any
+        // more.
         let so_many = || state.done.load(Ordering::SeqCst) >= changes;
         let stopped = || state.failing.load(Ordering::SeqCst) >= WORKERS;
         until("changes", || so_many() || stopped()).await;
@@ -128,7 +129,7 @@ async fn a_killed_server_has_lost_no_change_and_left_none_half_done() {
             std::hint::spin_loop();
         }
         cluster.kill();
-        // A short outage in turn with one that everybody has felt.
+        // Alternate between a short outage and one that affects every task.
         if round % 2 == 0 {
             let all = WORKERS + VERIFIERS;
             until("failures", || state.failing.load(Ordering::SeqCst) >= all).await;
@@ -158,12 +159,12 @@ async fn a_killed_server_has_lost_no_change_and_left_none_half_done() {
             in_doubt.extend(worker.check().await);
         }
     }
-    println!("changes in doubt, and whether they had taken place: {in_doubt:?}");
+    println!("changes in doubt, and whether they took effect: {in_doubt:?}");
     assert!(!in_doubt.is_empty(), "nothing was interrupted");
 }
 
-/// It is the right key, or it cannot be said now: nothing else.
-async fn verify_all_the_time(state: Arc<Round>, keys: KeyManager, secret: String) -> Duration {
+/// The key is right or its state is unknown. Any other result fails the test.
+async fn verify_continuously(state: Arc<Round>, keys: KeyManager, secret: String) -> Duration {
     let (mut longest, mut failed) = (Duration::ZERO, false);
     loop {
         let over = state.over.load(Ordering::SeqCst);
@@ -190,7 +191,7 @@ async fn verify_all_the_time(state: Arc<Round>, keys: KeyManager, secret: String
 
 // ---------------------------------------------------------------- several hosts
 
-/// Takes connections and never says anything.
+/// Accepts connections and never answers.
 async fn black_hole() -> (u16, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -209,7 +210,7 @@ fn two_hosts(first: u16, second: u16) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn a_host_that_is_of_no_use_is_passed_over() {
+async fn an_unusable_host_is_skipped() {
     let cluster = Cluster::start();
     let standby = Cluster::start();
     standby.sql("ALTER SYSTEM SET default_transaction_read_only = on");
@@ -219,7 +220,7 @@ async fn a_host_that_is_of_no_use_is_passed_over() {
         ("silent", silent),
         ("closed", free_port()),
         ("standby", standby.port()),
-        ("ends each session", server_that_says(b"").await),
+        ("ends each session", server_that_answers(b"").await),
     ] {
         let begun = Instant::now();
         let url = two_hosts(first, cluster.port());
@@ -229,12 +230,12 @@ async fn a_host_that_is_of_no_use_is_passed_over() {
         assert!(begun.elapsed() < DEADLINE * 4, "{what}: {:?}", begun.elapsed());
         use_once(&store).await;
     }
-    // Chance decides who is first, and anybody is found.
+    // The first host is random, and a working one is always found.
     for _ in 0..4 {
         let url = two_hosts(standby.port(), cluster.port()) + "?load_balance_hosts=random";
         use_once(&options(&url).connect().await.unwrap()).await;
     }
-    // The addresses that are given are used, whatever the names stand for.
+    // The given addresses are used, whatever the host names resolve to.
     let (port, hosts) = (cluster.port(), "no-such-host.invalid");
     let url = format!("postgres://postgres@{hosts}:{port}/postgres?hostaddr=127.0.0.1");
     use_once(&options(&url).connect().await.unwrap()).await;
@@ -242,8 +243,8 @@ async fn a_host_that_is_of_no_use_is_passed_over() {
     use_once(&options(&url).deadline(PATIENT).connect().await.unwrap()).await;
 }
 
-/// A server that ends its first session so, and from then on is that of the other port.
-async fn server_that_first_says(bytes: &'static [u8], port: u16) -> u16 {
+/// A server that ends its first session like this and then forwards to the other port.
+async fn server_that_first_answers(bytes: &'static [u8], port: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let first = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -261,15 +262,15 @@ async fn server_that_first_says(bytes: &'static [u8], port: u16) -> u16 {
     first
 }
 
-/// Where the other one is an old primary, it knows nothing of what was revoked since.
+/// If the other host is an old primary, it does not know the latest revocations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn a_host_that_ends_a_session_in_its_making_is_asked_again() {
+async fn a_host_that_ends_a_session_during_its_start_is_tried_again() {
     let other = Cluster::start();
     let ended = b"E\0\0\0\x21SFATAL\0VFATAL\0C57P01\0Mended\0\0";
     for first in [&ended[..], b""] {
         let cluster = Cluster::start();
-        let url = two_hosts(server_that_first_says(first, cluster.port()).await, other.port());
+        let url = two_hosts(server_that_first_answers(first, cluster.port()).await, other.port());
         use_once(&options(&url).deadline(PATIENT).connect().await.unwrap()).await;
         let tables = "SELECT count(*) FROM information_schema.tables WHERE table_name = 'keys'";
         assert_eq!((cluster.ask(tables).trim(), other.ask(tables).trim()), ("1", "0"));
@@ -278,12 +279,12 @@ async fn a_host_that_ends_a_session_in_its_making_is_asked_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn a_host_that_went_silent_later_is_passed_over_by_every_call() {
+async fn a_host_that_goes_silent_later_is_skipped_by_every_call() {
     let (mut first, second) = (Cluster::start(), Cluster::start());
     let url = two_hosts(first.port(), second.port());
     let store = options(&url).deadline(DEADLINE).connect().await.unwrap();
     use_once(&store).await;
-    // So that there is something to fail over to.
+    // A second host to fail over to.
     options(&second.url("")).connect().await.unwrap();
     first.kill();
     let listener = TcpListener::bind(("127.0.0.1", first.port())).await.unwrap();
@@ -292,7 +293,7 @@ async fn a_host_that_went_silent_later_is_passed_over_by_every_call() {
         let keys = KeyManager::builder(store.clone()).build().unwrap();
         let actor = Actor::new(OrgId::new("acme").unwrap(), "tester");
         loop {
-            // Goes over the one connection that dials within the call's deadline.
+            // The call fails over on the connection that is opened within its deadline.
             match keys.create(&actor, NewKey::named("CI deploy").unwrap()).await {
                 Ok(made) => break made.key,
                 Err(error) => assert!(begun.elapsed() < DEADLINE * 6, "{error:?}"),
@@ -306,7 +307,7 @@ async fn a_host_that_went_silent_later_is_passed_over_by_every_call() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn of_several_failures_the_most_telling_is_said() {
+async fn of_several_failures_the_most_informative_is_reported() {
     let strict = Cluster::with(&[], "local all all trust\nhost all all all reject\n", |_| {});
     let standby = Cluster::with(
         &["default_transaction_read_only = on"],
@@ -333,10 +334,10 @@ async fn of_several_failures_the_most_telling_is_said() {
     assert_eq!((servers, *waited <= DEADLINE / 2), (&format!("127.0.0.1:{silent}"), true));
 }
 
-// ------------------------------------------- what tokio-postgres tells by texts
+// ------------------------------------------- errors that tokio-postgres reports as text
 
 /// A server that answers the first message with these bytes and hangs up.
-async fn server_that_says(bytes: &'static [u8]) -> u16 {
+async fn server_that_answers(bytes: &'static [u8]) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -352,23 +353,23 @@ async fn server_that_says(bytes: &'static [u8]) -> u16 {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn what_the_client_reports_by_itself_is_told_apart() {
+async fn errors_of_the_client_library_are_distinguished() {
     let access = "local all all trust\nhost all all all scram-sha-256\n";
     let cluster = Cluster::with(&[], access, |_| {});
     cluster.sql("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'sesame'");
     let at = |user: &str| format!("postgres://{user}@127.0.0.1:{}/postgres", cluster.port());
     let refused = async |url: String| PostgresStore::connect(&url).await.unwrap_err();
-    // Each connection works through its password for a while, without optimisation.
+    // Each connection computes its password hash for a while, without optimisation.
     let known = options(&at("app:sesame")).deadline(PATIENT);
     use_once(&known.connect().await.unwrap()).await;
-    // No password at all, a wrong one.
+    // No password, and a wrong one.
     for url in [at("app"), at("app:barley")] {
         let error = refused(url).await;
         assert!(matches!(error, PostgresOpenError::AccessDenied { .. }), "{error:?}");
         assert!(!format!("{error:?}").contains("barley"), "{error:?}");
     }
-    // A channel binding that there cannot be, a method that is not known.
-    let kerberos = server_that_says(b"R\0\0\0\x08\0\0\0\x02").await;
+    // A channel binding that is not possible, and an unknown method.
+    let kerberos = server_that_answers(b"R\0\0\0\x08\0\0\0\x02").await;
     for url in [
         at("app:sesame") + "?channel_binding=require",
         format!("postgres://app:sesame@127.0.0.1:{kerberos}/postgres"),
@@ -379,12 +380,12 @@ async fn what_the_client_reports_by_itself_is_told_apart() {
     let error = refused(at("app:sesame") + "?sslmode=require").await;
     assert!(matches!(error, PostgresOpenError::Tls { .. }), "{error:?}");
     // A connection that ends before the session has begun.
-    for port in [free_port(), server_that_says(b"").await] {
+    for port in [free_port(), server_that_answers(b"").await] {
         let error = refused(format!("postgres://app@127.0.0.1:{port}/postgres")).await;
         assert!(matches!(error, PostgresOpenError::Unreachable { .. }), "{error:?}");
     }
-    // What is no PostgreSQL.
-    let http = server_that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    // A server that is not PostgreSQL.
+    let http = server_that_answers(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     let error = refused(format!("postgres://app@127.0.0.1:{http}/postgres")).await;
     assert!(
         matches!(error, PostgresOpenError::Failed { .. } | PostgresOpenError::Unreachable { .. }),
@@ -392,10 +393,10 @@ async fn what_the_client_reports_by_itself_is_told_apart() {
     );
 }
 
-/// The store takes these for faults of a value and keeps the connection.
+/// The store treats these as errors of a value and keeps the connection.
 #[tokio::test]
 #[ignore = "needs PostgreSQL's server binaries"]
-async fn the_texts_about_values_are_the_ones_that_the_store_knows() {
+async fn the_store_recognises_the_error_texts_about_values() {
     let cluster = Cluster::start();
     let (client, connection) =
         tokio_postgres::connect(&cluster.url(""), tokio_postgres::NoTls).await.unwrap();
@@ -434,7 +435,7 @@ fn tls_child() {
     });
 }
 
-/// What a process says that trusts the certificates of this file, and no others.
+/// The output of a process that trusts only the certificates of this file.
 fn outcome_of_tls(url: &str, trusted: &std::path::Path) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "tls_child"])
@@ -450,7 +451,7 @@ fn outcome_of_tls(url: &str, trusted: &std::path::Path) -> String {
 
 #[test]
 #[ignore = "needs PostgreSQL's server binaries and openssl"]
-fn tls_is_with_whom_is_trusted_and_nobody_else() {
+fn tls_accepts_only_trusted_servers() {
     let access = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
     let cluster = Cluster::with(&["ssl = on"], access, write_certificates);
     let trusted = cluster.folder().join("data/authority.crt");
@@ -465,14 +466,14 @@ fn tls_is_with_whom_is_trusted_and_nobody_else() {
         assert!(outcome.starts_with("Tls: ") && outcome.contains(why), "{url}: {outcome}");
     };
     works(&at("localhost", ""));
-    // The name is what counts, not how its address was found.
+    // The host name counts, not how its address was found.
     works(&at("localhost", "&hostaddr=127.0.0.1"));
     works(&at("no-such-host.invalid:1,localhost", ""));
     refused(&at("127.0.0.1", ""), &trusted, "NotValidForName");
     refused(&at("db.invalid", "&hostaddr=127.0.0.1"), &trusted, "NotValidForName");
     refused(&at("localhost", ""), &other.path().join("authority.crt"), "BadSignature");
     refused(&at("localhost", ""), std::path::Path::new("/dev/null"), "UnknownIssuer");
-    // The server does insist on TLS.
+    // The server does require TLS.
     let plain = outcome_of_tls(&at("localhost", "").replace("require", "disable"), &trusted);
     assert!(plain.starts_with("AccessDenied"), "{plain}");
 }
@@ -492,8 +493,7 @@ async fn the_store_conforms_behind_pgbouncer() {
 
 const CROWDED: Duration = Duration::from_secs(4);
 
-/// Many tasks on two stores share fewer sessions. Counts what was right and what
-/// failed.
+/// Many tasks on two stores share fewer sessions. Counts correct answers and failures.
 async fn crowd(bouncer: &PgBouncer, prepared: bool, deadline: Duration) -> (u32, Vec<String>) {
     let options = options(&bouncer.url("")).prepared(prepared).deadline(deadline);
     let stores = [options.clone().connect().await.unwrap(), options.connect().await.unwrap()];
@@ -510,8 +510,8 @@ async fn crowd(bouncer: &PgBouncer, prepared: bool, deadline: Duration) -> (u32,
     (right, failed)
 }
 
-/// Many tasks on a store that does not wait for its answers, though the server is slow
-/// with some, and so closes one connection after the other. Counts what was broken off.
+/// Many tasks on a store that does not wait for its answers. The server is slow with some of
+/// them, so that one connection after the other is closed. Counts the interrupted calls.
 async fn hasty_crowd(cluster: &Cluster, bouncer: &PgBouncer) -> usize {
     let options = options(&bouncer.url("?connect_timeout=5")).prepared(false);
     let patient = options.clone().deadline(PATIENT).connect().await.unwrap();
@@ -542,7 +542,7 @@ async fn hasty_crowd(cluster: &Cluster, bouncer: &PgBouncer) -> usize {
     broken_off
 }
 
-/// Has keys of its own, that nobody else's answers may stand for.
+/// Uses its own keys, so that an answer for another task would be noticed.
 async fn one_of_them(
     store: PostgresStore,
     n: usize,
@@ -556,7 +556,7 @@ async fn one_of_them(
         let begun = Instant::now();
         let made = match keys.create(&actor, NewKey::named("CI deploy").unwrap()).await {
             Ok(made) => made,
-            // What was in doubt had taken place after all.
+            // A change in doubt had taken place.
             Err(ManageError::LimitReached { .. }) if !failed.is_empty() => break,
             Err(error) => {
                 failed.push(format!("{error:?}"));
@@ -584,7 +584,7 @@ async fn one_of_them(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL and PgBouncer"]
-async fn a_crowd_behind_pgbouncer_gets_its_own_answers() {
+async fn concurrent_callers_behind_pgbouncer_get_their_own_answers() {
     let cluster = Cluster::start();
     let bouncer = PgBouncer::start(&cluster, 3, "");
     let (crowd, broken_off) =
@@ -595,15 +595,15 @@ async fn a_crowd_behind_pgbouncer_gets_its_own_answers() {
     assert!(broken_off > 100, "{broken_off}");
 }
 
-/// The limits of a session do not reach through a pooler; those of a statement do.
+/// The limits of a session do not apply through a pooler; those of a statement do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL and PgBouncer"]
-async fn case_44_behind_pgbouncer_a_change_that_waited_in_vain_never_takes_place() {
+async fn case_44_behind_pgbouncer_a_change_that_timed_out_never_takes_effect() {
     let cluster = Cluster::start();
     let bouncer = PgBouncer::start(&cluster, 8, "");
     let options = options(&bouncer.url("")).prepared(false);
-    let sure = options.clone().deadline(PATIENT).connect().await.unwrap();
-    let keys = KeyManager::builder(sure.clone()).build().unwrap();
+    let direct = options.clone().deadline(PATIENT).connect().await.unwrap();
+    let keys = KeyManager::builder(direct.clone()).build().unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "tester");
     let made = keys.create(&actor, NewKey::named("CI deploy").unwrap()).await.unwrap();
     let revoked = keys.update(&actor, &made.key.id, KeyPatch::revoke()).await.unwrap();
@@ -617,22 +617,22 @@ async fn case_44_behind_pgbouncer_a_change_that_waited_in_vain_never_takes_place
             ApiKey { status: Status::Active, revision: revision.next(), ..ApiKey::clone(&revoked) };
         let changed = store.replace(&enabled, revision).await;
         let error = changed.unwrap_err();
-        // A lock on the table is waited for before the statement's own limits hold, and
-        // the pooler may take its time to break it off.
+        // The wait for a lock on the table begins before the statement's own limits apply, and
+        // the pooler may take its time to cancel it.
         let in_doubt = matches!(error, StoreError::InDoubt(_)) && lock.starts_with("LOCK");
         assert!(in_doubt || matches!(error, StoreError::Unavailable(_)), "{error:?}");
         db.batch_execute("ROLLBACK").await.unwrap();
         drop(store);
-        // Behind it on the same row: what had to come has come.
+        // A statement that queued behind it on the same row: all earlier ones have ended.
         let renamed = ApiKey { revision: revision.next(), ..ApiKey::clone(&revoked) };
-        sure.replace(&renamed, revision).await.unwrap();
+        direct.replace(&renamed, revision).await.unwrap();
         let back = ApiKey { revision, ..ApiKey::clone(&revoked) };
-        sure.replace(&back, revision.next()).await.unwrap();
+        direct.replace(&back, revision.next()).await.unwrap();
     }
 }
 
-/// A mistake in the settings: calls fail, and are answered with what was meant for
-/// others. Not even then does anybody get the key of somebody else, or hang.
+/// A wrong setting: calls fail and get answers that were meant for others. Even then no call
+/// returns another key, and none hangs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL and PgBouncer"]
 async fn prepared_statements_behind_pgbouncer_fail_in_time() {
@@ -645,12 +645,12 @@ async fn prepared_statements_behind_pgbouncer_fail_in_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL and PgBouncer"]
-async fn pgbouncer_takes_the_parameters_that_the_store_sends() {
+async fn pgbouncer_accepts_the_parameters_that_the_store_sends() {
     let cluster = Cluster::start();
     let bouncer = PgBouncer::start(&cluster, 3, "");
     let store = options(&bouncer.url("")).prepared(false).connect().await.unwrap();
     use_once(&store).await;
-    // `options` is the host's wish, and not among them.
+    // `options` is a setting of the host and not among them.
     let with = "?options=-cgeqo%3Doff";
     let error = options(&bouncer.url(with)).prepared(false).connect().await.unwrap_err();
     let PostgresOpenError::Failed { source, .. } = &error else { panic!("{error:?}") };

@@ -1,7 +1,7 @@
 //! `PostgresChanges` on a real server, and caches that listen to it:
 //! `cargo test --all-features --test postgres_feed -- --ignored`.
 //!
-//! Some of it needs what `tests/postgres_cluster.rs` needs.
+//! Some of the tests need what `tests/postgres_cluster.rs` needs.
 #![cfg(all(target_os = "linux", feature = "postgres", feature = "cache"))]
 #![allow(
     clippy::unwrap_used,
@@ -27,9 +27,9 @@ mod floods;
 mod lost;
 #[path = "postgres_support/proxy.rs"]
 mod proxy;
+#[path = "postgres_support/recorder.rs"]
+mod recorder;
 #[path = "postgres_support/restoring.rs"]
 mod restoring;
-#[path = "postgres_support/told.rs"]
-mod told;
 #[path = "postgres_support/upgrade.rs"]
 mod upgrade;

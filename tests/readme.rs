@@ -1,4 +1,4 @@
-//! The README's Rust: each of its blocks stands here as well, and so compiles.
+//! The README's Rust: each block is repeated here, so that it compiles.
 #![cfg(all(
     feature = "settings-page",
     feature = "sqlite",
@@ -152,7 +152,7 @@ async fn moved(url: &str) -> Tried {
 }
 
 #[test]
-fn every_block_of_the_readme_stands_here() {
+fn every_block_of_the_readme_is_in_this_file() {
     let lines =
         |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
     let here = lines(include_str!("readme.rs"));
@@ -168,8 +168,8 @@ fn every_block_of_the_readme_stands_here() {
     }
 }
 
-/// What an interactive zsh reads otherwise than a script does, outside of quotes: there,
-/// `#` begins no comment, and a pattern that matches no file is an error.
+/// Finds what an interactive zsh reads differently from a script, outside of quotes: `#`
+/// starts no comment, and a pattern that matches no file is an error.
 fn unfit_for_zsh(block: &str) -> Option<char> {
     let mut quote = None;
     let mut chars = block.chars();
@@ -187,7 +187,7 @@ fn unfit_for_zsh(block: &str) -> Option<char> {
 }
 
 #[test]
-fn every_shell_block_works_as_it_stands_in_an_interactive_zsh() {
+fn every_shell_block_works_unchanged_in_an_interactive_zsh() {
     for (block, unfit) in [
         ("cargo test # the tests\n", Some('#')),
         ("# the tests\ncargo test\n", Some('#')),
@@ -211,7 +211,7 @@ fn every_shell_block_works_as_it_stands_in_an_interactive_zsh() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_blocks_that_need_no_database_do_what_they_say() {
+async fn the_blocks_without_a_database_work_as_described() {
     let keys = in_a_service("vsp_sk_typo", None).await.unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
     let issued = keys.create(&actor, NewKey::named("anywhere").unwrap()).await.unwrap();
@@ -240,7 +240,7 @@ async fn the_blocks_that_need_no_database_do_what_they_say() {
 }
 
 #[tokio::test]
-async fn the_page_can_be_branded_as_the_readme_says() {
+async fn the_page_can_be_branded_as_in_the_readme() {
     let keys = KeyManager::builder(MyStore::new()).build().unwrap();
     branded(keys).unwrap();
 }

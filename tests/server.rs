@@ -1,4 +1,4 @@
-//! The example server, run as a program and spoken to in raw HTTP/1.1.
+//! The example server, run as a program and tested over raw HTTP/1.1.
 #![cfg(all(feature = "admin", unix))]
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,30 +23,19 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use support::{Client, Reply, assert_no_leak, poll, unknown_key};
+use support::{Client, Reply, assert_no_leak, example_server, poll, unknown_key};
 
 const KEYS: &str = "/settings/api/keys";
 const AUDIT_STRICT: (&str, &str) = ("KEYGATE_AUDIT", "strict");
 
-/// The example, built along with the tests: `cargo test` does that by itself,
-/// `cargo test --test server` does not.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
-    let program = profile.join("examples").join("server");
-    assert!(program.exists(), "run `cargo build --example server --all-features` first");
-    program
-}
-
 fn command(env: &[(&str, &OsStr)]) -> Command {
-    let mut command = Command::new(program());
-    command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").env("KEYGATE_STORE", "memory:");
-    command.envs(env.iter().copied());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = example_server();
+    command.env("KEYGATE_STORE", "memory:").envs(env.iter().copied());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-/// A running server, stopped when dropped.
+/// A running server, killed when dropped.
 struct Server {
     child: Child,
     address: SocketAddr,
@@ -59,7 +48,7 @@ impl Server {
         Self::start_in(&std::env::current_dir().unwrap(), env)
     }
 
-    /// Starts with that working directory.
+    /// Starts the server in that working directory.
     fn start_in(folder: &Path, env: &[(&str, &str)]) -> Self {
         let env: Vec<_> = env.iter().map(|(name, value)| (*name, OsStr::new(value))).collect();
         let mut child = command(&env).current_dir(folder).spawn().unwrap();
@@ -70,7 +59,7 @@ impl Server {
         ];
         let address = SocketAddr::from(([0; 4], 0));
         let mut server = Self { child, address, output, readers };
-        server.address = poll("the server says where it listens", || {
+        server.address = poll("the server prints its address", || {
             let output = server.output.lock().unwrap().clone();
             assert_eq!(server.child.try_wait().unwrap(), None, "it ended: {output}");
             let line = output.lines().find_map(|line| line.strip_prefix("settings: http://"))?;
@@ -88,7 +77,7 @@ impl Server {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
-    /// Waits for the end; how it ended, and all it ever printed.
+    /// Waits for the end. Returns the exit status and all output.
     fn ended(mut self) -> (ExitStatus, String) {
         let status = poll("the server ends", || self.child.try_wait().unwrap());
         for reader in self.readers.drain(..) {
@@ -103,7 +92,7 @@ impl Server {
         self.ended()
     }
 
-    /// Most memory that the process ever had resident, in KiB.
+    /// The peak resident memory of the process, in KiB.
     #[cfg(target_os = "linux")]
     fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -129,7 +118,7 @@ fn copy_lines(from: impl Read + Send + 'static, to: &Arc<Mutex<String>>) -> Join
     })
 }
 
-/// A key as the server's own management API made it.
+/// A key created by the server's own management API.
 struct Key {
     id: String,
     secret: String,
@@ -164,7 +153,7 @@ impl Key {
         format!("Authorization: Bearer {}", self.secret)
     }
 
-    /// Asks with the key.
+    /// Sends a request with the key.
     fn ask(&self, server: &Server, method: &str, target: &str, headers: &[&str]) -> Reply {
         let authorization = self.authorization();
         let headers = [&[authorization.as_str()], headers].concat();
@@ -183,14 +172,14 @@ impl Key {
         reply.json()["records"].as_array().expect("records").clone()
     }
 
-    /// Waits until so many are there; they come a little after the answers.
+    /// Waits until there are this many records; they follow shortly after the answers.
     fn await_records(&self, server: &Server, count: usize) -> Vec<Value> {
         poll(&format!("{count} records"), || {
             Some(self.records(server)).filter(|records| records.len() >= count)
         })
     }
 
-    /// Waits until a request with the key has been let in.
+    /// Waits until a request with the key is admitted.
     fn await_use(&self, server: &Server) {
         poll("a last-used time", || {
             let key = server.client().ask("GET", &self.path(), &[]).json();
@@ -199,7 +188,7 @@ impl Key {
     }
 }
 
-/// Whether a text has the shape of a key: the prefix and 48 letters and digits.
+/// Whether a text has the form of a key: the prefix and 48 letters and digits.
 fn is_key(text: &str, prefix: &str) -> bool {
     text.strip_prefix(prefix)
         .is_some_and(|rest| rest.len() == 48 && rest.bytes().all(|b| b.is_ascii_alphanumeric()))
@@ -211,7 +200,7 @@ fn is_time(value: &Value) -> bool {
         .is_some_and(|time| time.ends_with('Z') && keygate::Timestamp::parse(time).is_some())
 }
 
-// -------------------------------------------------------------------- the life
+// -------------------------------------------------------------------- keys
 
 #[test]
 fn case_57_a_foreign_host_with_a_matching_origin_is_refused() {
@@ -253,7 +242,7 @@ fn case_57_a_foreign_host_with_a_matching_origin_is_refused() {
 }
 
 #[test]
-fn a_key_lives_from_creation_to_deletion() {
+fn a_key_works_from_creation_to_deletion() {
     let server = Server::start(&[]);
     let mut client = server.client();
 
@@ -294,7 +283,7 @@ fn a_key_lives_from_creation_to_deletion() {
     assert_eq!(rotated.json()["key"]["expires_at"], view["expires_at"]);
     assert_eq!((key.status(&server), new_key.status(&server)), (401, 200));
 
-    // Every request with the known secret is in the log; the old one is unknown now.
+    // Every request with a known secret is in the log. The old secret is unknown now.
     let records = new_key.await_records(&server, 4);
     assert_eq!(records.len(), 4, "{records:?}");
     for (record, (status, outcome)) in
@@ -321,7 +310,7 @@ fn a_key_lives_from_creation_to_deletion() {
 }
 
 #[test]
-fn the_demo_routes_do_what_they_say() {
+fn the_demo_routes_work_as_described() {
     let server = Server::start(&[]);
     let key = Key::named(&server, "key");
     for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
@@ -351,7 +340,7 @@ fn the_demo_routes_do_what_they_say() {
 
 #[cfg(feature = "sqlite")]
 #[test]
-fn healthz_says_which_part_does_not_work() {
+fn healthz_reports_the_failing_part() {
     let folder = tempfile::TempDir::new().unwrap();
     let server =
         Server::start_in(folder.path(), &[("KEYGATE_STORE", "sqlite:keygate.db"), AUDIT_STRICT]);
@@ -362,7 +351,7 @@ fn healthz_says_which_part_does_not_work() {
     let all_works = json!({"lookups": true, "changes": true, "audit_log": true});
     assert_eq!(health(), (200, all_works.clone()));
 
-    // Another process writes, and does not come to its end.
+    // Another process has an open write transaction.
     let key = Key::named(&server, "key");
     let other = rusqlite::Connection::open(folder.path().join("keygate.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -400,7 +389,7 @@ fn a_refusal_leaves_the_connection_usable() {
 }
 
 #[test]
-fn an_answer_before_the_body_is_read_lets_no_later_request_fail() {
+fn an_answer_before_the_body_is_read_fails_no_later_request() {
     let server = Server::start(&[]);
     let key = Key::named(&server, "key");
     let good = key.authorization();
@@ -442,7 +431,7 @@ fn an_answer_before_the_body_is_read_lets_no_later_request_fail() {
             }
         }
     }
-    // What is declared too long is refused unread.
+    // A body that is declared too long is refused unread.
     let long = [b' '; 100_000];
     let mut client = server.client();
     let reply = client.ask_with_late_body("POST", KEYS, &[json], &long);
@@ -451,7 +440,7 @@ fn an_answer_before_the_body_is_read_lets_no_later_request_fail() {
 }
 
 #[test]
-fn a_body_that_was_read_or_is_none_leaves_the_connection_open() {
+fn a_read_or_missing_body_leaves_the_connection_open() {
     let server = Server::start(&[]);
     let key = Key::named(&server, "key");
     let mut client = server.client();
@@ -472,7 +461,7 @@ fn a_body_that_was_read_or_is_none_leaves_the_connection_open() {
 // ------------------------------------------------------------------ credentials
 
 #[test]
-fn case_02_03_04_the_header_is_read_as_it_stands_on_the_wire() {
+fn case_02_03_04_the_header_is_parsed_from_the_raw_request() {
     let server = Server::start(&[]);
     let key = Key::named(&server, "key");
     let (good, secret) = (key.authorization(), &key.secret);
@@ -539,18 +528,18 @@ fn case_05_junk_over_a_socket_is_4xx_in_constant_memory() {
         let grown = server.peak_memory() - before;
         assert!(grown < 4_096, "192 requests of 64 KiB left {grown} KiB behind");
     }
-    // More than the server reads at all: refused, or cut off.
+    // More than the server reads at all: refused, or the connection is closed.
     let mut client = server.client();
     client.send(request(&[b"Authorization: Bearer ", &[b'a'; 1 << 20][..]].concat()));
     if let Ok(reply) = client.try_reply(false) {
         assert!((400..500).contains(&reply.status), "{}", reply.status);
     }
-    assert_eq!(key.status(&server), 200, "it is alive");
-    assert_eq!(key.await_records(&server, 1).len(), 1, "nobody else's request is the key's");
+    assert_eq!(key.status(&server), 200, "the server is running");
+    assert_eq!(key.await_records(&server, 1).len(), 1, "no other request is recorded for the key");
 }
 
 #[test]
-fn case_07_bad_keys_cannot_be_told_apart_on_the_wire() {
+fn case_07_bad_keys_cannot_be_distinguished_on_the_wire() {
     for audit in ["buffered", "strict"] {
         let server = Server::start(&[("KEYGATE_AUDIT", audit)]);
         let revoked = Key::named(&server, "revoked");
@@ -671,7 +660,7 @@ fn case_52_the_header_that_proxies_write_can_be_chosen() {
 }
 
 #[test]
-fn case_20_an_empty_organisation_is_nobody() {
+fn case_20_an_empty_organisation_is_refused() {
     let server = Server::start(&[]);
     let key = Key::named(&server, "key");
     let mut client = server.client();
@@ -685,7 +674,7 @@ fn case_20_an_empty_organisation_is_nobody() {
     }
     client.send(b"GET /settings/api/keys HTTP/1.1\r\nHost: h\r\nx-demo-org: caf\xc3\xa9\r\n\r\n");
     assert_eq!(client.reply().status, 401);
-    // No organisation is a wildcard, and none sees another's.
+    // No organisation is a wildcard, and none sees keys of another.
     for other in ["x-demo-org: other", "x-demo-org: *", "x-demo-org: %", "x-demo-org: Demo"] {
         assert_eq!(client.ask("GET", KEYS, &[other]).json()["keys"], json!([]), "{other}");
         assert_eq!(client.ask("GET", &key.path(), &[other]).status, 404, "{other}");
@@ -706,7 +695,7 @@ fn case_36_a_client_that_disconnects_leaves_an_aborted_record() {
         let line = key.authorization();
         client.send(format!("GET /v1/slow/600000?x=1 HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n"));
         key.await_use(&server);
-        assert_eq!(key.records(&server), Vec::<Value>::new(), "it is still under way");
+        assert_eq!(key.records(&server), Vec::<Value>::new(), "the request is still under way");
         drop(client);
         let record = key.await_records(&server, 1)[0].clone();
         assert_eq!(record["outcome"], "aborted", "{record}");
@@ -720,7 +709,7 @@ const COMPLETE: &str =
     "stopped; ShutdownReport { unfinished_changes: 0, unwritten_records: 0, unwritten_uses: 0 }";
 
 #[test]
-fn case_37_at_sigterm_the_queue_is_drained_and_said_to_be() {
+fn case_37_at_sigterm_the_queue_is_drained_and_the_log_says_so() {
     for signal in ["-TERM", "-INT"] {
         let server = Server::start(&[]);
         let key = Key::named(&server, "key");
@@ -739,7 +728,7 @@ fn case_37_at_sigterm_the_queue_is_drained_and_said_to_be() {
     }
 }
 
-/// So that a copy of the file is a backup once the service has stopped, as the guide says.
+/// A copy of the file is a backup after the service has stopped, as the guide says.
 #[test]
 fn after_sigterm_the_file_alone_holds_every_change() {
     let folder = tempfile::tempdir().unwrap();
@@ -783,7 +772,7 @@ fn case_39_a_canary_key_appears_only_where_it_was_issued() {
     let mut replies = Vec::new();
     let mut note = |reply: Reply| replies.push(reply.text());
 
-    // Where it is a credential, or wants to be.
+    // As a credential, valid or malformed.
     for target in ["/v1/whoami", "/v1/status/418", "/healthz", "/settings", KEYS, "/nothing"] {
         for line in [
             good.clone(),
@@ -818,7 +807,7 @@ fn case_39_a_canary_key_appears_only_where_it_was_issued() {
         note(client.ask("GET", &target, &[]));
         note(client.ask("GET", &target, &[&good]));
     }
-    // Where it is any other text.
+    // As any other text.
     note(client.ask("GET", KEYS, &[&format!("x-demo-org: {secret}")]));
     note(client.ask("DELETE", &format!("{path}?confirm_name={secret}"), &[]));
     note(client.ask("DELETE", &format!("{KEYS}/{secret}?confirm_name=canary"), &[]));
@@ -871,9 +860,9 @@ fn case_39_a_canary_key_appears_only_where_it_was_issued() {
         note(client.reply());
     }
 
-    // An answer to HEAD has no body to repeat the path in.
+    // An answer to HEAD has no body that could contain the path.
     note(client.ask("HEAD", &format!("/v1/status/{secret}"), &[&good]));
-    poll("the path of the last request, blotted out", || {
+    poll("the path of the last request, redacted", || {
         let records = key.records(&server);
         records.iter().any(|record| record["endpoint"] == "/v1/status/[REDACTED]").then_some(())
     });
@@ -907,7 +896,7 @@ fn case_39_a_key_as_the_name_of_a_key_is_in_no_log() {
 }
 
 #[test]
-fn case_39_a_key_where_a_number_belongs_is_not_repeated() {
+fn case_39_a_key_in_a_numeric_field_is_not_repeated() {
     let server = Server::start(&[]);
     let key = Key::named(&server, "key");
     for route in ["status", "slow"] {
@@ -918,7 +907,7 @@ fn case_39_a_key_where_a_number_belongs_is_not_repeated() {
 }
 
 #[test]
-fn case_40_answers_with_a_secret_are_not_stored_and_lead_nowhere() {
+fn case_40_answers_with_a_secret_are_not_stored_and_do_not_redirect() {
     let server = Server::start(&[]);
     let mut client = server.client();
     let new = json!({ "name": "key", "expiration": "never" });
@@ -955,9 +944,9 @@ fn case_41_a_hostile_path_stays_inert() {
         let kind = reply.header("content-type").unwrap_or_default();
         let inert = kind.starts_with("text/plain") || kind.ends_with("json");
         assert!(inert || reply.body.is_empty(), "{path}: {kind}");
-        assert_eq!(key.records(&server)[0]["endpoint"], path, "exactly as it came");
+        assert_eq!(key.records(&server)[0]["endpoint"], path, "the path is recorded unchanged");
     }
-    // Raw, they are no path at all.
+    // Sent raw, they are not a valid path.
     let line = key.authorization();
     let before = key.records(&server).len();
     for target in ["/v1/<img onerror=x>", "/v1/a\r\nX-Forged: 1", "/v1/a\0", "/v1/a\x1b[31m"] {
@@ -973,7 +962,7 @@ fn case_41_a_hostile_path_stays_inert() {
 // -------------------------------------------------------------------- settings
 
 #[test]
-fn strict_records_are_there_when_the_answer_is() {
+fn strict_records_are_written_before_the_answer() {
     let server = Server::start(&[AUDIT_STRICT]);
     let key = Key::named(&server, "key");
     for count in 1..=20 {
@@ -1146,7 +1135,7 @@ fn case_59_old_secrets_work_for_the_overlap_that_is_set() {
 }
 
 /// Starts a server that is to refuse its settings, and says what it complains of.
-fn complaint(name: &str, value: &OsStr) -> String {
+fn startup_error(name: &str, value: &OsStr) -> String {
     let mut child = command(&[(name, value)]).spawn().unwrap();
     let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let output = Arc::<Mutex<String>>::default();
@@ -1194,8 +1183,8 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_ROTATION_OVERLAP", &["1h", "-1", "3600.5", "yes", "99999999999999999999"]),
     ] {
         for value in values {
-            let said = complaint(name, OsStr::new(value));
-            assert!(said.contains(name), "{name}={value}: {said}");
+            let message = startup_error(name, OsStr::new(value));
+            assert!(message.contains(name), "{name}={value}: {message}");
         }
     }
 }
@@ -1203,12 +1192,12 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
 #[test]
 fn a_taken_address_keeps_the_server_from_starting_and_is_named() {
     let server = Server::start(&[]);
-    let said = complaint("KEYGATE_ADDR", OsStr::new(&server.address.to_string()));
-    assert!(said.contains("KEYGATE_ADDR"), "{said}");
+    let message = startup_error("KEYGATE_ADDR", OsStr::new(&server.address.to_string()));
+    assert!(message.contains("KEYGATE_ADDR"), "{message}");
 }
 
 #[test]
-fn a_setting_that_is_no_text_is_not_taken_for_none() {
+fn a_setting_that_is_not_utf8_is_an_error() {
     for name in [
         "KEYGATE_ADDR",
         "KEYGATE_STORE",
@@ -1220,8 +1209,8 @@ fn a_setting_that_is_no_text_is_not_taken_for_none() {
         "KEYGATE_SCOPES",
         "KEYGATE_ROTATION_OVERLAP",
     ] {
-        let said = complaint(name, &OsString::from_vec(b"strict\xff".to_vec()));
-        assert!(said.contains(name), "{name}: {said}");
+        let message = startup_error(name, &OsString::from_vec(b"strict\xff".to_vec()));
+        assert!(message.contains(name), "{name}: {message}");
     }
 }
 
@@ -1254,7 +1243,7 @@ fn keys_audit_log_and_last_use_survive_a_restart() {
         let statuses: Vec<_> = records.iter().rev().map(|record| &record["status"]).collect();
         assert_eq!(statuses[..2], [&json!(200), &json!(418)], "{records:?}");
         assert_eq!(revoked.records(&server)[0]["outcome"], "revoked");
-        // As after any other pause, the key works and the revoked one does not.
+        // As before the restart, the key works and the revoked one does not.
         assert_eq!((key.status(&server), revoked.status(&server)), (200, 401));
         assert_eq!(
             server.client().ask("GET", KEYS, &[]).json()["keys"].as_array().unwrap().len(),
@@ -1269,7 +1258,7 @@ fn keys_audit_log_and_last_use_survive_a_restart() {
 }
 
 #[test]
-fn a_killed_server_has_lost_no_key() {
+fn a_killed_server_loses_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let settings = [("KEYGATE_STORE", ""), AUDIT_STRICT];
     let server = Server::start_in(folder.path(), &settings);
@@ -1283,12 +1272,12 @@ fn a_killed_server_has_lost_no_key() {
 }
 
 #[test]
-fn a_file_of_somebody_else_keeps_the_server_from_starting_and_is_left_alone() {
+fn a_foreign_file_keeps_the_server_from_starting_and_is_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     std::fs::write(&path, "somebody's notes").unwrap();
-    let said = complaint("KEYGATE_STORE", OsStr::new(&format!("sqlite:{}", path.display())));
-    assert!(said.contains("KEYGATE_STORE") && said.contains("notes.txt"), "{said}");
+    let message = startup_error("KEYGATE_STORE", OsStr::new(&format!("sqlite:{}", path.display())));
+    assert!(message.contains("KEYGATE_STORE") && message.contains("notes.txt"), "{message}");
     assert_eq!(std::fs::read(&path).unwrap(), b"somebody's notes");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

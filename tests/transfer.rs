@@ -1,4 +1,4 @@
-//! Keys move between stores, and go on working.
+//! Keys move between stores and continue to work.
 #![cfg(all(feature = "sqlite", feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
@@ -8,13 +8,20 @@
     reason = "tests"
 )]
 
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod postgres_support;
+mod support;
+
+use std::future::ready;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction};
 use keygate::error::ImportError;
 use keygate::runtime::{Clock, ManualClock};
-use keygate::store::{Imported, KeyExport, KeyUse, OrgLimit, import};
+use keygate::store::{Imported, KeyExport, OrgLimit, import};
 use keygate::{
     Actor, Allowlist, ApiKey, AuditLog, Denial, Expiration, IssuedKey, KeyDigest, KeyId,
     KeyManager, KeyName, KeyPatch, KeyStore, ManageError, MemoryAuditLog, MemoryStore, NewKey,
@@ -22,7 +29,9 @@ use keygate::{
 };
 use tempfile::TempDir;
 
-/// More than a page of an import.
+use crate::support::{Call, SpyStore};
+
+/// More than one page of an import.
 const MANY: usize = 1_203;
 
 fn file() -> (TempDir, SqliteStore) {
@@ -35,7 +44,7 @@ fn actor(org: &str) -> Actor {
     Actor::new(OrgId::new(org).unwrap(), "ada")
 }
 
-/// Keys of two organisations: in use, restricted, expiring, rotated and revoked.
+/// Keys of two organisations: used, restricted, expiring, rotated and revoked.
 async fn fill(store: impl KeyStore) -> Vec<IssuedKey> {
     let keys = KeyManager::builder(store).build().unwrap();
     let mut issued = Vec::new();
@@ -55,12 +64,12 @@ async fn fill(store: impl KeyStore) -> Vec<IssuedKey> {
     issued
 }
 
-/// All keys of a store, as it hands them out.
+/// All keys of a store, as it exports them.
 async fn all(store: &dyn KeyExport) -> Vec<ApiKey> {
     store.export(None, usize::MAX).await.unwrap().iter().map(|key| ApiKey::clone(key)).collect()
 }
 
-/// Filled, moved to the other store and back to a third, keys are what they were.
+/// Creates keys, moves them to the other store and back to a third: they are unchanged.
 async fn there_and_back(other: impl KeyStore + KeyExport + Clone) {
     let ((_first, old), (_second, new)) = (file(), file());
     let issued = fill(old.clone()).await;
@@ -85,7 +94,7 @@ async fn there_and_back(other: impl KeyStore + KeyExport + Clone) {
             (_, verified) => assert_eq!(verified.unwrap().id(), issued.key.id),
         }
     }
-    // The limit of the organisation holds for what was imported.
+    // The limit of the organisation applies to imported keys.
     let full = keys.create(&actor("acme"), NewKey::named("21st").unwrap()).await;
     assert!(full.is_err());
 }
@@ -119,27 +128,19 @@ async fn keys_move_from_sqlite_to_memory_and_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn keys_move_from_sqlite_to_postgres_and_back() {
-    let url = std::env::var("KEYGATE_TEST_POSTGRES")
-        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned());
-    let schema = format!("keygate_transfer_{}", std::process::id());
-    let options = keygate::store::PostgresOptions::from_url(&url).unwrap().schema(&schema).unwrap();
-    let test = tokio::spawn(async move {
+    postgres_support::in_schema(|options| async move {
         let store = options.connect().await.unwrap();
         #[cfg(feature = "conformance")]
         let before = store.clone();
         there_and_back(store).await;
         #[cfg(feature = "conformance")]
         keygate::conformance::check_export(|| async { before.clone() }).await.unwrap();
-    });
-    let outcome = test.await;
-    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client.batch_execute(&format!("DROP SCHEMA IF EXISTS {schema} CASCADE")).await.unwrap();
-    outcome.unwrap();
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn an_import_that_was_interrupted_is_run_again() {
+async fn an_interrupted_import_can_be_repeated() {
     let old = with_keys((0..MANY as u128).map(key)).await;
     let new = with_keys((0..700).map(key)).await;
     let moved = import(&old, &new).await.unwrap();
@@ -156,7 +157,7 @@ async fn an_empty_store_is_imported() {
 }
 
 #[tokio::test]
-async fn nothing_that_is_there_is_overwritten() {
+async fn an_import_overwrites_no_existing_key() {
     let revoked = ApiKey { status: Status::Revoked, revision: Revision::new(2), ..key(2) };
     let another_id = ApiKey { digest: key(2).digest, ..key(9) };
     let another_org = ApiKey { org: OrgId::new("globex").unwrap(), ..key(2) };
@@ -167,7 +168,7 @@ async fn nothing_that_is_there_is_overwritten() {
         let error = import(&old, &new).await.unwrap_err();
         assert!(matches!(error, ImportError::Taken { key: id } if id == key(2).id), "{error:?}");
         assert!(error.to_string().contains("import into an empty store"), "{error}");
-        // The keys before it are there, and it is what it was.
+        // The keys before it were imported, and the existing key is unchanged.
         let mut expected = vec![key(0), key(1), there];
         expected.sort_by_key(|key| key.id);
         assert_eq!(all(&new).await, expected);
@@ -175,7 +176,7 @@ async fn nothing_that_is_there_is_overwritten() {
 }
 
 #[tokio::test]
-async fn last_uses_move_forward_only() {
+async fn an_import_never_moves_the_last_use_back() {
     let at = |micros| Timestamp::from_unix_micros(micros).unwrap();
     let used = |micros| ApiKey { last_used_at: Some(at(micros)), ..key(1) };
     for (theirs, ours, after) in [(5, 9, 9), (9, 5, 9)] {
@@ -188,58 +189,25 @@ async fn last_uses_move_forward_only() {
     assert_eq!(all(&new).await, [used(3)]);
 }
 
-/// A store that fails once it holds so many keys.
-#[derive(Debug)]
-struct Full(MemoryStore, usize);
-
-#[async_trait::async_trait]
-impl KeyStore for Full {
-    async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        if all(&self.0).await.len() >= self.1 {
-            return Err(StoreError::unavailable("disk full"));
-        }
-        self.0.insert(key, limit).await
-    }
-    async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.0.find_by_digest(digest).await
-    }
-    async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.0.get(org, id).await
-    }
-    async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        self.0.list(org).await
-    }
-    async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        self.0.replace(key, expected).await
-    }
-    async fn delete(
-        &self,
-        org: &OrgId,
-        id: &KeyId,
-        expected: Option<Revision>,
-    ) -> Result<(), StoreError> {
-        self.0.delete(org, id, expected).await
-    }
-    async fn record_uses(&self, uses: &[KeyUse]) -> Result<(), StoreError> {
-        self.0.record_uses(uses).await
-    }
-}
-
 #[tokio::test]
-async fn a_store_that_fails_ends_the_import_with_what_it_said() {
+async fn a_failing_store_ends_the_import_with_its_error() {
     let old = with_keys((0..10).map(key)).await;
-    let new = Full(MemoryStore::new(), 4);
+    let (new, inserted) = (SpyStore::default(), AtomicUsize::new(0));
+    new.before(move |call| {
+        let is_full = call == Call::Insert && inserted.fetch_add(1, Ordering::SeqCst) >= 4;
+        ready(if is_full { Err(StoreError::unavailable("disk full")) } else { Ok(()) })
+    });
     let error = import(&old, &new).await.unwrap_err();
     assert!(matches!(error, ImportError::Insert { key: id, .. } if id == key(4).id), "{error:?}");
-    assert_eq!(all(&new.0).await, all(&old).await[..4]);
+    assert_eq!(all(&new.inner).await, all(&old).await[..4]);
 }
 
-/// A store of somebody's that gives out its first page again and again.
+/// A faulty store that exports its first page repeatedly.
 #[derive(Debug)]
-struct Stuck(MemoryStore);
+struct RepeatingStore(MemoryStore);
 
 #[async_trait::async_trait]
-impl KeyExport for Stuck {
+impl KeyExport for RepeatingStore {
     async fn export(
         &self,
         _: Option<&KeyId>,
@@ -250,24 +218,24 @@ impl KeyExport for Stuck {
 }
 
 #[tokio::test]
-async fn an_export_that_gets_nowhere_is_an_error() {
-    let stuck = Stuck(with_keys((0..3).map(key)).await);
-    let error = import(&stuck, &MemoryStore::new()).await.unwrap_err();
+async fn an_export_without_progress_is_an_error() {
+    let repeating = RepeatingStore(with_keys((0..3).map(key)).await);
+    let error = import(&repeating, &MemoryStore::new()).await.unwrap_err();
     assert!(matches!(error, ImportError::Export { after: Some(_), .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn an_export_that_gets_nowhere_ends_the_revoking_after_a_restore_too() {
-    let stuck = Stuck(with_keys((0..3).map(key)).await);
+async fn an_export_without_progress_ends_the_revocation_after_a_restore_too() {
+    let repeating = RepeatingStore(with_keys((0..3).map(key)).await);
     let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
-    let error = keys.revoke_issued_before(&stuck, Timestamp::MIN, "host").await.unwrap_err();
+    let error = keys.revoke_issued_before(&repeating, Timestamp::MIN, "host").await.unwrap_err();
     assert!(matches!(error, ManageError::Unavailable(_)), "{error:?}");
 }
 
 // ---- after a restore ----
 
 #[tokio::test]
-async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_record() {
+async fn every_key_with_a_secret_issued_before_the_instant_is_revoked_and_recorded() {
     let (_folder, store) = file();
     let noon = Timestamp::parse("2027-05-03T12:00:00Z").unwrap();
     let clock = Arc::new(ManualClock::new(noon));
@@ -285,7 +253,7 @@ async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_reco
     let rotated_since = keys.create(&acme, new()).await.unwrap();
     clock.advance(Duration::from_secs(1));
     let instant = clock.now();
-    // Renamed since, which makes its secret no better.
+    // Renamed since; its secret is as old as before.
     let name = KeyName::new("renamed").unwrap();
     keys.update(&acme, &restored[0].key.id, KeyPatch::rename(name)).await.unwrap();
     let rotated_since = keys.rotate(&acme, &rotated_since.key.id).await.unwrap();
@@ -307,10 +275,10 @@ async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_reco
         verify(key).await.unwrap();
     }
     let same = keys.get(acme.org(), &revoked.id).await.unwrap();
-    assert_eq!(same, revoked, "not revoked a second time");
+    assert_eq!(same, revoked, "revoked a second time");
     assert_eq!(keys.revoke_issued_before(&store, instant, "host").await.unwrap(), 0, "again");
 
-    // More than a page of them.
+    // More than one page of them.
     let many = with_keys((0..MANY as u128).map(key)).await;
     let active = all(&many).await.iter().filter(|key| key.status == Status::Active).count();
     let many = Arc::new(many);
@@ -320,12 +288,12 @@ async fn every_key_whose_secret_was_issued_before_the_instant_is_revoked_on_reco
     assert!(all(&*many).await.iter().all(|key| key.status == Status::Revoked));
 }
 
-/// Changes each key after it was handed out.
+/// Changes each key after exporting it.
 #[derive(Debug)]
-struct Lively(Arc<MemoryStore>);
+struct ChangingStore(Arc<MemoryStore>);
 
 #[async_trait::async_trait]
-impl KeyExport for Lively {
+impl KeyExport for ChangingStore {
     async fn export(
         &self,
         after: Option<&KeyId>,
@@ -349,12 +317,12 @@ impl KeyExport for Lively {
 }
 
 #[tokio::test]
-async fn a_key_that_is_changed_meanwhile_is_revoked_if_it_still_has_to_be() {
+async fn a_key_changed_during_the_revocation_is_revoked_if_its_secret_is_still_old() {
     let active = (0..9).map(|n| ApiKey { status: Status::Active, rotated_at: None, ..key(n) });
     let store = Arc::new(with_keys(active).await);
     let keys = KeyManager::builder(store.clone()).build().unwrap();
-    let lively = Lively(store.clone());
-    let revoked = keys.revoke_issued_before(&lively, Timestamp::MAX, "host").await.unwrap();
+    let changing = ChangingStore(store.clone());
+    let revoked = keys.revoke_issued_before(&changing, Timestamp::MAX, "host").await.unwrap();
     assert_eq!(revoked, 3);
     for key in all(&*store).await {
         assert_eq!(key.status == Status::Revoked, key.name.as_str() == "renamed", "{key:?}");
@@ -362,20 +330,17 @@ async fn a_key_that_is_changed_meanwhile_is_revoked_if_it_still_has_to_be() {
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_read_is_no_key_less() {
+async fn an_unreadable_record_does_not_hide_a_key() {
     let (folder, old) = file();
     for n in 0..4 {
         old.insert(&key(n), OrgLimit::NONE).await.unwrap();
     }
-    let raw = rusqlite_file(&folder);
-    raw.execute("UPDATE keys SET status = 'door' WHERE id = ?1", [key(2).id.to_bytes()]).unwrap();
+    let raw = rusqlite::Connection::open(folder.path().join("keygate.db")).unwrap();
+    raw.execute("UPDATE keys SET status = 'unknown' WHERE id = ?1", [key(2).id.to_bytes()])
+        .unwrap();
     let error = import(&old, &MemoryStore::new()).await.unwrap_err();
     assert!(
         matches!(error, ImportError::Export { after: None, source: StoreError::Corrupt(_) }),
         "{error:?}"
     );
-}
-
-fn rusqlite_file(folder: &TempDir) -> rusqlite::Connection {
-    rusqlite::Connection::open(folder.path().join("keygate.db")).unwrap()
 }

@@ -358,7 +358,7 @@ mod tests {
         }
     }
 
-    /// A database, and its watch in the hands of the test.
+    /// A database and its watch, both controlled by the test.
     fn watched(path: &Path) -> (MaxMindCountries, Watch) {
         let countries = MaxMindCountries::open(path).unwrap();
         let stamp = Stamp::of(path);
@@ -366,7 +366,7 @@ mod tests {
         (countries, Watch { database, seen: stamp.clone(), judged: stamp })
     }
 
-    /// What is logged meanwhile.
+    /// The log lines of the test.
     fn logged(work: impl FnOnce()) -> Vec<String> {
         #[derive(Clone, Default)]
         struct Log(Arc<Mutex<Vec<u8>>>);
@@ -389,14 +389,14 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_read_once_it_rests() {
+    fn a_replaced_file_is_read_after_it_stops_changing() {
         let (_folder, path) = folder();
         let (countries, mut watch) = watched(&path);
         let log = logged(|| {
             for _ in 0..3 {
                 watch.look();
             }
-            // It is still being written.
+            // The file is still being written.
             let whole = of("FR");
             for bytes in [0, 10, whole.len() - 5] {
                 fs::write(&path, &whole[..bytes]).unwrap();
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_the_same_size_and_time_is_another_one() {
+    fn a_replacement_with_the_same_size_and_time_is_noticed() {
         let (_folder, path) = folder();
         let (countries, mut watch) = watched(&path);
         let time = fs::metadata(&path).unwrap().modified().unwrap();
@@ -428,19 +428,19 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_or_missing_file_changes_nothing_and_is_said_once() {
+    fn a_broken_or_missing_file_changes_nothing_and_is_logged_once() {
         let (_folder, path) = folder();
         let (countries, mut watch) = watched(&path);
-        let mut look = |change: &dyn Fn(), country: &str, said: &[&str]| {
+        let mut look = |change: &dyn Fn(), country: &str, expected: &[&str]| {
             let log = logged(|| {
                 change();
                 for _ in 0..5 {
                     watch.look();
                 }
             });
-            assert_eq!(log.len(), said.len(), "{log:?}");
-            for (line, said) in log.iter().zip(said) {
-                assert!(line.contains(said), "{line}");
+            assert_eq!(log.len(), expected.len(), "{log:?}");
+            for (line, expected) in log.iter().zip(expected) {
+                assert!(line.contains(expected), "{line}");
             }
             assert_eq!(says(&countries), country);
         };

@@ -232,7 +232,7 @@ mod tests {
         }
 
         #[test]
-        fn a_text_is_the_one_text_of_its_cursor_or_none(text in "[0-9a-f]{48}|[0-9a-fA-F+]{48}|\\PC{0,60}") {
+        fn a_cursor_parses_only_from_its_canonical_text(text in "[0-9a-f]{48}|[0-9a-fA-F+]{48}|\\PC{0,60}") {
             if let Ok(cursor) = text.parse::<AuditCursor>() {
                 prop_assert_eq!(cursor.to_string(), text);
             }

@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_as_they_are_written_and_others_are_unknown() {
+    fn stored_names_round_trip_and_other_names_are_unknown() {
         for outcome in Outcome::ALL {
             assert_eq!(outcome.as_str().parse(), Ok(*outcome));
         }

@@ -58,7 +58,7 @@ pub mod restore_sqlite {}
 #[cfg(test)]
 mod tests {
     #[test]
-    fn readme_blocks_with_attributes_stand_in_a_page_that_compiles() {
+    fn readme_blocks_with_attributes_are_in_a_page_that_compiles() {
         let pages = [include_str!("service.md"), include_str!("recipes.md")];
         let blocks: Vec<_> = include_str!("../../README.md")
             .split("```rust,")

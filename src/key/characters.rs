@@ -171,7 +171,7 @@ mod tests {
     ];
 
     #[test]
-    fn case_54_no_default_ignorable_character_stands_by_itself() {
+    fn case_54_a_default_ignorable_character_alone_is_refused() {
         for c in DEFAULT_IGNORABLE.iter().flat_map(|(first, last)| *first..=*last) {
             let c = char::from_u32(c).unwrap();
             let refused = Err(Flaw::Hidden(c));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn case_54_a_selector_or_joiner_is_taken_once_and_in_its_place() {
+    fn case_54_a_selector_or_joiner_is_accepted_once_and_only_in_its_place() {
         for good in
             ["❤\u{fe0f}", "葛\u{e0100}城", "1\u{fe0f}\u{20e3}", "🏳\u{fe0f}\u{200d}🌈", "ᠠ\u{180b}"]
         {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn case_54_tags_make_a_flag_or_are_refused() {
+    fn case_54_tags_form_a_flag_or_are_refused() {
         let tags = |text: &str| -> String {
             text.chars().map(|c| char::from_u32(0xE0000 + u32::from(c)).unwrap()).collect()
         };
@@ -232,7 +232,7 @@ mod tests {
         for real in [
             "Vie\u{302}\u{323}t",            // Vietnamese, decomposed
             "ที่นี่ น้ำ กุญแจ",                    // Thai
-            "ཧྐྵྨླྺྼྻྂ",                             // Tibetan, the tallest that is written
+            "ཧྐྵྨླྺྼྻྂ",                             // Tibetan, the tallest stack in use
             "လျှို့ဝှက်",                          // Burmese
             "क्ष्म्य़ॄँ",                          // Devanagari
             "בְּרֵאשִׁ֖ית",                        // Hebrew with cantillation

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_in_any_one_bit_is_a_difference() {
+    fn a_difference_in_any_bit_is_detected() {
         let digest = KeyDigest::of("key");
         for bit in 0..256 {
             let mut bytes = *digest.as_bytes();
@@ -168,19 +168,20 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_are_counted_are_spread() {
+    fn sequential_ids_are_spread_over_the_table() {
         let places = |id: fn(u128) -> u128| {
             let hashes = (0..10_000_u128).map(|n| {
                 BuildUniformHasher::default().hash_one(KeyId::from_bytes(id(n).to_be_bytes()))
             });
-            // A table takes a place by the lowest bits and tells those there by the highest.
+            // A hash table picks the slot by the lowest bits and compares entries by the
+            // highest.
             let [low, high] = [0, 57].map(|shift| {
                 hashes.clone().map(|hash| hash >> shift & 0x3fff).collect::<HashSet<_>>().len()
             });
             (low, high)
         };
-        // Of 16,384 places, 10,000 random ids take 7,500; with a third of that, a place
-        // has four of them, where all could have one.
+        // 10,000 random ids use about 7,500 of 16,384 slots. At a third of that, a used slot
+        // holds four ids on average.
         for id in [|n| n, |n| n << 48, |n| n << 64, |n| n << 114, |n| n << 64 | n] {
             let (low, high) = places(id);
             assert!(low > 2_500 && high == 128, "{low} places, {high} marks");
@@ -189,7 +190,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equality_is_that_of_the_bytes(a: [u8; 32], b: [u8; 32]) {
+        fn digests_are_equal_when_their_bytes_are(a: [u8; 32], b: [u8; 32]) {
             prop_assert_eq!(KeyDigest(a) == KeyDigest(b), a == b);
             prop_assert_eq!(KeyDigest(a), KeyDigest(a));
         }

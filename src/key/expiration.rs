@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_time_is_not_passed() {
+    fn expirations_do_not_exceed_the_maximum_time() {
         assert_eq!(add_months(Timestamp::MAX, 12), Timestamp::MAX);
         assert_eq!(Expiration::OneDay.after(Timestamp::MAX), Some(Timestamp::MAX));
     }

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_follow_the_rule() {
+    fn only_valid_prefixes_are_accepted() {
         for good in ["a_", "vsp_sk_", "a1_", "abcdefghijklmnopqrstuvw_"] {
             assert!(KeyFormat::new(good).is_ok(), "{good}");
         }
@@ -313,7 +313,7 @@ mod tests {
         }
 
         #[test]
-        fn case_06_any_change_to_a_key_is_noticed(at in 0usize..55, with in any::<u8>(), cut in 0usize..55) {
+        fn case_06_any_change_to_a_key_is_detected(at in 0usize..55, with in any::<u8>(), cut in 0usize..55) {
             let (format, key) = key("vsp_sk_");
             let mut bytes = key.expose_secret().as_bytes().to_vec();
             prop_assert_eq!(format.digest(&bytes[..cut]), Err(MalformedKey));

@@ -78,7 +78,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn it_is_visible_ascii_of_bounded_length() {
+    fn an_idempotency_key_is_visible_ascii_of_bounded_length() {
         for good in ["a", "\"quoted\"", "~", &"x".repeat(255)] {
             assert!(IdempotencyKey::new(good).is_ok(), "{good}");
         }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_of_one_text_one_organisation_and_one_number() {
+    fn ids_depend_on_the_text_the_organisation_and_the_number() {
         let (a, b) = (OrgId::new("a").unwrap(), OrgId::new("b").unwrap());
         let (x, y) = (IdempotencyKey::new("x").unwrap(), IdempotencyKey::new("y").unwrap());
         let ids = |once: &IdempotencyKey, org| once.ids(org).take(50).collect::<Vec<_>>();

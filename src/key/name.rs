@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn case_23_characters_that_deceive_are_refused() {
+    fn case_23_deceptive_characters_are_refused() {
         for c in [
             '\0',
             '\n',
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn case_54_a_name_holds_no_whole_key() {
+    fn case_54_a_name_with_a_whole_key_is_refused() {
         for prefix in ["vsp_sk_", "acme_", "a_", "a_prefix_of_24_letters1_"] {
             let key = KeyFormat::new(prefix).unwrap().generate(&mut SysRng).unwrap();
             let key = key.expose_secret();
@@ -200,7 +200,7 @@ mod tests {
                 assert_eq!(error, KeyNameError::HoldsKey, "{prefix}");
                 assert!(!format!("{error} {error:?}").contains(&key[9..20]));
             }
-            // A part of one, or one that is misspelt, tells nobody the key.
+            // A part of a key, or a misspelt key, does not reveal the key.
             KeyName::new(&key[..key.len() - 1]).unwrap();
             KeyName::new(key.to_lowercase()).unwrap();
         }
@@ -235,7 +235,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_that_was_taken_is_taken_again_unchanged(text in "\\PC{0,120}|[\\s\\S]{0,8}") {
+        fn an_accepted_name_is_accepted_again_unchanged(text in "\\PC{0,120}|[\\s\\S]{0,8}") {
             if let Ok(name) = KeyName::new(&text) {
                 prop_assert_eq!(name.as_str(), text.trim());
                 prop_assert_eq!(KeyName::restore(name.as_str()), Ok(name.clone()));

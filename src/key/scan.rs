@@ -123,7 +123,7 @@ mod tests {
     use getrandom::SysRng;
     use proptest::prelude::*;
 
-    /// The same, by the letter: at each place, a prefix or a whole secret.
+    /// A naive version: checks every position for a prefix or a whole secret.
     fn occurs(format: &KeyFormat, text: &[u8]) -> bool {
         let prefix = format.prefix().as_bytes();
         (0..text.len()).any(|start| {
@@ -135,7 +135,7 @@ mod tests {
         })
     }
 
-    /// Texts with keys, secrets and parts of both in them.
+    /// Texts that contain keys, secrets and parts of both.
     fn texts() -> impl Strategy<Value = (KeyFormat, Vec<u8>)> {
         let part = prop_oneof![
             "[0-9A-Za-z]{0,60}",
@@ -164,14 +164,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_pass_finds_what_looking_at_each_place_finds((format, text) in texts()) {
+        fn one_pass_finds_the_same_as_a_check_of_every_position((format, text) in texts()) {
             let (found, steps) = steps::of(|| format.occurs_in(&text));
             prop_assert_eq!(found, occurs(&format, &text), "{}", String::from_utf8_lossy(&text));
             prop_assert!(steps <= text.len());
         }
 
         #[test]
-        fn a_secret_is_found_wherever_it_stands(before in "[0-9A-Za-z]{0,99}", after in "[0-9A-Za-z]{0,99}") {
+        fn a_secret_is_found_at_any_position(before in "[0-9A-Za-z]{0,99}", after in "[0-9A-Za-z]{0,99}") {
             let format = KeyFormat::default();
             let key = format.generate(&mut SysRng).unwrap();
             let text = format!("{before}{}{after}", &key.expose_secret()[7..]);

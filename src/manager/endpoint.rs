@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn case_39_a_key_in_the_path_is_blotted_out() {
+    fn case_39_a_key_in_the_path_is_redacted() {
         let key = format!("vsp_sk_{}", "a1".repeat(24));
         assert_eq!(shown(&format!("/v1/{key}/x/{key}")), "/v1/[REDACTED]/x/[REDACTED]");
         let encoded: String = key.bytes().map(|b| format!("%{b:02x}")).collect();
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn case_41_what_is_not_visible_is_percent_encoded() {
+    fn case_41_invisible_characters_are_percent_encoded() {
         assert_eq!(shown("/a\u{9b}31m/\u{202e}é b"), "/a%C2%9B31m/%E2%80%AE%C3%A9%20b");
         assert_eq!(shown("/%0d%0a/%3Cimg%3E"), "/%0d%0a/%3Cimg%3E");
     }
@@ -180,7 +180,7 @@ mod tests {
         }
     }
 
-    /// `text` with each byte of it escaped, so many times over.
+    /// `text` with each byte percent-encoded `times` times.
     fn escaped(text: &str, times: usize) -> String {
         (0..times)
             .fold(text.to_owned(), |text, _| text.bytes().map(|b| format!("%{b:02x}")).collect())
@@ -207,13 +207,13 @@ mod tests {
             let long = text.repeat(60_000 / text.len());
             let (shown, steps) = steps::of(|| endpoint(long.as_str().into(), &format));
             assert!(shown.len() <= SHOWN);
-            // Once as it is, and once for each of three times that it is decoded.
+            // Once unchanged, and once for each of the three times that it is decoded.
             assert!(steps <= SEEN * 4, "{text}: {steps}");
             let (method, steps) = steps::of(|| method(long.clone().into(), &format));
             assert!(method.len() <= LONGEST_METHOD);
             assert!(steps <= SEEN * 4, "{text}: {steps}");
         }
-        // A single escape has all of it scanned a second time, and no third.
+        // A single escape makes all of it scanned a second time, but not a third.
         let once = format!("/{}%30", "0".repeat(60_000));
         let once = [&once[once.len() - SEEN + 9..], &once[..9]].concat();
         let (_, steps) = steps::of(|| endpoint(once.into(), &format));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn case_47_what_is_behind_the_part_that_is_seen_changes_nothing() {
+    fn case_47_text_after_the_scanned_part_changes_nothing() {
         for text in ["a", "é", "/", "%2561", "/vsp_sk_"] {
             let long = text.repeat(60_000 / text.len());
             assert_eq!(shown(&long), shown(cut(&long, SEEN)), "{text}");
@@ -230,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn case_47_no_part_of_a_key_at_the_cut_is_shown(
+        fn case_47_a_key_at_the_cut_is_not_shown_in_part(
             prefix in "[a-z][a-z0-9_]{0,22}_",
             start in SHOWN - 2_000..SHOWN + 10,
             times in 0usize..=3,
@@ -250,7 +250,7 @@ mod tests {
         }
 
         #[test]
-        fn a_path_that_is_just_not_too_long_is_shown_whole(
+        fn a_path_of_the_maximum_length_is_shown_whole(
             short in "(/[!-.0-~&&[^%]]{0,20}){0,9}", missing in 0usize..5, end in "[/a]{0,3}",
         ) {
             let fill = SHOWN.saturating_sub(short.len() + missing + end.len());
@@ -259,7 +259,7 @@ mod tests {
         }
 
         #[test]
-        fn a_short_visible_path_without_a_key_is_shown_as_it_is(path in "(/[!-.0-~]{0,20}){1,20}") {
+        fn a_short_visible_path_without_a_key_is_unchanged(path in "(/[!-.0-~]{0,20}){1,20}") {
             prop_assert_eq!(shown(&path), path);
         }
     }

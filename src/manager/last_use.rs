@@ -309,7 +309,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::future::ready;
 
-    /// Keeps the latest use of every key; the listed calls fail.
+    /// Keeps the latest use of every key. The listed calls fail.
     #[derive(Debug, Default)]
     struct Latest {
         none: MemoryStore,
@@ -360,7 +360,7 @@ mod tests {
         }
     }
 
-    /// Every sleep is over at once.
+    /// A runtime whose sleeps end at once.
     #[derive(Debug)]
     struct NoTime;
 
@@ -394,7 +394,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_latest_use_of_each_key_is_what_counts_whoever_noted_it(
+        fn the_latest_use_of_each_key_is_kept_whichever_thread_noted_it(
             uses in proptest::collection::vec((0usize..SHARDS, 0u16..5, 0u32..9), 0..40),
             unwritten in proptest::collection::btree_map(0u16..5, 0u32..9, 0..5),
         ) {
@@ -404,7 +404,7 @@ mod tests {
                 shared.note(shard, id(key), at(time));
                 latest.entry(id(key)).and_modify(|t| *t = at(time).max(*t)).or_insert(at(time));
             }
-            // What a failed write left may be older by now.
+            // The uses left by a failed write may be older than the new ones.
             let unwritten = unwritten.iter().map(|(key, time)| KeyUse { id: id(*key), at: at(*time) });
             let unwritten: Vec<_> = unwritten.collect();
             for KeyUse { id, at } in unwritten.iter().copied() {
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn case_56_a_use_of_a_wrong_clock_gives_way_to_one_of_the_right_clock() {
+    fn case_56_a_use_from_a_wrong_clock_is_replaced_by_one_from_the_right_clock() {
         let day = 86_400_000_000;
         let at = |micros| Timestamp::from_unix_micros(micros).unwrap();
         let key_use = |micros| KeyUse { id: id(1), at: at(micros) };
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_uses_are_written_in_batches_and_a_failed_one_alone_is_kept() {
+    async fn many_uses_are_written_in_batches_and_only_a_failed_batch_is_kept() {
         let store = Arc::new(Latest { failing: vec![2], ..Latest::default() });
         let shared = Arc::new(Shared::default());
         let uses: Vec<_> = (0..2_500).map(|n| KeyUse { id: id(n), at: at(1) }).collect();
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_noted_and_never_written_is_counted_at_the_end() {
+    async fn uses_that_were_never_written_are_counted_at_the_end() {
         let uses = LastUses { shared: Arc::default(), runtime: Arc::new(NoTime) };
         uses.record(id(1), at(1));
         uses.record(id(1), at(2));
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn a_use_that_is_noted_while_others_are_written_is_written_too() {
+    async fn a_use_noted_during_a_write_is_written_too() {
         let store = Arc::new(Latest { failing: vec![3, 4, 9], ..Latest::default() });
         let shared = Arc::new(Shared::default());
         let uses = Arc::new(LastUses { shared: Arc::clone(&shared), runtime: Arc::new(NoTime) });
@@ -485,7 +485,7 @@ mod tests {
         for user in users {
             user.await.unwrap();
         }
-        // Every last use arrives by itself, before anything is closed.
+        // The last uses are written without a shutdown.
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         let expected: HashMap<_, _> =
             (0..4).map(|user| (id(user), at(1_999))).chain([(id(99), at(7_999))]).collect();

@@ -62,11 +62,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_changed_by_one_at_a_time_and_forgotten_afterwards() {
+    fn changes_of_a_key_take_turns_and_the_key_is_forgotten_afterwards() {
         let turns = Arc::new(Turns::default());
         let (org, other) = (OrgId::new("acme").unwrap(), OrgId::new("globex").unwrap());
         let id = KeyId::from_bytes([1; 16]);
-        let Poll::Ready(first) = poll(pin!(turns.take(&org, &id))) else { panic!("it is free") };
+        let Poll::Ready(first) = poll(pin!(turns.take(&org, &id))) else {
+            panic!("the key is free")
+        };
         assert!(poll(pin!(turns.take(&other, &id))).is_ready(), "another organisation's");
         let mut second = Box::pin(turns.take(&org, &id));
         assert!(poll(second.as_mut()).is_pending());
@@ -74,7 +76,9 @@ mod tests {
         assert!(poll(given_up.as_mut()).is_pending());
         drop(given_up);
         drop(first);
-        let Poll::Ready(second) = poll(second.as_mut()) else { panic!("its turn has come") };
+        let Poll::Ready(second) = poll(second.as_mut()) else {
+            panic!("the second caller is next")
+        };
         assert_eq!(turns.lock().len(), 1);
         drop(second);
         assert!(turns.lock().is_empty());

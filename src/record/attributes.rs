@@ -206,7 +206,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn members_of_another_version_survive_an_edit() {
+    fn attributes_of_another_version_survive_an_edit() {
         let stored = r#"{"created_by":"ada","later":{"a":[1,null,"x"]},"metadata":{"plan":"pro"}}"#;
         let mut attributes: Attributes = stored.parse().unwrap();
         attributes.created_by = Some("bob".into());

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_range_is_that_of_rfc_3339() {
+    fn timestamps_have_the_range_of_rfc_3339() {
         assert_eq!(Timestamp::MIN.to_string(), "0001-01-01T00:00:00Z");
         assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59.999999Z");
         assert_eq!(Timestamp::from_unix_micros(Timestamp::MAX.0 + 1), None);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn system_times_before_and_after_1970_are_cut_towards_the_past() {
+    fn system_times_before_and_after_1970_are_rounded_down() {
         let after = UNIX_EPOCH + Duration::from_nanos(1_999);
         assert_eq!(Timestamp::from(after).unix_micros(), 1);
         let before = UNIX_EPOCH - Duration::from_nanos(1_999);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_round_trip_and_offsets_become_utc() {
+    fn timestamps_round_trip_and_offsets_become_utc() {
         let t = Timestamp::parse("2026-03-01T01:30:00.1234567+01:30").map(|t| t.to_string());
         assert_eq!(t.as_deref(), Some("2026-03-01T00:00:00.123456Z"));
         for other in ["2026-03-01", "", "2026-03-01T00:00:00", "0000-12-31T23:59:59Z"] {

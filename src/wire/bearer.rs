@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn case_03_two_lines_are_ambiguous_whatever_they_say() {
+    fn case_03_two_authorization_lines_are_ambiguous_whatever_their_content() {
         for lines in
             [["Bearer a", "Bearer a"], ["Bearer a", "Basic b"], ["Basic b", "Bearer a"], ["", ""]]
         {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn case_05_what_is_no_credential_is_told_from_one_that_is_malformed() {
+    fn case_05_a_missing_credential_is_distinguished_from_a_malformed_one() {
         for line in ["", " ", "Basic YTpi", "Bearerk", "k", "bear er k"] {
             assert_eq!(
                 presented(&of(&[line.as_bytes()]), None, None),
@@ -195,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_credential_comes_out_as_it_went_in(key in "[!-+\\--~]{1,256}", spaces in 1usize..9) {
+        fn a_credential_is_extracted_unchanged(key in "[!-+\\--~]{1,256}", spaces in 1usize..9) {
             let headers = of(&[format!("Bearer{}{key}", " ".repeat(spaces)).as_bytes()]);
             prop_assert_eq!(presented(&headers, None, None), Presented::Bearer(key.as_bytes()));
         }

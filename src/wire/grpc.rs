@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_media_type_tells_a_call() {
+    fn a_grpc_call_is_recognised_by_its_media_type() {
         for media_type in
             ["application/grpc", "Application/gRPC+proto", "application/grpc-web+proto"]
         {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn case_53_a_refusal_has_the_code_that_its_status_stands_for() {
+    fn case_53_a_refusal_has_the_grpc_code_of_its_http_status() {
         for (status, code) in [(400, "16"), (401, "16"), (403, "7"), (429, "8"), (503, "14")] {
             let response =
                 refusal(StatusCode::from_u16(status).unwrap(), HeaderValue::from_static("no"));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_amounts_to_what_its_grpc_status_says() {
+    fn an_answer_has_the_http_status_of_its_grpc_status() {
         let answer = |media_type, code: &'static str| {
             let mut response = Response::new(());
             *response.headers_mut() = of(media_type);

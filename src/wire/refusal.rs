@@ -356,7 +356,7 @@ mod tests {
 
     #[cfg(feature = "admin")]
     #[test]
-    fn bodies_are_json_and_say_the_status_of_the_answer() {
+    fn bodies_are_json_with_the_status_of_the_answer() {
         use Refusal::*;
         let scope =
             |name: Option<&str>| MissingScope::named(name.map(|name| name.parse().unwrap()));

@@ -58,7 +58,7 @@ fn endpoints(page: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_record_says_what_was_asked_and_how_it_ended() {
+async fn a_record_has_the_request_and_its_outcome() {
     let logged = Logged::new().await;
     logged.use_key("/v1/a", Some("192.0.2.1")).await;
     logged.use_key("/v1/b", None).await;
@@ -98,7 +98,7 @@ async fn a_request_without_an_answer_has_no_status() {
 }
 
 #[tokio::test]
-async fn pages_lead_to_their_neighbours() {
+async fn pages_link_to_the_next_and_previous_page() {
     let logged = Logged::new().await;
     for i in 0..30 {
         logged.use_key(&format!("/{i}"), None).await;
@@ -130,7 +130,11 @@ async fn case_56_a_record_from_the_future_hides_no_other_and_can_be_purged() {
     for i in 5..12 {
         logged.use_key(&format!("/{i}"), None).await;
         let newest = logged.page("limit=3").await;
-        assert_eq!(endpoints(&newest)[..2], ["/future", &format!("/{i}")], "a new one shows");
+        assert_eq!(
+            endpoints(&newest)[..2],
+            ["/future", &format!("/{i}")],
+            "the new record is listed"
+        );
         assert_eq!(newest["newer"], Value::Null);
     }
     let all: Vec<String> =
@@ -142,26 +146,30 @@ async fn case_56_a_record_from_the_future_hides_no_other_and_can_be_purged() {
         page = logged.page(&format!("limit=3&before={older}")).await;
         back = format!("{back} {}", endpoints(&page).join(" "));
     }
-    assert_eq!(back, all.join(" "), "older pages meet every record once");
+    assert_eq!(back, all.join(" "), "older pages hold every record once");
 
     let mut forward = endpoints(&page).join(" ");
     while let Some(newer) = page["newer"].as_str() {
         page = logged.page(&format!("limit=3&after={newer}")).await;
         forward = format!("{} {forward}", endpoints(&page).join(" "));
     }
-    assert_eq!(forward.trim(), all.join(" "), "and so do newer ones");
+    assert_eq!(forward.trim(), all.join(" "), "so do newer pages");
 
     let purged = |instant: &str| logged.api.log.purge_before(Timestamp::parse(instant).unwrap());
-    assert_eq!(purged("2026-01-31T12:01:00Z").await.unwrap(), 5 + 1, "and that of the creation");
+    assert_eq!(
+        purged("2026-01-31T12:01:00Z").await.unwrap(),
+        5 + 1,
+        "and the record of the creation"
+    );
     let left = logged.page("").await;
-    assert_eq!(endpoints(&left), &all[..8], "the others stay");
+    assert_eq!(endpoints(&left), &all[..8], "the others are kept");
     assert_eq!(purged("2099-01-02T00:00:00Z").await.unwrap(), 8);
     logged.use_key("/after", None).await;
     assert_eq!(endpoints(&logged.page("").await), ["/after"]);
 }
 
 #[tokio::test]
-async fn the_log_of_a_key_is_its_requests_only() {
+async fn the_log_of_a_key_holds_only_its_requests() {
     let logged = Logged::new().await;
     logged.use_key("/mine", None).await;
     let other = logged.api.create("other").await;
@@ -172,7 +180,7 @@ async fn the_log_of_a_key_is_its_requests_only() {
 }
 
 #[tokio::test]
-async fn without_a_log_to_read_there_is_none() {
+async fn without_a_readable_log_the_route_is_404() {
     let write_only = Arc::new(MemoryAuditLog::new());
     let keys = KeyManager::builder(MemoryStore::new()).audit_sink(write_only).build().unwrap();
     let key = keys.create(&actor("acme"), NewKey::named("k").unwrap()).await.unwrap().key;

@@ -1,4 +1,4 @@
-//! Fields of a body: what does not fit is 422, and is named.
+//! Body fields: an invalid field gets 422 and is named.
 
 use axum::http::Method;
 use getrandom::SysRng;
@@ -13,7 +13,7 @@ async fn create(api: &Api, body: Value) -> Reply {
 }
 
 #[tokio::test]
-async fn case_22_what_the_server_decides_is_no_field() {
+async fn case_22_fields_that_the_server_sets_are_refused() {
     let api = Api::new();
     for field in ["status", "digest", "id", "created_at", "org", "revision", "Name", "secret"] {
         let mut body = json!({"name": "k", "expiration": "never"});
@@ -31,7 +31,7 @@ async fn case_22_what_the_server_decides_is_no_field() {
 }
 
 #[tokio::test]
-async fn case_23_names_that_deceive_are_refused() {
+async fn case_23_deceptive_names_are_refused() {
     let api = Api::new();
     let path = api.create_path("k").await;
     for name in
@@ -44,7 +44,7 @@ async fn case_23_names_that_deceive_are_refused() {
 }
 
 #[tokio::test]
-async fn case_54_names_that_hide_something_are_refused_and_not_repeated() {
+async fn case_54_names_with_hidden_content_are_refused_and_not_repeated() {
     let api = Api::with(|builder| builder.format(KeyFormat::new("acme_").unwrap()));
     let path = api.create_path("k").await;
     api.clock.advance(1);
@@ -59,7 +59,7 @@ async fn case_54_names_that_hide_something_are_refused_and_not_repeated() {
         (format!("Z{}", "\u{301}".repeat(40)), "\u{301}"),
         (ours.clone(), &ours[5..20]),
         (format!("CI {theirs}"), &theirs[7..20]),
-        // Misspelt or cut off, it is still most of a key.
+        // A misspelt or truncated key is still most of a key.
         (format!("CI {}", &ours[..40]), &ours[5..20]),
         (ours[5..].to_owned(), &ours[5..20]),
     ] {
@@ -74,7 +74,7 @@ async fn case_54_names_that_hide_something_are_refused_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn case_23_names_in_any_script_come_back_as_they_were() {
+async fn case_23_names_in_any_script_are_returned_unchanged() {
     let api = Api::new();
     let longest = "é".repeat(100);
     for name in ["Ключ 密钥 مفتاح", "👩‍💻 🏴󠁧󠁢󠁥󠁮󠁧󠁿", "<img src=x onerror=alert(1)>", "\"\\'", &longest]
@@ -89,7 +89,7 @@ async fn case_23_names_in_any_script_come_back_as_they_were() {
 }
 
 #[tokio::test]
-async fn case_24_what_does_not_fit_is_422_naming_the_field() {
+async fn case_24_an_invalid_field_is_422_and_is_named() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let body = |field: &str, value: Value| {
@@ -180,7 +180,7 @@ async fn case_16_every_bad_entry_is_named() {
 }
 
 #[tokio::test]
-async fn all_problems_are_named_at_once() {
+async fn all_problems_are_reported_at_once() {
     let api = Api::new();
     let body = r#"{"name":"","expiration":"soon","ip_allowlist":["x","10.0.0.1",7,"y"],"a":1,"a":2,"b":{}}"#;
     let reply = api.send(with_json(request(Method::POST, "/keys"), body)).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::admin_support::{Api, request, with_json};
 
 #[tokio::test]
-async fn the_limits_of_the_manager_hold() {
+async fn the_limits_of_the_manager_apply() {
     let limits = Limits::default().max_keys(2).max_ips_per_key(1);
     let api = Api::with(|builder| builder.limits(limits));
     let two = json!(["192.0.2.1", "192.0.2.2"]);
@@ -42,12 +42,12 @@ async fn a_store_that_is_down_is_503_on_every_route() {
         let reply = api.send(request).await;
         assert_eq!((reply.status.as_u16(), reply.code().as_str()), (503, "unavailable"));
         assert_eq!(reply.header("retry-after"), "1");
-        assert!(!reply.text().contains("fire"), "the cause is for the operator");
+        assert!(!reply.text().contains("fire"), "the cause is shown to the operator only");
     }
 }
 
 #[tokio::test]
-async fn a_change_that_others_always_overtake_is_409() {
+async fn a_change_that_always_conflicts_is_409() {
     let api = Api::new();
     let path = api.create_path("k").await;
     api.conflict();

@@ -1,4 +1,4 @@
-//! Who may ask at all: actors only, and no page of another site.
+//! Access to the API: requests without an actor and cross-site requests are refused.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ async fn case_21_every_route_is_401_without_an_actor() {
     for template in known.chain(unknown) {
         for id in [key.as_str(), NO_KEY, "x"] {
             for method in METHODS.iter().chain([&custom]) {
-                // What else is wrong is not looked at.
+                // Other errors in the request are not looked at.
                 for request in [
                     request(method.clone(), &path(template, id)),
                     request(method.clone(), &format!("{}?x=%ff", path(template, id))),
@@ -111,7 +111,7 @@ async fn unknown_paths_are_404_and_wrong_methods_405() {
     for unknown in ["/", "/x", "/keys/", "/Keys", "/keys/a/b", "/keys//audit", "/keys/%ff"] {
         for method in [Method::GET, Method::POST, Method::DELETE] {
             let reply = api.send(request(method, unknown)).await;
-            // A path with the shape of a key's has methods.
+            // A path shaped like the path of a key has methods.
             assert!(matches!(reply.status.as_u16(), 404 | 405), "{unknown}");
         }
         assert_eq!(api.get(unknown).await.code(), "not_found", "{unknown}");
@@ -122,8 +122,8 @@ async fn unknown_paths_are_404_and_wrong_methods_405() {
     assert_eq!(api.send(anywhere).await.code(), "not_found");
 }
 
-/// A request with these headers and nothing else wrong with it, by every unsafe
-/// method that has a route.
+/// Sends a request with these headers and no other error, with every unsafe method that has a
+/// route.
 async fn refused(headers: &[(&'static str, &str)]) -> bool {
     let api = Api::new();
     let path = api.create_path("k").await;
@@ -140,7 +140,7 @@ async fn refused(headers: &[(&'static str, &str)]) -> bool {
     }
     let list = api.get("/keys").await.json()["keys"].clone();
     let refused = codes.contains("cross_site");
-    assert_eq!(codes.len(), 1, "the same for every route: {codes:?}");
+    assert_eq!(codes.len(), 1, "every route gives the same code: {codes:?}");
     assert_eq!(refused, list[0]["name"] == "k" && list.as_array().unwrap().len() == 1);
     refused
 }
@@ -185,7 +185,7 @@ async fn case_25_changes_for_another_site_are_refused() {
 }
 
 #[tokio::test]
-async fn case_25_reading_is_not_a_change_and_refusal_comes_before_routing() {
+async fn case_25_reads_are_allowed_and_changes_are_refused_before_routing() {
     let api = Api::new();
     for method in METHODS {
         let safe = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(&method);
@@ -198,7 +198,7 @@ async fn case_25_reading_is_not_a_change_and_refusal_comes_before_routing() {
 }
 
 #[tokio::test]
-async fn case_25_http_2_names_the_host_in_the_uri() {
+async fn case_25_over_http_2_the_host_is_taken_from_the_uri() {
     let api = Api::new();
     let body = json!({"name": "x", "expiration": "never"});
     for (origin, status) in [("https://example.com", 201), ("https://evil.example", 403)] {
@@ -208,7 +208,7 @@ async fn case_25_http_2_names_the_host_in_the_uri() {
     let request = with_json(request(Method::POST, "https://evil.example/keys"), body);
     let request = with_header(request, HOST, "example.com");
     let reply = api.send(with_header(request, ORIGIN, "https://evil.example")).await;
-    assert_eq!(reply.status, 403, "the host that is named in a header counts first");
+    assert_eq!(reply.status, 403, "the Host header takes precedence");
 }
 
 #[tokio::test]
@@ -236,7 +236,7 @@ async fn an_answer_before_the_body_is_read_closes_the_connection_of_http_1() {
         let reply = send(&api.router, request(method.clone(), &uri)).await;
         assert_eq!(reply.headers.get(CONNECTION), None, "{uri}: no body");
     }
-    // Whether it is refused or not: what counts is whether the body was read.
+    // Whether it is refused does not matter here: only whether the body was read.
     for (method, uri, status, connection) in [
         (Method::GET, "/keys", 200, "close"),
         (Method::PUT, "/keys", 405, "close"),
@@ -255,7 +255,7 @@ async fn an_answer_before_the_body_is_read_closes_the_connection_of_http_1() {
     }
 }
 
-/// A name of somebody else's that leads to this service, with the `Origin` of its page.
+/// A foreign host name that resolves to this service, with the `Origin` of its page.
 #[tokio::test]
 async fn case_57_a_host_that_is_not_listed_is_refused_for_every_method() {
     let api = Api::new();
@@ -285,7 +285,7 @@ async fn case_57_a_host_that_is_not_listed_is_refused_for_every_method() {
             let reply = ask(&listed, hosts, Method::GET, uri).await;
             assert_eq!(reply.code() != "cross_site", is_ours, "{hosts:?} {uri}");
             assert_eq!(reply.status != 403, is_ours, "{hosts:?} {uri}");
-            assert_ne!(ask(&api, hosts, Method::GET, uri).await.status, 403, "none are listed");
+            assert_ne!(ask(&api, hosts, Method::GET, uri).await.status, 403, "no hosts are listed");
         }
     }
     let gone = format!("{path}?confirm_name=k");
@@ -293,7 +293,7 @@ async fn case_57_a_host_that_is_not_listed_is_refused_for_every_method() {
     assert_eq!((reply.code().as_str(), api.get(&path).await.status.as_u16()), ("cross_site", 200));
     assert_eq!(ask(&listed, &["example.com"], Method::DELETE, &gone).await.status, 204);
 
-    // HTTP/2 names the host in the URI.
+    // In HTTP/2 the URI contains the host.
     for (uri, status) in [("https://example.com/keys", 200), ("https://evil.example/keys", 403)] {
         assert_eq!(listed.get(uri).await.status, status);
     }

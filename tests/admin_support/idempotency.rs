@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: a creation that is sent again makes no second key.
+//! `Idempotency-Key`: a repeated creation makes no second key.
 
 use axum::http::Method;
 use keygate::Limits;
@@ -28,13 +28,13 @@ async fn a_second_creation_with_the_header_is_409_and_names_the_key_that_was_mad
     }
     assert_eq!(create(&api.of("other"), &["x"]).await.status, 201);
     assert_eq!(create(&api, &["\"x\""]).await.status, 201, "quotes are part of it");
-    // The limit is reached: the answer is still the one that helps.
+    // The limit is reached, but the answer still names the existing key.
     let again = create(&api, &["x"]).await;
     assert_eq!((again.code().as_str(), again.header("location")), ("already_created", &*path));
     assert_eq!(create(&api, &["y"]).await.code(), "key_limit_reached");
 
     assert_eq!(api.delete(&format!("{path}?confirm_name=k")).await.status, 204);
-    assert_eq!(create(&api, &["x"]).await.status, 201, "a deleted key may be made again");
+    assert_eq!(create(&api, &["x"]).await.status, 201, "a deleted key can be created again");
     assert_eq!(api.delete(&format!("{path}?confirm_name=k")).await.status, 204);
     api.create("k").await;
     api.clock.advance(24 * 60 * 60);

@@ -1,4 +1,4 @@
-//! Organisations do not see each other.
+//! Organisations cannot see each other's keys.
 
 use axum::http::Method;
 use keygate::{KeyStore, OrgId};
@@ -44,7 +44,7 @@ async fn case_19_another_organisations_key_does_not_exist() {
         assert_eq!((reply.headers, reply.body), (absent.headers, absent.body));
     }
     assert_eq!(stored().await, before);
-    assert_eq!(api.log.len(), records, "what did not happen is not in the log");
+    assert_eq!(api.log.len(), records, "a refused change is not in the log");
     assert!(api.verifies(issued["secret"].as_str().unwrap()).await);
     assert_eq!(theirs.get("/keys").await.json()["keys"], json!([]));
 }
@@ -62,7 +62,7 @@ async fn case_20_no_organisation_is_a_wildcard() {
 }
 
 #[tokio::test]
-async fn what_is_no_id_is_the_id_of_no_key() {
+async fn an_invalid_id_is_not_found() {
     let api = Api::new();
     let issued = api.create("k").await;
     let id = issued["key"]["id"].as_str().unwrap();

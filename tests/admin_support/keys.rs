@@ -1,4 +1,4 @@
-//! Keys made, read, edited, rotated and deleted.
+//! Creating, reading, editing, rotating and deleting keys.
 
 use axum::Router;
 use axum::http::Method;
@@ -57,7 +57,7 @@ async fn create_answers_with_the_key_and_its_secret() {
 }
 
 #[tokio::test]
-async fn every_expiration_and_an_absent_allowlist_are_taken() {
+async fn every_expiration_and_a_missing_allowlist_are_accepted() {
     let api = Api::new();
     for (expiration, expires_at) in [
         ("1_day", json!("2026-02-01T12:00:00Z")),
@@ -74,7 +74,7 @@ async fn every_expiration_and_an_absent_allowlist_are_taken() {
 }
 
 #[tokio::test]
-async fn location_is_the_path_that_the_client_sees() {
+async fn location_is_the_path_that_the_client_used() {
     let api = Api::new();
     let nested: Router = Router::new().nest(
         "/{tenant}",
@@ -94,7 +94,7 @@ async fn location_is_the_path_that_the_client_sees() {
 }
 
 #[tokio::test]
-async fn list_is_oldest_first_with_the_limits() {
+async fn the_list_is_oldest_first_and_includes_the_limits() {
     let limits = Limits::default().max_keys(3).max_ips_per_key(2);
     let api = Api::with(|builder| builder.limits(limits));
     let empty = api.get("/keys").await;
@@ -117,7 +117,7 @@ async fn list_is_oldest_first_with_the_limits() {
 }
 
 #[tokio::test]
-async fn an_edit_changes_what_it_names_and_nothing_else() {
+async fn an_edit_changes_only_the_fields_it_names() {
     let api = Api::new();
     let issued = api.create("before").await;
     let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
@@ -216,7 +216,7 @@ async fn case_40_the_secret_is_in_no_other_answer() {
 }
 
 #[tokio::test]
-async fn a_key_is_expired_from_its_instant_on() {
+async fn a_key_is_expired_from_the_instant_of_its_expiry() {
     let api = Api::new();
     let reply = api.post("/keys", json!({"name": "k", "expiration": "1_day"})).await;
     let path = reply.header("location");
@@ -229,7 +229,7 @@ async fn a_key_is_expired_from_its_instant_on() {
 }
 
 #[tokio::test]
-async fn an_unreadable_allowlist_is_shown_and_can_be_mended() {
+async fn an_unreadable_allowlist_is_shown_and_can_be_replaced() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let stored = api.store.list(actor("acme").org()).await.unwrap().remove(0);
@@ -256,7 +256,7 @@ async fn head_is_get_without_a_body() {
 }
 
 #[tokio::test]
-async fn a_custom_key_format_needs_nothing_else() {
+async fn a_custom_key_format_needs_no_other_setting() {
     let format = keygate::KeyFormat::new("acme_live_").unwrap();
     let keys = KeyManager::builder(MemoryStore::new()).format(format).build().unwrap();
     let api = Api { router: keygate::admin::router(keys.clone()), keys, ..Api::new() };

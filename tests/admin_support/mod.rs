@@ -1,4 +1,4 @@
-//! What the tests of the management API share: a router, and requests to it.
+//! Shared by the tests of the management API: a router, and requests to it.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tower::ServiceExt;
 
 use crate::support::{Call, SpyStore};
 
-/// Every code that an error may have, with its status.
+/// Every error code with its status.
 pub(crate) const CODES: [(&str, u16); 14] = [
     ("malformed_body", 400),
     ("unauthenticated", 401),
@@ -38,13 +38,13 @@ pub(crate) const CODES: [(&str, u16); 14] = [
     ("unavailable", 503),
 ];
 
-/// The time at which every test begins.
+/// The time at which every test starts.
 pub(crate) const START: &str = "2026-01-31T12:00:00Z";
 
-/// The id of no key.
+/// An id that belongs to no key.
 pub(crate) const NO_KEY: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
 
-/// The API over its own store, as seen by one actor.
+/// The API over its own store, as one actor sees it.
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) router: Router,
@@ -69,12 +69,12 @@ impl Api {
         Self { router, keys, store, log, clock, actor: actor("acme") }
     }
 
-    /// From now on, every call of the store fails.
+    /// Makes every later call of the store fail.
     pub(crate) fn store_fails(&self) {
         self.store.before(|_| ready(Err(StoreError::unavailable("the disk is on fire"))));
     }
 
-    /// From now on, another change always comes first.
+    /// Makes every later change lose to a concurrent change.
     pub(crate) fn conflict(&self) {
         self.store.before(|call| {
             let is_change = matches!(call, Call::Replace | Call::Delete);
@@ -82,7 +82,7 @@ impl Api {
         });
     }
 
-    /// After the only key has been read so often, it is renamed by another caller.
+    /// Another caller renames the only key after it was read this many times.
     pub(crate) fn overtake_after(&self, reads: u8) {
         let (store, left) = (Arc::downgrade(&self.store), AtomicU8::new(reads));
         let org = self.actor.org().clone();
@@ -121,14 +121,14 @@ impl Api {
         self.send(request(Method::DELETE, uri)).await
     }
 
-    /// A new key of that name: the answer's body.
+    /// Creates a key of that name and returns the body of the answer.
     pub(crate) async fn create(&self, name: &str) -> Value {
         let reply = self.post("/keys", json!({"name": name, "expiration": "never"})).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
         reply.json()
     }
 
-    /// The path of a new key of that name.
+    /// Creates a key of that name and returns its path.
     pub(crate) async fn create_path(&self, name: &str) -> String {
         format!("/keys/{}", self.create(name).await["key"]["id"].as_str().unwrap())
     }
@@ -166,8 +166,8 @@ pub(crate) fn with_header(
     request
 }
 
-/// Sends the request as it is, and checks what holds for every answer: no
-/// caching, no redirect, and only what the OpenAPI document announces.
+/// Sends the request unchanged and checks what holds for every answer: no caching, no
+/// redirect, and only what the OpenAPI document describes.
 pub(crate) async fn send(router: &Router, request: Request<Body>) -> Reply {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let head = method == Method::HEAD;
@@ -230,7 +230,7 @@ impl Reply {
     }
 }
 
-/// A clock that the test moves and the manager reads.
+/// A clock that the test sets and the manager reads.
 #[derive(Clone, Debug)]
 pub(crate) struct TestClock(Arc<ManualClock>);
 

@@ -1,4 +1,4 @@
-//! The OpenAPI document says what the API does, and nothing else.
+//! The OpenAPI document describes exactly what the API does.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -45,7 +45,7 @@ async fn read(cell: &'static OnceCell<Value>, builder: KeyManagerBuilder) -> &'s
     .await
 }
 
-/// The operation that such a request is for, if there is one.
+/// The operation that handles this request, if there is one.
 fn operation<'a>(document: &'a Value, method: &Method, path: &str) -> Option<&'a Value> {
     let is_at = |template: &str| {
         let (template, path) = (template.split('/'), path.split('/'));
@@ -57,15 +57,15 @@ fn operation<'a>(document: &'a Value, method: &Method, path: &str) -> Option<&'a
     paths.iter().find(|(template, _)| is_at(template)).and_then(|(_, item)| item.get(method))
 }
 
-/// Checks that the document announces this answer. The tests of this API check
-/// every answer that they get.
+/// Checks that the document describes this answer. The tests of the API check every answer
+/// that they get.
 pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
     let has_scopes = String::from_utf8_lossy(&reply.body).contains("\"scopes\"");
     let document = if has_scopes { document_with_scopes().await } else { document().await };
     let status = reply.status.as_str();
     let described = match operation(document, method, path) {
         Some(operation) => resolve(document, &operation["responses"][status]),
-        // Below the path of a host, where the document is another one.
+        // Below the path of a host, which has its own document.
         None if reply.status.is_success() || *method == Method::HEAD => return,
         None => {
             let everywhere = ["unauthenticated", "cross_site", "not_found", "method_not_allowed"];
@@ -74,7 +74,7 @@ pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
             &document["components"]["responses"][code]
         }
     };
-    assert!(described.is_object(), "{method} {path} is not described to answer {status}");
+    assert!(described.is_object(), "{method} {path} has no described answer {status}");
     for header in described["headers"].as_object().into_iter().flat_map(|headers| headers.keys()) {
         if header == "Location" && reply.code() == "key_limit_reached" {
             continue;
@@ -113,7 +113,7 @@ fn operations(document: &Value) -> Vec<(Method, &str, &Value)> {
 }
 
 #[tokio::test]
-async fn the_document_has_the_routes_that_there_are() {
+async fn the_document_has_the_routes_of_the_router() {
     let operations = operations(document().await);
     let described: BTreeSet<String> =
         operations.iter().map(|(method, path, _)| format!("{method} {path}")).collect();
@@ -124,7 +124,7 @@ async fn the_document_has_the_routes_that_there_are() {
     assert_eq!(ids.len(), ROUTES.len(), "ids are unique");
 }
 
-/// The codes that a body of this schema may have.
+/// The error codes that a body of this schema may have.
 fn codes(document: &Value, schema: &Value) -> BTreeSet<String> {
     let schema = resolve(document, schema);
     let of = |keyword: &str| {
@@ -164,13 +164,13 @@ fn good(method: &Method, template: &str, id: &str) -> Request<Body> {
     }
 }
 
-/// The same request with this at the end of its URI.
+/// The same request with this suffix on its URI.
 fn at(mut request: Request<Body>, end: &str) -> Request<Body> {
     *request.uri_mut() = format!("{}{end}", request.uri()).parse().unwrap();
     request
 }
 
-/// What such requests are answered with, however they go wrong.
+/// The answers to such requests in every way that they can fail.
 async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     let limits = Limits::default().max_keys(2);
@@ -225,7 +225,7 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn every_answer_is_described_and_every_answer_described_is_given() {
+async fn every_answer_is_described_and_every_described_answer_occurs() {
     let document = document().await;
     for (method, path, operation) in operations(document) {
         let mut described = BTreeSet::new();
@@ -244,7 +244,7 @@ async fn every_answer_is_described_and_every_answer_described_is_given() {
 }
 
 #[tokio::test]
-async fn every_reference_leads_somewhere() {
+async fn every_reference_resolves() {
     fn walk(document: &Value, value: &Value) {
         resolve(document, value);
         match value {
@@ -282,7 +282,7 @@ async fn limits_and_server_are_those_of_this_router() {
 }
 
 #[tokio::test]
-async fn bounds_and_choices_are_those_that_hold() {
+async fn documented_bounds_and_choices_match_the_api() {
     let api = Api::new();
     let document = document().await;
     let schemas = &document["components"]["schemas"];

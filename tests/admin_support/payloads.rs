@@ -1,4 +1,4 @@
-//! Bodies as bytes: what is no JSON, what is too much, and anything at all.
+//! Bodies as bytes: invalid JSON, too large bodies and random bytes.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ pub(crate) fn with_body(path: &str) -> [Request<Body>; 3] {
 }
 
 #[tokio::test]
-async fn case_24_what_is_not_json_is_400() {
+async fn case_24_invalid_json_is_400() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let bodies: [&[u8]; 16] = [
@@ -60,7 +60,7 @@ async fn case_24_what_is_not_json_is_400() {
 }
 
 #[tokio::test]
-async fn case_24_only_json_is_taken() {
+async fn case_24_only_json_is_accepted() {
     let api = Api::new();
     let path = api.create_path("d").await;
     let body = json!({"name": "k", "expiration": "never"}).to_string();
@@ -100,12 +100,12 @@ async fn case_24_only_json_is_taken() {
     let delete = || request(Method::DELETE, &format!("{path}?confirm_name=d"));
     let with_text = with_header(delete().map(|_| Body::from("{}")), CONTENT_TYPE, "text/plain");
     assert_eq!(api.send(with_text).await.code(), "unsupported_media_type");
-    let ignored = api.send(with_json(delete(), "not JSON, and nobody looks")).await;
+    let ignored = api.send(with_json(delete(), "not JSON, and not read")).await;
     assert_eq!(ignored.status, 204);
 }
 
 #[tokio::test]
-async fn case_24_a_body_with_a_content_encoding_is_refused_as_that() {
+async fn case_24_a_body_with_a_content_encoding_is_415() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let body = json!({"name": "k", "expiration": "never"});
@@ -130,7 +130,7 @@ async fn case_24_a_body_with_a_content_encoding_is_refused_as_that() {
     assert_eq!(api.get(&path).await.status, 200);
 }
 
-/// A body whose length is not known before it has been read.
+/// A body whose length is unknown until it has been read.
 struct Chunks(VecDeque<Result<Bytes, std::io::Error>>);
 
 impl HttpBody for Chunks {
@@ -167,7 +167,11 @@ async fn case_24_a_body_has_at_most_64_kib() {
         assert_eq!(send(chunks(&padded(len))).await.code(), code, "{len} in chunks");
     }
     let untyped = request(Method::POST, "/keys").map(|_| Body::from(padded(MAX + 1)));
-    assert_eq!(api.send(untyped).await.code(), "unsupported_media_type", "the type comes first");
+    assert_eq!(
+        api.send(untyped).await.code(),
+        "unsupported_media_type",
+        "the media type is checked first"
+    );
     for request in with_body(&path) {
         let request = with_json(request, padded(MAX + 1));
         let request = with_header(request, CONTENT_LENGTH, &(MAX + 1).to_string());
@@ -175,7 +179,7 @@ async fn case_24_a_body_has_at_most_64_kib() {
     }
 }
 
-/// A body that says how long it is, and never comes.
+/// A body that declares its length and never arrives.
 struct Announced(u64);
 
 impl HttpBody for Announced {
@@ -186,7 +190,7 @@ impl HttpBody for Announced {
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        panic!("nobody waits for this body")
+        panic!("this body must not be read")
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -195,7 +199,7 @@ impl HttpBody for Announced {
 }
 
 #[tokio::test]
-async fn case_24_a_body_that_says_it_is_too_long_is_not_waited_for() {
+async fn case_24_a_body_declared_too_long_is_refused_unread() {
     let api = Api::new();
     let post = request(Method::POST, "/keys").map(|_| Body::new(Announced(MAX as u64 + 1)));
     let reply = api.send(with_header(post, CONTENT_TYPE, "application/json")).await;
@@ -203,7 +207,7 @@ async fn case_24_a_body_that_says_it_is_too_long_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_no_json() {
+async fn a_body_that_breaks_off_is_invalid_json() {
     let api = Api::new();
     let broken = [Ok(Bytes::from_static(b"{")), Err(std::io::Error::other("reset"))];
     let post = request(Method::POST, "/keys").map(|_| Body::new(Chunks(broken.into())));
@@ -220,7 +224,7 @@ static FUZZED: LazyLock<(Api, String)> = LazyLock::new(|| {
     })
 });
 
-/// `send` itself checks that errors are as documented.
+/// `send` itself checks that errors match the document.
 fn fuzz(body: Vec<u8>, may_be: &[u16]) {
     let (api, path) = &*FUZZED;
     for request in with_body(path) {
@@ -262,17 +266,17 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn case_24_any_bytes_are_answered_as_documented(body: Vec<u8>) {
+    fn case_24_any_bytes_get_a_documented_answer(body: Vec<u8>) {
         fuzz(body, &[400, 422]);
     }
 
     #[test]
-    fn case_24_any_json_is_answered_as_documented(body in any_json()) {
+    fn case_24_any_json_gets_a_documented_answer(body in any_json()) {
         fuzz(body.to_string().into_bytes(), &[200, 201, 409, 422]);
     }
 
     #[test]
-    fn case_24_json_cut_or_damaged_is_answered_as_documented(
+    fn case_24_truncated_or_damaged_json_gets_a_documented_answer(
         body in any_json(),
         at: prop::sample::Index,
         byte: Option<u8>,

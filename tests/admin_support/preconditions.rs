@@ -1,4 +1,4 @@
-//! `If-Match`: a change meant for a revision happens at that one only.
+//! `If-Match`: a change happens only at the revision that it names.
 
 use axum::body::Body;
 use axum::http::header::IF_MATCH;
@@ -13,7 +13,7 @@ async fn edit(api: &Api, path: &str, if_match: &[&str]) -> Reply {
 }
 
 #[tokio::test]
-async fn an_edit_meant_for_the_present_revision_happens() {
+async fn an_edit_for_the_current_revision_happens() {
     for present in [
         &["\"2\""][..],
         &["*"],
@@ -32,7 +32,7 @@ async fn an_edit_meant_for_the_present_revision_happens() {
 }
 
 #[tokio::test]
-async fn an_edit_meant_for_another_revision_does_not() {
+async fn an_edit_for_another_revision_is_refused() {
     let api = Api::new();
     let path = api.create_path("k").await;
     api.patch(&path, json!({"status": "revoked"})).await;
@@ -68,7 +68,7 @@ async fn an_edit_meant_for_another_revision_does_not() {
 }
 
 #[tokio::test]
-async fn an_edit_that_would_change_nothing_is_held_to_its_revision_too() {
+async fn an_edit_without_changes_is_refused_at_another_revision_too() {
     let api = Api::new();
     let path = api.create_path("new").await;
     assert_eq!(edit(&api, &path, &["\"1\""]).await.header("etag"), "\"1\"");
@@ -76,7 +76,7 @@ async fn an_edit_that_would_change_nothing_is_held_to_its_revision_too() {
 }
 
 #[tokio::test]
-async fn of_many_edits_meant_for_one_revision_one_happens() {
+async fn of_many_edits_for_one_revision_one_succeeds() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let edits = (0..16).map(|i| {
@@ -96,7 +96,7 @@ async fn of_many_edits_meant_for_one_revision_one_happens() {
 }
 
 #[tokio::test]
-async fn rotate_and_delete_are_held_to_it_too() {
+async fn rotate_and_delete_are_refused_at_another_revision_too() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let rotate = || {
@@ -113,7 +113,7 @@ async fn rotate_and_delete_are_held_to_it_too() {
 }
 
 #[tokio::test]
-async fn a_tag_that_can_never_match_is_told_so() {
+async fn a_tag_that_can_never_match_gets_a_specific_error() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let changed = "was changed in the meantime";
@@ -140,7 +140,7 @@ async fn a_tag_that_can_never_match_is_told_so() {
     }
 }
 
-/// Rotates and deletes the key `k`, with these `If-Match` lines.
+/// Rotates and deletes the key `k` with these `If-Match` lines.
 fn rotate_and_delete(path: &str, if_match: &[&str]) -> [Request<Body>; 2] {
     let rotate = request(Method::POST, &format!("{path}/rotate"));
     let rotate = with_json(rotate, json!({"confirm_name": "k"}));
@@ -150,9 +150,9 @@ fn rotate_and_delete(path: &str, if_match: &[&str]) -> [Request<Body>; 2] {
 }
 
 #[tokio::test]
-async fn case_50_a_change_that_comes_between_stops_rotate_and_delete() {
-    // Each reads the key twice before it acts: to check the name and the header, and to
-    // begin. What comes after that only the store can see.
+async fn case_50_a_change_in_between_stops_rotate_and_delete() {
+    // Each reads the key twice before it acts: to check the name and the header, and to begin
+    // the change. A change after that is visible only to the store.
     for reads in 1..=2 {
         for (if_match, answer) in [(&["\"1\""][..], 412), (&["*"], 409), (&[], 409)] {
             for which in 0..2 {
@@ -174,7 +174,7 @@ async fn case_50_a_change_that_comes_between_stops_rotate_and_delete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_50_of_two_changes_meant_for_one_revision_one_happens() {
+async fn case_50_of_two_changes_for_one_revision_one_succeeds() {
     for round in 0..300 {
         let api = Api::new();
         let path = api.create_path("k").await;
@@ -199,7 +199,7 @@ async fn case_50_of_two_changes_meant_for_one_revision_one_happens() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_there_is_404_whatever_the_revision() {
+async fn a_missing_key_is_404_at_any_revision() {
     let api = Api::new();
     for if_match in ["*", "\"1\""] {
         let reply = edit(&api, &format!("/keys/{NO_KEY}"), &[if_match]).await;

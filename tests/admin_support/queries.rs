@@ -1,4 +1,4 @@
-//! Query parameters: known ones, once, and well-formed.
+//! Query parameters: only known ones, at most once, and well-formed.
 
 use axum::http::Method;
 use keygate::admin::ROUTES;
@@ -16,11 +16,11 @@ async fn every_route_refuses_unknown_parameters() {
         assert!(fields.contains(&"confirmName".to_owned()), "{method} {template}: {fields:?}");
     }
     let uri = format!("/keys/{key}?confirm_name=k&&");
-    assert_eq!(api.delete(&uri).await.status, 204, "nothing between two & is no parameter");
+    assert_eq!(api.delete(&uri).await.status, 204, "empty text between two & is no parameter");
 }
 
 #[tokio::test]
-async fn a_parameter_is_given_once_and_in_utf_8() {
+async fn a_parameter_must_be_given_once_and_in_utf_8() {
     let api = Api::new();
     let path = api.create_path("k\u{fffd}").await;
     for (query, field) in [
@@ -49,7 +49,7 @@ async fn case_39_a_parameter_that_could_be_a_credential_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn bad_page_parameters_are_named() {
+async fn invalid_page_parameters_are_named() {
     let api = Api::new();
     let path = api.create_path("k").await;
     let cursor = "0".repeat(48);

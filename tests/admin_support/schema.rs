@@ -1,16 +1,16 @@
-//! As much of JSON Schema as the OpenAPI document uses.
+//! The part of JSON Schema that the OpenAPI document uses.
 
 use serde_json::Value;
 
-/// What `$ref` leads to, or the value itself.
+/// Resolves `$ref`; returns any other value unchanged.
 pub(crate) fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     let Some(reference) = value["$ref"].as_str() else { return value };
     let pointer = reference.strip_prefix('#').expect("references stay within the document");
     document.pointer(pointer).unwrap_or_else(|| panic!("{reference} leads nowhere"))
 }
 
-/// Why the value does not fit the schema. Patterns and formats are left to
-/// schemathesis; a keyword that is not known here is an error, not a gap.
+/// Why the value does not match the schema. Patterns and formats are left to schemathesis. An
+/// unknown keyword is an error, so that nothing is silently skipped.
 pub(crate) fn misfit(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     let schema = resolve(document, schema);
     let fits = |schema: &Value| misfit(document, schema, value);

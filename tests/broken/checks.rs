@@ -27,7 +27,7 @@ impl BrokenStore {
         state.keys.values().find(|key| self.same_org(&key.org, org) && self.same_id(&key.id, id))
     }
 
-    /// The record as the faulty columns hold it.
+    /// The record as the faulty columns store it.
     pub(super) fn stored(&self, key: &ApiKey) -> ApiKey {
         let mut key = key.clone();
         let times = |key: &mut ApiKey, change: fn(Timestamp) -> Timestamp| {
@@ -177,7 +177,7 @@ impl BrokenStore {
         if is_expected { Ok(()) } else { Err(StoreError::Conflict) }
     }
 
-    /// A transaction on the one connection there is.
+    /// A transaction on the only connection.
     pub(super) async fn pass_through_busy(&self) -> Result<(), StoreError> {
         self.check_busy()?;
         self.lock().busy = true;

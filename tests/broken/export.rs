@@ -1,4 +1,4 @@
-//! The broken store gives out its keys.
+//! The export of a broken store.
 
 use std::sync::Arc;
 

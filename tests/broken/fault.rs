@@ -1,6 +1,6 @@
-//! What can be wrong with a store, and with a log.
+//! The faults that a broken store or log can have.
 
-/// What is wrong with the store.
+/// The fault of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     Nothing,
@@ -53,7 +53,7 @@ pub(crate) enum Fault {
     UnreadableAllowlistIsEmpty,
     RevisionIsSigned,
     InsertedKeysAreActive,
-    /// Keeps the attributes that it knows, as a store does that has a column for each.
+    /// Keeps only the attributes that it knows, like a store with a column for each.
     UnknownAttributesAreDropped,
     // Changes
     ReplaceForgetsExpiry,
@@ -126,7 +126,7 @@ pub(crate) enum Fault {
     ReopenedStoreIsNotSaved,
 }
 
-/// A field of a key that is lost upon reopening.
+/// A field of a key that is lost when the store is reopened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
     Org,
@@ -144,7 +144,7 @@ pub(crate) enum Field {
     Attributes,
 }
 
-/// What is wrong with the log.
+/// The fault of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFault {
     Nothing,

@@ -1,4 +1,4 @@
-//! An audit log on one mutex with one fault.
+//! An audit log behind a mutex, with one fault.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -26,7 +26,7 @@ pub(crate) struct BrokenLog {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) records: Vec<AuditRecord>,
-    /// How many records there are before the one that a cursor was made of.
+    /// How many records precede the one that each cursor points to.
     counts: HashMap<AuditId, usize>,
     purged_before: Option<Timestamp>,
     pub(super) purged: Vec<AuditRecord>,
@@ -49,7 +49,7 @@ impl BrokenLog {
         self.state.lock().unwrap()
     }
 
-    /// The record as the faulty columns hold it.
+    /// The record as the faulty columns store it.
     fn stored(&self, record: &AuditRecord) -> AuditRecord {
         let mut record = record.clone();
         let micros = record.at.unix_micros();
@@ -190,7 +190,7 @@ impl AuditLog for BrokenLog {
         }
         let mut state = self.lock();
         let in_scope = |record: &&AuditRecord| match self.fault {
-            // The kind is looked at only once the page is cut out.
+            // The kind is checked only after the page is cut.
             LogFault::KindIsFilteredAfterwards => {
                 record.org == query.org && Some(record.key) == key_of(query.scope)
             }

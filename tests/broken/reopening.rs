@@ -1,4 +1,4 @@
-//! What a broken store and a broken log forget when they are opened again.
+//! What a broken store and a broken log lose when they are reopened.
 
 use std::collections::HashMap;
 

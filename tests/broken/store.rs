@@ -1,4 +1,4 @@
-//! A store on one mutex with one fault.
+//! A store behind a mutex, with one fault.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,7 +23,7 @@ pub(crate) struct BrokenStore {
 pub(super) struct State {
     pub(super) keys: HashMap<KeyId, ApiKey>,
     pub(super) by_digest: HashMap<KeyDigest, KeyId>,
-    /// Deleted keys that a fault keeps.
+    /// Deleted keys that a fault still keeps.
     pub(super) ghosts: HashMap<KeyDigest, ApiKey>,
     pub(super) taken_digests: HashSet<KeyDigest>,
     pub(super) taken_ids: HashSet<KeyId>,
@@ -34,7 +34,7 @@ pub(super) struct State {
     pub(super) locked: HashSet<KeyId>,
     pub(super) busy: bool,
     pub(super) openings: usize,
-    /// Each key as it was inserted.
+    /// Each key as it was first inserted.
     pub(super) first_versions: HashMap<KeyId, ApiKey>,
     pub(super) saved: HashMap<KeyId, ApiKey>,
 }
@@ -58,7 +58,7 @@ impl State {
         *self.extra_places.entry(org.clone()).or_default() += places;
     }
 
-    /// Whether there ever was such a key.
+    /// Whether this key ever existed.
     pub(super) fn was_here(&self, id: &KeyId) -> bool {
         self.writes.contains(id)
     }

@@ -1,4 +1,4 @@
-//! axe-core finds nothing in any state of the page, light or dark, wide or narrow.
+//! axe-core finds no violation in any state of the page, light or dark, wide or narrow.
 //!
 //! `KEYGATE_AXE` is the path of `axe.min.js` from the package `axe-core`:
 //! `npm pack axe-core && tar xzf axe-core-*.tgz`, then `KEYGATE_AXE=$PWD/package/axe.min.js`.
@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use crate::browser_support::Browser;
-use crate::house::{House, texts, visit_house};
+use crate::service::{Service, texts, visit_service};
 use crate::views::{Screen, evaluate, furnish, tour};
 
 /// What axe-core finds of any weight, an element each.
@@ -24,7 +24,7 @@ pub(crate) fn violations(browser: &Browser, axe: &str) -> Vec<String> {
 #[ignore = "needs chromium, and axe-core in KEYGATE_AXE"]
 async fn axe_finds_nothing_in_any_state() {
     let path = std::env::var("KEYGATE_AXE").expect("KEYGATE_AXE is the path of axe.min.js");
-    // What the file evaluates to need not come back.
+    // The value of the script need not be returned.
     let axe = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")) + "\n;0";
     let mut found = Vec::new();
     let mut look = |browser: &Browser, screen: Screen, state: &str| {
@@ -33,14 +33,14 @@ async fn axe_finds_nothing_in_any_state() {
         found.extend(violations.map(|what| format!("{place}: {what}")));
     };
     for screen in Screen::ALL {
-        visit_house(furnish, async |browser, house, ()| {
+        visit_service(furnish, async |browser, service, ()| {
             browser.expect_console("status of 502");
             screen.set(browser);
-            tour(browser, house, async |state| look(browser, screen, state)).await;
+            tour(browser, service, async |state| look(browser, screen, state)).await;
         })
         .await;
-        visit_house(
-            |_: &House| (),
+        visit_service(
+            |_: &Service| (),
             async |browser, _, ()| {
                 screen.set(browser);
                 browser.sees("No API keys yet").await;
@@ -54,14 +54,14 @@ async fn axe_finds_nothing_in_any_state() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn dialogs_have_their_title_as_name_and_the_table_is_one_at_any_width() {
-    visit_house(furnish, async |browser, house, ()| {
+async fn dialogs_are_named_by_their_title_and_the_table_has_its_role_at_any_width() {
+    visit_service(furnish, async |browser, service, ()| {
         browser.expect_console("status of 502");
         Screen::ALL[2].set(browser);
         let name = "const dialog = document.querySelector('dialog[open]'); \
             return dialog && document.getElementById(dialog.getAttribute('aria-labelledby')).innerText \
                 === dialog.querySelector('h2').innerText";
-        tour(browser, house, async |state| {
+        tour(browser, service, async |state| {
             let named = browser.js(name, &[]).await;
             assert!(named == true || named == Value::Null, "{state}: {named}");
         })

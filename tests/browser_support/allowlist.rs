@@ -1,4 +1,4 @@
-//! The editor of an allowlist, and that it judges entries as the service does.
+//! The allowlist editor, which judges entries like the service.
 
 use fantoccini::key::Key;
 use keygate::Allowlist;
@@ -8,7 +8,7 @@ use crate::browser_support::{Browser, Role, visit};
 
 const FIELD: &str = "Address or range";
 
-/// Good ones and bad ones, typed one at a time; which are which, the library says.
+/// Valid and invalid entries, typed one at a time. The library decides which are valid.
 const ENTRIES: [&str; 66] = [
     "10.0.0.0/8",
     "10.0.0.1",
@@ -83,7 +83,7 @@ async fn open(browser: &Browser) {
     browser.fill("Name", "restricted").await;
 }
 
-/// The entries in the list, from the names of the buttons that remove them.
+/// The entries in the list, read from the names of their remove buttons.
 async fn listed(browser: &Browser) -> Vec<String> {
     let names = browser.names(Role::Button).await;
     names.iter().filter_map(|name| name.strip_prefix("Remove ")).map(str::to_owned).collect()
@@ -103,25 +103,25 @@ async fn create(browser: &Browser) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn entries_are_added_and_removed_and_then_hold() {
+async fn added_and_removed_entries_take_effect() {
     visit(async |browser, server| {
         open(browser).await;
         assert_eq!(listed(browser).await, [""; 0]);
         add(browser, "10.0.0.0/8").await;
         assert_eq!(browser.value(FIELD).await, "");
         browser.sees_focus(FIELD).await;
-        // Enter adds, too, and does not send the form.
+        // Enter adds an entry and does not submit the form.
         browser.keys("2001:DB8::/32").await;
         browser.key(Key::Enter.into()).await;
         assert_eq!(listed(browser).await, ["10.0.0.0/8", "2001:DB8::/32"]);
-        // Several at once, as they are pasted.
+        // Several entries at once, as if pasted.
         add(browser, "192.0.2.1, 192.0.2.2;192.0.2.3").await;
         assert_eq!(listed(browser).await.len(), 5);
         browser.press("Remove 10.0.0.0/8").await;
         browser.sees_focus("Remove 2001:DB8::/32").await;
         browser.press("Remove 192.0.2.3").await;
         browser.sees_focus("Remove 192.0.2.2").await;
-        // What is left in the field counts.
+        // Text left in the field counts as an entry.
         browser.fill(FIELD, "203.0.113.7").await;
         assert_eq!(server.keys().len(), 0);
         create(browser).await;
@@ -135,7 +135,7 @@ async fn entries_are_added_and_removed_and_then_hold() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_bad_entry_is_said_at_the_field_while_it_is_typed() {
+async fn an_invalid_entry_is_reported_at_the_field_while_it_is_typed() {
     visit(async |browser, server| {
         open(browser).await;
         add(browser, "::ffff:1.2.3.4").await;
@@ -152,28 +152,28 @@ async fn a_bad_entry_is_said_at_the_field_while_it_is_typed() {
         ] {
             add(browser, entry).await;
             browser.sees_error(FIELD, problem).await;
-            assert_eq!(browser.value(FIELD).await, entry, "what was typed stays");
+            assert_eq!(browser.value(FIELD).await, entry, "the typed text stays");
             assert_eq!(listed(browser).await, ["::ffff:1.2.3.4"]);
-            // It is left as it is: said then, too.
+            // The field loses the focus: the error is shown then, too.
             browser.fill(FIELD, "").await;
             assert_eq!(browser.error_at(FIELD).await, "", "{entry}");
             browser.keys(entry).await;
             browser.key(Key::Tab.into()).await;
             browser.sees_error(FIELD, problem).await;
-            // The form is not sent with it.
+            // The form cannot be submitted with it.
             browser.press("Create key").await;
             browser.sees_error(FIELD, problem).await;
             browser.sees_focus(FIELD).await;
         }
-        // While it is typed: at once where nothing can mend it, not before.
+        // While typing, an error is shown only if more text cannot fix it.
         browser.fill(FIELD, "10.0.").await;
         assert_eq!(browser.error_at(FIELD).await, "");
         browser.keys("x").await;
         browser.sees_error(FIELD, "10.0.x: not an IP address").await;
         browser.key(Key::Backspace.into()).await;
         browser.keys("0.0/16").await;
-        assert_eq!(browser.error_at(FIELD).await, "", "gone as soon as it is mended");
-        // Of several, the first bad one and what follows stay.
+        assert_eq!(browser.error_at(FIELD).await, "", "the error disappears when it is fixed");
+        // Of several entries, the first invalid one and the rest stay in the field.
         add(browser, "10.1.0.0/16 10.2.0.0/15 10.3.0.0/15 10.4.0.0/16").await;
         browser.sees_error(FIELD, "10.3.0.0/15: bits are set").await;
         assert_eq!(browser.value(FIELD).await, "10.3.0.0/15 10.4.0.0/16");
@@ -223,11 +223,11 @@ async fn the_form_accepts_the_entries_that_the_service_accepts_and_no_others() {
             if accepted != list.is_ok() || accepted != error.is_empty() {
                 wrong.push(format!("{entry}: {list:?}, but accepted {accepted}, {error:?}"));
             }
-            // Where it says what may be meant, that is what the service says.
+            // If the page suggests an entry, the service suggests the same.
             let suggests = |text: &str| text.split("; ").nth(1).map(str::to_owned);
-            let said = list.as_ref().err().and_then(|error| suggests(&error.to_string()));
-            if said != suggests(&error) {
-                wrong.push(format!("{entry}: {said:?}, but {error:?}"));
+            let suggested = list.as_ref().err().and_then(|error| suggests(&error.to_string()));
+            if suggested != suggests(&error) {
+                wrong.push(format!("{entry}: {suggested:?}, but {error:?}"));
             }
             if accepted {
                 browser.press(&format!("Remove {entry}")).await;
@@ -237,7 +237,7 @@ async fn the_form_accepts_the_entries_that_the_service_accepts_and_no_others() {
         assert!(wrong.is_empty(), "{wrong:#?}");
         assert!(canonical.len() >= 20 && ENTRIES.len() - canonical.len() >= 20);
 
-        // All that is good, together, is accepted; what means the same is one entry.
+        // All valid entries together are accepted. Equivalent entries become one.
         canonical.sort();
         canonical.dedup();
         for entry in ENTRIES.iter().filter(|entry| Allowlist::parse([entry]).is_ok()) {

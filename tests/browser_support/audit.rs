@@ -1,21 +1,21 @@
-//! The audit dialog: every request is in it once, says what it was, and stays text.
+//! The audit dialog: it shows every request once, with its details, as inert text.
 
 use fantoccini::key::Key;
 use serde_json::{Value, json};
 
 use crate::browser_support::Browser;
-use crate::house::{House, Made, texts, visit_house};
+use crate::service::{CreatedKey, Service, texts, visit_service};
 
 const GERMAN: &str = "203.0.113.9";
 const AMERICAN: &str = "198.51.100.7";
 
-/// The endpoints that the dialog shows, from above.
+/// The endpoints that the dialog shows, from top to bottom.
 async fn endpoints(browser: &Browser) -> Vec<String> {
     let script = "return [...document.querySelectorAll('dialog tbody tr')].map((row) => row.cells[2].innerText)";
     texts(&browser.js(script, &[]).await)
 }
 
-/// Waits until the dialog shows these.
+/// Waits until the dialog shows these endpoints.
 async fn shows(browser: &Browser, expected: impl IntoIterator<Item = usize>) {
     let expected: Vec<String> = expected.into_iter().map(endpoint).collect();
     browser.becomes("the endpoints", expected, async || endpoints(browser).await).await;
@@ -28,7 +28,7 @@ fn endpoint(number: usize) -> String {
 }
 
 /// Requests with these numbers: answered 200 and 404, refused for their address, and revoked.
-fn requests(house: &House, key: &Made, numbers: std::ops::Range<usize>) {
+fn requests(service: &Service, key: &CreatedKey, numbers: std::ops::Range<usize>) {
     for number in numbers {
         let (query, from, expected) = match number % 4 {
             0 => ("?status=200&page=2", GERMAN, 200),
@@ -38,17 +38,17 @@ fn requests(house: &House, key: &Made, numbers: std::ops::Range<usize>) {
         };
         let revoked = expected == 401;
         if revoked {
-            house.edit(key, json!({ "status": "revoked" }));
+            service.edit(key, json!({ "status": "revoked" }));
         }
-        let status = house.call(key, "GET", &(endpoint(number) + query), from);
+        let status = service.call(key, "GET", &(endpoint(number) + query), from);
         assert_eq!(status, expected, "request {number}");
         if revoked {
-            house.edit(key, json!({ "status": "active" }));
+            service.edit(key, json!({ "status": "active" }));
         }
     }
 }
 
-/// The cell of the record with that endpoint, with its element `…` within, if any.
+/// The cell of the record with that endpoint, or an element in the cell.
 async fn look(browser: &Browser, endpoint: &str, column: &str, of: &str) -> Value {
     let script = format!(
         "const [endpoint, column] = arguments; \
@@ -67,38 +67,38 @@ async fn look(browser: &Browser, endpoint: &str, column: &str, of: &str) -> Valu
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_whole_log_is_read_there_and_back_while_requests_come_in() {
-    let before = |house: &House| {
-        let key = house.create("Shop", "1_year", &["203.0.113.0/24"]);
-        requests(house, &key, 0..64);
+async fn the_whole_log_is_read_in_both_directions_while_requests_arrive() {
+    let before = |service: &Service| {
+        let key = service.create("Shop", "1_year", &["203.0.113.0/24"]);
+        requests(service, &key, 0..64);
         key
     };
-    visit_house(before, async |browser, house, key| {
+    visit_service(before, async |browser, service, key| {
         browser.menu("Shop", "View audit log").await;
         shows(browser, (39..64).rev()).await;
-        assert!(!browser.is_enabled("Previous").await, "there is nothing newer");
+        assert!(!browser.is_enabled("Previous").await, "there is no newer page");
         assert!(browser.is_enabled("Next").await);
 
-        requests(house, &key, 64..67);
+        requests(service, &key, 64..67);
         browser.press("Next").await;
         shows(browser, (14..39).rev()).await;
         assert!(browser.is_enabled("Previous").await);
-        requests(house, &key, 67..74);
+        requests(service, &key, 67..74);
         browser.press("Next").await;
         shows(browser, (0..14).rev()).await;
-        assert!(!browser.is_enabled("Next").await, "there is nothing older");
+        assert!(!browser.is_enabled("Next").await, "there is no older page");
 
         browser.press("Previous").await;
         shows(browser, (14..39).rev()).await;
         assert!(browser.is_enabled("Next").await);
         browser.press("Previous").await;
         shows(browser, (39..64).rev()).await;
-        // The ten that came meanwhile are less than a page: now it is the first page.
+        // Ten requests arrived, less than a page, so this is now the first page.
         browser.press("Previous").await;
         shows(browser, (49..74).rev()).await;
         assert!(!browser.is_enabled("Previous").await);
 
-        requests(house, &key, 74..76);
+        requests(service, &key, 74..76);
         browser.press("Refresh").await;
         shows(browser, (51..76).rev()).await;
         assert!(!browser.is_enabled("Previous").await);
@@ -111,21 +111,22 @@ async fn the_whole_log_is_read_there_and_back_while_requests_come_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_record_says_what_the_request_was_and_how_it_ended() {
-    let before = |house: &House| {
-        let key = house.create("Shop", "1_year", &["203.0.113.0/24", "192.0.2.1", "2001:db8::/32"]);
-        assert_eq!(house.call(&key, "GET", "/v1/fine?api_token=hidden", GERMAN), 200);
-        assert_eq!(house.call(&key, "PUT", "/v1/moved?status=304", "192.0.2.1"), 304);
-        assert_eq!(house.call(&key, "DELETE", "/v1/missing?status=404", "2001:db8::5"), 404);
-        assert_eq!(house.call(&key, "POST", "/v1/broken?status=500", GERMAN), 500);
-        assert_eq!(house.call(&key, "GET", "/v1/elsewhere", AMERICAN), 403);
-        house.edit(&key, json!({ "status": "revoked" }));
-        assert_eq!(house.call(&key, "GET", "/v1/revoked", GERMAN), 401);
-        house.edit(&key, json!({ "status": "active" }));
-        house.days_from_now(400);
-        assert_eq!(house.call(&key, "GET", "/v1/expired", GERMAN), 401);
-        house.days_from_now(0);
-        let database = house.database();
+async fn a_record_shows_the_request_and_its_outcome() {
+    let before = |service: &Service| {
+        let key =
+            service.create("Shop", "1_year", &["203.0.113.0/24", "192.0.2.1", "2001:db8::/32"]);
+        assert_eq!(service.call(&key, "GET", "/v1/fine?api_token=hidden", GERMAN), 200);
+        assert_eq!(service.call(&key, "PUT", "/v1/moved?status=304", "192.0.2.1"), 304);
+        assert_eq!(service.call(&key, "DELETE", "/v1/missing?status=404", "2001:db8::5"), 404);
+        assert_eq!(service.call(&key, "POST", "/v1/broken?status=500", GERMAN), 500);
+        assert_eq!(service.call(&key, "GET", "/v1/elsewhere", AMERICAN), 403);
+        service.edit(&key, json!({ "status": "revoked" }));
+        assert_eq!(service.call(&key, "GET", "/v1/revoked", GERMAN), 401);
+        service.edit(&key, json!({ "status": "active" }));
+        service.days_from_now(400);
+        assert_eq!(service.call(&key, "GET", "/v1/expired", GERMAN), 401);
+        service.days_from_now(0);
+        let database = service.database();
         let aborted = "UPDATE requests SET outcome = 'aborted', status = NULL, ip = NULL, country = NULL \
              WHERE endpoint = '/v1/moved'";
         database.execute(aborted, []).unwrap();
@@ -135,7 +136,7 @@ async fn a_record_says_what_the_request_was_and_how_it_ended() {
         // 14 March 2026, 15:09:26.535 UTC
         database.execute(instant, [1_773_500_966_535_000_i64]).unwrap();
     };
-    visit_house(before, async |browser, _, ()| {
+    visit_service(before, async |browser, _, ()| {
         let zone = json!({ "timezoneId": "America/New_York" });
         browser.cdp("Emulation.setTimezoneOverride", zone);
         browser.reload().await;
@@ -181,16 +182,16 @@ async fn a_record_says_what_the_request_was_and_how_it_ended() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_key_without_requests_has_an_empty_log_until_one_comes() {
-    let before = |house: &House| house.create("Idle", "1_year", &[]);
-    visit_house(before, async |browser, house, key| {
+async fn a_key_without_requests_has_an_empty_log_until_the_first_request() {
+    let before = |service: &Service| service.create("Idle", "1_year", &[]);
+    visit_service(before, async |browser, service, key| {
         browser.menu("Idle", "View audit log").await;
         browser.sees("No request has used this key yet.").await;
         assert!(!browser.is_enabled("Previous").await);
         assert!(!browser.is_enabled("Next").await);
-        assert!(!browser.text().await.contains("Endpoint"), "a heading over nothing");
+        assert!(!browser.text().await.contains("Endpoint"), "a heading without content");
 
-        house.call(&key, "GET", &endpoint(1), GERMAN);
+        service.call(&key, "GET", &endpoint(1), GERMAN);
         browser.press("Refresh").await;
         shows(browser, [1]).await;
         assert!(!browser.text().await.contains("No request"));
@@ -202,21 +203,21 @@ async fn a_key_without_requests_has_an_empty_log_until_one_comes() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn what_strangers_send_stays_inert_text() {
+async fn text_from_clients_stays_inert() {
     const IMAGE: &str = "<img src=x onerror=alert(1)>";
     const LINES: &str = "/v1/a%0D%0ASet-Cookie:%20b=c";
     let long = format!("/v1/{}", "x".repeat(1500));
-    let before = |house: &House| {
-        let key = house.create(IMAGE, "1_year", &[]);
+    let before = |service: &Service| {
+        let key = service.create(IMAGE, "1_year", &[]);
         for path in [LINES, &long, "/v1/markup", "/v1/%3Cscript%3Ealert(1)%3C/script%3E"] {
-            assert_eq!(house.call(&key, "GET", path, GERMAN), 200);
+            assert_eq!(service.call(&key, "GET", path, GERMAN), 200);
         }
-        // The library would not write markup; another program may.
+        // The library would not write markup, but another program may.
         let markup = "UPDATE requests SET endpoint = ?1, method = ?1, ip = ip \
              WHERE endpoint = '/v1/markup'";
-        assert_eq!(house.database().execute(markup, [IMAGE]).unwrap(), 1);
+        assert_eq!(service.database().execute(markup, [IMAGE]).unwrap(), 1);
     };
-    visit_house(before, async |browser, _, ()| {
+    visit_service(before, async |browser, _, ()| {
         assert_eq!(browser.rows().await, [IMAGE]);
         browser.menu(IMAGE, "View audit log").await;
         browser.sees(&format!("Audit log of “{IMAGE}”")).await;

@@ -1,4 +1,4 @@
-//! What a host may set of the page, and where it may mount it.
+//! The page's settings for the host, and the paths at which it can be mounted.
 
 use axum::Router;
 use axum::middleware;
@@ -39,7 +39,7 @@ async fn create(browser: &Browser, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn title_accent_and_links_are_the_hosts() {
+async fn the_host_sets_title_accent_and_links() {
     let title = "Keys & </title><script>window.hit = 1</script>";
     let page = page().title(title).accent("#ffd500").unwrap();
     let page =
@@ -68,7 +68,7 @@ async fn title_accent_and_links_are_the_hosts() {
         );
         browser.press("Done").await;
         browser.no_dialog().await;
-        // The way back leaves the page.
+        // The back link leaves the page.
         back.click().await.unwrap();
         browser.expect_console("status of 404");
         let path = browser.client.current_url().await.unwrap().path().to_owned();
@@ -87,7 +87,7 @@ async fn a_translation_is_shown_and_dates_follow_its_language() {
     visit_at(&format!("{origin}/konto"), async |browser| {
         assert_eq!(browser.js("return document.documentElement.lang", &[]).await, "de");
         browser.sees("0 von 20 Schlüsseln").await;
-        // What was left out stays English.
+        // Texts without a translation stay English.
         browser.sees("No API keys yet").await;
         for (name, expiration) in [("dauernd", "Never"), ("befristet", "1 year")] {
             browser.press("Schlüssel erstellen").await;
@@ -116,7 +116,7 @@ async fn the_page_works_at_the_root_and_below_any_path() {
     let origin = serve(root).await;
     visit_at(&origin, async |browser| create(browser, "at the root").await).await;
 
-    // A path of several parts, one of them escaped.
+    // A path of several segments, one of them percent-encoded.
     let deep = page().router().layer(middleware::from_fn(login));
     let origin = serve(Router::new().nest("/a%20b/keys", deep)).await;
     visit_at(&format!("{origin}/a%20b/keys"), async |browser| {

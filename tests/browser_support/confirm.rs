@@ -12,7 +12,7 @@ async fn assert_closed_to(browser: &Browser, button: &str) {
     for wrong in WRONG {
         browser.fill("Type CI deploy to confirm", wrong).await;
         assert!(!browser.is_enabled(button).await, "{button} after {wrong:?}");
-        // Enter sends no form whose button is disabled.
+        // Enter does not submit a form whose button is disabled.
         browser.key(Key::Enter.into()).await;
     }
     browser.fill("Type CI deploy to confirm", "CI deploy").await;
@@ -83,7 +83,7 @@ async fn a_key_is_deleted_only_under_its_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn rotating_and_deleting_are_left_by_cancel_and_escape() {
+async fn cancel_and_escape_leave_the_rotate_and_delete_dialogs() {
     visit(async |browser, server| {
         let secret = server.create("CI deploy");
         browser.reload().await;
@@ -107,7 +107,7 @@ async fn rotating_and_deleting_are_left_by_cancel_and_escape() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_key_that_was_renamed_meanwhile_is_not_deleted_under_its_old_name() {
+async fn a_renamed_key_is_not_deleted_under_its_old_name() {
     visit(async |browser, server| {
         browser.expect_console("status of 422");
         let secret = server.create("CI deploy");

@@ -1,4 +1,4 @@
-//! The dialog that creates a key, up to the moment when there is one.
+//! The dialog that creates a key, up to the creation.
 
 use fantoccini::key::Key;
 use keygate::{Expiration, Timestamp};
@@ -26,7 +26,7 @@ async fn finish(browser: &Browser) {
     browser.no_dialog().await;
 }
 
-/// When a key of that expiration, created when this one was, ends.
+/// The expiry of a key with that expiration, created when this key was.
 fn end_of(server: &Server, name: &str, expiration: &str) -> Option<Timestamp> {
     let created = server.key(name)["created_at"].as_str().and_then(Timestamp::parse);
     expiration.parse::<Expiration>().unwrap().after(created.expect("a time"))
@@ -63,7 +63,7 @@ async fn a_key_is_created_with_each_of_the_six_expirations() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_name_must_be_there_and_has_at_most_100_characters() {
+async fn a_name_is_required_and_has_at_most_100_characters() {
     visit(async |browser, server| {
         browser.press("Create API key").await;
         browser.sees_focus("Name").await;
@@ -74,12 +74,12 @@ async fn a_name_must_be_there_and_has_at_most_100_characters() {
             browser.sees_focus("Name").await;
         }
         browser.fill("Name", &"é".repeat(101)).await;
-        // Said while it is typed, and again when it is sent all the same.
+        // The error is shown while typing, and again after an attempt to submit.
         browser.sees_error("Name", "A name has at most 100 characters.").await;
         browser.press("Create key").await;
         browser.sees_error("Name", "A name has at most 100 characters.").await;
         browser.key(Key::Backspace.into()).await;
-        assert_eq!(browser.error_at("Name").await, "", "an error goes when it is mended");
+        assert_eq!(browser.error_at("Name").await, "", "the error disappears when it is fixed");
         assert_eq!(server.keys().len(), 0);
         browser.press("Create key").await;
         finish(browser).await;
@@ -90,7 +90,7 @@ async fn a_name_must_be_there_and_has_at_most_100_characters() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn what_only_the_service_refuses_is_said_at_the_field() {
+async fn errors_of_the_service_are_shown_at_the_field() {
     visit(async |browser, server| {
         browser.expect_console("status of 422");
         create(browser, "CI\u{202e}yolped").await;
@@ -106,7 +106,7 @@ async fn what_only_the_service_refuses_is_said_at_the_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_21st_key_is_refused_and_the_page_says_why_beforehand() {
+async fn the_21st_key_is_refused_and_the_page_explains_it_beforehand() {
     visit(async |browser, server| {
         browser.expect_console("status of 409");
         for n in 1..=20 {
@@ -127,7 +127,7 @@ async fn the_21st_key_is_refused_and_the_page_says_why_beforehand() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_last_place_may_be_gone_by_the_time_that_the_form_is_sent() {
+async fn the_limit_may_be_reached_before_the_form_is_submitted() {
     visit(async |browser, server| {
         browser.expect_console("status of 409");
         for n in 1..=19 {
@@ -140,7 +140,7 @@ async fn the_last_place_may_be_gone_by_the_time_that_the_form_is_sent() {
         server.create("somebody else's");
         browser.press("Create key").await;
         browser.sees("Your organisation has reached its limit of keys.").await;
-        assert_eq!(browser.value("Name").await, "mine", "what was typed is kept");
+        assert_eq!(browser.value("Name").await, "mine", "the typed text is kept");
         assert_eq!(server.keys().len(), 20);
     })
     .await;
@@ -148,7 +148,7 @@ async fn the_last_place_may_be_gone_by_the_time_that_the_form_is_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn cancel_and_escape_create_nothing_and_give_the_focus_back() {
+async fn cancel_and_escape_create_nothing_and_return_the_focus() {
     visit(async |browser, server| {
         for cancel in [true, false] {
             browser.press("Create API key").await;
@@ -172,7 +172,7 @@ async fn cancel_and_escape_create_nothing_and_give_the_focus_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_form_sent_twice_in_a_hurry_creates_one_key() {
+async fn a_form_submitted_twice_creates_one_key() {
     visit(async |browser, server| {
         browser.press("Create API key").await;
         browser.fill("Name", "only one").await;

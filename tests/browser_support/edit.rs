@@ -69,7 +69,7 @@ async fn a_key_is_revoked_and_enabled_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn an_allowlist_is_changed_and_holds_at_once() {
+async fn a_changed_allowlist_takes_effect_at_once() {
     visit(async |browser, server| {
         let secret = server.create("CI deploy");
         browser.reload().await;
@@ -82,7 +82,7 @@ async fn an_allowlist_is_changed_and_holds_at_once() {
         browser.sees("Restricted to 1 address").await;
 
         browser.menu("CI deploy", "Edit").await;
-        // Without “Add”: what is in the field counts.
+        // Without “Add”: text in the field counts as an entry.
         browser.fill("Address or range", "127.0.0.0/8").await;
         save(browser, "CI deploy").await;
         assert_eq!(server.whoami(&secret), 200);
@@ -100,7 +100,7 @@ async fn an_allowlist_is_changed_and_holds_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn an_edit_is_cancelled_or_has_nothing_to_save() {
+async fn an_edit_can_be_cancelled_and_needs_a_change_to_save() {
     visit(async |browser, server| {
         server.create("CI deploy");
         browser.reload().await;
@@ -123,7 +123,7 @@ async fn an_edit_is_cancelled_or_has_nothing_to_save() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_name_that_only_the_service_refuses_is_said_at_the_field() {
+async fn a_name_that_only_the_service_refuses_is_reported_at_the_field() {
     visit(async |browser, server| {
         browser.expect_console("status of 422");
         server.create("CI deploy");
@@ -139,7 +139,7 @@ async fn a_name_that_only_the_service_refuses_is_said_at_the_field() {
     .await;
 }
 
-/// A service that knows more about addresses than the page does.
+/// A service with stricter address rules than the page.
 async fn refusing(request: Request, next: Next) -> Response {
     if request.method() != Method::PATCH {
         return next.run(request).await;
@@ -158,7 +158,7 @@ async fn refusing(request: Request, next: Next) -> Response {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn an_entry_that_only_the_service_refuses_is_said_at_the_field() {
+async fn an_entry_that_only_the_service_refuses_is_reported_at_the_field() {
     let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
     let page = SettingsPage::new(keys).router();
     let page = page.layer(middleware::from_fn(refusing)).layer(middleware::from_fn(login));

@@ -1,4 +1,4 @@
-//! Names, paths and other sites that mean harm.
+//! Hostile names, paths and sites.
 
 use axum::Router;
 use axum::response::Html;
@@ -19,7 +19,8 @@ async fn assert_inert(browser: &Browser) {
     assert_eq!(state, json!([null, 0]));
 }
 
-/// A request with the key, whose path then is what no client can send.
+/// Sends a request with the key, then changes its recorded path to one that no client can
+/// send.
 fn record(server: &Server, secret: &str, endpoint: &str) {
     assert_eq!(server.whoami(secret), 200);
     let file = rusqlite::Connection::open(server.file()).unwrap();
@@ -57,7 +58,7 @@ async fn case_41_markup_in_a_name_or_a_path_stays_text() {
         browser.press("Close").await;
         browser.no_dialog().await;
 
-        // The messages that repeat it, and the deletion under that name.
+        // The messages that contain it, and the deletion under that name.
         browser.menu(IMAGE, "Delete").await;
         browser.fill(&format!("Type {IMAGE} to confirm"), IMAGE).await;
         browser.press("Delete key").await;
@@ -108,7 +109,7 @@ async fn case_42_no_inline_script_or_style_has_an_effect() {
         ] {
             browser.expect_console(part);
         }
-        // What somebody does who has got markup into the page.
+        // What an attacker with markup in the page would try.
         let attack = r#"
             const script = document.createElement("script");
             script.textContent = "window.hit = 1";
@@ -120,7 +121,7 @@ async fn case_42_no_inline_script_or_style_has_an_effect() {
             const link = document.createElement("script");
             link.src = "https://evil.example/x.js";
             document.body.append(link);
-            // Past the driver's own script, which may.
+            // Bypass the driver's own script, which is allowed.
             setTimeout(() => { try { window.hit = eval("3"); } catch (error) { window.refused = error.name; } });
             return [window.hit ?? null, getComputedStyle(box.querySelector("p")).color === "rgb(1, 2, 3)"];
         "#;
@@ -140,7 +141,7 @@ async fn case_42_no_inline_script_or_style_has_an_effect() {
 async fn case_25_another_site_cannot_have_a_browser_create_a_key() {
     visit(async |browser, server| {
         let trap = serve(Router::new().route("/", get(async || Html("<!doctype html><title>a trap</title>")))).await;
-        // Another origin, and with `localhost` another site, too.
+        // Another origin, and with `localhost` also another site.
         browser.client.goto(&trap.replace("127.0.0.1", "localhost")).await.unwrap();
         let api = format!("{}/settings/api/keys", server.origin());
         let send = "const [url, type, done] = arguments; \

@@ -1,11 +1,11 @@
-//! The keyboard alone is enough: from the first key that is created to the last that is
-//! deleted, and the focus is always where a person looks for it.
+//! The page works with the keyboard alone, from the creation of the first key to the deletion
+//! of the last, and the focus is always where a user expects it.
 
 use fantoccini::key::Key;
 use serde_json::json;
 
 use crate::browser_support::Browser;
-use crate::house::{House, visit_house};
+use crate::service::{Service, visit_service};
 
 const TAB: char = '\u{e004}';
 const ENTER: char = '\u{e007}';
@@ -13,7 +13,8 @@ const ESCAPE: char = '\u{e00c}';
 const DOWN: char = '\u{e015}';
 const UP: char = '\u{e013}';
 
-/// Asserts that what has the focus can be seen to have it, and is within the dialog, if one is open.
+/// Asserts that the focused element shows its focus and is within the open dialog, if there is
+/// one.
 async fn assert_focus_is_seen(browser: &Browser) {
     let script = "const it = document.activeElement; const dialog = document.querySelector('dialog[open]'); \
         const style = getComputedStyle(it); const box = it.getBoundingClientRect(); \
@@ -25,7 +26,7 @@ async fn assert_focus_is_seen(browser: &Browser) {
     assert_eq!(seen, expected, "focus on {:?}", browser.focused().await);
 }
 
-/// Presses Tab until the focus is there; every stop on the way is seen.
+/// Presses Tab until the element has the focus. Every stop on the way shows its focus.
 async fn tab_to(browser: &Browser, name: &str) {
     walk(browser, &[TAB], name).await;
 }
@@ -39,7 +40,7 @@ async fn walk(browser: &Browser, keys: &[char], name: &str) {
     while stops.len() < 20 {
         browser.chord(keys).await;
         let focused = browser.focused().await;
-        // Beyond the last control lies the browser's own bar.
+        // After the last control the browser's own toolbar has the focus.
         if focused != "nothing" {
             assert_focus_is_seen(browser).await;
         }
@@ -54,9 +55,9 @@ async fn walk(browser: &Browser, keys: &[char], name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
-    visit_house(
-        |_: &House| (),
-        async |browser, house, ()| {
+    visit_service(
+        |_: &Service| (),
+        async |browser, service, ()| {
             tab_to(browser, "Create API key").await;
             browser.key(ENTER).await;
             browser.sees_focus("Name").await;
@@ -83,7 +84,7 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
             browser.sees_focus("Save your key").await;
             let key = browser.js("return document.querySelector('dialog input').value", &[]).await;
             assert!(key.as_str().unwrap().contains('•'), "shown at once: {key}");
-            // What is lost here is lost: two Escapes do not close it.
+            // A key that is lost here is lost forever: two Escapes do not close the dialog.
             browser.key(ESCAPE).await;
             browser.key(ESCAPE).await;
             browser.sees_focus("Save your key").await;
@@ -98,10 +99,10 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
             browser.key(ENTER).await;
             browser.no_dialog().await;
             browser.sees_focus("Create API key").await;
-            assert_eq!(house.names(), ["CI deploy"]);
+            assert_eq!(service.names(), ["CI deploy"]);
             assert_eq!(browser.cell_text("CI deploy", "Last used").await, "Never");
 
-            // The menu, by its arrows.
+            // The menu, with the arrow keys.
             tab_to(browser, "Actions for CI deploy").await;
             browser.key(DOWN).await;
             browser.sees_focus("Edit").await;
@@ -171,14 +172,14 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
             browser.key(ENTER).await;
             browser.sees_focus("Type CI deploy 2 to confirm").await;
             browser.key(ENTER).await;
-            assert_eq!(house.names().len(), 1, "deleted without the name");
+            assert_eq!(service.names().len(), 1, "deleted without the name");
             browser.keys("CI deploy 2").await;
             browser.key(ENTER).await;
             browser.no_dialog().await;
             browser.sees("No API keys yet").await;
             browser.sees_focus("Create API key").await;
             assert_focus_is_seen(browser).await;
-            assert_eq!(house.names().len(), 0);
+            assert_eq!(service.names().len(), 0);
         },
     )
     .await;
@@ -186,12 +187,12 @@ async fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_dialog_keeps_the_focus_and_escape_gives_it_back() {
-    let before = |house: &House| {
-        house.create("First", "1_year", &[]);
-        house.create("Second", "1_year", &["192.0.2.1"]);
+async fn a_dialog_keeps_the_focus_and_escape_returns_it() {
+    let before = |service: &Service| {
+        service.create("First", "1_year", &[]);
+        service.create("Second", "1_year", &["192.0.2.1"]);
     };
-    visit_house(before, async |browser, _, ()| {
+    visit_service(before, async |browser, _, ()| {
         browser.press("Actions for Second").await;
         browser.sees_focus("Edit").await;
         browser.key(ESCAPE).await;
@@ -209,7 +210,7 @@ async fn a_dialog_keeps_the_focus_and_escape_gives_it_back() {
                     (open.await == true).then_some(())
                 })
                 .await;
-            // Twice around, and nothing of the page below has had the focus.
+            // Twice around: no element of the page below gets the focus.
             for keys in [&[TAB][..], &[Key::Shift.into(), TAB]] {
                 let mut seen = Vec::new();
                 for _ in 0..24 {
@@ -228,7 +229,7 @@ async fn a_dialog_keeps_the_focus_and_escape_gives_it_back() {
             browser.sees_focus("Actions for Second").await;
             assert_focus_is_seen(browser).await;
         }
-        // Tab leaves a menu, and closes it.
+        // Tab leaves a menu and closes it.
         browser.key(DOWN).await;
         browser.sees_focus("Edit").await;
         browser.key(TAB).await;

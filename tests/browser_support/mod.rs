@@ -1,10 +1,11 @@
 //! The harness of the browser tests: one Chromium and one example server for each test.
 //!
 //! A test is a call of [`visit`]: it starts the server on a new SQLite file, opens its
-//! settings page in a new browser, runs the test, and then reads the browser's console.
-//! An error there, a warning, or anything that the content security policy blocked
-//! fails the test, unless the test said before that it must come ([`Browser::expect_console`]).
-//! Browser, driver and server end with the test, by a panic, too.
+//! A test is a call of [`visit`]: it starts the server on a new SQLite file, opens its
+//! settings page in a new browser, runs the test, and then checks the browser's console. An
+//! error or a warning there, or anything that the content security policy blocked, fails the
+//! test, unless the test expects it ([`Browser::expect_console`]). Browser, driver and server
+//! end with the test, even if it panics.
 //!
 //! ```ignore
 //! #[tokio::test(flavor = "multi_thread")]
@@ -21,18 +22,18 @@
 //! }
 //! ```
 //!
-//! - Things are found as people find them: by role and accessible name, among what is
-//!   visible, in the dialog on top where one is open ([`Browser::find`], and `press`,
-//!   `fill`, `choose`, `menu` upon it). Clicks are the driver's own: they fail on what is
-//!   covered or disabled. There is no click by script.
-//! - Everything that looks waits until it is there, for [`PATIENCE`] at most
-//!   ([`Browser::until`]); what is said then has all the visible text. Nothing sleeps.
+//! - Elements are found as users find them: by role and accessible name, among the visible
+//!   elements, in the topmost dialog if one is open ([`Browser::find`], and `press`, `fill`,
+//!   `choose`, `menu` based on it). The driver performs the clicks: they fail on covered or
+//!   disabled elements. No script clicks.
+//! - Every check waits until its condition holds, for [`PATIENCE`] at most
+//!   ([`Browser::until`]). Its error message contains all visible text. Nothing sleeps.
 //! - [`visit_at`] opens any address instead, for a server of the test's own;
-//!   [`Server::library`] opens the server's file with a clock of the test's choice,
-//!   for keys that are expired or old.
-//! - [`Browser::js`] reads; it must not act in a person's stead.
+//!   [`Server::library`] opens the server's file with a clock that the test chooses, for keys
+//!   that are expired or old.
+//! - [`Browser::js`] only reads. It must not act for the user.
 //!
-//! A topic is a file of this folder, with its `mod` line in `tests/browser.rs`.
+//! Each topic is a file of this folder, with its `mod` line in `tests/browser.rs`.
 
 #[path = "../support/port.rs"]
 pub(crate) mod port;
@@ -53,10 +54,10 @@ use tokio::sync::Semaphore;
 use process::{Driver, Session};
 pub(crate) use process::{Server, login, serve};
 
-/// How long a test waits for what must come.
+/// How long a test waits for a condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// As many browsers at a time: a third would only make all three slow.
+/// The number of concurrent browsers: a third would only slow down the others.
 static PLACES: Semaphore = Semaphore::const_new(2);
 
 /// Runs a test on the settings page of a new example server.
@@ -77,7 +78,7 @@ pub(crate) async fn visit_with(
     browser.assert_console();
 }
 
-/// Runs a test on a page of its own.
+/// Runs a test on a page that the test serves itself.
 pub(crate) async fn visit_at(page: &str, test: impl AsyncFnOnce(&Browser)) {
     let _place = PLACES.acquire().await.unwrap();
     let browser = Browser::open().await;
@@ -86,7 +87,7 @@ pub(crate) async fn visit_at(page: &str, test: impl AsyncFnOnce(&Browser)) {
     browser.assert_console();
 }
 
-/// What people look for: a control, by what it is called.
+/// The kinds of elements that users look for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Role {
     Button,
@@ -112,7 +113,7 @@ impl Role {
     }
 }
 
-/// `scope` is what can be used now; `called` is an element's accessible name.
+/// `scope` selects the usable elements; `called` returns an element's accessible name.
 const LOOKING: &str = r#"
     const scope = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
     const visible = (element) => element.checkVisibility({ visibilityProperty: true, opacityProperty: true });
@@ -122,10 +123,10 @@ const LOOKING: &str = r#"
     const all = (selector) => [...scope.querySelectorAll(selector)].filter(visible);
 "#;
 
-/// A browser with one window, and what a person does with it.
+/// A browser with one window, and the actions of its user.
 #[derive(Debug)]
 pub(crate) struct Browser {
-    /// For what the helpers do not do: windows, sizes, screenshots, history.
+    /// For actions without a helper: windows, sizes, screenshots, history.
     pub(crate) client: Client,
     session: Session,
     expected: Mutex<Vec<String>>,
@@ -147,7 +148,7 @@ impl Browser {
                     "--window-size=1100,900",
                     format!("--user-data-dir={}", driver.profile()),
                 ],
-                // Its own first page would be fetched from afar, and waited for.
+                // Its default start page would be loaded from the network.
                 "prefs": {
                     "session.restore_on_startup": 4,
                     "session.startup_urls": ["about:blank"],
@@ -163,7 +164,7 @@ impl Browser {
             Self { client, session: Session::new(driver, &id), expected: Mutex::default() };
         let permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"];
         browser.cdp("Browser.grantPermissions", json!({ "permissions": permissions }));
-        // The console survives the page, so violations go there.
+        // The console outlives the page, so violations are logged there.
         let listener = "addEventListener('securitypolicyviolation', (event) => \
             console.error('CSP: ' + event.violatedDirective + ' ' + event.blockedURI));";
         browser.cdp("Page.addScriptToEvaluateOnNewDocument", json!({ "source": listener }));
@@ -177,32 +178,38 @@ impl Browser {
 
     // ------------------------------------------------------------------ the console
 
-    /// Something that must come in the console until the test ends, and may:
-    /// `"status of 422"`, for instance. What is given is a part of the message.
+    /// Expects a message in the console during the test and allows it. `part` is a part of the
+    /// message, for instance `"status of 422"`.
     pub(crate) fn expect_console(&self, part: &str) {
         self.expected.lock().unwrap().push(part.to_owned());
     }
 
-    /// Asserts that the console has nothing but what was expected, and all of that.
+    /// Asserts that the console has all expected messages and no others.
     fn assert_console(&self) {
         let entries = self.session.post("se/log", json!({ "type": "browser" }));
-        let said: Vec<String> = entries.as_array().expect("entries").iter().map(entry).collect();
+        let messages: Vec<String> =
+            entries.as_array().expect("entries").iter().map(entry).collect();
         let expected = self.expected.lock().unwrap();
-        let is_bad = |said: &&String| said.starts_with("SEVERE") || said.starts_with("WARNING");
-        let is_expected = |said: &&String| {
-            // A page without an icon is none of ours.
-            said.contains("/favicon.ico") || expected.iter().any(|part| said.contains(part))
+        let is_bad =
+            |message: &&String| message.starts_with("SEVERE") || message.starts_with("WARNING");
+        let is_expected = |message: &&String| {
+            // A page without an icon is not ours.
+            message.contains("/favicon.ico") || expected.iter().any(|part| message.contains(part))
         };
-        let unexpected: Vec<_> = said.iter().filter(is_bad).filter(|s| !is_expected(s)).collect();
+        let unexpected: Vec<_> =
+            messages.iter().filter(is_bad).filter(|s| !is_expected(s)).collect();
         assert!(unexpected.is_empty(), "in the console: {unexpected:#?}");
         for part in expected.iter() {
-            assert!(said.iter().any(|said| said.contains(part)), "{part:?} is not among {said:?}");
+            assert!(
+                messages.iter().any(|message| message.contains(part)),
+                "{part:?} is not among {messages:?}"
+            );
         }
     }
 
     // -------------------------------------------------------------------- the window
 
-    /// Opens an address, and waits until the page of keys is there, or an error on it.
+    /// Opens an address and waits until the page shows the keys or an error.
     pub(crate) async fn goto(&self, url: &str) {
         self.client.goto(url).await.unwrap();
         self.loaded().await;
@@ -213,7 +220,7 @@ impl Browser {
         self.loaded().await;
     }
 
-    /// Waits until the page is not loading; a page that is none of ours never is.
+    /// Waits until the page is no longer loading. A foreign page never is.
     pub(crate) async fn loaded(&self) {
         let script = "return document.readyState === 'complete' && \
             document.querySelector('#page')?.getAttribute('aria-busy') !== 'true'";
@@ -223,26 +230,27 @@ impl Browser {
         .await;
     }
 
-    /// Runs a script that reads, and gives what it returns.
+    /// Runs a script that reads, and returns its result.
     pub(crate) async fn js(&self, script: &str, arguments: &[Value]) -> Value {
         let done = self.client.execute(script, arguments.to_vec()).await;
         done.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
-    /// All visible text of the dialog on top, or of the page where none is open.
+    /// All visible text of the topmost dialog, or of the page if none is open.
     pub(crate) async fn text(&self) -> String {
         let script = format!("{LOOKING} return scope.innerText");
         self.js(&script, &[]).await.as_str().unwrap_or_default().to_owned()
     }
 
-    /// All there is in the document, shown or not, and the values of its fields.
+    /// All text of the document, visible or not, and the values of its fields.
     pub(crate) async fn everything(&self) -> String {
         let script = "return document.documentElement.outerHTML + '\\n' + \
             [...document.querySelectorAll('input, textarea, select')].map((it) => it.value).join('\\n')";
         self.js(script, &[]).await.as_str().expect("a text").to_owned()
     }
 
-    /// Asks until there is an answer; a test that waits in vain says what there was to see.
+    /// Polls until there is an answer. The error of a test that waits in vain contains the
+    /// visible text.
     pub(crate) async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -256,7 +264,7 @@ impl Browser {
         }
     }
 
-    /// Asks until the answer is this one.
+    /// Polls until the answer has this value.
     pub(crate) async fn becomes<T: Debug + PartialEq>(
         &self,
         what: &str,
@@ -277,7 +285,7 @@ impl Browser {
         }
     }
 
-    /// Waits until the text can be read.
+    /// Waits until the text is visible.
     pub(crate) async fn sees(&self, text: &str) {
         self.until(&format!("the text {text:?}"), async || {
             self.text().await.contains(text).then_some(())
@@ -285,7 +293,7 @@ impl Browser {
         .await;
     }
 
-    /// Waits until the text can be read no more.
+    /// Waits until the text is no longer visible.
     pub(crate) async fn sees_no_more(&self, text: &str) {
         self.until(&format!("no text {text:?}"), async || {
             (!self.text().await.contains(text)).then_some(())
@@ -293,22 +301,22 @@ impl Browser {
         .await;
     }
 
-    /// The command that is shown beside a new key.
+    /// The command shown beside a new key.
     pub(crate) async fn command(&self) -> String {
         let script = format!("{LOOKING} return all('pre').map((it) => it.textContent).join()");
         self.js(&script, &[]).await.as_str().expect("a text").to_owned()
     }
 
-    /// Waits until there is no dialog, and what lies below it has loaded.
+    /// Waits until no dialog is open and the page below has loaded.
     pub(crate) async fn no_dialog(&self) {
         let script = "return document.querySelector('dialog') === null";
         self.until("no dialog", async || (self.js(script, &[]).await == true).then_some(())).await;
         self.loaded().await;
     }
 
-    // -------------------------------------------------------------------- the people
+    // -------------------------------------------------------------------- controls
 
-    /// The one visible control of that role and name.
+    /// The only visible control with that role and name.
     pub(crate) async fn find(&self, role: Role, name: &str) -> Element {
         let script = format!(
             "{LOOKING} const [selector, name] = arguments; \
@@ -328,7 +336,7 @@ impl Browser {
         texts(&self.js(&script, &[json!(role.selector())]).await)
     }
 
-    /// An element that a script has given.
+    /// An element that a script returned.
     pub(crate) fn element(&self, given: &Value) -> Element {
         let ids = given.as_object().expect("an element").values().next().and_then(Value::as_str);
         let id = ElementRef::from(ids.expect("its id").to_owned());
@@ -339,7 +347,7 @@ impl Browser {
         self.until(&format!("a click on {role:?} {name:?}"), async || {
             match self.find(role, name).await.click().await {
                 Ok(()) => Some(()),
-                // The table was drawn anew between the two steps.
+                // The table was redrawn between the two steps.
                 Err(error) if error.is_stale_element_reference() => None,
                 Err(error) => panic!("{role:?} {name:?}: {error}"),
             }
@@ -373,12 +381,12 @@ impl Browser {
         self.click(Role::MenuItem, item).await;
     }
 
-    /// Whether a button can be pressed.
+    /// Whether a button is enabled.
     pub(crate) async fn is_enabled(&self, button: &str) -> bool {
         self.find(Role::Button, button).await.is_enabled().await.unwrap()
     }
 
-    /// Replaces what stands in a field by typing.
+    /// Replaces the text of a field by typing.
     pub(crate) async fn fill(&self, label: &str, text: &str) {
         self.click(Role::TextBox, label).await;
         self.chord(&[Key::Control.into(), 'a']).await;
@@ -390,12 +398,12 @@ impl Browser {
         assert_eq!(value, text, "typed into {label}");
     }
 
-    /// Types into what has the focus.
+    /// Types into the focused element.
     pub(crate) async fn keys(&self, text: &str) {
         self.client.active_element().await.unwrap().send_keys(text).await.unwrap();
     }
 
-    /// Presses one key, on whatever has the focus.
+    /// Presses one key on the focused element.
     pub(crate) async fn key(&self, key: char) {
         self.chord(&[key]).await;
     }
@@ -409,12 +417,12 @@ impl Browser {
         self.client.perform_actions(actions).await.unwrap();
     }
 
-    /// What stands in a field.
+    /// The text of a field.
     pub(crate) async fn value(&self, label: &str) -> String {
         self.find(Role::TextBox, label).await.prop("value").await.unwrap().unwrap_or_default()
     }
 
-    /// The error at a field, as its description has it; empty where there is none.
+    /// The error at a field, from its description; empty if there is none.
     pub(crate) async fn error_at(&self, label: &str) -> String {
         let field = self.find(Role::TextBox, label).await;
         let script = "const [field] = arguments; \
@@ -426,7 +434,7 @@ impl Browser {
         error.as_str().expect("a text").to_owned()
     }
 
-    /// Waits for an error at a field that has this in it.
+    /// Waits for an error at a field that contains this text.
     pub(crate) async fn sees_error(&self, label: &str, part: &str) {
         self.until(&format!("at {label:?} the error {part:?}"), async || {
             self.error_at(label).await.contains(part).then_some(())
@@ -434,7 +442,7 @@ impl Browser {
         .await;
     }
 
-    /// What was copied last.
+    /// The text that was copied last.
     pub(crate) async fn clipboard(&self) -> String {
         let script = "const done = arguments[0]; \
             navigator.clipboard.readText().then(done, (error) => done(`refused: ${error}`))";
@@ -442,12 +450,12 @@ impl Browser {
         text.as_str().expect("a text").to_owned()
     }
 
-    /// Waits until what is called so has the focus.
+    /// Waits until the element with that name has the focus.
     pub(crate) async fn sees_focus(&self, name: &str) {
         self.becomes("the focus", name.to_owned(), async || self.focused().await).await;
     }
 
-    /// The name of what has the focus now.
+    /// The name of the focused element.
     pub(crate) async fn focused(&self) -> String {
         let script = format!(
             "{LOOKING} return document.activeElement === document.body ? 'nothing' : called(document.activeElement)"
@@ -457,14 +465,14 @@ impl Browser {
 
     // --------------------------------------------------------------------- the table
 
-    /// The names of the keys, in the table's order.
+    /// The names of the keys, in the order of the table.
     pub(crate) async fn rows(&self) -> Vec<String> {
         let script = "return [...document.querySelectorAll('table.keys tbody tr td.name span.name')]\
             .map((name) => name.textContent)";
         texts(&self.js(script, &[]).await)
     }
 
-    /// The cell of a key below the column's heading.
+    /// The cell of a key in the column with that heading.
     pub(crate) async fn cell(&self, key: &str, column: &str) -> Element {
         let script = "const [key, column] = arguments; \
             const table = document.querySelector('table.keys'); \

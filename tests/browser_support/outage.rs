@@ -1,11 +1,11 @@
-//! The service is down, slow or has ended the login: the page says so, keeps what was typed,
-//! and goes on without being loaded again.
+//! The service is down, slow or has ended the login: the page reports it, keeps the typed
+//! text, and continues without a reload.
 
 use fantoccini::key::Key;
 use serde_json::json;
 
 use crate::browser_support::Browser;
-use crate::house::{House, Way, visit_house};
+use crate::service::{Mode, Service, visit_service};
 
 const DOWN: &str = "The server cannot be reached. Check your connection, then try again.";
 const UNAVAILABLE: &str = "The service is not available right now. Try again in a moment.";
@@ -17,17 +17,21 @@ async fn mark(browser: &Browser) {
 }
 
 async fn assert_marked(browser: &Browser) {
-    assert_eq!(browser.js("return window.marked === true", &[]).await, true, "it was loaded again");
+    assert_eq!(
+        browser.js("return window.marked === true", &[]).await,
+        true,
+        "the page was reloaded"
+    );
 }
 
-fn one_key(house: &House) {
-    house.create("Key", "1_year", &[]);
+fn one_key(service: &Service) {
+    service.create("Key", "1_year", &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_dialog_that_was_never_open_opens_once_the_server_is_back() {
-    visit_house(one_key, async |browser, house, ()| {
+async fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
         for (item, title) in [
@@ -35,15 +39,15 @@ async fn a_dialog_that_was_never_open_opens_once_the_server_is_back() {
             ("Rotate", "Rotate “Key”"),
             ("View audit log", "Audit log of “Key”"),
         ] {
-            house.stop();
+            service.stop();
             browser.menu("Key", item).await;
             browser.sees(DOWN).await;
-            assert_eq!(browser.rows().await, ["Key"], "the table stays");
-            house.start();
+            assert_eq!(browser.rows().await, ["Key"], "the table is still shown");
+            service.start();
             browser.press("Try again").await;
             browser.sees_no_more(DOWN).await;
             let focused = browser.focused().await;
-            assert_ne!(focused, "nothing", "the focus went with the button");
+            assert_ne!(focused, "nothing", "the focus was lost with the button");
             browser.menu("Key", item).await;
             browser.sees(title).await;
             let button = if item == "View audit log" { "Close" } else { "Cancel" };
@@ -57,11 +61,11 @@ async fn a_dialog_that_was_never_open_opens_once_the_server_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_dialog_of_which_a_part_is_missing_opens_once_the_server_is_back() {
-    visit_house(one_key, async |browser, house, ()| {
+async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
-        // The dialog's own file comes, what it imports does not.
+        // The dialog's own file loads, but a file that it imports does not.
         let part = |lost: bool| {
             let urls = if lost { json!(["*/allowlist.js*"]) } else { json!([]) };
             browser.cdp("Network.setBlockedURLs", json!({ "urls": urls }));
@@ -70,15 +74,15 @@ async fn a_dialog_of_which_a_part_is_missing_opens_once_the_server_is_back() {
         part(true);
         browser.press("Create API key").await;
         browser
-            .until("that it cannot be opened", async || {
+            .until("the error that it cannot be opened", async || {
                 browser.text().await.contains("Try again").then_some(())
             })
             .await;
         part(false);
-        house.stop();
+        service.stop();
         browser.press("Try again").await;
         browser.sees(DOWN).await;
-        house.start();
+        service.start();
         browser.press("Try again").await;
         browser.sees_no_more(DOWN).await;
         browser.press("Create API key").await;
@@ -92,30 +96,30 @@ async fn a_dialog_of_which_a_part_is_missing_opens_once_the_server_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn what_was_typed_outlives_an_outage_and_is_sent_by_the_same_button() {
-    visit_house(one_key, async |browser, house, ()| {
+async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
         browser.press("Create API key").await;
         browser.fill("Name", "Typed before").await;
         browser.choose("Expiration", "1 week").await;
         browser.fill("Address or range", "192.0.2.7").await;
-        house.stop();
+        service.stop();
         browser.press("Create key").await;
         browser.sees(DOWN).await;
         assert_eq!(browser.value("Name").await, "Typed before");
         browser.sees("192.0.2.7").await;
-        house.start();
+        service.start();
         browser.press("Create key").await;
         browser.sees("Save your key").await;
-        // The key is there to be copied, whatever happens now.
-        house.stop();
+        // The key can be copied, whatever happens now.
+        service.stop();
         browser.press("Show").await;
         let secret = browser.value("Your API key").await;
         assert!(secret.starts_with("vsp_sk_") && !secret.contains('•'), "{secret}");
         browser.press("Done").await;
         browser.no_dialog().await;
-        house.start();
+        service.start();
         browser.reload().await;
         assert_eq!(browser.rows().await, ["Key", "Typed before"]);
         mark(browser).await;
@@ -123,11 +127,11 @@ async fn what_was_typed_outlives_an_outage_and_is_sent_by_the_same_button() {
         browser.menu("Key", "Edit").await;
         browser.fill("Name", "Edited in an outage").await;
         browser.pick("Revoked: every request is refused").await;
-        house.stop();
+        service.stop();
         browser.press("Save changes").await;
         browser.sees(DOWN).await;
         assert_eq!(browser.value("Name").await, "Edited in an outage");
-        house.start();
+        service.start();
         browser.press("Save changes").await;
         browser.no_dialog().await;
         assert_eq!(browser.cell_text("Edited in an outage", "Status").await, "Revoked");
@@ -138,22 +142,22 @@ async fn what_was_typed_outlives_an_outage_and_is_sent_by_the_same_button() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_audit_log_stays_in_an_outage_and_goes_on_after_it() {
-    let before = |house: &House| {
-        let key = house.create("Key", "1_year", &[]);
-        house.call(&key, "GET", "/v1/first", "192.0.2.1");
+async fn the_audit_log_stays_visible_in_an_outage_and_continues_afterwards() {
+    let before = |service: &Service| {
+        let key = service.create("Key", "1_year", &[]);
+        service.call(&key, "GET", "/v1/first", "192.0.2.1");
         key
     };
-    visit_house(before, async |browser, house, key| {
+    visit_service(before, async |browser, service, key| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         browser.menu("Key", "View audit log").await;
         browser.sees("/v1/first").await;
-        house.stop();
+        service.stop();
         browser.press("Refresh").await;
         browser.sees(DOWN).await;
         browser.sees("/v1/first").await;
-        house.start();
-        house.call(&key, "GET", "/v1/second", "192.0.2.1");
+        service.start();
+        service.call(&key, "GET", "/v1/second", "192.0.2.1");
         browser.press("Refresh").await;
         browser.sees("/v1/second").await;
         browser.sees_no_more(DOWN).await;
@@ -165,12 +169,12 @@ async fn the_audit_log_stays_in_an_outage_and_goes_on_after_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_store_that_takes_nothing_is_said_to_be_unavailable() {
-    visit_house(one_key, async |browser, house, ()| {
+async fn a_read_only_store_is_reported_as_unavailable() {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("status of 503");
         browser.menu("Key", "Edit").await;
         browser.fill("Name", "Later").await;
-        let other = house.database();
+        let other = service.database();
         other.execute_batch("BEGIN EXCLUSIVE").unwrap();
         browser.press("Save changes").await;
         browser.sees(UNAVAILABLE).await;
@@ -185,14 +189,14 @@ async fn a_store_that_takes_nothing_is_said_to_be_unavailable() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_proxy_without_a_service_is_said_to_be_unavailable() {
-    visit_house(one_key, async |browser, house, ()| {
+async fn a_proxy_without_a_service_is_reported_as_unavailable() {
+    visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("status of 502");
-        house.go(Way::BadGateway);
+        service.set_mode(Mode::BadGateway);
         browser.reload().await;
         browser.sees(UNAVAILABLE).await;
-        assert!(!browser.text().await.contains("Loading"), "it still loads");
-        house.go(Way::Open);
+        assert!(!browser.text().await.contains("Loading"), "the page still shows Loading");
+        service.set_mode(Mode::Open);
         browser.press("Try again").await;
         browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
         assert_ne!(browser.focused().await, "nothing");
@@ -202,22 +206,22 @@ async fn a_proxy_without_a_service_is_said_to_be_unavailable() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_login_that_has_ended_is_said_and_the_page_offers_to_reload() {
-    for way in [Way::LoggedOut, Way::LoginPage, Way::SentToLogin] {
-        visit_house(one_key, async |browser, house, ()| {
-            if way != Way::SentToLogin {
+async fn an_ended_login_is_reported_and_the_page_offers_to_reload() {
+    for mode in [Mode::LoggedOut, Mode::LoginPage, Mode::SentToLogin] {
+        visit_service(one_key, async |browser, service, ()| {
+            if mode != Mode::SentToLogin {
                 browser.expect_console("status of 401");
             }
             browser.menu("Key", "Edit").await;
             browser.fill("Name", "Typed").await;
-            house.go(way);
+            service.set_mode(mode);
             browser.press("Save changes").await;
             browser.sees(LOGGED_OUT).await;
             assert_eq!(browser.value("Name").await, "Typed");
             browser.press("Cancel").await;
             browser.no_dialog().await;
             browser.sees(LOGGED_OUT).await;
-            house.go(Way::Open);
+            service.set_mode(Mode::Open);
             browser.press("Reload").await;
             browser.sees_no_more(LOGGED_OUT).await;
             let table = vec!["Key".to_owned()];
@@ -229,14 +233,14 @@ async fn a_login_that_has_ended_is_said_and_the_page_offers_to_reload() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_login_that_has_ended_is_said_where_a_dialog_cannot_be_loaded() {
-    visit_house(one_key, async |browser, house, ()| {
-        // The dialog's file leads to the login, which has none here.
+async fn an_ended_login_is_reported_if_a_dialog_cannot_be_loaded() {
+    visit_service(one_key, async |browser, service, ()| {
+        // The request for the dialog's file is redirected to the login.
         browser.expect_console("status of 404");
-        house.go(Way::SentToLogin);
+        service.set_mode(Mode::SentToLogin);
         browser.menu("Key", "View audit log").await;
         browser.sees(LOGGED_OUT).await;
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.press("Reload").await;
         browser.sees_no_more(LOGGED_OUT).await;
         browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
@@ -246,45 +250,45 @@ async fn a_login_that_has_ended_is_said_where_a_dialog_cannot_be_loaded() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn what_takes_time_is_seen_to_take_time() {
-    visit_house(one_key, async |browser, house, ()| {
-        house.go(Way::Held);
+async fn slow_operations_show_their_progress() {
+    visit_service(one_key, async |browser, service, ()| {
+        service.set_mode(Mode::Held);
         browser.client.refresh().await.unwrap();
         let loading = "const bone = document.querySelector('.bone'); \
             return Boolean(bone?.checkVisibility()) && document.querySelector('#page').ariaBusy === 'true'";
         browser.becomes("loading", json!(true), async || browser.js(loading, &[]).await).await;
         browser.sees("Loading…").await;
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.loaded().await;
         browser.sees_no_more("Loading…").await;
         assert_eq!(browser.rows().await, ["Key"]);
 
-        house.go(Way::Held);
+        service.set_mode(Mode::Held);
         browser.menu("Key", "View audit log").await;
         browser.sees("Loading…").await;
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.sees("No request has used this key yet.").await;
         browser.press("Close").await;
         browser.no_dialog().await;
 
-        // One click more does not make one key more.
+        // A second click does not create a second key.
         browser.press("Create API key").await;
         browser.fill("Name", "Slow").await;
-        house.go(Way::Held);
+        service.set_mode(Mode::Held);
         browser.press("Create key").await;
         let busy = "return document.querySelector('dialog form').ariaBusy";
         browser.becomes("busy", json!("true"), async || browser.js(busy, &[]).await).await;
         browser.press("Create key").await;
-        // Nor can the dialog be left while its answer, the key, is under way.
+        // The dialog cannot be closed while the answer with the key is under way.
         assert!(!browser.is_enabled("Cancel").await);
         for _ in 0..3 {
             browser.key(Key::Escape.into()).await;
         }
-        house.go(Way::Open);
+        service.set_mode(Mode::Open);
         browser.sees("Save your key").await;
         browser.press("Done").await;
         browser.no_dialog().await;
-        assert_eq!(house.names(), ["Key", "Slow"]);
+        assert_eq!(service.names(), ["Key", "Slow"]);
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! The programs behind a browser test, each ended when dropped.
+//! The programs of a browser test, each ended when dropped.
 
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
@@ -18,24 +18,24 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::PATIENCE;
-use crate::support::{Client, Reply};
+use crate::support::{Client, Reply, example_server};
 
 /// A child that is killed when dropped.
 #[derive(Debug)]
 struct Process(Child);
 
 impl Process {
-    /// Starts it, and gives what follows `mark` in the first line that has it; all that it
-    /// printed if it ends without such a line.
+    /// Starts it and returns the text after `mark` in the first line that contains it, or all
+    /// output if the process ends without such a line.
     fn start(command: &mut Command, mark: &str) -> Result<(Self, String), String> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = Self(child.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
         let output = process.0.stdout.take().unwrap();
-        let (said, says) = mpsc::channel();
-        // Read to the end, so that it never waits for a reader.
+        let (sender, says) = mpsc::channel();
+        // Read all output, so that the process never blocks on a full pipe.
         std::thread::spawn(move || {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
-            lines.for_each(|line| drop(said.send(line)));
+            lines.for_each(|line| drop(sender.send(line)));
         });
         let deadline = Instant::now() + PATIENCE;
         let mut printed = String::new();
@@ -47,7 +47,7 @@ impl Process {
                 },
                 Err(RecvTimeoutError::Disconnected) => return Err(printed),
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("{command:?} does not say where it is: {printed}")
+                    panic!("{command:?} does not print its address: {printed}")
                 }
             }
         }
@@ -61,10 +61,10 @@ impl Drop for Process {
     }
 }
 
-/// The example server, on a SQLite file of its own.
+/// The example server, on its own SQLite file.
 #[derive(Debug)]
 pub(crate) struct Server {
-    // Before the folder, so that it ends first.
+    // Declared before the folder, so that it ends first.
     _process: Process,
     address: SocketAddr,
     folder: TempDir,
@@ -73,12 +73,11 @@ pub(crate) struct Server {
 impl Server {
     pub(super) fn start(variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(program());
-        command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").current_dir(folder.path());
-        command.envs(variables.iter().copied());
+        let mut command = example_server();
+        command.current_dir(folder.path()).envs(variables.iter().copied());
         let started = Process::start(&mut command, "settings: http://");
         let (process, rest) =
-            started.unwrap_or_else(|said| panic!("{command:?} has ended: {said}"));
+            started.unwrap_or_else(|output| panic!("{command:?} has ended: {output}"));
         let address = rest.split('/').next().unwrap().parse().unwrap();
         Self { _process: process, address, folder }
     }
@@ -92,7 +91,7 @@ impl Server {
         self.origin() + "/settings"
     }
 
-    /// Speaks to the server past the browser.
+    /// Sends a request to the server, bypassing the browser.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.address)
     }
@@ -102,7 +101,7 @@ impl Server {
         self.folder.path().join("keygate.db")
     }
 
-    /// The library on the server's file, with another clock.
+    /// A manager on the server's file, with another clock.
     pub(crate) fn library(&self, clock: impl Clock) -> KeyManager {
         let store = SqliteStore::open(self.file()).unwrap();
         let builder = KeyManager::builder(store.clone()).audit(store);
@@ -116,14 +115,14 @@ impl Server {
         reply.json()["keys"].as_array().expect("keys").clone()
     }
 
-    /// The one key of that name, as the API lists it.
+    /// The only key with that name, as the API lists it.
     pub(crate) fn key(&self, name: &str) -> Value {
         let named: Vec<_> = self.keys().into_iter().filter(|key| key["name"] == name).collect();
         assert_eq!(named.len(), 1, "keys named {name}");
         named[0].clone()
     }
 
-    /// Creates a key through the API; its secret.
+    /// Creates a key through the API. Returns its secret.
     pub(crate) fn create(&self, name: &str) -> String {
         let body = json!({ "name": name, "expiration": "never" });
         let reply = self.client().ask_json("POST", "/settings/api/keys", &[], body);
@@ -131,7 +130,7 @@ impl Server {
         reply.json()["secret"].as_str().expect("a secret").to_owned()
     }
 
-    /// What the API answers to a request with the key.
+    /// The answer of the API to a request with the key.
     pub(crate) fn whoami(&self, secret: &str) -> u16 {
         self.call(secret, "/v1/whoami")
     }
@@ -143,7 +142,7 @@ impl Server {
     }
 }
 
-/// Serves a router of the test's own, until the test ends; its origin.
+/// Serves a router of the test until the test ends. Returns its origin.
 pub(crate) async fn serve(app: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
@@ -158,16 +157,6 @@ pub(crate) async fn login(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The example, built along with the tests: `cargo test` does that by itself,
-/// `cargo test --test browser` does not.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
-    let program = profile.join("examples").join("server");
-    assert!(program.exists(), "run `cargo build --example server --all-features` first");
-    program
-}
-
 /// chromedriver, for one browser.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -180,11 +169,11 @@ impl Driver {
     pub(super) fn start() -> Self {
         let mut command = Command::new("chromedriver");
         command.arg("--port=0");
-        // It takes a free port of IPv6, and ends if the same one of IPv4 is not free.
+        // It takes a free port of IPv6, and ends if the same port of IPv4 is in use.
         let (process, rest) = (0..10)
             .find_map(|_| match Process::start(&mut command, "started successfully on port ") {
-                Err(said) if said.contains("port not available") => None,
-                started => Some(started.unwrap_or_else(|said| panic!("chromedriver: {said}"))),
+                Err(output) if output.contains("port not available") => None,
+                started => Some(started.unwrap_or_else(|output| panic!("chromedriver: {output}"))),
             })
             .expect("a free port for chromedriver");
         let port = rest.trim_end_matches('.').parse().unwrap();
@@ -202,7 +191,7 @@ impl Driver {
     }
 }
 
-/// The driver's session: its browser ends with it.
+/// The driver's session. Its browser ends with it.
 #[derive(Debug)]
 pub(super) struct Session {
     driver: Driver,
@@ -214,7 +203,7 @@ impl Session {
         Self { driver, path: format!("/session/{id}") }
     }
 
-    /// A command that WebDriver itself does not have.
+    /// A command that is not part of WebDriver.
     pub(super) fn post(&self, command: &str, body: Value) -> Value {
         let target = format!("{}/{command}", self.path);
         let reply = self.ask("POST", &target, &body.to_string()).unwrap();
@@ -225,7 +214,7 @@ impl Session {
     fn ask(&self, method: &str, target: &str, body: &str) -> io::Result<Reply> {
         let mut client = Client::connect(self.driver.address);
         let (host, length) = (self.driver.address, body.len());
-        // The driver answers no other host's name.
+        // The driver accepts no other host name.
         client.send(format!(
             "{method} {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{body}"
         ));
@@ -235,7 +224,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // Quits the browser; an answer means that it has ended.
+        // Quits the browser. An answer means that it has ended.
         let _ = self.ask("DELETE", &self.path, "");
     }
 }

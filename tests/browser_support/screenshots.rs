@@ -1,4 +1,4 @@
-//! Pictures of every state of the page, to be looked at:
+//! Screenshots of every state of the page, for review:
 //! `KEYGATE_SCREENSHOTS=target/screenshots cargo test --all-features --test browser screenshots -- --ignored`
 
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::browser_support::Browser;
-use crate::house::{House, visit_house};
+use crate::service::{Service, visit_service};
 use crate::views::{Screen, furnish, tour};
 
 fn set(screen: Screen, browser: &Browser) {
@@ -29,14 +29,14 @@ async fn screenshots() {
     let folder = PathBuf::from(folder);
     fs::create_dir_all(&folder).unwrap();
     for screen in Screen::ALL {
-        visit_house(furnish, async |browser, house, ()| {
+        visit_service(furnish, async |browser, service, ()| {
             browser.expect_console("status of 502");
             set(screen, browser);
-            tour(browser, house, async |state| take(browser, &folder, screen, state).await).await;
+            tour(browser, service, async |state| take(browser, &folder, screen, state).await).await;
         })
         .await;
-        visit_house(
-            |_: &House| (),
+        visit_service(
+            |_: &Service| (),
             async |browser, _, ()| {
                 set(screen, browser);
                 browser.sees("No API keys yet").await;

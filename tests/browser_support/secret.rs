@@ -1,4 +1,4 @@
-//! The second step: the key itself, which is shown once.
+//! The second step: the key itself, shown once.
 
 use fantoccini::key::Key;
 
@@ -27,7 +27,7 @@ async fn copied(browser: &Browser) -> String {
     browser.clipboard().await
 }
 
-/// Asserts that nothing of the key is where a script or a person could find it.
+/// Asserts that no part of the key is where a script or a user could find it.
 async fn assert_forgotten(browser: &Browser, secret: &str) {
     assert_no_leak("the document", &browser.everything().await, secret);
     let script = "return JSON.stringify([{...localStorage}, {...sessionStorage}, history.state, \
@@ -41,8 +41,8 @@ async fn assert_forgotten(browser: &Browser, secret: &str) {
     assert_eq!(browser.js(count, &[]).await, serde_json::json!([0, 0]));
 }
 
-/// What a person would try to see the key again.
-async fn look_for_it_again(browser: &Browser, server: &Server, secret: &str) {
+/// Tries everything that a user might do to see the key again.
+async fn try_to_see_it_again(browser: &Browser, server: &Server, secret: &str) {
     assert_forgotten(browser, secret).await;
     browser.reload().await;
     assert_forgotten(browser, secret).await;
@@ -88,7 +88,7 @@ async fn a_new_key_is_hidden_until_it_is_shown_and_can_be_hidden_again() {
         assert_no_leak("the document", &browser.everything().await, &secret);
         browser.press("Show").await;
         assert_eq!(browser.value(FIELD).await, secret);
-        // The field is there to be read.
+        // The hidden field can still be read.
         browser.find(Role::TextBox, FIELD).await.click().await.unwrap();
         browser.keys("x").await;
         assert_eq!(browser.value(FIELD).await, secret);
@@ -98,7 +98,7 @@ async fn a_new_key_is_hidden_until_it_is_shown_and_can_be_hidden_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_key_and_the_command_are_copied_while_they_stay_hidden() {
+async fn the_key_and_the_command_can_be_copied_while_hidden() {
     visit(async |browser, server| {
         create(browser).await;
         let secret = copied(browser).await;
@@ -117,10 +117,10 @@ async fn the_key_and_the_command_are_copied_while_they_stay_hidden() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_browser_that_refuses_to_copy_has_the_key_shown_and_selected() {
+async fn if_the_browser_refuses_to_copy_the_key_is_shown_and_selected() {
     visit(async |browser, server| {
         create(browser).await;
-        // As in a page over plain HTTP: a click in Chromium copies whatever the permission.
+        // Like a page over plain HTTP: a click in Chromium copies whatever the permission.
         browser.js("Object.defineProperty(navigator, 'clipboard', { value: undefined })", &[]).await;
         browser.press("Copy key").await;
         browser.sees("The browser does not allow copying. Select the text and copy it yourself.").await;
@@ -142,7 +142,7 @@ async fn escape_does_not_lose_a_key() {
             browser.key(Key::Escape.into()).await;
         }
         browser.sees(WARNING).await;
-        // With the focus in a field, too, and after another click.
+        // Also with the focus in a field, and after another click.
         browser.press("Show").await;
         browser.find(Role::TextBox, FIELD).await.click().await.unwrap();
         for _ in 0..4 {
@@ -158,7 +158,7 @@ async fn escape_does_not_lose_a_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn case_40_after_done_a_created_key_is_nowhere() {
+async fn case_40_after_done_a_created_key_is_nowhere_in_the_browser() {
     visit(async |browser, server| {
         create(browser).await;
         browser.press("Show").await;
@@ -169,14 +169,14 @@ async fn case_40_after_done_a_created_key_is_nowhere() {
         browser.sees_focus("Create API key").await;
         assert_eq!(browser.rows().await, ["CI deploy"]);
         assert_eq!(server.whoami(&secret), 200);
-        look_for_it_again(browser, server, &secret).await;
+        try_to_see_it_again(browser, server, &secret).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn case_40_after_done_a_rotated_key_is_nowhere() {
+async fn case_40_after_done_a_rotated_key_is_nowhere_in_the_browser() {
     visit(async |browser, server| {
         server.create("CI deploy");
         browser.reload().await;
@@ -189,7 +189,7 @@ async fn case_40_after_done_a_rotated_key_is_nowhere() {
         browser.press("Done").await;
         browser.no_dialog().await;
         assert_eq!(server.whoami(&secret), 200);
-        look_for_it_again(browser, server, &secret).await;
+        try_to_see_it_again(browser, server, &secret).await;
     })
     .await;
 }
@@ -203,14 +203,14 @@ async fn a_reload_before_done_forgets_the_key_as_well() {
         let secret = browser.value(FIELD).await;
         browser.reload().await;
         browser.sees("1 of 20 keys").await;
-        look_for_it_again(browser, server, &secret).await;
+        try_to_see_it_again(browser, server, &secret).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_page_that_is_left_with_the_key_on_it_comes_back_without() {
+async fn a_page_left_with_the_key_visible_returns_without_it() {
     visit(async |browser, server| {
         create(browser).await;
         let secret = copied(browser).await;
@@ -232,7 +232,7 @@ async fn a_double_click_opens_one_dialog() {
             "const open = document.querySelector('button.primary'); open.click(); open.click()";
         browser.js(twice, &[]).await;
         browser.sees("Expiration").await;
-        // Whatever a second one would take has had its time once the first is used.
+        // If a second dialog could open, it would have done so by now.
         create_in_open_dialog(browser).await;
         let count = "return document.querySelectorAll('dialog').length";
         assert_eq!(browser.js(count, &[]).await, 1);

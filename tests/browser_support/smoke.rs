@@ -1,10 +1,10 @@
-//! That the harness itself works, and that it fails where it should.
+//! The harness itself works, and fails where it should.
 
 use crate::browser_support::visit;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_page_opens_without_a_word_in_the_console() {
+async fn the_page_opens_without_a_console_message() {
     visit(async |browser, _| {
         browser.sees("No API keys yet").await;
         assert_eq!(browser.client.title().await.unwrap(), "API keys");

@@ -1,4 +1,4 @@
-//! The table of keys, and the page without any.
+//! The table of keys, and the page without keys.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::browser_support::{Browser, Role, visit};
 
-/// Red, green and blue as the browser has computed them.
+/// Red, green and blue of a computed colour.
 async fn colour_of_badge(browser: &Browser, key: &str, column: &str) -> [f64; 3] {
     let cell = browser.cell(key, column).await;
     // Whatever the notation of the computed colour, a pixel has three numbers.
@@ -20,7 +20,7 @@ async fn colour_of_badge(browser: &Browser, key: &str, column: &str) -> [f64; 3]
     [0, 1, 2].map(|n| rgb[n].as_f64().unwrap())
 }
 
-/// What the browser itself makes of an instant, in a person's time zone.
+/// An instant as the browser formats it in the user's time zone.
 async fn as_date(browser: &Browser, instant: &Value, options: Value) -> String {
     let script = "const [instant, options] = arguments; \
         return new Intl.DateTimeFormat('en', options).format(new Date(instant))";
@@ -36,7 +36,7 @@ async fn title_in(browser: &Browser, key: &str, column: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn without_keys_the_page_says_what_keys_are_for() {
+async fn without_keys_the_page_explains_keys() {
     visit(async |browser, server| {
         browser.sees("No API keys yet").await;
         browser.sees("Create one for each program that calls the API").await;
@@ -54,7 +54,7 @@ async fn without_keys_the_page_says_what_keys_are_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_table_shows_every_key_as_it_is() {
+async fn the_table_shows_every_key_with_its_state() {
     visit(async |browser, server| {
         let actor = Actor::new(OrgId::new("demo").unwrap(), "a test");
         let past =
@@ -128,7 +128,7 @@ async fn the_table_shows_every_key_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_key_that_was_just_used_says_so() {
+async fn a_recent_use_is_shown() {
     visit(async |browser, server| {
         let secret = server.create("CI deploy");
         browser.reload().await;

@@ -1,17 +1,17 @@
-//! Two tabs on one page: nobody overwrites what the other has done.
+//! Two tabs on one page: neither overwrites the changes of the other.
 
 use fantoccini::wd::WindowHandle;
 use serde_json::json;
 
 use crate::browser_support::{Browser, Role};
-use crate::house::{House, texts, visit_house};
+use crate::service::{Service, texts, visit_service};
 
-/// Opens the page in another tab and goes there; the first tab's handle.
-async fn other_tab(browser: &Browser, house: &House) -> WindowHandle {
+/// Opens the page in another tab and switches to it. Returns the first tab's handle.
+async fn other_tab(browser: &Browser, service: &Service) -> WindowHandle {
     let first = browser.client.window().await.unwrap();
     let second = browser.client.new_window(true).await.unwrap();
     browser.client.switch_to_window(second.handle).await.unwrap();
-    browser.goto(&house.page()).await;
+    browser.goto(&service.page()).await;
     first
 }
 
@@ -25,15 +25,16 @@ async fn entries(browser: &Browser) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn two_tabs_that_edit_one_key_lose_nothing() {
-    let before = |house: &House| house.create("Shared", "1_year", &["192.0.2.1", "192.0.2.2"]);
-    visit_house(before, async |browser, house, key| {
+    let before =
+        |service: &Service| service.create("Shared", "1_year", &["192.0.2.1", "192.0.2.2"]);
+    visit_service(before, async |browser, service, key| {
         browser.menu("Shared", "Edit").await;
         browser.press("Remove 192.0.2.1").await;
         browser.fill("Address or range", "192.0.2.8").await;
         browser.press("Add").await;
         browser.pick("Revoked: every request is refused").await;
 
-        let first = other_tab(browser, house).await;
+        let first = other_tab(browser, service).await;
         browser.menu("Shared", "Edit").await;
         browser.fill("Name", "Renamed elsewhere").await;
         browser.fill("Address or range", "192.0.2.9").await;
@@ -48,9 +49,9 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
         browser
             .sees("It is now called “Renamed elsewhere” (status: Active, allowed addresses: 3).")
             .await;
-        let now = house.key(&key).unwrap();
+        let now = service.key(&key).unwrap();
         assert_eq!(now["status"], "active", "saved in spite of the conflict");
-        // The other's name, the own status, and both changes of the list.
+        // The name of the other tab, the status of this one, and both changes of the list.
         assert_eq!(browser.value("Name").await, "Renamed elsewhere");
         let revoked = browser.find(Role::Radio, "Revoked: every request is refused").await;
         assert!(revoked.is_selected().await.unwrap());
@@ -58,7 +59,7 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
 
         browser.press("Save changes").await;
         browser.no_dialog().await;
-        let now = house.key(&key).unwrap();
+        let now = service.key(&key).unwrap();
         assert_eq!(now["name"], "Renamed elsewhere");
         assert_eq!(now["status"], "revoked");
         assert_eq!(now["ip_allowlist"], json!(["192.0.2.2", "192.0.2.9", "192.0.2.8"]));
@@ -70,20 +71,21 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn the_own_name_is_kept_in_a_conflict_and_wins_when_saved_again() {
-    let before = |house: &House| house.create("Shared", "1_year", &[]);
-    visit_house(before, async |browser, house, key| {
+async fn after_a_conflict_the_typed_name_is_kept_and_saved_on_the_second_attempt() {
+    let before = |service: &Service| service.create("Shared", "1_year", &[]);
+    visit_service(before, async |browser, service, key| {
         browser.menu("Shared", "Edit").await;
         browser.fill("Name", "Mine").await;
-        house.edit(&key, json!({ "name": "Theirs", "status": "revoked", "ip_allowlist": ["::1"] }));
+        service
+            .edit(&key, json!({ "name": "Theirs", "status": "revoked", "ip_allowlist": ["::1"] }));
         browser.expect_console("status of 412");
         browser.press("Save changes").await;
         browser.sees("It is now called “Theirs” (status: Revoked, allowed addresses: 1).").await;
         assert_eq!(browser.value("Name").await, "Mine");
-        assert_eq!(house.key(&key).unwrap()["name"], "Theirs");
+        assert_eq!(service.key(&key).unwrap()["name"], "Theirs");
         browser.press("Save changes").await;
         browser.no_dialog().await;
-        let now = house.key(&key).unwrap();
+        let now = service.key(&key).unwrap();
         assert_eq!([&now["name"], &now["status"]], ["Mine", "revoked"]);
         assert_eq!(now["ip_allowlist"], json!(["::1"]));
     })
@@ -92,13 +94,13 @@ async fn the_own_name_is_kept_in_a_conflict_and_wins_when_saved_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
-async fn a_key_that_another_tab_deletes_is_said_to_be_gone_and_leaves_the_table() {
-    let before = |house: &House| {
+async fn a_key_deleted_in_another_tab_is_reported_and_leaves_the_table() {
+    let before = |service: &Service| {
         for name in ["Edited", "Rotated", "Deleted", "Audited", "Stays"] {
-            house.create(name, "1_year", &[]);
+            service.create(name, "1_year", &[]);
         }
     };
-    visit_house(before, async |browser, house, ()| {
+    visit_service(before, async |browser, service, ()| {
         browser.expect_console("status of 404");
         let mut left: Vec<_> = browser.rows().await;
         for (name, item, button) in [
@@ -113,7 +115,7 @@ async fn a_key_that_another_tab_deletes_is_said_to_be_gone_and_leaves_the_table(
                 "View audit log" => browser.sees("No request has used this key yet.").await,
                 _ => browser.fill(&format!("Type {name} to confirm"), name).await,
             }
-            let first = other_tab(browser, house).await;
+            let first = other_tab(browser, service).await;
             browser.menu(name, "Delete").await;
             browser.fill(&format!("Type {name} to confirm"), name).await;
             browser.press("Delete key").await;

@@ -1,9 +1,9 @@
-//! Every state of the page, one after the other, with keys as teams have them.
+//! Every state of the page in sequence, with keys like those of real teams.
 
 use serde_json::{Value, json};
 
 use crate::browser_support::Browser;
-use crate::house::{House, Way};
+use crate::service::{Mode, Service};
 
 // In seconds.
 const MINUTE: i64 = 60;
@@ -11,11 +11,11 @@ const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
 /// Keys of a team: one revoked, one expired, one near its end, one never used.
-pub(crate) fn furnish(house: &House) {
+pub(crate) fn furnish(service: &Service) {
     let create =
         |days: i64, name: &'static str, expiration, allowlist: &[&str], used: Option<i64>| {
-            house.days_from_now(-days);
-            (house.create(name, expiration, allowlist), name, used)
+            service.days_from_now(-days);
+            (service.create(name, expiration, allowlist), name, used)
         };
     let office: &[&str] = &["203.0.113.0/24", "198.51.100.7", "2001:db8:40::/48"];
     let keys = [
@@ -27,8 +27,8 @@ pub(crate) fn furnish(house: &House) {
         create(60, "Partner: Nordwind Logistics", "1_year", &["192.0.2.0/28"], Some(12 * DAY)),
         create(0, "Data warehouse sync", "3_months", &[], None),
     ];
-    house.days_from_now(0);
-    house.edit(&keys[5].0, json!({ "status": "revoked" }));
+    service.days_from_now(0);
+    service.edit(&keys[5].0, json!({ "status": "revoked" }));
     for (method, path, from) in [
         ("POST", "/v1/releases", "203.0.113.40"),
         ("GET", "/v1/releases/2481", "203.0.113.40"),
@@ -41,22 +41,22 @@ pub(crate) fn furnish(house: &House) {
         ("POST", "/v1/environments/production/deployments?status=503", "203.0.113.41"),
         ("POST", "/v1/environments/production/deployments?status=201", "203.0.113.41"),
     ] {
-        house.call(&keys[0].0, method, path, from);
+        service.call(&keys[0].0, method, path, from);
     }
-    house.stop();
-    let database = house.database();
+    service.stop();
+    let database = service.database();
     for (_, name, used) in &keys {
         let update = "UPDATE keys SET last_used_at = (unixepoch() - ?1) * 1000000 WHERE name = ?2";
         database.execute(update, rusqlite::params![used, name]).unwrap();
     }
-    // As far apart as the requests of a pipeline are.
+    // With gaps like the requests of a pipeline.
     let apart = "UPDATE requests SET at = at - 43000000 * \
         (SELECT count(*) FROM requests AS later WHERE later.at > requests.at)";
     database.execute(apart, []).unwrap();
-    house.start();
+    service.start();
 }
 
-/// How a person sees the page.
+/// The display settings of a user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Screen {
     pub(crate) width: u32,
@@ -87,7 +87,7 @@ impl Screen {
     }
 }
 
-/// Evaluates an expression past the page's content security policy.
+/// Evaluates an expression, bypassing the page's content security policy.
 pub(crate) fn evaluate(browser: &Browser, expression: &str) -> Value {
     let parameters =
         json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
@@ -96,16 +96,16 @@ pub(crate) fn evaluate(browser: &Browser, expression: &str) -> Value {
     answer["result"]["value"].clone()
 }
 
-/// Stops at every state of the page, and says its name.
-pub(crate) async fn tour(browser: &Browser, house: &House, mut stop: impl AsyncFnMut(&str)) {
-    house.go(Way::Held);
+/// Visits every state of the page and calls `stop` with its name.
+pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl AsyncFnMut(&str)) {
+    service.set_mode(Mode::Held);
     browser.client.refresh().await.unwrap();
     browser.sees("Loading…").await;
     stop("loading").await;
-    house.go(Way::BadGateway);
+    service.set_mode(Mode::BadGateway);
     browser.sees("Try again").await;
     stop("error").await;
-    house.go(Way::Open);
+    service.set_mode(Mode::Open);
     browser.press("Try again").await;
     browser.sees("Data warehouse sync").await;
     browser.loaded().await;

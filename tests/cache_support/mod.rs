@@ -1,4 +1,4 @@
-//! What the tests of the cache are made of: a store that can be held, and a feed by hand.
+//! Parts of the cache tests: a store that can be paused, and a feed that the test controls.
 
 #[path = "../support/mod.rs"]
 pub(crate) mod support;
@@ -24,7 +24,7 @@ pub(crate) fn acme() -> OrgId {
     support::org("acme")
 }
 
-/// The key of that number, as it is when it is made.
+/// The key with that number as it is created.
 pub(crate) fn key(number: u64) -> ApiKey {
     ApiKey::sample(number)
 }
@@ -44,7 +44,7 @@ pub(crate) async fn status(store: &dyn KeyStore, key: &ApiKey) -> Option<Status>
     store.find_by_digest(&key.digest).await.unwrap().map(|found| found.status)
 }
 
-/// Where a call stops until the test lets it go on.
+/// A place where calls stop until the test lets them continue.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(Arc<(Semaphore, Semaphore)>);
 
@@ -63,7 +63,7 @@ impl Gate {
         soon(self.0.0.acquire()).await.unwrap().forget();
     }
 
-    /// Lets one call go on.
+    /// Lets one call continue.
     pub(crate) fn open(&self) {
         self.0.1.add_permits(1);
     }
@@ -76,7 +76,7 @@ pub(crate) enum Failure {
     Panic,
 }
 
-/// A store that counts look-ups, and that a test can hold or have fail.
+/// A store that counts look-ups. A test can pause its calls or make them fail.
 #[derive(Clone)]
 pub(crate) struct Probe(Arc<State>);
 
@@ -113,12 +113,12 @@ impl Probe {
         }))
     }
 
-    /// The store itself: what is changed here, no cache is told.
+    /// The store itself. The cache does not learn of changes made here.
     pub(crate) fn inner(&self) -> &dyn KeyStore {
         &*self.0.inner
     }
 
-    /// How many look-ups have begun.
+    /// How many look-ups have started.
     pub(crate) fn finds(&self) -> usize {
         self.0.finds.load(SeqCst)
     }
@@ -128,29 +128,29 @@ impl Probe {
         self.0.dropped.load(SeqCst)
     }
 
-    /// Look-ups from now on stop before they read.
+    /// Makes later look-ups stop before they read.
     pub(crate) fn hold_before(&self) -> Gate {
         put(&self.0.before)
     }
 
-    /// Look-ups from now on stop with what they have read.
+    /// Makes later look-ups stop after they read.
     pub(crate) fn hold_after(&self) -> Gate {
         put(&self.0.after)
     }
 
-    /// Changes from now on stop when they have been made.
+    /// Makes later changes stop after they were made.
     pub(crate) fn hold_after_change(&self) -> Gate {
         put(&self.0.after_change)
     }
 
-    /// Look-ups and changes from now on do not stop.
+    /// Makes later look-ups and changes run without stopping.
     pub(crate) fn let_pass(&self) {
         for gate in [&self.0.before, &self.0.after, &self.0.after_change] {
             *gate.lock().unwrap() = None;
         }
     }
 
-    /// Look-ups fail like this, and changes that are made say so too.
+    /// Makes look-ups fail like this. Changes are made but report the same failure.
     pub(crate) fn fail(&self, failure: Option<Failure>) {
         *self.0.failure.lock().unwrap() = failure;
     }
@@ -161,7 +161,7 @@ impl Probe {
             None => done,
             Some(Failure::Unavailable) => Err(StoreError::unavailable("the line is cut")),
             Some(Failure::Corrupt) => Err(StoreError::corrupt("no such status")),
-            Some(Failure::Panic) => panic!("the store panics, as it was told to"),
+            Some(Failure::Panic) => panic!("the store of a test panics"),
         }
     }
 
@@ -240,11 +240,11 @@ impl KeyStore for Probe {
     }
 }
 
-/// A feed that says what the test says, and is silent once the test has let go of it.
+/// A feed that the test controls. It goes silent when the test drops its end.
 #[derive(Debug)]
 pub(crate) struct Manual {
     news: mpsc::UnboundedReceiver<Option<News>>,
-    /// Whether the last news is being heard.
+    /// Whether the last news is being processed.
     given: bool,
     heard: Arc<AtomicUsize>,
 }
@@ -253,20 +253,20 @@ pub(crate) struct Manual {
 #[derive(Debug)]
 pub(crate) struct Say {
     news: mpsc::UnboundedSender<Option<News>>,
-    said: AtomicUsize,
+    sent: AtomicUsize,
     heard: Arc<AtomicUsize>,
 }
 
 pub(crate) fn feed() -> (Say, Manual) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let heard = Arc::new(AtomicUsize::new(0));
-    let say = Say { news: sender, said: AtomicUsize::new(0), heard: Arc::clone(&heard) };
+    let say = Say { news: sender, sent: AtomicUsize::new(0), heard: Arc::clone(&heard) };
     (say, Manual { news: receiver, given: false, heard })
 }
 
 impl Say {
     pub(crate) fn news(&self, news: News) {
-        self.said.fetch_add(1, SeqCst);
+        self.sent.fetch_add(1, SeqCst);
         self.news.send(Some(news)).unwrap();
     }
 
@@ -274,17 +274,19 @@ impl Say {
         self.news(News::UpToDate { as_of: Instant::now() });
     }
 
-    /// Waits until all that was said has been acted on.
+    /// Waits until all announcements have been processed.
     pub(crate) async fn heard(&self) {
-        eventually("all is heard", async || self.heard.load(SeqCst) == self.said.load(SeqCst))
-            .await;
+        eventually("all announcements are processed", async || {
+            self.heard.load(SeqCst) == self.sent.load(SeqCst)
+        })
+        .await;
     }
 
     pub(crate) fn panic(&self) {
         self.news.send(None).unwrap();
     }
 
-    /// Whether nobody listens any more.
+    /// Whether the feed has been dropped.
     pub(crate) fn is_unheard(&self) -> bool {
         self.news.is_closed()
     }
@@ -298,7 +300,7 @@ impl ChangeFeed for Manual {
         }
         let news = match self.news.recv().await {
             Some(Some(news)) => news,
-            Some(None) => panic!("the feed panics, as it was told to"),
+            Some(None) => panic!("the feed of a test panics"),
             None => pending().await,
         };
         self.given = true;
@@ -306,7 +308,7 @@ impl ChangeFeed for Manual {
     }
 }
 
-/// A feed of a store that nobody else changes.
+/// A feed of a store that no other process changes.
 #[derive(Debug, Default)]
 pub(crate) struct Quiet(bool);
 

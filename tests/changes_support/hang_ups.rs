@@ -15,23 +15,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{JoinSet, yield_now};
 
-use crate::changes_support::{Dice, World, actor, dropped_after, new_key};
+use crate::changes_support::{Rng, Setup, actor, dropped_after, new_key};
 use crate::support::{PATIENCE, eventually};
 
 const ORGS: [&str; 4] = ["a", "b", "c", "d"];
 
-/// Changes the keys of one organisation, and mostly does not wait for what comes of it.
-async fn hang_up_again_and_again(world: World, org: &'static str, seed: usize) {
-    let (dice, actor) = (Dice::default(), actor(org));
+/// Changes the keys of one organisation and mostly does not wait for the result.
+async fn hang_up_repeatedly(setup: Setup, org: &'static str, seed: usize) {
+    let (rng, actor) = (Rng::default(), actor(org));
     for _ in 0..seed {
-        dice.below(2);
+        rng.below(2);
     }
     for turn in 0..600 {
-        let keys = world.store.keys.list(actor.org()).await.unwrap();
-        let polls = dice.below(60);
-        let key = keys.get(dice.below(20) as usize).map(|key| key.id);
-        let manager = &world.keys;
-        match (dice.below(5), key) {
+        let keys = setup.store.keys.list(actor.org()).await.unwrap();
+        let polls = rng.below(60);
+        let key = keys.get(rng.below(20) as usize).map(|key| key.id);
+        let manager = &setup.keys;
+        match (rng.below(5), key) {
             (1, Some(id)) => {
                 drop(dropped_after(polls, manager.rotate(&actor, &id)).await);
             }
@@ -50,36 +50,36 @@ async fn hang_up_again_and_again(world: World, org: &'static str, seed: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_49_a_change_whose_caller_is_dropped_has_happened_or_is_abandoned() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
-        let world = World::new(delivery.clone());
+        let setup = Setup::new(delivery.clone());
         let mut callers = JoinSet::new();
-        // Two for each organisation, so that changes meet.
+        // Two tasks for each organisation, so that their changes collide.
         for (seed, org) in ORGS.into_iter().cycle().take(2 * ORGS.len()).enumerate() {
-            callers.spawn(hang_up_again_and_again(world.clone(), org, seed));
+            callers.spawn(hang_up_repeatedly(setup.clone(), org, seed));
         }
         callers.join_all().await;
-        let (took_place, taken_back) = world.settle(&ORGS).await;
-        assert!(took_place > 500 && taken_back > 50, "{delivery:?}: {took_place} {taken_back}");
+        let (took_place, abandoned) = setup.settle(&ORGS).await;
+        assert!(took_place > 500 && abandoned > 50, "{delivery:?}: {took_place} {abandoned}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_49_a_change_whose_http_client_hangs_up_has_happened_or_is_abandoned() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
-        let world = World::new(delivery.clone());
+        let setup = Setup::new(delivery.clone());
         let login = async |mut request: Request, next: Next| {
             request.extensions_mut().insert(actor("a"));
             next.run(request).await
         };
-        let app = keygate::admin::router(world.keys.clone()).layer(middleware::from_fn(login));
+        let app = keygate::admin::router(setup.keys.clone()).layer(middleware::from_fn(login));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, app).await });
 
-        let dice = Dice::default();
+        let rng = Rng::default();
         for turn in 0..800 {
-            let keys = world.store.keys.list(actor("a").org()).await.unwrap();
-            let key = keys.get(dice.below(20) as usize);
-            let (line, body) = match (dice.below(5), key) {
+            let keys = setup.store.keys.list(actor("a").org()).await.unwrap();
+            let key = keys.get(rng.below(20) as usize);
+            let (line, body) = match (rng.below(5), key) {
                 (1, Some(key)) => (
                     format!("POST /keys/{}/rotate", key.id),
                     format!(r#"{{"confirm_name":"{}"}}"#, key.name.as_str()),
@@ -100,65 +100,68 @@ async fn case_49_a_change_whose_http_client_hangs_up_has_happened_or_is_abandone
                 "{line} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
             );
             client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
-            if dice.below(4) == 0 {
-                // This one waits for its answer.
+            if rng.below(4) == 0 {
+                // This request waits for its answer.
                 client.read_u8().await.unwrap();
             } else {
-                for _ in 0..dice.below(30) {
+                for _ in 0..rng.below(30) {
                     yield_now().await;
                 }
             }
-            // Hangs up.
+            // The client hangs up.
             drop(client);
         }
         // The service has ended, and with it every request.
         server.abort();
         assert!(server.await.unwrap_err().is_cancelled());
-        let (took_place, _) = world.settle(&["a"]).await;
+        let (took_place, _) = setup.settle(&["a"]).await;
         assert!(took_place > 200, "{delivery:?}: {took_place}");
     }
 }
 
 #[tokio::test]
-async fn case_49_a_shutdown_waits_for_changes_whose_callers_are_gone() {
-    let (world, a) = (World::new(Delivery::buffered()), actor("a"));
-    let issued = world.keys.create(&a, new_key()).await.unwrap();
-    world.store.shut();
-    assert!(dropped_after(200, world.keys.rotate(&a, &issued.key.id)).await.is_none());
-    eventually("the store has it", async || world.store.waiting.load(Ordering::SeqCst) == 1).await;
+async fn case_49_a_shutdown_waits_for_changes_whose_callers_hung_up() {
+    let (setup, a) = (Setup::new(Delivery::buffered()), actor("a"));
+    let issued = setup.keys.create(&a, new_key()).await.unwrap();
+    setup.store.close();
+    assert!(dropped_after(200, setup.keys.rotate(&a, &issued.key.id)).await.is_none());
+    eventually("the store has it", async || setup.store.waiting.load(Ordering::SeqCst) == 1).await;
 
-    let mut shutdown = pin!(world.keys.shutdown(2 * PATIENCE));
+    let mut shutdown = pin!(setup.keys.shutdown(2 * PATIENCE));
     assert!(dropped_after(200, shutdown.as_mut()).await.is_none());
-    let refused = world.keys.create(&a, new_key()).await;
+    let refused = setup.keys.create(&a, new_key()).await;
     assert!(matches!(refused, Err(ManageError::Unavailable(_))), "{refused:?}");
-    world.store.open();
+    setup.store.open();
     assert!(shutdown.await.is_complete());
     let secret = issued.secret.expose_secret();
-    assert!(world.keys.verify(secret, None).await.is_err(), "it was rotated");
-    world.settle(&["a"]).await;
+    assert!(
+        setup.keys.verify(secret, None).await.is_err(),
+        "the old secret still works after the rotation"
+    );
+    setup.settle(&["a"]).await;
 }
 
 #[tokio::test]
-async fn case_49_a_shutdown_says_which_changes_it_did_not_wait_for() {
-    let (world, a) = (World::new(Delivery::buffered()), actor("a"));
-    world.store.shut();
-    assert!(dropped_after(200, world.keys.create(&a, new_key())).await.is_none());
-    eventually("the store has it", async || world.store.waiting.load(Ordering::SeqCst) == 1).await;
-    let report = world.keys.shutdown(Duration::from_millis(50)).await;
+async fn case_49_a_shutdown_reports_the_changes_it_did_not_wait_for() {
+    let (setup, a) = (Setup::new(Delivery::buffered()), actor("a"));
+    setup.store.close();
+    assert!(dropped_after(200, setup.keys.create(&a, new_key())).await.is_none());
+    eventually("the store has it", async || setup.store.waiting.load(Ordering::SeqCst) == 1).await;
+    let report = setup.keys.shutdown(Duration::from_millis(50)).await;
     assert_eq!((report.unfinished_changes, report.is_complete()), (1, false));
-    assert_eq!(report.unwritten_records, 0, "the audit log had its time, too");
+    assert_eq!(report.unwritten_records, 0, "every record was written");
 }
 
-/// A log that writes nothing until it is let go on.
+/// A log that writes nothing until the test releases it.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldLog {
     log: MemoryAuditLog,
     reached: Notify,
     let_go: Notify,
 }
 
 #[async_trait]
-impl AuditSink for Held {
+impl AuditSink for HeldLog {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
         self.reached.notify_one();
         self.let_go.notified().await;
@@ -168,8 +171,8 @@ impl AuditSink for Held {
 }
 
 #[tokio::test]
-async fn case_49_a_caller_who_is_gone_before_the_record_is_durable_changes_nothing() {
-    let (store, held) = (Arc::new(MemoryStore::new()), Arc::new(Held::default()));
+async fn case_49_a_caller_that_hangs_up_before_the_record_is_durable_changes_nothing() {
+    let (store, held) = (Arc::new(MemoryStore::new()), Arc::new(HeldLog::default()));
     let keys = KeyManager::builder(store.clone())
         .audit_sink(held.clone())
         .delivery(Delivery::buffered().deadline(PATIENCE))
@@ -197,12 +200,12 @@ fn phase(record: AuditRecord) -> ChangePhase {
     }
 }
 
-/// A log that takes a batch in, and whose answer is lost.
+/// A log that writes a batch and then reports a failure.
 #[derive(Debug, Default)]
-struct Forgetful(MemoryAuditLog);
+struct LosesFirstAnswer(MemoryAuditLog);
 
 #[async_trait]
-impl AuditSink for Forgetful {
+impl AuditSink for LosesFirstAnswer {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
         let first = self.0.is_empty();
         self.0.record(batch).await?;
@@ -211,8 +214,8 @@ impl AuditSink for Forgetful {
 }
 
 #[tokio::test]
-async fn case_49_a_record_that_turns_up_all_the_same_is_taken_back() {
-    let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(Forgetful::default()));
+async fn case_49_a_record_written_in_spite_of_an_error_is_marked_as_abandoned() {
+    let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(LosesFirstAnswer::default()));
     let keys = KeyManager::builder(store.clone()).audit_sink(log.clone()).build().unwrap();
     let a = actor("a");
     let refused = keys.create(&a, new_key()).await;

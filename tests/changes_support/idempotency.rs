@@ -1,4 +1,4 @@
-//! Creations that are sent again.
+//! Repeated creations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use keygate::*;
 use tokio::task::JoinSet;
 
-use crate::changes_support::{World, actor, new_key};
-use crate::support::Hands;
+use crate::changes_support::{Setup, actor, new_key};
+use crate::support::TestClock;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const START: &str = "2027-05-03T23:59:59.9Z";
@@ -23,19 +23,19 @@ fn already(result: Result<IssuedKey, ManageError>) -> KeyId {
     }
 }
 
-fn at(clock: &Hands, after: Duration) {
+fn at(clock: &TestClock, after: Duration) {
     clock.set(Timestamp::parse(START).unwrap().saturating_add(after));
 }
 
-fn manager(limit: u32) -> (KeyManager, Hands) {
-    let clock = Hands::at(START);
+fn manager(limit: u32) -> (KeyManager, TestClock) {
+    let clock = TestClock::at(START);
     let limits = Limits::default().max_keys(limit);
     let builder = KeyManager::builder(MemoryStore::new()).clock(clock.clone()).limits(limits);
     (builder.build().unwrap(), clock)
 }
 
 #[tokio::test]
-async fn a_creation_that_is_sent_again_makes_no_second_key_for_a_day() {
+async fn a_creation_that_is_sent_again_within_a_day_makes_no_second_key() {
     let (keys, clock) = manager(20);
     let (a, b) = (actor("a"), actor("b"));
     let first = keys.create(&a, once("x")).await.unwrap().key.id;
@@ -43,7 +43,7 @@ async fn a_creation_that_is_sent_again_makes_no_second_key_for_a_day() {
         at(&clock, after);
         assert_eq!(already(keys.create(&a, once("x")).await), first, "{after:?}");
     }
-    // Another text, another organisation, and none.
+    // Another text, another organisation, and no idempotency key.
     let others = [
         keys.create(&a, once("y")).await.unwrap().key.id,
         keys.create(&b, once("x")).await.unwrap().key.id,
@@ -55,7 +55,7 @@ async fn a_creation_that_is_sent_again_makes_no_second_key_for_a_day() {
     let second = keys.create(&a, once("x")).await.unwrap().key.id;
     assert_ne!(second, first);
     assert_eq!(already(keys.create(&a, once("x")).await), second);
-    // The first one's place is free, and the second is still the one that was made.
+    // The number of the first one is free again; the second one still exists.
     keys.delete(&a, &first).await.unwrap();
     assert_eq!(already(keys.create(&a, once("x")).await), second);
     keys.delete(&a, &second).await.unwrap();
@@ -64,7 +64,7 @@ async fn a_creation_that_is_sent_again_makes_no_second_key_for_a_day() {
 }
 
 #[tokio::test]
-async fn a_key_that_was_changed_since_is_still_the_one_that_was_made() {
+async fn a_repeated_creation_finds_the_key_after_it_was_changed() {
     let (keys, _) = manager(20);
     let a = actor("a");
     let made = keys.create(&a, once("x").expires(Expiration::OneDay)).await.unwrap().key.id;
@@ -74,13 +74,13 @@ async fn a_key_that_was_changed_since_is_still_the_one_that_was_made() {
 }
 
 #[tokio::test]
-async fn the_last_place_of_an_organisation_is_taken_once() {
+async fn a_repeated_creation_of_the_last_key_does_not_report_the_limit() {
     let (keys, clock) = manager(2);
     let a = actor("a");
     keys.create(&a, once("x")).await.unwrap();
     at(&clock, DAY);
     let last = keys.create(&a, once("x")).await.unwrap().key.id;
-    assert_eq!(already(keys.create(&a, once("x")).await), last, "not: the limit is reached");
+    assert_eq!(already(keys.create(&a, once("x")).await), last, "the limit must not be reported");
     at(&clock, 2 * DAY);
     let full = keys.create(&a, once("x")).await;
     assert!(matches!(full, Err(ManageError::LimitReached { max: 2 })), "{full:?}");
@@ -89,15 +89,15 @@ async fn the_last_place_of_an_organisation_is_taken_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_creations_at_once_one_makes_a_key() {
     // Two managers, as in two processes.
-    let world = World::new(Delivery::buffered());
+    let setup = Setup::new(Delivery::buffered());
     let other =
-        KeyManager::builder(world.store.clone()).limits(world.keys.limits(actor("a").org()));
+        KeyManager::builder(setup.store.clone()).limits(setup.keys.limits(actor("a").org()));
     let other = other.build().unwrap();
     let a = actor("a");
     for round in 0..100 {
         let text = format!("round {round}").replace(' ', "-");
         let mut calls = JoinSet::new();
-        for keys in [&world.keys, &other].into_iter().cycle().take(6) {
+        for keys in [&setup.keys, &other].into_iter().cycle().take(6) {
             let (keys, a, text) = (keys.clone(), a.clone(), text.clone());
             calls.spawn(async move { keys.create(&a, once(&text)).await });
         }
@@ -107,13 +107,13 @@ async fn of_creations_at_once_one_makes_a_key() {
         let id = made[0].as_ref().unwrap().key.id;
         assert!(refused.into_iter().all(|refused| already(refused) == id));
     }
-    assert_eq!(world.keys.list(a.org()).await.unwrap().len(), 100);
+    assert_eq!(setup.keys.list(a.org()).await.unwrap().len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_the_last_place_the_others_are_told_of_the_key_too() {
+async fn concurrent_creations_of_the_last_key_all_report_that_key() {
     for _ in 0..50 {
-        let store = Arc::new(crate::changes_support::Stopping::default());
+        let store = Arc::new(crate::changes_support::PausingStore::default());
         let limits = Limits::default().max_keys(1);
         let keys = KeyManager::builder(store).limits(limits).build().unwrap();
         let calls = (0..6).map(|_| {

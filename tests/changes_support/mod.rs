@@ -1,4 +1,4 @@
-//! A manager on a store and a log that stop here and there, and what was really changed.
+//! A manager on a store and a log that pause at random, and a count of the changes made.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -25,11 +25,11 @@ pub(crate) fn new_key() -> NewKey {
     NewKey::named("k").unwrap()
 }
 
-/// Small numbers without a pattern.
+/// Small pseudo-random numbers.
 #[derive(Debug, Default)]
-pub(crate) struct Dice(AtomicU64);
+pub(crate) struct Rng(AtomicU64);
 
-impl Dice {
+impl Rng {
     pub(crate) fn below(&self, end: u64) -> u64 {
         let seed = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -43,7 +43,7 @@ impl Dice {
     }
 }
 
-/// Polls the work so many times, as the runtime comes round to it, and drops it then.
+/// Polls the work this many times, with the runtime in between, and then drops it.
 pub(crate) async fn dropped_after<T>(polls: u64, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     for _ in 0..polls {
@@ -55,28 +55,28 @@ pub(crate) async fn dropped_after<T>(polls: u64, work: impl Future<Output = T>) 
     None
 }
 
-/// How often each key was changed, by the name of the action, since actions have no order.
+/// How often each key was changed, by the name of the action, since actions are not ordered.
 type Done = BTreeMap<(KeyId, &'static str), usize>;
 
-/// A store in memory that stops before and after each call, and counts what it changed.
+/// A memory store that pauses before and after each call and counts its changes.
 #[derive(Debug, Default)]
-pub(crate) struct Stopping {
+pub(crate) struct PausingStore {
     pub(crate) keys: MemoryStore,
-    dice: Dice,
+    rng: Rng,
     done: Mutex<Done>,
-    /// While it is shut, changes wait.
-    shut: AtomicBool,
+    /// While it is closed, changes wait.
+    closed: AtomicBool,
     opened: Notify,
     pub(crate) waiting: AtomicU64,
 }
 
-impl Stopping {
-    pub(crate) fn shut(&self) {
-        self.shut.store(true, Ordering::SeqCst);
+impl PausingStore {
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn open(&self) {
-        self.shut.store(false, Ordering::SeqCst);
+        self.closed.store(false, Ordering::SeqCst);
         self.opened.notify_waiters();
     }
 
@@ -86,21 +86,21 @@ impl Stopping {
         action: ChangeAction,
         change: impl Future<Output = Result<(), StoreError>>,
     ) -> Result<(), StoreError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         let opened = self.opened.notified();
-        if self.shut.load(Ordering::SeqCst) {
+        if self.closed.load(Ordering::SeqCst) {
             self.waiting.fetch_add(1, Ordering::SeqCst);
             opened.await;
         }
         change.await?;
         *self.done.lock().unwrap().entry((id, action.as_str())).or_default() += 1;
-        self.dice.pause().await;
+        self.rng.pause().await;
         Ok(())
     }
 }
 
 #[async_trait]
-impl KeyStore for Stopping {
+impl KeyStore for PausingStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         self.change(key.id, ChangeAction::Created, self.keys.insert(key, limit)).await
     }
@@ -110,12 +110,12 @@ impl KeyStore for Stopping {
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         self.keys.get(org, id).await
     }
 
     async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, StoreError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         self.keys.list(org).await
     }
 
@@ -140,25 +140,25 @@ impl KeyStore for Stopping {
     }
 }
 
-/// A log in memory that stops before and after it writes.
+/// A memory log that pauses before and after it writes.
 #[derive(Debug, Default)]
-pub(crate) struct StoppingLog {
+pub(crate) struct PausingLog {
     log: MemoryAuditLog,
-    dice: Dice,
+    rng: Rng,
 }
 
 #[async_trait]
-impl AuditSink for StoppingLog {
+impl AuditSink for PausingLog {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        self.dice.pause().await;
+        self.rng.pause().await;
         self.log.record(batch).await?;
-        self.dice.pause().await;
+        self.rng.pause().await;
         Ok(())
     }
 }
 
 #[async_trait]
-impl AuditLog for StoppingLog {
+impl AuditLog for PausingLog {
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
         self.log.page(query).await
     }
@@ -168,18 +168,18 @@ impl AuditLog for StoppingLog {
     }
 }
 
-/// A manager and what is below it.
+/// A manager with its store and its log.
 #[derive(Clone, Debug)]
-pub(crate) struct World {
-    pub(crate) store: Arc<Stopping>,
+pub(crate) struct Setup {
+    pub(crate) store: Arc<PausingStore>,
     pub(crate) keys: KeyManager,
 }
 
-impl World {
+impl Setup {
     pub(crate) fn new(delivery: Delivery) -> Self {
-        let store = Arc::new(Stopping::default());
+        let store = Arc::new(PausingStore::default());
         let keys = KeyManager::builder(store.clone())
-            .audit(StoppingLog::default())
+            .audit(PausingLog::default())
             .delivery(delivery)
             .limits(Limits::default().max_keys(10_000))
             .store_deadline(PATIENCE)
@@ -188,7 +188,7 @@ impl World {
         Self { store, keys }
     }
 
-    /// The changes on record, of each key and action: begun, and taken back.
+    /// The recorded changes of each key and action: begun and abandoned.
     pub(crate) async fn on_record(&self, org: &OrgId) -> BTreeMap<(KeyId, &str), (usize, usize)> {
         let mut counts = BTreeMap::<_, (usize, usize)>::new();
         let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
@@ -208,22 +208,23 @@ impl World {
         }
     }
 
-    /// Ends the manager, and checks that each change that was begun took place or was taken
-    /// back, and that none took place without a record. Says how many of each there were.
+    /// Shuts the manager down. Checks that each change that was begun either took place or was
+    /// abandoned, and that none took place without a record. Returns how many of each there
+    /// were.
     pub(crate) async fn settle(&self, orgs: &[&str]) -> (usize, usize) {
         let report = self.keys.shutdown(PATIENCE).await;
         assert!(report.is_complete(), "{report:?}");
         let done = self.store.done.lock().unwrap().clone();
-        let (mut took_place, mut taken_back) = (0, 0);
+        let (mut took_place, mut abandoned) = (0, 0);
         for org in orgs {
             for ((key, action), (begun, back)) in self.on_record(actor(org).org()).await {
                 let done = done.get(&(key, action)).copied().unwrap_or_default();
-                assert_eq!(begun, done + back, "{action} of {key}: taken back {back} times");
+                assert_eq!(begun, done + back, "{action} of {key}: abandoned {back} times");
                 took_place += done;
-                taken_back += back;
+                abandoned += back;
             }
         }
         assert_eq!(took_place, done.values().sum::<usize>(), "a change without a record");
-        (took_place, taken_back)
+        (took_place, abandoned)
     }
 }

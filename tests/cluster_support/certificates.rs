@@ -1,4 +1,4 @@
-//! Certificates for a server, signed by an authority of the test's own.
+//! Certificates for a server, signed by the test's own authority.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use crate::cluster_support::process::{give_away, program, run};
 
-/// Writes `server.crt` and `server.key` for `localhost` into the folder, and the
-/// authority's certificate as `authority.crt`.
+/// Writes `server.crt` and `server.key` for `localhost`, and the authority's certificate as
+/// `authority.crt`, into the folder.
 pub(crate) fn write_certificates(folder: &Path) {
     let openssl = program("openssl", &[PathBuf::from("/usr/bin")], "openssl");
     let openssl = |arguments: &str| {

@@ -1,4 +1,4 @@
-//! A PostgreSQL server of the test's own, which may be killed and started again.
+//! The test's own PostgreSQL server, which can be killed and restarted.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -10,11 +10,11 @@ use crate::cluster_support::process::{
     children, command, folder, give_away, program, run, signal, spawn, wait_until, write,
 };
 
-/// Everybody is let in who comes from this machine, standbys too.
+/// Every connection from this machine is accepted, including those of standbys.
 const TRUST: &str = "local all all trust\nhost all all 127.0.0.1/32 trust\n\
                      host replication all 127.0.0.1/32 trust\n";
 
-/// Runs until it is dropped, and leaves nothing behind.
+/// Runs until it is dropped, and removes its files then.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     folder: TempDir,
@@ -27,8 +27,8 @@ impl Cluster {
         Self::with(&[], TRUST, |_| {})
     }
 
-    /// Lines of `postgresql.conf`, all of `pg_hba.conf`, and what else is to be in
-    /// the data folder.
+    /// With lines of `postgresql.conf`, all of `pg_hba.conf`, and other files in the data
+    /// folder.
     pub(crate) fn with(settings: &[&str], access: &str, prepare: impl FnOnce(&Path)) -> Self {
         let folder = folder();
         let data = folder.path().join("data");
@@ -54,7 +54,7 @@ impl Cluster {
         self.folder.path()
     }
 
-    /// Of the database `postgres`, with what follows it in a URL.
+    /// The URL of the database `postgres`, with this suffix.
     pub(crate) fn url(&self, query: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres{query}", self.port)
     }
@@ -73,7 +73,7 @@ impl Cluster {
         psql
     }
 
-    /// Kills the server and all its sessions at once, as a power cut would.
+    /// Kills the server and all its sessions at once, like a power failure.
     pub(crate) fn kill(&mut self) {
         let mut server = self.server.take().expect("the server runs");
         let mut all = children(server.id());
@@ -82,9 +82,9 @@ impl Cluster {
         server.wait().unwrap();
     }
 
-    /// Runs it on the data that are there, until it lets sessions in.
+    /// Starts it on the existing data and waits until it accepts sessions.
     pub(crate) fn run(&mut self) {
-        assert!(self.server.is_none(), "it runs already");
+        assert!(self.server.is_none(), "the server is already running");
         let (data, log) = (self.folder.path().join("data"), self.folder.path().join("log"));
         let port = self.port.to_string();
         let mut postgres = command(self.folder.path(), &binary("postgres"));
@@ -95,7 +95,7 @@ impl Cluster {
             ask.status().unwrap().success()
         };
         wait_until(&format!("the server runs on; its log is {}", log.display()), || {
-            // It gives up at once while a session of a killed one is still ending.
+            // It exits at once while a session of a killed server is still ending.
             let runs = self.server.as_mut().is_some_and(|s| s.try_wait().unwrap().is_none());
             if !runs {
                 self.server = Some(spawn(&mut postgres, &log));
@@ -108,15 +108,15 @@ impl Cluster {
 
 #[allow(dead_code, reason = "not every test crate fails over")]
 impl Cluster {
-    /// One whose every commit waits until a standby has it as well. There must be one
-    /// soon: until then nothing can be changed.
+    /// A server whose commits wait until a standby has them too. It needs a standby soon:
+    /// until then no change succeeds.
     pub(crate) fn synchronous() -> Self {
         let settings = ["synchronous_standby_names = '*'", "synchronous_commit = on"];
         Self::with(&settings, TRUST, |_| {})
     }
 
-    /// A standby that streams from this one and has caught up. Once it is promoted
-    /// it waits for no other.
+    /// A standby that streams from this server and has caught up. After its promotion it waits
+    /// for no other standby.
     pub(crate) fn standby(&self) -> Self {
         let folder = folder();
         let data = folder.path().join("data");
@@ -135,14 +135,14 @@ impl Cluster {
         standby
     }
 
-    /// Makes a primary of a standby; returns when it takes writes.
+    /// Promotes a standby to primary. Returns when it accepts writes.
     pub(crate) fn promote(&self) {
         run(command(self.folder.path(), &binary("pg_ctl"))
             .args(["promote", "--wait", "--pgdata"])
             .arg(self.folder.path().join("data")));
     }
 
-    /// What a query answers, as text.
+    /// The result of a query, as text.
     pub(crate) fn ask(&self, query: &str) -> String {
         let output = self.psql(query).args(["--no-align", "--tuples-only"]).output().unwrap();
         assert!(output.status.success(), "{query}: {output:?}");
@@ -151,8 +151,8 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// What a killed server has shared with its sessions is there until the next
-    /// one on the same data, or until the machine starts anew.
+    /// A killed server's shared memory exists until the next server starts on the same data,
+    /// or until a reboot.
     fn left_memory(&self) -> Option<String> {
         let file = std::fs::read_to_string(self.folder.path().join("data/postmaster.pid")).ok()?;
         Some(file.lines().nth(6)?.split_whitespace().nth(1)?.to_owned())
@@ -162,7 +162,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(mut server) = self.server.take() {
-            // Sessions are ended, and what it shares with them is given back.
+            // Ends the sessions and frees the shared memory.
             signal("QUIT", &[server.id()]);
             let _ = server.wait();
         } else if let Some(memory) = self.left_memory() {
@@ -176,7 +176,7 @@ impl Drop for Cluster {
     }
 }
 
-/// fsync stays on, as it is in production.
+/// fsync stays on, as in production.
 fn own_settings(folder: &Path) -> String {
     let socket = folder.display();
     format!(
@@ -185,7 +185,7 @@ fn own_settings(folder: &Path) -> String {
     )
 }
 
-/// The newest that is installed.
+/// The newest installed version.
 fn binary(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut folders: Vec<_> = versions.map(|version| version.path().join("bin")).collect();

@@ -19,7 +19,7 @@ pub(crate) struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// With so many sessions at the server, whoever asks, and further settings.
+    /// With this many sessions at the server for all clients, and further settings.
     pub(crate) fn start(cluster: &Cluster, sessions: u16, settings: &str) -> Self {
         let (folder, port, server) = (folder(), free_port(), cluster.port());
         let config = format!(

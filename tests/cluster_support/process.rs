@@ -1,4 +1,4 @@
-//! Processes of a test: as the user that PostgreSQL accepts, and ended with the test.
+//! Processes of a test, run as a user that PostgreSQL accepts, and ended with the test.
 
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Longer than anything here takes on a machine that is busy.
+/// Longer than any step takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The first of them that is there; a test that lacks it fails and says so.
+/// The first of these programs that is installed. The test fails if there is none.
 pub(crate) fn program(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let candidates = std::env::split_paths(&path).chain(folders.iter().cloned());
@@ -22,7 +22,7 @@ pub(crate) fn program(name: &str, folders: &[PathBuf], package: &str) -> PathBuf
     })
 }
 
-/// A folder that its user may write to, whoever runs the test.
+/// A folder that its user may write to, whichever user runs the test.
 pub(crate) fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     if let Some((user, group)) = other_user(folder.path()) {
@@ -31,7 +31,7 @@ pub(crate) fn folder() -> TempDir {
     folder
 }
 
-/// Hands a file that the test has written over to the user of the folder.
+/// Gives a file that the test has written to the user of the folder.
 pub(crate) fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     let file = folder.join(name);
     std::fs::write(&file, text).unwrap();
@@ -44,7 +44,7 @@ pub(crate) fn give_away(folder: &Path, file: &Path) {
     chown(file, Some(owner.uid()), Some(owner.gid())).unwrap();
 }
 
-/// Root may not run a server: then it is the user `postgres` that does.
+/// Root may not run a server; the user `postgres` runs it then.
 pub(crate) fn command(folder: &Path, program: &Path) -> Command {
     if !is_root() {
         return Command::new(program);
@@ -59,20 +59,20 @@ pub(crate) fn command(folder: &Path, program: &Path) -> Command {
     command
 }
 
-/// Runs it to its end, which must be a good one.
+/// Runs it to its end and checks that it succeeded.
 pub(crate) fn run(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
-/// Starts it, with what it says in a file.
+/// Starts it, with its output in a file.
 pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
     let log = File::options().create(true).append(true).open(log).unwrap();
     let log = (log.try_clone().unwrap(), log);
     command.stdin(Stdio::null()).stdout(log.0).stderr(log.1).spawn().unwrap()
 }
 
-/// Looks again and again, for as long as it takes or `PATIENCE`.
+/// Polls until the condition holds, for at most `PATIENCE`.
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
@@ -81,19 +81,19 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Sends a signal to those that are still there.
+/// Sends a signal to those processes that still exist.
 pub(crate) fn signal(name: &str, processes: &[u32]) {
     let ids: Vec<_> = processes.iter().map(u32::to_string).collect();
     let line = format!("kill -{name} {} 2>/dev/null", ids.join(" "));
     let _ = Command::new("sh").args(["-c", &line]).status();
 }
 
-/// The processes whose parent it is.
+/// The child processes of a process.
 pub(crate) fn children(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-        // After the name, which may hold anything: the state and the parent.
+        // After the name, which may contain anything: the state and the parent.
         let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
         Some((id, parent))
     });

@@ -11,7 +11,7 @@ use crate::support::{PATIENCE, capture_logs, log_lines, org};
 use crate::{Answer, ada, bench, endpoint, get, millis, new_key, poll_once};
 
 #[tokio::test]
-async fn buffered_a_request_waits_for_nothing_and_its_record_follows() {
+async fn buffered_a_request_does_not_wait_and_its_record_follows() {
     let log = Arc::new(MemoryAuditLog::new());
     let keys = KeyManager::builder(MemoryStore::new()).audit(log).build().unwrap();
     let issued = keys.create(&ada(), new_key()).await.unwrap();
@@ -32,7 +32,7 @@ async fn buffered_a_request_waits_for_nothing_and_its_record_follows() {
 }
 
 #[tokio::test]
-async fn buffered_records_gather_into_batches_no_larger_than_configured() {
+async fn buffered_records_are_written_in_batches_of_the_configured_size() {
     let b = bench(Delivery::buffered().batch(10)).await;
     for _ in 0..95 {
         b.handle("/").await.unwrap();
@@ -51,7 +51,7 @@ async fn buffered_records_gather_into_batches_no_larger_than_configured() {
 }
 
 #[tokio::test]
-async fn case_35_buffered_a_failing_sink_is_retried_until_everything_has_arrived_once() {
+async fn case_35_buffered_a_failing_sink_is_retried_until_every_record_is_written_once() {
     let b = bench(Delivery::buffered().batch(7).deadline(millis(100))).await;
     b.sink.plan([Answer::Err, Answer::Err, Answer::Hang, Answer::Write, Answer::Err]);
     for _ in 0..50 {
@@ -66,12 +66,12 @@ async fn case_35_buffered_a_failing_sink_is_retried_until_everything_has_arrived
     b.sink.assert_each_once(50);
     let retried = b.sink.ids(0);
     for call in 1..4 {
-        assert_eq!(b.sink.ids(call)[..retried.len()], retried, "in order, and nothing overtaken");
+        assert_eq!(b.sink.ids(call)[..retried.len()], retried, "in the original order");
     }
 }
 
 #[tokio::test]
-async fn case_35_buffered_a_batch_that_timed_out_though_written_comes_again_with_the_same_ids() {
+async fn case_35_buffered_a_batch_that_timed_out_is_written_again_with_the_same_ids() {
     let b = bench(Delivery::buffered().deadline(millis(50))).await;
     b.sink.plan([Answer::WriteAndHang]);
     for _ in 0..5 {
@@ -84,7 +84,7 @@ async fn case_35_buffered_a_batch_that_timed_out_though_written_comes_again_with
 }
 
 #[tokio::test]
-async fn case_35_buffered_a_record_that_is_rejected_holds_up_no_other_and_is_counted() {
+async fn case_35_buffered_a_rejected_record_is_counted_and_delays_no_other() {
     for answer in [Answer::Reject, Answer::Panic] {
         capture_logs();
         let b = bench(Delivery::buffered()).await;
@@ -104,11 +104,11 @@ async fn case_35_buffered_a_record_that_is_rejected_holds_up_no_other_and_is_cou
 }
 
 #[tokio::test]
-async fn case_35_buffered_a_sink_that_fails_while_the_bad_record_is_sought_loses_nothing() {
+async fn case_35_buffered_a_sink_that_fails_during_the_search_for_the_bad_record_loses_nothing() {
     let b = bench(Delivery::buffered().deadline(millis(50))).await;
     b.sink.bad(Answer::Reject);
-    // The whole batch is rejected for its bad record; then, one by one: an error,
-    // the bad one, a hang, and one that is written.
+    // The whole batch is rejected because of its bad record. Then the records are tried one by
+    // one: an error, the bad one, a hang, and one that is written.
     b.sink.plan([Answer::Write, Answer::Err, Answer::Write, Answer::Hang]);
     for path in ["/1", "/bad", "/2", "/3"] {
         b.handle(path).await.unwrap();
@@ -125,8 +125,8 @@ async fn a_strict_record_among_buffered_ones_fails_alone() {
     for _ in 0..3 {
         b.handle("/").await.unwrap();
     }
-    // The change is strict: it fails, while the requests are tried again. Its record may
-    // have been written all the same, so that another takes it back.
+    // The change is strict: it fails while the requests are retried. Its record may have been
+    // written, so another record marks it as abandoned.
     let failed = b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await;
     assert!(matches!(failed, Err(ManageError::Unavailable(_))), "{failed:?}");
     let stats = b.settled(5).await;

@@ -1,4 +1,4 @@
-//! Countries, counts, and a manager without a sink.
+//! Countries, counters, and a manager without a sink.
 
 use std::net::IpAddr;
 use std::pin::pin;
@@ -11,7 +11,7 @@ use keygate::*;
 use crate::support::{PATIENCE, org, soon};
 use crate::{Answer, ada, bench, bench_with, get, millis, new_key, poll_once};
 
-/// Knows one address, and is asked for every one.
+/// Knows one address and records every look-up.
 #[derive(Debug)]
 struct Countries(Arc<Mutex<Vec<IpAddr>>>);
 
@@ -52,17 +52,17 @@ impl CountryLookup for PanickingCountries {
 }
 
 #[tokio::test]
-async fn case_35_a_country_lookup_that_panics_costs_the_country_and_not_the_record() {
+async fn case_35_a_country_lookup_that_panics_loses_the_country_but_not_the_record() {
     let b = bench_with(Delivery::buffered(), |builder| builder.countries(PanickingCountries)).await;
     for _ in 0..3 {
         b.handle("/").await.unwrap();
     }
     let stats = b.settled(3).await;
     assert_eq!((stats.written, stats.failed), (3, 0));
-    b.handle("/").await.expect("and the next request is fine");
+    b.handle("/").await.expect("the next request succeeds");
 }
 
-/// Blocks until it is let go, or for far longer than the test waits.
+/// Blocks until it is released, or for far longer than the test waits.
 #[derive(Debug)]
 struct SlowCountries {
     asked: Arc<Mutex<bool>>,
@@ -78,12 +78,12 @@ impl CountryLookup for SlowCountries {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_country_lookup_holds_up_no_request() {
+async fn a_slow_country_lookup_delays_no_request() {
     let (asked, (go, going)) = (Arc::default(), mpsc::channel());
     let lookup = SlowCountries { asked: Arc::clone(&asked), go: Mutex::new(going) };
     let b = bench_with(Delivery::buffered(), |builder| builder.countries(lookup)).await;
     b.handle("/1").await.unwrap();
-    // Not with a timer of the runtime, one of whose threads is blocked.
+    // Without a timer of the runtime, since one of its threads is blocked.
     while !*asked.lock().unwrap() {
         std::thread::sleep(millis(1));
     }
@@ -108,13 +108,13 @@ async fn the_counts_add_up_to_the_records_made() {
         assert_eq!(stats.written + stats.shed + stats.failed + stats.queued, at + 1);
     }
     let stats = b.settled(60).await;
-    // Of the 20 that found room, every fifth was bad.
+    // Of the 20 records that found room, every fifth was rejected.
     assert_eq!((stats.written, stats.failed, stats.shed), (16, 4, 40));
     b.sink.assert_each_once(16);
 }
 
 #[tokio::test]
-async fn without_a_sink_nothing_is_logged_and_everything_else_works() {
+async fn without_a_sink_nothing_is_recorded_and_everything_else_works() {
     let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
     let issued = keys.create(&ada(), new_key()).await.unwrap();
     let id = issued.key.id;

@@ -1,4 +1,4 @@
-//! A full queue: requests wait or records are shed.
+//! A full queue: requests wait, or records are shed.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -29,13 +29,12 @@ async fn wait_a_burst_of_100_000_through_64_places_loses_none() {
     }
     assert_eq!(b.settled(100_000).await.written, 100_000);
     b.sink.assert_each_once(100_000);
-    // 64 places, and at most one record of each client that was let in meanwhile.
+    // 64 places, and at most one record of each client that was admitted in the meantime.
     assert!(b.sink.sizes().iter().all(|size| *size <= 64 + 50));
 }
 
 #[tokio::test]
-async fn case_35_wait_with_a_sink_that_hangs_requests_are_refused_in_time_and_all_are_accounted_for()
- {
+async fn case_35_wait_with_a_hanging_sink_requests_are_refused_in_time_and_all_are_counted() {
     let b = bench(Delivery::buffered().capacity(8).deadline(millis(100))).await;
     b.sink.then(Answer::Hang);
     let requests: Vec<_> = (0..40)
@@ -63,46 +62,46 @@ async fn case_35_wait_with_a_sink_that_hangs_requests_are_refused_in_time_and_al
     assert_eq!((stats.queued, stats.written, stats.failed, stats.shed), (8, 0, 0, 0));
     b.sink.then(Answer::Write);
     assert_eq!(b.settled(8).await.written, 8);
-    b.handle("/").await.expect("it recovers by itself");
+    b.handle("/").await.expect("the sink works again");
 }
 
 #[tokio::test]
-async fn requests_that_never_end_keep_neither_requests_nor_a_revocation_waiting() {
+async fn requests_that_never_end_delay_neither_requests_nor_a_revocation() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let b = bench(delivery.capacity(1).deadline(millis(200))).await;
         let mut under_way = Vec::new();
         for _ in 0..5 {
-            under_way.push(b.admit("/endless").await.expect("nothing is queued"));
+            under_way.push(b.admit("/endless").await.expect("the queue is empty"));
         }
         b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await.expect("a change goes through");
-        // All of them find room for what they leave.
+        // Each of them finds room for its record when it ends.
         drop(under_way);
         assert_eq!(b.settled(6).await.written, 6);
     }
 }
 
 #[tokio::test]
-async fn wait_who_came_first_is_let_in_as_soon_as_there_is_room() {
+async fn wait_the_first_waiting_request_gets_the_first_free_place() {
     let b = bench(Delivery::buffered().capacity(1)).await;
     b.handle("/1").await.unwrap();
     let mut second = pin!(b.admit("/2"));
-    assert!(poll_once(second.as_mut()).is_none(), "there is no room");
+    assert!(poll_once(second.as_mut()).is_none(), "the queue is full");
     b.settled(1).await;
     let second = poll_once(second.as_mut()).expect("there is").unwrap();
     second.finish(200).await.unwrap();
-    assert!(poll_once(pin!(b.admit("/3"))).is_none(), "there is none again");
-    // The third gave up while it waited, and is not lost silently either.
+    assert!(poll_once(pin!(b.admit("/3"))).is_none(), "the queue is full again");
+    // The third request gave up while it waited, and is counted too.
     let stats = b.settled(3).await;
     assert_eq!((stats.written, stats.failed), (2, 1));
 }
 
 #[tokio::test]
-async fn wait_nobody_waits_for_room_while_the_writer_waits_for_company() {
+async fn wait_no_request_waits_for_room_while_the_writer_gathers_a_batch() {
     let delivery = Delivery::buffered().capacity(4).linger(Duration::from_secs(60));
     let b = bench(delivery.deadline(millis(300))).await;
     let slow = b.admit("/slow").await.unwrap();
     for _ in 0..12 {
-        b.handle("/").await.expect("the sink works, and there could be room");
+        b.handle("/").await.expect("the sink works and can make room");
     }
     slow.finish(200).await.unwrap();
     assert!(soon(b.keys.shutdown(PATIENCE)).await.is_complete());
@@ -110,14 +109,14 @@ async fn wait_nobody_waits_for_room_while_the_writer_waits_for_company() {
 }
 
 #[tokio::test]
-async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_surplus_is_shed() {
+async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_excess_is_shed() {
     capture_logs();
     let delivery = Delivery::buffered().capacity(10).batch(4).when_full(WhenFull::Shed);
     let b = bench(delivery).await;
     b.sink.hold(true);
     for at in 0..50 {
         if at == 10 {
-            b.sink.called().await; // what is in the sink's hands counts as well
+            b.sink.called().await; // the batch that the sink holds counts as well
         }
         let admission = poll_once(pin!(b.admit("/"))).expect("admitted at once").unwrap();
         poll_once(pin!(admission.finish(200))).expect("finished at once").unwrap();
@@ -133,7 +132,7 @@ async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_surplus_is_sh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn shed_a_burst_of_200_000_loses_none_uncounted() {
+async fn shed_a_burst_of_200_000_counts_every_lost_record() {
     let b = bench(Delivery::buffered().capacity(1_024).when_full(WhenFull::Shed)).await;
     let burst = async || {
         let clients: Vec<_> = (0..4)
@@ -152,12 +151,12 @@ async fn shed_a_burst_of_200_000_loses_none_uncounted() {
             tokio::time::timeout(Duration::from_secs(60), client).await.unwrap().unwrap();
         }
     };
-    // Nothing is written meanwhile: what has no room is known exactly.
+    // Nothing is written in the meantime, so the number of shed records is known exactly.
     b.sink.hold(true);
     burst().await;
     let stats = b.keys.audit_stats();
     assert_eq!((stats.queued, stats.shed, stats.written), (1_024, 100_000 - 1_024, 0));
-    // And with a sink that works while more come.
+    // The same with a sink that works while more records arrive.
     b.sink.hold(false);
     burst().await;
     assert!(soon(b.keys.shutdown(PATIENCE)).await.is_complete());
@@ -191,7 +190,7 @@ async fn shed_changes_and_strict_records_are_never_shed() {
 }
 
 #[tokio::test]
-async fn a_change_waits_for_no_batch_of_requests_and_needs_no_room_of_theirs() {
+async fn a_change_waits_for_no_batch_of_requests_and_needs_none_of_their_room() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let b = bench(delivery.capacity(30).batch(5)).await;
         b.sink.hold(true);
@@ -200,7 +199,7 @@ async fn a_change_waits_for_no_batch_of_requests_and_needs_no_room_of_theirs() {
         }
         b.sink.called().await;
         let refused = b.keys.admit(&b.secret, get("/"));
-        assert!(poll_once(pin!(refused)).is_none_or(|full| full.is_err()), "it is full");
+        assert!(poll_once(pin!(refused)).is_none_or(|full| full.is_err()), "the queue is full");
         let ada = ada();
         let mut change = pin!(b.keys.update(&ada, &b.id, KeyPatch::revoke()));
         assert!(poll_once(change.as_mut()).is_none());

@@ -14,9 +14,9 @@ use crate::{Answer, ada, bench, get, millis, new_key};
 
 struct UseBench {
     store: Arc<SpyStore>,
-    /// For the next writes of last uses.
+    /// Answers to the next writes of last uses.
     plan: Arc<Mutex<VecDeque<Answer>>>,
-    /// For all writes after those.
+    /// Answers to all writes after those.
     then: Arc<Mutex<Answer>>,
     clock: Arc<ManualClock>,
     keys: KeyManager,
@@ -69,7 +69,7 @@ impl UseBench {
 }
 
 #[tokio::test]
-async fn a_thousand_uses_of_a_key_become_a_write_or_two() {
+async fn a_thousand_uses_of_a_key_become_at_most_two_writes() {
     let b = use_bench();
     let (secret, id) = b.create(new_key()).await;
     for _ in 0..1_000 {
@@ -86,7 +86,7 @@ async fn a_thousand_uses_of_a_key_become_a_write_or_two() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn uses_on_many_threads_are_written_as_one_for_each_key() {
+async fn uses_on_many_threads_are_written_once_per_key() {
     let b = use_bench();
     let (one, other) = (b.create(new_key()).await, b.create(new_key()).await);
     let threads: Vec<_> = (0..4)
@@ -141,7 +141,7 @@ async fn last_used_times_never_move_back() {
     assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert_eq!(b.last_used(id).await, Some(late));
 
-    // Nor among the uses that have not been written yet.
+    // The uses that are not yet written do not move back either.
     let b = use_bench();
     let (secret, id) = b.create(new_key()).await;
     b.keys.verify(&secret, None).await.unwrap();
@@ -165,7 +165,7 @@ async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
     b.called(2).await;
     assert_eq!(b.last_used(id).await, Some(right), "written already");
 
-    // Nor does it stay in a batch that has not been written, or could not be.
+    // It does not stay in an unwritten or failed batch either.
     b.plan.lock().unwrap().push_back(Answer::Err);
     b.clock.set(wrong);
     b.keys.verify(&secret, None).await.unwrap();
@@ -186,7 +186,7 @@ async fn uses_that_could_not_be_written_are_written_later() {
         b.keys.verify(&secret, None).await.unwrap();
         b.called(1).await;
         assert_eq!(b.last_used(id).await, None);
-        // Without another use to remind it of that.
+        // Without another use as a trigger.
         b.called(2).await;
         assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
         assert_eq!(b.last_used(id).await, Some(first), "{failure:?}");
@@ -194,7 +194,7 @@ async fn uses_that_could_not_be_written_are_written_later() {
 }
 
 #[tokio::test]
-async fn a_store_that_panics_over_a_use_is_given_the_next_all_the_same() {
+async fn after_a_panic_of_the_store_the_next_uses_are_written() {
     let b = use_bench();
     b.plan.lock().unwrap().push_back(Answer::Panic);
     let (secret, id) = b.create(new_key()).await;
@@ -207,7 +207,7 @@ async fn a_store_that_panics_over_a_use_is_given_the_next_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_refused_request_is_no_use() {
+async fn a_refused_request_does_not_count_as_a_use() {
     let b = use_bench();
     let (revoked, id) = b.create(new_key()).await;
     b.keys.update(&ada(), &id, KeyPatch::revoke()).await.unwrap();
@@ -222,7 +222,7 @@ async fn a_refused_request_is_no_use() {
     assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
     assert_eq!(b.calls(), [] as [Vec<KeyUse>; 0]);
 
-    // Neither is one that was refused because it could not be recorded.
+    // A request that was refused because it could not be recorded is no use either.
     let b = bench(Delivery::strict().capacity(1)).await;
     let held = b.store.list(&org("acme")).await.unwrap();
     assert_eq!(held[0].last_used_at, None);
@@ -233,7 +233,7 @@ async fn a_refused_request_is_no_use() {
 }
 
 #[tokio::test]
-async fn admitted_requests_are_uses_and_shutdown_writes_them_at_once() {
+async fn admitted_requests_count_as_uses_and_shutdown_writes_them_at_once() {
     let b = use_bench();
     let (secret, id) = b.create(new_key()).await;
     drop(b.keys.admit(&secret, get("/")).await.unwrap());

@@ -1,4 +1,5 @@
-//! Audit records and last-used times on their way to the sink and the store: what arrives, when, and what is said about the rest.
+//! Audit records and last-used times on their way to the sink and the store: what arrives,
+//! when, and how losses are reported.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -33,7 +34,7 @@ use keygate::*;
 use support::{eventually, org};
 use tokio::sync::watch;
 
-/// Polls once: what is ready now has waited for nothing.
+/// Polls once: a result that is ready did not wait for anything.
 fn poll_once<T>(work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     match work.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => Some(done),
@@ -57,7 +58,7 @@ fn get(path: impl Into<Box<str>>) -> RequestInfo {
     RequestInfo::new("GET", path).from_ip("192.0.2.1".parse().ok())
 }
 
-/// What a sink does with a call.
+/// What the sink does with a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Answer {
     #[default]
@@ -69,17 +70,17 @@ enum Answer {
     Panic,
 }
 
-/// A memory log that answers as it was told and remembers every call.
+/// A memory log that answers as configured and records every call.
 #[derive(Debug, Default)]
 struct Sink {
     log: MemoryAuditLog,
-    /// For the next calls.
+    /// Answers to the next calls.
     plan: Mutex<VecDeque<Answer>>,
-    /// For all calls after those.
+    /// Answers to all calls after those.
     then: Mutex<Answer>,
-    /// For calls that hold a record of `/bad`.
+    /// Answer to calls that contain a record of `/bad`.
     bad: Mutex<Answer>,
-    /// While this is true, calls wait.
+    /// While it is true, calls wait.
     held: watch::Sender<bool>,
     calls: Mutex<Vec<Vec<AuditRecord>>>,
     acknowledged: Mutex<Vec<AuditId>>,
@@ -102,7 +103,7 @@ impl Sink {
         self.held.send_replace(held);
     }
 
-    /// The sizes of the batches so far.
+    /// The sizes of all batches so far.
     fn sizes(&self) -> Vec<usize> {
         self.calls.lock().unwrap().iter().map(Vec::len).collect()
     }
@@ -115,12 +116,12 @@ impl Sink {
         eventually("the sink is called", async || !self.calls.lock().unwrap().is_empty()).await;
     }
 
-    /// The endpoints that were acknowledged, in that order.
+    /// The endpoints of the acknowledged records, in order.
     fn acknowledged(&self) -> usize {
         self.acknowledged.lock().unwrap().len()
     }
 
-    /// Every record that was acknowledged was so once, and is in the log.
+    /// Checks that every acknowledged record was acknowledged once and is in the log.
     fn assert_each_once(&self, expected: usize) {
         let ids = self.acknowledged.lock().unwrap();
         assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "acknowledged twice");
@@ -183,7 +184,7 @@ async fn bench_with(
     more: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder,
 ) -> Bench {
     let (store, sink) = (Arc::new(MemoryStore::new()), Arc::new(Sink::default()));
-    // Made elsewhere, so that the sink has seen nothing yet.
+    // The key is created elsewhere, so that the sink has seen no record yet.
     let maker = KeyManager::builder(store.clone()).build().unwrap();
     let issued = maker.create(&ada(), new_key()).await.unwrap();
     let builder = KeyManager::builder(store.clone()).audit_sink(sink.clone()).delivery(delivery);
@@ -212,7 +213,7 @@ impl Bench {
         page.records.iter().rev().filter_map(request).cloned().collect()
     }
 
-    /// Waits until nothing is queued, and checks that nothing is missing.
+    /// Waits until the queue is empty and checks that nothing is missing.
     async fn settled(&self, made: u64) -> AuditStats {
         eventually("all is written or given up", async || {
             let stats = self.keys.audit_stats();

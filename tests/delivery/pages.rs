@@ -56,7 +56,7 @@ fn write(log: &MemoryAuditLog, records: &[AuditRecord]) {
 
 proptest! {
     #[test]
-    fn pages_walk_over_every_record_once_in_both_directions(
+    fn pages_contain_every_record_once_in_both_directions(
         records in records(),
         later in records(),
         limit in 1usize..7,
@@ -75,14 +75,14 @@ proptest! {
         };
         let log = MemoryAuditLog::new();
         write(&log, &records);
-        write(&log, &records); // again, as after a batch that timed out
+        write(&log, &records); // written again, as after a batch that timed out
         let mut expected: Vec<_> = records.iter().filter(in_scope).cloned().collect();
         expected.sort_by_key(|record| std::cmp::Reverse((record.at, record.id)));
 
         let mut pages = vec![page(&log, scope, Position::Newest, limit)];
         prop_assert_eq!(pages[0].newer, None);
         while let Some(older) = pages.last().unwrap().older {
-            // What arrives meanwhile, and is newer, moves nothing.
+            // Newer records that arrive in the meantime move nothing.
             let later: Vec<_> = later.iter().map(|record| AuditRecord {
                 at: record.at.saturating_add(Duration::from_secs(1)),
                 ..record.clone()
@@ -92,21 +92,21 @@ proptest! {
             pages.push(page(&log, scope, Position::Before(cursor), limit));
             let last = pages.last().unwrap();
             prop_assert!(!last.records.is_empty() && last.newer.is_some());
-            prop_assert!(pages.len() <= expected.len(), "round in circles");
+            prop_assert!(pages.len() <= expected.len(), "the pages repeat");
         }
         let walked: Vec<_> = pages.iter().flat_map(|page| page.records.clone()).collect();
         prop_assert_eq!(&walked, &expected);
         let full = pages.iter().rev().skip(1).all(|page| page.records.len() == limit);
         prop_assert!(full, "only the last page may be short");
 
-        // And back again, over the same records, to those that arrived since.
+        // Then back over the same records to those that arrived in the meantime.
         let mut back = Vec::new();
         let mut newer = pages.last().unwrap().newer;
         while let Some(cursor) = newer {
             let page = page(&log, scope, Position::After(cursor), limit);
             prop_assert!(page.older.is_some());
             back.splice(0..0, page.records);
-            prop_assert!(back.len() <= expected.len() + later.len(), "round in circles");
+            prop_assert!(back.len() <= expected.len() + later.len(), "the pages repeat");
             newer = page.newer;
         }
         if pages.len() > 1 {
@@ -117,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn purging_removes_exactly_what_is_older(records in records(), before in 0i64..7) {
+    fn purging_removes_exactly_the_older_records(records in records(), before in 0i64..7) {
         let log = MemoryAuditLog::new();
         write(&log, &records);
         let instant = Timestamp::from_unix_micros(before).unwrap();

@@ -17,18 +17,18 @@ async fn case_36_a_request_that_is_dropped_leaves_a_record_marked_aborted() {
     {
         let b = bench(delivery.clone()).await;
         drop(b.admit("/dropped").await.unwrap());
-        // A `finish` that is never polled has not happened.
+        // A `finish` that is never polled does not count.
         drop(b.admit("/unpolled").await.unwrap().finish(200));
         b.settled(2).await;
         let records = b.requests().await;
-        let said: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
+        let logged: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
         let aborted = |path| (path, None, Outcome::Aborted);
-        assert_eq!(said, [aborted("/dropped"), aborted("/unpolled")], "{delivery:?}");
+        assert_eq!(logged, [aborted("/dropped"), aborted("/unpolled")], "{delivery:?}");
     }
 }
 
 #[tokio::test]
-async fn case_36_an_answer_that_nobody_waits_for_any_more_is_on_record_all_the_same() {
+async fn case_36_an_answer_whose_client_is_gone_is_recorded() {
     let b = bench(Delivery::strict()).await;
     b.sink.hold(true);
     {
@@ -41,7 +41,7 @@ async fn case_36_an_answer_that_nobody_waits_for_any_more_is_on_record_all_the_s
 }
 
 #[tokio::test]
-async fn case_36_an_abort_is_on_record_even_if_the_queue_is_full() {
+async fn case_36_an_aborted_request_is_recorded_even_if_the_queue_is_full() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let b = bench(delivery.capacity(3).deadline(millis(50))).await;
         b.sink.hold(true);
@@ -60,10 +60,10 @@ async fn case_36_an_abort_is_on_record_even_if_the_queue_is_full() {
     }
 }
 
-// ---- the end ----
+// ---- shutdown ----
 
 #[tokio::test]
-async fn case_37_shutdown_writes_what_is_queued_and_then_takes_no_more() {
+async fn case_37_shutdown_writes_the_queue_and_then_accepts_no_more() {
     for delivery in [
         Delivery::strict(),
         Delivery::buffered().linger(Duration::from_secs(60)),
@@ -113,7 +113,7 @@ async fn case_37_shutdown_waits_for_requests_that_are_still_being_handled() {
 }
 
 #[tokio::test]
-async fn case_37_a_request_that_ends_after_shutdown_gave_up_is_not_lost_silently() {
+async fn case_37_a_request_that_ends_after_shutdown_gave_up_is_counted_as_lost() {
     capture_logs();
     let b = bench(Delivery::buffered()).await;
     let admission = b.admit("/slow").await.unwrap();
@@ -124,12 +124,12 @@ async fn case_37_a_request_that_ends_after_shutdown_gave_up_is_not_lost_silently
 }
 
 #[tokio::test]
-async fn case_37_shutdown_gives_up_at_its_deadline_and_says_what_is_lost() {
+async fn case_37_shutdown_gives_up_at_its_deadline_and_reports_the_losses() {
     assert_gives_up(Delivery::buffered().batch(2).deadline(millis(50)), []).await;
 }
 
 #[tokio::test]
-async fn case_37_shutdown_does_not_wait_for_a_sink_that_may_take_longer() {
+async fn case_37_shutdown_does_not_wait_for_a_sink_with_a_longer_deadline() {
     assert_gives_up(Delivery::buffered().deadline(PATIENCE * 6), []).await;
 }
 
@@ -152,12 +152,12 @@ async fn assert_gives_up(delivery: Delivery, plan: impl IntoIterator<Item = Answ
     let report = soon(b.keys.shutdown(millis(300))).await;
     assert_eq!((report.unwritten_records, report.is_complete()), (10, false));
     let stats = b.keys.audit_stats();
-    assert_eq!((stats.failed, stats.queued), (10, 0), "a loss that is not yet counted");
+    assert_eq!((stats.failed, stats.queued), (10, 0), "every loss is counted");
     assert!(log_lines(&["ERROR", "audit records were not written"]) >= 1);
 }
 
 #[tokio::test]
-async fn case_37_a_sink_that_recovers_in_time_gets_everything_at_shutdown() {
+async fn case_37_a_sink_that_recovers_in_time_gets_every_record_at_shutdown() {
     let b = bench(Delivery::buffered()).await;
     b.sink.plan([Answer::Err, Answer::Err, Answer::Err]);
     for _ in 0..5 {
@@ -169,7 +169,7 @@ async fn case_37_a_sink_that_recovers_in_time_gets_everything_at_shutdown() {
 }
 
 #[tokio::test]
-async fn a_shutdown_that_has_all_the_time_in_the_world_panics_nothing() {
+async fn a_shutdown_with_the_longest_deadline_does_not_panic() {
     let b = bench(Delivery::buffered()).await;
     b.handle("/").await.unwrap();
     assert!(soon(b.keys.shutdown(Duration::MAX)).await.is_complete());
@@ -187,15 +187,15 @@ async fn case_37_dropping_the_last_handle_still_writes_the_queue() {
     let Bench { sink, keys, .. } = b;
     drop(keys);
     drop(other);
-    assert_eq!(sink.acknowledged(), 0, "an open request is a handle");
+    assert_eq!(sink.acknowledged(), 0, "an open request keeps the manager alive");
     drop(admission);
     eventually("all is written", async || sink.acknowledged() == 6).await;
     sink.assert_each_once(6);
 }
 
 #[test]
-fn case_37_when_the_runtime_ends_what_is_left_is_counted_and_logged() {
-    // In the middle of a batch, and of the search for a record that is rejected.
+fn case_37_records_left_when_the_runtime_ends_are_counted_and_logged() {
+    // In the middle of a batch, and of the search for a rejected record.
     for plan in [vec![], vec![Answer::Reject]] {
         capture_logs();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -19,7 +19,7 @@ async fn strict_an_answer_leaves_only_after_its_record_is_acknowledged() {
     let mut finish = pin!(admission.finish(418));
     assert!(poll_once(finish.as_mut()).is_none());
     b.sink.called().await;
-    assert!(poll_once(finish.as_mut()).is_none(), "the sink has it, and has not answered");
+    assert!(poll_once(finish.as_mut()).is_none(), "the sink holds the record and has not answered");
     assert_eq!(b.keys.audit_stats().queued, 1);
     b.sink.hold(false);
     soon(finish).await.unwrap();
@@ -54,7 +54,7 @@ async fn strict_a_refusal_waits_for_its_record_too() {
 }
 
 #[tokio::test]
-async fn each_refusal_of_a_known_key_leaves_its_record_and_an_unknown_key_none() {
+async fn refusals_of_a_known_key_are_recorded_and_unknown_keys_are_not() {
     let clock = Timestamp::from(std::time::SystemTime::now());
     let b = bench(Delivery::strict()).await;
     let stranger = bench(Delivery::strict()).await.secret;
@@ -81,9 +81,9 @@ async fn each_refusal_of_a_known_key_leaves_its_record_and_an_unknown_key_none()
     edit(|key| key.allowlist = Allowlist::restore(["?"])).await;
     assert_eq!(b.admit("/4").await.unwrap_err().http_status(), 403);
     let records = b.requests().await;
-    let said: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
+    let logged: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
     assert_eq!(
-        said,
+        logged,
         [
             ("/1", Some(401), Outcome::Revoked),
             ("/2", Some(401), Outcome::Expired),
@@ -96,7 +96,8 @@ async fn each_refusal_of_a_known_key_leaves_its_record_and_an_unknown_key_none()
 }
 
 #[tokio::test]
-async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_next_record_is_fine() {
+async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_next_record_is_written()
+ {
     capture_logs();
     let b = bench(Delivery::strict().deadline(millis(100))).await;
     let mut made = 0;
@@ -109,11 +110,11 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_nex
         b.handle("/v1/b").await.unwrap();
         made += 2;
     }
-    let said = ["ERROR", "audit records were not written", "records=1", "disk full"];
-    assert_eq!(log_lines(&said), 1, "the operator learns why");
-    assert_eq!(log_lines(&said[..2]), 1, "a log line that repeats is throttled");
+    let parts = ["ERROR", "audit records were not written", "records=1", "disk full"];
+    assert_eq!(log_lines(&parts), 1, "the cause is logged for the operator");
+    assert_eq!(log_lines(&parts[..2]), 1, "a repeated log line is throttled");
 
-    // A refusal whose record fails is a 503, and says nothing of the key.
+    // A refusal whose record fails is a 503 and reveals nothing about the key.
     b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await.unwrap();
     for answer in [Answer::Err, Answer::Reject, Answer::Panic, Answer::Hang] {
         b.sink.plan([answer]);
@@ -123,7 +124,7 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_nex
     }
 }
 
-/// Panics before it has made a future.
+/// Panics before it returns a future.
 #[derive(Debug)]
 struct PanicsAtOnce;
 
@@ -142,7 +143,7 @@ impl AuditSink for PanicsAtOnce {
 }
 
 #[tokio::test]
-async fn case_35_a_sink_that_panics_at_once_ends_nothing() {
+async fn case_35_a_sink_that_panics_before_it_returns_a_future_does_not_end_the_writer() {
     let b = bench_with(Delivery::strict(), |builder| builder.audit_sink(PanicsAtOnce)).await;
     for made in 1..4 {
         assert!(soon(b.handle("/")).await.is_err());
@@ -175,7 +176,7 @@ async fn strict_records_of_concurrent_requests_share_batches() {
 }
 
 #[tokio::test]
-async fn strict_a_full_queue_is_refused_at_once_and_nobody_is_marked_as_admitted() {
+async fn strict_a_full_queue_refuses_at_once_and_no_request_is_recorded_as_admitted() {
     let b = bench(Delivery::strict().capacity(2)).await;
     b.sink.hold(true);
     let (one, other) = (b.admit("/1").await.unwrap(), b.admit("/2").await.unwrap());

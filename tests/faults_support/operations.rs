@@ -8,7 +8,7 @@ use keygate::{
 };
 
 use crate::postgres_support::in_schema;
-use crate::proxy::{Network, Side, Strike};
+use crate::proxy::{Network, PlannedFault, Side};
 use crate::world::{DEADLINE, SLACK, World, is_unavailable, recovers, within};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,18 +108,18 @@ async fn perform(world: &World, operation: Operation, key: &IssuedKey, path: &st
 }
 
 /// One operation, and a fault in the midst of it.
-async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
+async fn one(world: &World, operation: Operation, strike: PlannedFault) -> bool {
     let case = format!("{operation:?}, {strike:?}");
     let key = world.key().await;
     let revoked = world.key().await;
     world.sure.update(&world.actor, &revoked.key.id, KeyPatch::revoke()).await.unwrap();
     let (id, old) = (key.key.id, key.key.digest);
     let before = world.db.ids(world.actor.org()).await;
-    let path = format!("/{operation:?}/{:?}/{}", strike.side, strike.piece);
+    let path = format!("/{operation:?}/{:?}/{}", strike.side, strike.packet);
 
-    world.proxy.strike(strike);
+    world.proxy.plan(strike);
     let said = within(&case, operation.limit(), perform(world, operation, &key, &path)).await;
-    let struck = world.proxy.has_struck();
+    let struck = world.proxy.fault_occurred();
     // While it lasts, nobody is let in whom the database refuses.
     for _ in 0..2 {
         let refused = world.keys.verify(revoked.secret.expose_secret(), None);
@@ -127,7 +127,7 @@ async fn one(world: &World, operation: Operation, strike: Strike) -> bool {
         assert!(is_revoked(&refused) || refused.is_unavailable(), "{case}: {refused:?}");
     }
 
-    world.proxy.set(Network::Whole);
+    world.proxy.set(Network::Intact);
     recovers!(&case, {
         let refused = world.keys.verify(revoked.secret.expose_secret(), None).await.unwrap_err();
         is_revoked(&refused) && works(world).await
@@ -255,9 +255,9 @@ async fn everywhere(network: Network, lasting: bool) {
             tokio::spawn(async move {
                 let world = World::new(&options).await;
                 let (mut struck, mut cases) = (0, 0);
-                for side in [Side::There, Side::Back] {
+                for side in [Side::ToServer, Side::FromServer] {
                     for piece in 1..=operation.pieces() {
-                        let strike = Strike { side, piece, network, lasting };
+                        let strike = PlannedFault { side, packet: piece, network, lasting };
                         struck += usize::from(one(&world, operation, strike).await);
                         cases += 1;
                     }
@@ -300,10 +300,10 @@ faults! {
     case_32_half_closed_connections_in_the_midst_of_each_operation: Network::HalfClosed, true;
     case_32_truncated_packets_in_the_midst_of_each_operation: Network::Truncated(3), false;
     case_32_packets_that_are_all_truncated_in_the_midst_of_each_operation: Network::Truncated(7), true;
-    case_32_packets_of_which_the_rest_never_comes_in_the_midst_of_each_operation: Network::Torn(11), false;
+    case_32_packets_of_which_the_rest_never_comes_in_the_midst_of_each_operation: Network::Incomplete(11), false;
     case_32_a_latency_within_the_deadline_in_each_operation: Network::Slow(Duration::from_millis(60)), true;
     case_32_a_latency_beyond_the_deadline_in_each_operation: Network::Slow(Duration::from_millis(700)), true;
-    case_32_a_narrow_network_in_each_operation: Network::Narrow(2_000), true;
+    case_32_a_narrow_network_in_each_operation: Network::Limited(2_000), true;
 }
 
 /// A process that is cut off has locked the organisation; its server session does
@@ -315,15 +315,19 @@ async fn case_32_a_process_that_is_cut_off_in_mid_create_does_not_keep_others_fr
         let world = World::new(&options).await;
         for piece in 1..=Operation::Create.pieces() {
             let key = world.key().await;
-            let strike =
-                Strike { side: Side::There, piece, network: Network::BlackHole, lasting: true };
-            world.proxy.strike(strike);
+            let strike = PlannedFault {
+                side: Side::ToServer,
+                packet: piece,
+                network: Network::BlackHole,
+                lasting: true,
+            };
+            world.proxy.plan(strike);
             let _ = perform(&world, Operation::Create, &key, "").await;
             let others = world.sure.create(&world.actor, NewKey::named("elsewhere").unwrap());
             let limit = DEADLINE * 4 + SLACK * 2;
             let created = tokio::time::timeout(limit, others).await;
             assert!(matches!(created, Ok(Ok(_))), "piece {piece}: {created:?}");
-            world.proxy.set(Network::Whole);
+            world.proxy.set(Network::Intact);
             recovers!("after the cut", { works(&world).await });
             for id in world.db.ids(world.actor.org()).await {
                 world.sure.delete(&world.actor, &id.parse().unwrap()).await.unwrap();

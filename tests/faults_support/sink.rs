@@ -64,7 +64,7 @@ async fn case_35_strict_an_audit_database_that_is_ill_lets_no_answer_and_no_chan
                 ids.len()
             );
 
-            world.proxy.set(Network::Whole);
+            world.proxy.set(Network::Intact);
             recovers!(&case, {
                 world.request(secret, "/after").await == 200
                     && world.request(revoked.secret.expose_secret(), "/after").await == 401
@@ -103,7 +103,7 @@ async fn case_35_buffered_an_audit_database_that_is_ill_holds_up_no_answer_and_l
                 }
             }
             tokio::time::sleep(DEADLINE * 2).await;
-            world.proxy.set(Network::Whole);
+            world.proxy.set(Network::Intact);
             recovers!(&case, { world.db.requests(id).await.len() == sent.len() });
             let rows = world.db.requests(id).await;
             assert!(sent.iter().all(|row| rows.get(row) == Some(&1)), "{case}: {rows:?}");

@@ -25,8 +25,8 @@ const WEATHER: [Network; 9] = [
     Network::Reset,
     Network::HalfClosed,
     Network::Truncated(5),
-    Network::Torn(9),
-    Network::Narrow(4_000),
+    Network::Incomplete(9),
+    Network::Limited(4_000),
 ];
 
 fn version(key: &ApiKey) -> Version {
@@ -141,16 +141,16 @@ async fn case_35_in_a_storm_nobody_is_admitted_but_by_the_database_and_every_ans
             // Now and then something gets through; a key that is revoked is so in the
             // midst of a fault, and one that is active sees both.
             let fault = WEATHER[usize::from(byte[0]) % WEATHER.len()];
-            let weather = if matches!(round % 4, 0 | 3) { fault } else { Network::Whole };
+            let weather = if matches!(round % 4, 0 | 3) { fault } else { Network::Intact };
             match byte[1] % 3 {
-                0 => world.proxy.set_on(Side::There, weather),
-                1 => world.proxy.set_on(Side::Back, weather),
+                0 => world.proxy.set_on(Side::ToServer, weather),
+                1 => world.proxy.set_on(Side::FromServer, weather),
                 _ => world.proxy.set(weather),
             }
             tokio::time::sleep(Duration::from_millis(60 + 3 * u64::from(byte[1]))).await;
             round += 1;
         }
-        world.proxy.set(Network::Whole);
+        world.proxy.set(Network::Intact);
         over.store(true, Ordering::Relaxed);
         let (mut answers, mut slowest) = (Vec::new(), Duration::ZERO);
         for client in clients {

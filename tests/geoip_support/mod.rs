@@ -11,7 +11,7 @@ pub(crate) enum Value {
 
 pub(crate) use Value::{Map, Number, Text};
 
-/// A record as MaxMind's files have it.
+/// A record in the layout of MaxMind's files.
 pub(crate) fn iso(code: &'static str) -> Value {
     Map(vec![("country", Map(vec![("iso_code", Text(code))]))])
 }
@@ -41,10 +41,10 @@ impl Value {
     }
 }
 
-/// A file with these networks, none inside of another. Of type "Test" and with
-/// IPv4 below `::/96` if it is for IPv6, as real ones are.
+/// A file with these networks, which do not overlap. Its type is "Test". An IPv6 file has IPv4
+/// below `::/96`, like real ones.
 pub(crate) fn file(ip_version: u16, networks: &[(&str, Value)]) -> Vec<u8> {
-    // A child is another node, a place in the data section, or nothing.
+    // A child is another node, an offset in the data section, or nothing.
     #[derive(Clone, Copy)]
     enum Child {
         Node(usize),

@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn every_answer_is_that_of_the_table() {
+async fn every_answer_matches_the_table() {
     let world = World::with(|builder| {
         builder.delivery(Delivery::strict()).store_deadline(Duration::from_millis(100))
     });
@@ -66,7 +66,7 @@ async fn every_answer_is_that_of_the_table() {
         let bodies = |name| &answers.iter().find(|(case, _)| *case == name).unwrap().1;
         assert_eq!(bodies("malformed"), bodies("unknown"), "{host}");
         assert_eq!(bodies("revoked"), bodies("unknown"), "{host}");
-        // Generic: it says neither what is not allowed nor who was asking.
+        // Generic: it reveals neither what is allowed nor the caller's address.
         let forbidden = bodies("ip not allowed").text().to_lowercase();
         for word in ["address", "allowlist", "ip", "192", "203", "key"] {
             let mut words = forbidden.split(|c: char| !c.is_ascii_alphanumeric());
@@ -79,7 +79,7 @@ async fn every_answer_is_that_of_the_table() {
 }
 
 #[tokio::test]
-async fn the_reason_of_a_refusal_is_told_to_the_operator() {
+async fn the_reason_of_a_refusal_is_logged() {
     let world = World::new();
     let (revoked, revoked_key) = world.key().await;
     world.revoke(&revoked).await;
@@ -97,8 +97,8 @@ async fn the_reason_of_a_refusal_is_told_to_the_operator() {
         ] {
             capture_logs();
             assert!(!ask(bearer(key)).await.status.is_success(), "{host}");
-            let said = logs();
-            assert!(said.contains(reason), "{host}: nothing of {reason:?}: {said:?}");
+            let logged = logs();
+            assert!(logged.contains(reason), "{host}: nothing of {reason:?}: {logged:?}");
         }
     }
 }
@@ -124,7 +124,7 @@ async fn a_realm_stays_within_its_quotes() {
             let quoted = value.strip_prefix("Bearer realm=\"").unwrap_or_else(|| panic!("{value}"));
             let inner =
                 quoted.strip_suffix(&format!("\"{tail}")).unwrap_or_else(|| panic!("{value}"));
-            // What is left is the inside of one quoted string.
+            // The rest is inside one quoted string.
             let mut chars = inner.chars();
             while let Some(c) = chars.next() {
                 assert_ne!(c, '"', "{value}");
@@ -137,7 +137,7 @@ async fn a_realm_stays_within_its_quotes() {
 }
 
 #[tokio::test]
-async fn optional_lets_the_anonymous_through_and_nobody_with_a_bad_key() {
+async fn optional_lets_anonymous_requests_through_but_refuses_bad_keys() {
     let world = World::new();
     let (record, key) = world.key().await;
     let (revoked, revoked_key) = world.key().await;
@@ -160,14 +160,14 @@ async fn optional_lets_the_anonymous_through_and_nobody_with_a_bad_key() {
         }
         world.store.find(Find::Fails);
         assert_unavailable(&ask(bearer(&key)).await, host);
-        assert_eq!(ask(request("/", &[])).await.text(), "nobody", "{host}: the store is not asked");
+        assert_eq!(ask(request("/", &[])).await.text(), "nobody", "{host}: anonymous");
         world.store.find(Find::Honest);
     }
-    assert_eq!(world.requests(record.id).await.len(), 2, "the anonymous leave no record");
+    assert_eq!(world.requests(record.id).await.len(), 2, "anonymous requests leave no record");
 }
 
 #[tokio::test]
-async fn keys_and_the_tokens_of_another_issuer_share_a_route() {
+async fn a_route_accepts_keys_and_tokens_of_another_issuer() {
     let world = World::new();
     let (_, key) = world.key().await;
     let before = world.store.calls();
@@ -182,7 +182,7 @@ async fn keys_and_the_tokens_of_another_issuer_share_a_route() {
                 "{host} {foreign}"
             );
         }
-        // What begins as a key of this service is one, or is refused.
+        // A token with the key prefix must be a valid key, or it is refused.
         for bad in ["vsp_sk_", "vsp_sk_x", &format!("{key}0"), &format!("vsp_sk_{jwt}")] {
             assert_invalid_token(&ask(bearer(bad)).await, host);
         }
@@ -194,25 +194,25 @@ async fn keys_and_the_tokens_of_another_issuer_share_a_route() {
         let answer = ask(request("/", &lines.each_ref().map(|line| line.as_bytes()))).await;
         assert_invalid_request(&answer, host);
     }
-    assert_eq!(world.store.calls(), before, "never looked up");
+    assert_eq!(world.store.calls(), before, "the store was asked");
     for (host, ask) in hosts(&both) {
         assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
     }
-    // Where a key is needed, such a token is none.
+    // Where a key is required, such a token is no credential.
     for (host, ask) in hosts(&world.layer().ignore_foreign_tokens()) {
         let answer = ask(bearer(&jwt)).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{host}");
         assert_eq!(answer.challenge(), Some("Bearer realm=\"api\""), "{host}");
         assert_eq!(ask(bearer(&key)).await.text(), "key", "{host}");
     }
-    // And unless they are ignored, they are bad keys.
+    // Unless foreign tokens are ignored, they are refused as invalid keys.
     for (host, ask) in hosts(&world.layer().optional()) {
         assert_invalid_token(&ask(bearer(&jwt)).await, host);
     }
 }
 
 #[tokio::test]
-async fn a_handler_that_insists_on_a_key_refuses_the_anonymous_like_the_layer() {
+async fn a_handler_that_requires_a_key_refuses_anonymous_requests_like_the_layer() {
     let world = World::new();
     let insist = async |key: VerifiedKey| key.name().to_string();
     let routes = || Router::new().route("/", get(insist));
@@ -221,7 +221,11 @@ async fn a_handler_that_insists_on_a_key_refuses_the_anonymous_like_the_layer() 
         let required = in_axum(routes().layer(layer.clone()))(request("/", &[])).await;
         let optional = in_axum(routes().layer(layer.optional()))(request("/", &[])).await;
         assert_eq!(optional.status, StatusCode::UNAUTHORIZED);
-        assert_eq!(optional.challenge(), required.challenge(), "the layer's own realm");
+        assert_eq!(
+            optional.challenge(),
+            required.challenge(),
+            "the extractor uses the realm of the layer"
+        );
         assert_eq!(optional.problem(), required.problem());
     }
 }
@@ -266,7 +270,7 @@ async fn a_refusal_before_the_body_is_read_closes_the_connection_of_http_1() {
                     (503, &HeaderValue::from_static("close"))
                 );
                 world.store.find(Find::Honest);
-                // What the service does with a body is its own affair.
+                // How the service treats a body is not changed.
                 let answer = ask(with_body(&[good.as_bytes()])).await;
                 assert_eq!(
                     (answer.status, answer.headers.get("connection")),
@@ -295,7 +299,7 @@ async fn the_extractor_names_the_missing_layer() {
             assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{path}");
             assert!(answer.text().contains("ApiKeyLayer"), "{}", answer.text());
             answer.problem();
-            assert!(logs().contains("ApiKeyLayer"), "the operator is told, too");
+            assert!(logs().contains("ApiKeyLayer"), "the log names the missing layer too");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which address counts as the client's, and what an allowlist makes of it.
+//! The client's address, and its check against the allowlist.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,8 @@ use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, ProxyH
 
 use crate::{World, XFF, bearer, behind_proxies, forwarded, from_peer, hosts, ip, with_header};
 
-/// Asks with a key for `192.0.2.0/24` and `2001:db8::/32` only, and says what came of it.
+/// Sends requests with a key for `192.0.2.0/24` and `2001:db8::/32` only, and returns the
+/// results.
 async fn decide(
     world: &World,
     layer: &ApiKeyLayer,
@@ -36,11 +37,11 @@ async fn decide(
 }
 
 #[tokio::test]
-async fn case_11_a_forged_leftmost_entry_neither_decides_nor_is_recorded() {
+async fn case_11_a_forged_leftmost_entry_is_neither_used_nor_recorded() {
     let world = World::new();
     let layer = behind_proxies(&world, ProxyHeader::XForwardedFor);
     for (lines, decision) in [
-        // The client claims an allowed address; the proxy saw another.
+        // The client claims an allowed address, but the proxy saw another one.
         (&["192.0.2.1, 203.0.113.9"][..], (403, ip("203.0.113.9"))),
         (&["192.0.2.1", "203.0.113.9"], (403, ip("203.0.113.9"))),
         (&["192.0.2.1, 203.0.113.9, 10.0.0.2"], (403, ip("203.0.113.9"))),
@@ -52,13 +53,13 @@ async fn case_11_a_forged_leftmost_entry_neither_decides_nor_is_recorded() {
 }
 
 #[tokio::test]
-async fn case_12_forwarding_headers_of_others_are_ignored() {
+async fn case_12_forwarding_headers_of_untrusted_peers_are_ignored() {
     let world = World::new();
     let xff = behind_proxies(&world, ProxyHeader::XForwardedFor);
     let rfc = behind_proxies(&world, ProxyHeader::Forwarded);
     let claim = &["192.0.2.1"];
     let forwarded = &["for=192.0.2.1"];
-    // No proxy: the peer counts, whatever it claims.
+    // The peer is not a proxy: its own address counts, whatever it claims.
     for (layer, header, lines) in [
         (&xff, XFF, claim),
         (&rfc, "forwarded", forwarded),
@@ -69,10 +70,10 @@ async fn case_12_forwarding_headers_of_others_are_ignored() {
         let decision = decide(&world, layer, "203.0.113.5", header, lines).await;
         assert_eq!(decision, (403, Some(ip("203.0.113.5"))), "{header}");
     }
-    // Unless proxies are named, nobody is one.
+    // No proxy is trusted by default.
     let decision = decide(&world, &world.layer(), "10.0.0.1", XFF, claim).await;
     assert_eq!(decision, (403, Some(ip("10.0.0.1"))));
-    // A proxy, but not the header that it writes: the address is not known.
+    // A trusted proxy without the configured header: the address is unknown.
     for (layer, header, lines) in
         [(&xff, "forwarded", forwarded), (&rfc, XFF, claim), (&xff, "x-real-ip", claim)]
     {
@@ -129,7 +130,7 @@ async fn case_14_an_unknown_address_is_on_no_allowlist() {
         let decision = decide(&world, &layer, "10.0.0.1", XFF, lines).await;
         assert_eq!(decision, (403, None), "{lines:?}");
     }
-    // Not even on one that every address is on.
+    // Not even on an allowlist with every address.
     let (everybody, key) = world.key_for(&["0.0.0.0/0", "::/0"]).await;
     let (free, free_key) = world.key().await;
     for layer in [world.layer(), layer] {
@@ -150,7 +151,7 @@ async fn case_14_an_unknown_address_is_on_no_allowlist() {
 }
 
 #[tokio::test]
-async fn case_15_a_mapped_address_is_the_ipv4_one() {
+async fn case_15_a_mapped_address_equals_the_ipv4_address() {
     let world = World::new();
     for list in [&["10.0.0.0/8"][..], &["::ffff:10.0.0.0/104"], &["::ffff:10.0.0.1"]] {
         let (record, key) = world.key_for(list).await;
@@ -173,7 +174,7 @@ async fn case_15_a_mapped_address_is_the_ipv4_one() {
 }
 
 #[tokio::test]
-async fn case_17_a_stored_allowlist_that_does_not_parse_allows_nobody() {
+async fn case_17_a_stored_allowlist_that_does_not_parse_allows_no_request() {
     let world = World::new();
     let lists = [&["10.0.0.0/8", "10.0.0."][..], &[""], &["0.0.0.0/0", "x"], &["null"]];
     for (damaged, number) in lists.into_iter().zip(1..) {

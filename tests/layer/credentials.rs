@@ -1,4 +1,4 @@
-//! Which credentials are accepted, and how the others are refused.
+//! Accepted credentials, and the refusals of all others.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn case_01_no_header_is_a_bare_challenge() {
+async fn case_01_a_request_without_the_header_gets_a_bare_challenge() {
     let world = World::new();
     for (host, ask) in hosts(&world.layer()) {
         let answer = ask(request("/", &[])).await;
@@ -46,7 +46,7 @@ async fn case_02_the_scheme_is_case_insensitive_and_spaces_are_skipped() {
 }
 
 #[tokio::test]
-async fn case_03_two_authorization_lines_are_refused_whatever_they_say() {
+async fn case_03_two_authorization_lines_are_refused_whatever_their_content() {
     let world = World::new();
     let (_, key) = world.key().await;
     let before = world.store.calls();
@@ -130,11 +130,11 @@ async fn case_04_a_key_anywhere_else_never_authenticates() {
             );
         }
     }
-    assert_eq!(world.store.calls(), before, "never looked up");
+    assert_eq!(world.store.calls(), before, "the store was asked");
 }
 
 #[tokio::test]
-async fn case_05_what_is_no_key_is_refused_unseen() {
+async fn case_05_values_that_cannot_be_a_key_are_refused_without_a_look_up() {
     let world = World::new();
     let huge = [b"Bearer ", &[b'a'; 65_536][..]].concat();
     let huge_with_commas = [b"Bearer ", &[b','; 65_536][..]].concat();
@@ -160,7 +160,7 @@ async fn case_05_what_is_no_key_is_refused_unseen() {
 }
 
 #[tokio::test]
-async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_and_unseen() {
+async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_without_a_look_up() {
     let world = World::new();
     let (_, key) = world.key().await;
     let mut typo = key.clone();
@@ -177,7 +177,7 @@ async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_and_unseen() {
         format!("\"{key}\""),
         format!("vsp_sk_{}", "0".repeat(48)),
         key.to_lowercase(),
-        // The checksum is right, and nothing else.
+        // The checksum is right, but nothing else.
         signed(&"0".repeat(41)),
         signed(&"0".repeat(43)),
         signed(&format!("{}-", "0".repeat(41))),
@@ -191,13 +191,13 @@ async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_and_unseen() {
             for malformed in &malformed {
                 assert_eq!(ask(bearer(malformed)).await, unknown, "{host} {malformed}");
             }
-            assert_eq!(world.store.calls(), before, "{host}: never looked up");
+            assert_eq!(world.store.calls(), before, "{host}: the store was asked");
         }
     }
 }
 
 #[tokio::test]
-async fn case_07_unknown_revoked_expired_deleted_and_rotated_cannot_be_told_apart() {
+async fn case_07_unknown_revoked_expired_deleted_and_rotated_keys_cannot_be_distinguished() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let world = World::with(|builder| builder.delivery(delivery));
         let (revoked, revoked_key) = world.key().await;
@@ -228,9 +228,9 @@ async fn case_07_unknown_revoked_expired_deleted_and_rotated_cannot_be_told_apar
 }
 
 #[tokio::test]
-async fn case_08_what_is_stored_of_a_key_is_no_credential() {
+async fn case_08_the_stored_parts_of_a_key_are_no_credential() {
     let world = World::new();
-    // A digest of which every byte may stand in a header.
+    // A digest whose bytes are all allowed in a header.
     let fits = |b: &u8| (0x21..=0xff).contains(b) && *b != 0x7f && *b != b',';
     let (secret, digest) = loop {
         let secret = KeyFormat::default().generate(&mut SysRng).unwrap();
@@ -269,14 +269,14 @@ async fn case_08_what_is_stored_of_a_key_is_no_credential() {
         for text in &texts {
             assert_invalid_token(&ask(bearer(text)).await, &format!("{host} {text}"));
         }
-        // The same record lets the key itself in.
+        // The same record admits the key itself.
         assert_eq!(ask(bearer(secret.expose_secret())).await.text(), key.name.as_str());
     }
 }
 
 #[tokio::test]
-async fn case_09_a_store_that_finds_the_wrong_record_lets_nobody_in() {
-    // A record with a digest of zeros cannot even be made.
+async fn case_09_a_store_that_finds_the_wrong_record_admits_no_request() {
+    // A record with a digest of zeros cannot be created at all.
     assert!(KeyDigest::from_slice(&[0; 32]).is_err());
     assert!(KeyDigest::from_slice(&[]).is_err());
 
@@ -292,12 +292,12 @@ async fn case_09_a_store_that_finds_the_wrong_record_lets_nobody_in() {
         for (host, ask) in hosts(&world.layer()) {
             assert_invalid_token(&ask(bearer(&unknown_key())).await, host);
         }
-        assert_eq!(world.requests(id).await, [], "no request of that key");
+        assert_eq!(world.requests(id).await, [], "no request is recorded for that key");
     }
 }
 
 #[tokio::test]
-async fn case_10_a_key_is_expired_from_its_very_instant_on() {
+async fn case_10_a_key_is_expired_from_the_instant_of_its_expiry() {
     let world = World::new();
     let at = Timestamp::parse("2026-02-01T00:00:00Z").unwrap();
     let micro = Duration::from_micros(1);
@@ -324,14 +324,14 @@ async fn case_10_a_key_is_expired_from_its_very_instant_on() {
             outcomes.push(if allowed { Outcome::Allowed } else { Outcome::Expired });
         }
     }
-    // The log is ordered by time, which did not only go forward.
+    // The log is ordered by time, which also moved back.
     let mut found: Vec<_> =
         world.requests(record.id).await.iter().map(|r| r.outcome.as_str()).collect();
     let mut expected: Vec<_> = outcomes.into_iter().map(Outcome::as_str).collect();
     found.sort_unstable();
     expected.sort_unstable();
     assert_eq!(found, expected);
-    // By a clock that has stepped back by ages, the earlier uses were in the future.
+    // If the clock steps back by years, the earlier uses are in the future.
     assert!(world.keys.shutdown(PATIENCE).await.is_complete());
     assert_eq!(world.stored(record.id).await.last_used_at, Some(Timestamp::MIN));
 }

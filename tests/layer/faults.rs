@@ -1,4 +1,4 @@
-//! A store or a sink that fails, and changes beside requests.
+//! Faults of the store and the sink, and changes concurrent with requests.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::{
 
 #[tokio::test]
 async fn case_30_a_key_deleted_during_its_verification_does_not_come_back() {
-    // The look-up finds the key first and answers late, or comes late itself.
+    // The look-up either finds the key first and answers late, or starts late.
     let held: [fn(Arc<Gate>) -> Find; 2] = [Find::HeldAfter, Find::HeldBefore];
     for hold in held {
         let world = World::new();
@@ -40,7 +40,7 @@ async fn case_30_a_key_deleted_during_its_verification_does_not_come_back() {
         for _ in 0..3 {
             assert_eq!(ask(bearer(&key)).await.status, StatusCode::UNAUTHORIZED);
         }
-        // Once the uses are written, that of the deleted key was, too.
+        // The use of the deleted key was written with the others.
         assert_eq!(ask(bearer(&other_key)).await.status, StatusCode::OK);
         eventually("a last-used time", async || world.stored(other.id).await.last_used_at).await;
         let ids: Vec<_> =
@@ -84,22 +84,22 @@ async fn case_32_a_store_that_fails_or_hangs_is_503_in_time_and_recovers() {
                 let answer = tokio::time::timeout(PATIENCE, ask(bearer(&key))).await;
                 assert_unavailable(&answer.expect("an answer in time"), &case);
                 assert!(!world.keys.health().await.lookups.works(), "{case}");
-                // What needs no store gets its answer all the same.
+                // Requests that need no store are answered as usual.
                 assert_invalid_token(&ask(bearer("junk")).await, &case);
 
                 world.store.find(Find::Honest);
                 assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK, "{case}");
                 assert!(world.keys.health().await.lookups.works(), "{case}");
             }
-            // Slow is not broken, up to the deadline.
+            // A slow answer within the deadline is not a failure.
             world.store.find(Find::Slow(deadline / 4));
             assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK, "{host}");
             world.store.find(Find::Honest);
         }
     }
-    let said = logs();
-    assert!(said.contains("connection refused"), "{said}");
-    // Requests that nobody could verify are no requests of the key.
+    let logged = logs();
+    assert!(logged.contains("connection refused"), "{logged}");
+    // Requests that could not be verified are not recorded for the key.
     let shutdown = world.keys.shutdown(PATIENCE).await;
     assert!(shutdown.is_complete(), "{shutdown:?}");
     let outcomes = world.requests(record.id).await;
@@ -133,12 +133,12 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_503_in_time_and_coun
                 let answer = tokio::time::timeout(PATIENCE, ask(bearer(key))).await;
                 assert_unavailable(&answer.expect("an answer in time"), &case);
             }
-            // The writer counts once its own call has ended.
+            // The writer counts a loss only after its own call has ended.
             eventually("both losses are counted", async || {
                 world.keys.audit_stats().failed == 2 * (count + 1)
             })
             .await;
-            // Nobody is recorded who is not known.
+            // Unverified requests are not recorded.
             assert_invalid_token(&ask(bearer(&unknown_key())).await, &case);
 
             world.sink.sink(Sink::Works);
@@ -148,7 +148,7 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_503_in_time_and_coun
         let stats = world.keys.audit_stats();
         assert_eq!((stats.failed, stats.queued, stats.shed), (4, 0, 0), "{broken:?}");
         assert_eq!(stats.written, written + 2, "{broken:?}");
-        assert!(logs().contains("audit records were not written"), "{broken:?}: in the log, too");
+        assert!(logs().contains("audit records were not written"), "{broken:?}: not in the log");
     }
 }
 
@@ -168,7 +168,7 @@ async fn case_35_buffered_a_sink_that_errs_or_hangs_loses_nothing() {
                 assert_eq!(answer.expect("an answer").status, StatusCode::OK, "{host} {broken:?}");
             }
         }
-        eventually("it was tried, and tried again", async || world.sink.batches() >= tried + 2)
+        eventually("the sink is called at least twice", async || world.sink.batches() >= tried + 2)
             .await;
         assert_eq!(world.requests(record.id).await, [], "{broken:?}");
         let stats = world.keys.audit_stats();
@@ -176,7 +176,7 @@ async fn case_35_buffered_a_sink_that_errs_or_hangs_loses_nothing() {
         assert!(logs().contains("will be retried"), "{broken:?}");
 
         world.sink.sink(Sink::Works);
-        eventually("all are written", async || world.keys.audit_stats().queued == 0).await;
+        eventually("all records are written", async || world.keys.audit_stats().queued == 0).await;
         let outcomes = world.requests(record.id).await;
         assert_eq!(outcomes.len(), 6, "{broken:?}: each once");
         let stats = world.keys.audit_stats();
@@ -185,7 +185,7 @@ async fn case_35_buffered_a_sink_that_errs_or_hangs_loses_nothing() {
 }
 
 #[tokio::test]
-async fn case_35_buffered_a_sink_that_panics_at_one_record_loses_that_one_and_says_so() {
+async fn case_35_buffered_a_sink_that_panics_at_one_record_loses_only_that_one_and_logs_it() {
     let world = World::with(|builder| builder.delivery(Delivery::buffered()));
     let (record, key) = world.key().await;
     world.sink.sink(Sink::PanicsAt("/poison"));
@@ -193,13 +193,13 @@ async fn case_35_buffered_a_sink_that_panics_at_one_record_loses_that_one_and_sa
     for path in ["/a", "/poison", "/b"] {
         assert_eq!(ask(bearer_at(path, &key)).await.status, StatusCode::OK);
     }
-    eventually("the batch is dealt with", async || world.keys.audit_stats().queued == 0).await;
+    eventually("the batch is finished", async || world.keys.audit_stats().queued == 0).await;
     let endpoints: Vec<_> =
         world.requests(record.id).await.into_iter().map(|request| request.endpoint).collect();
     assert_eq!(endpoints, ["/a".into(), "/b".into()]);
     assert_eq!(world.keys.audit_stats().failed, 1);
     assert!(logs().contains("the sink panicked"), "{}", logs());
-    // It goes on.
+    // The writer continues.
     assert_eq!(ask(bearer_at("/c", &key)).await.status, StatusCode::OK);
     eventually("the next record", async || world.requests(record.id).await.len() == 3).await;
 }
@@ -209,7 +209,7 @@ struct Atlas;
 
 impl CountryLookup for Atlas {
     fn country(&self, ip: IpAddr) -> Option<CountryCode> {
-        assert!(!ip.is_loopback(), "off the map");
+        assert!(!ip.is_loopback(), "an address without a country");
         CountryCode::new("DE").filter(|_| ip.is_ipv4())
     }
 }
@@ -238,9 +238,9 @@ async fn case_35_a_country_lookup_that_panics_stops_neither_requests_nor_the_log
     }
     eventually("the queue is empty", async || world.keys.audit_stats().queued == 0).await;
     let stats = world.keys.audit_stats();
-    assert_eq!(stats.written - written + stats.failed, 2, "nothing is lost uncounted: {stats:?}");
+    assert_eq!(stats.written - written + stats.failed, 2, "a loss is not counted: {stats:?}");
     let answer = ask(from_peer(bearer(&key), "192.0.2.1")).await;
-    assert_eq!(answer.status, StatusCode::OK, "the writer goes on");
+    assert_eq!(answer.status, StatusCode::OK, "the writer continues");
     eventually("the next record", async || world.requests(record.id).await.pop()).await;
 }
 
@@ -249,7 +249,7 @@ fn two_places() -> Delivery {
 }
 
 #[tokio::test]
-async fn case_35_a_full_queue_that_sheds_answers_everybody_and_counts() {
+async fn case_35_a_full_queue_that_sheds_answers_every_request_and_counts_the_losses() {
     let world = World::with(|builder| builder.delivery(two_places().when_full(WhenFull::Shed)));
     let (_, key) = world.key().await;
     let before = world.keys.audit_stats();
@@ -287,7 +287,7 @@ async fn case_35_a_full_queue_that_waits_refuses_before_a_request_is_handled() {
     }
     let answer = tokio::time::timeout(PATIENCE, ask(bearer(&key))).await;
     assert_unavailable(&answer.expect("an answer in time"), "no room");
-    // A refusal has room of its own, and is summed where that is taken.
+    // A refusal has its own room, and is summed if that is full.
     for _ in 0..3 {
         assert_invalid_token(&ask(bearer(&revoked_key)).await, "no room");
     }
@@ -325,6 +325,6 @@ async fn case_35_a_request_refused_for_a_full_queue_is_in_the_log() {
     }
     capture_logs();
     assert_unavailable(&ask(bearer(&key)).await, "no room");
-    let said = logs();
-    assert!(said.contains("queue is full"), "the operator is told why: {said:?}");
+    let logged = logs();
+    assert!(logged.contains("queue is full"), "the log does not give the reason: {logged:?}");
 }

@@ -26,7 +26,7 @@ async fn case_39_a_canary_key_appears_nowhere() {
     let mut seen = vec![("issued", format!("{issued:?} {} {:?}", issued.secret, issued.secret))];
     let mut note = |place: &'static str, text: String| seen.push((place, text));
 
-    // Every way to send it; as it is, and as one that nobody knows.
+    // Every way to send it, both as a valid key and as an unknown one.
     for key in [&key, &bad] {
         for layer in [world.layer(), world.layer().optional()] {
             for (_, ask) in hosts(&layer) {
@@ -69,7 +69,7 @@ async fn case_39_a_canary_key_appears_nowhere() {
         }
     }
 
-    // A refused one, a fault of the store, a fault of the sink.
+    // A refused key, a fault of the store, a fault of the sink.
     let ask = in_axum(router().layer(world.layer()));
     for find in [Find::Fails, Find::Corrupt] {
         world.store.find(find);
@@ -99,7 +99,7 @@ async fn case_39_a_canary_key_appears_nowhere() {
     assert!(message.contains("authorization") && message.contains("VerifiedKey"), "{message}");
     note("panic", message);
 
-    // The text of a key where another text belongs.
+    // The text of a key in a field for another text.
     let error = KeyFormat::new(&key).unwrap_err();
     note("prefix", format!("{error} {error:?}"));
     let error = key.parse::<KeyId>().unwrap_err();
@@ -118,7 +118,7 @@ async fn case_39_a_canary_key_appears_nowhere() {
     let error = OrgId::new(format!("{key}\0")).unwrap_err();
     note("organisation", format!("{error} {error:?}"));
 
-    // Everything that can be printed.
+    // Every type that can be printed.
     let info = || RequestInfo::new("GET", "/");
     let admission = world.keys.admit(&key, info()).await.unwrap();
     note("admission", format!("{admission:?}"));
@@ -155,7 +155,7 @@ async fn case_39_a_canary_key_appears_nowhere() {
 }
 
 #[tokio::test]
-async fn case_39_the_complaint_about_a_missing_layer_repeats_no_key() {
+async fn case_39_the_error_about_a_missing_layer_contains_no_key() {
     capture_logs();
     let key = unknown_key();
     let unguarded = in_axum(Router::new().route("/{key}", get(async |_: VerifiedKey| ())));
@@ -165,7 +165,7 @@ async fn case_39_the_complaint_about_a_missing_layer_repeats_no_key() {
     assert_no_leak("log", &logs(), &key);
 }
 
-/// Sends a key within these paths, `KEY` standing for it, and looks at what is recorded.
+/// Sends a key within these paths, in place of `KEY`, and checks what is recorded.
 async fn key_in_paths(paths: &[&str], spelt: fn(&str) -> String) {
     let world = World::new();
     let (record, key) = world.key().await;
@@ -179,29 +179,29 @@ async fn key_in_paths(paths: &[&str], spelt: fn(&str) -> String) {
 }
 
 #[tokio::test]
-async fn case_39_a_key_in_a_path_is_blotted_out() {
+async fn case_39_a_key_in_a_path_is_redacted() {
     let paths = ["/KEY", "/v1/KEY/KEY", "/v1/xKEYx/KEY", "/v1/KEY.json", "/vsp_sk_/KEY", "/a,KEY"];
     key_in_paths(&paths, str::to_owned).await;
-    // At the end of what is kept of a path, too.
+    // At the end of the recorded part of a path, too.
     for length in 1_990..2_050 {
         key_in_paths(&[&format!("/{}KEY", "x".repeat(length))], str::to_owned).await;
     }
 }
 
 #[tokio::test]
-async fn case_39_a_key_in_a_path_is_blotted_out_behind_a_second_prefix() {
+async fn case_39_a_key_in_a_path_is_redacted_after_a_second_prefix() {
     let paths = ["/vsp_sk_KEY", "/vsp_sk_vsp_sk_KEY", "/x_vsp_sk_abcKEY", "/vsp_KEY"];
     key_in_paths(&paths, str::to_owned).await;
 }
 
 #[tokio::test]
-async fn case_39_a_key_in_a_path_is_blotted_out_percent_encoded() {
+async fn case_39_a_percent_encoded_key_in_a_path_is_redacted() {
     key_in_paths(&["/KEY", "/v1/KEY/x"], |key| key.replace('_', "%5F")).await;
     key_in_paths(&["/KEY", "/v1/KEY/x"], |key| key.replace('_', "%5f")).await;
 }
 
 #[tokio::test]
-async fn case_39_the_service_is_given_the_credential_marked_as_sensitive() {
+async fn case_39_the_service_gets_the_credential_marked_as_sensitive() {
     let world = World::new();
     let (_, key) = world.key().await;
     let print = async |headers: HeaderMap| format!("{headers:?}");
@@ -213,7 +213,7 @@ async fn case_39_the_service_is_given_the_credential_marked_as_sensitive() {
 }
 
 #[tokio::test]
-async fn case_39_optional_marks_as_sensitive_what_it_lets_through_as_anonymous() {
+async fn case_39_optional_marks_the_credential_of_an_anonymous_request_as_sensitive() {
     let world = World::new();
     let (_, key) = world.key().await;
     let print = async |headers: HeaderMap| format!("{headers:?}");
@@ -238,26 +238,30 @@ async fn case_41_a_path_is_inert_in_the_audit_record_and_in_the_log() {
     ] {
         let answer = ask(bearer_at(&format!("{path}?q=%0d%0a"), &key)).await;
         assert_eq!(answer.status, StatusCode::OK, "{path}");
-        assert_eq!(&*world.last_request(record.id).await.endpoint, path, "exactly as it came");
+        assert_eq!(
+            &*world.last_request(record.id).await.endpoint,
+            path,
+            "the path is recorded unchanged"
+        );
     }
-    // The extractor's complaint comes from a request that nobody has checked.
+    // The extractor's error comes from a request that was not checked.
     let unguarded = in_axum(Router::new().fallback(async |_: VerifiedKey| ()));
     capture_logs();
     let path = "/x%0d%0aERROR%20forged/\u{85}\u{202e}";
     assert_eq!(unguarded(bearer_at(path, &key)).await.status, StatusCode::INTERNAL_SERVER_ERROR);
-    let said = logs();
-    assert_eq!(said.lines().count(), 1, "{said:?}");
-    assert!(said.contains("ApiKeyLayer"), "{said:?}");
-    assert!(said.trim_end().chars().all(|c| !c.is_control()), "{said:?}");
+    let logged = logs();
+    assert_eq!(logged.lines().count(), 1, "{logged:?}");
+    assert!(logged.contains("ApiKeyLayer"), "{logged:?}");
+    assert!(logged.trim_end().chars().all(|c| !c.is_control()), "{logged:?}");
 }
 
 #[tokio::test]
-async fn case_41_what_is_no_visible_character_is_not_recorded_as_it_came() {
+async fn case_41_invisible_characters_are_not_recorded_unchanged() {
     let world = World::new();
     let (record, key) = world.key().await;
     let ask = in_axum(router().layer(world.layer()));
-    // Servers take UTF-8 in a path: an escape sequence's C1 introducer, a next
-    // line, and what turns the text behind it round.
+    // Servers accept UTF-8 in a path: the C1 introducer of an escape sequence, a next line,
+    // and a character that reverses the text after it.
     for hostile in ['\u{9b}', '\u{85}', '\u{202e}', '\u{2066}', '\u{200b}', '\u{2028}'] {
         let answer = ask(bearer_at(&format!("/a{hostile}31mb"), &key)).await;
         assert_eq!(answer.status, StatusCode::OK);
@@ -267,7 +271,7 @@ async fn case_41_what_is_no_visible_character_is_not_recorded_as_it_came() {
 }
 
 #[tokio::test]
-async fn a_path_is_recorded_at_a_bounded_length() {
+async fn a_recorded_path_has_a_bounded_length() {
     let world = World::new();
     let (record, key) = world.key().await;
     let ask = in_axum(router().layer(world.layer()));
@@ -279,7 +283,7 @@ async fn a_path_is_recorded_at_a_bounded_length() {
 }
 
 #[tokio::test]
-async fn a_method_is_recorded_at_a_bounded_length() {
+async fn a_recorded_method_has_a_bounded_length() {
     let world = World::new();
     let (record, key) = world.key().await;
     let ask = in_axum(router().layer(world.layer()));

@@ -1,4 +1,4 @@
-//! The tower layer and the axum extractor, in process: what gets in, what is answered, what is recorded.
+//! The tower layer and the axum extractor, in process: admission, answers and records.
 #![cfg(feature = "axum")]
 #![allow(
     clippy::unwrap_used,
@@ -49,22 +49,22 @@ use keygate::{
     KeyManagerBuilder, KeyPatch, KeyStore, Network, NewKey, OrgId, ProxyHeader, VerifiedKey,
 };
 use serde_json::Value;
-use support::{Find, Hands, SpySink, SpyStore, capture_logs};
+use support::{Find, SpySink, SpyStore, TestClock, capture_logs};
 use tower::{Layer, ServiceExt, service_fn};
 
 const START: &str = "2026-01-31T12:00:00Z";
 const PEER: &str = "192.0.2.7";
-/// A manager, and everything around it that a test may spoil or look into.
+/// A manager, and the parts around it that a test can break or inspect.
 struct World {
     store: Arc<SpyStore>,
     sink: Arc<SpySink>,
-    clock: Hands,
+    clock: TestClock,
     keys: KeyManager,
     actor: Actor,
 }
 
 impl World {
-    /// Strict, so that what is recorded is recorded when the answer is there.
+    /// Strict delivery, so that the records exist when the answer arrives.
     fn new() -> Self {
         Self::with(|builder| builder.delivery(Delivery::strict()))
     }
@@ -73,7 +73,7 @@ impl World {
         capture_logs();
         let store = Arc::new(SpyStore::default());
         let sink = Arc::new(SpySink::default());
-        let clock = Hands::at(START);
+        let clock = TestClock::at(START);
         let builder =
             KeyManager::builder(Arc::clone(&store)).audit(Arc::clone(&sink)).clock(clock.clone());
         let keys = configure(builder).build().unwrap();
@@ -85,7 +85,7 @@ impl World {
         ApiKeyLayer::new(self.keys.clone())
     }
 
-    /// Makes a key; its record and its text.
+    /// Creates a key. Returns its record and its text.
     async fn issue(&self, new: NewKey) -> (Arc<ApiKey>, String) {
         let issued = self.keys.create(&self.actor, new).await.unwrap();
         (issued.key, issued.secret.expose_secret().to_owned())
@@ -129,7 +129,7 @@ impl World {
     }
 }
 
-/// What a caller gets.
+/// The answer that a client gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer {
     status: StatusCode,
@@ -156,7 +156,7 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    /// The body as a problem (RFC 9457) that fits the answer.
+    /// The body as a problem document (RFC 9457) that matches the answer.
     fn problem(&self) -> Value {
         assert_eq!(self.headers[CONTENT_TYPE], "application/problem+json");
         let problem: Value = serde_json::from_slice(&self.body).unwrap();
@@ -167,10 +167,10 @@ impl Answer {
     }
 }
 
-/// A service behind the layer, whatever it is made with.
+/// A service behind the layer, built with any framework.
 type Ask = Box<dyn Fn(Request<()>) -> BoxFuture<'static, Answer>>;
 
-/// The same service in axum, and as a plain tower service over another body.
+/// The same service in axum and as a plain tower service with another body type.
 fn hosts(layer: &ApiKeyLayer) -> [(&'static str, Ask); 2] {
     [("axum", in_axum(router().layer(layer.clone()))), ("tower", in_tower(layer))]
 }
@@ -213,7 +213,7 @@ fn in_tower(layer: &ApiKeyLayer) -> Ask {
     })
 }
 
-/// A body that may be sent to another thread and not be shared with one.
+/// A body that is `Send` but not `Sync`.
 struct Unshared(Cell<Option<Bytes>>);
 
 impl Unshared {
@@ -317,11 +317,11 @@ fn assert_unavailable(answer: &Answer, case: &str) {
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{case}");
     let retry = answer.headers[RETRY_AFTER].to_str().unwrap().parse::<u32>();
     assert!(retry.is_ok_and(|seconds| seconds >= 1), "{case}");
-    assert_eq!(answer.challenge(), None, "{case}: it is not the credential's fault");
+    assert_eq!(answer.challenge(), None, "{case}: a 503 has no challenge");
     assert_eq!(answer.problem()["code"], "unavailable", "{case}");
 }
 
-/// A store that answers at once, and one that has to be waited for.
+/// A store that answers at once, and one that answers later.
 fn at_once_and_later() -> [Find; 2] {
     [Find::Honest, Find::Slow(Duration::from_millis(1))]
 }

@@ -1,4 +1,4 @@
-//! The audit records and the last use that a request leaves.
+//! The audit records and the last use of a request.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ async fn the_endpoint_is_the_whole_path_of_the_request_without_its_query() {
         let event = world.last_request(record.id).await;
         assert_eq!((&*event.endpoint, event.status), (path, Some(status)));
     }
-    assert_eq!(world.requests(record.id).await.len(), 6, "one record a request");
+    assert_eq!(world.requests(record.id).await.len(), 6, "one record per request");
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn there_is_one_record_for_each_request_with_a_known_key() {
             for key in [&allowed_key, &revoked_key, &restricted_key, &expired_key] {
                 ask(bearer(key)).await;
             }
-            // Nobody knows these.
+            // Requests with unknown keys.
             for request in [
                 bearer(&unknown_key()),
                 bearer("x"),
@@ -109,7 +109,7 @@ async fn there_is_one_record_for_each_request_with_a_known_key() {
 }
 
 #[tokio::test]
-async fn a_strict_record_is_written_before_the_answer_is_there() {
+async fn a_strict_record_is_written_before_the_answer() {
     let world = World::new();
     let (record, key) = world.key().await;
     let (revoked, revoked_key) = world.key().await;
@@ -121,7 +121,7 @@ async fn a_strict_record_is_written_before_the_answer_is_there() {
         assert_eq!(ask(bearer(&revoked_key)).await.status, StatusCode::UNAUTHORIZED);
         assert_eq!(world.requests(revoked.id).await.len(), count + 1);
     }
-    // And no answer while it is not.
+    // Without the record there is no answer.
     world.sink.sink(Sink::Hangs);
     let ask = in_axum(router().layer(world.layer()));
     let mut under_way = ask(bearer(&key));
@@ -137,17 +137,17 @@ async fn a_strict_record_is_written_before_the_answer_is_there() {
 }
 
 #[tokio::test]
-async fn a_buffered_answer_does_not_wait_for_its_record_which_follows() {
+async fn a_buffered_answer_does_not_wait_for_its_record() {
     let world = World::with(|builder| builder.delivery(Delivery::buffered()));
     let (record, key) = world.key().await;
     let ask = in_axum(router().layer(world.layer()));
     assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
-    assert_eq!(world.requests(record.id).await, [], "not on the request's path");
+    assert_eq!(world.requests(record.id).await, [], "the answer does not wait for the record");
     eventually("a record", async || world.requests(record.id).await.pop()).await;
 }
 
 #[tokio::test]
-async fn the_last_use_follows_and_only_of_admitted_requests() {
+async fn only_admitted_requests_update_the_last_use() {
     let world = World::new();
     let (used, used_key) = world.key().await;
     let (revoked, revoked_key) = world.key().await;
@@ -163,17 +163,17 @@ async fn the_last_use_follows_and_only_of_admitted_requests() {
     }
     let calls = world.store.calls();
     assert_eq!(ask(bearer(&used_key)).await.status, StatusCode::OK);
-    assert_eq!(world.store.calls(), calls + 1, "no write on the request's path");
+    assert_eq!(world.store.calls(), calls + 1, "the request writes nothing to the store");
     let at =
         eventually("a last-used time", async || world.stored(used.id).await.last_used_at).await;
-    assert_eq!(at, now, "when the key was verified");
+    assert_eq!(at, now, "the time of the verification");
     for refused in [revoked, restricted, expired] {
         assert_eq!(world.stored(refused.id).await.last_used_at, None);
     }
 }
 
 #[tokio::test]
-async fn a_use_is_no_change() {
+async fn a_use_does_not_change_the_revision() {
     let world = World::new();
     let (record, key) = world.key().await;
     let ask = in_axum(router().layer(world.layer()));
@@ -186,7 +186,7 @@ async fn a_use_is_no_change() {
 }
 
 #[tokio::test]
-async fn a_manager_without_an_audit_log_verifies_all_the_same() {
+async fn a_manager_without_an_audit_log_verifies_keys() {
     let store = Arc::new(SpyStore::default());
     let keys = KeyManager::builder(Arc::clone(&store)).build().unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");

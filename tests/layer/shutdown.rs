@@ -18,7 +18,7 @@ use crate::{
     ip, router,
 };
 
-/// A service in which a request stays until the test lets it go.
+/// A service that holds a request until the test releases it.
 fn stuck(world: &World, arrived: &Arc<Notify>, go_on: &Arc<Notify>) -> Ask {
     let (arrived, go_on) = (Arc::clone(arrived), Arc::clone(go_on));
     let handler = async move || {
@@ -53,7 +53,7 @@ async fn case_36_a_request_dropped_in_the_handler_is_recorded_as_aborted() {
 }
 
 #[tokio::test]
-async fn case_36_a_request_dropped_before_it_was_verified_leaves_no_record() {
+async fn case_36_a_request_dropped_before_its_verification_leaves_no_record() {
     let world = World::new();
     let (record, key) = world.key().await;
     let gate = Arc::new(Gate::default());
@@ -82,13 +82,13 @@ async fn case_36_a_service_that_fails_or_panics_leaves_an_aborted_record() {
 
     let fails = service_fn(|_: Request<()>| ready(Err::<Response<Unshared>, _>("no upstream")));
     let answer = world.layer().layer(fails).oneshot(bearer(&key)).await;
-    assert_eq!(answer.err(), Some("no upstream"), "its own error, as it is");
+    assert_eq!(answer.err(), Some("no upstream"), "the error is passed through unchanged");
     eventually("a second record", async || world.requests(record.id).await.len() == 2).await;
     assert_eq!(world.last_request(record.id).await.outcome, Outcome::Aborted);
 }
 
 #[tokio::test]
-async fn case_37_shutdown_writes_what_is_queued_to_a_slow_sink() {
+async fn case_37_shutdown_writes_the_queue_to_a_slow_sink() {
     let delivery = Delivery::buffered().batch(10);
     let world = World::with(|builder| builder.delivery(delivery));
     let (record, key) = world.key().await;
@@ -101,8 +101,8 @@ async fn case_37_shutdown_writes_what_is_queued_to_a_slow_sink() {
     let report = world.keys.shutdown(PATIENCE).await;
     assert!(report.is_complete(), "{report:?}");
     assert_eq!(world.requests(record.id).await.len(), 100);
-    assert!(world.stored(record.id).await.last_used_at.is_some(), "the last use, too");
-    // Afterwards nobody is let in whose request could not be recorded.
+    assert!(world.stored(record.id).await.last_used_at.is_some(), "the last use is written too");
+    // After the shutdown, a request that could not be recorded is not admitted.
     assert_unavailable(&ask(bearer(&key)).await, "after the shutdown");
 }
 
@@ -127,7 +127,7 @@ async fn case_37_shutdown_waits_for_requests_under_way_and_no_longer() {
     }
 }
 
-/// The losses that the log speaks of.
+/// The number of lost records in the log.
 fn logged_losses() -> u64 {
     let logs = logs();
     let lines = logs.lines().filter(|line| line.contains("audit records were not written"));
@@ -153,13 +153,13 @@ async fn lose_at_shutdown(sink: Sink, delivery: Delivery, shutdown: Duration) {
     assert!(started.elapsed() < shutdown + PATIENCE, "{:?}", started.elapsed());
     assert_eq!(report.unwritten_records, 50);
     assert!(!report.is_complete());
-    // The process ends now: what is not in the log yet will never be.
-    assert_eq!(logged_losses(), 50, "each loss is in the log, too");
+    // The process ends now: records not written yet are lost.
+    assert_eq!(logged_losses(), 50, "each loss is in the log");
     assert_eq!(world.keys.audit_stats().failed, 50);
 }
 
 #[tokio::test]
-async fn case_37_what_a_broken_sink_did_not_take_is_counted_and_logged() {
+async fn case_37_records_that_a_broken_sink_did_not_write_are_counted_and_logged() {
     let delivery = Delivery::buffered().deadline(Duration::from_millis(50));
     for broken in [Sink::Hangs, Sink::Fails] {
         lose_at_shutdown(broken, delivery.clone(), Duration::from_millis(200)).await;

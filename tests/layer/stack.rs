@@ -28,7 +28,7 @@ use crate::{
     with_header,
 };
 
-/// Ready only after `poll_ready`, and its clone is not.
+/// Ready only after `poll_ready`. A clone is not ready.
 #[derive(Default)]
 struct Reserving {
     reserved: bool,
@@ -73,7 +73,7 @@ impl Service<Request<Full<Bytes>>> for Reserving {
 }
 
 #[tokio::test]
-async fn the_service_that_was_ready_is_the_one_that_is_called() {
+async fn the_layer_calls_the_service_that_was_ready() {
     let world = World::new();
     let (_, key) = world.key().await;
     let inner = Reserving::default();
@@ -86,7 +86,7 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
             let ready = service.ready().await.unwrap();
             let answer = ready.call(with_body(bearer(&key))).await.unwrap();
             assert_eq!(answer.status(), StatusCode::OK);
-            // A refused request gives back what was reserved for it.
+            // A refused request releases what was reserved for it.
             for refused in ["x", &unknown_key()] {
                 let ready = service.ready().await.unwrap();
                 let answer = ready.call(with_body(bearer(refused))).await.unwrap();
@@ -95,7 +95,7 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
             }
         }
     }
-    // A service that is not ready is not, behind the layer either.
+    // A service that is not ready stays so behind the layer.
     let mut reserved = service.clone();
     reserved.ready().await.unwrap();
     let refused = service.ready().await.map(drop);
@@ -103,7 +103,7 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
 }
 
 #[tokio::test]
-async fn what_is_reserved_is_kept_while_the_store_is_asked_and_given_back_with_the_request() {
+async fn a_reservation_is_held_during_the_look_up_and_released_with_the_request() {
     let world = World::new();
     let (_, key) = world.key().await;
     let gate = Arc::new(Gate::default());
@@ -118,7 +118,7 @@ async fn what_is_reserved_is_kept_while_the_store_is_asked_and_given_back_with_t
         () = gate.reached.notified() => {}
     }
     assert_eq!(out.load(Ordering::SeqCst), 1);
-    assert_eq!(service.ready().await.map(drop), Err("no room"), "what is left is a clone");
+    assert_eq!(service.ready().await.map(drop), Err("no room"), "only the clone is left");
     drop(under_way);
     assert_eq!(out.load(Ordering::SeqCst), 0);
     let under_way = service.ready().await.unwrap().call(request());
@@ -126,7 +126,7 @@ async fn what_is_reserved_is_kept_while_the_store_is_asked_and_given_back_with_t
     assert_eq!(under_way.await.unwrap().status(), StatusCode::OK);
 }
 
-/// The stack's answers to a browser's preflight and to a request without a key.
+/// The answers of the stack to a preflight request and to a request without a key.
 async fn stacked<S, B>(order: &str, service: S)
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone,
@@ -167,11 +167,11 @@ fn trace(_: &World) -> TraceLayer<SharedClassifier<ServerErrorsAsFailures>> {
     TraceLayer::new_for_http()
 }
 
-/// A test of all these orders, from the outside in.
+/// A test of all these orders, outermost layer first.
 macro_rules! orders {
     ($($($layer:ident)+;)+) => {
         #[tokio::test]
-        async fn the_layer_goes_together_with_those_of_tower_http_in_any_order() {
+        async fn the_layer_works_with_tower_http_layers_in_any_order() {
             let world = World::new();
             $(
                 let builder = ServiceBuilder::new();
@@ -185,7 +185,7 @@ macro_rules! orders {
     };
 }
 
-// `CorsLayer` and `TimeoutLayer` do not go directly around `TraceLayer`, whose body has no
+// `CorsLayer` and `TimeoutLayer` cannot directly wrap `TraceLayer`, whose body type has no
 // default.
 orders! {
         key trace cors timeout;
@@ -217,13 +217,13 @@ async fn the_key_of_an_admitted_request_is_in_the_extensions_of_its_answer() {
     for refused in [request("/", &[]), bearer("x"), bearer(&unknown_key()), bearer(&revoked_key)] {
         assert_eq!(ask(refused).await, None);
     }
-    // One that could not be recorded was not let in.
+    // A request that could not be recorded was not admitted.
     world.sink.sink(Sink::Rejects);
     assert_eq!(ask(bearer(&key)).await, None);
 }
 
 #[test]
-fn futures_and_services_can_be_sent_whatever_the_bodies() {
+fn futures_and_services_are_send_for_any_body_type() {
     fn is_send<T: Send>() {}
     fn is_shared<T: Send + Sync>() {}
     type Inner = tower::util::BoxCloneService<Request<Unshared>, Response<Unshared>, Infallible>;
@@ -236,7 +236,7 @@ fn futures_and_services_can_be_sent_whatever_the_bodies() {
     is_shared::<AdmitError>();
 }
 
-/// A body that knows its length only when asked for it.
+/// A body that knows its length.
 struct Sized20(Option<Bytes>);
 
 impl HttpBody for Sized20 {
@@ -260,7 +260,7 @@ impl HttpBody for Sized20 {
 }
 
 #[tokio::test]
-async fn a_body_keeps_its_length_through_the_layer() {
+async fn the_layer_preserves_the_length_of_a_body() {
     let world = World::new();
     let (_, key) = world.key().await;
     let service = world.layer().layer(service_fn(|_: Request<()>| {
@@ -283,7 +283,7 @@ async fn a_body_keeps_its_length_through_the_layer() {
 }
 
 #[tokio::test]
-async fn a_peer_of_axum_goes_before_one_of_another_server() {
+async fn the_peer_of_axum_takes_precedence() {
     let world = World::new();
     let (record, key) = world.key().await;
     let mut request = from_peer(bearer(&key), "203.0.113.1").map(|()| Body::empty());

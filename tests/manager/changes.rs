@@ -17,7 +17,7 @@ use crate::{
     new_key, rename,
 };
 
-/// Remembers each record, with how the store looked when it was written.
+/// Remembers each record with the state of the store when it was written.
 #[derive(Debug)]
 struct Witness {
     store: Arc<SpyStore>,
@@ -38,7 +38,7 @@ impl AuditSink for Witness {
 }
 
 #[tokio::test]
-async fn a_change_is_on_record_before_it_takes_effect() {
+async fn a_change_is_recorded_before_it_takes_effect() {
     let store = Arc::new(SpyStore::default());
     let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
     let witness = Witness { store: store.clone(), seen: Arc::clone(&seen) };
@@ -63,12 +63,12 @@ async fn a_change_is_on_record_before_it_takes_effect() {
         let actor: Arc<str> = "ada@acme.example".into();
         let event = AuditEvent::Change(ChangeEvent::new(actor, *action, Begun));
         assert_eq!((&record.org, record.key, &record.event), (&org("acme"), id, &event));
-        assert_eq!(keys, before, "{action:?} was there before its record");
+        assert_eq!(keys, before, "{action:?} took effect before its record");
     }
 }
 
 #[tokio::test]
-async fn the_time_of_a_changes_record_is_the_managers() {
+async fn the_record_of_a_change_has_the_managers_time() {
     let b = bench();
     b.clock.advance(Duration::from_micros(1));
     let id = b.create().await.key.id;
@@ -78,7 +78,7 @@ async fn the_time_of_a_changes_record_is_the_managers() {
 }
 
 #[tokio::test]
-async fn a_change_that_did_not_happen_is_on_record_as_abandoned() {
+async fn a_change_that_did_not_happen_is_recorded_as_abandoned() {
     // The last place is taken between the count and the insert.
     let b = bench_with(|builder| builder.limits(Limits::default().max_keys(1)));
     interfere(&b.store, Call::Insert, |store| async move {
@@ -106,7 +106,7 @@ async fn a_change_that_did_not_happen_is_on_record_as_abandoned() {
         assert_eq!(b.changes().await, [(Created, Begun), (action, Begun), (action, Abandoned)]);
     }
 
-    // Edited first, so that the update reads again, and deleted then.
+    // The key is edited first, so that the update reads again, and then deleted.
     let b = bench();
     let id = b.create().await.key.id;
     interfere(&b.store, Call::Replace, move |store| async move {
@@ -121,10 +121,10 @@ async fn a_change_that_did_not_happen_is_on_record_as_abandoned() {
 }
 
 #[tokio::test]
-async fn a_change_that_may_have_happened_is_not_called_abandoned() {
+async fn a_change_that_may_have_happened_is_not_recorded_as_abandoned() {
     let b = bench();
     let id = b.create().await.key.id;
-    // The store did it, and its answer is lost.
+    // The store made the change, but its answer is lost.
     b.store.after(|call| async move {
         let change = matches!(call, Call::Insert | Call::Replace | Call::Delete);
         if change { Err(StoreError::in_doubt("connection lost")) } else { Ok(()) }
@@ -138,7 +138,7 @@ async fn a_change_that_may_have_happened_is_not_called_abandoned() {
 }
 
 #[tokio::test]
-async fn a_change_that_the_store_says_did_not_happen_is_abandoned() {
+async fn a_change_that_the_store_reports_as_not_made_is_abandoned() {
     let b = bench();
     let id = b.create().await.key.id;
     let before = b.snapshot().await;
@@ -159,7 +159,7 @@ async fn a_change_that_the_store_says_did_not_happen_is_abandoned() {
 }
 
 #[tokio::test]
-async fn a_store_that_panics_over_a_change_leaves_it_in_doubt() {
+async fn a_store_that_panics_during_a_change_leaves_it_in_doubt() {
     let b = bench();
     let id = b.create().await.key.id;
     b.store.before(|call| async move {
@@ -192,10 +192,10 @@ async fn case_35_no_change_without_its_record() {
         assert_eq!(keys, before, "{how:?}");
         let writes = [Call::Insert, Call::Replace, Call::Delete];
         assert!(!b.store.take_calls().iter().any(|call| writes.contains(call)), "{how:?}");
-        // What reads goes on.
+        // Reads continue to work.
         b.verify(&issued).await.unwrap();
         b.keys.list(&org("acme")).await.unwrap();
     }
     sink.sink(Sink::Works);
-    b.keys.update(&ada(), &id, KeyPatch::revoke()).await.expect("it recovers by itself");
+    b.keys.update(&ada(), &id, KeyPatch::revoke()).await.expect("the sink works again");
 }

@@ -1,4 +1,4 @@
-//! Credentials, and the organisations they belong to.
+//! Credentials, and the organisations that own them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn case_05_what_cannot_be_a_key_is_refused_without_a_look_at_the_store() {
+async fn case_05_values_that_cannot_be_a_key_are_refused_without_a_call_to_the_store() {
     let b = bench();
     let issued = b.create().await;
     let secret = issued.secret.expose_secret();
@@ -28,7 +28,7 @@ async fn case_05_what_cannot_be_a_key_is_refused_without_a_look_at_the_store() {
 }
 
 #[tokio::test]
-async fn case_06_a_damaged_key_is_refused_without_a_look_at_the_store() {
+async fn case_06_a_damaged_key_is_refused_without_a_call_to_the_store() {
     let b = bench();
     let issued = b.create().await;
     let secret = issued.secret.expose_secret();
@@ -54,7 +54,7 @@ async fn assert_malformed(b: &Bench, credential: &str) {
 }
 
 #[tokio::test]
-async fn case_07_unknown_revoked_expired_and_deleted_keys_cost_the_same_and_say_the_same() {
+async fn case_07_unknown_revoked_expired_and_deleted_keys_cost_the_same_and_get_the_same_answer() {
     let b = bench();
     let [unknown, expired, revoked, deleted, allowed] = [
         bench().create().await,
@@ -80,7 +80,7 @@ async fn case_07_unknown_revoked_expired_and_deleted_keys_cost_the_same_and_say_
 }
 
 #[tokio::test]
-async fn case_08_what_the_store_holds_is_no_key() {
+async fn case_08_stored_values_are_no_keys() {
     let b = bench();
     let key = b.create().await.key;
     b.store.take_calls();
@@ -110,14 +110,14 @@ fn finds_always(key: Arc<ApiKey>) -> KeyManager {
 }
 
 #[tokio::test]
-async fn case_09_a_store_that_finds_a_wrong_record_lets_nobody_in() {
+async fn case_09_a_store_that_finds_a_wrong_record_admits_no_key() {
     let b = bench();
     let [theirs, ours] = [b.create().await, b.create().await];
     let keys = finds_always(theirs.key.clone());
     keys.verify(theirs.secret.expose_secret(), None).await.unwrap();
     assert_unknown(keys.verify(ours.secret.expose_secret(), None).await);
 
-    // Nor does a record whose digest is that of nothing, or was never filled in.
+    // Neither a record with the digest of empty input nor one with an empty digest admits.
     let empty = ApiKey { digest: KeyDigest::of(""), ..ApiKey::clone(&theirs.key) };
     let keys = finds_always(Arc::new(empty));
     assert_unknown(keys.verify(ours.secret.expose_secret(), None).await);
@@ -126,7 +126,7 @@ async fn case_09_a_store_that_finds_a_wrong_record_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn case_14_an_allowlist_lets_in_its_addresses_only_and_never_an_unknown_one() {
+async fn case_14_an_allowlist_admits_only_its_addresses_and_never_an_unknown_one() {
     let b = bench();
     let new = new_key().allow(["10.0.0.0/8", "2001:db8::1"]).unwrap();
     let issued = b.keys.create(&ada(), new).await.unwrap();
@@ -143,7 +143,7 @@ async fn case_14_an_allowlist_lets_in_its_addresses_only_and_never_an_unknown_on
 }
 
 #[tokio::test]
-async fn case_17_a_stored_allowlist_that_no_longer_parses_refuses_until_it_is_mended() {
+async fn case_17_a_stored_allowlist_that_no_longer_parses_refuses_until_it_is_replaced() {
     let b = bench();
     let issued = b.create().await;
     let allowlist = Allowlist::restore(["10.0.0.0/8", "10.0.0."]);
@@ -153,7 +153,7 @@ async fn case_17_a_stored_allowlist_that_no_longer_parses_refuses_until_it_is_me
         assert_eq!(refused.http_status(), 403);
         assert_denied(Err(refused), Denial::AllowlistUnreadable);
     }
-    // An edit of something else does not open it.
+    // An edit of another field does not make the key usable.
     b.keys.update(&ada(), &issued.key.id, rename("b")).await.unwrap();
     assert_denied(b.verify(&issued).await, Denial::AllowlistUnreadable);
     let mended = KeyPatch::restrict(Allowlist::default());

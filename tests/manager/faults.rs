@@ -31,7 +31,7 @@ async fn assert_all_unavailable(b: &Bench, issued: &IssuedKey) {
 }
 
 #[tokio::test]
-async fn case_32_a_store_that_is_down_refuses_everybody_and_recovers() {
+async fn case_32_a_store_that_is_down_refuses_every_key_and_recovers() {
     let b = bench();
     let issued = b.create().await;
     let before = b.snapshot().await;
@@ -39,7 +39,7 @@ async fn case_32_a_store_that_is_down_refuses_everybody_and_recovers() {
     assert_all_unavailable(&b, &issued).await;
     let refused = b.verify(&issued).await.unwrap_err();
     let cause = std::error::Error::source(&refused).and_then(|error| error.source()).unwrap();
-    assert_eq!(cause.to_string(), "connection refused", "the operator learns why");
+    assert_eq!(cause.to_string(), "connection refused", "the error has its cause");
 
     b.store.before(|_| async { Err(StoreError::corrupt("no such column")) });
     assert_all_unavailable(&b, &issued).await;
@@ -56,13 +56,13 @@ async fn case_32_a_store_that_hangs_is_unavailable_once_the_deadline_has_passed(
     b.store.before(|_| pending());
     let started = Instant::now();
     assert_all_unavailable(&b, &issued).await;
-    // Ten calls, each within its deadline and not by somebody else's.
+    // Ten calls, each with its own deadline.
     assert!(started.elapsed() >= Duration::from_millis(300));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     b.store.heal();
     b.verify(&issued).await.unwrap();
 
-    // Half open: it takes the request, works, and never answers.
+    // Half open: it accepts the request, works, and never answers.
     b.store.after(|_| pending());
     let refused = soon(b.verify(&issued)).await.unwrap_err();
     assert!(refused.is_unavailable());

@@ -13,13 +13,13 @@ use crate::support::{Call, Sink, SpySink, eventually, org, soon};
 use crate::{ada, assert_unavailable, bench, bench_with, rename, works};
 
 #[tokio::test]
-async fn health_says_of_each_part_whether_it_works_and_why_not() {
+async fn health_reports_for_each_part_whether_it_works_and_why_not() {
     let b = bench();
     let health = b.keys.health().await;
     assert!(health.works() && works(&health) == [true; 3], "{health:?}");
     assert_eq!((health.changes.to_string(), health.changes.error()), ("works".into(), None));
 
-    // Reading goes on while nothing can be written.
+    // Reads work while no change can be written.
     b.store.before(|call| async move {
         if call == Call::Uses { Err(StoreError::unavailable("the disk is full")) } else { Ok(()) }
     });
@@ -42,7 +42,7 @@ async fn health_says_of_each_part_whether_it_works_and_why_not() {
 }
 
 #[tokio::test]
-async fn health_answers_though_changes_do_not() {
+async fn health_answers_while_changes_hang() {
     let b = bench_with(|builder| builder.store_deadline(Duration::from_secs(24 * 60 * 60)));
     b.store.before(|call| async move { if call == Call::Uses { pending().await } else { Ok(()) } });
     let health = soon(b.keys.health()).await;
@@ -51,7 +51,7 @@ async fn health_answers_though_changes_do_not() {
 }
 
 #[tokio::test]
-async fn health_says_that_the_audit_log_fails_and_that_it_recovers() {
+async fn health_reports_a_failing_audit_log_and_its_recovery() {
     let sink = Arc::new(SpySink::default());
     let b = bench_with(|builder| {
         builder
@@ -66,14 +66,14 @@ async fn health_says_that_the_audit_log_fails_and_that_it_recovers() {
         eventually("the log fails", async || !b.keys.health().await.audit_log.works()).await;
         assert_eq!(works(&b.keys.health().await), [true, true, false], "{how:?}");
         sink.sink(Sink::Works);
-        // What is left to be written is tried again.
+        // The remaining records are written on the next attempt.
         b.keys.update(&ada(), &id, rename(&format!("{how:?}"))).await.unwrap();
         eventually("the log works", async || b.keys.health().await.works()).await;
     }
 }
 
 #[tokio::test]
-async fn health_says_that_the_audit_queue_is_full() {
+async fn health_reports_a_full_audit_queue() {
     let sink = Arc::new(SpySink::default());
     let b = bench_with(|builder| {
         builder.audit_sink(sink.clone()).delivery(Delivery::buffered().capacity(3))
@@ -91,7 +91,7 @@ async fn health_says_that_the_audit_queue_is_full() {
 }
 
 #[tokio::test]
-async fn a_flood_of_health_checks_asks_the_store_for_changes_once_a_second() {
+async fn a_flood_of_health_checks_probes_changes_once_a_second() {
     let b = bench();
     let uses = || b.store.uses.lock().unwrap().len();
     let begun = Instant::now();
@@ -110,7 +110,7 @@ async fn a_flood_of_health_checks_asks_the_store_for_changes_once_a_second() {
 }
 
 #[tokio::test]
-async fn health_checks_at_once_share_an_answer_and_one_that_is_dropped_keeps_nobody_waiting() {
+async fn concurrent_health_checks_share_an_answer_and_a_dropped_one_delays_no_other() {
     let b = bench();
     let hung = Arc::new(Semaphore::new(0));
     let gate = hung.clone();

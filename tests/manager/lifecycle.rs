@@ -48,7 +48,7 @@ async fn create_stores_a_digest_and_shows_the_key_once() {
 }
 
 #[tokio::test]
-async fn the_list_is_oldest_first_with_revoked_and_expired_keys() {
+async fn the_list_is_oldest_first_and_includes_revoked_and_expired_keys() {
     let b = bench();
     let mut ids = Vec::new();
     for name in ["first", "second", "third"] {
@@ -95,10 +95,10 @@ async fn an_update_changes_name_status_and_allowlist_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn revoking_stops_a_key_and_enabling_lets_it_in_again() {
+async fn revoking_stops_a_key_and_enabling_admits_it_again() {
     let b = bench();
     let issued = b.create().await;
-    // So often that a thread may keep it at hand.
+    // Often enough that a thread may cache it.
     for _ in 0..100 {
         b.verify(&issued).await.unwrap();
     }
@@ -125,7 +125,7 @@ async fn an_update_that_changes_nothing_writes_nothing_and_leaves_no_record() {
 }
 
 #[tokio::test]
-async fn update_if_writes_only_at_the_revision_it_was_meant_for() {
+async fn update_if_writes_only_at_the_given_revision() {
     let b = bench();
     let id = b.create().await.key.id;
     let second = b.keys.update_if(&ada(), &id, rename("b"), Revision::FIRST).await.unwrap();
@@ -157,7 +157,7 @@ async fn update_if_loses_to_an_edit_between_its_read_and_its_write() {
 }
 
 #[tokio::test]
-async fn case_50_rotate_if_and_delete_if_change_only_the_revision_they_were_meant_for() {
+async fn case_50_rotate_if_and_delete_if_change_only_the_given_revision() {
     let b = bench();
     let id = b.create().await.key.id;
     b.keys.update(&ada(), &id, rename("b")).await.unwrap();
@@ -207,7 +207,7 @@ async fn case_50_rotate_if_and_delete_if_lose_to_an_edit_between_their_read_and_
 }
 
 #[tokio::test]
-async fn an_update_that_is_always_overtaken_ends_as_a_conflict() {
+async fn an_update_that_always_loses_ends_as_a_conflict() {
     let b = bench();
     let id = b.create().await.key.id;
     b.store.before(|call| async move {
@@ -239,7 +239,7 @@ async fn rotate_changes_the_secret_and_nothing_else() {
     assert_unknown(b.keys.verify(first.secret.expose_secret(), from).await);
     b.keys.verify(secret, from).await.unwrap();
 
-    // A new secret is no way round a revocation, an expiry or an allowlist.
+    // A new secret does not bypass a revocation, an expiry or an allowlist.
     assert_denied(b.keys.verify(secret, ip("198.51.100.1")).await, Denial::IpNotAllowed);
     b.keys.update(&ada(), &id, KeyPatch::revoke()).await.unwrap();
     let third = b.keys.rotate(&ada(), &id).await.unwrap();
@@ -265,7 +265,7 @@ async fn delete_removes_the_key_and_keeps_its_records() {
 }
 
 #[tokio::test]
-async fn whatever_is_done_to_a_key_that_is_not_there_is_not_found() {
+async fn every_operation_on_a_missing_key_is_not_found() {
     let b = bench();
     let gone = b.create().await.key.id;
     b.keys.delete(&ada(), &gone).await.unwrap();
@@ -273,7 +273,7 @@ async fn whatever_is_done_to_a_key_that_is_not_there_is_not_found() {
     for id in [gone, no_key()] {
         assert_not_found(&b, &ada(), &id).await;
     }
-    assert_eq!(b.log.len(), records, "a change that was never begun leaves no record");
+    assert_eq!(b.log.len(), records, "a change that did not begin leaves no record");
 }
 
 #[tokio::test]
@@ -291,7 +291,7 @@ async fn a_clone_is_another_handle_to_the_same_manager() {
 }
 
 #[tokio::test]
-async fn a_prefix_of_ones_own_marks_every_key() {
+async fn a_custom_prefix_is_used_for_every_key() {
     let custom = bench_with(|builder| builder.format(KeyFormat::new("acme_").unwrap()));
     let issued = custom.create().await;
     let secret = issued.secret.expose_secret();
@@ -302,7 +302,7 @@ async fn a_prefix_of_ones_own_marks_every_key() {
     let rotated = custom.keys.rotate(&ada(), &issued.key.id).await.unwrap();
     assert!(rotated.secret.expose_secret().starts_with("acme_"));
 
-    // Keys of another format are not even looked up.
+    // Keys of another format are not looked up at all.
     let other = bench();
     let foreign = other.create().await;
     custom.store.take_calls();

@@ -14,7 +14,7 @@ use crate::support::SpyStore;
 use crate::{ada, assert_denied, assert_unavailable, bench, bench_with, eve, networks, new_key};
 
 #[tokio::test]
-async fn an_organisation_has_at_most_20_keys_revoked_and_expired_ones_included() {
+async fn an_organisation_has_at_most_20_keys_including_revoked_and_expired_ones() {
     let b = bench();
     let mut ids = Vec::new();
     for at in 0..20 {
@@ -29,7 +29,7 @@ async fn an_organisation_has_at_most_20_keys_revoked_and_expired_ones_included()
     assert!(matches!(refused, Err(ManageError::LimitReached { max: 20 })), "{refused:?}");
     assert_eq!((b.snapshot().await, b.log.len()), (before, records));
 
-    b.keys.create(&eve(), new_key()).await.expect("each organisation has a limit of its own");
+    b.keys.create(&eve(), new_key()).await.expect("each organisation has its own limit");
     b.keys.delete(&ada(), &ids[0]).await.unwrap();
     b.create().await;
     assert!(b.keys.create(&ada(), new_key()).await.is_err());
@@ -49,7 +49,7 @@ async fn an_allowlist_has_at_most_50_entries() {
 }
 
 #[tokio::test]
-async fn limits_are_the_hosts_to_set() {
+async fn the_host_can_set_the_limits() {
     let b = bench_with(|builder| builder.limits(Limits::default().max_keys(2).max_ips_per_key(1)));
     assert_eq!(b.keys.limits(ada().org()), Limits::default().max_keys(2).max_ips_per_key(1));
     b.create().await;
@@ -66,7 +66,7 @@ async fn limits_are_the_hosts_to_set() {
 }
 
 #[tokio::test]
-async fn case_10_a_key_is_good_up_to_its_expiry_and_refused_at_that_very_instant() {
+async fn case_10_a_key_is_valid_before_its_expiry_and_refused_at_that_instant() {
     let b = bench();
     let created = b.clock.now();
     let exactly = created.saturating_add(Duration::from_micros(1));
@@ -94,13 +94,13 @@ async fn case_10_a_key_is_good_up_to_its_expiry_and_refused_at_that_very_instant
 }
 
 #[tokio::test]
-async fn case_10_a_clock_that_steps_back_panics_nothing() {
+async fn case_10_a_clock_that_steps_back_causes_no_panic() {
     let b = bench();
     let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
     let created = b.clock.now();
     b.clock.advance(Duration::from_secs(86_400));
     assert_denied(b.verify(&issued).await, Denial::Expired);
-    // As documented: valid again for as long as the clock says so.
+    // As documented: the key is valid again while the clock is back.
     for now in [created, created.saturating_sub(Duration::from_secs(3_600)), Timestamp::MIN] {
         b.clock.set(now);
         b.verify(&issued).await.unwrap();
@@ -120,12 +120,15 @@ async fn an_expiration_that_is_not_in_the_future_is_refused() {
     }
     b.clock.set(Timestamp::MAX);
     let refused = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await;
-    assert!(matches!(refused, Err(ManageError::ExpirationInThePast)), "a day after the last");
+    assert!(
+        matches!(refused, Err(ManageError::ExpirationInThePast)),
+        "a day after the maximum time"
+    );
     assert_eq!((b.snapshot().await, b.log.len()), (vec![], 0));
 }
 
 #[tokio::test]
-async fn a_slow_store_prolongs_no_key() {
+async fn a_slow_store_does_not_extend_the_life_of_a_key() {
     let b = bench();
     let issued = b.keys.create(&ada(), new_key().expires(Expiration::OneDay)).await.unwrap();
     let clock = b.clock.clone();
@@ -136,7 +139,7 @@ async fn a_slow_store_prolongs_no_key() {
     assert_denied(b.verify(&issued).await, Denial::Expired);
 }
 
-/// As many good fills as it was told, and then none.
+/// A generator that works a number of times and then fails.
 #[derive(Debug)]
 struct RunsDry(usize);
 
@@ -160,7 +163,7 @@ impl TryRng for RunsDry {
 impl TryCryptoRng for RunsDry {}
 
 #[tokio::test]
-async fn without_random_bytes_there_is_no_key() {
+async fn without_random_bytes_no_key_is_created() {
     let store = Arc::new(SpyStore::default());
     let built = KeyManager::builder(store.clone()).rng(RunsDry(0)).build();
     let Err(BuildError::Random(error)) = built else { panic!("{built:?}") };

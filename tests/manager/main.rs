@@ -1,4 +1,4 @@
-//! `KeyManager` from outside: what it owes its callers, whoever races and whatever fails.
+//! `KeyManager` from outside: its guarantees under races and faults.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -37,7 +37,7 @@ fn ada() -> Actor {
     Actor::new(org("acme"), "ada@acme.example")
 }
 
-/// Of another organisation.
+/// An actor of another organisation.
 fn eve() -> Actor {
     Actor::new(org("evil"), "eve@evil.example")
 }
@@ -89,7 +89,7 @@ fn assert_in_doubt<T: fmt::Debug>(result: Result<T, ManageError>) {
     assert!(matches!(result, Err(ManageError::InDoubt(_))), "{result:?}");
 }
 
-/// Before the next such call, somebody else changes the store.
+/// Before the next such call, another caller changes the store.
 fn interfere<F>(
     store: &Arc<SpyStore>,
     at: Call,
@@ -116,7 +116,7 @@ async fn change_first_key(store: &SpyStore, change: impl FnOnce(&mut ApiKey)) {
     store.inner.replace(&changed, key.revision).await.unwrap();
 }
 
-/// A manager on a spied store with a readable audit log.
+/// A manager on a spy store with a readable audit log.
 struct Bench {
     store: Arc<SpyStore>,
     log: Arc<MemoryAuditLog>,
@@ -138,7 +138,7 @@ fn bench_with(more: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Benc
 }
 
 impl Bench {
-    /// A manager on the same store, as another process has one.
+    /// A second manager on the same store, like another process.
     fn another(&self) -> KeyManager {
         let builder = KeyManager::builder(self.store.clone()).audit(self.log.clone());
         builder.clock(self.clock.clone()).build().unwrap()

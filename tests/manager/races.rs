@@ -1,4 +1,4 @@
-//! Changes and verifications that run at once.
+//! Concurrent changes and verifications.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -23,7 +23,7 @@ async fn case_26_of_64_creates_for_the_last_place_one_succeeds() {
         for _ in 0..19 {
             b.create().await;
         }
-        // Every one has seen 19 keys before any one inserts.
+        // Every caller sees 19 keys before any of them inserts.
         let barrier = Arc::new(Barrier::new(64));
         b.store.before(move |call| {
             let barrier = barrier.clone();
@@ -55,8 +55,7 @@ async fn case_26_of_64_creates_for_the_last_place_one_succeeds() {
     }
 }
 
-/// Lets the first `parties` calls of `replace` start together, and all later
-/// ones pass.
+/// Lets the first `parties` calls of `replace` start together. Later calls pass.
 fn replace_together(store: &SpyStore, parties: usize) {
     let (barrier, seen) = (Arc::new(Barrier::new(parties)), Arc::new(AtomicUsize::new(0)));
     store.before(move |call| {
@@ -87,10 +86,10 @@ async fn case_27_of_two_rotations_from_one_revision_one_wins() {
         };
         b.verify(&winner).await.unwrap();
         assert_unknown(b.verify(&old).await);
-        // Of all the digests that were ever on offer, one is live.
+        // Of all digests that were offered, one is valid.
         let mut offered = b.store.offered.lock().unwrap().clone();
         offered.push(old.key.digest);
-        assert!(offered.len() >= 3, "both came to write");
+        assert!(offered.len() >= 3, "both tried to write");
         for digest in offered {
             let found = b.store.inner.find_by_digest(&digest).await.unwrap();
             assert_eq!(found.is_some(), digest == winner.secret.digest());
@@ -105,7 +104,7 @@ async fn case_27_of_two_rotations_from_one_revision_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn case_27_after_a_crowd_of_rotations_exactly_one_secret_is_live() {
+async fn case_27_after_many_concurrent_rotations_exactly_one_secret_is_valid() {
     for round in 0..50 {
         let b = bench();
         let old = b.create().await;
@@ -135,7 +134,7 @@ async fn case_27_after_a_crowd_of_rotations_exactly_one_secret_is_live() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_rotation_and_a_rename_at_once_both_take_place() {
+async fn a_concurrent_rotation_and_rename_both_take_effect() {
     for _ in 0..100 {
         let b = bench();
         let old = b.create().await;
@@ -152,10 +151,10 @@ async fn a_rotation_and_a_rename_at_once_both_take_place() {
     }
 }
 
-/// Each waits for its turn, and then writes once. Of those whose callers are gone, nothing is
-/// begun.
+/// Each edit waits for its turn and then writes once. An edit whose caller is gone does not
+/// begin.
 #[tokio::test]
-async fn case_49_edits_of_one_key_do_not_get_in_each_others_way() {
+async fn case_49_concurrent_edits_of_one_key_do_not_conflict() {
     let b = bench();
     let id = b.create().await.key.id;
     let writes = Arc::new(AtomicUsize::new(0));
@@ -176,7 +175,7 @@ async fn case_49_edits_of_one_key_do_not_get_in_each_others_way() {
     }
     assert_eq!(writes.load(SeqCst), 50);
 
-    // The first one holds its turn while the others' callers leave.
+    // The first edit holds its turn while the callers of the others leave.
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let held = Arc::clone(&gate);
     b.store.before(move |call| {
@@ -189,14 +188,14 @@ async fn case_49_edits_of_one_key_do_not_get_in_each_others_way() {
         }
     });
     let first = edit(100);
-    eventually("the first is on record", async || b.changes().await.len() == 52).await;
+    eventually("the first edit is recorded", async || b.changes().await.len() == 52).await;
     let hasty: Vec<_> = (101..150).map(edit).collect();
     tokio::task::yield_now().await;
     hasty.iter().for_each(tokio::task::JoinHandle::abort);
     gate.add_permits(1_000);
     soon(first).await.unwrap().unwrap();
     soon(edit(150)).await.unwrap().unwrap();
-    assert_eq!(b.changes().await.len(), 53, "no change of the hasty ones was begun");
+    assert_eq!(b.changes().await.len(), 53, "no cancelled edit was begun");
 }
 
 /// What the verifications around a change are checked against.
@@ -208,7 +207,7 @@ struct History {
     returned: AtomicBool,
 }
 
-/// Verifies until well after the change, and checks each against the history.
+/// Verifies until well after the change and checks each result against the history.
 async fn watch(keys: KeyManager, secret: Arc<str>, history: Arc<History>) {
     let mut after = 0;
     while after < 4 {
@@ -216,7 +215,7 @@ async fn watch(keys: KeyManager, secret: Arc<str>, history: Arc<History>) {
         let verified = keys.verify(&secret, None).await;
         let begun_after = history.begun.load(SeqCst);
         match verified {
-            Ok(_) => assert!(!returned_before, "let in after the change had returned"),
+            Ok(_) => assert!(!returned_before, "admitted after the change had returned"),
             Err(refused) => {
                 assert!(!refused.is_unavailable(), "{refused}");
                 assert!(begun_after, "refused before the change had begun: {refused}");
@@ -229,7 +228,7 @@ async fn watch(keys: KeyManager, secret: Arc<str>, history: Arc<History>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn case_28_no_verification_that_begins_after_a_change_sees_the_key_as_it_was() {
+async fn case_28_no_verification_that_begins_after_a_change_sees_the_earlier_state() {
     let b = bench_with(|builder| builder.audit_sink(Arc::new(MemoryAuditLog::new())));
     for round in 0..300 {
         let issued = b.create().await;
@@ -255,7 +254,7 @@ async fn case_28_no_verification_that_begins_after_a_change_sees_the_key_as_it_w
         };
         history.returned.store(true, SeqCst);
         if let Some(rotated) = &rotated {
-            b.verify(rotated).await.expect("the new secret works from that moment on");
+            b.verify(rotated).await.expect("the new secret works when the rotation returns");
         }
         for watcher in watchers {
             soon(watcher).await.unwrap();
@@ -372,7 +371,7 @@ async fn case_31_a_last_use_written_after_a_revocation_does_not_undo_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn case_31_uses_and_revocations_at_once_all_take_effect() {
+async fn case_31_concurrent_uses_and_revocations_all_take_effect() {
     for round in 0..300 {
         let b = bench();
         let issued = b.create().await;

@@ -14,7 +14,7 @@ use keygate::*;
 use crate::support::{SpyStore, org};
 use crate::{ada, bench, new_key, no_key};
 
-/// Tokio, and a count of what was asked of it.
+/// Tokio, with a count of the tasks and sleeps.
 #[derive(Clone, Debug)]
 struct CountingRuntime {
     tokio: TokioRuntime,
@@ -35,7 +35,7 @@ impl Runtime for CountingRuntime {
 }
 
 #[test]
-fn a_manager_needs_a_runtime_and_takes_any() {
+fn a_manager_needs_a_runtime_and_accepts_any() {
     let build = || KeyManager::builder(MemoryStore::new());
     assert!(matches!(build().build(), Err(BuildError::NoRuntime)));
 
@@ -57,11 +57,11 @@ fn a_manager_needs_a_runtime_and_takes_any() {
     let spawned = runtime.spawned.load(SeqCst);
     assert!(spawned >= 1, "the background tasks run on it");
 
-    // Used from no runtime at all, and every deadline is kept by the given one.
+    // Used outside of any runtime. Every deadline is kept by the given runtime.
     let issued = pollster(keys.create(&ada(), new_key())).unwrap();
     assert_eq!(runtime.spawned.load(SeqCst), spawned + 1, "a change runs on it as well");
     pollster(keys.verify(issued.secret.expose_secret(), None)).unwrap();
-    assert!(!runtime.slept.lock().unwrap().contains(&deadline), "nobody had to wait");
+    assert!(!runtime.slept.lock().unwrap().contains(&deadline), "no call had to wait");
     store.before(|_| pending());
     let refused = pollster(keys.verify(issued.secret.expose_secret(), None)).unwrap_err();
     assert!(refused.is_unavailable());
@@ -95,7 +95,7 @@ fn pollster<T>(work: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn every_future_may_cross_threads() {
+async fn every_future_is_send() {
     fn check<T>(_: impl Future<Output = T> + Send) {}
     let b = bench();
     let (keys, id, query) =
@@ -121,7 +121,7 @@ async fn every_future_may_cross_threads() {
     let admission = keys.admit(issued.secret.expose_secret(), request).await.unwrap();
     check(admission.finish(200));
 
-    // The credential and the request are done with before the first `await`.
+    // The credential and the request are dropped before the first `await`.
     let (verifies, admits) = {
         let brief = issued.secret.expose_secret().to_owned();
         let request = RequestInfo::new("GET", "/");

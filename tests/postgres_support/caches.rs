@@ -1,5 +1,5 @@
-//! Two caches over one database, as in two processes: what one of them revokes, the
-//! other refuses.
+//! Two caches over one database, like two processes: a key revoked through one is refused by
+//! the other.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use keygate::{
 use crate::floods::Flood;
 use crate::postgres_support::{PATIENT, administrator, in_schema, org, schema_of, url};
 use crate::proxy::{Network, Proxy, address};
-use crate::told::{HEARTBEAT, REACH, channel};
+use crate::recorder::{HEARTBEAT, REACH, channel};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A process: its store, its cache, and what it hears of changes over `feed`.
+/// A process: its store, its cache, and the feed it listens to.
 pub(crate) struct Process {
     cached: CachedStore,
     pub(crate) keys: KeyManager,
@@ -38,12 +38,13 @@ impl Process {
     async fn until(&self, state: CacheState) {
         let begun = Instant::now();
         while self.cached.health().state != state {
-            assert!(begun.elapsed() < PATIENCE, "it is not {state:?}");
+            assert!(begun.elapsed() < PATIENCE, "the cache is not {state:?}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// Verifies until the key is revoked or gone; when the last accepted call began.
+    /// Verifies until the key is revoked or deleted. Returns when the last accepted call
+    /// began.
     pub(crate) async fn last_acceptance(&self, secret: &str) -> Instant {
         let begun = Instant::now();
         let mut last = begun;
@@ -56,7 +57,7 @@ impl Process {
                 }
                 Err(other) => panic!("{other:?}"),
             }
-            assert!(begun.elapsed() < PATIENCE, "it is still accepted");
+            assert!(begun.elapsed() < PATIENCE, "the key is still accepted");
             tokio::task::yield_now().await;
         }
     }
@@ -72,7 +73,7 @@ pub(crate) fn new() -> NewKey {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn what_one_process_changes_the_other_soon_knows() {
+async fn a_change_of_one_process_soon_reaches_the_other() {
     in_schema(|options| async move {
         let stores = [options.clone().connect().await.unwrap(), options.connect().await.unwrap()];
         let here = Process::start(stores[0].clone(), &stores[0], Duration::from_secs(5)).await;
@@ -95,7 +96,7 @@ async fn what_one_process_changes_the_other_soon_knows() {
                 secret
             };
             here.keys.update(&actor(), &id, KeyPatch::revoke()).await.unwrap();
-            // Here at once.
+            // In this process at once.
             let refused = here.keys.verify(&secret, None).await;
             assert!(
                 matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })),
@@ -136,14 +137,14 @@ async fn with_the_feed_cut_no_key_is_accepted_later_than_max_staleness() {
             assert!(late <= max_staleness, "accepted {late:?} later");
             there.until(CacheState::Bypassed).await;
             there.keys.verify(secret, None).await.unwrap_err();
-            proxy.set(Network::Whole);
+            proxy.set(Network::Intact);
         }
         there.until(CacheState::Following).await;
     })
     .await;
 }
 
-/// An announcement about one key, or about all, takes effect in the midst of the flood.
+/// An announcement about one key, or about all, takes effect during the flood.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn case_51_in_a_flood_no_key_is_accepted_later_than_max_staleness() {
@@ -176,7 +177,7 @@ async fn case_51_in_a_flood_no_key_is_accepted_later_than_max_staleness() {
             let late = last.saturating_duration_since(acknowledged);
             assert!(late <= max_staleness, "accepted {late:?} later");
         }
-        assert!(flood.said() > 100, "no flood: {}", flood.said());
+        assert!(flood.sent() > 100, "no flood: {}", flood.sent());
     })
     .await;
 }

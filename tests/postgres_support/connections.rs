@@ -1,4 +1,4 @@
-//! Connections that are lost or go silent, and those of a store that is dropped.
+//! Lost and silent connections, and those of a dropped store.
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ async fn killed_server_sessions_are_replaced() {
         for reader in readers {
             failed += reader.await.unwrap();
         }
-        assert_eq!(failed, 0, "reads are tried once more");
+        assert_eq!(failed, 0, "reads are retried");
         // The connection for transactions was killed as well.
         administrator.query(KILL, &[&name]).await.unwrap();
         store.insert(&key(2), OrgLimit::NONE).await.unwrap();
@@ -57,17 +57,17 @@ async fn killed_server_sessions_are_replaced() {
     .await;
 }
 
-/// The pauses between attempts to connect begin anew with a session that was of use.
+/// The pauses between reconnects start again after a working session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn sessions_that_are_killed_over_and_over_are_replaced_as_soon_as_the_first_ones() {
+async fn repeatedly_killed_sessions_are_replaced_as_quickly_as_the_first_ones() {
     in_schema(|options| async move {
         let name = unique("kg");
         let options = in_session(&schema_of(&options), &name).deadline(Duration::from_secs(1));
         let store = options.connect().await.unwrap();
         let administrator = administrator().await;
         for round in 0..10 {
-            // Each of the connections has its turn.
+            // Kill each of the connections in turn.
             for _ in 0..8 {
                 let found = store.find_by_digest(&key(1).digest).await;
                 assert!(found.is_ok(), "in round {round}: {found:?}");
@@ -91,10 +91,10 @@ async fn a_dropped_store_leaves_no_session_behind() {
     .await;
 }
 
-/// A proxy that stops passing bytes on, as a network does that loses them.
+/// A proxy that stops forwarding, like a network that drops packets.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn connections_that_went_silent_are_given_up_and_replaced() {
+async fn silent_connections_are_dropped_and_replaced() {
     in_schema(|options| async move {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -145,10 +145,10 @@ async fn connections_that_went_silent_are_given_up_and_replaced() {
                     Err(error) => panic!("{error:?}"),
                 }
             }
-            assert!(failed <= 2, "one for each connection");
+            assert!(failed <= 2, "at most one per connection");
             assert!(begun.elapsed() < deadline * 4);
         }
-        // A caller with a shorter deadline than the store's gets there, too.
+        // A caller with a shorter deadline than the store's succeeds too.
         silence.send(3).unwrap();
         let digest = key(1).digest;
         let mut tries = 0;
@@ -161,7 +161,7 @@ async fn connections_that_went_silent_are_given_up_and_replaced() {
             assert!(tries < 10);
         };
         assert!(found.is_some());
-        // The connection for transactions, at last.
+        // Finally the connection for transactions.
         let _ = store.insert(&key(2), OrgLimit::NONE).await;
         store.insert(&key(3), OrgLimit::NONE).await.unwrap();
     })
@@ -183,12 +183,12 @@ async fn after_each_outage_that_loses_answers_changes_work_again() {
             }
         };
         let fill = async |name| store.insert(&new_key(&org(name)), OrgLimit::NONE).await;
-        // So many that each of the four connections is lost twice.
+        // Enough that each of the four connections is lost twice.
         for outage in 1..=10 {
             proxy.set(Network::Silent);
             let lost = tokio::join!(fill("a"), fill("b"), fill("c"), fill("d"));
             assert!(matches!(lost, (Err(_), Err(_), Err(_), Err(_))), "{lost:?}");
-            proxy.set(Network::Whole);
+            proxy.set(Network::Intact);
             let give_up = Instant::now() + PATIENT;
             while fill("e").await.is_err() {
                 assert!(Instant::now() < give_up, "no change works after outage {outage}");

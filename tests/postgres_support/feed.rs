@@ -1,4 +1,4 @@
-//! What is told, and that a proof never proves too much.
+//! Announced changes, and proofs that never cover too much.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,48 +7,52 @@ use keygate::store::{KeyUse, News, OrgLimit};
 use keygate::{Actor, ApiKey, KeyManager, KeyPatch, KeyStore, NewKey, Revision};
 
 use crate::postgres_support::{PATIENT, administrator, in_schema, key, new_key, org, schema_of};
-use crate::told::{Told, changed, proves};
+use crate::recorder::{Recorder, changed, proves};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn each_change_is_told_and_a_use_is_not() {
+async fn each_change_is_announced_and_a_use_is_not() {
     in_schema(|options| async move {
         let (store, other) =
             (options.clone().connect().await.unwrap(), options.connect().await.unwrap());
-        let told = Told::by(&store);
-        told.proof().await;
-        assert_eq!(told.all()[0], News::Missed);
+        let recorder = Recorder::by(&store);
+        recorder.proof().await;
+        assert_eq!(recorder.all()[0], News::Missed);
         let key = key(1);
-        let inserted = told.of(async { other.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
+        let inserted =
+            recorder.of(async { other.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
         assert_eq!(inserted, changed(key.id));
         let uses = [KeyUse { id: key.id, at: key.created_at }];
-        let used = told.of(async { other.record_uses(&uses).await.unwrap() }).await;
+        let used = recorder.of(async { other.record_uses(&uses).await.unwrap() }).await;
         assert_eq!(used, []);
         assert!(other.get(&key.org, &key.id).await.unwrap().unwrap().last_used_at.is_some());
         let next = ApiKey { revision: Revision::new(2), ..key.clone() };
-        let replaced = told.of(async { other.replace(&next, key.revision).await.unwrap() }).await;
+        let replaced =
+            recorder.of(async { other.replace(&next, key.revision).await.unwrap() }).await;
         assert_eq!(replaced, changed(key.id));
-        let refused = told
+        let refused = recorder
             .of(async {
                 other.replace(&next, key.revision).await.unwrap_err();
             })
             .await;
         assert_eq!(refused, []);
-        let deleted = told.of(async { other.delete(&key.org, &key.id, None).await.unwrap() }).await;
+        let deleted =
+            recorder.of(async { other.delete(&key.org, &key.id, None).await.unwrap() }).await;
         assert_eq!(deleted, changed(key.id));
-        // The store's own changes are told as well.
-        let inserted = told.of(async { store.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
+        // The store's own changes are announced as well.
+        let inserted =
+            recorder.of(async { store.insert(&key, OrgLimit::NONE).await.unwrap() }).await;
         assert_eq!(inserted, changed(key.id));
 
         let keys = KeyManager::builder(other).store_deadline(PATIENT).build().unwrap();
         let actor = Actor::new(org("acme"), "tester");
         let issued = keys.create(&actor, NewKey::named("CI deploy").unwrap()).await.unwrap();
         let id = issued.key.id;
-        let rotated = told.of(async { drop(keys.rotate(&actor, &id).await.unwrap()) }).await;
+        let rotated = recorder.of(async { drop(keys.rotate(&actor, &id).await.unwrap()) }).await;
         assert_eq!(rotated, changed(id));
         for patch in [KeyPatch::revoke(), KeyPatch::enable()] {
             let updated =
-                told.of(async { drop(keys.update(&actor, &id, patch).await.unwrap()) }).await;
+                recorder.of(async { drop(keys.update(&actor, &id, patch).await.unwrap()) }).await;
             assert_eq!(updated, changed(id));
         }
     })
@@ -57,17 +61,17 @@ async fn each_change_is_told_and_a_use_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn changes_by_hand_are_told_with_their_transaction() {
+async fn manual_changes_are_announced_when_their_transaction_commits() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
         let (key, moved) = (key(1), key(2));
         store.insert(&key, OrgLimit::NONE).await.unwrap();
-        let told = Told::by(&store);
+        let recorder = Recorder::by(&store);
         let db = administrator().await;
         let by_hand = async |sql: String| {
             let sql = sql.replace("{keys}", &format!("{schema}.keys"));
-            told.of(async { db.batch_execute(&sql).await.unwrap() }).await
+            recorder.of(async { db.batch_execute(&sql).await.unwrap() }).await
         };
         for (column, value) in [
             ("org", "org || '2'"),
@@ -101,12 +105,12 @@ async fn changes_by_hand_are_told_with_their_transaction() {
         let replicated = "SET session_replication_role = replica; \
                           UPDATE {keys} SET status = 'active'; RESET session_replication_role";
         assert_eq!(by_hand(replicated.to_owned()).await, changed(moved.id));
-        // As long as the transaction is open, nothing is told.
+        // While the transaction is open, nothing is announced.
         let open = "BEGIN; DELETE FROM {keys}".to_owned();
         assert_eq!(by_hand(open).await, []);
         assert_eq!(by_hand("COMMIT".to_owned()).await, changed(moved.id));
         assert_eq!(by_hand("TRUNCATE {keys}".to_owned()).await, [News::Missed]);
-        // As the documentation has it.
+        // As documented.
         let all = "SELECT pg_notify(channel || ' ' || tableoid, '*') FROM keygate.schema_version";
         assert_eq!(by_hand(all.replace("keygate", &schema)).await, [News::Missed]);
     })
@@ -115,12 +119,12 @@ async fn changes_by_hand_are_told_with_their_transaction() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_proof_comes_behind_every_change_that_was_finished_before() {
+async fn a_proof_follows_every_change_committed_before_it() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.clone().connect().await.unwrap();
-        let told = Arc::new(Told::by(&store));
-        told.proof().await;
+        let recorder = Arc::new(Recorder::by(&store));
+        recorder.proof().await;
         let writers: Vec<_> = (0..6)
             .map(|n| {
                 let (options, schema) = (options.clone(), schema.clone());
@@ -133,7 +137,7 @@ async fn a_proof_comes_behind_every_change_that_was_finished_before() {
                         store.insert(&key, OrgLimit::NONE).await.unwrap();
                         let mut id = key.id;
                         if round % 5 == 0 {
-                            // A transaction that is long in the making.
+                            // A long transaction.
                             id = keygate::KeyId::from_bytes(
                                 key.digest.as_bytes()[..16].try_into().unwrap(),
                             );
@@ -154,8 +158,8 @@ async fn a_proof_comes_behind_every_change_that_was_finished_before() {
         for writer in writers {
             acknowledged.extend(writer.await.unwrap());
         }
-        told.proof().await;
-        let news = told.all();
+        recorder.proof().await;
+        let news = recorder.all();
         assert!(!news[1..].contains(&News::Missed));
         for (id, at) in acknowledged {
             let change = news.iter().position(|n| *n == News::Changed(id)).unwrap();
@@ -166,11 +170,10 @@ async fn a_proof_comes_behind_every_change_that_was_finished_before() {
     .await;
 }
 
-/// The changes that wait in the server for one listener would be in the way of
-/// everybody's.
+/// Announcements queued in the server for one listener would block the queue for all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
+async fn a_feed_that_is_not_polled_is_closed_and_starts_again() {
     use keygate::store::ChangeFeed;
     in_schema(|options| async move {
         let schema = schema_of(&options);
@@ -178,14 +181,14 @@ async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
         store.insert(&key(1), OrgLimit::NONE).await.unwrap();
         let mut feed = store.changes();
         while !matches!(feed.next().await, News::UpToDate { .. }) {}
-        crate::told::until_listeners(&schema, 1).await;
+        crate::recorder::until_listeners(&schema, 1).await;
         let many = format!(
             "INSERT INTO {schema}.keys SELECT gen_random_uuid(), org, name, key_prefix, \
              sha256(n::text::bytea), status, allowlist, created_at, NULL, NULL, NULL, 1 \
              FROM {schema}.keys, generate_series(1, 30000) AS n"
         );
         administrator().await.batch_execute(&many).await.unwrap();
-        crate::told::until_listeners(&schema, 0).await;
+        crate::recorder::until_listeners(&schema, 0).await;
         let mut changes = 0;
         loop {
             match feed.next().await {
@@ -203,7 +206,7 @@ async fn a_feed_that_nobody_asks_is_closed_and_begins_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_call_that_is_dropped_loses_nothing() {
+async fn a_dropped_call_loses_no_announcement() {
     use keygate::store::ChangeFeed;
     in_schema(|options| async move {
         let store = options.connect().await.unwrap();
@@ -224,15 +227,15 @@ async fn a_call_that_is_dropped_loses_nothing() {
                 }
             }
         });
-        let mut told = Vec::new();
-        while told.len() < keys.len() {
+        let mut announced = Vec::new();
+        while announced.len() < keys.len() {
             match next().await {
-                News::Changed(id) => told.push(id),
+                News::Changed(id) => announced.push(id),
                 News::UpToDate { .. } => {}
                 News::Missed => panic!("nothing was missed"),
             }
         }
-        assert_eq!(told, keys.iter().map(|key| key.id).collect::<Vec<_>>());
+        assert_eq!(announced, keys.iter().map(|key| key.id).collect::<Vec<_>>());
         writer.await.unwrap();
     })
     .await;

@@ -1,4 +1,4 @@
-//! Floods of announcements that say nothing, by other roles and on the schema's own channel.
+//! Floods of meaningless announcements, from other roles and on the schema's own channel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,17 +9,17 @@ use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
 use crate::postgres_support::{administrator, in_schema, key, schema_of, unique, url};
-use crate::told::{Told, channel};
+use crate::recorder::{Recorder, channel};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_heard() {
+async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_accepted_on_it() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
         store.insert(&key(1), OrgLimit::NONE).await.unwrap();
-        let told = Told::by(&store);
-        told.proof().await;
+        let recorder = Recorder::by(&store);
+        recorder.proof().await;
         let (role, administrator) = (unique("keygate_role"), administrator().await);
         administrator.batch_execute(&format!("CREATE ROLE {role} LOGIN")).await.unwrap();
         let (_, rest) = url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
@@ -32,7 +32,7 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_heard() 
         let visible = "SELECT (SELECT string_agg(prosrc, '') FROM pg_proc) || \
                        (SELECT string_agg(query, '') FROM pg_stat_activity)";
         let visible: String = other.query_one(visible, &[]).await.unwrap().get(0);
-        let news = told
+        let news = recorder
             .of(async {
                 let flood = format!(
                     "SELECT pg_notify('{schema}', payload) FROM generate_series(1, 100), \
@@ -46,7 +46,7 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_heard() 
             .await;
         administrator.batch_execute(&format!("DROP ROLE {role}")).await.unwrap();
         assert!(denied.to_string().contains("db error"), "{denied}");
-        assert!(visible.contains("schema_version"), "it reads the functions");
+        assert!(visible.contains("schema_version"), "the role can read the functions");
         let random = secret.split(' ').next().unwrap();
         assert!(!visible.contains(random), "another role can read the channel");
         assert_eq!(news, []);
@@ -54,16 +54,16 @@ async fn case_51_a_role_without_rights_neither_finds_the_channel_nor_is_heard() 
     .await;
 }
 
-/// Says what means nothing on that channel, over and over, until it is dropped.
+/// Sends meaningless announcements on that channel until it is dropped.
 pub(crate) struct Flood {
-    said: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
 impl Flood {
     pub(crate) fn on(channel: String) -> Self {
-        let said = Arc::<AtomicU64>::default();
-        let count = Arc::clone(&said);
+        let sent = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&sent);
         let task = tokio::spawn(async move {
             let db = administrator().await;
             let say = "SELECT pg_notify($1, payload) FROM generate_series(1, 50) AS n, \
@@ -71,16 +71,16 @@ impl Flood {
             let say = db.prepare(say).await.unwrap();
             loop {
                 db.query(&say, &[&channel]).await.unwrap();
-                // The server leaves out what is repeated within a transaction.
+                // The server drops repeated announcements within a transaction.
                 count.fetch_add(101, Ordering::SeqCst);
             }
         });
-        Self { said, task }
+        Self { sent, task }
     }
 
-    /// How many announcements so far.
-    pub(crate) fn said(&self) -> u64 {
-        self.said.load(Ordering::SeqCst)
+    /// The number of announcements so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
     }
 }
 
@@ -92,22 +92,22 @@ impl Drop for Flood {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_51_a_flood_costs_one_reload_a_heartbeat() {
+async fn case_51_a_flood_causes_one_reload_per_heartbeat() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
-        let told = Told::by(&store);
-        let from = told.proof().await;
+        let recorder = Recorder::by(&store);
+        let from = recorder.proof().await;
         let flood = Flood::on(channel(&schema).await);
         let mut to = from;
-        while flood.said() < 20_000 {
-            to = told.proof().await;
+        while flood.sent() < 20_000 {
+            to = recorder.proof().await;
         }
-        let news = &told.all()[from + 1..=to];
+        let news = &recorder.all()[from + 1..=to];
         let missed = news.iter().filter(|news| **news == News::Missed).count();
         let proofs = news.len() - missed;
         assert!((1..=proofs).contains(&missed), "{proofs} proofs, {missed} missed");
-        assert!(flood.said() > 10 * proofs as u64, "no flood: {proofs} proofs meanwhile");
+        assert!(flood.sent() > 10 * proofs as u64, "no flood: {proofs} proofs meanwhile");
     })
     .await;
 }

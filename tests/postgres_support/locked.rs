@@ -1,4 +1,4 @@
-//! Rows and tables that others hold locked, and statements that arrive late.
+//! Rows and tables locked by others, and statements that arrive late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ use crate::postgres_support::{
 use crate::proxy::{Network, Proxy, Side, address};
 
 const DEADLINE: Duration = Duration::from_secs(1);
-/// What the documentation of `PostgresOptions::connections` promises, by default.
+/// The default that the documentation of `PostgresOptions::connections` promises.
 const MOST_SESSIONS: i64 = 11;
 
 fn at_next(key: &ApiKey, change: impl FnOnce(&mut ApiKey)) -> ApiKey {
@@ -47,7 +47,7 @@ async fn all_changes(store: &PostgresStore) -> [Result<(), StoreError>; 4] {
 }
 
 /// None of [`all_changes`] has taken place.
-async fn nothing_was_changed(store: &PostgresStore) {
+async fn assert_nothing_changed(store: &PostgresStore) {
     for n in 1..=3 {
         let found = store.get(&key(n).org, &key(n).id).await.unwrap();
         assert_eq!(*found.unwrap(), revoked(n), "key {n}");
@@ -57,11 +57,11 @@ async fn nothing_was_changed(store: &PostgresStore) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_44_a_change_that_waited_for_a_lock_in_vain_never_takes_place() {
+async fn case_44_a_change_that_timed_out_on_a_lock_never_takes_effect() {
     in_schema(|options| async move {
-        let sure = options.clone().connect().await.unwrap();
+        let direct = options.clone().connect().await.unwrap();
         for n in 1..=3 {
-            sure.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
+            direct.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
         }
         let schema = schema_of(&options);
         for lock in [
@@ -76,13 +76,13 @@ async fn case_44_a_change_that_waited_for_a_lock_in_vain_never_takes_place() {
             let db = administrator().await;
             db.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
             for changed in all_changes(&store).await {
-                // The server has given up, so that it is known.
+                // The server has given up, so the outcome is known.
                 assert!(matches!(changed, Err(StoreError::Unavailable(_))), "{changed:?}");
             }
             drop(store);
             db.batch_execute("ROLLBACK").await.unwrap();
             sessions_end(&name).await;
-            nothing_was_changed(&sure).await;
+            assert_nothing_changed(&direct).await;
         }
     })
     .await;
@@ -90,7 +90,7 @@ async fn case_44_a_change_that_waited_for_a_lock_in_vain_never_takes_place() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_44_a_change_whose_caller_is_gone_does_not_wait_for_its_lock_for_ever() {
+async fn case_44_a_cancelled_change_does_not_wait_for_its_lock_forever() {
     in_schema(|options| async move {
         let name = unique("keygate_gone");
         let options = in_session(&schema_of(&options), &name).deadline(DEADLINE);
@@ -115,7 +115,7 @@ async fn case_44_a_change_whose_caller_is_gone_does_not_wait_for_its_lock_for_ev
             if waiting == 0 {
                 break;
             }
-            assert!(begun.elapsed() < PATIENT, "it still waits for the lock");
+            assert!(begun.elapsed() < PATIENT, "the change still waits for the lock");
             sleep(Duration::from_millis(5)).await;
         }
         db.batch_execute("ROLLBACK").await.unwrap();
@@ -129,9 +129,9 @@ async fn case_44_a_change_whose_caller_is_gone_does_not_wait_for_its_lock_for_ev
 async fn case_44_a_change_that_arrives_late_changes_nothing() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
-        let sure = options.connect().await.unwrap();
+        let direct = options.connect().await.unwrap();
         for n in 1..=3 {
-            sure.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
+            direct.insert(&revoked(n), OrgLimit::NONE).await.unwrap();
         }
         for prepared in [true, false] {
             let proxy = Proxy::start(address(&url())).await;
@@ -148,14 +148,14 @@ async fn case_44_a_change_that_arrives_late_changes_nothing() {
                 store.replace(&edit, own.revision).await.unwrap();
                 store.delete(&own.org, &own.id, None).await.unwrap();
             }
-            proxy.set_on(Side::There, Network::Slow(DEADLINE * 3 / 2));
-            // Two are on their way at a time, and the others are not begun.
+            proxy.set_on(Side::ToServer, Network::Slow(DEADLINE * 3 / 2));
+            // Two are under way at a time; the others have not begun.
             let errors = all_changes(&store).await.map(|changed| changed.unwrap_err());
             let on_their_way = errors.iter().filter(|e| matches!(e, StoreError::InDoubt(_)));
             assert_eq!(on_their_way.count(), 2, "{errors:?}");
             drop(store);
             sessions_end(&name).await;
-            nothing_was_changed(&sure).await;
+            assert_nothing_changed(&direct).await;
         }
     })
     .await;
@@ -163,7 +163,7 @@ async fn case_44_a_change_that_arrives_late_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_45_while_the_table_of_requests_is_locked_keys_are_changed_on_record() {
+async fn case_45_while_the_table_of_requests_is_locked_changes_are_made_and_recorded() {
     in_schema(|options| async move {
         let (schema, name) = (schema_of(&options), unique("keygate_requests"));
         let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
@@ -195,7 +195,7 @@ async fn case_45_while_the_table_of_requests_is_locked_keys_are_changed_on_recor
     .await;
 }
 
-/// The statements of those sessions that wait for a lock: session and beginning.
+/// The sessions that wait for a lock, with the beginning of their statements.
 async fn lock_waits(name: &str) -> Vec<(i32, SystemTime)> {
     let waits = "SELECT pid, query_start FROM pg_stat_activity \
                  WHERE application_name = $1 AND wait_event_type = 'Lock'";
@@ -215,7 +215,7 @@ async fn until_lock_wait(name: &str) -> Vec<(i32, SystemTime)> {
     }
 }
 
-/// However many changes want what is locked, most of them wait without a connection.
+/// However many changes wait for a lock, most of them wait without a connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn case_45_changes_to_one_key_or_organisation_do_not_take_all_connections() {
@@ -258,10 +258,10 @@ async fn case_45_changes_to_one_key_or_organisation_do_not_take_all_connections(
     .await;
 }
 
-/// Also where the tables of keys and of last uses are free.
+/// Also if the tables of keys and of last uses are not locked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn health_says_that_changes_fail_while_a_table_that_they_need_is_locked() {
+async fn health_reports_failing_changes_while_a_table_they_need_is_locked() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let keys = KeyManager::builder(options.deadline(DEADLINE).connect().await.unwrap());
@@ -290,7 +290,7 @@ async fn health_says_that_changes_fail_while_a_table_that_they_need_is_locked() 
     .await;
 }
 
-/// What an organisation of its own does all the time, on a store that others trouble.
+/// The regular work of another organisation on the same store.
 async fn undisturbed(store: &PostgresStore, name: &str, seconds: u64) {
     let own = new_key(&org(name));
     store.insert(&own, OrgLimit::NONE).await.unwrap();
@@ -312,14 +312,14 @@ async fn undisturbed(store: &PostgresStore, name: &str, seconds: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_45_a_locked_row_harms_that_row_alone() {
+async fn case_45_a_locked_row_blocks_only_that_row() {
     in_schema(|options| async move {
         let (schema, name) = (schema_of(&options), unique("keygate_row"));
         let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
         store.insert(&key(1), OrgLimit::NONE).await.unwrap();
         let same = ApiKey { org: org("same"), ..key(2) };
         store.insert(&same, OrgLimit::NONE).await.unwrap();
-        // Many rows of one organisation, and one of each of others.
+        // Many rows of one organisation, and one row of each of the others.
         let mut locked = vec![key(1)];
         locked.extend((0..20).map(|_| new_key(&key(1).org)));
         locked.extend((0..60).map(|n| new_key(&org(&format!("locked {n}")))));
@@ -360,7 +360,7 @@ async fn case_45_a_locked_row_harms_that_row_alone() {
             }
         });
         undisturbed(&store, "globex", 5).await;
-        // Of a batch with the locked key, the others are written.
+        // Of a batch with the locked key, the other uses are written.
         let at = Timestamp::from_unix_micros(1_800_000_000_000_000).unwrap();
         let uses = [&key(1), &same].map(|key| KeyUse { id: key.id, at });
         let recorded = store.record_uses(&uses).await;
@@ -383,7 +383,7 @@ async fn case_45_a_locked_row_harms_that_row_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_45_a_locked_table_harms_what_needs_it_alone() {
+async fn case_45_a_locked_table_blocks_only_the_operations_that_need_it() {
     in_schema(|options| async move {
         let (schema, name) = (schema_of(&options), unique("keygate_table"));
         let store = in_session(&schema, &name).deadline(DEADLINE).connect().await.unwrap();
@@ -415,7 +415,7 @@ async fn case_45_a_locked_table_harms_what_needs_it_alone() {
             pages.await.unwrap();
             db.batch_execute("ROLLBACK").await.unwrap();
         }
-        // Reads go on while the keys cannot be changed, and health shows it.
+        // Reads work while the keys cannot be changed, and health shows it.
         let lock = format!("BEGIN; LOCK TABLE {schema}.keys IN SHARE MODE");
         db.batch_execute(&lock).await.unwrap();
         let probe = store.record_uses(&[]).await;
@@ -432,7 +432,7 @@ async fn case_45_a_locked_table_harms_what_needs_it_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn case_46_one_organisations_creations_do_not_hold_up_those_of_others() {
+async fn case_46_one_organisations_creations_do_not_delay_those_of_others() {
     in_schema(|options| async move {
         let proxy = Proxy::start(address(&url())).await;
         let far = PostgresOptions::from_url(&proxy.url(&url())).unwrap();

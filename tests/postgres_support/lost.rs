@@ -11,46 +11,47 @@ use crate::postgres_support::{
     PATIENT, administrator, in_schema, key, org, schema_of, unique, url,
 };
 use crate::proxy::{Network, Proxy, address};
-use crate::told::{HEARTBEAT, REACH, Told, changed, listeners, proves, until_listeners};
+use crate::recorder::{HEARTBEAT, REACH, Recorder, changed, listeners, proves, until_listeners};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_killed_session_is_told_and_replaced() {
+async fn a_killed_session_is_reported_and_replaced() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
-        let told = Told::by(&store);
+        let recorder = Recorder::by(&store);
         for _ in 0..3 {
-            told.proof().await;
-            let (from, pids) = (told.count(), listeners(&schema).await);
+            recorder.proof().await;
+            let (from, pids) = (recorder.count(), listeners(&schema).await);
             let [pid] = pids[..] else { panic!("one connection listens: {pids:?}") };
             let kill = "SELECT pg_terminate_backend($1)";
             administrator().await.query(kill, &[&pid]).await.unwrap();
-            let lost = told.wait(from, |news| *news == News::Missed).await;
-            // Once more when it listens again, and before any proof.
-            let next = told.wait(lost + 1, |_| true).await;
-            assert_eq!(told.all()[next], News::Missed);
+            let lost = recorder.wait(from, |news| *news == News::Missed).await;
+            // Announced again when it listens again, before any proof.
+            let next = recorder.wait(lost + 1, |_| true).await;
+            assert_eq!(recorder.all()[next], News::Missed);
         }
-        let told = told.of(async { store.insert(&key(1), OrgLimit::NONE).await.unwrap() }).await;
-        assert_eq!(told, changed(key(1).id));
+        let news =
+            recorder.of(async { store.insert(&key(1), OrgLimit::NONE).await.unwrap() }).await;
+        assert_eq!(news, changed(key(1).id));
     })
     .await;
 }
 
-/// A session that only listens is idle to the server.
+/// To the server, a session that only listens is idle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_server_that_ends_idle_sessions_does_not_end_the_one_that_listens() {
+async fn a_server_that_ends_idle_sessions_does_not_end_the_listening_one() {
     in_schema(|options| async move {
         let url = format!("{}?options=-c%20idle_session_timeout%3D500", url());
         let options = PostgresOptions::from_url(&url).unwrap().schema(schema_of(&options));
         let store = options.unwrap().deadline(PATIENT).connect().await.unwrap();
-        let told = Told::by(&store);
-        told.proof().await;
-        let (from, later) = (told.count(), Instant::now() + Duration::from_millis(1_500));
+        let recorder = Recorder::by(&store);
+        recorder.proof().await;
+        let (from, later) = (recorder.count(), Instant::now() + Duration::from_millis(1_500));
         let proof = |news: &News| matches!(news, News::UpToDate { as_of } if *as_of > later);
-        let until = told.wait(from, proof).await;
-        assert!(!told.all()[from..until].contains(&News::Missed), "{:?}", told.all());
+        let until = recorder.wait(from, proof).await;
+        assert!(!recorder.all()[from..until].contains(&News::Missed), "{:?}", recorder.all());
     })
     .await;
 }
@@ -61,12 +62,12 @@ async fn a_dropped_feed_leaves_no_session_behind() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
-        let told = [Told::by(&store), Told::by(&store)];
-        for told in &told {
-            told.proof().await;
+        let recorder = [Recorder::by(&store), Recorder::by(&store)];
+        for recorder in &recorder {
+            recorder.proof().await;
         }
         until_listeners(&schema, 2).await;
-        drop(told);
+        drop(recorder);
         until_listeners(&schema, 0).await;
         let cached = CachedStore::builder(store.clone(), Duration::from_secs(1))
             .feed(store.changes())
@@ -81,43 +82,44 @@ async fn a_dropped_feed_leaves_no_session_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_cut_network_gives_no_proof_until_it_is_whole() {
+async fn a_cut_network_gives_no_proof_until_it_is_restored() {
     in_schema(|options| async move {
         let store = options.clone().connect().await.unwrap();
         let proxy = Proxy::start(address(&url())).await;
         let far = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
         let far = far.schema(schema_of(&options)).unwrap().deadline(REACH).connect().await.unwrap();
-        let told = Told::by(&far);
+        let recorder = Recorder::by(&far);
         for cut in [Network::Silent, Network::Closed, Network::Silent] {
-            told.proof().await;
-            let from = told.count();
+            recorder.proof().await;
+            let from = recorder.count();
             proxy.set(cut);
             let at = Instant::now();
-            let lost = told.wait(from, |news| *news == News::Missed).await;
+            let lost = recorder.wait(from, |news| *news == News::Missed).await;
             store
                 .insert(&crate::postgres_support::new_key(&org("acme")), OrgLimit::NONE)
                 .await
                 .unwrap();
             tokio::time::sleep(Duration::from_millis(1_500)).await;
-            let since = &told.all()[from..];
+            let since = &recorder.all()[from..];
             assert!(!since.iter().any(|news| proves(news, at)), "{cut:?}: {since:?}");
-            assert_eq!(since.len(), lost - from + 1, "{cut:?}: one loss is told once");
-            proxy.set(Network::Whole);
-            let again = told.wait(lost + 1, |_| true).await;
-            assert_eq!(told.all()[again], News::Missed);
+            assert_eq!(since.len(), lost - from + 1, "{cut:?}: one loss is reported once");
+            proxy.set(Network::Intact);
+            let again = recorder.wait(lost + 1, |_| true).await;
+            assert_eq!(recorder.all()[again], News::Missed);
         }
         let id = key(1).id;
-        let told = told.of(async { store.insert(&key(1), OrgLimit::NONE).await.unwrap() }).await;
-        assert_eq!(told, changed(id));
+        let news =
+            recorder.of(async { store.insert(&key(1), OrgLimit::NONE).await.unwrap() }).await;
+        assert_eq!(news, changed(id));
     })
     .await;
 }
 
-/// The store has moved to another server, and the listener's is still there: what
-/// it tells is not about the store.
+/// The store has moved to another server, but the listener's server still runs: its
+/// announcements are not about the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_listener_on_another_server_than_the_store_is_given_up() {
+async fn a_listener_on_another_server_than_the_store_is_dropped() {
     in_schema(|options| async move {
         let cluster = Cluster::start();
         let config: tokio_postgres::Config = url().parse().unwrap();
@@ -133,24 +135,24 @@ async fn a_listener_on_another_server_than_the_store_is_given_up() {
         let store = format!("{}?application_name={name}", proxy.url(&url()));
         let store = PostgresOptions::from_url(&store).unwrap().schema(&schema).unwrap();
         let store = store.deadline(REACH).connect().await.unwrap();
-        let told = Told::by(&store);
-        told.proof().await;
+        let recorder = Recorder::by(&store);
+        recorder.proof().await;
         let [listener] = listeners(&schema).await[..] else { panic!("one connection listens") };
         proxy.redirect(format!("127.0.0.1:{}", cluster.port()));
-        let from = told.count();
+        let from = recorder.count();
         let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                     WHERE application_name = $1 AND pid <> $2";
         let killed = administrator().await.query(kill, &[&name, &listener]).await.unwrap();
         assert_eq!(killed.len(), 10, "look-ups: 2, changes: 4, uses: 1, records: 2, pages: 1");
-        told.wait(from, |news| *news == News::Missed).await;
+        recorder.wait(from, |news| *news == News::Missed).await;
         until_listeners(&schema, 0).await;
-        told.proof().await;
+        recorder.proof().await;
     })
     .await;
 }
 
-/// PgBouncer lends out server sessions by transaction. Whatever the feed sends there,
-/// it hears something of; but not of what others say in between.
+/// PgBouncer assigns server sessions per transaction. The feed hears some of its own
+/// statements, but not the announcements of others in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL and PgBouncer"]
 async fn behind_pgbouncer_there_is_no_proof_and_keys_are_still_verified() {
@@ -161,7 +163,7 @@ async fn behind_pgbouncer_there_is_no_proof_and_keys_are_still_verified() {
         let bouncer = PgBouncer::start(&cluster, sessions, "");
         let options = PostgresOptions::from_url(&bouncer.url("")).unwrap();
         let store = options.prepared(false).deadline(PATIENT).connect().await.unwrap();
-        let told = Told::by(&store);
+        let recorder = Recorder::by(&store);
         let cached = CachedStore::builder(store.clone(), Duration::from_secs(1))
             .feed(store.changes().heartbeat(HEARTBEAT))
             .build()
@@ -180,7 +182,7 @@ async fn behind_pgbouncer_there_is_no_proof_and_keys_are_still_verified() {
             assert_eq!(cached.health().state, CacheState::Bypassed);
             others.delete(&actor, &made.key.id).await.unwrap();
         }
-        let news = told.all();
+        let news = recorder.all();
         assert!(!news.iter().any(|news| matches!(news, News::UpToDate { .. })), "{news:?}");
         assert!(news.contains(&News::Missed), "it has listened");
     }

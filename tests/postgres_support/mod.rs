@@ -1,4 +1,4 @@
-//! Helpers of the PostgreSQL tests: a schema for each, keys and sessions.
+//! Helpers of the PostgreSQL tests: a schema for each test, keys and sessions.
 
 use std::env;
 use std::future::Future;
@@ -14,7 +14,7 @@ use tokio_postgres::{Client, NoTls};
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
-/// Several suites at once on a small machine are slower than a service may be.
+/// Concurrent suites on a small machine are slow.
 pub(crate) const PATIENT: Duration = Duration::from_secs(20);
 
 pub(crate) fn url() -> String {
@@ -22,8 +22,8 @@ pub(crate) fn url() -> String {
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned())
 }
 
-/// A connection that keygate knows nothing of. A server may be full of sessions whose
-/// clients were cut off, until it notices.
+/// A connection outside of keygate. A server may be full of sessions whose clients were cut
+/// off, until it notices.
 pub(crate) async fn administrator() -> Client {
     let begun = Instant::now();
     loop {
@@ -50,7 +50,7 @@ pub(crate) fn unique(what: &str) -> String {
     format!("{what}_{now:x}_{process:x}_{n}")
 }
 
-/// Runs a test in a schema of its own, which is dropped even when it fails.
+/// Runs a test in its own schema, which is dropped even when the test fails.
 pub(crate) async fn in_schema<T, F>(test: T)
 where
     T: FnOnce(PostgresOptions) -> F,
@@ -58,7 +58,7 @@ where
 {
     let schema = unique("keygate_test");
     let options = PostgresOptions::from_url(&url()).unwrap().schema(&schema).unwrap();
-    // A test for which the deadline matters sets its own.
+    // Tests that depend on the deadline set their own.
     let options = options.deadline(PATIENT);
     let outcome = tokio::spawn(test(options)).await;
     let drop = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
@@ -74,14 +74,14 @@ pub(crate) fn schema_of(options: &PostgresOptions) -> String {
     rest.split_once('"').unwrap().0.to_owned()
 }
 
-/// Options for that schema; the server shows the store's sessions by that name.
+/// Options for that schema. The server shows the store's sessions under that name.
 pub(crate) fn in_session(schema: &str, name: &str) -> PostgresOptions {
     let mut config: tokio_postgres::Config = url().parse().unwrap();
     config.application_name(name);
     PostgresOptions::new(config).schema(schema).unwrap().deadline(PATIENT)
 }
 
-/// Returns when the server has no session of that name any more.
+/// Waits until the server has no session of that name.
 pub(crate) async fn sessions_end(name: &str) {
     let administrator = administrator().await;
     let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
@@ -96,7 +96,7 @@ pub(crate) fn org(name: &str) -> OrgId {
     OrgId::new(name).unwrap()
 }
 
-/// A key that no store has seen.
+/// A key that is in no store.
 pub(crate) fn new_key(org: &OrgId) -> ApiKey {
     let id = KeyId::random(&mut SysRng).unwrap();
     ApiKey { id, org: org.clone(), digest: KeyDigest::of(id.to_bytes()), ..key(0) }

@@ -1,4 +1,4 @@
-//! Opening: what is wrong is said, and many may open at once.
+//! Opening a store: errors are specific, and many stores may open at once.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::postgres_support::{PATIENT, administrator, in_schema, key, schema_of,
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
-async fn what_is_wrong_is_said() {
+async fn each_error_names_its_cause() {
     let refused = async |url: String| {
         let error = PostgresStore::connect(&url).await.unwrap_err();
         assert!(!format!("{error} {error:?}").contains("sesame"), "{error:?}");
@@ -65,7 +65,7 @@ async fn a_newer_schema_and_a_foreign_one_are_refused() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
-async fn missing_rights_are_said_and_enough_rights_are_enough() {
+async fn missing_rights_are_named_and_the_documented_rights_suffice() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let role = unique("keygate_role");
@@ -114,7 +114,7 @@ async fn case_55_a_schema_that_another_role_prepared_lacks_what_the_error_names(
              GRANT USAGE ON SCHEMA {schema} TO {role}")
         .await;
         let empty = limited.clone().connect().await;
-        // Made by another role, and brought up to date.
+        // Created by another role, and up to date.
         drop(options.connect().await.unwrap());
         run("GRANT SELECT ON {schema}.schema_version TO {role}").await;
         let nothing = limited.clone().connect().await;
@@ -129,7 +129,7 @@ async fn case_55_a_schema_that_another_role_prepared_lacks_what_the_error_names(
         .await;
         let no_creations = limited.clone().connect().await;
         run("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role}").await;
-        // What is left are the rights that the guide lists.
+        // The remaining rights are those that the guide lists.
         let append_only = limited.connect().await;
         let appended = format!("{:?}", append_only.as_ref().map(drop));
         let works = match append_only {
@@ -160,7 +160,7 @@ async fn case_55_a_schema_that_another_role_prepared_lacks_what_the_error_names(
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
-async fn case_55_a_database_that_is_not_utf8_is_refused_and_left_alone() {
+async fn case_55_a_database_that_is_not_utf8_is_refused_and_unchanged() {
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let (database, administrator) = (unique("keygate_test"), administrator().await);
         let create = format!(
@@ -188,7 +188,7 @@ async fn case_55_a_database_that_is_not_utf8_is_refused_and_left_alone() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
-async fn a_listener_that_never_answers_is_given_up_in_time() {
+async fn a_server_that_never_answers_times_out() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let url = format!("postgres://app:sesame@127.0.0.1:{port}/app");

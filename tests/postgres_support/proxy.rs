@@ -10,54 +10,54 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::time::sleep;
 
-/// What becomes of the bytes.
+/// What happens to the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
-    /// They are passed on.
-    Whole,
-    /// Connections are closed, also those that are made now.
+    /// They are forwarded.
+    Intact,
+    /// Connections are closed, including new ones.
     Closed,
-    /// Bytes are swallowed, and connections stay open; also those that are made now.
-    /// A connection that has lost any stays silent for good.
+    /// Bytes are dropped and connections stay open, including new ones. A connection that has
+    /// lost bytes stays silent forever.
     Silent,
-    /// Like `Silent`, and nobody learns that the other side has closed before the
-    /// network is whole again.
+    /// Like `Silent`, and a close by the other side is not noticed before the network is
+    /// restored.
     BlackHole,
     /// Connections are reset.
     Reset,
-    /// The direction ends, the other one goes on.
+    /// This direction ends, the other one continues.
     HalfClosed,
-    /// So many bytes are passed on, and then the connection is closed.
+    /// This many bytes are forwarded, and then the connection is closed.
     Truncated(usize),
-    /// So many bytes are passed on, and then no more.
-    Torn(usize),
-    /// Each piece is held for that long.
+    /// This many bytes are forwarded, and then no more.
+    Incomplete(usize),
+    /// Each packet is delayed for that long.
     Slow(Duration),
-    /// So many bytes a second are passed on.
-    Narrow(usize),
+    /// This many bytes per second are forwarded.
+    Limited(usize),
 }
 
 /// A direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// To the server.
-    There,
+    ToServer,
     /// From the server.
-    Back,
+    FromServer,
 }
 
-/// A fault that is yet to come.
+/// A planned fault.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Strike {
+pub(crate) struct PlannedFault {
     pub(crate) side: Side,
-    /// It comes with the piece of that number in that direction, from 1 up.
-    pub(crate) piece: usize,
+    /// The number of the packet in that direction, from 1 up, at which it occurs.
+    pub(crate) packet: usize,
     pub(crate) network: Network,
-    /// Whether it is the network from then on; or else only that one connection.
+    /// Whether the whole network has the fault from then on, or only that connection.
     pub(crate) lasting: bool,
 }
 
-/// What the network is, and in which direction; both where none is said.
+/// The state of the network, and its direction; `None` for both.
 type State = (Network, Option<Side>);
 
 /// Listens until it is dropped.
@@ -65,62 +65,62 @@ type State = (Network, Option<Side>);
 pub(crate) struct Proxy {
     port: u16,
     state: Arc<Sender<State>>,
-    armed: Arc<Mutex<Option<Strike>>>,
+    planned: Arc<Mutex<Option<PlannedFault>>>,
     server: Arc<Mutex<String>>,
     _end: Sender<()>,
 }
 
 impl Proxy {
-    /// In front of the server at that address, `host:port`.
+    /// Starts a proxy for the server at that address, `host:port`.
     pub(crate) async fn start(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Arc::new(channel((Network::Whole, None)).0);
-        let armed = Arc::default();
+        let state = Arc::new(channel((Network::Intact, None)).0);
+        let planned = Arc::default();
         let server = Arc::new(Mutex::new(server));
         let (end, mut ended) = channel(());
-        let (target, wire) = (
+        let (target, shared) = (
             Arc::clone(&server),
-            Wire { state: Arc::clone(&state), armed: Arc::clone(&armed), end: ended.clone() },
+            Shared { state: Arc::clone(&state), planned: Arc::clone(&planned), end: ended.clone() },
         );
         tokio::spawn(async move {
             loop {
-                let near = tokio::select! {
+                let client = tokio::select! {
                     accepted = listener.accept() => accepted.unwrap().0,
                     gone = ended.changed() => return assert!(gone.is_err()),
                 };
                 let server = target.lock().unwrap().clone();
-                tokio::spawn(connect(near, server, wire.clone()));
+                tokio::spawn(connect(client, server, shared.clone()));
             }
         });
-        Self { port, state, armed, server, _end: end }
+        Self { port, state, planned, server, _end: end }
     }
 
     pub(crate) fn set(&self, network: Network) {
         self.state.send_replace((network, None));
     }
 
-    /// Only in that direction.
+    /// Sets the network in one direction only.
     pub(crate) fn set_on(&self, side: Side, network: Network) {
         self.state.send_replace((network, Some(side)));
     }
 
-    /// The network becomes that in the midst of what comes next.
-    pub(crate) fn strike(&self, strike: Strike) {
-        *self.armed.lock().unwrap() = Some(strike);
+    /// Plans a fault for the next packets.
+    pub(crate) fn plan(&self, fault: PlannedFault) {
+        *self.planned.lock().unwrap() = Some(fault);
     }
 
-    /// Nothing is to come any more; whether something came.
-    pub(crate) fn has_struck(&self) -> bool {
-        self.armed.lock().unwrap().take().is_none()
+    /// Cancels a planned fault. Returns whether it occurred.
+    pub(crate) fn fault_occurred(&self) -> bool {
+        self.planned.lock().unwrap().take().is_none()
     }
 
-    /// Connections from now on lead to another server.
+    /// Makes new connections lead to another server.
     pub(crate) fn redirect(&self, server: String) {
         *self.server.lock().unwrap() = server;
     }
 
-    /// The URL, by way of this.
+    /// The URL through this proxy.
     pub(crate) fn url(&self, url: &str) -> String {
         let (user, rest) = url.rsplit_once('@').unwrap();
         let (_, database) = rest.split_once('/').unwrap();
@@ -134,74 +134,74 @@ pub(crate) fn address(url: &str) -> String {
     rest.split_once('/').unwrap().0.to_owned()
 }
 
-/// What every connection looks at.
+/// State shared by all connections.
 #[derive(Clone)]
-struct Wire {
+struct Shared {
     state: Arc<Sender<State>>,
-    armed: Arc<Mutex<Option<Strike>>>,
+    planned: Arc<Mutex<Option<PlannedFault>>>,
     end: Receiver<()>,
 }
 
-impl Wire {
-    /// Counts a piece in that direction; what strikes this connection alone, if
-    /// anything does.
+impl Shared {
+    /// Counts a packet in that direction. Returns the fault for this connection alone, if
+    /// there is one.
     fn count(&self, side: Side) -> Option<Network> {
-        let mut armed = self.armed.lock().unwrap();
-        let strike = armed.as_mut().filter(|strike| strike.side == side)?;
-        strike.piece -= 1;
-        let strike = (strike.piece == 0).then(|| armed.take()).flatten()?;
-        if strike.lasting {
-            self.state.send_replace((strike.network, Some(side)));
+        let mut planned = self.planned.lock().unwrap();
+        let fault = planned.as_mut().filter(|fault| fault.side == side)?;
+        fault.packet -= 1;
+        let fault = (fault.packet == 0).then(|| planned.take()).flatten()?;
+        if fault.lasting {
+            self.state.send_replace((fault.network, Some(side)));
             return None;
         }
-        Some(strike.network)
+        Some(fault.network)
     }
 }
 
-async fn connect(near: TcpStream, server: String, wire: Wire) {
-    let Ok(far) = TcpStream::connect(server).await else { return };
-    let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    let (near_in, near_out) = near.into_split();
-    let (far_in, far_out) = far.into_split();
-    let mut end = wire.end.clone();
-    let there = Direction::new(Side::There, wire.clone()).pass(near_in, far_out);
-    let back = Direction::new(Side::Back, wire).pass(far_in, near_out);
-    tokio::pin!(there, back);
-    // Where one side ends, so does the other.
+async fn connect(client: TcpStream, server: String, shared: Shared) {
+    let Ok(server_stream) = TcpStream::connect(server).await else { return };
+    let _ = (client.set_nodelay(true), server_stream.set_nodelay(true));
+    let (client_in, client_out) = client.into_split();
+    let (server_in, server_out) = server_stream.into_split();
+    let mut end = shared.end.clone();
+    let to_server = Direction::new(Side::ToServer, shared.clone()).pass(client_in, server_out);
+    let from_server = Direction::new(Side::FromServer, shared).pass(server_in, client_out);
+    tokio::pin!(to_server, from_server);
+    // If one side ends, so does the other.
     tokio::select! {
-        () = &mut there => {}
-        () = &mut back => {}
+        () = &mut to_server => {}
+        () = &mut from_server => {}
         _ = end.changed() => {}
     }
 }
 
 struct Direction {
     side: Side,
-    wire: Wire,
+    shared: Shared,
     state: Receiver<State>,
-    /// What struck this connection.
+    /// The fault of this connection.
     own: Option<Network>,
     silent: bool,
-    /// The network in whose honour the direction was silenced.
-    hole: bool,
+    /// The network state that silenced this direction.
+    black_hole: bool,
 }
 
 impl Direction {
-    fn new(side: Side, wire: Wire) -> Self {
-        let state = wire.state.subscribe();
-        Self { side, wire, state, own: None, silent: false, hole: false }
+    fn new(side: Side, shared: Shared) -> Self {
+        let state = shared.state.subscribe();
+        Self { side, shared, state, own: None, silent: false, black_hole: false }
     }
 
-    /// What the network is here and now.
+    /// The state of the network for this direction now.
     fn now(&mut self) -> Network {
         let (network, side) = *self.state.borrow_and_update();
         let shared =
-            if side.is_none_or(|side| side == self.side) { network } else { Network::Whole };
-        // Where the whole network is cut, no direction is spared.
+            if side.is_none_or(|side| side == self.side) { network } else { Network::Intact };
+        // A cut of the whole network affects both directions.
         let cut = matches!(network, Network::Closed | Network::Reset | Network::BlackHole);
         let now = self.own.unwrap_or(if cut { network } else { shared });
         self.silent |= matches!(now, Network::Silent | Network::BlackHole);
-        self.hole |= now == Network::BlackHole;
+        self.black_hole |= now == Network::BlackHole;
         now
     }
 
@@ -222,14 +222,14 @@ impl Direction {
                 read = from.read(&mut bytes) => read.unwrap_or(0),
             };
             if read == 0 {
-                if self.hole && self.own.is_none() {
-                    let _ = self.state.wait_for(|(now, _)| *now == Network::Whole).await;
-                } else if self.hole {
+                if self.black_hole && self.own.is_none() {
+                    let _ = self.state.wait_for(|(now, _)| *now == Network::Intact).await;
+                } else if self.black_hole {
                     std::future::pending::<()>().await;
                 }
                 return;
             }
-            if let Some(own) = self.wire.count(self.side) {
+            if let Some(own) = self.shared.count(self.side) {
                 self.own = Some(own);
             }
             let bytes = &bytes[..read];
@@ -242,7 +242,7 @@ impl Direction {
                     let _ = to.write_all(&bytes[..at.min(read)]).await;
                     return;
                 }
-                Network::Torn(at) => {
+                Network::Incomplete(at) => {
                     self.silent = true;
                     if to.write_all(&bytes[..at.min(read)]).await.is_err() {
                         return;
@@ -254,7 +254,7 @@ impl Direction {
                         return;
                     }
                 }
-                Network::Narrow(rate) => {
+                Network::Limited(rate) => {
                     // A hundredth of a second's worth at a time.
                     for part in bytes.chunks((rate / 100).max(1)) {
                         sleep(Duration::from_millis(10)).await;
@@ -263,7 +263,7 @@ impl Direction {
                         }
                     }
                 }
-                Network::Whole | Network::Silent | Network::BlackHole => {
+                Network::Intact | Network::Silent | Network::BlackHole => {
                     if to.write_all(bytes).await.is_err() {
                         return;
                     }
@@ -277,7 +277,7 @@ fn reset(from: &OwnedReadHalf, to: &OwnedWriteHalf) {
     let _ = (from.as_ref().set_zero_linger(), to.as_ref().set_zero_linger());
 }
 
-/// Ends one direction; returns when the other end is gone, too.
+/// Ends one direction. Returns when the other end is gone too.
 async fn half_close(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let _ = to.shutdown().await;
     let mut bytes = [0; 8192];

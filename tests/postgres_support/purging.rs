@@ -9,8 +9,8 @@ use crate::postgres_support::{
     administrator, in_schema, in_session, schema_of, sessions_end, unique,
 };
 
-/// Fills tables that the server does not analyse. Where their indexes are made
-/// afterwards, as by a restore, it knows how many rows there are.
+/// Fills tables without statistics. If the indexes are created afterwards, as in a restore,
+/// the server knows the number of rows.
 async fn fill(db: &Client, schema: &str, rows: u64, indexed_afterwards: bool) {
     let indexes = ["requests", "changes"].map(|table| {
         let (drop, make) = (
@@ -64,9 +64,9 @@ async fn a_purge_without_statistics_reads_each_record_a_few_times() {
             sessions_end(&name).await;
             let Work { scanned, entries, fetched } = work_so_far(&db, &schema).await.since(before);
             println!("{scanned} scanned, {entries} entries, {fetched} fetched");
-            assert_eq!(count(&db, &analysed).await, 0, "the server knows the tables");
-            assert_eq!(scanned, 0, "whole tables are read");
-            // To find it, to lock it, to look for it again.
+            assert_eq!(count(&db, &analysed).await, 0, "the tables have no statistics");
+            assert_eq!(scanned, 0, "no table is scanned");
+            // Once to find it, once to lock it, and once to find it again.
             assert!(entries <= 5 * 2 * ROWS && fetched <= 5 * 2 * ROWS, "{entries}, {fetched}");
         })
         .await;

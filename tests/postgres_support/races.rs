@@ -15,8 +15,8 @@ use tokio::sync::Barrier;
 use self::peer::{Peer, this_program};
 use crate::postgres_support::{LIMIT, in_schema, in_session, new_key, org, schema_of};
 
-/// So many tasks create a key each, at once, in turn over those stores; how
-/// many got one.
+/// This many tasks create a key each, concurrently, alternating between the stores. Returns
+/// how many succeeded.
 pub(crate) async fn creators(stores: &[PostgresStore], org: &OrgId, count: usize) -> usize {
     let start = Arc::new(Barrier::new(count));
     let tasks: Vec<_> = (0..count)
@@ -40,8 +40,8 @@ pub(crate) async fn creators(stores: &[PostgresStore], org: &OrgId, count: usize
     created
 }
 
-/// One store inserts over one connection, one key after the other. Several meet
-/// in the database.
+/// One store inserts over one connection, one key at a time. With several stores the inserts
+/// meet in the database.
 async fn four_stores(options: &PostgresOptions) -> Vec<PostgresStore> {
     let mut stores = Vec::new();
     for _ in 0..4 {
@@ -106,14 +106,14 @@ async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_round
     .await;
 }
 
-/// Another process on the same schema, which creates keys in the organisations
-/// that it is told.
+/// Another process on the same schema. It creates keys in the organisations named on its
+/// standard input.
 fn peer(schema: &str) -> Peer {
     Peer::start(this_program(), "races::child", &[("KEYGATE_CHILD_SCHEMA", OsStr::new(schema))])
 }
 
 #[test]
-#[ignore = "not a test: what other tests start as a process of its own"]
+#[ignore = "not a test: a process that other tests start"]
 fn child() {
     let Ok(schema) = env::var("KEYGATE_CHILD_SCHEMA") else { return };
     let say = |line: &str| {

@@ -1,4 +1,4 @@
-//! The steps of `src/guide/restore.md`, word for word, beside a service that verifies.
+//! The steps of `src/guide/restore.md`, word for word, beside a running service.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -13,12 +13,11 @@ use tokio_postgres::NoTls;
 
 use crate::caches::{Process, actor, new};
 use crate::postgres_support::{PATIENT, administrator, unique, url};
-use crate::told::Told;
+use crate::recorder::Recorder;
 
 const GUIDE: &str = include_str!("../../src/guide/restore.md");
 
-/// Runs a test with the URL of a database of its own, which is dropped even when it
-/// fails.
+/// Runs a test with the URL of its own database, which is dropped even when the test fails.
 async fn in_database<F>(test: impl FnOnce(String) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -34,16 +33,16 @@ where
     }
 }
 
-/// A service with its database, and the folder in which the steps are taken.
-struct World {
+/// A service with its database, and the folder in which the steps run.
+struct Setup {
     url: String,
     folder: TempDir,
     store: PostgresStore,
     keys: KeyManager,
 }
 
-impl World {
-    /// With so many records of requests that a restore takes its time.
+impl Setup {
+    /// With this many records of requests, so that a restore takes some time.
     async fn start(url: String) -> Self {
         let store =
             PostgresOptions::from_url(&url).unwrap().deadline(PATIENT).connect().await.unwrap();
@@ -64,7 +63,7 @@ impl World {
         client.batch_execute(sql).await.unwrap();
     }
 
-    /// Takes the step of the guide in which these words are.
+    /// Runs the step of the guide that contains these words.
     async fn step(&self, words: &str) {
         let blocks = GUIDE.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
         let step = blocks.filter(|block| block.contains(words)).collect::<Vec<_>>();
@@ -81,7 +80,7 @@ impl World {
         (issued.key.id, issued.secret)
     }
 
-    /// Verifies that key over and over until it is told to stop; how often.
+    /// Verifies that key repeatedly until stopped. Returns the number of verifications.
     fn verify(&self, key: &PlaintextKey, stop: &Arc<AtomicBool>) -> JoinHandle<u32> {
         let (keys, stop) = (self.keys.clone(), Arc::clone(stop));
         let secret = key.expose_secret().to_owned();
@@ -98,37 +97,37 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_backup_is_restored_beside_a_running_service_and_what_works_again_is_revoked() {
+async fn a_backup_is_restored_beside_a_running_service_and_reactivated_keys_are_revoked() {
     in_database(|url| async move {
-        let world = World::start(url).await;
+        let setup = Setup::start(url).await;
         let max_staleness = Duration::from_secs(2);
-        let there = Process::start(world.store.clone(), &world.store, max_staleness).await;
-        let (_, good) = world.make().await;
-        let (revoked, narrowed) = (world.make().await, world.make().await);
-        let (rotated, deleted) = (world.make().await, world.make().await);
+        let there = Process::start(setup.store.clone(), &setup.store, max_staleness).await;
+        let (_, good) = setup.make().await;
+        let (revoked, narrowed) = (setup.make().await, setup.make().await);
+        let (rotated, deleted) = (setup.make().await, setup.make().await);
         let afterwards = [&revoked, &narrowed, &rotated, &deleted].map(|(_, secret)| secret);
-        world.step("pg_dump").await;
+        setup.step("pg_dump").await;
 
-        let keys = &world.keys;
+        let keys = &setup.keys;
         keys.update(&actor(), &revoked.0, KeyPatch::revoke()).await.unwrap();
         let list = Allowlist::parse(["192.0.2.1"]).unwrap();
         keys.update(&actor(), &narrowed.0, KeyPatch::restrict(list)).await.unwrap();
         keys.rotate(&actor(), &rotated.0).await.unwrap();
         keys.delete(&actor(), &deleted.0).await.unwrap();
-        let (_, made) = world.make().await;
+        let (_, made) = setup.make().await;
         for secret in afterwards {
             keys.verify(secret.expose_secret(), None).await.unwrap_err();
         }
-        // Until the cache has heard of them all, and keeps that one.
-        let told = Told::by(&world.store);
+        // Until the cache has received all announcements and keeps that key.
+        let recorder = Recorder::by(&setup.store);
         for _ in 0..10 {
-            told.proof().await;
+            recorder.proof().await;
             there.keys.verify(made.expose_secret(), None).await.unwrap();
         }
 
         let stop = Arc::default();
-        let verifying = world.verify(&good, &stop);
-        world.step("RENAME TO keygate_before").await;
+        let verifying = setup.verify(&good, &stop);
+        setup.step("RENAME TO keygate_before").await;
         let restored = Instant::now();
         stop.store(true, Ordering::SeqCst);
         let times = verifying.await.unwrap();
@@ -142,32 +141,32 @@ async fn a_backup_is_restored_beside_a_running_service_and_what_works_again_is_r
             keys.verify(secret.expose_secret(), None).await.unwrap();
             there.keys.verify(secret.expose_secret(), None).await.unwrap();
         }
-        world.step("UPDATE keygate.keys").await;
+        setup.step("UPDATE keygate.keys").await;
         for secret in afterwards {
             keys.verify(secret.expose_secret(), None).await.unwrap_err();
             there.last_acceptance(secret.expose_secret()).await;
         }
         keys.verify(good.expose_secret(), None).await.unwrap();
         there.keys.verify(good.expose_secret(), None).await.unwrap();
-        world.step("SELECT pg_notify").await;
+        setup.step("SELECT pg_notify").await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_restore_over_the_tables_in_use_refuses_no_good_key() {
+async fn a_restore_over_the_tables_in_use_refuses_no_valid_key() {
     in_database(|url| async move {
-        let world = World::start(url).await;
-        let (_, good) = world.make().await;
-        world.step("pg_dump").await;
-        let (_, made) = world.make().await;
+        let setup = Setup::start(url).await;
+        let (_, good) = setup.make().await;
+        setup.step("pg_dump").await;
+        let (_, made) = setup.make().await;
         let stop = Arc::default();
-        let verifying = world.verify(&good, &stop);
-        world.step("--clean --if-exists").await;
+        let verifying = setup.verify(&good, &stop);
+        setup.step("--clean --if-exists").await;
         stop.store(true, Ordering::SeqCst);
         assert!(verifying.await.unwrap() > 0);
-        world.keys.verify(made.expose_secret(), None).await.unwrap_err();
+        setup.keys.verify(made.expose_secret(), None).await.unwrap_err();
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Without prepared statements a connection carries one call at a time, whoever gives up.
+//! Without prepared statements a connection carries one call at a time, whichever caller gives up.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,11 +21,11 @@ async fn without_prepared_statements_a_connection_carries_one_call_at_a_time() {
     in_schema(|options| async move {
         let (store, seen) = looked_into(&options, true).await;
         impatient_crowd(&store).await;
-        assert!(seen.too_early.load(Ordering::SeqCst) > 0, "nothing that could be seen");
+        assert!(seen.too_early.load(Ordering::SeqCst) > 0, "the proxy saw no overlap");
 
         let (store, seen) = looked_into(&options, false).await;
-        // One opened the store. 4 look up, 4 change, 2 write audit records, and one each is
-        // for last uses and pages of the audit log.
+        // One connection opened the store. 4 look up, 4 change, 2 write audit records, and one
+        // each is for last uses and for pages of the audit log.
         let begun = Instant::now();
         while seen.connections.load(Ordering::SeqCst) < CONNECTIONS {
             assert!(begun.elapsed() < PATIENT, "{seen:?}");
@@ -42,10 +42,10 @@ async fn without_prepared_statements_a_connection_carries_one_call_at_a_time() {
     .await;
 }
 
-/// The server may tell of an error some time before it is ready for more.
+/// The server may report an error some time before it is ready again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn without_prepared_statements_errors_are_waited_out_as_well() {
+async fn without_prepared_statements_a_call_waits_for_the_end_of_an_error_too() {
     in_schema(|options| async move {
         let (store, seen) = looked_into(&options, false).await;
         let own = new_key(&key(1).org);
@@ -74,7 +74,7 @@ async fn without_prepared_statements_errors_are_waited_out_as_well() {
     .await;
 }
 
-/// Many who look up, and write; most give up on what they have asked, at any time.
+/// Many callers look up and write. Most of them give up at a random moment.
 async fn impatient_crowd(store: &PostgresStore) {
     let one_of_them = async |store: PostgresStore, n: u64| {
         let own = new_key(&key(1).org);
@@ -104,15 +104,15 @@ async fn impatient_crowd(store: &PostgresStore) {
     assert!(given_up > 100, "{given_up}");
 }
 
-/// What passed on the way to the server.
+/// The messages on the way to the server.
 #[derive(Debug, Default)]
 struct Seen {
     connections: AtomicUsize,
-    /// Messages sent while an answer was still to come, on the same connection.
+    /// Messages sent before the previous answer on the same connection was complete.
     too_early: AtomicUsize,
 }
 
-/// A store whose messages are looked at, and what is seen of them.
+/// A store whose messages are inspected, and the results.
 async fn looked_into(options: &PostgresOptions, prepared: bool) -> (PostgresStore, Arc<Seen>) {
     let url = url();
     let (user, rest) = url.rsplit_once('@').unwrap();
@@ -130,7 +130,7 @@ async fn looked_into(options: &PostgresOptions, prepared: bool) -> (PostgresStor
             all.connections.fetch_add(1, Ordering::SeqCst);
             let (near_in, near_out) = near.into_split();
             let (far_in, far_out) = far.into_split();
-            // The beginning of a session is a question, too.
+            // The start of a session is a question too.
             let waiting = Arc::new(Mutex::new(1));
             tokio::spawn(pass(near_in, far_out, questions(Arc::clone(&waiting), Arc::clone(&all))));
             tokio::spawn(pass(far_in, near_out, answers(waiting)));
@@ -140,7 +140,7 @@ async fn looked_into(options: &PostgresOptions, prepared: bool) -> (PostgresStor
     (options.prepared(prepared).deadline(PATIENT).connect().await.unwrap(), seen)
 }
 
-/// Passes messages on, once each was looked at.
+/// Forwards messages after inspecting them.
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut look: impl FnMut(&mut Vec<u8>)) {
     let mut unread = Vec::new();
     let mut bytes = [0; 8192];
@@ -153,7 +153,7 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut look: impl Fn
     }
 }
 
-/// The types of the messages that have arrived whole.
+/// The types of the messages that have arrived completely.
 fn messages(unread: &mut Vec<u8>) -> Vec<u8> {
     let mut types = Vec::new();
     while unread.len() >= 5 {
@@ -178,8 +178,8 @@ fn questions(waiting: Arc<Mutex<usize>>, seen: Arc<Seen>) -> impl FnMut(&mut Vec
         }
         for kind in messages(unread) {
             let mut waiting = waiting.lock().unwrap();
-            // A password belongs to the beginning, nobody answers a farewell, and a
-            // question of no words asks whether the server is ready.
+            // A password is part of the start, a goodbye gets no answer, and an empty query
+            // asks whether the server is ready.
             if *waiting > 0 && !matches!(kind, b'p' | b'X' | b'Q') {
                 seen.too_early.fetch_add(1, Ordering::SeqCst);
             }

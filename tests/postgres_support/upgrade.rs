@@ -1,4 +1,4 @@
-//! A schema of an earlier version, brought up to date while it is in use.
+//! A schema of an earlier version, upgraded while it is in use.
 
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 use crate::postgres_support::{
     PATIENT, administrator, in_schema, in_session, key, new_key, org, schema_of, unique, url,
 };
-use crate::told::{Told, changed};
+use crate::recorder::{Recorder, changed};
 
-/// What version 1 makes, with one key.
+/// The tables of version 1, with one key.
 const VERSION_1: &str = "
     CREATE SCHEMA {schema};
     SET search_path = {schema};
@@ -71,7 +71,7 @@ const VERSION_1: &str = "
         NULL, NULL, NULL, 1);
     RESET search_path;";
 
-/// What version 3 has in addition.
+/// The additions of version 3.
 const VERSION_3: &str = "
     CREATE FUNCTION {schema}.announce_change() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM pg_notify(TG_TABLE_SCHEMA, (coalesce(NEW, OLD)).id::text); RETURN NULL; END';
@@ -87,7 +87,7 @@ async fn version(db: &Client, schema: &str) -> i64 {
     db.query_one(&version, &[]).await.unwrap().get(0)
 }
 
-/// Returns when a session of that name waits for a lock.
+/// Waits until a session of that name waits for a lock.
 async fn until_it_waits(db: &Client, name: &str) {
     let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1 \
                  AND wait_event_type = 'Lock'";
@@ -135,12 +135,12 @@ async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
             assert_eq!(version(&db, &schema).await, newest);
             let found = stores[0].find_by_digest(&key(1).digest).await.unwrap().unwrap();
             assert_eq!(*found, key(1));
-            let told = Told::by(&stores[1]);
-            let by_older = told.of(async { db.batch_execute(&write).await.unwrap() }).await;
+            let recorder = Recorder::by(&stores[1]);
+            let by_older = recorder.of(async { db.batch_execute(&write).await.unwrap() }).await;
             assert_eq!(by_older, changed(key(1).id));
             let key = key(2);
             let inserted =
-                told.of(async { stores[2].insert(&key, OrgLimit::NONE).await.unwrap() }).await;
+                recorder.of(async { stores[2].insert(&key, OrgLimit::NONE).await.unwrap() }).await;
             assert_eq!(inserted, changed(key.id));
         })
         .await;
@@ -149,7 +149,7 @@ async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn who_may_only_use_the_tables_waits_for_their_owner_and_then_announces() {
+async fn a_role_that_may_only_use_the_tables_waits_for_their_owner_and_then_announces() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let (role, db) = (unique("keygate_role"), administrator().await);
@@ -165,9 +165,9 @@ async fn who_may_only_use_the_tables_waits_for_their_owner_and_then_announces() 
         let too_early = limited.clone().connect().await.unwrap_err();
         let owner = options.connect().await.unwrap();
         let store = limited.connect().await.unwrap();
-        let (told, theirs) = (Told::by(&owner), Told::by(&store));
+        let (recorder, theirs) = (Recorder::by(&owner), Recorder::by(&store));
         let new = new_key(&org("acme"));
-        let news = told.of(async { store.insert(&new, OrgLimit::NONE).await.unwrap() }).await;
+        let news = recorder.of(async { store.insert(&new, OrgLimit::NONE).await.unwrap() }).await;
         let here = theirs.of(async { store.delete(&new.org, &new.id, None).await.unwrap() }).await;
         drop((store, theirs));
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -180,11 +180,11 @@ async fn who_may_only_use_the_tables_waits_for_their_owner_and_then_announces() 
     .await;
 }
 
-/// Its transaction has announced a change where only processes of the earlier version
-/// listen, and ends when a newer one relies on its own channel.
+/// A transaction has announced a change only to processes of the earlier version. It ends when
+/// a newer process relies on its own channel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn what_was_changed_before_an_upgrade_is_finished_before_it() {
+async fn changes_made_before_an_upgrade_are_committed_before_it() {
     in_schema(|options| async move {
         let (schema, db) = (schema_of(&options), administrator().await);
         let sql = format!("{VERSION_1}{VERSION_3}").replace("{schema}", &schema);
@@ -203,11 +203,11 @@ async fn what_was_changed_before_an_upgrade_is_finished_before_it() {
     .await;
 }
 
-/// Processes of version 3 and earlier listen on the channel that is named as the
-/// schema, and may still run.
+/// Processes of version 3 and earlier listen on the channel named like the schema, and may
+/// still run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn a_process_of_an_earlier_version_still_hears_of_changes() {
+async fn a_process_of_an_earlier_version_still_receives_announcements() {
     in_schema(|options| async move {
         let schema = schema_of(&options);
         let store = options.connect().await.unwrap();
@@ -243,7 +243,7 @@ async fn case_55_a_migration_beside_a_long_transaction_blocks_no_other_session_a
         let (name, other) = (unique("kg"), unique("kg"));
         let opening = tokio::spawn(in_session(&schema, &name).connect());
         until_it_waits(&db, &name).await;
-        // What the migration waits for, others read and write meanwhile.
+        // Others read and write what the migration waits for.
         db.batch_execute("SET statement_timeout = '2s'").await.unwrap();
         let write = format!("{read}; UPDATE {schema}.keys SET last_used_at = NULL");
         let mut uses = 0;

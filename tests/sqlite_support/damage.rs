@@ -1,4 +1,4 @@
-//! Rows that somebody has edited: an error that says where, and never an admission.
+//! Manually edited rows: an error that names the column, and never an admission.
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Outcome};
 use keygate::{
@@ -26,15 +26,15 @@ async fn issue(keys: &KeyManager, org_name: &str) -> IssuedKey {
 fn assert_corrupt<T: std::fmt::Debug>(result: Result<T, StoreError>, column: &str) {
     match result {
         Err(error @ StoreError::Corrupt(_)) => {
-            let said = chain(&error);
-            assert!(said.contains(&format!("column {column} ")), "{column}: {said}");
+            let message = chain(&error);
+            assert!(message.contains(&format!("column {column} ")), "{column}: {message}");
         }
         other => panic!("{column}: {other:?}"),
     }
 }
 
 #[tokio::test]
-async fn a_damaged_column_is_corrupt_by_name_and_never_an_admission() {
+async fn a_damaged_column_is_named_in_the_error_and_never_admits() {
     let inside = Some("10.0.0.1".parse().unwrap());
     for (column, value) in [
         ("status", text("paused")),
@@ -74,7 +74,7 @@ async fn a_damaged_column_is_corrupt_by_name_and_never_an_admission() {
         let IssuedKey { key, secret } = damaged;
         assert_corrupt(store.find_by_digest(&key.digest).await, column);
         assert_corrupt(store.get(&key.org, &key.id).await, column);
-        // A list without the row would look as if there were none.
+        // Without the row the list would look complete.
         assert_corrupt(store.list(&key.org).await, column);
         let verified = keys.verify(secret.expose_secret(), inside).await;
         assert!(matches!(verified, Err(VerifyError::Unavailable(_))), "{column}: {verified:?}");
@@ -85,14 +85,14 @@ async fn a_damaged_column_is_corrupt_by_name_and_never_an_admission() {
             assert!(keys.get(&issued.key.org, &issued.key.id).await.is_ok());
         }
         assert_eq!(keys.list(&elsewhere.key.org).await.unwrap().len(), 1);
-        // It can be got rid of.
+        // The key can be deleted.
         store.delete(&key.org, &key.id, None).await.unwrap();
         assert_eq!(keys.list(&key.org).await.unwrap().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_damaged_id_digest_or_organisation_is_corrupt_by_name() {
+async fn a_damaged_id_digest_or_organisation_is_named_in_the_error() {
     for (column, value) in [
         ("digest", blob(&[0; 32])),
         ("digest", blob(&[1; 31])),
@@ -168,9 +168,9 @@ async fn case_17_a_row_with_an_unreadable_allowlist_is_listed_and_refused() {
     }
 }
 
-/// A later version may have written it, and the other records are of use.
+/// A later version may have written it, and the other records are still useful.
 #[tokio::test]
-async fn a_stored_name_that_is_not_known_is_shown_as_that() {
+async fn an_unknown_stored_name_is_shown_as_unknown() {
     let (_folder, path, store) = new_store();
     let key = key(&org("acme"));
     let records = [request(&key, at(1), 1), request(&key, at(2), 2), change(&key, at(3), 3)];
@@ -190,7 +190,7 @@ async fn a_stored_name_that_is_not_known_is_shown_as_that() {
 }
 
 #[tokio::test]
-async fn a_damaged_audit_row_is_an_error_by_name() {
+async fn a_damaged_audit_row_is_named_in_the_error() {
     for (table, column, value) in [
         ("changes", "at", Value::Integer(i64::MAX)),
         ("changes", "id", blob(&[1; 15])),
@@ -215,8 +215,8 @@ async fn a_damaged_audit_row_is_an_error_by_name() {
         let query = |id| AuditQuery::new(org("acme"), scope(id));
         match store.page(&query(damaged.id)).await {
             Err(error @ AuditError::Rejected(_)) => {
-                let said = chain(&error);
-                assert!(said.contains(&format!("column {column} ")), "{table}: {said}");
+                let message = chain(&error);
+                assert!(message.contains(&format!("column {column} ")), "{table}: {message}");
             }
             other => panic!("{table}.{column}: {other:?}"),
         }

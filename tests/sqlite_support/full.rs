@@ -1,4 +1,4 @@
-//! A disk without room.
+//! A full disk.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -34,7 +34,7 @@ impl SmallDisk {
         self.0.path().join(name)
     }
 
-    /// Takes all the room that is left.
+    /// Uses up all remaining space.
     fn fill(&self) {
         let mut filler =
             File::options().create(true).append(true).open(self.file("filler")).unwrap();
@@ -44,8 +44,8 @@ impl SmallDisk {
     }
 
     fn make_room(&self) {
-        // Cut off first: a child that another test is starting may hold the file open for
-        // a moment, and as long would a removed one keep its room.
+        // Truncate the file first: a child that another test is starting may hold it open for
+        // a moment and keep its space allocated.
         File::create(self.file("filler")).unwrap();
         fs::remove_file(self.file("filler")).unwrap();
     }
@@ -78,7 +78,7 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
     let (mut batches, mut number, mut probes) = (0, 0, 0);
     for _ in 0..3 {
         disk.fill();
-        // What room is left inside the files is used up at some time.
+        // The free space inside the file is used up after a while.
         let refused = loop {
             let new = key(&acme);
             match store.insert(&new, OrgLimit::NONE).await {
@@ -99,7 +99,7 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
         };
         assert!(matches!(refused, AuditError::Unavailable(_)), "{refused:?}");
 
-        // What room is left for a page the probe uses up.
+        // The probe uses up the last free page.
         let refused = loop {
             match store.record_uses(&[]).await {
                 Ok(()) => probes += 1,
@@ -109,7 +109,7 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
         };
         assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
 
-        // What was acknowledged is there and nothing else; reads go on.
+        // Exactly the acknowledged changes are stored, and reads continue.
         assert_eq!(store.list(&acme).await.unwrap().len(), acknowledged.len());
         let found = store.find_by_digest(&first.digest).await.unwrap();
         assert_eq!(found.as_deref(), Some(&first));
@@ -137,7 +137,7 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
 
 #[tokio::test]
 #[ignore = "needs root to mount a tmpfs"]
-async fn case_34_a_full_disk_is_unavailable_and_nothing_is_half_done() {
+async fn case_34_a_full_disk_is_unavailable_and_leaves_no_partial_change() {
     let disk = SmallDisk::mount();
     fills_up(&disk.file("keys.db"), &disk).await;
 }

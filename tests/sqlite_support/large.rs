@@ -51,7 +51,7 @@ fn insert_keys(path: &Path) {
     transaction.commit().unwrap();
 }
 
-/// Three records to an instant, so that the ids have to tell them apart.
+/// Three records share an instant, so that the order depends on the ids.
 fn request_number(number: u64, keys: &[ApiKey]) -> AuditRecord {
     let by = if number.is_multiple_of(2) { 0 } else { 1 + (number / 2 % 1_000) as usize };
     request(&keys[by], at((number / 3).cast_signed()), number)
@@ -62,8 +62,8 @@ fn change_number(number: u64, keys: &[ApiKey]) -> AuditRecord {
     change(&keys[by], at((number / 3).cast_signed()), REQUESTS + number)
 }
 
-/// How long a page may take: a tenth of the time in which the table is read
-/// once, which is what a page without an index takes.
+/// How long a page may take: a tenth of the time of one full table scan, which a page without
+/// an index would take.
 fn bound(db: &Connection, table: &str) -> Duration {
     let begun = Instant::now();
     let sql = format!("SELECT count(*) FROM {table} NOT INDEXED WHERE length(org) = 999");
@@ -71,7 +71,7 @@ fn bound(db: &Connection, table: &str) -> Duration {
     begun.elapsed() / 10
 }
 
-/// The fastest of a few tries: a busy machine is no missing index.
+/// The fastest of a few attempts, so that a busy machine does not look like a missing index.
 async fn fast<T>(what: impl Debug, within: Duration, call: impl AsyncFn() -> T) -> T {
     let mut fastest = Duration::MAX;
     for _ in 0..20 {
@@ -89,7 +89,7 @@ async fn page(store: &SqliteStore, query: &AuditQuery, within: Duration) -> Audi
     fast(query, within, async || store.page(query).await.unwrap()).await
 }
 
-/// Pages through all of a scope, backwards and then forwards again.
+/// Pages through a whole scope, backwards and then forwards.
 async fn all(store: &SqliteStore, query: AuditQuery, within: Duration) -> Vec<AuditRecord> {
     let query = query.limit(200);
     let mut current = page(store, &query, within).await;
@@ -180,14 +180,14 @@ fn count(db: &Connection, sql: &str) -> u64 {
 }
 
 #[test]
-fn no_statement_reads_a_whole_table_or_sorts() {
+fn no_statement_scans_a_table_or_sorts() {
     let (_folder, path, _store) = new_store();
     assert_plans(&raw(&path));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "slow: 200,000 keys and 1,000,000 records"]
-async fn many_keys_and_records_are_found_by_their_indexes() {
+async fn many_keys_and_records_are_found_by_indexes() {
     let (_folder, path, store) = new_store();
     insert_keys(&path);
     let keys: Vec<_> = (0..=1_000).map(key_number).collect();
@@ -260,10 +260,10 @@ async fn many_keys_and_records_are_found_by_their_indexes() {
         let scope = AuditScope::OrgChanges;
         assert!(all(&store, query(&key.org, scope), within).await == expected);
     }
-    // What nobody has is not looked for in everything.
+    // A key without records causes no table scan.
     page(&store, &query(&org("nobody"), AuditScope::OrgChanges), within).await;
 
-    // A third of each is purged, and others write meanwhile.
+    // A third of each is purged during other writes.
     let instant = at((REQUESTS / 9).cast_signed());
     let old = |table| format!("SELECT count(*) FROM {table} WHERE at < {}", instant.unix_micros());
     let (total, olds) =

@@ -1,4 +1,4 @@
-//! Another process holds the file's write lock for longer than anybody waits.
+//! Another process holds the file's write lock for longer than the busy timeout.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use keygate::{
 
 use crate::sqlite_support::{LIMIT, Peer, assert_sound, at, change, key, new_store, org, peer};
 
-/// The busy timeout is a second; this leaves room for a busy machine.
+/// The busy timeout is a second; the rest is for a busy machine.
 const BOUND: Duration = Duration::from_secs(10);
 
 fn lock(begin: &str, path: &std::path::Path) -> Peer {
@@ -22,7 +22,7 @@ fn lock(begin: &str, path: &std::path::Path) -> Peer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_go_on() {
+async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_continue() {
     let (_folder, path, store) = new_store();
     let present = key(&org("acme"));
     store.insert(&present, LIMIT).await.unwrap();
@@ -58,7 +58,7 @@ async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_go_on() {
         assert!(matches!(opened, SqliteOpenError::Locked { .. }), "{opened:?}");
 
         peer.end();
-        // Nothing of what failed comes true later on.
+        // A failed change does not take effect later.
         assert_eq!(store.get(&present.org, &present.id).await.unwrap().as_deref(), Some(&present));
         store.insert(&new, LIMIT).await.unwrap();
         assert_eq!(store.list(&present.org).await.unwrap().len(), 2);

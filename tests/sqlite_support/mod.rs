@@ -24,7 +24,7 @@ pub(crate) use crate::support::org;
 
 pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
-/// A new file in a folder of its own, which goes with the first value.
+/// A new file in its own folder, which is deleted with the first value.
 pub(crate) fn new_store() -> (TempDir, PathBuf, SqliteStore) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
@@ -32,7 +32,7 @@ pub(crate) fn new_store() -> (TempDir, PathBuf, SqliteStore) {
     (folder, path, store)
 }
 
-/// A connection that keygate knows nothing of.
+/// A connection outside of keygate.
 pub(crate) fn raw(path: &Path) -> Connection {
     Connection::open(path).unwrap()
 }
@@ -47,7 +47,7 @@ fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A key that no store has seen.
+/// A key that is in no store.
 pub(crate) fn key(org: &OrgId) -> ApiKey {
     ApiKey {
         id: KeyId::random(&mut SysRng).unwrap(),
@@ -99,7 +99,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     }
 }
 
-/// SQLite's own opinion of the file.
+/// The result of SQLite's integrity check.
 pub(crate) fn assert_sound(path: &Path) {
     let verdict: String =
         raw(path).query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -111,14 +111,14 @@ pub(crate) fn peer(task: &str, path: &Path) -> Peer {
     peer_by(this_program(), task, path)
 }
 
-/// The same, by a command that is or runs this program.
+/// The same, started by a command that is or runs this program.
 pub(crate) fn peer_by(program: Command, task: &str, path: &Path) -> Peer {
     let variables = [("KEYGATE_CHILD", OsStr::new(task)), ("KEYGATE_CHILD_FILE", path.as_os_str())];
     Peer::start(program, "sqlite_support::child", &variables)
 }
 
 #[test]
-#[ignore = "not a test: what other tests start as a process of its own"]
+#[ignore = "not a test: a process that other tests start"]
 fn child() {
     let Ok(task) = env::var("KEYGATE_CHILD") else { return };
     let path = PathBuf::from(env::var_os("KEYGATE_CHILD_FILE").unwrap());

@@ -24,7 +24,7 @@ fn put_back(path: &Path) {
     fs::rename(beside(path, ".moved"), path).unwrap();
 }
 
-/// Changes, audit records and the probe are refused, with that reason.
+/// Changes, audit records and the probe are refused for that reason.
 async fn assert_refused(store: &SqliteStore, reason: &str) {
     let new = key(&org("acme"));
     let uses = [KeyUse { id: new.id, at: at(5) }];
@@ -48,7 +48,7 @@ async fn assert_refused(store: &SqliteStore, reason: &str) {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_takes_no_changes_and_is_read_on() {
+async fn a_file_that_is_gone_accepts_no_changes_and_can_still_be_read() {
     for part in ["", "-wal", "-shm"] {
         let (_folder, path, store) = new_store();
         let present = key(&org("acme"));
@@ -63,7 +63,7 @@ async fn a_file_that_is_gone_takes_no_changes_and_is_read_on() {
         let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
         assert!(store.page(&query).await.unwrap().records.is_empty());
 
-        // Nothing was lost: the same file is in its place again.
+        // No data was lost: the same file is back in its place.
         put_back(&part);
         store.record_uses(&[]).await.unwrap();
         store.insert(&key(&org("acme")), LIMIT).await.unwrap();
@@ -73,7 +73,7 @@ async fn a_file_that_is_gone_takes_no_changes_and_is_read_on() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_removed_takes_no_changes() {
+async fn a_removed_file_accepts_no_changes() {
     let (_folder, path, store) = new_store();
     let present = key(&org("acme"));
     store.insert(&present, LIMIT).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_file_that_is_removed_takes_no_changes() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_replaced_is_neither_written_nor_read() {
+async fn a_replaced_file_is_neither_written_nor_read() {
     for part in ["", "-wal", "-shm"] {
         let (_folder, path, store) = new_store();
         let present = key(&org("acme"));
@@ -94,7 +94,7 @@ async fn a_file_that_is_replaced_is_neither_written_nor_read() {
         moved(&part);
         fs::copy(beside(&part, ".moved"), &part).unwrap();
 
-        // No change is needed for it to be noticed.
+        // The replacement is noticed without a change.
         let look_ups_fail = async || match store.find_by_digest(&present.digest).await {
             Err(error @ StoreError::Unavailable(_)) => Some(error),
             other => other.map(|_| None).unwrap(),
@@ -128,7 +128,7 @@ async fn a_link_that_points_to_another_file_is_noticed() {
 }
 
 #[tokio::test]
-async fn closing_a_replaced_file_leaves_the_other_one_and_its_log_alone() {
+async fn closing_a_replaced_file_leaves_the_new_one_and_its_log_unchanged() {
     let (folder, path, old) = new_store();
     old.insert(&key(&org("old")), LIMIT).await.unwrap();
     let backup = folder.path().join("backup");
@@ -153,7 +153,7 @@ async fn closing_a_replaced_file_leaves_the_other_one_and_its_log_alone() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_is_logged_once_in_a_while() {
+async fn a_file_that_is_gone_is_logged_at_intervals() {
     let (_folder, path, store) = new_store();
     moved(&path);
     capture_logs();
@@ -166,7 +166,7 @@ async fn a_file_that_is_gone_is_logged_once_in_a_while() {
     for _ in 0..3 {
         store.record_uses(&[]).await.unwrap_err();
     }
-    let said = logs();
-    assert_eq!(said.matches("is missing").count(), 1, "{said}");
-    assert!(said.contains("stop the service, restore the right file"), "{said}");
+    let message = logs();
+    assert_eq!(message.matches("is missing").count(), 1, "{message}");
+    assert!(message.contains("stop the service, restore the right file"), "{message}");
 }

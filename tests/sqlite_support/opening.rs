@@ -1,4 +1,4 @@
-//! What may be wrong with a file, and that it is left alone then.
+//! Files that cannot be opened are left unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
@@ -22,7 +22,7 @@ use crate::support::{capture_logs, logs};
 
 type Contents = BTreeMap<PathBuf, Vec<u8>>;
 
-/// All that is in a folder, to the byte.
+/// The exact content of a folder.
 fn contents(folder: &Path) -> Contents {
     let read = |path: &Path| fs::read(path).unwrap_or_default(); // a folder has no bytes
     fs::read_dir(folder)
@@ -40,12 +40,12 @@ fn assert_same(before: &Contents, after: &Contents, error: &SqliteOpenError) {
     assert!(changed.is_empty(), "{error}; but changed: {changed:?}");
 }
 
-/// Opening fails, and changes nothing in the folder.
+/// Opening fails and changes nothing in the folder.
 #[track_caller]
 fn refused(path: &Path) -> SqliteOpenError {
     let folder = path.parent().unwrap();
     let before = contents(folder);
-    let error = SqliteStore::open(path).expect_err("it was opened");
+    let error = SqliteStore::open(path).expect_err("the file was opened");
     assert_same(&before, &contents(folder), &error);
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     error
@@ -61,9 +61,9 @@ fn full_file() -> (TempDir, PathBuf) {
     closed(folder, &path, store)
 }
 
-/// Closes the store, and gives a copy of its file. The file itself may stay open
-/// for a moment, and SQLite would take that descriptor again, whatever has
-/// become of the file's rights.
+/// Closes the store and returns a copy of its file. The file itself may stay open for a
+/// moment, and SQLite would reuse that descriptor, whatever the file's permissions are by
+/// then.
 fn closed(folder: TempDir, path: &Path, store: SqliteStore) -> (TempDir, PathBuf) {
     drop(store);
     let give_up = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -78,7 +78,7 @@ fn closed(folder: TempDir, path: &Path, store: SqliteStore) -> (TempDir, PathBuf
 }
 
 #[test]
-fn a_file_that_is_no_database_is_refused_and_left_alone() {
+fn a_file_that_is_not_a_database_is_refused_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
     for bytes in [
@@ -87,7 +87,7 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
         &[0; 4096],
         &[0xFF; 100_000],
         b"SQLite format 3\0",
-        b"SQLite format 3\0 and then something quite different, over and over, to be long enough for a header",
+        b"SQLite format 3\0 followed by text that is not a database and is at least as long as the header, 100 bytes",
     ] {
         fs::write(&path, bytes).unwrap();
         let error = refused(&path);
@@ -96,7 +96,7 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_file_of_one_byte_is_no_empty_file() {
+fn a_file_of_one_byte_is_not_an_empty_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
     fs::write(&path, b"\n").unwrap();
@@ -105,7 +105,7 @@ fn a_file_of_one_byte_is_no_empty_file() {
 }
 
 #[test]
-fn another_programs_database_is_refused_and_left_alone() {
+fn another_programs_database_is_refused_and_unchanged() {
     for setup in [
         "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('mine')",
         "PRAGMA journal_mode = WAL; CREATE TABLE notes (text TEXT)",
@@ -124,7 +124,7 @@ fn another_programs_database_is_refused_and_left_alone() {
 }
 
 #[test]
-fn another_programs_database_in_use_is_refused_and_left_alone() {
+fn another_programs_database_in_use_is_refused_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let other = raw(&path);
@@ -133,7 +133,7 @@ fn another_programs_database_in_use_is_refused_and_left_alone() {
     let error = SqliteStore::open(&path).unwrap_err();
     assert!(matches!(error, SqliteOpenError::NotKeygate { .. }), "{error:?}");
     let mut after = contents(folder.path());
-    // Who reads enters that in the shared memory.
+    // A reader registers in the shared memory.
     for contents in [&mut before, &mut after] {
         assert!(contents.insert(folder.path().join("keys.db-shm"), vec![]).is_some());
     }
@@ -141,13 +141,13 @@ fn another_programs_database_in_use_is_refused_and_left_alone() {
     other.execute_batch("INSERT INTO notes VALUES ('still mine')").unwrap();
 }
 
-/// The beginning of a file says whether it is a database.
+/// The beginning of a file shows whether it is a database.
 fn is_damage(error: &SqliteOpenError) -> bool {
     matches!(error, SqliteOpenError::NotKeygate { .. } | SqliteOpenError::Damaged { .. })
 }
 
 #[test]
-fn a_truncated_file_is_refused_and_left_alone() {
+fn a_truncated_file_is_refused_and_unchanged() {
     let (_folder, path) = full_file();
     let whole = fs::read(&path).unwrap();
     for length in [2, 50, 99, 100, 1000, 4095, 4096, 5000, whole.len() / 2, whole.len() - 4096] {
@@ -158,7 +158,7 @@ fn a_truncated_file_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_file_with_an_overwritten_beginning_is_refused_and_left_alone() {
+fn a_file_with_an_overwritten_beginning_is_refused_and_unchanged() {
     let (_folder, path) = full_file();
     let mut bytes = fs::read(&path).unwrap();
     bytes[100..4096].fill(0xA5); // the schema
@@ -181,7 +181,7 @@ async fn overwritten_pages_are_errors_and_never_wrong_answers() {
     let error = refused(&path);
     assert!(matches!(error, SqliteOpenError::Damaged { .. }), "{error:?}");
 
-    // The header and the schema are whole.
+    // The header and the schema are intact.
     let store = SqliteOptions::new().check_within(Duration::ZERO).open(&path).unwrap();
     store.record_uses(&[]).await.unwrap();
     for key in &keys {
@@ -193,7 +193,7 @@ async fn overwritten_pages_are_errors_and_never_wrong_answers() {
 }
 
 #[tokio::test]
-async fn a_damaged_page_that_is_met_shows_in_health_and_good_ones_are_read_on() {
+async fn a_damaged_page_is_reported_by_health_and_intact_pages_can_be_read() {
     let (folder, path, store) = new_store();
     let key = key(&org("acme"));
     store.insert(&key, LIMIT).await.unwrap();
@@ -227,7 +227,7 @@ async fn a_damaged_page_that_is_met_shows_in_health_and_good_ones_are_read_on() 
 }
 
 #[test]
-fn a_newer_schema_is_refused_and_left_alone() {
+fn a_newer_schema_is_refused_and_unchanged() {
     let (_folder, path) = full_file();
     let connection = raw(&path);
     connection.execute_batch("PRAGMA user_version = 99").unwrap();
@@ -260,7 +260,7 @@ fn wrong_urls_are_refused() {
 }
 
 #[test]
-fn what_is_in_the_way_of_a_file_is_named() {
+fn the_obstacle_to_opening_a_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let within = |name: &str| folder.path().join(name);
     fs::create_dir(within("folder")).unwrap();
@@ -297,7 +297,7 @@ fn what_is_in_the_way_of_a_file_is_named() {
     SqliteStore::open(within("to-file")).unwrap();
 }
 
-/// What a process says of opening the file that may do no more than its rights allow.
+/// The output of a process that opens the file without the privileges of root.
 fn opened_within_its_rights(path: &Path) -> String {
     let mut program = Command::new("setpriv");
     program.args(["--bounding-set", "-dac_override,-dac_read_search"]);
@@ -310,21 +310,21 @@ fn opened_within_its_rights(path: &Path) -> String {
 
 #[test]
 #[ignore = "needs root to give up a part of its rights"]
-fn a_folder_that_may_not_be_entered_is_named() {
+fn a_folder_without_permission_to_enter_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let locked = folder.path().join("locked");
     fs::create_dir_all(locked.join("deep")).unwrap();
     fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
     let named = format!("{} is a folder that cannot be entered", locked.display());
-    let said = opened_within_its_rights(&locked.join("deep/keys.db"));
-    assert!(said.contains(&named), "{said}");
+    let message = opened_within_its_rights(&locked.join("deep/keys.db"));
+    assert!(message.contains(&named), "{message}");
     fs::set_permissions(&locked, Permissions::from_mode(0o500)).unwrap();
-    let said = opened_within_its_rights(&locked.join("keys.db"));
-    assert!(said.contains("check the permissions of the file and its folder"), "{said}");
+    let message = opened_within_its_rights(&locked.join("keys.db"));
+    assert!(message.contains("check the permissions of the file and its folder"), "{message}");
     fs::set_permissions(&locked, Permissions::from_mode(0o700)).unwrap();
 }
 
-/// Not even root writes to it, until it is dropped.
+/// A file or folder that not even root can write to, until this is dropped.
 struct Immutable<'a>(&'a Path);
 
 impl<'a> Immutable<'a> {
@@ -343,7 +343,7 @@ impl Drop for Immutable<'_> {
 
 #[test]
 #[ignore = "needs root and a file system with `chattr +i`"]
-fn a_read_only_file_or_folder_is_refused_and_left_alone() {
+fn a_read_only_file_or_folder_is_refused_and_unchanged() {
     let (folder, path) = full_file();
     let immutable = Immutable::make(&path);
     let error = refused(&path);
@@ -357,7 +357,7 @@ fn a_read_only_file_or_folder_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn an_empty_file_becomes_a_database_and_a_url_is_as_good_as_a_path() {
+async fn an_empty_file_becomes_a_database_and_a_url_works_like_a_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
     fs::write(&path, b"").unwrap();
@@ -370,7 +370,7 @@ async fn an_empty_file_becomes_a_database_and_a_url_is_as_good_as_a_path() {
 }
 
 #[tokio::test]
-async fn only_the_owner_reads_a_new_file_and_what_stands_beside_it() {
+async fn only_the_owner_can_read_a_new_file_and_its_companions() {
     let (folder, _path, store) = new_store();
     store.insert(&key(&org("acme")), LIMIT).await.unwrap();
     let files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap()).collect();
@@ -382,7 +382,7 @@ async fn only_the_owner_reads_a_new_file_and_what_stands_beside_it() {
 }
 
 #[test]
-fn files_that_other_users_may_read_are_warned_about() {
+fn files_readable_by_other_users_cause_a_warning() {
     let (_folder, path, store) = new_store();
     for (file, mode) in [("keys.db", 0o640), ("keys.db-wal", 0o604), ("keys.db-shm", 0o660)] {
         capture_logs();
@@ -427,7 +427,7 @@ async fn reopening_finds_everything() {
 }
 
 #[test]
-fn threads_that_open_a_new_file_at_once_all_succeed() {
+fn concurrent_threads_all_open_a_new_file() {
     for round in 0..100 {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.db");
@@ -445,7 +445,7 @@ fn threads_that_open_a_new_file_at_once_all_succeed() {
 }
 
 #[test]
-fn processes_that_open_a_new_file_at_once_all_succeed() {
+fn concurrent_processes_all_open_a_new_file() {
     for round in 0..5 {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.db");

@@ -1,4 +1,4 @@
-//! `record_uses(&[])`: whether the store takes changes now.
+//! `record_uses(&[])`: the probe whether the store accepts changes.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use keygate::{KeyStore, StoreError};
 
 use crate::sqlite_support::{LIMIT, assert_sound, key, new_store, org, peer, raw};
 
-/// Everything in the file, as SQL would put it back.
+/// The whole content of the file, as SQL.
 fn dump(path: &Path) -> Vec<String> {
     let db = raw(path);
     let mut rows = Vec::new();
@@ -52,7 +52,7 @@ async fn the_probe_fails_while_the_file_is_locked() {
 
 #[tokio::test]
 #[ignore = "needs root and a file system with `chattr +i`"]
-async fn the_probe_fails_while_the_file_may_not_be_written() {
+async fn the_probe_fails_while_the_file_is_read_only() {
     let (_folder, path, store) = new_store();
     store.insert(&key(&org("acme")), LIMIT).await.unwrap();
     let log = path.with_extension("db-wal");

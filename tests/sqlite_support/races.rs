@@ -1,4 +1,5 @@
-//! Creators at the limit, in one process and in two; many writers to a transaction.
+//! Concurrent creations at the limit, in one process and in two, and several writers in a
+//! transaction.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,7 @@ use tokio::sync::Barrier;
 
 use crate::sqlite_support::{LIMIT, assert_sound, key, new_store, org, peer, raw};
 
-/// So many tasks create a key each, at once; how many got one.
+/// This many tasks create a key each, concurrently. Returns how many succeeded.
 pub(crate) async fn creators(store: &SqliteStore, org: &OrgId, count: usize) -> usize {
     let start = Arc::new(Barrier::new(count));
     let tasks: Vec<_> = (0..count)
@@ -65,8 +66,8 @@ async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_round
     assert_sound(&path);
 }
 
-/// How many transactions the write-ahead log holds: frames that end one name
-/// the size of the database.
+/// The number of transactions in the write-ahead log: the last frame of each contains the size
+/// of the database.
 pub(crate) fn commits(path: &Path) -> usize {
     let log = fs::read(path.with_extension("db-wal")).unwrap();
     let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
@@ -76,7 +77,7 @@ pub(crate) fn commits(path: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn changes_that_wait_together_share_a_transaction() {
+async fn changes_that_wait_at_the_same_time_share_a_transaction() {
     let (_folder, path, store) = new_store();
     store.insert(&key(&org("acme")), LIMIT).await.unwrap();
     let before = commits(&path);
@@ -86,7 +87,7 @@ async fn changes_that_wait_together_share_a_transaction() {
 
     let lock = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     for insert in &mut inserts {
-        // The first poll hands the change over to the writer.
+        // The first poll passes the change to the writer.
         let polled = insert.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Pending));
     }
@@ -99,7 +100,7 @@ async fn changes_that_wait_together_share_a_transaction() {
 }
 
 #[tokio::test]
-async fn a_change_that_fails_takes_no_other_with_it() {
+async fn a_failed_change_fails_no_other() {
     let (_folder, path, store) = new_store();
     let mut other = raw(&path);
     let taken = key(&org("acme"));
@@ -123,7 +124,7 @@ async fn a_change_that_fails_takes_no_other_with_it() {
 }
 
 #[tokio::test]
-async fn a_change_that_nobody_waits_for_any_more_is_not_begun() {
+async fn a_cancelled_change_does_not_begin() {
     let (_folder, path, store) = new_store();
     let mut other = raw(&path);
     let (first, abandoned) = (key(&org("acme")), key(&org("acme")));
@@ -136,7 +137,7 @@ async fn a_change_that_nobody_waits_for_any_more_is_not_begun() {
     drop(given_up);
     drop(lock);
     waiting.await.unwrap();
-    // Whatever waited has had its turn once this returns.
+    // All earlier changes have had their turn when this returns.
     store.insert(&key(&org("other")), LIMIT).await.unwrap();
     assert_eq!(store.list(&org("acme")).await.unwrap().len(), 1);
 }

@@ -1,4 +1,4 @@
-//! Backups, and restoring them: the steps of the guide, and what happens without them.
+//! Backups and restores: the steps of the guide, and the results without them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use crate::sqlite_support::{assert_sound, at, key, new_store, org, raw, request}
 
 const PARTS: [&str; 3] = ["keys.db", "keys.db-wal", "keys.db-shm"];
 
-/// What the guide says for a backup of a file in use.
+/// The guide's command for a backup of a file in use.
 fn back_up(path: &Path, to: &Path) {
     raw(path).execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
 }
 
-/// The files as a process leaves them that is killed now.
+/// The files left by a process that is killed now.
 fn killed(folder: &TempDir) -> (TempDir, PathBuf) {
     let left = tempfile::tempdir().unwrap();
     for part in PARTS {
@@ -37,7 +37,7 @@ async fn insert(store: &SqliteStore, count: usize) -> Vec<ApiKey> {
     keys
 }
 
-/// A file that was in use for long after the backup, and its log.
+/// A file that was used for some time after the backup, with its log.
 async fn in_use_since(backup: &Path) -> (TempDir, PathBuf, Vec<ApiKey>, Vec<ApiKey>) {
     let (folder, path, store) = new_store();
     let old = insert(&store, 300).await;
@@ -108,7 +108,8 @@ async fn the_guides_steps_restore_a_backup_of_a_file_in_use() {
     }
     fs::copy(&backup, &path).unwrap();
     let keys = KeyManager::builder(SqliteStore::open(&path).unwrap()).build().unwrap();
-    // Exactly the keys of the backup, the revoked and the former one of the rotated too.
+    // Exactly the keys of the backup, including the revoked one and the old secret of the
+    // rotated one.
     for issued in [&first, &second] {
         keys.verify(issued.secret.expose_secret(), None).await.unwrap();
     }
@@ -121,7 +122,7 @@ async fn the_guides_steps_restore_a_backup_of_a_file_in_use() {
 }
 
 #[tokio::test]
-async fn the_guides_steps_turn_the_giving_back_of_space_on_for_an_older_file() {
+async fn the_guides_steps_enable_the_release_of_space_for_an_older_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let opened_and_closed = || {

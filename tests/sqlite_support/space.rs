@@ -1,4 +1,4 @@
-//! Room on the disk: the write-ahead log, and what a purge gives back.
+//! Disk space: the write-ahead log, and the space that a purge releases.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn size(path: &Path) -> u64 {
     fs::metadata(path).unwrap().len()
 }
 
-/// Writes so many records, of a few hundred keys in turns.
+/// Writes this many records, of a few hundred keys in turn.
 async fn fill(store: &SqliteStore, count: i64) {
     let keys: Vec<_> = (0..300).map(|_| key(&org("acme"))).collect();
     for start in (0..count).step_by(2_000) {
@@ -24,10 +24,10 @@ async fn fill(store: &SqliteStore, count: i64) {
 }
 
 #[tokio::test]
-async fn the_write_ahead_log_is_cut_off_after_a_flood() {
+async fn the_write_ahead_log_is_truncated_after_a_flood() {
     let (_folder, path, store) = new_store();
     let log = path.with_extension("db-wal");
-    // While a reader is in the log, all that is written stays there.
+    // While a reader uses the log, it cannot be truncated.
     let mut reader = raw(&path);
     let reading = reader.transaction().unwrap();
     reading.query_row("SELECT count(*) FROM keys", [], |row| row.get::<_, i64>(0)).unwrap();
@@ -41,7 +41,7 @@ async fn the_write_ahead_log_is_cut_off_after_a_flood() {
 }
 
 #[tokio::test]
-async fn a_purge_gives_space_back() {
+async fn a_purge_releases_disk_space() {
     let (_folder, path, store) = new_store();
     fill(&store, 40_000).await;
     let checkpoint = || {

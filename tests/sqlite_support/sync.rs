@@ -1,4 +1,4 @@
-//! Commits whose pages are written and cannot be synced.
+//! Commits whose pages were written but cannot be synced.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -9,8 +9,8 @@ use tempfile::TempDir;
 
 use crate::sqlite_support::{Peer, assert_sound, org, peer_by, this_program};
 
-/// A process that inserts keys, in which syncing fails while the folder holds `failing`, and
-/// once where it holds `failing-once`.
+/// A process that inserts keys. Syncing fails in it while the folder contains `failing`, and
+/// once if it contains `failing-once`.
 fn peer(folder: &TempDir) -> Peer {
     let within = |name: &str| folder.path().join(name);
     let library = within("failing_sync.so");
@@ -37,8 +37,8 @@ async fn a_change_that_cannot_be_synced_is_in_doubt() {
     let flag = folder.path().join("failing");
     File::create(&flag).unwrap();
     peer.order("in-doubt");
-    let said = peer.says();
-    assert!(said.starts_with("InDoubt("), "{said}");
+    let answer = peer.says();
+    assert!(answer.starts_with("InDoubt("), "{answer}");
     drop(peer);
     let path = folder.path().join("keys.db");
     let store = SqliteStore::open(&path).unwrap();
@@ -47,14 +47,14 @@ async fn a_change_that_cannot_be_synced_is_in_doubt() {
 }
 
 #[tokio::test]
-async fn case_44_a_change_that_is_unavailable_is_not_there_after_a_crash_either() {
+async fn case_44_a_change_reported_as_unavailable_is_not_there_after_a_crash() {
     let folder = tempfile::tempdir().unwrap();
     let mut peer = peer(&folder);
     let flag = folder.path().join("failing-once");
     File::create(&flag).unwrap();
     peer.order("unavailable");
-    let said = peer.says();
-    assert!(said.starts_with("Unavailable("), "{said}");
+    let answer = peer.says();
+    assert!(answer.starts_with("Unavailable("), "{answer}");
     assert!(!fs::exists(&flag).unwrap(), "nothing was synced");
     drop(peer);
     let path = folder.path().join("keys.db");

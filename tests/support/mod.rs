@@ -1,10 +1,13 @@
-//! Helpers of the integration tests: a store, a sink and a clock that can be spoilt, captured logs, a raw HTTP client.
+//! Helpers of the integration tests: a store and a sink that can fail, a clock, captured logs,
+//! and a raw HTTP client.
 #![allow(dead_code, reason = "each test crate uses its part")]
 
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
@@ -21,15 +24,15 @@ use keygate::{
 };
 use tokio::sync::Notify;
 
-/// How long a test waits for what must come.
+/// How long a test waits for a condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits for work that takes far less time than this unless it hangs.
+/// Fails if the work hangs.
 pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("an end in time")
 }
 
-/// What a test asks for until it is there: a condition, or a value.
+/// The result of a poll: a condition, or a value.
 pub(crate) trait Answer {
     type Value;
     fn value(self) -> Option<Self::Value>;
@@ -51,7 +54,7 @@ impl<T> Answer for Option<T> {
     }
 }
 
-/// Asks again and again until there is an answer. The test fails if there is none in time.
+/// Polls until there is an answer. The test fails if there is none in time.
 pub(crate) async fn eventually<A: Answer>(what: &str, mut ask: impl AsyncFnMut() -> A) -> A::Value {
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -75,11 +78,11 @@ pub(crate) fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A clock of which the test keeps the hands.
+/// A clock that the test sets.
 #[derive(Clone, Debug)]
-pub(crate) struct Hands(Arc<ManualClock>);
+pub(crate) struct TestClock(Arc<ManualClock>);
 
-impl Hands {
+impl TestClock {
     pub(crate) fn at(rfc3339: &str) -> Self {
         Self(Arc::new(ManualClock::new(Timestamp::parse(rfc3339).unwrap())))
     }
@@ -89,13 +92,13 @@ impl Hands {
     }
 }
 
-impl Clock for Hands {
+impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         self.0.now()
     }
 }
 
-/// Holds a look-up up until the test lets it go on.
+/// Holds a look-up until the test opens it.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     pub(crate) reached: Notify,
@@ -111,7 +114,7 @@ pub(crate) enum Find {
     Corrupt,
     Hangs,
     Slow(Duration),
-    /// Finds this key, whatever is looked for.
+    /// Finds this key for every digest.
     Always(Arc<ApiKey>),
     HeldBefore(Arc<Gate>),
     HeldAfter(Arc<Gate>),
@@ -131,15 +134,15 @@ pub(crate) enum Call {
 
 type Hook = Arc<dyn Fn(Call) -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync>;
 
-/// A `MemoryStore` that remembers its calls. A test can hold each call, or let it fail,
-/// before and after the store does its part, and can spoil the look-ups by digest.
+/// A `MemoryStore` that records its calls. A test can delay each call or make it fail, before
+/// and after the store does its part, and can break the look-ups by digest.
 #[derive(Default)]
 pub(crate) struct SpyStore {
     pub(crate) inner: MemoryStore,
     calls: Mutex<Vec<Call>>,
-    /// The digests that `replace` was given.
+    /// The digests passed to `replace`.
     pub(crate) offered: Mutex<Vec<KeyDigest>>,
-    /// What `record_uses` was given, call by call.
+    /// The uses passed to `record_uses`, call by call.
     pub(crate) uses: Mutex<Vec<Vec<KeyUse>>>,
     before: Mutex<Option<Hook>>,
     after: Mutex<Option<Hook>>,
@@ -192,13 +195,12 @@ impl SpyStore {
         self.find(Find::Honest);
     }
 
-    /// How many calls there were.
+    /// The number of calls so far.
     pub(crate) fn calls(&self) -> usize {
         self.calls.lock().unwrap().len()
     }
 
-    /// The calls since the last time that this was asked, without those that the
-    /// background task makes at times of its own.
+    /// The calls since the last `take_calls`, without those of the background task.
     pub(crate) fn take_calls(&self) -> Vec<Call> {
         let mut calls = std::mem::take(&mut *self.calls.lock().unwrap());
         calls.retain(|call| *call != Call::Uses);
@@ -227,7 +229,7 @@ impl SpyStore {
         match find {
             Find::Honest => {}
             Find::Fails => return Err(StoreError::unavailable("connection refused")),
-            Find::Corrupt => return Err(StoreError::corrupt("a row that is no key")),
+            Find::Corrupt => return Err(StoreError::corrupt("a row that is not a key")),
             Find::Hangs => std::future::pending().await,
             Find::Slow(time) => tokio::time::sleep(time).await,
             Find::Always(key) => return Ok(Some(key)),
@@ -300,12 +302,12 @@ pub(crate) enum Sink {
     Rejects,
     Hangs,
     Panics,
-    /// Panics only for a batch with a request to that path in it.
+    /// Panics only for a batch with a request to that path.
     PanicsAt(&'static str),
     Slow(Duration),
 }
 
-/// A `MemoryAuditLog` whose writing side can be spoilt.
+/// A `MemoryAuditLog` whose writes can be made to fail.
 #[derive(Debug, Default)]
 pub(crate) struct SpySink {
     log: MemoryAuditLog,
@@ -318,12 +320,12 @@ impl SpySink {
         *self.sink.lock().unwrap() = sink;
     }
 
-    /// How many batches it was given, taken or not.
+    /// The number of batches passed to it, written or not.
     pub(crate) fn batches(&self) -> usize {
         self.batches.load(Ordering::SeqCst)
     }
 
-    /// How many records it holds.
+    /// The number of records it holds.
     pub(crate) fn len(&self) -> usize {
         self.log.len()
     }
@@ -363,7 +365,7 @@ pub(crate) fn org(id: &str) -> OrgId {
     OrgId::new(id).unwrap()
 }
 
-/// A key of the default format that no store has.
+/// A key of the default format that is in no store.
 pub(crate) fn unknown_key() -> String {
     KeyFormat::default().generate(&mut SysRng).unwrap().expose_secret().to_owned()
 }
@@ -399,8 +401,8 @@ impl Write for LogOfThisThread {
     }
 }
 
-/// Begins to keep what is logged, down to `TRACE`. A test sees what its own
-/// thread logs: that is all, as `#[tokio::test]` runs a test on one thread.
+/// Starts to capture log lines, down to `TRACE`. A test sees the lines of its own thread.
+/// `#[tokio::test]` runs a test on one thread, so these are all.
 pub(crate) fn capture_logs() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -414,17 +416,17 @@ pub(crate) fn capture_logs() {
     LOG.with_borrow_mut(Vec::clear);
 }
 
-/// What this thread has logged since [`capture_logs`].
+/// The lines that this thread has logged since [`capture_logs`].
 pub(crate) fn logs() -> String {
     LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned())
 }
 
-/// How many lines that this thread has logged contain all of these texts.
+/// The number of lines of this thread that contain all of these texts.
 pub(crate) fn log_lines(parts: &[&str]) -> usize {
     logs().lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
 }
 
-/// Asserts that nothing of a key's secret stands in a text, not even a part of it.
+/// Asserts that a text contains no part of a key's secret.
 pub(crate) fn assert_no_leak(place: &str, text: &str, key: &str) {
     const SHOWN: usize = 12; // of a key with the default prefix, for recognition
     const PART: usize = 10;
@@ -433,13 +435,24 @@ pub(crate) fn assert_no_leak(place: &str, text: &str, key: &str) {
         if let Some(at) = text.find(part) {
             let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
             let line = text[start..].lines().next().unwrap_or_default();
-            panic!("{place}: a part of the key leaked: {line}");
+            panic!("{place}: part of the key leaked: {line}");
         }
     }
 }
 
-/// An HTTP/1.1 client that sends whatever it is given. As others do, it connects anew
-/// after an answer that says that the connection is closed.
+/// The example server, built with the tests: `cargo test` does that, but not with `--test`.
+pub(crate) fn example_server() -> Command {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let program = profile.join("examples").join("server");
+    assert!(program.exists(), "run `cargo build --example server --all-features` first");
+    let mut command = Command::new(program);
+    command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").stdin(Stdio::null());
+    command
+}
+
+/// An HTTP/1.1 client that sends any bytes. Like other clients, it reconnects after an answer
+/// that closes the connection.
 pub(crate) struct Client {
     to: SocketAddr,
     stream: TcpStream,
@@ -447,11 +460,11 @@ pub(crate) struct Client {
     is_closed: bool,
 }
 
-/// An answer as it came over the wire.
+/// An answer as it was received.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    /// The lines of the head but the first, as they came.
+    /// The header lines, unchanged.
     pub(crate) headers: Vec<String>,
     pub(crate) body: Vec<u8>,
 }
@@ -469,11 +482,11 @@ impl Client {
         if self.is_closed {
             *self = Self::connect(self.to);
         }
-        // A server that has refused by now may have closed: its answer tells.
+        // A server that has already refused may have closed the connection; its answer tells.
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
-    /// Sends a request without a body, and reads the answer.
+    /// Sends a request without a body and reads the answer.
     pub(crate) fn ask(&mut self, method: &str, target: &str, headers: &[&str]) -> Reply {
         let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
         let host = self.to;
@@ -481,7 +494,7 @@ impl Client {
         self.try_reply(method == "HEAD").unwrap()
     }
 
-    /// Sends a JSON request, and reads the answer.
+    /// Sends a JSON request and reads the answer.
     pub(crate) fn ask_json(
         &mut self,
         method: &str,
@@ -498,8 +511,7 @@ impl Client {
         self.try_reply(false).unwrap()
     }
 
-    /// Sends the head of a request, and its body only once the answer is there: as far as
-    /// the server can tell, it is late.
+    /// Sends the head of a request, and the body only after the answer has arrived.
     pub(crate) fn ask_with_late_body(
         &mut self,
         method: &str,
@@ -522,7 +534,7 @@ impl Client {
         self.try_reply(false).unwrap()
     }
 
-    /// Reads one answer; `None`-like (an error) where the server closes without one.
+    /// Reads one answer. Returns an error if the server closes without one.
     pub(crate) fn try_reply(&mut self, to_head: bool) -> io::Result<Reply> {
         let end = loop {
             if let Some(at) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -568,12 +580,12 @@ impl Reply {
         })
     }
 
-    /// Whether it says that no other request is taken on its connection.
+    /// Whether the answer closes its connection.
     pub(crate) fn closes(&self) -> bool {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
-    /// All that is the same in every answer that must not be told from another.
+    /// The parts that must be equal in answers that cannot be distinguished.
     pub(crate) fn but_date(&self) -> (u16, Vec<&str>, &[u8]) {
         let is_date = |line: &&str| line.to_ascii_lowercase().starts_with("date:");
         let headers = self.headers.iter().map(String::as_str).filter(|line| !is_date(line));
@@ -585,7 +597,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// The whole answer as text, to look for leaks in.
+    /// The whole answer as text, to search for leaks.
     pub(crate) fn text(&self) -> String {
         format!("{}\n{}", self.headers.join("\n"), String::from_utf8_lossy(&self.body))
     }

@@ -1,4 +1,4 @@
-//! This test program once more, as a process of its own.
+//! This test program as a separate process.
 
 use std::env;
 use std::ffi::OsStr;
@@ -17,8 +17,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts a process that runs the ignored test of that name.
-    /// The command is [`this_program`], or runs it.
+    /// Starts a process that runs the ignored test with that name. The command is
+    /// [`this_program`], or runs it.
     pub(crate) fn start(mut program: Command, child: &str, variables: &[(&str, &OsStr)]) -> Self {
         let mut process = program
             .args(["--ignored", "--exact", "--nocapture", child])
@@ -36,12 +36,12 @@ impl Peer {
         writeln!(self.orders.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// The next line that is not the test harness's.
+    /// The next line that is not from the test harness.
     pub(crate) fn says(&mut self) -> String {
         loop {
             let line = self.lines.next().expect("the other process has ended").unwrap();
-            if let Some(said) = line.strip_prefix('@') {
-                return said.to_owned();
+            if let Some(message) = line.strip_prefix('@') {
+                return message.to_owned();
             }
         }
     }

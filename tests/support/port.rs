@@ -1,4 +1,4 @@
-//! A port for a server that goes away and comes back.
+//! A port for a server that stops and restarts.
 
 use std::net::TcpListener;
 

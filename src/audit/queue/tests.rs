@@ -16,12 +16,12 @@ use std::task::{Context, Poll, Wake as Waking};
 
 const LINGER: Duration = Duration::from_millis(7);
 
-/// Time that passes when the test says so.
+/// A runtime whose sleeps end only when the test ends them.
 #[derive(Debug, Default)]
 struct TestTime(Mutex<Vec<(Duration, oneshot::Sender<()>)>>);
 
 impl TestTime {
-    /// Lets the latest sleep end, and says how long it was to be.
+    /// Ends the latest sleep and returns its duration.
     fn pass(&self) -> Duration {
         let (time, end) = self.0.lock().unwrap().pop().unwrap();
         end.send(()).unwrap();
@@ -124,15 +124,15 @@ fn taken(queue: &Queue, max: usize) -> Vec<u128> {
 }
 
 #[test]
-fn the_writer_wakes_at_once_for_whom_somebody_waits_and_lingers_otherwise() {
+fn the_writer_wakes_at_once_for_a_waiting_caller_and_otherwise_gathers_a_batch() {
     let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
     assert!(flag.poll(wake.as_mut()).is_pending());
     queue.push(record(1)).unwrap();
     assert!(flag.is_woken());
-    assert!(flag.poll(wake.as_mut()).is_pending(), "more may come");
+    assert!(flag.poll(wake.as_mut()).is_pending(), "it waits for more records");
     queue.push(record(2)).unwrap();
-    assert!(!flag.is_woken(), "it knows of work already");
+    assert!(!flag.is_woken(), "it was already woken");
     assert_eq!(time.pass(), LINGER);
     assert!(flag.is_woken());
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
@@ -145,7 +145,7 @@ fn the_writer_wakes_at_once_for_whom_somebody_waits_and_lingers_otherwise() {
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
     assert_eq!(taken(&queue, 3), [1, 2, 3]);
 
-    // And one that somebody waits for is enough.
+    // One record with a waiting caller is enough.
     queue.push(record(4)).unwrap();
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
     assert!(flag.poll(wake.as_mut()).is_pending());
@@ -156,14 +156,14 @@ fn the_writer_wakes_at_once_for_whom_somebody_waits_and_lingers_otherwise() {
 }
 
 #[test]
-fn a_retry_waits_for_its_pause_and_for_the_shortest_if_somebody_waits() {
+fn a_retry_waits_for_its_pause_or_for_the_shortest_pause_if_a_caller_waits() {
     let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
     let pause = Duration::from_secs(2);
     let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
-    assert!(flag.poll(wake.as_mut()).is_pending(), "though nothing is queued");
+    assert!(flag.poll(wake.as_mut()).is_pending(), "the queue is empty");
     for number in 0..5 {
         queue.push(record(number)).unwrap();
-        assert!(flag.poll(wake.as_mut()).is_pending(), "a full batch hurries no retry");
+        assert!(flag.poll(wake.as_mut()).is_pending(), "a full batch does not shorten the pause");
     }
     assert_eq!(time.pass(), pause);
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
@@ -179,7 +179,7 @@ fn a_retry_waits_for_its_pause_and_for_the_shortest_if_somebody_waits() {
 }
 
 #[test]
-fn a_closed_queue_is_finished_once_nothing_is_left_and_nothing_can_come() {
+fn a_closed_queue_is_finished_when_it_is_empty_and_no_place_is_reserved() {
     let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
     let place = queue.try_reserve(Kind::Other).unwrap();
     let other = queue.try_reserve(Kind::Other).unwrap();
@@ -193,20 +193,20 @@ fn a_closed_queue_is_finished_once_nothing_is_left_and_nothing_can_come() {
     assert_eq!(taken(&queue, 3), [1]);
     queue.release(&[record(0)]);
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-    assert!(flag.poll(wake.as_mut()).is_pending(), "two places are out");
+    assert!(flag.poll(wake.as_mut()).is_pending(), "two places are reserved");
     place.fill(record(2)).unwrap();
     assert!(flag.is_woken());
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
     taken(&queue, 3);
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-    assert!(flag.poll(wake.as_mut()).is_pending(), "one place is out");
+    assert!(flag.poll(wake.as_mut()).is_pending(), "one place is reserved");
     drop(other);
     assert!(flag.is_woken());
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Finished));
 }
 
 #[test]
-fn a_closed_queue_gives_up_at_its_deadline_and_the_first_deadline_counts() {
+fn a_closed_queue_gives_up_at_its_first_deadline() {
     let (queue, time, flag) = (queue(10, 3), TestTime::default(), Arc::new(Flag::default()));
     queue.push(record(1)).unwrap();
     queue.close(Instant::now());
@@ -218,7 +218,7 @@ fn a_closed_queue_gives_up_at_its_deadline_and_the_first_deadline_counts() {
 }
 
 #[test]
-fn who_waits_is_let_in_once_there_is_room_and_is_never_forgotten() {
+fn a_waiting_caller_gets_the_next_free_place() {
     let (queue, time) = (queue(2, 2), TestTime::default());
     queue.push(record(1)).unwrap();
     queue.push(record(2)).unwrap();
@@ -231,10 +231,10 @@ fn who_waits_is_let_in_once_there_is_room_and_is_never_forgotten() {
             Some(waits)
         })
         .collect();
-    // One gives up, and nobody is let in for it.
+    // One caller gives up. No other caller gets a place for it.
     waiting[0] = None;
     assert_eq!(taken(&queue, 2), [1, 2]);
-    assert!(!flags.iter().any(|flag| flag.is_woken()), "the writer is not done with them");
+    assert!(!flags.iter().any(|flag| flag.is_woken()), "the writer still holds them");
     queue.release(&[record(0)]);
     for at in [1, 2] {
         assert!(flags[at].is_woken());
@@ -243,7 +243,7 @@ fn who_waits_is_let_in_once_there_is_room_and_is_never_forgotten() {
 }
 
 #[test]
-fn who_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_is_closed() {
+fn a_caller_that_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_closes() {
     let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
     queue.push(record(1)).unwrap();
     let refused = |result: Poll<Result<Permit, DeliveryError>>| result.map(Result::unwrap_err);
@@ -260,7 +260,7 @@ fn who_waits_for_room_is_refused_at_the_deadline_and_when_the_queue_is_closed() 
 }
 
 #[test]
-fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
+fn a_caller_that_gave_up_no_longer_shortens_the_retry_pause() {
     let (queue, time, flag) = (queue(1, 1), TestTime::default(), Arc::new(Flag::default()));
     queue.push(record(1)).unwrap();
     taken(&queue, 1);
@@ -268,7 +268,7 @@ fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
         let mut waits = pin!(queue.reserve(&time, LINGER));
         assert!(flag.poll(waits.as_mut()).is_pending());
     }
-    // The sink is down; nobody is there any more to try it sooner for.
+    // The sink is down. No caller is left for which the writer would retry earlier.
     let pause = Duration::from_secs(2);
     let mut wake = pin!(queue.wake(&time, LINGER, Some(pause)));
     assert!(flag.poll(wake.as_mut()).is_pending());
@@ -276,10 +276,10 @@ fn who_has_given_up_waiting_for_room_hurries_the_writer_no_more() {
 }
 
 proptest! {
-    /// Against a model: records in their order, and room for so many of each kind. A
-    /// place once given out is good for one record, whatever came meanwhile.
+    /// Compares the queue with a model: the order of the records, and the room for each kind.
+    /// A reserved place holds one record, whatever else is queued in the meantime.
     #[test]
-    fn nobody_is_let_into_a_full_queue_and_nothing_is_lost(
+    fn a_full_queue_accepts_no_record_and_loses_none(
         capacity in 1usize..6,
         steps in proptest::collection::vec((0u8..6, 0usize..2, 0usize..5), 0..80),
     ) {
@@ -342,7 +342,7 @@ proptest! {
 }
 
 #[test]
-fn refusals_take_no_room_of_admitted_requests_and_those_none_of_theirs() {
+fn refusals_and_admitted_requests_have_separate_room() {
     let queue = queue(4, 4);
     for (kind, room) in [(Kind::Other, 4), (Kind::Refusal, 1)] {
         for number in 0..room {
@@ -353,7 +353,7 @@ fn refusals_take_no_room_of_admitted_requests_and_those_none_of_theirs() {
 }
 
 #[test]
-fn the_writer_ends_a_window_when_its_time_is_over_without_another_request() {
+fn the_writer_ends_a_window_on_time_without_another_request() {
     let delivery = Delivery::buffered().sum_refusals(1, Duration::from_secs(3_600));
     let (queue, time, flag) = (queue_of(delivery), TestTime::default(), Arc::new(Flag::default()));
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
@@ -391,7 +391,7 @@ fn a_closed_queue_is_not_finished_before_its_sums_are_written() {
     }
     queue.close(Instant::now() + Duration::from_secs(3_600));
     assert_eq!(queue.refuse(refusal()).err(), Some(DeliveryError::Closed));
-    // Closed between the writer's two looks, there is something left all the same.
+    // The queue is closed between the writer's two checks. A record is still left.
     assert!(queue.prospect(LINGER, None).is_ok());
     // There is room for one refusal at a time.
     for left in [3, 0] {
@@ -405,13 +405,13 @@ fn a_closed_queue_is_not_finished_before_its_sums_are_written() {
 }
 
 #[test]
-fn without_room_for_a_sum_the_writer_neither_loses_it_nor_spins() {
+fn a_sum_without_room_is_kept_and_the_writer_does_not_spin() {
     let delivery = Delivery::buffered().capacity(1).sum_refusals(1, Duration::ZERO);
     let (queue, time, flag) = (queue_of(delivery), TestTime::default(), Arc::new(Flag::default()));
     queue.push(refused(1)).unwrap();
     taken(&queue, 1);
     for _ in 0..3 {
-        assert!(queue.refuse(refusal()).unwrap().own.is_none(), "there is no room");
+        assert!(queue.refuse(refusal()).unwrap().own.is_none(), "the queue is full");
     }
     // The sink is down.
     let pause = Duration::from_secs(2);
@@ -419,7 +419,7 @@ fn without_room_for_a_sum_the_writer_neither_loses_it_nor_spins() {
     assert!(flag.poll(wake.as_mut()).is_pending());
     assert_eq!((time.pass(), queue.counts()), (pause, (1, 3)));
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
-    // And now it works.
+    // The sink works again.
     queue.release(&[refused(1)]);
     let mut wake = pin!(queue.wake(&time, LINGER, None));
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));

@@ -23,7 +23,7 @@ fn refusal(key: u8, micros: i64) -> Refusal {
     }
 }
 
-/// The counts of what is to be queued: of the sum that ended, and of the refusal itself.
+/// The counts of the records to queue: of the sum that ended and of the refusal itself.
 fn counts<P>(added: &Added<P>) -> (Option<u32>, Option<u32>) {
     let count = |queued: &Option<(P, Sum)>| queued.as_ref().map(|(_, sum)| sum.count);
     (count(&added.ended), count(&added.own))
@@ -34,26 +34,26 @@ fn seconds(seconds: i64) -> i64 {
 }
 
 #[test]
-fn the_first_refusals_of_a_window_stand_alone_and_the_rest_are_summed() {
+fn the_first_refusals_of_a_window_have_their_own_records_and_the_rest_are_summed() {
     let (mut sums, now) = (Sums::new(2, WINDOW, 9), Instant::now());
     let mut add = |micros| sums.add(refusal(1, micros), now, || Some(()));
     for micros in [0, 1] {
         assert_eq!(counts(&add(micros)), (None, Some(1)));
     }
-    // Threads overtake each other: the last two are of the same window.
+    // Threads can overtake each other: the last two belong to the same window.
     for micros in [2, seconds(10) - 1, 3, -5] {
         assert_eq!(counts(&add(micros)), (None, None));
     }
     let added = add(seconds(10));
     assert_eq!(counts(&added), (Some(4), Some(1)));
     let last = added.ended.unwrap().1.last;
-    assert_eq!((last.at, &*last.path), (at(-5), "-5"), "that of the last one");
-    // A clock that is set back begins another window.
+    assert_eq!((last.at, &*last.path), (at(-5), "-5"), "the time and path of the last one");
+    // A clock that is set back starts another window.
     assert_eq!(counts(&add(0)), (None, Some(1)));
 }
 
 #[test]
-fn each_outcome_of_a_key_has_sums_of_its_own() {
+fn each_outcome_of_a_key_has_its_own_sums() {
     let (mut sums, now) = (Sums::new(0, WINDOW, 9), Instant::now());
     for outcome in [Outcome::Revoked, Outcome::Expired, Outcome::IpNotAllowed] {
         for key in [1, 2] {
@@ -68,7 +68,7 @@ fn each_outcome_of_a_key_has_sums_of_its_own() {
 }
 
 #[test]
-fn windows_end_by_the_clock_of_the_process_too_and_the_oldest_is_told_first() {
+fn windows_also_end_by_the_process_clock_and_the_oldest_ends_first() {
     let (mut sums, start) = (Sums::new(0, WINDOW, 9), Instant::now());
     let later = |seconds| start + Duration::from_secs(seconds);
     // The clock of the records stands still.
@@ -84,7 +84,7 @@ fn windows_end_by_the_clock_of_the_process_too_and_the_oldest_is_told_first() {
 }
 
 #[test]
-fn without_room_refusals_are_summed_and_the_sum_goes_on() {
+fn without_room_refusals_are_added_to_the_open_sum() {
     let (mut sums, now) = (Sums::new(5, WINDOW, 9), Instant::now());
     for time in [0, 1, 60] {
         let added = sums.add(refusal(1, seconds(time)), now, || None::<()>);
@@ -97,7 +97,7 @@ fn without_room_refusals_are_summed_and_the_sum_goes_on() {
 }
 
 #[test]
-fn no_more_windows_are_open_than_may_be_and_the_oldest_makes_room() {
+fn the_number_of_open_windows_is_bounded_and_the_oldest_makes_room() {
     let (mut sums, now) = (Sums::new(0, WINDOW, 3), Instant::now());
     for key in 1..=3 {
         sums.add(refusal(key, 0), now, || Some(()));
@@ -105,14 +105,14 @@ fn no_more_windows_are_open_than_may_be_and_the_oldest_makes_room() {
     let added = sums.add(refusal(4, 0), now, || Some(()));
     assert_eq!(added.ended.unwrap().1.last.key, KeyId::from_bytes([1; 16]));
     assert_eq!((sums.windows.len(), sums.by_age.len(), sums.summed()), (3, 3, 3));
-    // Where the queue has no room either, it is counted as shed.
+    // If the queue has no room either, the refusal is counted as shed.
     let added = sums.add(refusal(5, 0), now, || None::<()>);
     assert_eq!((counts(&added), added.shed, sums.summed()), ((None, None), true, 3));
     assert!(!sums.add(refusal(4, 0), now, || None::<()>).shed);
 }
 
 #[test]
-fn a_sum_that_can_count_no_further_is_ended() {
+fn a_sum_ends_before_its_counter_overflows() {
     let (mut sums, now) = (Sums::new(0, WINDOW, 3), Instant::now());
     sums.add(refusal(1, 0), now, || Some(()));
     let window = sums.windows.values_mut().next().unwrap();
@@ -131,7 +131,7 @@ enum Step {
     },
     /// Moves the clock of the records.
     Clock(i64),
-    /// Lets time pass in the process.
+    /// Moves the monotonic clock of the process.
     Pass(u64),
     Room(bool),
     End,
@@ -148,9 +148,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// In any order of windows, clocks and room: each refusal is in one record or in an
-    /// open sum or shed, in that of its own key and outcome, and of each window no more
-    /// than so many stand alone.
+    /// For any order of windows, clocks and room: each refusal is in one record, in an open
+    /// sum or shed. It is counted for its own key and outcome, and each window has a bounded
+    /// number of individual records.
     #[test]
     fn every_refusal_is_counted_exactly_once(
         alone in 0u32..4,

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
-/// Every sleep is over at once, and remembered.
+/// A runtime whose sleeps end at once and are recorded.
 #[derive(Debug, Default)]
 struct NoTime(Mutex<Vec<Duration>>);
 
@@ -31,7 +31,7 @@ impl Runtime for NoTime {
     }
 }
 
-/// Fails so many times, rejects what it is given so many times, and then writes.
+/// A sink that first fails a number of times, then rejects a number of times, and then writes.
 #[derive(Debug, Default)]
 struct Flaky {
     failures: Mutex<usize>,
@@ -110,7 +110,7 @@ fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
     work.poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
-/// A writer whose tasks, of requests and of changes, the test polls by itself.
+/// A writer whose tasks for requests and for changes are polled by the test.
 fn writer(
     delivery: Delivery,
     sink: Arc<dyn AuditSink>,
@@ -125,7 +125,7 @@ fn writer(
 }
 
 #[test]
-fn the_pauses_between_retries_double_up_to_the_longest_and_begin_anew_after_a_success() {
+fn retry_pauses_double_up_to_the_longest_and_start_again_after_a_success() {
     let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
     let delivery = Delivery::buffered();
     let linger = delivery.linger;
@@ -144,13 +144,13 @@ fn the_pauses_between_retries_double_up_to_the_longest_and_begin_anew_after_a_su
 }
 
 #[test]
-fn health_says_since_when_the_sink_fails_and_that_it_works_again() {
+fn health_reports_since_when_the_sink_fails_and_its_recovery() {
     let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
     *sink.failures.lock().unwrap() = 2;
     let (writer, [_, mut task]) = writer(Delivery::buffered().capacity(7), sink, time);
     let health = |queued, failing| AuditHealth { queued, capacity: 7, failing };
     writer.enqueue(None, record(1));
-    assert_eq!(writer.health(), health(1, None), "nothing is known yet");
+    assert_eq!(writer.health(), health(1, None), "no batch has been written yet");
     task.take();
     assert!(poll(pin!(task.write())));
     let failing = writer.health().failing;
@@ -162,7 +162,7 @@ fn health_says_since_when_the_sink_fails_and_that_it_works_again() {
 }
 
 #[test]
-fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
+fn however_the_task_ends_lost_records_are_counted_and_waiting_callers_are_answered() {
     let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
     let (writer, [_, mut task]) = writer(Delivery::buffered().batch(2), sink, time);
     let mut acknowledged = Vec::new();
@@ -176,7 +176,7 @@ fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
     let stats = writer.stats();
     assert_eq!((stats.failed, stats.queued, stats.written), (5, 0, 0));
     for mut acknowledged in acknowledged {
-        assert!(acknowledged.try_recv().is_err(), "canceled: nobody waits for ever");
+        assert!(acknowledged.try_recv().is_err(), "canceled, so that no caller waits forever");
     }
     assert_eq!(writer.changes.queue.try_reserve(Kind::Other).unwrap_err(), DeliveryError::Closed);
     writer.enqueue(None, record(9));
@@ -185,7 +185,7 @@ fn whatever_ends_the_task_what_it_leaves_is_counted_and_who_waits_is_told() {
 
 proptest! {
     #[test]
-    fn exactly_the_awaited_records_of_a_failed_batch_are_given_up(awaited: Vec<bool>) {
+    fn only_the_awaited_records_of_a_failed_batch_are_given_up(awaited: Vec<bool>) {
         let mut batch = Batch::default();
         let mut receivers = Vec::new();
         for (at, awaited) in awaited.iter().enumerate() {
@@ -206,10 +206,10 @@ proptest! {
         }
     }
 
-    /// In any order of refusals, requests, changes, failures of the sink, windows and the
-    /// end: what was made is written, shed, given up, queued or in a sum, and once.
+    /// For any order of refusals, requests, changes, sink failures, windows and shutdown: each
+    /// record is written, shed, given up, queued or in a sum, exactly once.
     #[test]
-    fn nothing_goes_uncounted(
+    fn every_record_is_counted_exactly_once(
         strict: bool,
         sheds: bool,
         capacity in 1usize..9,
@@ -230,7 +230,7 @@ proptest! {
             match step {
                 0..=2 => {
                     let key = KeyId::from_bytes([which; 16]);
-                    // Whether somebody goes on waiting for it or not.
+                    // With or without a caller that still waits for it.
                     let _ = writer.refuse(Refusal { key, ..refusal(now) }).unwrap();
                     made += 1;
                 }
@@ -269,7 +269,7 @@ proptest! {
     }
 }
 
-/// Never answers for requests, as a log does whose table of requests is locked.
+/// Never answers for requests, like a log whose table of requests is locked.
 #[derive(Debug, Default)]
 struct ChangesOnly(MemoryAuditLog);
 
@@ -283,7 +283,7 @@ impl AuditSink for ChangesOnly {
     }
 }
 
-/// No sleep ends.
+/// A runtime whose sleeps never end.
 #[derive(Debug)]
 struct StoppedTime;
 
@@ -296,7 +296,7 @@ impl Runtime for StoppedTime {
 }
 
 #[test]
-fn changes_are_written_while_the_records_of_requests_are_waited_for() {
+fn changes_are_written_while_a_batch_of_requests_is_pending() {
     let sink = Arc::new(ChangesOnly::default());
     let (writer, tasks) =
         writer(Delivery::buffered().batch(2), sink.clone(), Arc::new(StoppedTime));

@@ -309,7 +309,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_index_holds_what_is_kept_and_nothing_else(
+        fn the_index_holds_exactly_the_kept_entries(
             room in 0usize..40,
             steps in proptest::collection::vec((0u8..7, 0u8..60, 0u8..60, 0u32..3), 0..200),
         ) {

@@ -151,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_thread_reads_a_copy_of_its_own_and_sees_every_change() {
+    fn a_busy_thread_reads_its_own_copy_and_sees_every_change() {
         let table = Table::default();
         let active = key();
         table.put(&active);
         let find = |digest| table.find(digest);
         let first = find(&active.digest).unwrap();
-        assert!(Arc::ptr_eq(&first, &active), "asked for once, it is no hot key");
+        assert!(Arc::ptr_eq(&first, &active), "a key that was read once is not copied");
         let own = busy(&table, active.digest);
         assert!(own == active && !Arc::ptr_eq(&own, &active));
         assert!(Arc::ptr_eq(&own, &find(&active.digest).unwrap()));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn two_threads_that_are_busy_with_one_key_share_no_count() {
+    fn two_threads_that_read_one_key_share_no_reference_count() {
         let table = Table::default();
         let key = key();
         table.put(&key);

@@ -102,7 +102,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_text_comes_back_and_is_stored_without_nul(text in "[\\x00\u{FDD0}01a]{0,12}|\\PC{0,6}") {
+        fn every_text_round_trips_and_is_stored_without_nul(text in "[\\x00\u{FDD0}01a]{0,12}|\\PC{0,6}") {
             let stored = escaped(&text);
             prop_assert!(!stored.contains('\0'));
             prop_assert_eq!(plain(&stored), text.as_str());

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_is_sent_as_it_would_be_by_itself() {
+    fn an_encoded_value_is_sent_like_the_plain_value() {
         let values: &Parameters<'_> = &[
             (&"acme", Type::TEXT),
             (&1_700_000_000_000_001_i64, Type::INT8),

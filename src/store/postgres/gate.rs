@@ -92,11 +92,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gate_lets_one_through_at_a_time_and_is_forgotten_afterwards() {
+    async fn a_gate_admits_one_at_a_time_and_is_removed_afterwards() {
         let gates = Gates::default();
         let first = gates.enter(creation("acme")).await;
         let _other = gates.enter(creation("globex")).await;
-        assert!(timeout(SOON, gates.enter(creation("acme"))).await.is_err(), "it is taken");
+        assert!(timeout(SOON, gates.enter(creation("acme"))).await.is_err(), "the gate is taken");
         let second = tokio::spawn({
             let gates = gates.clone();
             async move { gates.enter(creation("acme")).await }
@@ -104,6 +104,6 @@ mod tests {
         tokio::task::yield_now().await;
         drop(first);
         drop(second.await.unwrap());
-        assert_eq!(gates.lock().len(), 1, "only the one that is still taken");
+        assert_eq!(gates.lock().len(), 1, "only the gate that is still taken");
     }
 }

@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bad_urls_are_refused_and_not_repeated() {
+    fn invalid_urls_are_refused_and_not_repeated() {
         for url in [
             "",
             "mysql://u:sesame@h/d",
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_too_long() {
+    fn the_longest_duration_is_accepted() {
         let url = "postgres://u@h/d?connect_timeout=9223372036854775807";
         let options = PostgresOptions::from_url(url).unwrap().deadline(Duration::MAX);
         let (dialer, target) = options.parts().unwrap();

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_is_carried_over() {
+    fn every_setting_is_copied() {
         let url = "postgres://u:p@h:5433/d?options=-cgeqo%3Doff&application_name=a&sslmode=require\
                    &sslnegotiation=direct&hostaddr=192.0.2.1&tcp_user_timeout=3&keepalives=0\
                    &keepalives_idle=4&keepalives_interval=5&keepalives_retries=6\
@@ -203,10 +203,10 @@ mod tests {
         let whole: Config = url.parse().unwrap();
         let [server] = &split(url)[..] else { panic!("one host") };
         assert_eq!(server.config, whole);
-        // A setting that a new version of tokio-postgres brings shows here.
+        // This fails if a new version of tokio-postgres adds a setting.
         let text = format!("{:?}", Config::new());
         let settings = text.split(", ").filter(|part| part.contains(": ")).count();
-        assert_eq!(settings, 18, "carry the new one over: {text}");
+        assert_eq!(settings, 18, "copy the new setting: {text}");
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_tried_at_each_of_its_addresses() {
+    async fn every_address_of_a_host_name_is_tried() {
         let [server] = &split("postgres://localhost:7/d")[..] else { panic!("one host") };
         let addresses = server.addresses().await.unwrap();
         assert!(!addresses.is_empty());

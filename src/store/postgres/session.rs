@@ -109,7 +109,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_late_answer_does_not_set_the_clock_back_and_a_clock_that_was_set_back_is_noticed() {
+    fn a_late_answer_does_not_set_the_clock_back_and_a_clock_set_back_is_noticed() {
         let clock = ServerClock::new(10_000_000_000);
         let shown = || clock.at(Instant::now());
         clock.learn(9_999_500_000, SECOND);

@@ -169,7 +169,7 @@ mod tests {
 
     use crate::network::Network;
 
-    /// The range of so many bits, at most, in which the address is.
+    /// The range of at most this many bits that contains the address.
     fn network(ip: IpAddr, bits: u8) -> Network {
         let bits = u32::from(bits);
         let range = match ip {
@@ -188,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn case_17_no_damaged_list_comes_back_as_one_that_lets_somebody_in(
+        fn case_17_a_damaged_list_never_becomes_one_that_allows_another_address(
             entries in proptest::collection::vec("[0-9.\n\\\\n/]{0,12}|\\PC{0,6}", 1..5),
             ip: IpAddr,
         ) {
@@ -201,7 +201,7 @@ mod tests {
         }
 
         #[test]
-        fn case_17_what_is_left_of_a_list_lets_nobody_else_in(
+        fn case_17_a_truncated_list_allows_no_other_address(
             ranges in proptest::collection::vec((any::<IpAddr>(), 0_u8..=128), 1..5),
             place: proptest::sample::Index,
         ) {

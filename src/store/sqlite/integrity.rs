@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_check_that_does_not_end_in_time_lets_the_file_be_used() {
+    fn an_integrity_check_that_times_out_does_not_block_the_file() {
         const ENDLESS: &str = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL \
                                SELECT n + 1 FROM numbers) SELECT max(n) FROM numbers";
         let connection = Connection::open_in_memory().unwrap();

@@ -90,11 +90,11 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn reads_that_take_long_hold_up_neither_look_ups_nor_other_tasks() {
+    async fn slow_reads_delay_neither_look_ups_nor_other_tasks() {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
         let (org, id) = (OrgId::new("acme").unwrap(), KeyId::from_bytes([1; 16]));
-        // Each thread has a read that takes until it is let go.
+        // Each thread runs a read that takes until the test ends it.
         let mut held = Vec::new();
         for _ in 0..THREADS {
             let (let_go, wait) = mpsc::channel::<()>();
@@ -115,7 +115,7 @@ mod tests {
         assert!(first_poll(page.as_mut()).is_pending());
         assert!(first_poll(list.as_mut()).is_pending());
         assert!(first_poll(export.as_mut()).is_pending());
-        // Look-ups are answered in place.
+        // Look-ups are answered on the calling thread.
         assert!(matches!(
             first_poll(store.find_by_digest(&KeyDigest::of("none"))),
             Poll::Ready(Ok(None))

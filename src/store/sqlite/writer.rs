@@ -221,8 +221,7 @@ mod tests {
     use crate::store::sqlite::SqliteStore;
 
     #[tokio::test]
-    async fn case_44_a_change_given_up_after_its_transaction_began_and_before_its_turn_is_not_made()
-    {
+    async fn case_44_a_change_cancelled_before_its_turn_in_a_transaction_is_not_made() {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
         let writer = &store.inner.writer;
@@ -235,7 +234,7 @@ mod tests {
         };
         let (begun, has_begun) = mpsc::channel();
         let (let_go, wait) = mpsc::channel::<()>();
-        // While this one runs, the next three queue up for one transaction.
+        // While this change runs, the next three queue up for one transaction.
         let (let_first_go, first_waits) = mpsc::channel::<()>();
         let mut first = Box::pin(writer.run(move |_| {
             let _ = first_waits.recv();
@@ -262,6 +261,6 @@ mod tests {
         first.await.unwrap();
         second.await.unwrap();
         writer.run(|_| Ok(())).await.unwrap();
-        assert!(is_made.try_recv().is_err(), "it was made");
+        assert!(is_made.try_recv().is_err(), "the change was made");
     }
 }

@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_decoded_as_forms_are() {
+    fn a_query_is_decoded_like_a_form() {
         for (text, decoded) in [
             ("a+b%20c%2B%c3%A9", Some("a b c+é")),
             ("100%", Some("100%")),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn all_errors_are_listed_up_to_a_bound() {
+    fn all_errors_are_listed_up_to_a_limit() {
         let body: Vec<String> = (0..5_000).map(|i| format!("\"f{i}\":{i}")).collect();
         let mut fields = Fields::of_body(format!("{{{}}}", body.join(",")).as_bytes()).unwrap();
         fields.require(&["name"]);

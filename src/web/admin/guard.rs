@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn case_25_an_origin_is_of_a_host_where_host_and_port_are_the_same() {
+    fn case_25_an_origin_matches_a_host_with_the_same_name_and_port() {
         for (origin, host) in [
             ("https://example.com", "example.com"),
             ("https://example.com", "example.com:443"),

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_field_is_kept_in_its_order() {
+    fn fields_keep_their_order() {
         let parsed = Json::parse(br#" {"b": [null, 1, -1, 0.5, true], "a": "\u00e9", "b": {}} "#);
         let list =
             Json::List(vec![Json::Other, Json::Number(1), Json::Other, Json::Other, Json::Other]);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn case_24_what_is_not_json_is_none_at_any_depth() {
+    fn case_24_invalid_json_is_refused_at_any_depth() {
         let deep = "[".repeat(100_000);
         let closed = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
         for body in [

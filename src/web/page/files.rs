@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_english_texts_can_be_read() {
+    fn the_english_texts_parse() {
         let texts = texts();
         assert!(texts.len() > 100);
         assert!(texts.values().all(|text| !text.is_empty()));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_down_is_relative_to_the_page() {
+    fn file_paths_are_relative_to_the_page() {
         for (page, below) in [
             ("/settings", "./settings/"),
             ("/a/b:c", "./b:c/"),

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn black_is_written_on_light_colours_and_white_on_dark_ones() {
+    fn text_is_black_on_light_colours_and_white_on_dark_ones() {
         let ink = |colour| Accent::parse(colour).map(Accent::is_light);
         for (colour, light) in
             [("#000000", false), ("#ffffff", true), ("#ffd500", true), ("#0b6e4f", false)]

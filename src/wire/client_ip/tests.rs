@@ -37,13 +37,13 @@ fn case_11_a_forged_leftmost_entry_is_ignored() {
 }
 
 #[test]
-fn case_12_a_peer_that_is_no_proxy_is_the_client() {
+fn case_12_a_peer_that_is_not_a_trusted_proxy_is_the_client() {
     let headers = headers("x-forwarded-for", &["192.0.2.1"]);
     let peer = Some(ip("203.0.113.5"));
     assert_eq!(behind(ProxyHeader::XForwardedFor).resolve(peer, &headers), peer);
     assert_eq!(ClientIp::peer().resolve(peer, &headers), peer);
     let proxy = Some(ip("10.0.0.1"));
-    assert_eq!(ClientIp::peer().resolve(proxy, &headers), proxy, "nobody is trusted unnamed");
+    assert_eq!(ClientIp::peer().resolve(proxy, &headers), proxy, "no proxy is trusted by default");
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn case_13_every_spelling_gives_the_right_address_or_none() {
 }
 
 #[test]
-fn case_13_forwarded_is_read_strictly() {
+fn case_13_forwarded_is_parsed_strictly() {
     for (lines, client) in [
         (&["for=192.0.2.1;proto=https;by=10.0.0.2"][..], Some("192.0.2.1")),
         (&["proto=https;FOR=\"[2001:db8::1]:443\""], Some("2001:db8::1")),
@@ -95,7 +95,7 @@ fn case_13_forwarded_is_read_strictly() {
 }
 
 #[test]
-fn case_52_what_the_client_wrote_in_forwarded_neither_hides_nor_forges_the_proxys_element() {
+fn case_52_client_input_in_forwarded_neither_hides_nor_forges_the_proxys_element() {
     let claims = [
         "for=\"6.6.6.6",
         "for=6.6.6.6;host=\"",
@@ -140,7 +140,7 @@ fn case_52_what_the_client_wrote_in_forwarded_neither_hides_nor_forges_the_proxy
 }
 
 #[test]
-fn case_52_a_header_with_one_address_has_exactly_one() {
+fn case_52_a_single_address_header_must_hold_exactly_one_address() {
     let single = |lines: &[&str]| {
         let header = ProxyHeader::from(HeaderName::from_static("cf-connecting-ip"));
         let headers = headers("cf-connecting-ip", lines);
@@ -151,7 +151,7 @@ fn case_52_a_header_with_one_address_has_exactly_one() {
         (&[" 2001:db8::1 "], Some("2001:db8::1")),
         (&["::ffff:192.0.2.1"], Some("192.0.2.1")),
         (&["192.0.2.1:4711"], Some("192.0.2.1")),
-        // It is not a list of proxies: whom it names is the client.
+        // This header is not a list of proxies: it names the client.
         (&["10.0.0.9"], Some("10.0.0.9")),
         (&[], None),
         (&[""], None),
@@ -174,7 +174,7 @@ fn case_52_a_header_with_one_address_has_exactly_one() {
 }
 
 #[test]
-fn a_name_says_which_kind_of_header_it_is() {
+fn the_header_name_determines_its_format() {
     for (name, header) in [
         ("X-Forwarded-For", ProxyHeader::XForwardedFor),
         ("FORWARDED", ProxyHeader::Forwarded),
@@ -185,7 +185,7 @@ fn a_name_says_which_kind_of_header_it_is() {
 }
 
 #[test]
-fn case_14_all_hops_trusted_or_no_peer_is_no_known_address() {
+fn case_14_the_address_is_unknown_if_all_hops_are_trusted_or_the_peer_is_missing() {
     assert_eq!(xff(&["10.0.0.2, 10.0.0.3"]), None);
     assert_eq!(xff(&[]), None);
     assert_eq!(forwarded(&["for=10.0.0.2"]), None);
@@ -221,7 +221,7 @@ proptest! {
     }
 
     #[test]
-    fn no_line_makes_a_trusted_proxy_the_client(lines in proptest::collection::vec("[ -~]{0,60}|(for=|[0-9.,;:\"\\[\\]]){0,12}", 0..4)) {
+    fn no_header_makes_a_trusted_proxy_the_client(lines in proptest::collection::vec("[ -~]{0,60}|(for=|[0-9.,;:\"\\[\\]]){0,12}", 0..4)) {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         for found in [xff(&lines), forwarded(&lines)].into_iter().flatten() {
             prop_assert!(!behind(ProxyHeader::Forwarded).trusts(found));

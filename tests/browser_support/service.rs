@@ -1,5 +1,5 @@
-//! A service in the test's own process, for what the example server cannot be made to do:
-//! stop and come back, be slow, end the login, know countries, and live in another year.
+//! A service in the test's own process, for states that the example server cannot have:
+//! stopped and restarted, slow, logged out, with countries, and in another year.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -31,33 +31,33 @@ use crate::support::{Client, poll};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The texts that a script has given.
+/// The texts that a script returned.
 pub(crate) fn texts(list: &Value) -> Vec<String> {
     let list = list.as_array().expect("a list").iter();
     list.map(|text| text.as_str().expect("a text").to_owned()).collect()
 }
 
-/// How the service answers what the page asks for.
+/// How the service answers the page's requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Way {
+pub(crate) enum Mode {
     Open,
-    /// The host's login knows nobody: the API answers 401.
+    /// The host's login rejects the user: the API answers 401.
     LoggedOut,
-    /// The host's login sends everybody elsewhere.
+    /// The host's login redirects every request.
     SentToLogin,
     /// The host's login answers by itself, with a page.
     LoginPage,
-    /// A proxy has no service behind it.
+    /// A proxy without a service behind it.
     BadGateway,
-    /// The API answers only when there is another way.
+    /// The API answers only after the mode changes.
     Held,
 }
 
-/// The system's clock, set back or forth.
+/// The system's clock, shifted.
 #[derive(Clone, Debug, Default)]
-struct Shifted(Arc<AtomicI64>);
+struct ShiftedClock(Arc<AtomicI64>);
 
-impl Clock for Shifted {
+impl Clock for ShiftedClock {
     fn now(&self) -> Timestamp {
         let now = Timestamp::from(SystemTime::now());
         let days = self.0.load(Ordering::SeqCst);
@@ -66,11 +66,11 @@ impl Clock for Shifted {
     }
 }
 
-/// Knows the networks that are for documentation.
+/// Knows the networks reserved for documentation.
 #[derive(Debug)]
-struct Atlas;
+struct TestCountries;
 
-impl CountryLookup for Atlas {
+impl CountryLookup for TestCountries {
     fn country(&self, ip: IpAddr) -> Option<CountryCode> {
         match ip {
             IpAddr::V4(ip) if ip.octets().starts_with(&[203, 0, 113]) => CountryCode::new("DE"),
@@ -80,55 +80,55 @@ impl CountryLookup for Atlas {
     }
 }
 
-/// A key, and what was said once.
+/// A key with its secret.
 #[derive(Clone, Debug)]
-pub(crate) struct Made {
+pub(crate) struct CreatedKey {
     pub(crate) id: String,
     pub(crate) secret: String,
 }
 
-/// The service, on a SQLite file and at an address that stay when it stops.
+/// The service, on a SQLite file and an address that stay the same when it stops.
 #[derive(Debug)]
-pub(crate) struct House {
+pub(crate) struct Service {
     folder: TempDir,
     address: SocketAddr,
-    clock: Shifted,
-    way: watch::Sender<Way>,
+    clock: ShiftedClock,
+    mode: watch::Sender<Mode>,
     running: Mutex<Option<Runtime>>,
 }
 
-/// Runs a test on the settings page of a new service. `before` puts into it what is to be
-/// there; the test is given what that returns.
-pub(crate) async fn visit_house<T>(
-    before: impl FnOnce(&House) -> T,
-    test: impl AsyncFnOnce(&Browser, &House, T),
+/// Runs a test on the settings page of a new service. `before` prepares the service; the test
+/// gets its result.
+pub(crate) async fn visit_service<T>(
+    before: impl FnOnce(&Service) -> T,
+    test: impl AsyncFnOnce(&Browser, &Service, T),
 ) {
-    let house = House::build();
-    let given = before(&house);
-    visit_at(&house.page(), async |browser| test(browser, &house, given).await).await;
+    let service = Service::build();
+    let given = before(&service);
+    visit_at(&service.page(), async |browser| test(browser, &service, given).await).await;
 }
 
-impl House {
+impl Service {
     fn build() -> Self {
-        let house = Self {
+        let service = Self {
             folder: tempfile::tempdir().unwrap(),
             address: SocketAddr::from(([127, 0, 0, 1], free_port())),
-            clock: Shifted::default(),
-            way: watch::Sender::new(Way::Open),
+            clock: ShiftedClock::default(),
+            mode: watch::Sender::new(Mode::Open),
             running: Mutex::default(),
         };
-        house.start();
-        house
+        service.start();
+        service
     }
 
-    /// Starts the service again, on the same file and at the same address.
+    /// Starts the service again, on the same file and address.
     pub(crate) fn start(&self) {
         let runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
-        let (address, clock, way) = (self.address, self.clock.clone(), self.way.subscribe());
+        let (address, clock, mode) = (self.address, self.clock.clone(), self.mode.subscribe());
         let file = self.file();
         runtime.spawn(async move {
-            let app = app(SqliteStore::open(file).unwrap(), clock, way);
+            let app = app(SqliteStore::open(file).unwrap(), clock, mode);
             let listener = TcpListener::bind(address).await.unwrap();
             let app = app.into_make_service_with_connect_info::<SocketAddr>();
             axum::serve(listener, app).await.unwrap();
@@ -137,18 +137,18 @@ impl House {
         poll("the service is there", || TcpStream::connect(self.address).ok());
     }
 
-    /// Ends the service as a crash does: every connection breaks.
+    /// Ends the service like a crash: every connection breaks.
     pub(crate) fn stop(&self) {
         let runtime = self.running.lock().unwrap().take().expect("a service that runs");
         runtime.shutdown_background();
         poll("the service is gone", || TcpStream::connect(self.address).err());
     }
 
-    pub(crate) fn go(&self, way: Way) {
-        self.way.send_replace(way);
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        self.mode.send_replace(mode);
     }
 
-    /// Sets the service's clock to so many days from now.
+    /// Moves the service's clock this many days from now.
     pub(crate) fn days_from_now(&self, days: i64) {
         self.clock.0.store(days, Ordering::SeqCst);
     }
@@ -165,7 +165,7 @@ impl House {
         self.folder.path().join("keygate.db")
     }
 
-    /// The service's file, for what no call does.
+    /// The service's file, for states that no call can produce.
     pub(crate) fn database(&self) -> Connection {
         let database = Connection::open(self.file()).unwrap();
         database.busy_timeout(Duration::from_secs(5)).unwrap();
@@ -182,21 +182,21 @@ impl House {
         (reply.status, if reply.body.is_empty() { Value::Null } else { reply.json() })
     }
 
-    pub(crate) fn create(&self, name: &str, expiration: &str, allowlist: &[&str]) -> Made {
+    pub(crate) fn create(&self, name: &str, expiration: &str, allowlist: &[&str]) -> CreatedKey {
         let body = json!({ "name": name, "expiration": expiration, "ip_allowlist": allowlist });
         let (status, made) = self.api("POST", "", Some(body));
         assert_eq!(status, 201, "{made}");
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        Made { id: text(&made["key"]["id"]), secret: text(&made["secret"]) }
+        CreatedKey { id: text(&made["key"]["id"]), secret: text(&made["secret"]) }
     }
 
-    pub(crate) fn edit(&self, key: &Made, patch: Value) {
+    pub(crate) fn edit(&self, key: &CreatedKey, patch: Value) {
         let (status, answer) = self.api("PATCH", &format!("/{}", key.id), Some(patch));
         assert_eq!(status, 200, "{answer}");
     }
 
-    /// The key as the API has it; `None` where it is gone.
-    pub(crate) fn key(&self, key: &Made) -> Option<Value> {
+    /// The key as the API shows it; `None` if it does not exist.
+    pub(crate) fn key(&self, key: &CreatedKey) -> Option<Value> {
         let (status, answer) = self.api("GET", &format!("/{}", key.id), None);
         (status == 200).then_some(answer)
     }
@@ -208,8 +208,8 @@ impl House {
         keys.map(|key| key["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The status of the answer to a request with the key. `/v1/…?status=404` answers so.
-    pub(crate) fn call(&self, key: &Made, method: &str, target: &str, from: &str) -> u16 {
+    /// The status of the answer to a request with the key. `/v1/…?status=404` answers 404.
+    pub(crate) fn call(&self, key: &CreatedKey, method: &str, target: &str, from: &str) -> u16 {
         let headers =
             [format!("Authorization: Bearer {}", key.secret), format!("X-Forwarded-For: {from}")];
         let headers = headers.each_ref().map(String::as_str);
@@ -217,18 +217,18 @@ impl House {
     }
 }
 
-impl Drop for House {
+impl Drop for Service {
     fn drop(&mut self) {
-        // A test is no place to wait for it.
+        // Do not wait for it in a test.
         if let Some(runtime) = self.running.get_mut().unwrap().take() {
             runtime.shutdown_background();
         }
     }
 }
 
-fn app(store: SqliteStore, clock: Shifted, way: watch::Receiver<Way>) -> Router {
+fn app(store: SqliteStore, clock: ShiftedClock, mode: watch::Receiver<Mode>) -> Router {
     let builder = KeyManager::builder(store.clone()).audit(store);
-    let builder = builder.delivery(Delivery::strict()).clock(clock).countries(Atlas);
+    let builder = builder.delivery(Delivery::strict()).clock(clock).countries(TestCountries);
     let keys = builder.build().unwrap();
     let proxy = ClientIp::behind(["127.0.0.0/8".parse().unwrap()], ProxyHeader::XForwardedFor);
     let answers = async |uri: Uri| {
@@ -239,24 +239,24 @@ fn app(store: SqliteStore, clock: Shifted, way: watch::Receiver<Way>) -> Router 
     let calls =
         Router::new().fallback(answers).layer(ApiKeyLayer::new(keys.clone()).client_ip(proxy));
     let page = SettingsPage::new(keys).example_url("/v1/whoami").unwrap();
-    let login = from_fn(move |request: Request, next: Next| login(way.clone(), request, next));
+    let login = from_fn(move |request: Request, next: Next| login(mode.clone(), request, next));
     Router::new().nest("/v1", calls).nest("/settings", page.router().layer(login))
 }
 
-/// The host's login, and what else may stand before the page.
-async fn login(mut way: watch::Receiver<Way>, mut request: Request, next: Next) -> Response {
+/// The host's login and other middleware in front of the page.
+async fn login(mut mode: watch::Receiver<Mode>, mut request: Request, next: Next) -> Response {
     let page =
         |status: StatusCode| (status, axum::response::Html("<h1>Log in</h1>")).into_response();
     let is_api = request.uri().path().starts_with("/api");
     if is_api {
-        let _ = way.wait_for(|way| *way != Way::Held).await;
+        let _ = mode.wait_for(|mode| *mode != Mode::Held).await;
     }
-    let way = *way.borrow();
-    match way {
-        Way::SentToLogin => return Redirect::to("/login").into_response(),
-        Way::LoginPage if is_api => return page(StatusCode::UNAUTHORIZED),
-        Way::BadGateway if is_api => return page(StatusCode::BAD_GATEWAY),
-        Way::LoggedOut => {}
+    let mode = *mode.borrow();
+    match mode {
+        Mode::SentToLogin => return Redirect::to("/login").into_response(),
+        Mode::LoginPage if is_api => return page(StatusCode::UNAUTHORIZED),
+        Mode::BadGateway if is_api => return page(StatusCode::BAD_GATEWAY),
+        Mode::LoggedOut => {}
         _ => {
             request.extensions_mut().insert(Actor::new(OrgId::new("demo").unwrap(), "demo user"));
         }

@@ -1,4 +1,4 @@
-//! What a feed has told so far.
+//! The announcements of a feed so far.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,31 +9,31 @@ use tokio::task::JoinHandle;
 
 use crate::postgres_support::administrator;
 
-/// Longer than anything here takes on a machine that is busy.
+/// Longer than any step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The tests are over sooner with short ones.
+/// Short heartbeats make the tests faster.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(20);
 
-/// The deadline of a store whose network is cut: for so long it tries to connect.
+/// The deadline of a store whose network is cut: it tries to connect for this long.
 pub(crate) const REACH: Duration = Duration::from_secs(3);
 
-/// Asks a feed all the time, until it is dropped, and the feed with it.
+/// Polls a feed continuously until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Recorder {
     news: Arc<Mutex<Vec<News>>>,
     task: JoinHandle<()>,
 }
 
-impl Told {
-    /// By a feed of that store.
+impl Recorder {
+    /// Follows the feed of that store.
     pub(crate) fn by(store: &PostgresStore) -> Self {
         let mut feed = store.changes().heartbeat(HEARTBEAT);
         let news = Arc::<Mutex<Vec<News>>>::default();
-        let told = Arc::clone(&news);
+        let recorder = Arc::clone(&news);
         let task = tokio::spawn(async move {
             loop {
                 let next = feed.next().await;
-                told.lock().unwrap().push(next);
+                recorder.lock().unwrap().push(next);
             }
         });
         Self { news, task }
@@ -47,7 +47,7 @@ impl Told {
         self.news.lock().unwrap().clone()
     }
 
-    /// Waits for such a piece of news, from that place on; its place.
+    /// Waits for such an announcement from that index on. Returns its index.
     pub(crate) async fn wait(&self, from: usize, is_it: impl Fn(&News) -> bool) -> usize {
         let begun = Instant::now();
         loop {
@@ -56,18 +56,18 @@ impl Told {
                 return from + place;
             }
             let all = self.all();
-            assert!(begun.elapsed() < PATIENCE, "nothing of the kind in {:?}", &all[from..]);
+            assert!(begun.elapsed() < PATIENCE, "no such announcement in {:?}", &all[from..]);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// Waits for the proof that all is told of what was finished by now; its place.
+    /// Waits for a proof that covers everything committed by now. Returns its index.
     pub(crate) async fn proof(&self) -> usize {
         let now = Instant::now();
         self.wait(0, |news| proves(news, now)).await
     }
 
-    /// What is told of what that work does, without proofs.
+    /// The announcements of that work, without proofs.
     pub(crate) async fn of(&self, work: impl Future<Output = ()>) -> Vec<News> {
         let from = self.proof().await + 1;
         work.await;
@@ -77,13 +77,13 @@ impl Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for Recorder {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// Whether it proves that all was told that was finished before `instant`.
+/// Whether it proves that every change committed before `instant` was announced.
 pub(crate) fn proves(news: &News, instant: Instant) -> bool {
     matches!(news, News::UpToDate { as_of } if *as_of >= instant)
 }
@@ -92,7 +92,7 @@ pub(crate) fn changed(id: KeyId) -> Vec<News> {
     vec![News::Changed(id)]
 }
 
-/// Where changes are announced.
+/// The channel for announcements.
 pub(crate) async fn channel(schema: &str) -> String {
     let sql = format!("SELECT channel || ' ' || tableoid FROM {schema}.schema_version");
     administrator().await.query_one(&sql, &[]).await.unwrap().get(0)
@@ -106,7 +106,7 @@ pub(crate) async fn listeners(schema: &str) -> Vec<i32> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// Waits until so many sessions listen.
+/// Waits until this many sessions listen.
 pub(crate) async fn until_listeners(schema: &str, count: usize) {
     let begun = Instant::now();
     while listeners(schema).await.len() != count {
