@@ -254,7 +254,7 @@ async fn stored_exactly(store: impl KeyStore + KeyExport + KeyImport) {
         ApiKey {
             org: org(&format!("org-{}", n % 3)),
             allowlist: lists[(n % 3) as usize].clone(),
-            expires_at: (n % 2 == 0).then(|| ApiKey::sample(n + 7).created_at),
+            expires_at: n.is_multiple_of(2).then(|| ApiKey::sample(n + 7).created_at),
             ..ApiKey::sample(n)
         }
     };
