@@ -70,6 +70,7 @@ fn types() -> Vec<&'static str> {
         PostgresStore, ProxyHeader, RequestEvent, RequestInfo, ResponseBody<()>, Revision,
         SettingsPage, ShutdownReport, SqliteOptions, SqliteStore, Status, SystemClock, SystemRandom, Timestamp,
         TokioRuntime, VerifiedKey, WhenFull,
+        Environment, Refusal,
         existing::AdoptReport, existing::Adopted, existing::AdoptedKey, existing::DigestKind,
         existing::ExistingDigest, existing::ExistingFormat, existing::FoundKey,
         Box<dyn existing::ExistingKeys>, Box<dyn KeyImport>,
