@@ -26,6 +26,7 @@ use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
 use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
+use crate::text::debug_with_causes;
 use crate::throttle::Throttle;
 
 /// Builds a [`KeyManager`]. Only the store is required; without an audit sink, nothing is
@@ -203,7 +204,8 @@ impl KeyManagerBuilder {
         Self { runtime: Some(Arc::new(runtime)), ..self }
     }
 
-    /// Starts the manager and its background tasks.
+    /// Starts the manager and its background tasks. A tokio runtime needs timers
+    /// (`enable_time`), as it has under `#[tokio::main]`.
     ///
     /// # Errors
     ///
@@ -245,6 +247,7 @@ impl KeyManagerBuilder {
                 unverified: Throttle::default(),
                 unrecorded: Throttle::default(),
                 foreign: Throttle::default(),
+                no_address: Throttle::default(),
                 unhealthy: Throttle::default(),
             }),
         })
@@ -252,11 +255,13 @@ impl KeyManagerBuilder {
 }
 
 /// Why a manager could not be started.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// There is no runtime for the background tasks.
-    #[error("no async runtime: call `build` on a tokio runtime, or set one with `runtime`")]
+    #[error(
+        "no async runtime: build on a tokio runtime (feature `tokio`), or set one with `runtime`"
+    )]
     NoRuntime,
     /// The random number generator failed.
     #[error(transparent)]
@@ -265,3 +270,5 @@ pub enum BuildError {
     #[error(transparent)]
     Environment(EnvironmentError),
 }
+
+debug_with_causes!(BuildError);

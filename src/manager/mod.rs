@@ -51,7 +51,8 @@ impl fmt::Debug for LimitsFor {
 /// Creates, changes and verifies the keys of one service.
 ///
 /// Cloning is cheap: it returns another handle to the same manager. Create one with
-/// [`KeyManager::builder`].
+/// [`KeyManager::builder`]. A manager lives as long as the runtime that it was built on, so
+/// build one for each test.
 ///
 /// ```
 /// # #[tokio::main]
@@ -101,6 +102,8 @@ struct Inner {
     unrecorded: Throttle,
     /// For keys with a prefix that is not configured.
     foreign: Throttle,
+    /// For keys with an allowlist that were refused because no address was known.
+    no_address: Throttle,
     /// For health checks that found a failure.
     unhealthy: Throttle,
 }
