@@ -70,16 +70,16 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 //! | feature | |
 //! |---|---|
 //! | `tokio` (default) | background tasks and deadlines on tokio; without it, bring a [`Runtime`](runtime::Runtime) |
-//! | `tower` | [`ApiKeyLayer`], generic over bodies |
+//! | `tower` | [`ApiKeyLayer`], generic over bodies; under axum, use `axum` |
 //! | `axum` | the layer knows axum's peer address and nesting; the [`VerifiedKey`] extractor |
 //! | `admin` | [`admin::router`], the management API |
-//! | `settings-page` | [`SettingsPage`], the page that uses it |
+//! | `settings-page` | [`SettingsPage`], the page that uses it; includes `admin`, `axum` and `tower` |
 //! | `sqlite` | [`SqliteStore`]: keys and audit records in one file |
 //! | `postgres` | [`PostgresStore`]: keys and audit records that many processes share |
 //! | `postgres-tls` | TLS for its connections, by rustls |
 //! | `cache` | [`CachedStore`]: keys kept in memory in front of a store across a network |
 //! | `geoip` | [`MaxMindCountries`](audit::MaxMindCountries): countries in audit records, from a MaxMind DB file |
-//! | `serde` | records, ids and names are read and written by serde, and never a secret |
+//! | `serde` | `Serialize` and `Deserialize` for records, ids and names, never for a secret |
 //! | `conformance` | the test suite for stores and audit logs |
 //! | `test-util` | [`VerifiedKey`] for tests of handlers; for `[dev-dependencies]` only |
 //!

@@ -39,7 +39,8 @@ pub(crate) fn evaluate(
     }
 }
 
-/// Why a known key was refused. For the operator and the audit log; the caller is not told.
+/// Why a known key was refused. For the operator and the audit log; the caller is told no
+/// more than the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum Denial {

@@ -54,6 +54,18 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
     text
 }
 
+/// Makes `Debug` print the text with all causes, as `main` does when it returns the error.
+macro_rules! debug_with_causes {
+    ($error:ty) => {
+        impl ::std::fmt::Debug for $error {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                f.write_str(&$crate::text::with_causes(self))
+            }
+        }
+    };
+}
+pub(crate) use debug_with_causes;
+
 #[cfg(test)]
 mod tests {
     #[test]

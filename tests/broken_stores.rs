@@ -484,12 +484,38 @@ async fn the_whole_suite_reports_exactly_the_violations() {
     assert_eq!(failed, ["fields::key_prefixes_are_kept_exactly"]);
     let text = format!("{violations:?}");
     for part in [
-        "1 of ",
+        " properties does not hold:\n",
         "\nfields::key_prefixes_are_kept_exactly\n",
         "    expected: get to give key_prefix \"abcdefghij_klmnopqrs_tu_0Zz9A\"\n",
         "    found:    key_prefix \"abcdefghij_k\"\n",
     ] {
         assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_wrong_list_is_told_in_a_line() {
+    for (fault, property, expected, found) in [
+        (
+            Fault::ListNewestFirst,
+            "find::the_list_begins_with_the_oldest",
+            "list to be ordered by (created_at, id)",
+            "position 1 should be ",
+        ),
+        (
+            Fault::ListStopsAtAHundred,
+            "find::the_list_is_complete",
+            "list to give the organisation's 150 keys",
+            "100 keys, without ",
+        ),
+    ] {
+        let violations = only(vec![property], store(fault)).await.unwrap_err();
+        let (_, violation) = violations.iter().next().unwrap();
+        assert_eq!(violation.expected(), expected);
+        assert!(violation.found().starts_with(found), "{violation}");
+        assert!(violation.found().len() < 120, "{violation}");
+        let text = violations.to_string();
+        assert!(text.starts_with("1 of 1 property does not hold:\n"), "{text}");
     }
 }
 

@@ -90,9 +90,7 @@ async fn as_a_layer(keys: KeyManager, listener: TcpListener) -> Tried {
 #[rustfmt::skip]
 fn branded(keys: KeyManager) -> Tried<SettingsPage> {
     Ok(
-    SettingsPage::new(keys)
-        .title("Acme API keys")
-        .accent("#0b6e4f")?
+    SettingsPage::new(keys).title("Acme API keys").accent("#0b6e4f")?
         .back_link("Acme", "/")?
         .docs_link("https://docs.acme.example/api")?
         // What the `curl` line beside a new key calls:
@@ -111,7 +109,7 @@ fn behind_proxies(keys: KeyManager) -> Tried<ApiKeyLayer> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn my_store_is_a_store() {
+async fn my_store_conforms() {
     keygate::conformance::check_store(|| async { MyStore::new() }).await.unwrap();
 }
 
@@ -122,8 +120,6 @@ async fn strictly_and_not_for_ever(store: SqliteStore) -> Tried<KeyManager> {
         .audit(store.clone())
         .delivery(Delivery::strict())
         .build()?;
-
-    // Once a day:
     let ninety_days_ago = SystemTime::now() - Duration::from_secs(90 * 24 * 60 * 60);
     store.purge_before(ninety_days_ago.into()).await?;
     Ok(keys)
@@ -162,7 +158,7 @@ fn every_block_of_the_readme_is_in_this_file() {
         .filter_map(|rest| rest.strip_prefix('\n')?.split_once("```\n"))
         .map(|(block, _)| lines(block))
         .collect();
-    assert_eq!(blocks.len(), 9, "each begins with ```rust alone");
+    assert_eq!(blocks.len(), 8, "each begins with ```rust alone");
     for block in blocks {
         assert!(here.contains(&block), "not in tests/readme.rs:\n{block}");
     }

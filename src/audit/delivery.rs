@@ -91,7 +91,8 @@ impl Delivery {
         }
     }
 
-    /// Sets what happens when the queue is full. Strict delivery never sheds.
+    /// Sets what happens when the queue is full. The default is [`WhenFull::Wait`]. Strict
+    /// delivery never sheds.
     pub fn when_full(self, when_full: WhenFull) -> Self {
         Self { when_full, ..self }
     }
@@ -99,22 +100,24 @@ impl Delivery {
     /// Sets how many records of admitted requests may be queued or in the sink before the
     /// queue is full; at least 1. Requests in progress at that moment may add their records
     /// on top. Changes have separate room of the same size, and refusals a quarter of it.
+    /// The default is 16,384.
     pub fn capacity(self, records: usize) -> Self {
         Self { capacity: records.max(1), ..self }
     }
 
-    /// Sets the largest batch given to the sink; at least 1.
+    /// Sets the largest batch given to the sink; at least 1. The default is 1,000.
     pub fn batch(self, records: usize) -> Self {
         Self { batch: records.max(1), ..self }
     }
 
-    /// Sets how long buffered records are collected before they are written.
+    /// Sets how long buffered records are collected before they are written. The default is
+    /// 100 milliseconds.
     pub fn linger(self, time: Duration) -> Self {
         Self { linger: time, ..self }
     }
 
     /// Sets how long a request waits for its record (strict) or for room
-    /// (buffered), and how long the sink may take for one batch.
+    /// (buffered), and how long the sink may take for one batch. The default is 2 seconds.
     pub fn deadline(self, time: Duration) -> Self {
         Self { deadline: time, ..self }
     }

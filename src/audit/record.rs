@@ -191,7 +191,7 @@ names! {
 }
 
 names! {
-    /// Whether a change was begun or abandoned.
+    /// Whether a change was begun or abandoned; one that was made has no further record.
     #[non_exhaustive]
     pub enum ChangePhase: "the phase of a change" {
         /// Written before the change.

@@ -18,6 +18,8 @@ use crate::wire::refusal::{Refusal, Refusals};
 /// [`VerifiedKey`](crate::VerifiedKey) into the extensions of the request, and of the
 /// response for outer layers such as an access log.
 ///
+/// Add it once per route: two layers record each request twice.
+///
 /// It works with any `http` request and response, under axum, hyper or tonic. It answers
 /// refused requests itself:
 ///

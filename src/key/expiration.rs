@@ -110,6 +110,7 @@ impl fmt::Display for Expiration {
 
 /// The text is not one of [`Expiration::CHOICES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+// The text has no subject, since it follows the name of a field.
 #[error("must be one of 1_day, 1_week, 1_month, 3_months, 1_year, never")]
 pub struct ExpirationError;
 

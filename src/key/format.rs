@@ -61,8 +61,8 @@ impl KeyFormat {
     /// hashes as a single block.
     pub const DEFAULT_PREFIX: &'static str = "vsp_sk_";
 
-    /// A format with your own prefix: 2 to 24 of `[a-z0-9_]`, beginning with a letter and
-    /// ending with `_`.
+    /// A format with your own prefix: 2 to 24 characters from a-z, 0-9 and `_`, starting with
+    /// a letter and ending with `_`.
     pub fn new(prefix: &str) -> Result<Self, PrefixError> {
         let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         let valid = (2..=LONGEST_PREFIX).contains(&prefix.len())
@@ -210,9 +210,12 @@ fn digit(number: u32) -> u8 {
 #[error("not a well-formed API key")]
 pub struct MalformedKey;
 
-/// The prefix is not 2 to 24 of `[a-z0-9_]`, beginning with a letter and ending with `_`.
+/// The prefix is not 2 to 24 characters from a-z, 0-9 and `_`, starting with a letter and
+/// ending with `_`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a key prefix is 2 to 24 of a-z, 0-9 and _, begins with a letter and ends with _")]
+#[error(
+    "a key prefix has 2 to 24 characters from a-z, 0-9 and _, starting with a letter and ending with _"
+)]
 pub struct PrefixError;
 
 #[cfg(test)]

@@ -101,6 +101,7 @@ impl fmt::Debug for KeyName {
 }
 
 /// Why a text is not a valid name.
+// The texts have no subject, since they follow the name of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum KeyNameError {

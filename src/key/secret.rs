@@ -22,10 +22,14 @@ use crate::key::digest::KeyDigest;
 /// # Ok::<(), getrandom::Error>(())
 /// ```
 ///
+/// This does not compile:
+///
 /// ```compile_fail,E0599
 /// # let key = keygate::KeyFormat::default().generate(&mut getrandom::SysRng).unwrap();
 /// let copy = key.clone();
 /// ```
+///
+/// Nor does this:
 ///
 /// ```compile_fail,E0277
 /// # let key = keygate::KeyFormat::default().generate(&mut getrandom::SysRng).unwrap();

@@ -164,7 +164,15 @@ impl KeyManager {
     async fn refuse<T>(&self, error: VerifyError, request: RequestInfo) -> Result<T, AdmitError> {
         match &error {
             VerifyError::Denied { denial, key, secret } => {
-                tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
+                if *denial == Denial::IpNotAllowed && request.ip.is_none() {
+                    let reason = "the client's address is not known";
+                    tracing::debug!(key = %key.id, org = %key.org, reason, "refused");
+                    if let Some(left_out) = self.inner.no_address.pass() {
+                        tracing::warn!(key = %key.id, left_out, "a key with an allowlist was refused, since the client's address is not known: does the server supply `PeerAddr` or `ConnectInfo`, and the proxy its header?");
+                    }
+                } else {
+                    tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
+                }
                 if let Some(audit) = &self.inner.audit {
                     let refusal = Refusal {
                         at: self.now(),

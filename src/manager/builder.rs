@@ -28,6 +28,7 @@ use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
 use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
+use crate::text::debug_with_causes;
 use crate::throttle::Throttle;
 
 /// Builds a [`KeyManager`]. Only the store is required; without an audit sink, nothing is
@@ -230,7 +231,8 @@ impl KeyManagerBuilder {
         Self { runtime: Some(Arc::new(runtime)), ..self }
     }
 
-    /// Starts the manager and its background tasks.
+    /// Starts the manager and its background tasks. A tokio runtime needs timers
+    /// (`enable_time`), as it has under `#[tokio::main]`.
     ///
     /// # Errors
     ///
@@ -279,6 +281,7 @@ impl KeyManagerBuilder {
                 unrecorded: Throttle::default(),
                 foreign: Throttle::default(),
                 not_taken_over: Throttle::default(),
+                no_address: Throttle::default(),
                 unhealthy: Throttle::default(),
             }),
         })
@@ -286,11 +289,13 @@ impl KeyManagerBuilder {
 }
 
 /// Why a manager could not be started.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// There is no runtime for the background tasks.
-    #[error("no async runtime: call `build` on a tokio runtime, or set one with `runtime`")]
+    #[error(
+        "no async runtime: build on a tokio runtime (feature `tokio`), or set one with `runtime`"
+    )]
     NoRuntime,
     /// The random number generator failed.
     #[error(transparent)]
@@ -302,3 +307,5 @@ pub enum BuildError {
     #[error(transparent)]
     Existing(ExistingFormatError),
 }
+
+debug_with_causes!(BuildError);

@@ -34,7 +34,7 @@ pub(super) fn kept(mut text: String) -> String {
 /// Shows a path. A segment that contains what looks like a key of this service is redacted;
 /// bytes that are not visible ASCII are percent-encoded as in RFC 3986; a long path is
 /// truncated.
-pub(super) fn endpoint(path: Box<str>, formats: &Formats) -> Box<str> {
+pub(crate) fn endpoint(path: Box<str>, formats: &Formats) -> Box<str> {
     let path_seen = cut(&path, SEEN);
     let plain = path_seen.bytes().all(|b| b.is_ascii_graphic() && b != b'%');
     if plain && path.len() < shortest_leak(formats) {

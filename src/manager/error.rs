@@ -14,7 +14,8 @@ use crate::store::key_store::StoreError;
 /// Why a key was not made, read or changed.
 ///
 /// The management API answers [`Unavailable`](Self::Unavailable) and
-/// [`InDoubt`](Self::InDoubt) both with 503, and says in words which of them it is.
+/// [`InDoubt`](Self::InDoubt) both with 503, and says in words which of them it is. Both
+/// print without their cause, which is their [`source`](StdError::source).
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ManageError {
@@ -109,7 +110,7 @@ impl From<RandomError> for ManageError {
 
 /// A call of the store or the audit log exceeded its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the database exceeded its deadline")]
+#[error("the store did not answer within its deadline")]
 pub(crate) struct StoreTimeout;
 
 /// Other changes of the same key used up the time of this one.

@@ -92,8 +92,8 @@ impl KeyManager {
 
     /// Refuses new changes, waits for those in progress, and writes what is queued. All of
     /// it happens within the deadline, of which the changes get at most half. Later changes
-    /// are refused as unavailable; if there is an audit sink, so are requests. Call it once
-    /// the service has stopped accepting requests.
+    /// are refused as unavailable; if there is an audit sink, so are requests. `verify` still
+    /// works. Call it once the service has stopped accepting requests.
     ///
     /// ```
     /// # #[tokio::main]

@@ -256,8 +256,8 @@ impl KeyManager {
         .await
     }
 
-    /// Gives a key a new secret; everything else stays. Once this returns, the old secret
-    /// fails. If the response is lost, so is the new secret: rotate again.
+    /// Gives a key a new secret; everything else stays, including the expiry. Once this
+    /// returns, the old secret fails. If the response is lost, so is the new secret: rotate again.
     ///
     /// # Errors
     ///

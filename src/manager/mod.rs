@@ -54,7 +54,8 @@ impl fmt::Debug for LimitsFor {
 /// Creates, changes and verifies the keys of one service.
 ///
 /// Cloning is cheap: it returns another handle to the same manager. Create one with
-/// [`KeyManager::builder`].
+/// [`KeyManager::builder`]. A manager lives as long as the runtime that it was built on, so
+/// build one for each test.
 ///
 /// ```
 /// # #[tokio::main]
@@ -107,6 +108,8 @@ struct Inner {
     foreign: Throttle,
     /// For existing keys that keep their digest.
     not_taken_over: Throttle,
+    /// For keys with an allowlist that were refused because no address was known.
+    no_address: Throttle,
     /// For health checks that found a failure.
     unhealthy: Throttle,
 }

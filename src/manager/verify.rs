@@ -18,7 +18,7 @@ use crate::policy::{self, Denial};
 use crate::record::attributes::Metadata;
 use crate::record::{ApiKey, SecretUsed};
 use crate::runtime::clock::Timestamp;
-use crate::runtime::spawn::timeout;
+use crate::runtime::spawn::{Elapsed, Panicked, caught, timeout};
 use crate::scopes::{MissingScope, Scope, Scopes};
 use crate::store::key_store::StoreError;
 
@@ -95,14 +95,16 @@ impl Inner {
         Ok(key.and_then(|key| key.secret_with(digest).map(|secret| (key, secret))))
     }
 
-    /// Runs a call of the store within its deadline.
+    /// Runs a call of the store within its deadline. If it panics, the store is unavailable.
     pub(super) async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        timeout(&*self.runtime, self.store_deadline, call)
-            .await
-            .unwrap_or_else(|_| Err(StoreError::unavailable(StoreTimeout)))
+        match timeout(&*self.runtime, self.store_deadline, caught(call)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(Panicked)) => Err(StoreError::unavailable("the key store panicked")),
+            Err(Elapsed) => Err(StoreError::unavailable(StoreTimeout)),
+        }
     }
 
     /// Runs a call of the store that changes something within its deadline. If the deadline
@@ -118,7 +120,7 @@ impl Inner {
 }
 
 /// A key that has passed every check. Only a [`KeyManager`] creates one, so it proves
-/// authentication.
+/// authentication. This does not compile:
 ///
 /// ```compile_fail
 /// fn forge(key: std::sync::Arc<keygate::ApiKey>) -> keygate::VerifiedKey {

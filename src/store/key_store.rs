@@ -19,7 +19,8 @@ use crate::runtime::spawn::BoxFuture;
 ///
 /// A store keeps [`ApiKey`] records and finds them by their digest. It does not decide
 /// whether a key may be used; the manager does. A store must have these properties, each
-/// checked by the `conformance` suite (feature `conformance`):
+/// checked by `check_store` (feature `conformance`; for a store on disk or on a server, call
+/// `check_reopened_store` as well):
 ///
 /// 1. **Ids and digests are unique.** A second record with either is
 ///    [`StoreError::Conflict`], in `insert` and in `replace`, across organisations. A key
@@ -58,7 +59,8 @@ use crate::runtime::spawn::BoxFuture;
 /// 10. **Errors are classified and keep their source.** An error that may pass is
 /// [`StoreError::unavailable`]; a change that may have taken place, since its response was
 /// lost, is [`StoreError::in_doubt`]. A store across a network sets its own deadlines; the
-/// manager's is a last resort.
+/// manager's is a last resort. A call that panics counts as unavailable, and a change that
+/// panics as in doubt.
 ///
 /// # What to keep of a record
 ///

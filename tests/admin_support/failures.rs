@@ -39,9 +39,16 @@ async fn a_store_that_is_down_is_503_on_every_route() {
         request(Method::DELETE, &format!("{path}?confirm_name=k")),
         request(Method::GET, &format!("{path}/audit")),
     ] {
+        let reads = request.method() == Method::GET;
         let reply = api.send(request).await;
         assert_eq!((reply.status.as_u16(), reply.code().as_str()), (503, "unavailable"));
         assert_eq!(reply.header("retry-after"), "1");
+        let detail = if reads {
+            "The keys cannot be read at present. Try again shortly."
+        } else {
+            "Nothing was changed. Try again shortly."
+        };
+        assert!(reply.text().contains(detail), "{}", reply.text());
         assert!(!reply.text().contains("fire"), "the cause is shown to the operator only");
     }
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use axum::http::header::{CONNECTION, HOST, ORIGIN};
 use axum::http::{Method, Version};
+use keygate::NewKey;
 use keygate::admin::ROUTES;
 use serde_json::json;
 
 use crate::admin_support::{Api, NO_KEY, request, send, with_header, with_json};
+use crate::support::{assert_no_leak, capture_logs, log_lines, logs};
 
 const METHODS: [Method; 9] = [
     Method::GET,
@@ -253,6 +255,29 @@ async fn an_answer_before_the_body_is_read_closes_the_connection_of_http_1() {
             "{method} {uri}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_wrong_host_and_a_missing_actor_are_in_the_log() {
+    capture_logs();
+    let api = Api::new();
+    let router = keygate::admin::router_on_hosts(api.keys.clone(), ["example.com"]);
+    let listed = Api { router, ..api.clone() };
+    let issued = api.keys.create(&api.actor, NewKey::named("k").unwrap()).await.unwrap();
+    let key = issued.secret.expose_secret();
+    for host in [key, "other.example"] {
+        let reply = listed.send(with_header(request(Method::GET, "/keys"), HOST, host)).await;
+        assert_eq!(reply.code(), "cross_site");
+    }
+    let parts = ["WARN", "SettingsPage::hosts", "[REDACTED]"];
+    assert_eq!(log_lines(&parts[..2]), 1, "{}", logs());
+    assert_eq!(log_lines(&parts), 1, "{}", logs());
+    assert_no_leak("log", &logs(), key);
+
+    for _ in 0..2 {
+        send(&api.router, request(Method::GET, "/keys")).await;
+    }
+    assert_eq!(log_lines(&["WARN", "is the login middleware outside of the router?"]), 1);
 }
 
 /// A foreign host name that resolves to this service, with the `Origin` of its page.

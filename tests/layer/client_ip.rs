@@ -9,7 +9,11 @@ use keygate::guard::PeerAddr;
 use keygate::store::OrgLimit;
 use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, ProxyHeader};
 
-use crate::{World, XFF, bearer, behind_proxies, forwarded, from_peer, hosts, ip, with_header};
+use crate::support::{log_lines, logs};
+use crate::{
+    World, XFF, bearer, behind_proxies, forwarded, from_peer, hosts, in_axum, ip, router,
+    with_header,
+};
 
 /// Sends requests with a key for `192.0.2.0/24` and `2001:db8::/32` only, and returns the
 /// results.
@@ -50,6 +54,25 @@ async fn case_11_a_forged_leftmost_entry_is_neither_used_nor_recorded() {
         let (status, ip) = decide(&world, &layer, "10.0.0.1", XFF, lines).await;
         assert_eq!((status, ip), (decision.0, Some(decision.1)), "{lines:?}");
     }
+}
+
+#[tokio::test]
+async fn the_log_tells_an_unknown_address_from_one_that_is_not_listed() {
+    const UNKNOWN: &str = "the client's address is not known";
+    let world = World::new();
+    let (_, key) = world.key_for(&["192.0.2.0/24"]).await;
+    let ask = in_axum(router().layer(world.layer()));
+    assert_eq!(ask(from_peer(bearer(&key), "203.0.113.9")).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(log_lines(&["DEBUG", "address is not on the key's allowlist"]), 1, "{}", logs());
+    assert_eq!(log_lines(&[UNKNOWN]), 0, "{}", logs());
+    for _ in 0..2 {
+        let mut request = bearer(&key);
+        request.extensions_mut().remove::<PeerAddr>();
+        assert_eq!(ask(request).await.status, StatusCode::FORBIDDEN);
+    }
+    assert_eq!(log_lines(&["DEBUG", UNKNOWN]), 2, "{}", logs());
+    assert_eq!(log_lines(&["WARN", UNKNOWN, "PeerAddr"]), 1, "{}", logs());
+    assert_eq!(log_lines(&["address is not on the key's allowlist"]), 1, "{}", logs());
 }
 
 #[tokio::test]

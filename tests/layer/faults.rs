@@ -11,7 +11,9 @@ use http::StatusCode;
 use keygate::audit::{CountryCode, CountryLookup, Outcome, WhenFull};
 use keygate::{Delivery, KeyPatch};
 
-use crate::support::{Find, Gate, PATIENCE, Sink, capture_logs, eventually, logs, unknown_key};
+use crate::support::{
+    Call, Find, Gate, PATIENCE, Sink, capture_logs, eventually, logs, unknown_key,
+};
 use crate::{
     World, assert_invalid_token, assert_unavailable, bearer, bearer_at, from_peer, hosts, in_axum,
     router,
@@ -108,12 +110,28 @@ async fn case_32_a_store_that_fails_or_hangs_is_503_in_time_and_recovers() {
 }
 
 #[tokio::test]
+async fn case_32_a_store_that_panics_is_503() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    for (host, ask) in hosts(&world.layer()) {
+        world.store.before(|call| async move {
+            assert!(call != Call::Find, "the store of a test panics");
+            Ok(())
+        });
+        assert_unavailable(&ask(bearer(&key)).await, host);
+        assert!(logs().contains("the key store panicked"), "{}", logs());
+        world.store.heal();
+        assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK, "{host}");
+    }
+}
+
+#[tokio::test]
 async fn case_32_the_log_says_that_the_store_was_too_slow() {
     let world = World::with(|builder| builder.store_deadline(Duration::from_millis(50)));
     let (_, key) = world.key().await;
     world.store.find(Find::Hangs);
     assert_unavailable(&in_axum(router().layer(world.layer()))(bearer(&key)).await, "hangs");
-    assert!(logs().contains("deadline"), "{}", logs());
+    assert!(logs().contains("the store did not answer within its deadline"), "{}", logs());
 }
 
 #[tokio::test]

@@ -37,7 +37,11 @@ impl Runtime for CountingRuntime {
 #[test]
 fn a_manager_needs_a_runtime_and_accepts_any() {
     let build = || KeyManager::builder(MemoryStore::new());
-    assert!(matches!(build().build(), Err(BuildError::NoRuntime)));
+    let refused = build().build().unwrap_err();
+    assert!(matches!(refused, BuildError::NoRuntime));
+    // What `main` prints if it returns the error.
+    assert_eq!(format!("{refused:?}"), refused.to_string());
+    assert!(refused.to_string().contains("feature `tokio`"), "{refused}");
 
     let tokio = tokio::runtime::Runtime::new().unwrap();
     let runtime = CountingRuntime {

@@ -48,6 +48,8 @@ fn refused(path: &Path) -> SqliteOpenError {
     let error = SqliteStore::open(path).expect_err("the file was opened");
     assert_same(&before, &contents(folder), &error);
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    // What `main` prints if it returns the error.
+    assert!(format!("{error:?}").starts_with(&error.to_string()), "{error:?}");
     error
 }
 

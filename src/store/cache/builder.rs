@@ -109,6 +109,8 @@ pub enum CacheError {
     #[error("max_staleness is {0:?}: it must be more than zero and at most 5 s")]
     MaxStaleness(Duration),
     /// There is no runtime to listen to the feed on.
-    #[error("no async runtime: call `build` on a tokio runtime, or set one with `runtime`")]
+    #[error(
+        "no async runtime: build on a tokio runtime (feature `tokio`), or set one with `runtime`"
+    )]
     NoRuntime,
 }

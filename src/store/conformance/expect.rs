@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt::Debug;
 
 use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
 use crate::record::ApiKey;
 use crate::store::conformance::violation::Violation;
 use crate::store::key_store::StoreError;
@@ -92,6 +93,25 @@ pub(super) fn equal<T: PartialEq + Debug>(
         return Ok(());
     }
     Err(Violation::new(format!("{what} to be {expected:?}"), format!("{found:?}")))
+}
+
+/// `list` must give these ids in this order.
+pub(super) fn ids_in_order(found: &[KeyId], expected: &[KeyId]) -> Result<(), Violation> {
+    let lacking = expected.iter().find(|id| !found.contains(id));
+    let foreign = found.iter().find(|id| !expected.contains(id));
+    if lacking.is_some() || foreign.is_some() || found.len() != expected.len() {
+        let lacking = lacking.map(|id| format!(", without {id}")).unwrap_or_default();
+        let foreign = foreign.map(|id| format!(", with {id}")).unwrap_or_default();
+        let expected = format!("list to give the organisation's {} keys", expected.len());
+        return Err(Violation::new(expected, format!("{} keys{lacking}{foreign}", found.len())));
+    }
+    match expected.iter().zip(found).zip(1..).find(|((expected, found), _)| expected != found) {
+        None => Ok(()),
+        Some(((expected, found), position)) => Err(Violation::new(
+            "list to be ordered by (created_at, id)",
+            format!("position {position} should be {expected} and is {found}"),
+        )),
+    }
 }
 
 /// The condition must hold.

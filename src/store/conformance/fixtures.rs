@@ -111,13 +111,8 @@ impl TestOrg {
         let mut keys = keys.to_vec();
         keys.sort_by_key(|key| (key.created_at, key.id));
         let list = self.list().await?;
-        let ids =
-            |keys: &mut dyn Iterator<Item = &ApiKey>| keys.map(|key| key.id).collect::<Vec<_>>();
-        expect::equal(
-            "the ids in list",
-            &ids(&mut list.iter().map(AsRef::as_ref)),
-            &ids(&mut keys.iter().copied()),
-        )?;
+        let found: Vec<KeyId> = list.iter().map(|key| key.id).collect();
+        expect::ids_in_order(&found, &keys.iter().map(|key| key.id).collect::<Vec<_>>())?;
         for (listed, key) in list.iter().zip(keys) {
             expect::same_key("list", Some(listed.as_ref()), key)?;
             expect::same_key("get", self.get(&key.id).await?.as_deref(), key)?;

@@ -51,17 +51,15 @@ impl Violations {
 
 impl fmt::Display for Violations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} of {} properties do not hold:", self.list.len(), self.checked)?;
+        let (failed, properties) = (self.list.len(), counted(self.checked));
+        let verb = if failed == 1 { "does" } else { "do" };
+        writeln!(f, "{failed} of {properties} {verb} not hold:")?;
         for (property, violation) in &self.list {
             writeln!(f, "\n{property}")?;
             writeln!(f, "    expected: {}", violation.expected)?;
             writeln!(f, "    found:    {}", violation.found)?;
         }
-        write!(
-            f,
-            "\nThe reason for each is in the source of keygate, in src/store/conformance, at the \
-             function of that name."
-        )
+        Ok(())
     }
 }
 
@@ -72,6 +70,10 @@ impl fmt::Debug for Violations {
 }
 
 impl Error for Violations {}
+
+fn counted(properties: usize) -> String {
+    format!("{properties} {}", if properties == 1 { "property" } else { "properties" })
+}
 
 /// The properties that were checked, all of which hold. `Display` lists their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +95,8 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total: Duration = self.passed.iter().map(|(_, time)| *time).sum();
-        write!(f, "{} properties hold, checked in {total:.1?}", self.passed.len())?;
+        let verb = if self.passed.len() == 1 { "holds" } else { "hold" };
+        write!(f, "{} {verb}, checked in {total:.1?}", counted(self.passed.len()))?;
         self.passed.iter().try_for_each(|(name, _)| write!(f, "\n{name}"))
     }
 }

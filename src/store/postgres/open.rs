@@ -8,9 +8,10 @@ use thiserror::Error;
 use crate::store::postgres::error::{DbError, Refusal};
 use crate::store::postgres::schema::{self, SchemaError};
 use crate::store::postgres::target::Target;
+use crate::text::debug_with_causes;
 
 /// Why a database could not be opened. No error contains the password.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[non_exhaustive]
 pub enum PostgresOpenError {
     /// The URL cannot be used.
@@ -168,6 +169,8 @@ pub enum PostgresOpenError {
         source: Box<dyn StdError + Send + Sync>,
     },
 }
+
+debug_with_causes!(PostgresOpenError);
 
 impl PostgresOpenError {
     pub(super) fn from_schema(target: &Target, fault: SchemaError) -> Self {

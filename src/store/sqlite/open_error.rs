@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::ErrorCode;
 use thiserror::Error;
 
+use crate::text::debug_with_causes;
+
 /// Why a database file could not be opened.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[non_exhaustive]
 pub enum SqliteOpenError {
     /// The path or URL names no file.
@@ -86,6 +88,8 @@ pub enum SqliteOpenError {
         source: Box<dyn StdError + Send + Sync>,
     },
 }
+
+debug_with_causes!(SqliteOpenError);
 
 impl SqliteOpenError {
     pub(super) fn from_sqlite(path: &Path, error: rusqlite::Error) -> Self {

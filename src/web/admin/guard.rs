@@ -8,17 +8,35 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
 
+use crate::manager::KeyManager;
+use crate::manager::endpoint::endpoint;
 use crate::org::Actor;
+use crate::throttle::Throttle;
 use crate::web::admin::problem::{Code, Problem};
 
 /// The hosts under which the API may be requested; any host if the list is empty.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hosts(Option<Arc<[String]>>);
 
+/// What the guard of one router needs.
+#[derive(Debug)]
+pub(super) struct Guard {
+    keys: KeyManager,
+    hosts: Hosts,
+    /// For requests without an actor.
+    no_actor: Throttle,
+    /// For requests under a host that is not listed.
+    foreign_host: Throttle,
+}
+
 /// Admits only requests of a known actor that a browser does not make for another site.
 /// Responses contain secrets and names of keys, so they must not be cached.
-pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
-    let mut response = match check(&request, &hosts) {
+pub(super) async fn guard(
+    State(guard): State<Arc<Guard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = match guard.check(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
@@ -26,20 +44,41 @@ pub(super) async fn guard(State(hosts): State<Hosts>, request: Request, next: Ne
     response
 }
 
-fn check(request: &Request, hosts: &Hosts) -> Result<(), Problem> {
-    if request.extensions().get::<Actor>().is_none() {
-        tracing::debug!("no Actor in the request: is there a login in front of `admin::router`?");
-        return Err(Problem::unauthenticated());
+impl Guard {
+    pub(super) fn new(keys: KeyManager, hosts: Hosts) -> Arc<Self> {
+        let (no_actor, foreign_host) = (Throttle::default(), Throttle::default());
+        Arc::new(Self { keys, hosts, no_actor, foreign_host })
     }
-    if !hosts.have(request) {
-        let detail = "The service does not answer under this host.";
-        return Err(Problem::new(Code::CrossSite, detail));
+
+    fn check(&self, request: &Request) -> Result<(), Problem> {
+        if request.extensions().get::<Actor>().is_none() {
+            if let Some(left_out) = self.no_actor.pass() {
+                tracing::warn!(
+                    left_out,
+                    "no Actor in the request: is the login middleware outside of the router?"
+                );
+            }
+            return Err(Problem::unauthenticated());
+        }
+        if !self.hosts.have(request) {
+            if let Some(left_out) = self.foreign_host.pass() {
+                // Shown as a path is: bounded, visible, and without a key.
+                let host = endpoint(host(request).into(), self.keys.formats());
+                tracing::warn!(
+                    host,
+                    left_out,
+                    "refused under a host that `SettingsPage::hosts` or `router_on_hosts` does not list"
+                );
+            }
+            let detail = "The service does not list this host among its own.";
+            return Err(Problem::new(Code::CrossSite, detail));
+        }
+        if is_cross_site(request) {
+            let detail = "Changes are accepted only from pages of this site.";
+            return Err(Problem::new(Code::CrossSite, detail));
+        }
+        Ok(())
     }
-    if is_cross_site(request) {
-        let detail = "Changes are accepted only from pages of this site.";
-        return Err(Problem::new(Code::CrossSite, detail));
-    }
-    Ok(())
 }
 
 /// Whether this is a change that a page of another site may have requested.

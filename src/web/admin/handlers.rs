@@ -26,7 +26,7 @@ pub(super) async fn list(
     Extension(actor): Extension<Actor>,
     InQuery(()): InQuery<()>,
 ) -> Answer {
-    let list = keys.list(actor.org()).await?;
+    let list = keys.list(actor.org()).await.map_err(Problem::reading)?;
     let offer = Offer::new(&keys, actor.org());
     let view = KeysView {
         keys: list.iter().map(|key| KeyView::new(&keys, key)).collect(),
@@ -70,7 +70,7 @@ pub(super) async fn show(
     Id(id): Id,
     InQuery(()): InQuery<()>,
 ) -> Answer {
-    let key = keys.get(actor.org(), &id).await?;
+    let key = keys.get(actor.org(), &id).await.map_err(Problem::reading)?;
     Ok(key_answer(&keys, &key))
 }
 
@@ -169,10 +169,13 @@ pub(super) async fn audit(
     InQuery(page): InQuery<Page>,
 ) -> Answer {
     let org = actor.org();
-    keys.get(org, &id).await?;
+    keys.get(org, &id).await.map_err(Problem::reading)?;
     let query = page.of(AuditQuery::new(org.clone(), AuditScope::KeyRequests(id)));
     match keys.audit_page(&query).await {
-        Some(page) => Ok(Json(PageView::from(&page?)).into_response()),
+        Some(page) => {
+            let page = page.map_err(Problem::reading)?;
+            Ok(Json(PageView::from(&page)).into_response())
+        }
         None => Err(Problem::new(Code::NotFound, "This service has no readable audit log.")),
     }
 }

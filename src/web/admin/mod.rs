@@ -22,7 +22,7 @@ use utoipa::openapi::path::Operation;
 
 use crate::manager::KeyManager;
 use crate::org::Actor;
-use crate::web::admin::guard::guard;
+use crate::web::admin::guard::{Guard, guard};
 use crate::web::admin::input::InQuery;
 use crate::web::admin::offer::Offer;
 use crate::web::admin::openapi::operations;
@@ -134,7 +134,7 @@ pub(crate) fn guarded(keys: KeyManager, hosts: Hosts) -> Router {
         // For `OPTIONS *`, which no route matches.
         .fallback(handlers::unknown_path)
         .layer(DefaultBodyLimit::max(input::MAX_BODY))
-        .layer(middleware::from_fn_with_state(hosts, guard))
+        .layer(middleware::from_fn_with_state(Guard::new(keys.clone(), hosts), guard))
         .layer(middleware::from_fn(close_if_unread))
         .with_state(keys)
 }

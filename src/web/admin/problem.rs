@@ -107,6 +107,17 @@ impl Problem {
         Self::new(Code::Conflict, "Another change to the key came first and was kept.")
     }
 
+    /// The problem of a request that only reads.
+    pub(super) fn reading(error: ManageError) -> Self {
+        match Self::from(error) {
+            Self { code: Code::Unavailable, .. } => Self::new(
+                Code::Unavailable,
+                "The keys cannot be read at present. Try again shortly.",
+            ),
+            other => other,
+        }
+    }
+
     /// Adds a `Location` header.
     pub(super) fn at(self, location: Option<HeaderValue>) -> Self {
         Self { location, ..self }

@@ -6,7 +6,7 @@ const PATIENCE_MS = 15_000;
 /** How many requests have failed, to detect that the shown data is out of date. */
 export let refusals = 0;
 
-/** A failed request: `code` is the API's, or `offline` or `unexpected`. */
+/** A failed request: `code` is the API's, or `host`, `offline` or `unexpected`. */
 export class Refusal extends Error {
   constructor(code, errors = []) {
     super(code);
@@ -46,7 +46,9 @@ async function call(method, path, { body, query, revision } = {}) {
     // A page of a proxy or login in front of the API.
   }
   if (answer.ok && value !== undefined) return value;
-  throw new Refusal(value?.code ?? codeOf(answer.status), value?.errors);
+  // A request that only reads is refused as from another site for its host alone.
+  const isHost = method === "GET" && value?.code === "cross_site";
+  throw new Refusal(isHost ? "host" : value?.code ?? codeOf(answer.status), value?.errors);
 }
 
 /** The code for a status without one, from a login or a proxy. */
