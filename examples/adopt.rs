@@ -70,9 +70,10 @@ async fn main() -> ExitCode {
     };
     report.refused.iter().for_each(|line| eprintln!("{line}"));
     println!(
-        "{} keys adopted, {} were there already, {} lines refused, in {:.1} s",
+        "{} keys adopted, {} were there already, {} deleted since, {} lines refused, in {:.1} s",
         report.adopted,
         report.already_there,
+        report.deleted,
         report.refused.len(),
         begun.elapsed().as_secs_f64()
     );

@@ -178,7 +178,10 @@ async fn adopt_existing(
     if let Some(stopped) = report.stopped {
         return Err(format!("KEYGATE_EXISTING_KEYS: {stopped}").into());
     }
-    println!("existing keys: {} adopted, {} there already", report.adopted, report.already_there);
+    println!(
+        "existing keys: {} adopted, {} there already, {} deleted since",
+        report.adopted, report.already_there, report.deleted
+    );
     Ok(())
 }
 

@@ -23,6 +23,7 @@ pub(crate) fn format(text: &str) -> Result<ExistingFormat, Failure> {
 pub(crate) struct Report {
     pub(crate) adopted: u64,
     pub(crate) already_there: u64,
+    pub(crate) deleted: u64,
     /// Lines of which nothing was stored, and why.
     pub(crate) refused: Vec<String>,
     /// Where the run stopped, and why, if the store failed.
@@ -61,14 +62,14 @@ pub(crate) async fn adopt(
         }
     }
     let line_of = |at: usize| lines.get(at).copied().unwrap_or_default();
-    let AdoptReport { adopted, already_there, refused: more, stopped, .. } =
+    let AdoptReport { adopted, already_there, deleted, refused: more, stopped, .. } =
         keys.adopt_all(store, entries, "import of existing keys").await;
     refused.extend(more.into_iter().map(|(at, error)| (line_of(at), with_causes(&error))));
     refused.sort();
     let refused = refused.into_iter().map(|(line, why)| format!("line {line}: {why}")).collect();
     let stopped = stopped
         .map(|(at, error)| format!("stopped at line {}: {}", line_of(at), with_causes(&error)));
-    Ok(Report { adopted, already_there, refused, stopped })
+    Ok(Report { adopted, already_there, deleted, refused, stopped })
 }
 
 /// The errors name the field and do not contain it, since a file may hold whole keys by

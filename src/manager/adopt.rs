@@ -1,12 +1,13 @@
 //! Adopts keys that were issued before keygate, from their digests.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::allowlist::Allowlist;
-use crate::audit::record::ChangeAction;
+use crate::audit::log::{AuditQuery, AuditScope, Position};
+use crate::audit::record::{AuditEvent, ChangeAction, ChangePhase};
 use crate::key::existing::{ExistingDigest, ExistingDigestError, of_id};
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
@@ -150,6 +151,8 @@ pub struct AdoptReport {
     pub adopted: u64,
     /// How many were there already, from an earlier run.
     pub already_there: u64,
+    /// How many were adopted by an earlier run and deleted since.
+    pub deleted: u64,
     /// The keys of which nothing was stored: their place in the iterator, counted from 0,
     /// and why. In the order of their places.
     pub refused: Vec<(usize, AdoptError)>,
@@ -177,8 +180,11 @@ pub enum AdoptError {
     /// Another key in the store has this digest.
     #[error("digest: another key in the store has the same")]
     DigestTaken,
-    /// The name, the environment or the allowlist is refused, or the store or the audit log
-    /// failed.
+    /// The key was adopted before, and deleted since.
+    #[error("digest: the key was deleted")]
+    Deleted,
+    /// The name, the environment, the scopes or the allowlist are refused, or the store or
+    /// the audit log failed.
     #[error(transparent)]
     Manage(ManageError),
 }
@@ -198,8 +204,8 @@ impl KeyManager {
     ///
     /// It may be beyond the organisation's limit of keys. Nothing is overwritten: a key that
     /// was adopted with this digest before stays as it is now, even if it was renamed, revoked
-    /// or rotated since. One that was *deleted* since is stored again, so run this on a table
-    /// from which you remove what your customers delete.
+    /// or rotated since. One that was deleted since is not stored again, as far back as the
+    /// manager's audit log goes. Without an audit log to read, it would be.
     ///
     /// `by` is the actor in the audit log, where it is recorded like a creation. The key can
     /// be used only if its format is declared
@@ -307,7 +313,11 @@ impl KeyManager {
             report.already_there += u64::from(is_there);
             !is_there
         });
-        let (places, new): (Vec<usize>, Vec<ApiKey>) = new.unzip();
+        let mut new: Vec<_> = new.collect();
+        let deleted = self.deleted(new.iter().map(|(_, key)| (&key.org, key.id))).await?;
+        new.retain(|(_, key)| !deleted.contains(&key.id));
+        report.deleted += deleted.len() as u64;
+        let (places, new): (Vec<usize>, Vec<ApiKey>) = new.into_iter().unzip();
         if new.is_empty() {
             return Ok(());
         }
@@ -340,6 +350,44 @@ impl KeyManager {
         let inner = &*self.inner;
         let found = all(names.map(|(org, id)| inner.bounded(inner.store.get(org, id)))).await;
         found.into_iter().map(|found| Ok(found?.is_some())).collect()
+    }
+
+    /// Which of these keys, none of them in the store, the audit log knows as deleted.
+    async fn deleted<'a>(
+        &self,
+        names: impl Iterator<Item = (&'a OrgId, KeyId)>,
+    ) -> Result<HashSet<KeyId>, ManageError> {
+        let mut of_org: HashMap<&OrgId, HashSet<KeyId>> = HashMap::new();
+        for (org, id) in names {
+            of_org.entry(org).or_default().insert(id);
+        }
+        let mut deleted = HashSet::new();
+        for (org, mut open) in of_org {
+            let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
+            // Newest first, so that a change is abandoned before it is begun.
+            let mut abandoned = HashSet::new();
+            while let Some(page) = self.audit_page(&query).await {
+                let page = page?;
+                for record in page.records {
+                    let AuditEvent::Change(change) = record.event else { continue };
+                    let named = (record.key, change.action);
+                    if change.phase == ChangePhase::Abandoned {
+                        abandoned.insert(named);
+                    } else if !abandoned.remove(&named)
+                        && matches!(change.action, ChangeAction::Created | ChangeAction::Deleted)
+                        && open.remove(&record.key)
+                        && change.action == ChangeAction::Deleted
+                    {
+                        deleted.insert(record.key);
+                    }
+                }
+                match page.older {
+                    Some(older) if !open.is_empty() => query = query.at(Position::Before(older)),
+                    _ => break,
+                }
+            }
+        }
+        Ok(deleted)
     }
 
     /// The record of an adopted key.
@@ -391,6 +439,9 @@ impl KeyManager {
         }
         if inner.bounded(inner.store.find_by_digest(&key.digest)).await?.is_some() {
             return Err(AdoptError::DigestTaken);
+        }
+        if !self.deleted(std::iter::once((&key.org, key.id))).await?.is_empty() {
+            return Err(AdoptError::Deleted);
         }
         let actor = Actor::new(key.org.clone(), by);
         let inserted = self.carry_through(&actor, key.id, ChangeAction::Created, move |keys| {

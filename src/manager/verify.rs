@@ -180,6 +180,11 @@ impl VerifiedKey {
         self.environment.as_deref()
     }
 
+    /// The name of the actor who created the key, if it is known.
+    pub fn created_by(&self) -> Option<&str> {
+        self.key.attributes.created_by.as_deref()
+    }
+
     /// The host's own metadata, such as the customer's plan.
     pub fn metadata(&self) -> &Metadata {
         &self.key.attributes.metadata

@@ -1,13 +1,15 @@
 //! `adopt` and `adopt_all`.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase};
 use keygate::existing::{AdoptError, AdoptedKey, DigestKind, ExistingDigest};
 use keygate::{
-    Actor, Allowlist, ApiKey, Denial, KeyFormat, KeyManager, KeyName, KeyPatch, ManageError,
-    MemoryAuditLog, MemoryStore, Metadata, NewKey, Status, StoreError, Timestamp, VerifyError,
+    Actor, Allowlist, ApiKey, Denial, KeyFormat, KeyManager, KeyName, KeyPatch, KeyStore,
+    ManageError, MemoryAuditLog, MemoryStore, Metadata, NewKey, Status, StoreError, Timestamp,
+    VerifyError,
 };
 
 use crate::support::{Call, org};
@@ -242,12 +244,39 @@ async fn an_adoption_is_in_the_audit_log_in_the_name_of_whoever_ran_it() {
 }
 
 #[tokio::test]
-async fn a_deleted_key_is_adopted_again() {
-    let (_, builder) = builder();
-    let keys = builder.existing(format()).build().unwrap();
-    let adopted = || key("acme", ExistingDigest::clone(&sha256(KEY)));
-    let stored: Arc<ApiKey> = keys.adopt(adopted(), "import").await.unwrap().key;
-    keys.delete(&ada(), &stored.id).await.unwrap();
+async fn case_60_a_deleted_key_is_not_adopted_again() {
+    let (store, builder) = builder();
+    let keys = builder.existing(format()).audit(MemoryAuditLog::new()).build().unwrap();
+    let adopted = |text: &str| key("acme", ExistingDigest::clone(&sha256(text)));
+    let other = "acme_live_fedcba9876543210";
+    let deleted: Arc<ApiKey> = keys.adopt(adopted(KEY), "import").await.unwrap().key;
+    let stays = keys.adopt(adopted(other), "import").await.unwrap().key;
+    keys.delete(&ada(), &deleted.id).await.unwrap();
+    // More changes than a page has.
+    for n in 0..250 {
+        let rename = KeyPatch::rename(KeyName::new(format!("{n}")).unwrap());
+        keys.update(&ada(), &stays.id, rename).await.unwrap();
+    }
+    let refused = keys.adopt(adopted(KEY), "import").await;
+    assert!(matches!(refused, Err(AdoptError::Deleted)), "{refused:?}");
+    let both = [adopted(other), adopted(KEY)];
+    let report = keys.adopt_all(store.clone(), both, "import").await;
+    assert_eq!((report.adopted, report.already_there, report.deleted), (0, 1, 1));
     assert_unknown(&keys, KEY).await;
+}
+
+#[tokio::test]
+async fn a_key_whose_deletion_was_abandoned_counts_as_not_deleted() {
+    let (store, builder) = builder();
+    let keys = builder.existing(format()).audit(MemoryAuditLog::new()).build().unwrap();
+    let adopted = || key("acme", ExistingDigest::clone(&sha256(KEY)));
+    let stored = keys.adopt(adopted(), "import").await.unwrap().key;
+    store.before(|call| {
+        ready(if call == Call::Delete { Err(StoreError::NotFound) } else { Ok(()) })
+    });
+    keys.delete(&ada(), &stored.id).await.unwrap_err();
+    store.heal();
+    // As if it was lost with a restored backup.
+    store.inner.delete(&stored.org, &stored.id, None).await.unwrap();
     assert!(keys.adopt(adopted(), "import").await.unwrap().is_new);
 }
