@@ -14,7 +14,8 @@ use keygate::existing::{
 use keygate::store::{KeyExport, KeyImport, OrgLimit};
 use keygate::{
     Actor, Allowlist, ApiKey, AuditLog, AuditSink, Denial, KeyDigest, KeyManager, KeyName,
-    KeyStore, MemoryStore, Metadata, PlaintextKey, SqliteStore, Status, StoreError, VerifyError,
+    KeyStore, MemoryStore, Metadata, PlaintextKey, PreviousSecret, SqliteStore, Status, StoreError,
+    Timestamp, VerifyError,
 };
 use sha2::{Digest, Sha256};
 
@@ -270,6 +271,18 @@ async fn stored_exactly(store: impl KeyStore + KeyExport + KeyImport) {
     let stored = store.export(None, 100).await.unwrap();
     let stored: Vec<_> = stored.iter().map(|key| ApiKey::clone(key)).collect();
     assert_eq!(stored, (0..9).map(key).collect::<Vec<_>>());
+    // A digest can also be taken by a previous secret.
+    let previous = KeyDigest::of("previous");
+    let until = Timestamp::MAX;
+    let rotated = ApiKey {
+        previous: Some(PreviousSecret { digest: previous, until }),
+        revision: key(0).revision.next(),
+        ..key(0)
+    };
+    store.replace(&rotated, key(0).revision).await.unwrap();
+    let taken = ApiKey { digest: previous, ..key(20) };
+    assert_eq!(store.insert_all(&[taken, key(21)]).await.unwrap(), [false, true]);
+    store.delete(&key(21).org, &key(21).id, None).await.unwrap();
     // The organisation's limit counts them.
     let full = store.insert(&key(12), OrgLimit::at_most(3)).await;
     assert!(matches!(full, Err(StoreError::LimitReached)), "{full:?}");

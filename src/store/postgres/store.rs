@@ -173,7 +173,21 @@ impl KeyStore for PostgresStore {
 #[async_trait]
 impl KeyImport for PostgresStore {
     async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
-        Ok(keys::insert_all(&self.inner.changes, keys).await?)
+        let Inner { changes, lookups, .. } = &*self.inner;
+        match keys::insert_all(changes, keys).await.map_err(StoreError::from) {
+            Err(StoreError::Conflict) => {}
+            inserted => return inserted,
+        }
+        // A digest is taken by a previous secret, which no single index shows.
+        let mut inserted = Vec::new();
+        for key in keys {
+            match keys::insert(changes, lookups, key, OrgLimit::NONE).await.map_err(Into::into) {
+                Ok(()) => inserted.push(true),
+                Err(StoreError::Conflict) => inserted.push(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(inserted)
     }
 }
 
