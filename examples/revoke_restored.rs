@@ -17,7 +17,7 @@ use std::time::Duration;
 use keygate::{KeyManager, PostgresStore, SqliteStore, Timestamp};
 
 async fn revoke(url: &str, instant: &str) -> Result<u64, Box<dyn Error>> {
-    let instant = Timestamp::parse(instant).ok_or("the instant is not an RFC 3339 time")?;
+    let instant: Timestamp = instant.parse().map_err(|error| format!("the instant: {error}"))?;
     let by = "revoke_restored";
     // A missing file would be created.
     if let Some(path) = url.strip_prefix("sqlite:")

@@ -255,7 +255,7 @@ async fn a_local_change_is_effective_before_the_call_returns() {
 
 /// A manager on the cache, whose clock the test moves.
 fn overlapping(cached: &CachedStore) -> (KeyManager, Arc<ManualClock>) {
-    let clock = Arc::new(ManualClock::new(Timestamp::parse("2027-01-31T10:00:00Z").unwrap()));
+    let clock = Arc::new(ManualClock::new("2027-01-31T10:00:00Z".parse::<Timestamp>().unwrap()));
     let builder = KeyManager::builder(cached.clone()).clock(clock.clone());
     (builder.max_overlap(HOUR).build().unwrap(), clock)
 }

@@ -197,7 +197,7 @@ fn is_key(text: &str, prefix: &str) -> bool {
 fn is_time(value: &Value) -> bool {
     value
         .as_str()
-        .is_some_and(|time| time.ends_with('Z') && keygate::Timestamp::parse(time).is_some())
+        .is_some_and(|time| time.ends_with('Z') && time.parse::<keygate::Timestamp>().is_ok())
 }
 
 // -------------------------------------------------------------------- keys

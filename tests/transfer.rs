@@ -237,7 +237,7 @@ async fn an_export_without_progress_ends_the_revocation_after_a_restore_too() {
 #[tokio::test]
 async fn every_key_with_a_secret_issued_before_the_instant_is_revoked_and_recorded() {
     let (_folder, store) = file();
-    let noon = Timestamp::parse("2027-05-03T12:00:00Z").unwrap();
+    let noon = "2027-05-03T12:00:00Z".parse::<Timestamp>().unwrap();
     let clock = Arc::new(ManualClock::new(noon));
     let log = Arc::new(MemoryAuditLog::new());
     let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());

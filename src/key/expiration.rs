@@ -19,9 +19,9 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// ```
 /// use keygate::{Expiration, Timestamp};
 ///
-/// let created = Timestamp::parse("2027-01-31T10:00:00Z").unwrap();
+/// let created = "2027-01-31T10:00:00Z".parse::<Timestamp>().unwrap();
 /// let expires = "1_month".parse::<Expiration>()?.after(created);
-/// assert_eq!(expires, Timestamp::parse("2027-02-28T10:00:00Z"));
+/// assert_eq!(expires, "2027-02-28T10:00:00Z".parse().ok());
 /// # Ok::<(), keygate::error::ExpirationError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn after(choice: &str, created: &str) -> String {
-        let created = Timestamp::parse(created).unwrap();
+        let created = created.parse::<Timestamp>().unwrap();
         let expires = choice.parse::<Expiration>().unwrap().after(created);
         expires.map_or("never".into(), |t| t.to_string())
     }

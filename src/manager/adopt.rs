@@ -35,7 +35,7 @@ const BATCH: usize = 250;
 /// let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 /// let digest = DigestKind::sha256().read(hex)?;
 /// let key = AdoptedKey::new(OrgId::new("acme")?, KeyName::new("CI")?, "acme_live_4fT9x", digest)
-///     .created_at(Timestamp::parse("2021-03-04T05:06:07Z").ok_or("not a time")?)
+///     .created_at("2021-03-04T05:06:07Z".parse()?)
 ///     .metadata(Metadata::new().with("plan", "pro")?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

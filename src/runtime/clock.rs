@@ -20,7 +20,7 @@ const MICROS_PER_SECOND: i64 = 1_000_000;
 /// ```
 /// use keygate::Timestamp;
 ///
-/// let t = Timestamp::parse("2026-01-31T12:00:00.000001Z").unwrap();
+/// let t = "2026-01-31T12:00:00.000001Z".parse::<Timestamp>().unwrap();
 /// assert_eq!(t.unix_micros(), 1_769_860_800_000_001);
 /// assert_eq!(t.to_string(), "2026-01-31T12:00:00.000001Z");
 /// ```
@@ -42,12 +42,6 @@ impl Timestamp {
     /// Microseconds since 1970; negative before.
     pub const fn unix_micros(self) -> i64 {
         self.0
-    }
-
-    /// Parses an RFC 3339 time with any offset. Digits below a microsecond are truncated.
-    /// `None` if the text is not such a time.
-    pub fn parse(rfc3339: &str) -> Option<Self> {
-        OffsetDateTime::parse(rfc3339, &Rfc3339).ok().and_then(Self::from_datetime)
     }
 
     /// This instant moved forward, at most to [`Timestamp::MAX`].
@@ -99,9 +93,10 @@ impl From<SystemTime> for Timestamp {
 impl FromStr for Timestamp {
     type Err = TimestampError;
 
-    /// The same as [`Timestamp::parse`].
+    /// Parses an RFC 3339 time with any offset. Digits below a microsecond are truncated.
     fn from_str(rfc3339: &str) -> Result<Self, TimestampError> {
-        Self::parse(rfc3339).ok_or(TimestampError)
+        let parsed = OffsetDateTime::parse(rfc3339, &Rfc3339).ok();
+        parsed.and_then(Self::from_datetime).ok_or(TimestampError)
     }
 }
 
@@ -157,7 +152,7 @@ impl Clock for SystemClock {
 /// use keygate::runtime::{Clock, ManualClock};
 /// use keygate::Timestamp;
 ///
-/// let start = Timestamp::parse("2026-01-01T00:00:00Z").unwrap();
+/// let start = "2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap();
 /// let clock = ManualClock::new(start);
 /// clock.advance(Duration::from_secs(1));
 /// assert_eq!(clock.now().to_string(), "2026-01-01T00:00:01Z");
@@ -213,8 +208,8 @@ mod tests {
 
     #[test]
     fn timestamps_round_trip_and_offsets_become_utc() {
-        let t = Timestamp::parse("2026-03-01T01:30:00.1234567+01:30").map(|t| t.to_string());
-        assert_eq!(t.as_deref(), Some("2026-03-01T00:00:00.123456Z"));
+        let t = "2026-03-01T01:30:00.1234567+01:30".parse().map(|t: Timestamp| t.to_string());
+        assert_eq!(t.as_deref(), Ok("2026-03-01T00:00:00.123456Z"));
         for other in ["2026-03-01", "", "2026-03-01T00:00:00", "0000-12-31T23:59:59Z"] {
             assert_eq!(other.parse::<Timestamp>(), Err(TimestampError), "{other}");
         }

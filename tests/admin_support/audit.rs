@@ -155,7 +155,7 @@ async fn case_56_a_record_from_the_future_hides_no_other_and_can_be_purged() {
     }
     assert_eq!(forward.trim(), all.join(" "), "so do newer pages");
 
-    let purged = |instant: &str| logged.api.log.purge_before(Timestamp::parse(instant).unwrap());
+    let purged = |instant: &str| logged.api.log.purge_before(instant.parse::<Timestamp>().unwrap());
     assert_eq!(
         purged("2026-01-31T12:01:00Z").await.unwrap(),
         5 + 1,

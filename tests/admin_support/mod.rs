@@ -62,7 +62,7 @@ impl Api {
 
     pub(crate) fn with(change: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Self {
         let (store, log) = (Arc::new(SpyStore::default()), Arc::new(MemoryAuditLog::new()));
-        let clock = TestClock(Arc::new(ManualClock::new(Timestamp::parse(START).unwrap())));
+        let clock = TestClock(Arc::new(ManualClock::new(START.parse::<Timestamp>().unwrap())));
         let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
         let keys = change(builder).build().unwrap();
         let router = keygate::admin::router(keys.clone());
@@ -240,7 +240,7 @@ impl TestClock {
     }
 
     pub(crate) fn set(&self, rfc3339: &str) {
-        self.0.set(Timestamp::parse(rfc3339).unwrap());
+        self.0.set(rfc3339.parse::<Timestamp>().unwrap());
     }
 }
 

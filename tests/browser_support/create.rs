@@ -28,7 +28,7 @@ async fn finish(browser: &Browser) {
 
 /// The expiry of a key with that expiration, created when this key was.
 fn end_of(server: &Server, name: &str, expiration: &str) -> Option<Timestamp> {
-    let created = server.key(name)["created_at"].as_str().and_then(Timestamp::parse);
+    let created = server.key(name)["created_at"].as_str().and_then(|at| at.parse().ok());
     expiration.parse::<Expiration>().unwrap().after(created.expect("a time"))
 }
 
@@ -49,7 +49,7 @@ async fn a_key_is_created_with_each_of_the_six_expirations() {
             finish(browser).await;
             let key = server.key(label);
             let expires =
-                key["expires_at"].as_str().map(|at| Timestamp::parse(at).expect("a time"));
+                key["expires_at"].as_str().map(|at| at.parse::<Timestamp>().expect("a time"));
             assert_eq!(expires, end_of(server, label, value), "{label}");
             assert_eq!(key["ip_allowlist"], serde_json::json!([]));
             let shown = browser.cell_text(label, "Expires").await;

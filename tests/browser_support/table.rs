@@ -58,7 +58,7 @@ async fn the_table_shows_every_key_with_its_state() {
     visit(async |browser, server| {
         let actor = Actor::new(OrgId::new("demo").unwrap(), "a test");
         let past =
-            server.library(ManualClock::new(Timestamp::parse("2020-02-29T12:00:00Z").unwrap()));
+            server.library(ManualClock::new("2020-02-29T12:00:00Z".parse::<Timestamp>().unwrap()));
         let day = NewKey::named("expired").unwrap().expires(Expiration::OneDay);
         past.create(&actor, day).await.unwrap();
         let now = server.library(SystemClock);

@@ -24,7 +24,7 @@ fn already(result: Result<IssuedKey, ManageError>) -> KeyId {
 }
 
 fn at(clock: &TestClock, after: Duration) {
-    clock.set(Timestamp::parse(START).unwrap().saturating_add(after));
+    clock.set(START.parse::<Timestamp>().unwrap().saturating_add(after));
 }
 
 fn manager(limit: u32) -> (KeyManager, TestClock) {

@@ -42,7 +42,7 @@ fn use_bench() -> UseBench {
             }
         }
     });
-    let start = Timestamp::parse("2027-01-01T00:00:00Z").unwrap();
+    let start = "2027-01-01T00:00:00Z".parse::<Timestamp>().unwrap();
     let clock = Arc::new(ManualClock::new(start));
     let builder = KeyManager::builder(store.clone()).clock(clock.clone());
     let keys = builder.store_deadline(millis(100)).build().unwrap();
@@ -155,7 +155,7 @@ async fn last_used_times_never_move_back() {
 async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
     let b = use_bench();
     let (secret, id) = b.create(new_key()).await;
-    let (right, wrong) = (b.clock.now(), Timestamp::parse("2099-01-01T00:00:00Z").unwrap());
+    let (right, wrong) = (b.clock.now(), "2099-01-01T00:00:00Z".parse::<Timestamp>().unwrap());
     b.clock.set(wrong);
     b.keys.verify(&secret, None).await.unwrap();
     b.called(1).await;

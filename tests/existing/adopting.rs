@@ -16,7 +16,7 @@ use crate::support::{Call, org};
 use crate::{KEY, assert_allowed, assert_unknown, builder, format, key, sha256};
 
 fn at(text: &str) -> Timestamp {
-    Timestamp::parse(text).unwrap()
+    text.parse::<Timestamp>().unwrap()
 }
 
 fn ada() -> Actor {

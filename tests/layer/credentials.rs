@@ -299,7 +299,7 @@ async fn case_09_a_store_that_finds_the_wrong_record_admits_no_request() {
 #[tokio::test]
 async fn case_10_a_key_is_expired_from_the_instant_of_its_expiry() {
     let world = World::new();
-    let at = Timestamp::parse("2026-02-01T00:00:00Z").unwrap();
+    let at = "2026-02-01T00:00:00Z".parse::<Timestamp>().unwrap();
     let micro = Duration::from_micros(1);
     let new = NewKey::named("key").unwrap().expires(Expiration::At(at));
     let (record, key) = world.issue(new).await;

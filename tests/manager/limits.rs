@@ -80,7 +80,7 @@ async fn case_10_a_key_is_valid_before_its_expiry_and_refused_at_that_instant() 
     ] {
         b.clock.set(created);
         let issued = b.keys.create(&ada(), new_key().expires(expiration)).await.unwrap();
-        let at = Timestamp::parse(expires).unwrap();
+        let at = expires.parse::<Timestamp>().unwrap();
         assert_eq!(issued.key.expires_at, Some(at), "{expiration}");
         b.clock.set(at.saturating_sub(Duration::from_micros(1)));
         b.verify(&issued).await.unwrap();

@@ -130,7 +130,7 @@ fn bench() -> Bench {
 
 fn bench_with(more: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Bench {
     let (store, log) = (Arc::new(SpyStore::default()), Arc::new(MemoryAuditLog::new()));
-    let start = Timestamp::parse("2027-01-31T10:00:00Z").unwrap();
+    let start = "2027-01-31T10:00:00Z".parse::<Timestamp>().unwrap();
     let clock = Arc::new(ManualClock::new(start));
     let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
     let keys = more(builder).build().unwrap();

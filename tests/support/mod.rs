@@ -84,7 +84,7 @@ pub(crate) struct TestClock(Arc<ManualClock>);
 
 impl TestClock {
     pub(crate) fn at(rfc3339: &str) -> Self {
-        Self(Arc::new(ManualClock::new(Timestamp::parse(rfc3339).unwrap())))
+        Self(Arc::new(ManualClock::new(rfc3339.parse::<Timestamp>().unwrap())))
     }
 
     pub(crate) fn set(&self, now: Timestamp) {
