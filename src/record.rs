@@ -430,7 +430,7 @@ impl KeyUse {
     /// use keygate::store::KeyUse;
     /// use keygate::{KeyId, Timestamp};
     ///
-    /// let at = |text| text.parse::<Timestamp>().unwrap();
+    /// let at = |text: &str| text.parse::<Timestamp>().unwrap();
     /// let used = KeyUse { id: KeyId::from_bytes([7; 16]), at: at("2026-01-31T12:00:00Z") };
     ///
     /// assert!(used.replaces(None));
