@@ -140,13 +140,6 @@ async fn through_a_cache(url: &str) -> Tried<KeyManager> {
     Ok(keys)
 }
 
-async fn moved(url: &str) -> Tried {
-    let (old, new) = (SqliteStore::open("keygate.db")?, PostgresStore::connect(url).await?);
-    let imported = keygate::store::import(&old, &new).await?;
-    println!("{} keys", imported.added);
-    Ok(())
-}
-
 #[test]
 fn every_block_of_the_readme_is_in_this_file() {
     let lines =
@@ -158,7 +151,7 @@ fn every_block_of_the_readme_is_in_this_file() {
         .filter_map(|rest| rest.strip_prefix('\n')?.split_once("```\n"))
         .map(|(block, _)| lines(block))
         .collect();
-    assert_eq!(blocks.len(), 8, "each begins with ```rust alone");
+    assert_eq!(blocks.len(), 7, "each begins with ```rust alone");
     for block in blocks {
         assert!(here.contains(&block), "not in tests/readme.rs:\n{block}");
     }
