@@ -1055,6 +1055,7 @@ fn keys_issued_before_keygate_are_adopted_from_the_file_at_each_start() {
         ("KEYGATE_STORE", "sqlite:keys.db"),
         ("KEYGATE_EXISTING_KEYS", "old.csv"),
         ("KEYGATE_EXISTING_FORMAT", "acme_live_:32"),
+        ("KEYGATE_SCOPES", "reports:read=Read reports"),
     ];
     for report in ["1 adopted, 0 there already", "0 adopted, 1 there already"] {
         let server = Server::start_in(folder.path(), &env);
@@ -1063,6 +1064,7 @@ fn keys_issued_before_keygate_are_adopted_from_the_file_at_each_start() {
         let listed = server.client().ask("GET", KEYS, &[]).json();
         assert_eq!(listed["keys"].as_array().unwrap().len(), 1, "{listed}");
         assert_eq!(listed["keys"][0]["name"], "old, but good");
+        assert_eq!(listed["keys"][0]["scopes"], "all");
         server.signal("-TERM");
         let (status, output) = server.ended();
         assert!(status.success() && output.contains(report), "{output}");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use keygate::existing::{AdoptReport, AdoptedKey, DigestKind, ExistingFormat};
 use keygate::store::KeyImport;
-use keygate::{KeyManager, KeyName, OrgId};
+use keygate::{KeyManager, KeyName, OrgId, Scopes};
 
 type Failure = Box<dyn Error>;
 
@@ -82,7 +82,8 @@ fn entry(record: &csv::StringRecord) -> Result<AdoptedKey, String> {
     let org = OrgId::new(org).map_err(|e| format!("org: {e}"))?;
     let name = KeyName::new(name).map_err(|e| format!("name: {e}"))?;
     let digest = DigestKind::sha256().read(sha256_hex).map_err(|e| format!("sha256_hex: {e}"))?;
-    Ok(AdoptedKey::new(org, name, *key_prefix, digest))
+    // The old product had no scopes: its keys could be used for everything.
+    Ok(AdoptedKey::new(org, name, *key_prefix, digest).scopes(Scopes::ALL))
 }
 
 fn with_causes(error: &dyn Error) -> String {
