@@ -4,4 +4,4 @@
 
 pub use crate::key::existing::{DigestKind, ExistingDigest, ExistingFormat};
 pub use crate::manager::adopt::{AdoptError, AdoptReport, Adopted, AdoptedKey};
-pub use crate::manager::existing::{ExistingKeys, FoundKey};
+pub use crate::manager::asking::{ExistingKeys, FoundKey};

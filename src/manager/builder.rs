@@ -18,7 +18,7 @@ use crate::key::formats::{Environment, EnvironmentError, Formats};
 use crate::manager::admission::refusal_records;
 use crate::runtime::clock::{Clock, SystemClock};
 
-use crate::manager::existing::{Asking, ExistingKeys};
+use crate::manager::asking::{Asking, ExistingKeys};
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::{Inner, KeyManager, LimitsFor};

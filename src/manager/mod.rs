@@ -2,11 +2,12 @@
 
 pub(crate) mod admission;
 pub(crate) mod adopt;
+pub(crate) mod asking;
 pub(crate) mod builder;
 mod change;
 pub(crate) mod endpoint;
 pub(crate) mod error;
-pub(crate) mod existing;
+mod existing;
 mod health;
 mod last_use;
 pub(crate) mod lifecycle;
@@ -28,7 +29,7 @@ use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
 use crate::key::formats::{Environment, Formats};
-use crate::manager::existing::Asking;
+use crate::manager::asking::Asking;
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
 use crate::manager::turns::Turns;
