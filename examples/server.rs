@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::{HeaderName, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -259,7 +260,11 @@ fn key_header() -> Result<Option<HeaderName>, Failure> {
     if name.is_empty() {
         return Ok(None);
     }
-    Ok(Some(name.parse().map_err(|e| format!("KEYGATE_KEY_HEADER={name}: {e}"))?))
+    let header = name.parse().map_err(|e| format!("KEYGATE_KEY_HEADER={name}: {e}"))?;
+    if [AUTHORIZATION, HOST].contains(&header) {
+        return Err(format!("KEYGATE_KEY_HEADER={name}: this header has another meaning").into());
+    }
+    Ok(Some(header))
 }
 
 fn org_limits() -> Result<HashMap<String, u32>, Failure> {

@@ -1,12 +1,16 @@
 //! Decides whether a known key may be used now, from an address: a pure function.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::record::{ApiKey, SecretUsed, Status};
 use crate::runtime::clock::Timestamp;
 use crate::scopes::Scope;
+
+/// How far the clocks of two processes may be apart.
+const CLOCK_DIFFERENCE: Duration = Duration::from_secs(5 * 60);
 
 /// Checks status, expiry, address and scopes in this order, and returns the first reason for
 /// refusal.
@@ -22,7 +26,11 @@ pub(crate) fn evaluate(
 ) -> Result<(), Denial> {
     let has_ended = match secret {
         SecretUsed::Current => false,
-        SecretUsed::Previous => key.previous.is_none_or(|previous| previous.until <= now),
+        // A rotation in the future was made by a clock that was wrong, and so is its end.
+        SecretUsed::Previous => {
+            key.previous.is_none_or(|previous| previous.until <= now)
+                || key.rotated_at.is_some_and(|at| at > now.saturating_add(CLOCK_DIFFERENCE))
+        }
     };
     if key.status != Status::Active {
         Err(Denial::Revoked)
@@ -118,6 +126,16 @@ mod tests {
         );
         let revoked = ApiKey { status: Status::Revoked, ..overlap.clone() };
         assert_eq!(evaluate(&revoked, PREVIOUS, None, &[], at(0)), Err(Denial::Revoked));
+        let hour = 3_600_000_000;
+        let future = ApiKey { rotated_at: Some(at(hour)), ..overlap.clone() };
+        assert_eq!(
+            evaluate(&future, PREVIOUS, None, &[], at(0)),
+            Err(Denial::Expired),
+            "wrong clock"
+        );
+        assert_eq!(evaluate(&future, CURRENT, None, &[], at(0)), Ok(()));
+        let ahead = ApiKey { rotated_at: Some(at(hour / 60)), ..overlap.clone() };
+        assert_eq!(evaluate(&ahead, PREVIOUS, None, &[], at(0)), Ok(()), "a minute ahead");
         let expired = ApiKey { expires_at: Some(at(50)), ..overlap };
         assert_eq!(evaluate(&expired, PREVIOUS, None, &[], at(50)), Err(Denial::Expired));
     }

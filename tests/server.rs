@@ -1048,9 +1048,11 @@ fn keys_issued_before_keygate_are_adopted_from_the_file_at_each_start() {
         format!("demo,twice,acme_live_0123,{digest}"),
         format!("demo,{text},acme_live_0123,{}", digest.replace('0', "1")),
         "demo,short,acme_live_0123,abcd".to_owned(),
+        String::new(),
         "demo,three,acme_live_0123".to_owned(),
+        format!("demo,base64,acme_live_0123,{}", "A".repeat(43)),
     ];
-    std::fs::write(&file, lines.join("\n")).unwrap();
+    std::fs::write(&file, lines.join("\r\n")).unwrap();
     let env = [
         ("KEYGATE_STORE", "sqlite:keys.db"),
         ("KEYGATE_EXISTING_KEYS", "old.csv"),
@@ -1068,7 +1070,13 @@ fn keys_issued_before_keygate_are_adopted_from_the_file_at_each_start() {
         server.signal("-TERM");
         let (status, output) = server.ended();
         assert!(status.success() && output.contains(report), "{output}");
-        for line in ["line 3: digest", "line 4: ", "line 5: sha256_hex", "line 6: 3 fields"] {
+        for line in [
+            "line 3: digest",
+            "line 4: ",
+            "line 5: sha256_hex",
+            "line 7: 3 fields",
+            "line 8: sha256_hex",
+        ] {
             assert!(output.contains(line), "{line}: {output}");
         }
         assert!(!output.contains(text) && !output.contains(&digest), "{output}");
@@ -1172,7 +1180,7 @@ fn a_wrong_setting_keeps_the_server_from_starting_and_is_named() {
         ("KEYGATE_TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0.1/8", "localhost", "127.0.0.1;::1"]),
         ("KEYGATE_PROXY_HEADER", &["X Real IP", "x-real-ip:", "\u{e9}"]),
         ("KEYGATE_GEOIP", &["/nonexistent/countries.mmdb"]),
-        ("KEYGATE_KEY_HEADER", &["x api key", "x-api-key:"]),
+        ("KEYGATE_KEY_HEADER", &["x api key", "x-api-key:", "authorization", "Host"]),
         (
             "KEYGATE_ENVIRONMENTS",
             &["live", "live=SK_", "live=a_,live=b_", "live=a_,test=a_", "L=a_"],

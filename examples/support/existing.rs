@@ -36,7 +36,15 @@ pub(crate) async fn adopt(
     store: impl KeyImport,
     file: &Path,
 ) -> Result<Report, Failure> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(file)?;
+    let bytes = std::fs::read(file)?;
+    // The reader's own count is too low after blank lines and with CRLF.
+    let line_at = |position: Option<&csv::Position>| {
+        let start = position.map_or(0, |at| usize::try_from(at.byte()).unwrap_or_default());
+        let blank = bytes.iter().skip(start).take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        1 + bytes.iter().take(start + blank).filter(|b| **b == b'\n').count()
+    };
+    let mut reader =
+        csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&*bytes);
     let (mut entries, mut lines, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for record in reader.records() {
         let record = match record {
@@ -44,12 +52,12 @@ pub(crate) async fn adopt(
             // A file that cannot be read on ends here; the next line may be good text.
             Err(error) if error.is_io_error() => return Err(error.into()),
             Err(error) => {
-                let line = error.position().map_or(0, csv::Position::line);
+                let line = line_at(error.position());
                 refused.push((line, "not UTF-8".to_owned()));
                 continue;
             }
         };
-        let line = record.position().map_or(0, csv::Position::line);
+        let line = line_at(record.position());
         if line == 1 && record.iter().eq(COLUMNS) {
             continue;
         }
@@ -81,6 +89,10 @@ fn entry(record: &csv::StringRecord) -> Result<AdoptedKey, String> {
     };
     let org = OrgId::new(org).map_err(|e| format!("org: {e}"))?;
     let name = KeyName::new(name).map_err(|e| format!("name: {e}"))?;
+    // Other encodings would be read as well, and a whole key could be taken for one.
+    if sha256_hex.len() != 64 {
+        return Err("sha256_hex: 64 hexadecimal digits".to_owned());
+    }
     let digest = DigestKind::sha256().read(sha256_hex).map_err(|e| format!("sha256_hex: {e}"))?;
     // The old product had no scopes: its keys could be used for everything.
     Ok(AdoptedKey::new(org, name, *key_prefix, digest).scopes(Scopes::ALL))

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderName, Response};
 use tower_layer::Layer;
 
@@ -195,6 +196,10 @@ impl ApiKeyLayer {
     /// # }
     /// ```
     pub fn key_header(self, name: HeaderName) -> Self {
+        // That one is read in any case, with its scheme.
+        if name == AUTHORIZATION {
+            return self;
+        }
         self.with(|config| {
             config.refusals.set_header(&name);
             config.key_header = Some(name);

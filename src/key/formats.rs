@@ -132,12 +132,10 @@ impl Formats {
         self.all().find(|one| one.format.is_of(key_prefix))
     }
 
-    /// The name of that environment, if it has one.
-    pub(crate) fn name_of_shown(&self, key_prefix: &str) -> Option<Arc<str>> {
-        if !self.are_named {
-            return None;
-        }
-        self.of_shown(key_prefix).map(|one| Arc::clone(&one.name))
+    /// The name of that environment, if it has one. Fails for a key of another service.
+    pub(crate) fn name_of_shown(&self, key_prefix: &str) -> Result<Option<Arc<str>>, MalformedKey> {
+        let environment = self.of_shown(key_prefix).ok_or(MalformedKey)?;
+        Ok(self.are_named.then(|| Arc::clone(&environment.name)))
     }
 
     /// Like [`KeyFormat::digest`], for a key of any environment.

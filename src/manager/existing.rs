@@ -21,9 +21,11 @@ impl Inner {
         &self,
         digest: &KeyDigest,
         further: Further,
+        only: Option<&Arc<str>>,
     ) -> Result<(Arc<ApiKey>, SecretUsed), VerifyError> {
         for other in &further.digests {
             if let Some((key, secret)) = self.find(other).await? {
+                self.environment(&key, only)?;
                 return self.take_over(key, secret, digest).await;
             }
         }
@@ -34,6 +36,7 @@ impl Inner {
             if let Some(FoundKey { org, reference }) = answer {
                 let found = self.find(&of_reference(&org, &reference)).await?;
                 if let Some((key, secret)) = found.filter(|(key, _)| key.org == org) {
+                    self.environment(&key, only)?;
                     return self.take_over(key, secret, digest).await;
                 }
             }
@@ -71,11 +74,13 @@ impl Inner {
             }
             // Not by its digest, which a cache may know from before the change.
             let current = self.bounded(self.store.get(&key.org, &key.id)).await;
-            match current.map_err(VerifyError::Unavailable)? {
-                Some(current) if current.digest == digest => return Ok((current, secret)),
-                Some(current) if current.digest == found_by => key = current,
-                // It was rotated or deleted.
-                _ => return Err(VerifyError::Unknown),
+            let current = current.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
+            match current.secret_with(&digest).or_else(|| current.secret_with(&found_by)) {
+                Some(SecretUsed::Current) if current.digest == found_by => key = current,
+                // Another request was first, or a rotation with an overlap.
+                Some(secret) => return Ok((current, secret)),
+                // It was rotated.
+                None => return Err(VerifyError::Unknown),
             }
         }
         Err(VerifyError::Unavailable(StoreError::unavailable(StoreError::Conflict)))

@@ -28,6 +28,15 @@ use crate::store::key_store::StoreError;
 /// one succeeds each time.
 const ATTEMPTS: usize = 20;
 
+/// Which keys a call finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Those of the manager's own prefixes.
+    Own,
+    /// All in the store.
+    All,
+}
+
 /// A key and its new secret, which is available only here.
 ///
 /// No fields will be added to this type.
@@ -140,9 +149,20 @@ impl KeyManager {
     ///
     /// [`NotFound`](ManageError::NotFound), also for another organisation's key.
     pub async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Arc<ApiKey>, ManageError> {
+        self.read(org, id, Reach::Own).await
+    }
+
+    pub(super) async fn read(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        reach: Reach,
+    ) -> Result<Arc<ApiKey>, ManageError> {
         let found = self.inner.bounded(self.inner.store.get(org, id)).await?;
         let key = found.ok_or(ManageError::NotFound)?;
-        self.format_of(&key)?;
+        if reach == Reach::Own {
+            self.format_of(&key)?;
+        }
         Ok(key)
     }
 
@@ -179,7 +199,7 @@ impl KeyManager {
         id: &KeyId,
         patch: KeyPatch,
     ) -> Result<Arc<ApiKey>, ManageError> {
-        self.edit(actor, id, patch, None).await
+        self.edit(actor, id, patch, None, Reach::Own).await
     }
 
     /// Revokes a key: [`KeyManager::update`] with [`KeyPatch::revoke`].
@@ -213,15 +233,16 @@ impl KeyManager {
         patch: KeyPatch,
         revision: Revision,
     ) -> Result<Arc<ApiKey>, ManageError> {
-        self.edit(actor, id, patch, Some(revision)).await
+        self.edit(actor, id, patch, Some(revision), Reach::Own).await
     }
 
-    async fn edit(
+    pub(super) async fn edit(
         &self,
         actor: &Actor,
         id: &KeyId,
         patch: KeyPatch,
         only_at: Option<Revision>,
+        reach: Reach,
     ) -> Result<Arc<ApiKey>, ManageError> {
         if let Some(name) = &patch.name {
             self.check_name(name)?;
@@ -231,7 +252,7 @@ impl KeyManager {
         }
         let (org, id) = (actor.org().clone(), *id);
         let turn = self.turn(&org, &id).await?;
-        let mut current = self.get_at(&org, &id, only_at).await?;
+        let mut current = self.get_at(&org, &id, only_at, reach).await?;
         self.check_added(&patch, &current)?;
         if patch.apply(&current).is_none() {
             return Ok(current);
@@ -248,7 +269,7 @@ impl KeyManager {
                     Err(StoreError::Conflict) => {}
                     Err(error) => return Err(error.into()),
                 }
-                current = keys.get_at(&org, &id, only_at).await?;
+                current = keys.get_at(&org, &id, only_at, reach).await?;
                 keys.check_added(&patch, &current)?;
             }
             Err(ManageError::Conflict)
@@ -360,11 +381,11 @@ impl KeyManager {
         only_at: Option<Revision>,
     ) -> Result<IssuedKey, ManageError> {
         let (org, id) = (actor.org().clone(), *id);
-        let first = self.get_at(&org, &id, only_at).await?;
+        let first = self.get_at(&org, &id, only_at, Reach::Own).await?;
         let turn = self.turn(&org, &id).await?;
         // If another rotation came first, it stands: its secret may be in use already.
-        let mut current = self.get_at(&org, &id, only_at).await?;
-        if current.digest != first.digest {
+        let mut current = self.get_at(&org, &id, only_at, Reach::Own).await?;
+        if !has_same_secret(&current, &first) {
             return Err(ManageError::Conflict);
         }
         let format = self.format_of(&current)?.clone();
@@ -392,8 +413,8 @@ impl KeyManager {
                 }
                 // After a concurrent edit, retry and keep the edit. After a concurrent
                 // rotation, give up.
-                current = keys.get_at(&org, &id, only_at).await?;
-                if current.digest != first.digest {
+                current = keys.get_at(&org, &id, only_at, Reach::Own).await?;
+                if !has_same_secret(&current, &first) {
                     break;
                 }
             }
@@ -435,13 +456,13 @@ impl KeyManager {
     ) -> Result<(), ManageError> {
         let (org, id) = (actor.org().clone(), *id);
         let turn = self.turn(&org, &id).await?;
-        self.get_at(&org, &id, only_at).await?;
+        self.get_at(&org, &id, only_at, Reach::Own).await?;
         self.carry_through(actor, id, ChangeAction::Deleted, move |keys| async move {
             let _turn = turn;
             match keys.inner.confirmed(keys.inner.store.delete(&org, &id, only_at)).await {
                 Ok(()) => Ok(Done::Changed(())),
                 Err(StoreError::Conflict) => {
-                    keys.get_at(&org, &id, only_at).await?;
+                    keys.get_at(&org, &id, only_at, Reach::Own).await?;
                     Err(ManageError::Conflict)
                 }
                 Err(error) => Err(error.into()),
@@ -483,8 +504,9 @@ impl KeyManager {
         org: &OrgId,
         id: &KeyId,
         only_at: Option<Revision>,
+        reach: Reach,
     ) -> Result<Arc<ApiKey>, ManageError> {
-        let key = self.get(org, id).await?;
+        let key = self.read(org, id, reach).await?;
         if only_at.is_some_and(|revision| revision != key.revision) {
             return Err(ManageError::StaleRevision { current: key.revision });
         }
@@ -539,6 +561,12 @@ fn outlived(key: &ApiKey, overlap: Duration, now: Timestamp) -> Option<PreviousS
     let until = key.expires_at.map_or(until, |expires_at| expires_at.min(until));
     let works = key.status == Status::Active && until > now;
     works.then_some(PreviousSecret { digest: key.digest, until })
+}
+
+/// Whether no rotation came in between. The digest alone does not tell: that of an existing
+/// key changes with its first use.
+fn has_same_secret(a: &ApiKey, b: &ApiKey) -> bool {
+    (a.rotated_at, &a.key_prefix) == (b.rotated_at, &b.key_prefix)
 }
 
 /// The id for a key created with this idempotency key: the first id that no key of the

@@ -2,6 +2,7 @@
 
 use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
+use crate::manager::lifecycle::Reach;
 use crate::org::{Actor, OrgId};
 use crate::record::{ApiKey, KeyPatch, Status};
 use crate::runtime::clock::Timestamp;
@@ -22,6 +23,8 @@ impl KeyManager {
     /// It does not recover changes that are missing from the backup: new keys, new secrets,
     /// edits of names and allowlists, and audit records. An earlier instant spares the keys
     /// issued between it and the backup, although they may have been revoked since.
+    ///
+    /// Keys of every prefix are revoked, also of those that this manager does not have.
     ///
     /// Each key is revoked as by [`update`](Self::update), with an audit record in the name
     /// of `by`. `keys` is the store of this manager, which has to implement [`KeyExport`].
@@ -86,14 +89,15 @@ impl KeyManager {
         }
         let actor = Actor::new(OrgId::clone(&key.org), by);
         loop {
-            let current = match self.get(&key.org, &key.id).await {
+            let current = match self.read(&key.org, &key.id, Reach::All).await {
                 Ok(current) => current,
                 Err(ManageError::NotFound) => return Ok(false),
                 Err(error) => return Err(error),
             };
             let Some(patch) = needed(&current) else { return Ok(false) };
             let revokes = patch.status.is_some();
-            match self.update_if(&actor, &key.id, patch, current.revision).await {
+            let edited = self.edit(&actor, &key.id, patch, Some(current.revision), Reach::All);
+            match edited.await {
                 Ok(_) => return Ok(revokes),
                 // It was changed or deleted in the meantime: read it again.
                 Err(ManageError::StaleRevision { .. } | ManageError::NotFound) => {}

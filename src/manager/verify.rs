@@ -66,22 +66,37 @@ impl Inner {
         ip: Option<IpAddr>,
         scopes: &[Scope],
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
+        let only = lookup.environment.as_ref();
         let (key, secret) = match (self.find(&lookup.digest).await?, lookup.further) {
             (Some(found), _) => found,
             // Boxed, so that other requests do not pay for its size.
-            (None, Some(further)) => Box::pin(self.find_existing(&lookup.digest, *further)).await?,
+            (None, Some(further)) => {
+                Box::pin(self.find_existing(&lookup.digest, *further, only)).await?
+            }
             (None, None) => return Err(VerifyError::Unknown),
         };
-        let environment = self.formats.name_of_shown(key.format_prefix());
-        if lookup.environment.is_some_and(|only| environment.as_ref() != Some(&only)) {
-            return Err(VerifyError::Unknown);
-        }
+        let environment = self.environment(&key, only)?;
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
         match policy::evaluate(&key, secret, ip, scopes, now) {
             Ok(()) => Ok((VerifiedKey { key, secret, environment }, now)),
             Err(denial) => Err(VerifyError::Denied { denial, key, secret }),
         }
+    }
+
+    /// The environment of the key. A key of another service, or of another environment than
+    /// the only one, counts as unknown.
+    pub(super) fn environment(
+        &self,
+        key: &ApiKey,
+        only: Option<&Arc<str>>,
+    ) -> Result<Option<Arc<str>>, VerifyError> {
+        let environment = self.formats.name_of_shown(key.format_prefix());
+        let environment = environment.map_err(|_| VerifyError::Unknown)?;
+        if only.is_some_and(|only| environment.as_ref() != Some(only)) {
+            return Err(VerifyError::Unknown);
+        }
+        Ok(environment)
     }
 
     /// The key with this digest, and which of its secrets has it.

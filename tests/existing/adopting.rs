@@ -12,6 +12,8 @@ use keygate::{
     VerifyError,
 };
 
+use sha2::{Digest, Sha512};
+
 use crate::support::{Call, org};
 use crate::{KEY, assert_allowed, assert_unknown, builder, format, key, sha256};
 
@@ -279,4 +281,21 @@ async fn a_key_whose_deletion_was_abandoned_counts_as_not_deleted() {
     // As if it was lost with a restored backup.
     store.inner.delete(&stored.org, &stored.id, None).await.unwrap();
     assert!(keys.adopt(adopted(), "import").await.unwrap().is_new);
+}
+
+#[tokio::test]
+async fn case_58_a_manager_with_another_prefix_neither_accepts_nor_changes_an_adopted_key() {
+    let store = Arc::new(MemoryStore::new());
+    let kind = DigestKind::sha512();
+    let manager = |prefix: &str| {
+        let builder = KeyManager::builder(store.clone()).format(KeyFormat::new(prefix).unwrap());
+        builder.existing(format().digests(kind.clone())).build().unwrap()
+    };
+    let (ours, other) = (manager("aa_"), manager("bb_"));
+    let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
+    let adopted = ours.adopt(key("acme", digest), "import").await.unwrap().key;
+    assert_unknown(&other, KEY).await;
+    assert_eq!(ours.get(&org("acme"), &adopted.id).await.unwrap(), adopted, "not changed");
+    assert_allowed(&ours, KEY).await;
+    assert_unknown(&other, KEY).await;
 }

@@ -8,7 +8,7 @@ use keygate::error::{BuildError, ExistingDigestError, ExistingFormatError};
 use keygate::existing::{AdoptedKey, DigestKind, ExistingDigest, ExistingFormat};
 use keygate::{
     Actor, Denial, KeyFormat, KeyManager, KeyName, KeyPatch, KeyStore, ManageError, MemoryAuditLog,
-    MemoryStore, NewKey, RequestInfo, StoreError, VerifyError,
+    MemoryStore, NewKey, PreviousSecret, RequestInfo, SecretUsed, StoreError, VerifyError,
 };
 use sha2::{Digest, Sha256, Sha512};
 
@@ -258,6 +258,35 @@ async fn a_key_that_is_revoked_or_rotated_during_its_first_request_is_not_let_in
     assert_unknown(&keys, KEY).await;
     store.heal();
     assert_unknown(&keys, KEY).await;
+}
+
+#[tokio::test]
+async fn case_59_a_rotation_with_overlap_during_the_first_request_does_not_refuse_it() {
+    let (store, builder) = builder();
+    let kind = DigestKind::sha512();
+    let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
+    let keys = builder.existing(format().digests(kind)).build().unwrap();
+    let there = keys.adopt(key("acme", digest), "import").await.unwrap().key;
+    let (inner, id) = (Arc::clone(&store), there.id);
+    store.before(move |call| {
+        let inner = Arc::clone(&inner);
+        async move {
+            if call == Call::Replace {
+                let current = inner.inner.get(&org("acme"), &id).await.unwrap().unwrap();
+                let mut rotated = keygate::ApiKey::clone(&current);
+                let until = keygate::Timestamp::MAX;
+                rotated.previous = Some(PreviousSecret { digest: current.digest, until });
+                rotated.digest = keygate::KeyDigest::of("new");
+                rotated.revision = current.revision.next();
+                inner.inner.replace(&rotated, current.revision).await?;
+            }
+            Ok(())
+        }
+    });
+    let verified = keys.verify(KEY, None).await.unwrap();
+    assert_eq!(verified.secret_used(), SecretUsed::Previous);
+    store.heal();
+    assert_allowed(&keys, KEY).await;
 }
 
 #[tokio::test]

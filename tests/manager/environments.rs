@@ -62,6 +62,19 @@ async fn case_58_managers_with_different_prefixes_do_not_see_each_others_keys() 
 }
 
 #[tokio::test]
+async fn after_a_restore_keys_of_every_prefix_are_revoked() {
+    let store = std::sync::Arc::new(MemoryStore::new());
+    let manager =
+        |prefix| KeyManager::builder(store.clone()).format(format(prefix)).build().unwrap();
+    let (live, test) = (manager("vsp_sk_"), manager("vsp_sk_test_"));
+    let issued = test.create(&ada(), NewKey::named("key").unwrap()).await.unwrap();
+    let later = live.now().saturating_add(std::time::Duration::from_secs(1));
+    assert_eq!(live.revoke_issued_before(&*store, later, "restore").await.unwrap(), 1);
+    let refused = test.verify(issued.secret.expose_secret(), None).await;
+    assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })));
+}
+
+#[tokio::test]
 async fn environments_that_are_alike_keep_the_manager_from_starting() {
     let built = KeyManager::builder(MemoryStore::new())
         .environment("live", format("a_"))
