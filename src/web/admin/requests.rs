@@ -72,7 +72,12 @@ pub(super) struct Rotation {
 impl Input for Rotation {
     fn read(fields: &mut Fields, offer: &Offer) -> Option<Self> {
         let confirmation = Confirmation::read(fields, offer);
-        let overlap = Duration::from_secs(fields.number("overlap_seconds").unwrap_or(0));
+        const FIELD: &str = "overlap_seconds";
+        let overlap = Duration::from_secs(fields.number(FIELD).unwrap_or(0));
+        let max = offer.max_overlap;
+        if overlap > max {
+            fields.refuse(FIELD, format!("must be at most {}", max.as_secs()));
+        }
         Some(Self { confirmation: confirmation?, overlap })
     }
 }
