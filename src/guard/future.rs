@@ -84,14 +84,14 @@ where
                         }
                     });
                     match recorded {
-                        None => return Poll::Ready(Ok(response.map(ResponseBody::service))),
+                        None => return Poll::Ready(Ok(this.config.sent(response, *this.asked))),
                         Some(recorded) => State::Recording { recorded, response: Some(response) },
                     }
                 }
                 StateProjection::Recording { recorded, response } => {
                     match (ready!(recorded.as_mut().poll(cx)), response.take()) {
                         (Ok(()), Some(response)) => {
-                            return Poll::Ready(Ok(response.map(ResponseBody::service)));
+                            return Poll::Ready(Ok(this.config.sent(response, *this.asked)));
                         }
                         (Ok(()), None) => {}
                         (Err(error), _) => {
@@ -108,6 +108,16 @@ where
                 }
             };
             this.state.set(next);
+        }
+    }
+}
+
+impl Config {
+    /// The response as it is sent.
+    fn sent<B>(&self, mut response: Response<B>, asked: Asked) -> Response<ResponseBody<B>> {
+        match self.refusals.rewritten(&mut response, asked) {
+            Some(own) => own.map(ResponseBody::refusal),
+            None => response.map(ResponseBody::service),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! get the same response, byte for byte.
 
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -274,6 +275,20 @@ impl Refusals {
             close(response);
         }
         true
+    }
+
+    /// The host's own response in place of a refusal of an inner layer or a handler, if the
+    /// host writes its own.
+    pub(crate) fn rewritten<B>(
+        &self,
+        response: &mut Response<B>,
+        asked: Asked,
+    ) -> Option<Response<Bytes>> {
+        self.hook.as_ref().filter(|_| response.status() == StatusCode::FORBIDDEN)?;
+        let missing = response.extensions().get::<MissingScope>()?.clone();
+        let mut own = self.response(&Refusal::InsufficientScope(missing), asked);
+        own.extensions_mut().extend(mem::take(response.extensions_mut()));
+        Some(own)
     }
 
     fn insufficient_scope(&self, missing: &MissingScope) -> HeaderValue {

@@ -1,12 +1,16 @@
 //! A header for keys beside `Authorization`, the host's own refusals, one environment.
 
+use axum::Router;
+use axum::routing::get;
 use http::{HeaderName, StatusCode};
-use keygate::{KeyFormat, NewKey, Refusal};
+use keygate::{
+    KeyFormat, MissingScope, NewKey, Refusal, RequireScope, ScopeCatalog, Scopes, VerifiedKey,
+};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
-    Answer, Unshared, World, assert_invalid_request, assert_invalid_token, bearer, greet_in_tower,
-    hosts, request, with_header,
+    Answer, Unshared, World, assert_invalid_request, assert_invalid_token, bearer, bearer_at,
+    greet_in_tower, hosts, in_axum, request, with_header,
 };
 
 const NAME: &str = "x-api-key";
@@ -92,6 +96,31 @@ async fn a_host_writes_its_own_refusals_and_cannot_turn_one_into_an_admission() 
     assert_eq!(refused.unwrap().extensions().get(), Some(&Refusal::NoCredentials));
     let admitted = service.oneshot(bearer(&key).map(|()| Unshared::of(""))).await;
     assert_eq!(admitted.unwrap().extensions().get::<Refusal>(), None);
+}
+
+#[tokio::test]
+async fn a_host_also_writes_the_refusals_of_inner_layers_and_handlers() {
+    async fn by_hand(key: VerifiedKey) -> Result<(), MissingScope> {
+        key.require_scope("write")
+    }
+    let world = World::with(|builder| {
+        builder.scopes(ScopeCatalog::new([("read", ""), ("write", "")]).unwrap())
+    });
+    let new = NewKey::named("key").unwrap().scopes(Scopes::only(["read"]).unwrap());
+    let (_, key) = world.issue(new).await;
+    let layer = world.layer().refusals(|refusal, response| {
+        let Refusal::InsufficientScope(missing) = refusal else { panic!("{refusal:?}") };
+        response.map(|_| format!("needs {}", missing.scope().unwrap()).into())
+    });
+    let router = Router::new()
+        .route("/layer", get(async || ()).layer(RequireScope::new("write").unwrap()))
+        .route("/handler", get(by_hand))
+        .layer(layer);
+    let ask = in_axum(router);
+    for path in ["/layer", "/handler"] {
+        let refused = ask(bearer_at(path, &key)).await;
+        assert_eq!((refused.status.as_u16(), refused.text()), (403, "needs write"), "{path}");
+    }
 }
 
 #[tokio::test]
