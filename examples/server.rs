@@ -39,7 +39,7 @@ use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
 use keygate::error::BuildError;
-use keygate::store::KeyImport;
+use keygate::store::{KeyExport, KeyImport};
 use keygate::{
     Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder, Limits,
     MemoryAuditLog, MemoryStore, MissingScope, Network, OrgId, PostgresStore, ProxyHeader,
@@ -154,6 +154,9 @@ async fn key_manager() -> Result<KeyManager, Failure> {
         BuildError::Existing(error) => format!("KEYGATE_EXISTING_FORMAT: {error}"),
         other => other.to_string(),
     })?;
+    if let Err(error) = keys.check_prefixes(&*store).await {
+        tracing::warn!(%error, "could not look at the keys in the store");
+    }
     adopt_existing(&keys, store, existing.is_empty()).await?;
     Ok(keys)
 }
@@ -186,7 +189,11 @@ async fn adopt_existing(
     Ok(())
 }
 
-async fn store() -> Result<(KeyManagerBuilder, Arc<dyn KeyImport>), Failure> {
+/// Any of the stores.
+trait Stored: KeyExport + KeyImport {}
+impl<S: KeyExport + KeyImport> Stored for S {}
+
+async fn store() -> Result<(KeyManagerBuilder, Arc<dyn Stored>), Failure> {
     let url = variable("KEYGATE_STORE", "sqlite:keygate.db")?;
     let scheme = url.split(':').next().unwrap_or_default();
     println!("store: {}", if scheme == "sqlite" { &url } else { scheme });

@@ -1096,6 +1096,20 @@ fn keys_begin_with_the_prefix_that_is_set() {
 }
 
 #[test]
+fn a_start_with_another_prefix_says_that_there_are_keys_of_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = |prefix| {
+        let env = [("KEYGATE_STORE", "sqlite:keys.db"), ("KEYGATE_KEY_PREFIX", prefix)];
+        Server::start_in(folder.path(), &env)
+    };
+    let warning = "a prefix that is not configured";
+    let server = start("old_");
+    Key::named(&server, "key");
+    assert!(!server.stop().1.contains(warning));
+    assert!(start("new_").stop().1.contains(warning));
+}
+
+#[test]
 fn a_key_is_taken_from_the_header_that_is_set() {
     let server = Server::start(&[("KEYGATE_KEY_HEADER", "x-api-key")]);
     let key = Key::named(&server, "key");

@@ -23,6 +23,7 @@ use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::timeout;
 use crate::scopes::{Scope, Scopes};
 use crate::store::key_store::StoreError;
+use crate::store::transfer::{KeyExport, next_page};
 
 /// How often a change is retried when other changes come first. Of the competing changes,
 /// one succeeds each time.
@@ -164,6 +165,19 @@ impl KeyManager {
             self.format_of(&key)?;
         }
         Ok(key)
+    }
+
+    /// Looks at the first keys of this manager's store, and warns in the log if one has a
+    /// prefix that the manager does not have. Such keys do not work, and are not listed:
+    /// after a change of the prefix, keep the old one as an
+    /// [environment](crate::KeyManagerBuilder::environment). Returns whether there are any.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ManageError::Unavailable).
+    pub async fn check_prefixes(&self, keys: &dyn KeyExport) -> Result<bool, ManageError> {
+        let page = next_page(keys, None).await?;
+        Ok(page.iter().any(|key| self.format_of(key).is_err()))
     }
 
     /// The format of a key. A key with a prefix that this manager does not have counts as
