@@ -45,15 +45,18 @@ impl Table {
     /// Replaces a record. If the digest is the same, readers find one of the two.
     pub(super) fn replace(&self, old: &ApiKey, key: &Arc<ApiKey>) {
         let is_previous = |digest| key.previous.is_some_and(|kept| kept.digest == digest);
-        let (rotated, overlap) = (old.digest != key.digest, is_previous(old.digest));
-        // Without an overlap, the old secret is removed before the new one is added, so that
-        // both are never valid. With one, it is removed once it leads to the new record. A
-        // KeyManager returns the new secret only after this.
-        if rotated && !overlap {
+        // The prefix stays where only the digest of the same secret is another: that of a key
+        // issued before keygate, at its first use.
+        let stays_valid = is_previous(old.digest) || old.key_prefix == key.key_prefix;
+        let is_other = old.digest != key.digest;
+        // An old secret that ends is removed before the new one is added, so that both are
+        // never valid. One that stays valid is removed once it leads to the new record. A
+        // KeyManager returns a new secret only after this.
+        if is_other && !stays_valid {
             self.keys.pin().remove(&old.digest);
         }
         self.put(key);
-        if rotated && overlap {
+        if is_other && stays_valid {
             self.keys.pin().remove(&old.digest);
         }
         if let Some(ended) = old.previous.filter(|ended| !is_previous(ended.digest)) {
