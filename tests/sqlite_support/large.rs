@@ -33,7 +33,7 @@ fn insert_keys(path: &Path) {
     let mut db = raw(path);
     let transaction = db.transaction().unwrap();
     {
-        let sql = "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, 'active', '', ?6, NULL, NULL, NULL, 1, '{}')";
+        let sql = "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, 'active', '', ?6, NULL, NULL, NULL, 1, '{}', NULL, NULL)";
         let mut statement = transaction.prepare(sql).unwrap();
         for number in 0..KEYS {
             let key = key_number(number);
