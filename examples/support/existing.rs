@@ -38,10 +38,14 @@ pub(crate) async fn adopt(
 ) -> Result<Report, Failure> {
     let bytes = std::fs::read(file)?;
     // The reader's own count is too low after blank lines and with CRLF.
-    let line_at = |position: Option<&csv::Position>| {
+    let (mut counted, mut newlines) = (0, 0);
+    let mut line_at = |position: Option<&csv::Position>| {
         let start = position.map_or(0, |at| usize::try_from(at.byte()).unwrap_or_default());
         let blank = bytes.iter().skip(start).take_while(|b| matches!(b, b'\r' | b'\n')).count();
-        1 + bytes.iter().take(start + blank).filter(|b| **b == b'\n').count()
+        let passed = bytes.iter().take(start + blank).skip(counted);
+        newlines += passed.filter(|b| **b == b'\n').count();
+        counted = start + blank;
+        1 + newlines
     };
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&*bytes);
