@@ -490,16 +490,24 @@ pub enum ExistingDigestError {
 pub(crate) struct Lookup {
     /// The SHA-256 of the whole.
     pub(crate) digest: KeyDigest,
-    /// The only environment that the key may belong to, if the text does not show its own.
-    pub(crate) environment: Option<Arc<str>>,
+    pub(crate) environment: Belongs,
     /// What to try if no key has the digest.
     pub(crate) further: Option<Box<Further>>,
 }
 
 impl Lookup {
-    pub(crate) fn of(digest: KeyDigest) -> Self {
-        Self { digest, environment: None, further: None }
+    pub(crate) fn new(digest: KeyDigest, environment: Belongs) -> Self {
+        Self { digest, environment, further: None }
     }
+}
+
+/// What is known of the environment of a credential before the look-up.
+#[derive(Debug)]
+pub(crate) enum Belongs {
+    /// Its text shows it. The name, if it has one.
+    Shown(Option<Arc<str>>),
+    /// Only the record tells. The only environment that is admitted, if there is one.
+    Recorded(Option<Arc<str>>),
 }
 
 /// See [`Lookup::further`].
@@ -538,6 +546,7 @@ impl ExistingFormats {
         let credential_held = held.map(|text| PlaintextKey::new(Zeroizing::new(text.to_owned())));
         let further = (!digests.is_empty() || credential_held.is_some())
             .then(|| Box::new(Further { digests, credential: credential_held }));
-        Some(Lookup { further, ..Lookup::of(KeyDigest::of(credential)) })
+        let digest = KeyDigest::of(credential);
+        Some(Lookup { further, ..Lookup::new(digest, Belongs::Recorded(None)) })
     }
 }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::key::digest::KeyDigest;
-use crate::key::existing::{ExistingFormat, ExistingFormatError, ExistingFormats, Lookup};
+use crate::key::existing::{Belongs, ExistingFormat, ExistingFormatError, ExistingFormats, Lookup};
 use crate::key::format::{KeyFormat, MalformedKey};
 
 /// A named prefix, such as `live` with `vsp_sk_` or `test` with `vsp_sk_test_`. Each key
@@ -138,15 +137,6 @@ impl Formats {
         Ok(self.are_named.then(|| Arc::clone(&environment.name)))
     }
 
-    /// Like [`KeyFormat::digest`], for a key of any environment.
-    pub(crate) fn digest(&self, credential: &[u8]) -> Result<KeyDigest, MalformedKey> {
-        let first = self.first.format.digest(credential);
-        if first.is_ok() || self.others.is_empty() {
-            return first;
-        }
-        self.others.iter().find_map(|one| one.format.digest(credential).ok()).ok_or(MalformedKey)
-    }
-
     /// What to look up for a credential of any format, or of one environment's.
     pub(crate) fn lookup(
         &self,
@@ -159,13 +149,16 @@ impl Formats {
             name => Some(self.find(name).ok_or(MalformedKey)?),
         };
         let own = match environment {
-            None => self.digest(credential),
-            Some(one) => one.format.digest(credential),
+            None => self.all().find_map(|one| Some((one.format.digest(credential).ok()?, one))),
+            Some(one) => one.format.digest(credential).ok().map(|digest| (digest, one)),
         };
-        own.map(Lookup::of).or_else(|malformed| {
-            let existing = self.existing.lookup(credential).ok_or(malformed)?;
-            Ok(Lookup { environment: environment.map(|one| Arc::clone(&one.name)), ..existing })
-        })
+        if let Some((digest, one)) = own {
+            let name = self.are_named.then(|| Arc::clone(&one.name));
+            return Ok(Lookup::new(digest, Belongs::Shown(name)));
+        }
+        let existing = self.existing.lookup(credential).ok_or(MalformedKey)?;
+        let only = environment.map(|one| Arc::clone(&one.name));
+        Ok(Lookup { environment: Belongs::Recorded(only), ..existing })
     }
 
     /// The shortest text that may contain what is taken for an existing key.

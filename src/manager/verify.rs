@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::key::digest::KeyDigest;
-use crate::key::existing::Lookup;
+use crate::key::existing::{Belongs, Lookup};
 use crate::key::format::{MAX_CREDENTIAL_LEN, MalformedKey};
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
@@ -66,7 +66,10 @@ impl Inner {
         ip: Option<IpAddr>,
         scopes: &[Scope],
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
-        let only = lookup.environment.as_ref();
+        let only = match &lookup.environment {
+            Belongs::Recorded(only) => only.as_ref(),
+            Belongs::Shown(_) => None,
+        };
         let (key, secret) = match (self.find(&lookup.digest).await?, lookup.further) {
             (Some(found), _) => found,
             // Boxed, so that other requests do not pay for its size.
@@ -75,7 +78,11 @@ impl Inner {
             }
             (None, None) => return Err(VerifyError::Unknown),
         };
-        let environment = self.environment(&key, only)?;
+        // Where the text shows it, the record is not read again.
+        let environment = match lookup.environment {
+            Belongs::Shown(name) => name,
+            Belongs::Recorded(only) => self.environment(&key, only.as_ref())?,
+        };
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
         match policy::evaluate(&key, secret, ip, scopes, now) {
