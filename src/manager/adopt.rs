@@ -276,7 +276,7 @@ impl KeyManager {
         let store: Arc<dyn KeyImport> = Arc::new(store);
         let mut report = AdoptReport::default();
         let mut keys = keys.into_iter().enumerate();
-        let mut seen = HashSet::new();
+        let (mut seen, mut deleted) = (HashSet::new(), HashMap::new());
         loop {
             let batch: Vec<_> = keys.by_ref().take(BATCH).collect();
             let Some((first, _)) = batch.first() else { break };
@@ -289,7 +289,9 @@ impl KeyManager {
                     Err(error) => report.refused.push((at, error)),
                 }
             }
-            if let Err(error) = self.adopt_batch(&store, entries, by, &mut report).await {
+            if let Err(error) =
+                self.adopt_batch(&store, entries, by, &mut deleted, &mut report).await
+            {
                 report.stopped = Some((first, error));
                 break;
             }
@@ -303,6 +305,7 @@ impl KeyManager {
         store: &Arc<dyn KeyImport>,
         entries: Vec<(usize, ApiKey)>,
         by: &str,
+        deleted: &mut HashMap<OrgId, HashSet<KeyId>>,
         report: &mut AdoptReport,
     ) -> Result<(), ManageError> {
         // A key that is there already leaves no record in the audit log.
@@ -314,9 +317,14 @@ impl KeyManager {
             !is_there
         });
         let mut new: Vec<_> = new.collect();
-        let deleted = self.deleted(new.iter().map(|(_, key)| (&key.org, key.id))).await?;
-        new.retain(|(_, key)| !deleted.contains(&key.id));
-        report.deleted += deleted.len() as u64;
+        for (_, key) in &new {
+            if !deleted.contains_key(&key.org) {
+                deleted.insert(key.org.clone(), self.deleted(&key.org).await?);
+            }
+        }
+        let candidates = new.len();
+        new.retain(|(_, key)| !deleted.get(&key.org).is_some_and(|ids| ids.contains(&key.id)));
+        report.deleted += (candidates - new.len()) as u64;
         let (places, new): (Vec<usize>, Vec<ApiKey>) = new.into_iter().unzip();
         if new.is_empty() {
             return Ok(());
@@ -352,39 +360,30 @@ impl KeyManager {
         found.into_iter().map(|found| Ok(found?.is_some())).collect()
     }
 
-    /// Which of these keys, none of them in the store, the audit log knows as deleted.
-    async fn deleted<'a>(
-        &self,
-        names: impl Iterator<Item = (&'a OrgId, KeyId)>,
-    ) -> Result<HashSet<KeyId>, ManageError> {
-        let mut of_org: HashMap<&OrgId, HashSet<KeyId>> = HashMap::new();
-        for (org, id) in names {
-            of_org.entry(org).or_default().insert(id);
-        }
-        let mut deleted = HashSet::new();
-        for (org, mut open) in of_org {
-            let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
-            // Newest first, so that a change is abandoned before it is begun.
-            let mut abandoned = HashSet::new();
-            while let Some(page) = self.audit_page(&query).await {
-                let page = page?;
-                for record in page.records {
-                    let AuditEvent::Change(change) = record.event else { continue };
-                    let named = (record.key, change.action);
-                    if change.phase == ChangePhase::Abandoned {
-                        abandoned.insert(named);
-                    } else if !abandoned.remove(&named)
-                        && matches!(change.action, ChangeAction::Created | ChangeAction::Deleted)
-                        && open.remove(&record.key)
-                        && change.action == ChangeAction::Deleted
-                    {
-                        deleted.insert(record.key);
-                    }
+    /// The keys of an organisation that the audit log knows as deleted.
+    async fn deleted(&self, org: &OrgId) -> Result<HashSet<KeyId>, ManageError> {
+        let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
+        let (mut deleted, mut decided) = (HashSet::new(), HashSet::new());
+        // Newest first, so that a change is abandoned before it is begun.
+        let mut abandoned = HashSet::new();
+        while let Some(page) = self.audit_page(&query).await {
+            let page = page?;
+            for record in page.records {
+                let AuditEvent::Change(change) = record.event else { continue };
+                let named = (record.key, change.action);
+                if change.phase == ChangePhase::Abandoned {
+                    abandoned.insert(named);
+                } else if !abandoned.remove(&named)
+                    && matches!(change.action, ChangeAction::Created | ChangeAction::Deleted)
+                    && decided.insert(record.key)
+                    && change.action == ChangeAction::Deleted
+                {
+                    deleted.insert(record.key);
                 }
-                match page.older {
-                    Some(older) if !open.is_empty() => query = query.at(Position::Before(older)),
-                    _ => break,
-                }
+            }
+            match page.older {
+                Some(older) => query = query.at(Position::Before(older)),
+                None => break,
             }
         }
         Ok(deleted)
@@ -440,7 +439,7 @@ impl KeyManager {
         if inner.bounded(inner.store.find_by_digest(&key.digest)).await?.is_some() {
             return Err(AdoptError::DigestTaken);
         }
-        if !self.deleted(std::iter::once((&key.org, key.id))).await?.is_empty() {
+        if self.deleted(&key.org).await?.contains(&key.id) {
             return Err(AdoptError::Deleted);
         }
         let actor = Actor::new(key.org.clone(), by);
