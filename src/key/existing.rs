@@ -490,32 +490,35 @@ pub enum ExistingDigestError {
 pub(crate) struct Lookup {
     /// The SHA-256 of the whole.
     pub(crate) digest: KeyDigest,
-    pub(crate) environment: Belongs,
-    /// What to try if no key has the digest.
-    pub(crate) further: Option<Box<Further>>,
+    pub(crate) of: Of,
 }
 
-impl Lookup {
-    pub(crate) fn new(digest: KeyDigest, environment: Belongs) -> Self {
-        Self { digest, environment, further: None }
-    }
-}
-
-/// What is known of the environment of a credential before the look-up.
+/// Whose format a credential has.
 #[derive(Debug)]
-pub(crate) enum Belongs {
-    /// Its text shows it. The name, if it has one.
-    Shown(Option<Arc<str>>),
-    /// Only the record tells. The only environment that is admitted, if there is one.
-    Recorded(Option<Arc<str>>),
+pub(crate) enum Of {
+    /// The service's own, which shows the environment: its name, if it has one.
+    Own(Option<Arc<str>>),
+    /// One from before. Only the record tells the environment.
+    Existing {
+        /// The only environment that is admitted, if there is one.
+        only: Option<Arc<str>>,
+        /// What to try if no key has the digest.
+        further: Box<Further>,
+    },
 }
 
-/// See [`Lookup::further`].
+/// See [`Of::Existing`].
 #[derive(Debug)]
 pub(crate) struct Further {
     pub(crate) digests: Vec<KeyDigest>,
     /// The credential, if the host is to be asked.
     pub(crate) credential: Option<PlaintextKey>,
+}
+
+impl Further {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.digests.is_empty() && self.credential.is_none()
+    }
 }
 
 /// All formats of existing keys.
@@ -538,15 +541,12 @@ impl ExistingFormats {
     }
 
     /// `None` for a credential of no such format.
-    pub(crate) fn lookup(&self, credential: &[u8]) -> Option<Lookup> {
+    pub(crate) fn further(&self, credential: &[u8]) -> Option<Box<Further>> {
         let mut fit = self.iter().filter(|one| one.fits(credential)).peekable();
         fit.peek()?;
         let digests: Vec<_> = fit.flat_map(|one| one.further_digests(credential)).collect();
         let held = self.are_asked.then(|| str::from_utf8(credential).ok()).flatten();
         let credential_held = held.map(|text| PlaintextKey::new(Zeroizing::new(text.to_owned())));
-        let further = (!digests.is_empty() || credential_held.is_some())
-            .then(|| Box::new(Further { digests, credential: credential_held }));
-        let digest = KeyDigest::of(credential);
-        Some(Lookup { further, ..Lookup::new(digest, Belongs::Recorded(None)) })
+        Some(Box::new(Further { digests, credential: credential_held }))
     }
 }

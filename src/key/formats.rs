@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::key::existing::{Belongs, ExistingFormat, ExistingFormatError, ExistingFormats, Lookup};
+use crate::key::digest::KeyDigest;
+use crate::key::existing::{ExistingFormat, ExistingFormatError, ExistingFormats, Lookup, Of};
 use crate::key::format::{KeyFormat, MalformedKey};
 
 /// A named prefix, such as `live` with `vsp_sk_` or `test` with `vsp_sk_test_`. Each key
@@ -154,11 +155,11 @@ impl Formats {
         };
         if let Some((digest, one)) = own {
             let name = self.are_named.then(|| Arc::clone(&one.name));
-            return Ok(Lookup::new(digest, Belongs::Shown(name)));
+            return Ok(Lookup { digest, of: Of::Own(name) });
         }
-        let existing = self.existing.lookup(credential).ok_or(MalformedKey)?;
+        let further = self.existing.further(credential).ok_or(MalformedKey)?;
         let only = environment.map(|one| Arc::clone(&one.name));
-        Ok(Lookup { environment: Belongs::Recorded(only), ..existing })
+        Ok(Lookup { digest: KeyDigest::of(credential), of: Of::Existing { only, further } })
     }
 
     /// The shortest text that may contain what is taken for an existing key.

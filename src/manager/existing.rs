@@ -15,34 +15,63 @@ use crate::text::with_causes;
 const ATTEMPTS: usize = 20;
 
 impl Inner {
-    /// Finds a key under the other digests of a credential, or by asking the host, and
-    /// replaces its digest with that of the whole credential.
+    /// Finds a key under one of the digests of a credential, or by asking the host. If it
+    /// has another one, that of the whole credential replaces it.
     pub(super) async fn find_existing(
         &self,
         digest: &KeyDigest,
         further: Further,
         only: Option<&Arc<str>>,
-    ) -> Result<(Arc<ApiKey>, SecretUsed), VerifyError> {
-        for other in &further.digests {
-            if let Some((key, secret)) = self.find(other).await? {
-                self.environment(&key, only)?;
-                return self.take_over(key, secret, digest).await;
-            }
-        }
-        if let (Some(asking), Some(credential)) = (&self.existing_keys, &further.credential) {
-            let answer = asking.ask(&*self.runtime, self.store_deadline, digest, credential).await;
-            let answer =
-                answer.map_err(|e| VerifyError::Unavailable(StoreError::unavailable(e)))?;
-            if let Some(FoundKey { org, reference }) = answer {
-                let found = self.find(&of_reference(&org, &reference)).await?;
-                if let Some((key, secret)) = found.filter(|(key, _)| key.org == org) {
+    ) -> Result<(Arc<ApiKey>, SecretUsed, Option<Arc<str>>), VerifyError> {
+        let (key, secret) = match self.find(digest).await? {
+            Some(found) => found,
+            None if further.is_empty() => return Err(VerifyError::Unknown),
+            None => match self.find_further(digest, further).await? {
+                Some((key, secret)) => {
                     self.environment(&key, only)?;
-                    return self.take_over(key, secret, digest).await;
+                    self.take_over(key, secret, digest).await?
                 }
+                // Another request with the same credential may have come first.
+                None => self.find(digest).await?.ok_or(VerifyError::Unknown)?,
+            },
+        };
+        let environment = self.environment(&key, only)?;
+        Ok((key, secret, environment))
+    }
+
+    async fn find_further(
+        &self,
+        digest: &KeyDigest,
+        further: Further,
+    ) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
+        for other in &further.digests {
+            if let Some(found) = self.find(other).await? {
+                return Ok(Some(found));
             }
         }
-        // Another request with the same credential may have come first.
-        self.find(digest).await?.ok_or(VerifyError::Unknown)
+        let (Some(asking), Some(credential)) = (&self.existing_keys, &further.credential) else {
+            return Ok(None);
+        };
+        let answer = asking.ask(&*self.runtime, self.store_deadline, digest, credential).await;
+        let answer = answer.map_err(|e| VerifyError::Unavailable(StoreError::unavailable(e)))?;
+        let Some(FoundKey { org, reference }) = answer else { return Ok(None) };
+        let found = self.find(&of_reference(&org, &reference)).await?;
+        Ok(found.filter(|(key, _)| key.org == org))
+    }
+
+    /// The environment of the key. A key of another service, or of another environment than
+    /// the only one, counts as unknown.
+    fn environment(
+        &self,
+        key: &ApiKey,
+        only: Option<&Arc<str>>,
+    ) -> Result<Option<Arc<str>>, VerifyError> {
+        let environment = self.formats.name_of_shown(key.format_prefix());
+        let environment = environment.map_err(|_| VerifyError::Unknown)?;
+        if only.is_some_and(|only| environment.as_ref() != Some(only)) {
+            return Err(VerifyError::Unknown);
+        }
+        Ok(environment)
     }
 
     /// Replaces the digest under which a key was found, so that the next request needs one

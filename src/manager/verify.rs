@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::key::digest::KeyDigest;
-use crate::key::existing::{Belongs, Lookup};
+use crate::key::existing::{Lookup, Of};
 use crate::key::format::{MAX_CREDENTIAL_LEN, MalformedKey};
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
@@ -66,22 +66,16 @@ impl Inner {
         ip: Option<IpAddr>,
         scopes: &[Scope],
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
-        let only = match &lookup.environment {
-            Belongs::Recorded(only) => only.as_ref(),
-            Belongs::Shown(_) => None,
-        };
-        let (key, secret) = match (self.find(&lookup.digest).await?, lookup.further) {
-            (Some(found), _) => found,
-            // Boxed, so that other requests do not pay for its size.
-            (None, Some(further)) => {
-                Box::pin(self.find_existing(&lookup.digest, *further, only)).await?
+        let Lookup { digest, of } = lookup;
+        let (key, secret, environment) = match of {
+            Of::Own(environment) => {
+                let (key, secret) = self.find(&digest).await?.ok_or(VerifyError::Unknown)?;
+                (key, secret, environment)
             }
-            (None, None) => return Err(VerifyError::Unknown),
-        };
-        // Where the text shows it, the record is not read again.
-        let environment = match lookup.environment {
-            Belongs::Shown(name) => name,
-            Belongs::Recorded(only) => self.environment(&key, only.as_ref())?,
+            // Boxed, so that other requests do not pay for its size.
+            Of::Existing { only, further } => {
+                Box::pin(self.find_existing(&digest, *further, only.as_ref())).await?
+            }
         };
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
@@ -89,21 +83,6 @@ impl Inner {
             Ok(()) => Ok((VerifiedKey { key, secret, environment }, now)),
             Err(denial) => Err(VerifyError::Denied { denial, key, secret }),
         }
-    }
-
-    /// The environment of the key. A key of another service, or of another environment than
-    /// the only one, counts as unknown.
-    pub(super) fn environment(
-        &self,
-        key: &ApiKey,
-        only: Option<&Arc<str>>,
-    ) -> Result<Option<Arc<str>>, VerifyError> {
-        let environment = self.formats.name_of_shown(key.format_prefix());
-        let environment = environment.map_err(|_| VerifyError::Unknown)?;
-        if only.is_some_and(|only| environment.as_ref() != Some(only)) {
-            return Err(VerifyError::Unknown);
-        }
-        Ok(environment)
     }
 
     /// The key with this digest, and which of its secrets has it.
