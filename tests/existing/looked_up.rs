@@ -12,7 +12,7 @@ use keygate::{
 };
 use sha2::{Digest, Sha256, Sha512};
 
-use crate::support::{Call, Find, base64, org};
+use crate::support::{Call, Find, SpyStore, base64, org};
 use crate::{KEY, assert_allowed, assert_unknown, builder, format, key, sha256};
 
 fn hex(bytes: impl AsRef<[u8]>) -> String {
@@ -233,35 +233,9 @@ async fn a_hash_key_and_a_credential_are_not_shown() {
     assert_eq!(format!("{:?}", sha256(KEY)), "ExistingDigest(…)");
 }
 
-#[tokio::test]
-async fn a_key_that_is_revoked_or_rotated_during_its_first_request_is_not_let_in_afterwards() {
-    let (store, builder) = builder();
-    let kind = DigestKind::sha512();
-    let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
-    let keys = builder.existing(format().digests(kind)).build().unwrap();
-    let there = keys.adopt(key("acme", digest), "import").await.unwrap().key;
-    // Rotated between its look-up and the replacement of its digest.
-    let (inner, id) = (Arc::clone(&store), there.id);
-    store.before(move |call| {
-        let inner = Arc::clone(&inner);
-        async move {
-            if call == Call::Replace {
-                let current = inner.inner.get(&org("acme"), &id).await.unwrap().unwrap();
-                let mut rotated = keygate::ApiKey::clone(&current);
-                rotated.digest = keygate::KeyDigest::of("new");
-                rotated.revision = current.revision.next();
-                inner.inner.replace(&rotated, current.revision).await?;
-            }
-            Ok(())
-        }
-    });
-    assert_unknown(&keys, KEY).await;
-    store.heal();
-    assert_unknown(&keys, KEY).await;
-}
-
-#[tokio::test]
-async fn case_59_a_rotation_with_overlap_during_the_first_request_does_not_refuse_it() {
+/// A manager with a key that is rotated between its look-up and the replacement of its
+/// digest, with an overlap or without.
+async fn rotated_during_the_first_request(overlap: bool) -> (Arc<SpyStore>, KeyManager) {
     let (store, builder) = builder();
     let kind = DigestKind::sha512();
     let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
@@ -275,7 +249,8 @@ async fn case_59_a_rotation_with_overlap_during_the_first_request_does_not_refus
                 let current = inner.inner.get(&org("acme"), &id).await.unwrap().unwrap();
                 let mut rotated = keygate::ApiKey::clone(&current);
                 let until = keygate::Timestamp::MAX;
-                rotated.previous = Some(PreviousSecret { digest: current.digest, until });
+                let previous = PreviousSecret { digest: current.digest, until };
+                rotated.previous = overlap.then_some(previous);
                 rotated.digest = keygate::KeyDigest::of("new");
                 rotated.revision = current.revision.next();
                 inner.inner.replace(&rotated, current.revision).await?;
@@ -283,6 +258,20 @@ async fn case_59_a_rotation_with_overlap_during_the_first_request_does_not_refus
             Ok(())
         }
     });
+    (store, keys)
+}
+
+#[tokio::test]
+async fn a_key_that_is_revoked_or_rotated_during_its_first_request_is_not_let_in_afterwards() {
+    let (store, keys) = rotated_during_the_first_request(false).await;
+    assert_unknown(&keys, KEY).await;
+    store.heal();
+    assert_unknown(&keys, KEY).await;
+}
+
+#[tokio::test]
+async fn case_59_a_rotation_with_overlap_during_the_first_request_does_not_refuse_it() {
+    let (store, keys) = rotated_during_the_first_request(true).await;
     let verified = keys.verify(KEY, None).await.unwrap();
     assert_eq!(verified.secret_used(), SecretUsed::Previous);
     store.heal();
