@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use getrandom::SysRng;
 use keygate::audit::{AuditEvent, AuditId, AuditRecord, Outcome, RequestEvent, WhenFull};
+use keygate::manager::RequestInfo;
 use keygate::{
     Actor, AuditError, AuditSink, Delivery, KeyId, KeyManager, MemoryStore, NewKey, OrgId,
-    RequestInfo, SqliteStore, Timestamp,
+    SqliteStore, Timestamp,
 };
 
 use crate::support::{Spread, forget_peak, peak_memory};

@@ -28,10 +28,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use keygate::manager::IssuedKey;
 use keygate::store::{CacheState, PostgresOptions};
 use keygate::{
-    Actor, CachedStore, Denial, IssuedKey, KeyManager, KeyPatch, NewKey, OrgId, PostgresStore,
-    VerifiedKey, VerifyError,
+    Actor, CachedStore, Denial, KeyManager, KeyPatch, NewKey, OrgId, PostgresStore, VerifiedKey,
+    VerifyError,
 };
 use tokio::runtime::{Builder, Runtime};
 

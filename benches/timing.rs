@@ -40,10 +40,10 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use getrandom::SysRng;
-use keygate::store::{KeyUse, OrgLimit};
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
 use keygate::{
-    ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId,
-    Revision, Status, StoreError, Timestamp, VerifyError,
+    ApiKey, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId, Status,
+    StoreError, Timestamp, VerifyError,
 };
 use subtle::ConstantTimeEq;
 

@@ -30,10 +30,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::SysRng;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
-use keygate::store::OrgLimit;
+use keygate::store::{KeyDigest, OrgLimit};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore,
-    OrgId, Timestamp,
+    Allowlist, ApiKey, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId,
+    Timestamp,
 };
 use prefixed_api_key::{PakControllerOsSha256, PrefixedApiKey};
 use serde::{Deserialize, Serialize};

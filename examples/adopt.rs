@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use existing::Report;
+use keygate::manager::KeyManagerBuilder;
 use keygate::store::KeyImport;
-use keygate::{KeyFormat, KeyManager, KeyManagerBuilder, PostgresStore, SqliteStore};
+use keygate::{KeyFormat, KeyManager, PostgresStore, SqliteStore};
 
 async fn open(url: &str) -> Result<(KeyManagerBuilder, Arc<dyn KeyImport>), Box<dyn Error>> {
     match url.split_once(':') {

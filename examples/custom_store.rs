@@ -14,11 +14,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keygate::conformance::{check_reopened_store, check_store};
-use keygate::store::{KeyUse, OrgLimit};
-use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, PreviousSecret, Revision,
-    StoreError, Timestamp,
-};
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, PreviousSecret, Revision};
+use keygate::{Allowlist, ApiKey, KeyId, KeyName, KeyStore, OrgId, StoreError, Timestamp};
 use serde_json::{Value, json};
 
 #[derive(Debug)]

@@ -38,12 +38,14 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
-use keygate::error::BuildError;
+use keygate::error::{BuildError, MissingScope};
+use keygate::guard::{ClientIp, ProxyHeader};
+use keygate::manager::KeyManagerBuilder;
 use keygate::store::{KeyExport, KeyImport};
 use keygate::{
-    Actor, ApiKeyLayer, ClientIp, Delivery, KeyFormat, KeyManager, KeyManagerBuilder, Limits,
-    MemoryAuditLog, MemoryStore, MissingScope, Network, OrgId, PostgresStore, ProxyHeader,
-    ScopeCatalog, SettingsPage, SqliteStore, VerifiedKey, close_if_unread,
+    Actor, ApiKeyLayer, Delivery, KeyFormat, KeyManager, Limits, MemoryAuditLog, MemoryStore,
+    Network, OrgId, PostgresStore, ScopeCatalog, SettingsPage, SqliteStore, VerifiedKey,
+    close_if_unread,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;

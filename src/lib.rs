@@ -129,35 +129,21 @@ pub use crate::audit::sink::{AuditError, AuditSink};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use crate::guard::layer::ApiKeyLayer;
-#[cfg(feature = "tower")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
-pub use crate::guard::scope::RequireScope;
-pub use crate::key::digest::KeyDigest;
 pub use crate::key::expiration::Expiration;
-pub use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN};
-pub use crate::key::formats::Environment;
+pub use crate::key::format::KeyFormat;
 pub use crate::key::id::KeyId;
-pub use crate::key::idempotency::IdempotencyKey;
 pub use crate::key::name::KeyName;
 pub use crate::key::secret::PlaintextKey;
 pub use crate::manager::KeyManager;
-pub use crate::manager::admission::{Admission, AdmitError, RequestInfo};
-pub use crate::manager::builder::KeyManagerBuilder;
 pub use crate::manager::error::ManageError;
-pub use crate::manager::lifecycle::IssuedKey;
 pub use crate::manager::verify::{VerifiedKey, VerifyError};
 pub use crate::network::Network;
 pub use crate::org::{Actor, OrgId};
 pub use crate::policy::Denial;
-pub use crate::record::attributes::{Attributes, Metadata};
-pub use crate::record::{
-    ApiKey, KeyPatch, Limits, NewKey, PreviousSecret, Revision, SecretUsed, Status,
-};
+pub use crate::record::attributes::Metadata;
+pub use crate::record::{ApiKey, KeyPatch, Limits, NewKey, Status};
 pub use crate::runtime::clock::Timestamp;
-pub use crate::scopes::{MissingScope, Scope, ScopeCatalog, Scopes};
-#[cfg(feature = "serde")]
-#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
-pub use crate::serialize::key::WithDigest;
+pub use crate::scopes::{Scope, ScopeCatalog, Scopes};
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::cache::CachedStore;
@@ -181,12 +167,6 @@ pub use crate::web::page::SettingsPage;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use crate::web::unread::close_if_unread;
-#[cfg(feature = "tower")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
-pub use crate::wire::client_ip::{ClientIp, ProxyHeader};
-#[cfg(feature = "tower")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
-pub use crate::wire::refusal::Refusal;
 
-/// The version of `rand_core` whose generators [`KeyManagerBuilder::rng`] takes.
+/// The version of `rand_core` whose generators [`KeyManagerBuilder::rng`](manager::KeyManagerBuilder::rng) takes.
 pub use rand_core;

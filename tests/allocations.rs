@@ -21,8 +21,9 @@ use std::time::Duration;
 use allocation_counter::{AllocationInfo, measure};
 use async_trait::async_trait;
 use keygate::audit::AuditRecord;
+use keygate::manager::{IssuedKey, RequestInfo};
 use keygate::runtime::{BoxFuture, TokioRuntime};
-use keygate::store::{KeyUse, OrgLimit};
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
 use keygate::*;
 
 /// A memory store that counts its look-ups. Its methods return the boxed future of the inner

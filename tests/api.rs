@@ -17,22 +17,29 @@ use std::fs;
 use keygate::audit::{
     AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, AuditStats,
     ChangeAction, ChangeEvent, ChangePhase, CountryCode, CountryLookup, MaxMindCountries, Outcome,
-    Position, RequestEvent, WhenFull,
+    Position, RequestEvent, SecretUsed, WhenFull,
 };
 use keygate::error::{
     AllowlistError, AttributesError, AuditCursorError, AuditIdError, BuildError, CacheError,
     CountryCodeError, DeliveryError, EntryProblem, EnvironmentError, ExistingDigestError,
     ExistingFormatError, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError,
     KeyDigestError, KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError,
-    NetworkError, OrgIdError, PostgresOpenError, PrefixError, RandomError, ScopeCatalogError,
-    ScopeError, ScopesError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
+    MissingScope, NetworkError, OrgIdError, PostgresOpenError, PrefixError, RandomError,
+    ScopeCatalogError, ScopeError, ScopesError, SettingsPageError, SqliteOpenError, TimestampError,
+    UnknownName,
 };
-use keygate::guard::{ApiKeyService, PeerAddr, ResponseBody};
-use keygate::manager::{HealthReport, PartHealth, ShutdownReport};
+use keygate::guard::{
+    ApiKeyService, ClientIp, PeerAddr, ProxyHeader, Refusal, RequireScope, ResponseBody,
+};
+use keygate::manager::{
+    Admission, AdmitError, Environment, HealthReport, IdempotencyKey, IssuedKey, KeyManagerBuilder,
+    PartHealth, RequestInfo, ShutdownReport,
+};
 use keygate::runtime::{Clock, ManualClock, Runtime, SystemClock, TokioRuntime};
 use keygate::store::{
-    CacheHealth, CacheState, Imported, KeyExport, KeyImport, KeyUse, News, OrgLimit,
-    PostgresChanges, PostgresOptions, SqliteOptions,
+    Attributes, CacheHealth, CacheState, Imported, KeyDigest, KeyExport, KeyImport, KeyUse, News,
+    OrgLimit, PostgresChanges, PostgresOptions, PreviousSecret, Revision, SqliteOptions,
+    WithDigest,
 };
 use keygate::*;
 

@@ -21,8 +21,9 @@ use cache_support::{
     Failure, Probe, Say, acme, digest, eventually, feed, insert, key, revoke, soon, status,
 };
 use keygate::error::CacheError;
+use keygate::manager::IssuedKey;
 use keygate::runtime::{BoxFuture, ManualClock, Runtime};
-use keygate::store::{CacheState, KeyUse, News, OrgLimit};
+use keygate::store::{CacheState, KeyUse, News, OrgLimit, PreviousSecret, Revision};
 use keygate::*;
 
 const LONG: Duration = Duration::from_secs(5);

@@ -25,7 +25,7 @@ use std::time::Duration;
 use cache_support::support::{Call, SpyStore};
 use cache_support::{acme, digest, key, revoke, status};
 use keygate::runtime::BoxFuture;
-use keygate::store::OrgLimit;
+use keygate::store::{OrgLimit, Revision};
 use keygate::*;
 
 type Task = BoxFuture<'static, ()>;

@@ -17,10 +17,8 @@ use keygate::conformance::{
     Report, TwoHandles, check_audit_log, check_export, check_reopened_audit_log,
     check_reopened_store, check_store, only,
 };
-use keygate::store::{KeyUse, OrgLimit};
-use keygate::{
-    ApiKey, KeyDigest, KeyId, KeyStore, MemoryAuditLog, MemoryStore, OrgId, Revision, StoreError,
-};
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
+use keygate::{ApiKey, KeyId, KeyStore, MemoryAuditLog, MemoryStore, OrgId, StoreError};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memory_store_conforms() {

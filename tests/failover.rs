@@ -23,10 +23,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use keygate::manager::RequestInfo;
 use keygate::store::{CacheState, PostgresOptions};
 use keygate::{
     Actor, CachedStore, Denial, KeyManager, KeyPatch, ManageError, NewKey, OrgId, PostgresStore,
-    RequestInfo, VerifyError,
+    VerifyError,
 };
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;

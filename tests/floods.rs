@@ -18,6 +18,7 @@ use std::time::Duration;
 use keygate::audit::{
     AuditEvent, AuditQuery, AuditScope, AuditStats, Outcome, Position, RequestEvent,
 };
+use keygate::manager::{AdmitError, RequestInfo};
 use keygate::*;
 use tokio::task::JoinSet;
 

@@ -22,6 +22,7 @@ use keygate::audit::{
     AuditEvent, AuditQuery, AuditRecord, AuditScope, CountryLookup, MaxMindCountries,
 };
 use keygate::error::GeoIpError;
+use keygate::manager::RequestInfo;
 use keygate::*;
 use tempfile::TempDir;
 

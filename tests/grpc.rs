@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use getrandom::SysRng;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, Outcome};
+use keygate::manager::IssuedKey;
 use keygate::{
-    Actor, ApiKeyLayer, AuditLog, Delivery, IssuedKey, KeyFormat, KeyManager, KeyPatch, NewKey,
-    OrgId,
+    Actor, ApiKeyLayer, AuditLog, Delivery, KeyFormat, KeyManager, KeyPatch, NewKey, OrgId,
 };
 use support::{Find, SpySink, SpyStore};
 use tokio::task::JoinHandle;

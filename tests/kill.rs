@@ -33,9 +33,10 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "postgres")]
 use keygate::PostgresStore;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Position};
+use keygate::manager::KeyManagerBuilder;
 #[cfg(feature = "postgres")]
 use keygate::store::PostgresOptions;
-use keygate::{Actor, Delivery, KeyId, KeyManager, KeyManagerBuilder, OrgId, Status};
+use keygate::{Actor, Delivery, KeyId, KeyManager, OrgId, Status};
 use tokio::runtime::Runtime;
 
 use crate::changes::{Change, Key, Seeded, number, stored};

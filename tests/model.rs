@@ -14,10 +14,9 @@ mod postgres_support;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use keygate::store::{KeyUse, OrgLimit};
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, PreviousSecret, Revision};
 use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, KeyStore, MemoryStore, OrgId, PreviousSecret,
-    Revision, Status, StoreError, Timestamp,
+    Allowlist, ApiKey, KeyId, KeyName, KeyStore, MemoryStore, OrgId, Status, StoreError, Timestamp,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

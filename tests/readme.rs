@@ -12,9 +12,10 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use keygate::guard::{ClientIp, ProxyHeader};
 use keygate::{
-    Actor, ApiKeyLayer, CachedStore, ClientIp, KeyManager, MemoryStore as MyStore, Network, NewKey,
-    OrgId, PostgresStore, ProxyHeader, SettingsPage, SqliteStore,
+    Actor, ApiKeyLayer, CachedStore, KeyManager, MemoryStore as MyStore, Network, NewKey, OrgId,
+    PostgresStore, SettingsPage, SqliteStore,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use keygate::audit::{
     AuditCursor, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase,
-    CountryCode, Outcome, RequestEvent,
+    CountryCode, Outcome, RequestEvent, SecretUsed,
 };
-use keygate::store::{KeyUse, OrgLimit};
+use keygate::store::{Attributes, KeyUse, OrgLimit, PreviousSecret, Revision, WithDigest};
 use keygate::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

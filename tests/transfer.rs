@@ -20,12 +20,13 @@ use std::time::Duration;
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction};
 use keygate::error::ImportError;
+use keygate::manager::IssuedKey;
 use keygate::runtime::{Clock, ManualClock};
-use keygate::store::{Imported, KeyExport, OrgLimit, import};
+use keygate::store::{Imported, KeyDigest, KeyExport, OrgLimit, Revision, import};
 use keygate::{
-    Actor, Allowlist, ApiKey, AuditLog, Denial, Expiration, IssuedKey, KeyDigest, KeyId,
-    KeyManager, KeyName, KeyPatch, KeyStore, ManageError, MemoryAuditLog, MemoryStore, NewKey,
-    OrgId, Revision, SqliteStore, Status, StoreError, Timestamp, VerifyError,
+    Actor, Allowlist, ApiKey, AuditLog, Denial, Expiration, KeyId, KeyManager, KeyName, KeyPatch,
+    KeyStore, ManageError, MemoryAuditLog, MemoryStore, NewKey, OrgId, SqliteStore, Status,
+    StoreError, Timestamp, VerifyError,
 };
 use tempfile::TempDir;
 

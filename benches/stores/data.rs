@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use keygate::audit::{AuditEvent, AuditId, AuditRecord, CountryCode, Outcome, RequestEvent};
-use keygate::{Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, Timestamp};
+use keygate::store::KeyDigest;
+use keygate::{Allowlist, ApiKey, KeyId, KeyName, OrgId, Timestamp};
 
 const ORGS: u64 = 10_000;
 const KEYS_PER_ORG: u64 = 20;

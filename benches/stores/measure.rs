@@ -8,7 +8,8 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope};
-use keygate::{ApiKey, AuditLog, AuditSink, KeyDigest, KeyStore};
+use keygate::store::KeyDigest;
+use keygate::{ApiKey, AuditLog, AuditSink, KeyStore};
 use tokio::runtime::Runtime;
 
 use crate::data::Data;

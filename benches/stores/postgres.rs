@@ -8,11 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keygate::audit::{AuditEvent, AuditRecord, CountryCode};
-use keygate::store::PostgresOptions;
-use keygate::{
-    Allowlist, ApiKey, CachedStore, KeyDigest, KeyId, KeyName, OrgId, PostgresStore, Revision,
-    Timestamp,
-};
+use keygate::store::{KeyDigest, PostgresOptions, Revision};
+use keygate::{Allowlist, ApiKey, CachedStore, KeyId, KeyName, OrgId, PostgresStore, Timestamp};
 use tokio_postgres::{Client, Error, NoTls, Row, Statement};
 use uuid::Uuid;
 

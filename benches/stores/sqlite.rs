@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use keygate::audit::{AuditEvent, AuditRecord, CountryCode};
-use keygate::{
-    Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, Revision, SqliteStore, Timestamp,
-};
+use keygate::store::{KeyDigest, Revision};
+use keygate::{Allowlist, ApiKey, KeyId, KeyName, OrgId, SqliteStore, Timestamp};
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, params};
 
 use crate::data::Data;

@@ -15,8 +15,11 @@ use axum::body::Body;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use keygate::store::OrgLimit;
-use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyDigest, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId, Revision, Status, Timestamp, VerifiedKey};
+use keygate::store::{KeyDigest, OrgLimit, Revision};
+use keygate::{
+    Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore,
+    OrgId, Status, Timestamp, VerifiedKey,
+};
 use libfuzzer_sys::fuzz_target;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -33,7 +36,14 @@ static GUARD: LazyLock<Guard> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let store = MemoryStore::new();
-    let record = ApiKey { id: KeyId::from_bytes([1; 16]), org: OrgId::new("acme").unwrap(), name: KeyName::new("key").unwrap(), digest: KeyFormat::default().digest(KEY).unwrap(), created_at: Timestamp::MIN, ..ApiKey::sample(0) };
+    let record = ApiKey {
+        id: KeyId::from_bytes([1; 16]),
+        org: OrgId::new("acme").unwrap(),
+        name: KeyName::new("key").unwrap(),
+        digest: KeyFormat::default().digest(KEY).unwrap(),
+        created_at: Timestamp::MIN,
+        ..ApiKey::sample(0)
+    };
     ready(store.insert(&record, OrgLimit::NONE)).unwrap();
     let layer = ApiKeyLayer::new(KeyManager::builder(store).build().unwrap());
     drop(_entered);

@@ -11,7 +11,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::LazyLock;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use keygate::{ClientIp, Network, ProxyHeader};
+use keygate::Network;
+use keygate::guard::{ClientIp, ProxyHeader};
 use libfuzzer_sys::fuzz_target;
 
 const XFF: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -8,8 +8,9 @@
 
 use std::io::{self, Read};
 
+use keygate::KeyFormat;
 use keygate::rand_core::{TryCryptoRng, TryRng, utils};
-use keygate::{KeyDigest, KeyFormat, MAX_CREDENTIAL_LEN};
+use keygate::store::KeyDigest;
 use libfuzzer_sys::fuzz_target;
 
 const SECRET: usize = 42;
@@ -30,7 +31,7 @@ fn read(format: &KeyFormat, text: &[u8]) {
     if let Ok(digest) = taken {
         assert_eq!(digest, KeyDigest::of(text));
         assert_eq!(text.len(), format.key_len());
-        assert!(text.is_ascii() && text.len() <= MAX_CREDENTIAL_LEN);
+        assert!(text.is_ascii() && text.len() <= KeyFormat::MAX_CREDENTIAL_LEN);
     }
 }
 

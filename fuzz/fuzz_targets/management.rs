@@ -17,7 +17,10 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::BodyExt;
 use keygate::audit::AuditCursor;
-use keygate::{Actor, Allowlist, ApiKey, Expiration, KeyManager, KeyName, MemoryAuditLog, MemoryStore, NewKey, OrgId};
+use keygate::{
+    Actor, Allowlist, ApiKey, Expiration, KeyManager, KeyName, MemoryAuditLog, MemoryStore, NewKey,
+    OrgId,
+};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tower::ServiceExt;

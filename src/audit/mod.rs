@@ -21,3 +21,4 @@ pub use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Posi
 pub use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
+pub use crate::record::SecretUsed;

@@ -154,7 +154,7 @@ impl ApiKeyLayer {
     ///
     /// A request without it is answered with 403 (`insufficient_scope`), and recorded as
     /// [`Outcome::InsufficientScope`](crate::audit::Outcome::InsufficientScope). For single
-    /// routes below the layer there is [`RequireScope`](crate::RequireScope), and for a
+    /// routes below the layer there is [`RequireScope`](crate::guard::RequireScope), and for a
     /// single handler
     /// [`VerifiedKey::require_scope`](crate::VerifiedKey::require_scope).
     ///

@@ -10,5 +10,7 @@ pub(crate) mod service;
 pub use crate::guard::body::ResponseBody;
 pub use crate::guard::config::PeerAddr;
 pub use crate::guard::future::ResponseFuture;
-pub use crate::guard::scope::{RequireScopeFuture, RequireScopeService};
+pub use crate::guard::scope::{RequireScope, RequireScopeFuture, RequireScopeService};
 pub use crate::guard::service::ApiKeyService;
+pub use crate::wire::client_ip::{ClientIp, ProxyHeader};
+pub use crate::wire::refusal::Refusal;

@@ -30,7 +30,8 @@ use crate::wire::refusal::{Asked, Refusal, Refusals, missing_layer};
 # #[tokio::main]
 # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 use axum::{Router, routing::get};
-use keygate::{ApiKeyLayer, KeyManager, MemoryStore, RequireScope};
+use keygate::guard::RequireScope;
+use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
 
 let keys = KeyManager::builder(MemoryStore::new()).build()?;
 let reports = get(async || "reports").layer(RequireScope::new("reports:read")?);

@@ -14,7 +14,7 @@ use thiserror::Error;
 /// digests compares in constant time.
 ///
 /// ```
-/// use keygate::KeyDigest;
+/// use keygate::store::KeyDigest;
 ///
 /// let digest = KeyDigest::of("abc");
 /// assert_eq!(digest.as_bytes()[..4], [0xba, 0x78, 0x16, 0xbf]);

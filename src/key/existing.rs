@@ -14,7 +14,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::key::digest::KeyDigest;
-use crate::key::format::{KeyFormat, MAX_CREDENTIAL_LEN};
+use crate::key::format::KeyFormat;
 use crate::key::secret::PlaintextKey;
 use crate::org::OrgId;
 
@@ -68,13 +68,14 @@ impl ExistingFormat {
     pub const MIN_LEN: usize = 16;
 
     /// A prefix, and the length of what follows it, in bytes. A key has at most
-    /// [`MAX_CREDENTIAL_LEN`](crate::MAX_CREDENTIAL_LEN) bytes.
+    /// [`KeyFormat::MAX_CREDENTIAL_LEN`] bytes.
     pub fn new(prefix: &str, lengths: RangeInclusive<usize>) -> Result<Self, ExistingFormatError> {
         if prefix.len() > Self::MAX_PREFIX_LEN || !prefix.bytes().all(is_token) {
             return Err(ExistingFormatError::Prefix);
         }
         let longest = prefix.len().saturating_add(*lengths.end());
-        let is_valid = *lengths.start() >= Self::MIN_LEN && longest <= MAX_CREDENTIAL_LEN;
+        let is_valid =
+            *lengths.start() >= Self::MIN_LEN && longest <= KeyFormat::MAX_CREDENTIAL_LEN;
         if lengths.is_empty() || !is_valid {
             return Err(ExistingFormatError::Lengths);
         }

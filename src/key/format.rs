@@ -38,9 +38,6 @@ const LONGEST_PREFIX: usize = 24;
 /// The longest key of any format, in bytes.
 pub(crate) const LONGEST_KEY: usize = LONGEST_PREFIX + DIGITS_LEN;
 
-/// A credential longer than this, in bytes, is refused without parsing.
-pub const MAX_CREDENTIAL_LEN: usize = 256;
-
 /// The format of a service's keys. Formats differ only in their prefix.
 ///
 /// ```
@@ -60,6 +57,9 @@ impl KeyFormat {
     /// The prefix of [`KeyFormat::default`]. A default key has 55 bytes, which SHA-256
     /// hashes as a single block.
     pub const DEFAULT_PREFIX: &'static str = "vsp_sk_";
+
+    /// A credential longer than this, in bytes, is refused without parsing.
+    pub const MAX_CREDENTIAL_LEN: usize = 256;
 
     /// A format with your own prefix: 2 to 24 characters from a-z, 0-9 and `_`, starting with
     /// a letter and ending with `_`.

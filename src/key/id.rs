@@ -13,7 +13,7 @@ use crate::key::digest::KeyDigest;
 /// Identifies a key for as long as it exists, through renames and rotations.
 ///
 /// A UUID (RFC 9562), written in lower case with hyphens. It is random (version 4), or
-/// derived from an [`IdempotencyKey`](crate::IdempotencyKey) (version 8). It is not a
+/// derived from an [`IdempotencyKey`](crate::manager::IdempotencyKey) (version 8). It is not a
 /// secret and authenticates nothing.
 ///
 /// ```

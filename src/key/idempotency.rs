@@ -18,7 +18,7 @@ use crate::org::OrgId;
 /// digest.
 ///
 /// ```
-/// use keygate::IdempotencyKey;
+/// use keygate::manager::IdempotencyKey;
 ///
 /// assert!(IdempotencyKey::new("8e03978e-40d5-43e8-bc93-6894a57f9324").is_ok());
 /// assert!(IdempotencyKey::new("two words").is_err());

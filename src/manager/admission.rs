@@ -27,7 +27,7 @@ use crate::text::with_causes;
 /// What the audit log says about a request.
 ///
 /// ```
-/// use keygate::RequestInfo;
+/// use keygate::manager::RequestInfo;
 ///
 /// let client = "192.0.2.1".parse::<std::net::IpAddr>()?;
 /// let request = RequestInfo::new("GET", "/v1/reports").from_ip(client);
@@ -66,7 +66,8 @@ impl KeyManager {
     /// ```
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId, RequestInfo};
+    /// # use keygate::manager::RequestInfo;
+    /// # use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId};
     /// # let keys = KeyManager::builder(MemoryStore::new()).build()?;
     /// # let actor = Actor::new(OrgId::new("acme")?, "ada");
     /// # let issued = keys.create(&actor, NewKey::named("CI")?).await?;

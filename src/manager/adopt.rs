@@ -209,7 +209,7 @@ impl KeyManager {
     ///
     /// `by` is the actor in the audit log, where it is recorded like a creation. The key can
     /// be used only if its format is declared
-    /// ([`KeyManagerBuilder::existing`](crate::KeyManagerBuilder::existing)).
+    /// ([`KeyManagerBuilder::existing`](crate::manager::KeyManagerBuilder::existing)).
     ///
     /// ```
     /// # #[tokio::main]

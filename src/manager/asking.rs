@@ -24,7 +24,7 @@ const MOST_WAITING: usize = 256;
 ///
 /// It is asked for a credential of a [declared format](crate::existing::ExistingFormat) with
 /// an unknown digest, once at a time for each credential, and for a few credentials at a
-/// time ([`existing_keys_at_once`](crate::KeyManagerBuilder::existing_keys_at_once)). Once it
+/// time ([`existing_keys_at_once`](crate::manager::KeyManagerBuilder::existing_keys_at_once)). Once it
 /// has named a key, that key is found by the SHA-256 of its text, and this is not asked
 /// again. Answer as your own product would, from your own table: the key's status and expiry
 /// are those that it was adopted with.
@@ -33,7 +33,7 @@ const MOST_WAITING: usize = 256;
 /// the length there.
 ///
 /// An error, a panic, or an answer that takes longer than the manager's
-/// [`store_deadline`](crate::KeyManagerBuilder::store_deadline) refuses the request as
+/// [`store_deadline`](crate::manager::KeyManagerBuilder::store_deadline) refuses the request as
 /// unavailable. Errors are logged, so they must not contain the credential.
 ///
 /// ```

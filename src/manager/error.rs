@@ -53,7 +53,7 @@ pub enum ManageError {
         position: usize,
     },
     /// The overlap of a rotation is longer than
-    /// [`max_overlap`](crate::KeyManagerBuilder::max_overlap).
+    /// [`max_overlap`](crate::manager::KeyManagerBuilder::max_overlap).
     #[error("an overlap is at most {} seconds", max.as_secs())]
     OverlapTooLong {
         /// The longest overlap.

@@ -170,7 +170,7 @@ impl KeyManager {
     /// Looks at the first keys of this manager's store, and warns in the log if one has a
     /// prefix that the manager does not have. Such keys do not work, and are not listed:
     /// after a change of the prefix, keep the old one as an
-    /// [environment](crate::KeyManagerBuilder::environment). Returns whether there are any.
+    /// [environment](crate::manager::KeyManagerBuilder::environment). Returns whether there are any.
     ///
     /// # Errors
     ///
@@ -335,7 +335,8 @@ impl KeyManager {
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::time::Duration;
-    /// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId, SecretUsed};
+    /// use keygate::audit::SecretUsed;
+    /// use keygate::{Actor, KeyManager, MemoryStore, NewKey, OrgId};
     ///
     /// let day = Duration::from_secs(24 * 60 * 60);
     /// let keys = KeyManager::builder(MemoryStore::new()).max_overlap(day).build()?;
@@ -358,7 +359,7 @@ impl KeyManager {
     ///
     /// Those of [`KeyManager::rotate_if`], and
     /// [`OverlapTooLong`](ManageError::OverlapTooLong) if it is longer than
-    /// [`max_overlap`](crate::KeyManagerBuilder::max_overlap).
+    /// [`max_overlap`](crate::manager::KeyManagerBuilder::max_overlap).
     pub async fn rotate_with_overlap(
         &self,
         actor: &Actor,

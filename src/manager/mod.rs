@@ -18,6 +18,11 @@ mod turns;
 mod under_way;
 pub(crate) mod verify;
 
+pub use crate::key::formats::Environment;
+pub use crate::key::idempotency::IdempotencyKey;
+pub use crate::manager::admission::{Admission, AdmitError, RequestInfo};
+pub use crate::manager::builder::KeyManagerBuilder;
+pub use crate::manager::lifecycle::IssuedKey;
 pub use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
 
 use std::fmt;
@@ -28,7 +33,7 @@ use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
-use crate::key::formats::{Environment, Formats};
+use crate::key::formats::Formats;
 use crate::manager::asking::Asking;
 use crate::manager::last_use::LastUses;
 use crate::manager::probe::Probe;
@@ -122,7 +127,7 @@ impl KeyManager {
     }
 
     /// The environments, the default one first. None unless
-    /// [`KeyManagerBuilder::environment`](crate::KeyManagerBuilder::environment) was called.
+    /// [`KeyManagerBuilder::environment`](crate::manager::KeyManagerBuilder::environment) was called.
     pub fn environments(&self) -> impl Iterator<Item = &Environment> {
         self.inner.formats.environments()
     }

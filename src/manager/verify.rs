@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::key::digest::KeyDigest;
 use crate::key::existing::{Lookup, Of};
-use crate::key::format::{MAX_CREDENTIAL_LEN, MalformedKey};
+use crate::key::format::{KeyFormat, MalformedKey};
 use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::manager::error::StoreTimeout;
@@ -54,7 +54,7 @@ impl KeyManager {
 
 impl Inner {
     pub(super) fn lookup(&self, credential: &[u8]) -> Result<Lookup, VerifyError> {
-        if credential.len() > MAX_CREDENTIAL_LEN {
+        if credential.len() > KeyFormat::MAX_CREDENTIAL_LEN {
             return Err(VerifyError::Malformed(MalformedKey));
         }
         self.formats.lookup(credential, None).map_err(VerifyError::Malformed)
@@ -125,7 +125,7 @@ impl Inner {
 ///
 /// ```compile_fail
 /// fn forge(key: std::sync::Arc<keygate::ApiKey>) -> keygate::VerifiedKey {
-///     keygate::VerifiedKey { key, secret: keygate::SecretUsed::Current, environment: None }
+///     keygate::VerifiedKey { key, secret: keygate::audit::SecretUsed::Current, environment: None }
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,7 +204,8 @@ impl VerifiedKey {
     /// Fails if the key has neither this scope nor full access. In an axum handler:
     ///
     /// ```
-    /// use keygate::{MissingScope, VerifiedKey};
+    /// use keygate::error::MissingScope;
+    /// use keygate::VerifiedKey;
     ///
     /// async fn reports(key: VerifiedKey) -> Result<String, MissingScope> {
     ///     key.require_scope("reports:read")?;

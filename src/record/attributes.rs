@@ -18,7 +18,7 @@ use crate::scopes::Scopes;
 /// that during a deployment an older process can edit a key of a newer one without loss.
 ///
 /// ```
-/// use keygate::Attributes;
+/// use keygate::store::Attributes;
 ///
 /// let stored = r#"{"created_by":"ada@acme.example","colour":"green"}"#;
 /// let mut attributes: Attributes = stored.parse()?;

@@ -24,7 +24,8 @@ use crate::serialize::read::{Fields, any_text, entries, fields, text};
 /// but whoever can replace it decides which key is accepted.
 ///
 /// ```
-/// use keygate::{ApiKey, WithDigest};
+/// use keygate::store::WithDigest;
+/// use keygate::ApiKey;
 ///
 /// let key = ApiKey::sample(1);
 /// let text = serde_json::to_string(&WithDigest(&key))?;

@@ -91,8 +91,8 @@ use crate::runtime::spawn::BoxFuture;
 /// use std::collections::HashMap;
 /// use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
-/// use keygate::store::{KeyUse, OrgLimit};
-/// use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, OrgId, Revision, StoreError};
+/// use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
+/// use keygate::{ApiKey, KeyId, KeyStore, OrgId, StoreError};
 ///
 /// #[derive(Debug, Default)]
 /// struct MyStore {

@@ -16,7 +16,12 @@ mod sql;
 pub(crate) mod sqlite;
 pub(crate) mod transfer;
 
-pub use crate::record::{KeyUse, OrgLimit};
+pub use crate::key::digest::KeyDigest;
+pub use crate::record::attributes::Attributes;
+pub use crate::record::{KeyUse, OrgLimit, PreviousSecret, Revision};
+#[cfg(feature = "serde")]
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+pub use crate::serialize::key::WithDigest;
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::cache::{CacheHealth, CacheState, CachedStoreBuilder};

@@ -3,7 +3,7 @@
 
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 
-use crate::key::format::MAX_CREDENTIAL_LEN;
+use crate::key::format::KeyFormat;
 use crate::key::formats::Formats;
 
 /// What a request presents.
@@ -42,7 +42,7 @@ fn whole(line: &[u8]) -> Presented<'_> {
     let credential = line.trim_ascii();
     if credential.iter().any(|b| matches!(b, b' ' | b'\t' | b',')) {
         Presented::Ambiguous
-    } else if credential.is_empty() || credential.len() > MAX_CREDENTIAL_LEN {
+    } else if credential.is_empty() || credential.len() > KeyFormat::MAX_CREDENTIAL_LEN {
         Presented::Malformed
     } else {
         Presented::Bearer(credential)
@@ -66,7 +66,7 @@ fn in_authorization<'a>(headers: &'a HeaderMap, foreign_to: Option<&Formats>) ->
     let spaces = credential.iter().take_while(|b| **b == b' ').count();
     let credential = credential.get(spaces..).unwrap_or_default();
     let is_foreign = foreign_to.is_some_and(|formats| !formats.begins(credential));
-    let is_too_long = credential.len() > MAX_CREDENTIAL_LEN && !is_foreign;
+    let is_too_long = credential.len() > KeyFormat::MAX_CREDENTIAL_LEN && !is_foreign;
     // A tab is not accepted in place of the spaces.
     if is_too_long || matches!(credential, [] | [b'\t', ..]) {
         Presented::Malformed

@@ -18,7 +18,8 @@ use crate::network::{Network, parse_hop};
 /// address is unknown, and keys with an allowlist are refused.
 ///
 /// ```
-/// use keygate::{ClientIp, Network, ProxyHeader};
+/// use keygate::guard::{ClientIp, ProxyHeader};
+/// use keygate::Network;
 /// use http::HeaderMap;
 ///
 /// let proxy: Network = "10.0.0.0/8".parse()?;

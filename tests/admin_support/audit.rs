@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keygate::audit::CountryCode;
-use keygate::{
-    AuditLog, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, RequestInfo, Timestamp,
-};
+use keygate::manager::RequestInfo;
+use keygate::{AuditLog, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, Timestamp};
 use serde_json::{Value, json};
 
 use crate::admin_support::{Api, actor};

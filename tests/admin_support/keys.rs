@@ -2,7 +2,8 @@
 
 use axum::Router;
 use axum::http::Method;
-use keygate::{Allowlist, ApiKey, KeyManager, KeyStore, Limits, MemoryStore, Revision};
+use keygate::store::Revision;
+use keygate::{Allowlist, ApiKey, KeyManager, KeyStore, Limits, MemoryStore};
 use serde_json::{Value, json};
 
 use crate::admin_support::{Api, START, actor, request, send};

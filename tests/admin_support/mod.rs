@@ -10,10 +10,10 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, IntoHeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
+use keygate::manager::KeyManagerBuilder;
 use keygate::runtime::{Clock, ManualClock};
 use keygate::{
-    Actor, ApiKey, KeyManager, KeyManagerBuilder, KeyName, KeyStore, MemoryAuditLog, OrgId,
-    StoreError, Timestamp,
+    Actor, ApiKey, KeyManager, KeyName, KeyStore, MemoryAuditLog, OrgId, StoreError, Timestamp,
 };
 use serde_json::{Value, json};
 use tower::ServiceExt;

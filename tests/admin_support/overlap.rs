@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::http::Method;
 use axum::http::header::IF_MATCH;
-use keygate::{Delivery, RequestInfo};
+use keygate::Delivery;
+use keygate::manager::RequestInfo;
 use serde_json::{Value, json};
 
 use crate::admin_support::{Api, Reply, request, with_header};

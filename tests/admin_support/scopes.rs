@@ -1,7 +1,8 @@
 //! Scopes over HTTP: with a catalogue, and without one.
 
 use axum::http::Method;
-use keygate::{Attributes, NewKey, ScopeCatalog, Scopes};
+use keygate::store::Attributes;
+use keygate::{NewKey, ScopeCatalog, Scopes};
 use serde_json::{Value, json};
 
 use crate::admin_support::{Api, request};

@@ -1,7 +1,7 @@
 //! The columns and the checks of the broken store.
 
-use keygate::store::{KeyUse, OrgLimit};
-use keygate::{Allowlist, ApiKey, KeyId, KeyName, OrgId, Revision, Status, StoreError, Timestamp};
+use keygate::store::{KeyUse, OrgLimit, Revision};
+use keygate::{Allowlist, ApiKey, KeyId, KeyName, OrgId, Status, StoreError, Timestamp};
 
 use super::fault::Fault;
 use super::gap;

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use keygate::audit::{
     AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangePhase,
-    Outcome, Position,
+    Outcome, Position, SecretUsed,
 };
-use keygate::{AuditError, AuditLog, AuditSink, SecretUsed, Timestamp};
+use keygate::{AuditError, AuditLog, AuditSink, Timestamp};
 
 use super::fault::LogFault;
 use super::gap;

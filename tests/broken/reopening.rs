@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use keygate::audit::{AuditEvent, ChangePhase};
-use keygate::{ApiKey, KeyDigest, OrgId};
+use keygate::store::KeyDigest;
+use keygate::{ApiKey, OrgId};
 
 use super::fault::{Fault, Field, LogFault};
 use super::log::BrokenLog;

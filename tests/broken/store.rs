@@ -4,10 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use keygate::store::{KeyUse, OrgLimit};
-use keygate::{
-    ApiKey, Attributes, KeyDigest, KeyId, KeyStore, OrgId, Revision, Status, StoreError, Timestamp,
-};
+use keygate::store::{Attributes, KeyDigest, KeyUse, OrgLimit, Revision};
+use keygate::{ApiKey, KeyId, KeyStore, OrgId, Status, StoreError, Timestamp};
 
 use super::fault::Fault;
 use super::gap;

@@ -13,10 +13,10 @@ use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Redirect, Response};
 use keygate::audit::{CountryCode, CountryLookup};
+use keygate::guard::{ClientIp, ProxyHeader};
 use keygate::runtime::Clock;
 use keygate::{
-    Actor, ApiKeyLayer, ClientIp, Delivery, KeyManager, OrgId, ProxyHeader, SettingsPage,
-    SqliteStore, Timestamp,
+    Actor, ApiKeyLayer, Delivery, KeyManager, OrgId, SettingsPage, SqliteStore, Timestamp,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};

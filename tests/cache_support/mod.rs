@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use keygate::store::{ChangeFeed, KeyUse, News, OrgLimit};
+use keygate::store::{ChangeFeed, KeyDigest, KeyUse, News, OrgLimit, Revision};
 use keygate::*;
 use tokio::sync::{Semaphore, mpsc};
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keygate::manager::{IdempotencyKey, IssuedKey};
 use keygate::*;
 use tokio::task::JoinSet;
 

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use keygate::audit::{
     AuditEvent, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase, Position,
 };
-use keygate::store::{KeyUse, OrgLimit};
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
 use keygate::*;
 use tokio::sync::Notify;
 use tokio::task::yield_now;

@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use keygate::{
-    Actor, Delivery, KeyId, KeyManager, KeyManagerBuilder, ManageError, OrgId, PostgresStore,
-};
+use keygate::manager::KeyManagerBuilder;
+use keygate::{Actor, Delivery, KeyId, KeyManager, ManageError, OrgId, PostgresStore};
 
 use super::changes::{Change, Key, Seeded, number, stored};
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use keygate::audit::WhenFull;
 use keygate::error::DeliveryError;
+use keygate::manager::AdmitError;
 use keygate::*;
 
 use crate::support::{PATIENCE, capture_logs, eventually, log_lines, soon};

@@ -30,6 +30,7 @@ use async_trait::async_trait;
 use keygate::audit::{
     AuditEvent, AuditId, AuditQuery, AuditRecord, AuditScope, AuditStats, RequestEvent,
 };
+use keygate::manager::{Admission, AdmitError, KeyManagerBuilder, RequestInfo};
 use keygate::*;
 use support::{eventually, org};
 use tokio::sync::watch;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use keygate::audit::{AuditRecord, AuditStats, Outcome, RequestEvent};
 use keygate::error::DeliveryError;
+use keygate::manager::AdmitError;
 use keygate::*;
 
 use crate::support::{capture_logs, eventually, log_lines, soon};

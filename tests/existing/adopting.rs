@@ -121,7 +121,7 @@ async fn a_rotated_key_has_keygates_format_and_the_old_text_fails() {
     let issued = keys.rotate(&ada(), &stored.id).await.unwrap();
     assert!(issued.secret.expose_secret().starts_with("vsp_sk_test_"));
     assert!(issued.key.key_prefix.starts_with("vsp_sk_test_"));
-    assert_eq!(issued.key.attributes, keygate::Attributes::default());
+    assert_eq!(issued.key.attributes, keygate::store::Attributes::default());
     assert_unknown(&keys, KEY).await;
     let verified = keys.verify(issued.secret.expose_secret(), None).await.unwrap();
     assert_eq!((verified.environment(), verified.id()), (Some("test"), stored.id));

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
-use keygate::audit::{AuditEvent, AuditQuery, AuditScope};
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, SecretUsed};
 use keygate::error::{BuildError, ExistingDigestError, ExistingFormatError};
 use keygate::existing::{AdoptedKey, DigestKind, ExistingDigest, ExistingFormat};
+use keygate::manager::RequestInfo;
+use keygate::store::PreviousSecret;
 use keygate::{
     Actor, Denial, KeyFormat, KeyManager, KeyName, KeyPatch, KeyStore, ManageError, MemoryAuditLog,
-    MemoryStore, NewKey, PreviousSecret, RequestInfo, SecretUsed, StoreError, VerifyError,
+    MemoryStore, NewKey, StoreError, VerifyError,
 };
 use sha2::{Digest, Sha256, Sha512};
 
@@ -251,7 +253,7 @@ async fn rotated_during_the_first_request(overlap: bool) -> (Arc<SpyStore>, KeyM
                 let until = keygate::Timestamp::MAX;
                 let previous = PreviousSecret { digest: current.digest, until };
                 rotated.previous = overlap.then_some(previous);
-                rotated.digest = keygate::KeyDigest::of("new");
+                rotated.digest = keygate::store::KeyDigest::of("new");
                 rotated.revision = current.revision.next();
                 inner.inner.replace(&rotated, current.revision).await?;
             }
@@ -296,7 +298,7 @@ async fn a_key_whose_digest_cannot_be_replaced_is_let_in_and_replaced_later() {
     keys.update(&ada, &there.id, KeyPatch::rename(KeyName::new("new").unwrap())).await.unwrap();
     assert_allowed(&keys, KEY).await;
     let stored = store.snapshot(&org("acme")).await.remove(0);
-    assert_eq!((stored.name.as_str(), stored.digest), ("new", keygate::KeyDigest::of(KEY)));
+    assert_eq!((stored.name.as_str(), stored.digest), ("new", keygate::store::KeyDigest::of(KEY)));
     keys.revoke(&ada, &there.id).await.unwrap();
     let refused = keys.verify(KEY, None).await;
     assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })));

@@ -25,7 +25,8 @@ mod support;
 use std::sync::Arc;
 
 use keygate::existing::{AdoptedKey, DigestKind, ExistingDigest, ExistingFormat};
-use keygate::{KeyManager, KeyManagerBuilder, KeyName, VerifyError};
+use keygate::manager::KeyManagerBuilder;
+use keygate::{KeyManager, KeyName, VerifyError};
 use sha2::{Digest, Sha256};
 use support::{SpyStore, org};
 

@@ -11,11 +11,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use keygate::existing::{
     AdoptedKey, DigestKind, ExistingDigest, ExistingFormat, ExistingKeys, FoundKey,
 };
-use keygate::store::{KeyExport, KeyImport, OrgLimit};
+use keygate::store::{KeyDigest, KeyExport, KeyImport, OrgLimit, PreviousSecret};
 use keygate::{
-    Actor, Allowlist, ApiKey, AuditLog, AuditSink, Denial, KeyDigest, KeyManager, KeyName,
-    KeyStore, MemoryStore, Metadata, PlaintextKey, PreviousSecret, SqliteStore, Status, StoreError,
-    Timestamp, VerifyError,
+    Actor, Allowlist, ApiKey, AuditLog, AuditSink, Denial, KeyManager, KeyName, KeyStore,
+    MemoryStore, Metadata, PlaintextKey, SqliteStore, Status, StoreError, Timestamp, VerifyError,
 };
 use sha2::{Digest, Sha256};
 

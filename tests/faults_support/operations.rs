@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use keygate::store::PostgresOptions;
-use keygate::{
-    Denial, IssuedKey, KeyDigest, KeyPatch, ManageError, NewKey, VerifiedKey, VerifyError,
-};
+use keygate::manager::IssuedKey;
+use keygate::store::{KeyDigest, PostgresOptions};
+use keygate::{Denial, KeyPatch, ManageError, NewKey, VerifiedKey, VerifyError};
 
 use crate::postgres_support::in_schema;
 use crate::proxy::{Network, PlannedFault, Side};

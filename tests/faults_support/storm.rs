@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use keygate::{
-    Admission, AdmitError, ApiKey, KeyManager, KeyPatch, RequestInfo, Status, VerifyError,
-};
+use keygate::manager::{Admission, AdmitError, RequestInfo};
+use keygate::{ApiKey, KeyManager, KeyPatch, Status, VerifyError};
 
 use crate::checker::{Demand, check};
 use crate::event::{Deed, Event, Patch, Span, State, Version};

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keygate::store::PostgresOptions;
+use keygate::manager::{AdmitError, IssuedKey, KeyManagerBuilder, RequestInfo};
+use keygate::store::{KeyDigest, PostgresOptions};
 use keygate::{
-    Actor, AdmitError, Delivery, IssuedKey, KeyDigest, KeyId, KeyManager, KeyManagerBuilder,
-    ManageError, NewKey, OrgId, PostgresStore, RequestInfo, VerifyError,
+    Actor, Delivery, KeyId, KeyManager, ManageError, NewKey, OrgId, PostgresStore, VerifyError,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;

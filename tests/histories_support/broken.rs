@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use keygate::store::{KeyUse, OrgLimit};
-use keygate::{ApiKey, KeyDigest, KeyId, KeyStore, MemoryStore, OrgId, Revision, StoreError};
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
+use keygate::{ApiKey, KeyId, KeyStore, MemoryStore, OrgId, StoreError};
 
 /// What is wrong with a store in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use getrandom::SysRng;
 use keygate::runtime::Clock;
+use keygate::store::KeyDigest;
 use keygate::{
-    Actor, Allowlist, ApiKey, Denial, Expiration, KeyDigest, KeyId, KeyManager, KeyName, KeyPatch,
-    KeyStore, Limits, ManageError, NewKey, OrgId, ScopeCatalog, Scopes, Status, Timestamp,
-    VerifyError,
+    Actor, Allowlist, ApiKey, Denial, Expiration, KeyId, KeyManager, KeyName, KeyPatch, KeyStore,
+    Limits, ManageError, NewKey, OrgId, ScopeCatalog, Scopes, Status, Timestamp, VerifyError,
 };
 use tokio::runtime::Handle;
 
@@ -421,7 +421,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn secret(&mut self, key: u32, issued: &keygate::IssuedKey) -> Secret {
+    fn secret(&mut self, key: u32, issued: &keygate::manager::IssuedKey) -> Secret {
         let text = issued.secret.expose_secret().into();
         let secret = Secret { key, mark: mark(&issued.secret.digest()), text };
         self.issued.push(secret.clone());

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use getrandom::SysRng;
 use http::StatusCode;
 use keygate::audit::Outcome;
-use keygate::guard::PeerAddr;
+use keygate::guard::{PeerAddr, ProxyHeader};
 use keygate::store::OrgLimit;
-use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId, ProxyHeader};
+use keygate::{Allowlist, ApiKey, ApiKeyLayer, KeyFormat, KeyStore, OrgId};
 
 use crate::support::{log_lines, logs};
 use crate::{

@@ -7,8 +7,8 @@ use std::time::Duration;
 use getrandom::SysRng;
 use http::StatusCode;
 use keygate::audit::Outcome;
-use keygate::store::OrgLimit;
-use keygate::{ApiKey, Delivery, Expiration, KeyDigest, KeyFormat, KeyStore, NewKey, Timestamp};
+use keygate::store::{KeyDigest, OrgLimit};
+use keygate::{ApiKey, Delivery, Expiration, KeyFormat, KeyStore, NewKey, Timestamp};
 use serde_json::Value;
 
 use crate::support::{Find, PATIENCE, base64, unknown_key};

@@ -5,9 +5,10 @@ use axum::routing::get;
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
 use keygate::audit::RequestEvent;
+use keygate::guard::ProxyHeader;
+use keygate::manager::RequestInfo;
 use keygate::{
-    Allowlist, Expiration, KeyFormat, KeyId, KeyName, KeyPatch, Network, NewKey, OrgId,
-    ProxyHeader, RequestInfo, VerifiedKey,
+    Allowlist, Expiration, KeyFormat, KeyId, KeyName, KeyPatch, Network, NewKey, OrgId, VerifiedKey,
 };
 use tower::{Layer, Service, service_fn};
 

@@ -42,11 +42,12 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, RequestEvent};
-use keygate::guard::PeerAddr;
+use keygate::guard::{ClientIp, PeerAddr, ProxyHeader};
+use keygate::manager::KeyManagerBuilder;
 use keygate::runtime::BoxFuture;
 use keygate::{
-    Actor, ApiKey, ApiKeyLayer, AuditLog, ClientIp, Delivery, KeyFormat, KeyId, KeyManager,
-    KeyManagerBuilder, KeyPatch, KeyStore, Network, NewKey, OrgId, ProxyHeader, VerifiedKey,
+    Actor, ApiKey, ApiKeyLayer, AuditLog, Delivery, KeyFormat, KeyId, KeyManager, KeyPatch,
+    KeyStore, Network, NewKey, OrgId, VerifiedKey,
 };
 use serde_json::Value;
 use support::{Find, SpySink, SpyStore, TestClock, capture_logs};

@@ -3,9 +3,9 @@
 use axum::Router;
 use axum::routing::get;
 use http::{HeaderName, StatusCode};
-use keygate::{
-    KeyFormat, MissingScope, NewKey, Refusal, RequireScope, ScopeCatalog, Scopes, VerifiedKey,
-};
+use keygate::error::MissingScope;
+use keygate::guard::{Refusal, RequireScope};
+use keygate::{KeyFormat, NewKey, ScopeCatalog, Scopes, VerifiedKey};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{

@@ -11,9 +11,11 @@ use axum::routing::{get, post};
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use keygate::audit::{Outcome, RequestEvent};
+use keygate::error::MissingScope;
+use keygate::guard::RequireScope;
+use keygate::manager::KeyManagerBuilder;
 use keygate::{
-    ApiKey, ApiKeyLayer, Delivery, KeyManagerBuilder, KeyPatch, KeyStore, MissingScope, NewKey,
-    RequireScope, ScopeCatalog, Scopes, VerifiedKey,
+    ApiKey, ApiKeyLayer, Delivery, KeyPatch, KeyStore, NewKey, ScopeCatalog, Scopes, VerifiedKey,
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
@@ -385,7 +387,7 @@ async fn a_flood_of_refusals_is_summed_wherever_the_scope_is_required() {
 async fn without_a_framework_a_refusal_is_recorded_by_the_admission() {
     let world = world(|builder| builder);
     let (record, secret) = key(&world, &["read"]).await;
-    let request = keygate::RequestInfo::new("GET", "/reports");
+    let request = keygate::manager::RequestInfo::new("GET", "/reports");
     let admission = world.keys.admit(&secret, request).await.unwrap();
     assert!(admission.key().require_scope("read").is_ok());
     let missing = admission.key().require_scope("write").unwrap_err();

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keygate::audit::{AuditQuery, AuditScope};
+use keygate::audit::{AuditQuery, AuditScope, SecretUsed};
 use keygate::error::{DeliveryError, MalformedKey};
+use keygate::manager::AdmitError;
+use keygate::store::KeyDigest;
 use keygate::*;
 
 use crate::support::{Call, Find, SpyStore, base64, org};

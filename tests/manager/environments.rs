@@ -1,6 +1,7 @@
 //! Environments: several prefixes in one manager, or one store for several managers.
 
 use keygate::error::{BuildError, EnvironmentError};
+use keygate::manager::KeyManagerBuilder;
 use keygate::*;
 
 use crate::{ada, bench_with};

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use keygate::audit::ChangeAction::Created;
 use keygate::audit::ChangePhase::Begun;
+use keygate::manager::{IssuedKey, RequestInfo};
+use keygate::store::Revision;
 use keygate::*;
 
 use crate::support::{Call, org, soon};

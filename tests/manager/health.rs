@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keygate::audit::{AuditPage, AuditQuery, AuditScope};
+use keygate::manager::RequestInfo;
 use keygate::*;
 use tokio::sync::Semaphore;
 

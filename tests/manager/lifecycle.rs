@@ -6,6 +6,7 @@ use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
 use keygate::audit::{AuditQuery, AuditScope};
 use keygate::runtime::Clock;
+use keygate::store::{KeyDigest, Revision};
 use keygate::*;
 
 use crate::support::{Call, org, soon};

@@ -28,8 +28,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase};
-use keygate::manager::{HealthReport, PartHealth};
+use keygate::manager::{HealthReport, IssuedKey, KeyManagerBuilder, PartHealth};
 use keygate::runtime::ManualClock;
+use keygate::store::Revision;
 use keygate::*;
 use support::{Call, SpyStore, org};
 

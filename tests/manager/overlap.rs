@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use keygate::audit::{AuditEvent, AuditQuery, AuditScope, Outcome, RequestEvent};
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, Outcome, RequestEvent, SecretUsed};
+use keygate::manager::{IssuedKey, RequestInfo};
 use keygate::runtime::Clock;
 use keygate::*;
 

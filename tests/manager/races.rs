@@ -9,7 +9,7 @@ use keygate::audit::ChangeAction::{Created, Rotated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
 use keygate::runtime::BoxFuture;
 use keygate::runtime::Clock;
-use keygate::store::KeyUse;
+use keygate::store::{KeyUse, Revision};
 use keygate::*;
 use tokio::sync::{Barrier, Semaphore};
 

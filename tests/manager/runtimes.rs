@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use keygate::audit::{AuditQuery, AuditScope};
 use keygate::error::BuildError;
+use keygate::manager::RequestInfo;
 use keygate::runtime::{BoxFuture, Runtime, TokioRuntime};
+use keygate::store::Revision;
 use keygate::*;
 
 use crate::support::{SpyStore, org};

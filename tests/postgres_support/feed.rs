@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keygate::store::{KeyUse, News, OrgLimit};
-use keygate::{Actor, ApiKey, KeyManager, KeyPatch, KeyStore, NewKey, Revision};
+use keygate::store::{KeyUse, News, OrgLimit, Revision};
+use keygate::{Actor, ApiKey, KeyManager, KeyPatch, KeyStore, NewKey};
 
 use crate::postgres_support::{PATIENT, administrator, in_schema, key, new_key, org, schema_of};
 use crate::recorder::{Recorder, changed, proves};

@@ -11,10 +11,8 @@ use keygate::audit::{
     AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangeAction,
     ChangeEvent, ChangePhase, Outcome, Position, RequestEvent,
 };
-use keygate::store::{KeyExport, OrgLimit, PostgresOptions};
-use keygate::{
-    ApiKey, AuditLog, AuditSink, KeyDigest, KeyId, KeyStore, OrgId, PostgresStore, Timestamp,
-};
+use keygate::store::{KeyDigest, KeyExport, OrgLimit, PostgresOptions};
+use keygate::{ApiKey, AuditLog, AuditSink, KeyId, KeyStore, OrgId, PostgresStore, Timestamp};
 use tokio_postgres::Client;
 
 use crate::postgres_support::{

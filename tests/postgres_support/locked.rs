@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use keygate::store::{KeyUse, OrgLimit, PostgresOptions};
+use keygate::manager::RequestInfo;
+use keygate::store::{KeyDigest, KeyUse, OrgLimit, PostgresOptions, Revision};
 use keygate::{
-    Actor, ApiKey, AuditSink, KeyDigest, KeyManager, KeyPatch, KeyStore, NewKey, PostgresStore,
-    RequestInfo, Revision, Status, StoreError, Timestamp,
+    Actor, ApiKey, AuditSink, KeyManager, KeyPatch, KeyStore, NewKey, PostgresStore, Status,
+    StoreError, Timestamp,
 };
 use tokio::task::JoinSet;
 use tokio::time::sleep;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::SysRng;
 use keygate::audit::{AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
-use keygate::store::{OrgLimit, PostgresOptions};
-use keygate::{Allowlist, ApiKey, KeyDigest, KeyId, KeyName, OrgId, Timestamp};
+use keygate::store::{KeyDigest, OrgLimit, PostgresOptions};
+use keygate::{Allowlist, ApiKey, KeyId, KeyName, OrgId, Timestamp};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use keygate::KeyStore;
 use keygate::error::PostgresOpenError;
-use keygate::store::{OrgLimit, PostgresOptions};
-use keygate::{ApiKey, PreviousSecret, Timestamp};
+use keygate::store::{OrgLimit, PostgresOptions, PreviousSecret};
+use keygate::{ApiKey, Timestamp};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, NoTls};

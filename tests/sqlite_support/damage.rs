@@ -1,9 +1,10 @@
 //! Manually edited rows: an error that names the column, and never an admission.
 
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Outcome};
+use keygate::manager::IssuedKey;
 use keygate::{
-    Actor, AuditError, AuditLog, AuditSink, Denial, IssuedKey, KeyManager, KeyStore, ManageError,
-    NewKey, SqliteStore, StoreError, VerifyError,
+    Actor, AuditError, AuditLog, AuditSink, Denial, KeyManager, KeyStore, ManageError, NewKey,
+    SqliteStore, StoreError, VerifyError,
 };
 use rusqlite::types::Value;
 

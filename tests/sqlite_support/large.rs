@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use keygate::audit::{AuditPage, AuditQuery, AuditRecord, AuditScope, Position};
-use keygate::{ApiKey, AuditLog, AuditSink, KeyDigest, KeyId, KeyStore, OrgId, SqliteStore};
+use keygate::store::KeyDigest;
+use keygate::{ApiKey, AuditLog, AuditSink, KeyId, KeyStore, OrgId, SqliteStore};
 use rusqlite::types::Value;
 use rusqlite::{Connection, params, params_from_iter};
 

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use keygate::audit::{AuditQuery, AuditScope};
 use keygate::error::SqliteOpenError;
-use keygate::store::KeyUse;
+use keygate::store::{KeyUse, Revision};
 use keygate::{
     Actor, AuditError, AuditLog, AuditSink, Delivery, KeyManager, KeyPatch, KeyStore, ManageError,
-    NewKey, Revision, SqliteStore, StoreError,
+    NewKey, SqliteStore, StoreError,
 };
 
 use crate::sqlite_support::{LIMIT, Peer, assert_sound, at, change, key, new_store, org, peer};

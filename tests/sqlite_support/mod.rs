@@ -14,8 +14,8 @@ use getrandom::SysRng;
 use keygate::audit::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
-use keygate::store::OrgLimit;
-use keygate::{ApiKey, KeyDigest, KeyId, KeyName, KeyStore, OrgId, SqliteStore, Timestamp};
+use keygate::store::{KeyDigest, OrgLimit};
+use keygate::{ApiKey, KeyId, KeyName, KeyStore, OrgId, SqliteStore, Timestamp};
 use rusqlite::Connection;
 use tempfile::TempDir;
 

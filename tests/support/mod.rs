@@ -17,10 +17,10 @@ use async_trait::async_trait;
 use getrandom::SysRng;
 use keygate::audit::{AuditPage, AuditQuery, AuditRecord};
 use keygate::runtime::{BoxFuture, Clock, ManualClock};
-use keygate::store::{KeyImport, KeyUse, OrgLimit};
+use keygate::store::{KeyDigest, KeyImport, KeyUse, OrgLimit, Revision};
 use keygate::{
-    ApiKey, AuditError, AuditLog, AuditSink, KeyDigest, KeyFormat, KeyId, KeyStore, MemoryAuditLog,
-    MemoryStore, OrgId, Revision, StoreError, Timestamp,
+    ApiKey, AuditError, AuditLog, AuditSink, KeyFormat, KeyId, KeyStore, MemoryAuditLog,
+    MemoryStore, OrgId, StoreError, Timestamp,
 };
 use tokio::sync::Notify;
 

@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
-use keygate::KeyDigest;
 use keygate::rand_core::{TryCryptoRng, TryRng, utils};
+use keygate::store::KeyDigest;
 
 /// A generator with a known seed, so that a test knows the secret of a change that was
 /// never acknowledged. A clone is the same generator.
