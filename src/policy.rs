@@ -17,6 +17,7 @@ const CLOCK_DIFFERENCE: Duration = Duration::from_secs(5 * 60);
 ///
 /// A previous secret after its end counts as expired. `ip` is the client's address. If it
 /// is `None`, only keys with an empty allowlist pass.
+#[inline]
 pub(crate) fn evaluate(
     key: &ApiKey,
     secret: SecretUsed,

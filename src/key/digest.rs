@@ -29,7 +29,12 @@ pub struct KeyDigest([u8; 32]);
 impl KeyDigest {
     /// The digest of this text.
     pub fn of(key: impl AsRef<[u8]>) -> Self {
-        Self(Sha256::digest(key.as_ref()).into())
+        Self::of_bytes(key.as_ref())
+    }
+
+    // Compiled once, and not with each kind of text.
+    fn of_bytes(key: &[u8]) -> Self {
+        Self(Sha256::digest(key).into())
     }
 
     /// The digest of these parts, one behind the other.

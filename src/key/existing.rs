@@ -497,20 +497,17 @@ pub(crate) struct Lookup {
 /// Whose format a credential has.
 #[derive(Debug)]
 pub(crate) enum Of {
-    /// The service's own, which shows the environment: its name, if it has one.
-    Own(Option<Arc<str>>),
+    /// The service's own, which shows the environment: its position in the configuration.
+    Own(usize),
     /// One from before. Only the record tells the environment.
-    Existing {
-        /// The only environment that is admitted, if there is one.
-        only: Option<Arc<str>>,
-        /// What to try if no key has the digest.
-        further: Box<Further>,
-    },
+    Existing(Box<Further>),
 }
 
-/// See [`Of::Existing`].
+/// What to try if no key has the digest of the whole.
 #[derive(Debug)]
 pub(crate) struct Further {
+    /// The only environment that is admitted, if there is one.
+    pub(crate) only: Option<Arc<str>>,
     pub(crate) digests: Vec<KeyDigest>,
     /// The credential, if the host is to be asked.
     pub(crate) credential: Option<PlaintextKey>,
@@ -542,12 +539,16 @@ impl ExistingFormats {
     }
 
     /// `None` for a credential of no such format.
-    pub(crate) fn further(&self, credential: &[u8]) -> Option<Box<Further>> {
+    pub(crate) fn further(
+        &self,
+        credential: &[u8],
+        only: Option<Arc<str>>,
+    ) -> Option<Box<Further>> {
         let mut fit = self.iter().filter(|one| one.fits(credential)).peekable();
         fit.peek()?;
         let digests: Vec<_> = fit.flat_map(|one| one.further_digests(credential)).collect();
         let held = self.are_asked.then(|| str::from_utf8(credential).ok()).flatten();
         let credential_held = held.map(|text| PlaintextKey::new(Zeroizing::new(text.to_owned())));
-        Some(Box::new(Further { digests, credential: credential_held }))
+        Some(Box::new(Further { only, digests, credential: credential_held }))
     }
 }

@@ -56,8 +56,9 @@ impl Environment {
 /// All formats of a service.
 #[derive(Clone, Debug)]
 pub(crate) struct Formats {
-    first: Environment,
-    others: Arc<[Environment]>,
+    all: Arc<[Environment]>,
+    /// The format of the first one.
+    default: KeyFormat,
     are_named: bool,
     existing: ExistingFormats,
 }
@@ -65,9 +66,8 @@ pub(crate) struct Formats {
 impl Formats {
     /// One format, without a name.
     pub(crate) fn single(format: KeyFormat) -> Self {
-        let first = Environment::new("", format);
-        let existing = ExistingFormats::default();
-        Self { first, others: Arc::default(), are_named: false, existing }
+        let all = Arc::new([Environment::new("", format.clone())]);
+        Self { all, default: format, are_named: false, existing: ExistingFormats::default() }
     }
 
     /// Named environments; the first is the default.
@@ -83,10 +83,9 @@ impl Formats {
                 return Err(EnvironmentError::Twice { name: name.as_ref().into() });
             }
         }
-        let mut environments = environments.into_iter();
-        let first = environments.next().ok_or(EnvironmentError::Name)?;
+        let default = environments.first().ok_or(EnvironmentError::Name)?.format.clone();
         let existing = ExistingFormats::default();
-        Ok(Self { first, others: environments.collect(), are_named: true, existing })
+        Ok(Self { all: environments.into(), default, are_named: true, existing })
     }
 
     /// Adds the formats of keys that were issued before keygate. With `are_asked`, the host
@@ -98,7 +97,7 @@ impl Formats {
     ) -> Result<Self, ExistingFormatError> {
         for format in &formats {
             format.check()?;
-            if let Some(own) = self.all().find(|own| format.overlaps(&own.format)) {
+            if let Some(own) = self.all.iter().find(|own| format.overlaps(&own.format)) {
                 return Err(format.overlap(&own.format));
             }
         }
@@ -107,29 +106,25 @@ impl Formats {
 
     /// The format of keys that are created without an environment.
     pub(crate) fn default_format(&self) -> &KeyFormat {
-        &self.first.format
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Environment> {
-        std::iter::once(&self.first).chain(self.others.iter())
+        &self.default
     }
 
     /// The environments, if they have names.
     pub(crate) fn environments(&self) -> impl Iterator<Item = &Environment> {
-        self.all().filter(|_| self.are_named)
+        self.all.iter().filter(|_| self.are_named)
     }
 
     /// The environment with this name; the default one for `None`.
     pub(crate) fn find(&self, name: Option<&str>) -> Option<&Environment> {
         match name {
-            None => Some(&self.first),
+            None => self.all.first(),
             Some(name) => self.environments().find(|one| &*one.name == name),
         }
     }
 
     /// The environment of a key that is shown by this prefix.
     pub(crate) fn of_shown(&self, key_prefix: &str) -> Option<&Environment> {
-        self.all().find(|one| one.format.is_of(key_prefix))
+        self.all.iter().find(|one| one.format.is_of(key_prefix))
     }
 
     /// The name of that environment, if it has one. Fails for a key of another service.
@@ -149,17 +144,29 @@ impl Formats {
             // A name that is not configured admits nothing.
             name => Some(self.find(name).ok_or(MalformedKey)?),
         };
-        let own = match environment {
-            None => self.all().find_map(|one| Some((one.format.digest(credential).ok()?, one))),
-            Some(one) => one.format.digest(credential).ok().map(|digest| (digest, one)),
-        };
-        if let Some((digest, one)) = own {
-            let name = self.are_named.then(|| Arc::clone(&one.name));
-            return Ok(Lookup { digest, of: Of::Own(name) });
+        if let Some(own) = self.own(credential, environment) {
+            return Ok(own);
         }
-        let further = self.existing.further(credential).ok_or(MalformedKey)?;
         let only = environment.map(|one| Arc::clone(&one.name));
-        Ok(Lookup { digest: KeyDigest::of(credential), of: Of::Existing { only, further } })
+        let further = self.existing.further(credential, only).ok_or(MalformedKey)?;
+        Ok(Lookup { digest: KeyDigest::of(credential), of: Of::Existing(further) })
+    }
+
+    /// What to look up for a key of any environment, or of this one.
+    fn own(&self, credential: &[u8], only: Option<&Environment>) -> Option<Lookup> {
+        let mut all = self.all.iter().enumerate();
+        all.find_map(|(at, one)| {
+            if only.is_some_and(|only| only != one) {
+                return None;
+            }
+            let digest = one.format.digest(credential).ok()?;
+            Some(Lookup { digest, of: Of::Own(at) })
+        })
+    }
+
+    /// The name of the environment at this position, if it has one.
+    pub(crate) fn name_at(&self, position: usize) -> Option<Arc<str>> {
+        self.environments().nth(position).map(|one| Arc::clone(&one.name))
     }
 
     /// The shortest text that may contain what is taken for an existing key.
@@ -170,13 +177,13 @@ impl Formats {
     /// Whether a credential begins like a key of any environment, or an existing one.
     #[cfg(feature = "tower")]
     pub(crate) fn begins(&self, credential: &[u8]) -> bool {
-        self.all().any(|one| credential.starts_with(one.format.prefix().as_bytes()))
+        self.all.iter().any(|one| credential.starts_with(one.format.prefix().as_bytes()))
             || self.existing.iter().any(|one| one.begins(credential))
     }
 
     /// Like [`KeyFormat::occurs_in`], for a key of any environment, or an existing one.
     pub(crate) fn occur_in(&self, text: &[u8]) -> bool {
-        self.all().any(|one| one.format.occurs_in(text))
+        self.all.iter().any(|one| one.format.occurs_in(text))
             || self.existing.iter().any(|one| one.occurs_in(text))
     }
 }

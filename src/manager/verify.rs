@@ -1,8 +1,9 @@
 //! Verification: parse, look up by digest, compare, apply the policy.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::Poll;
 
 use thiserror::Error;
 
@@ -18,7 +19,7 @@ use crate::policy::{self, Denial};
 use crate::record::attributes::Metadata;
 use crate::record::{ApiKey, SecretUsed};
 use crate::runtime::clock::Timestamp;
-use crate::runtime::spawn::{Elapsed, Panicked, caught, timeout};
+use crate::runtime::spawn::{BoxFuture, Panicked, poll_caught, timeout};
 use crate::scopes::{MissingScope, Scope, Scopes};
 use crate::store::key_store::StoreError;
 
@@ -68,14 +69,13 @@ impl Inner {
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
         let Lookup { digest, of } = lookup;
         let (key, secret, environment) = match of {
-            Of::Own(environment) => {
-                let (key, secret) = self.find(&digest).await?.ok_or(VerifyError::Unknown)?;
-                (key, secret, environment)
+            Of::Own(position) => {
+                let found = self.bounded(self.store.find_by_digest(&digest)).await;
+                let (key, secret) = with_secret(found, &digest)?.ok_or(VerifyError::Unknown)?;
+                (key, secret, self.formats.name_at(position))
             }
             // Boxed, so that other requests do not pay for its size.
-            Of::Existing { only, further } => {
-                Box::pin(self.find_existing(&digest, *further, only.as_ref())).await?
-            }
+            Of::Existing(further) => Box::pin(self.find_existing(&digest, *further)).await?,
         };
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
@@ -90,22 +90,26 @@ impl Inner {
         &self,
         digest: &KeyDigest,
     ) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
-        let found = self.bounded(self.store.find_by_digest(digest)).await;
-        let key = found.map_err(VerifyError::Unavailable)?;
-        // A second check, in case a faulty store returns the wrong key.
-        Ok(key.and_then(|key| key.secret_with(digest).map(|secret| (key, secret))))
+        with_secret(self.bounded(self.store.find_by_digest(digest)).await, digest)
     }
 
     /// Runs a call of the store within its deadline. If it panics, the store is unavailable.
-    pub(super) async fn bounded<T>(
-        &self,
-        call: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        match timeout(&*self.runtime, self.store_deadline, caught(call)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(Panicked)) => Err(StoreError::unavailable("the key store panicked")),
-            Err(Elapsed) => Err(StoreError::unavailable(StoreTimeout)),
-        }
+    // One future and not `timeout(caught(…))`, since each request waits for one.
+    pub(super) fn bounded<'a, T>(
+        &'a self,
+        mut call: BoxFuture<'a, Result<T, StoreError>>,
+    ) -> impl Future<Output = Result<T, StoreError>> + Send + use<'a, T> {
+        let mut timer = None;
+        poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
+            Poll::Ready(Ok(answer)) => Poll::Ready(answer),
+            Poll::Ready(Err(Panicked)) => {
+                Poll::Ready(Err(StoreError::unavailable("the key store panicked")))
+            }
+            Poll::Pending => {
+                let timer = timer.get_or_insert_with(|| self.runtime.sleep(self.store_deadline));
+                timer.as_mut().poll(cx).map(|()| Err(StoreError::unavailable(StoreTimeout)))
+            }
+        })
     }
 
     /// Runs a call of the store that changes something within its deadline. If the deadline
@@ -118,6 +122,16 @@ impl Inner {
             .await
             .unwrap_or_else(|_| Err(StoreError::in_doubt(StoreTimeout)))
     }
+}
+
+#[inline]
+fn with_secret(
+    found: Result<Option<Arc<ApiKey>>, StoreError>,
+    digest: &KeyDigest,
+) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
+    let key = found.map_err(VerifyError::Unavailable)?;
+    // A second check, in case a faulty store returns the wrong key.
+    Ok(key.and_then(|key| key.secret_with(digest).map(|secret| (key, secret))))
 }
 
 /// A key that has passed every check. Only a [`KeyManager`] creates one, so it proves

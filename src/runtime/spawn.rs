@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// A boxed future.
@@ -125,14 +125,18 @@ pub(crate) struct Panicked;
 /// Runs the host's code so that a panic in it is caught.
 pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     let mut work = pin!(work);
-    poll_fn(move |cx| {
-        let poll = AssertUnwindSafe(|| work.as_mut().poll(cx));
-        match catch_unwind(poll) {
-            Ok(poll) => poll.map(Ok),
-            Err(_) => Poll::Ready(Err(Panicked)),
-        }
-    })
-    .await
+    poll_fn(move |cx| poll_caught(work.as_mut(), cx)).await
+}
+
+/// Polls the host's code so that a panic in it is caught.
+pub(crate) fn poll_caught<F: Future + ?Sized>(
+    work: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<F::Output, Panicked>> {
+    match catch_unwind(AssertUnwindSafe(|| work.poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(_) => Poll::Ready(Err(Panicked)),
+    }
 }
 
 /// The current tokio runtime, if there is one.
