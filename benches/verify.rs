@@ -30,6 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::SysRng;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use keygate::manager::KeyManagerBuilder;
 use keygate::store::{KeyDigest, OrgLimit};
 use keygate::{
     Allowlist, ApiKey, KeyFormat, KeyId, KeyManager, KeyName, KeyStore, MemoryStore, OrgId,
@@ -39,7 +40,7 @@ use prefixed_api_key::{PakControllerOsSha256, PrefixedApiKey};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-use crate::support::Spread;
+use crate::support::{Spread, all_on};
 
 const SIZES: [usize; 3] = [1_000, 100_000, 1_000_000];
 const TARGET: f64 = 1.5;
@@ -82,7 +83,7 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn keys(count: usize) -> Keys {
+fn keys(count: usize, configure: fn(KeyManagerBuilder) -> KeyManagerBuilder) -> Keys {
     let store = Arc::new(MemoryStore::new());
     let format = KeyFormat::default();
     let entries = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "203.0.113.0/24"];
@@ -109,7 +110,7 @@ fn keys(count: usize) -> Keys {
     // copied, so that the texts themselves lie in it.
     texts.sort_unstable();
     let texts = texts.iter().map(String::clone).collect();
-    let manager = KeyManager::builder(store).build().unwrap();
+    let manager = configure(KeyManager::builder(store)).build().unwrap();
     Keys { manager, floor, texts, ip: Some("203.0.113.7".parse().unwrap()) }
 }
 
@@ -142,13 +143,13 @@ impl Keys {
 }
 
 /// The median ratio of `verify` to its floor, and what `verify` takes.
-fn compare(count: usize) -> f64 {
-    let keys = keys(count);
+fn compare(keys: &Keys, what: &str) -> f64 {
+    let count = keys.texts.len();
     let (mut at_floor, mut at_verify) = (0, 0);
     let (mut floors, mut verifies, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let by_floor = turn(&keys.texts, &mut at_floor, |text| {
-            black_box(at_the_floor(&keys, text));
+            black_box(at_the_floor(keys, text));
         });
         let by_verify = turn(&keys.texts, &mut at_verify, |text| keys.verify(text));
         // The first one warms up.
@@ -160,7 +161,7 @@ fn compare(count: usize) -> f64 {
     }
     let ratio = Spread::of(ratios);
     println!(
-        "{count:>9} keys   {:<28} {:<28} {}",
+        "{count:>9} {what:<8} {:<28} {:<28} {}",
         Spread::of(floors).show(1),
         Spread::of(verifies).show(1),
         ratio.show(2)
@@ -263,9 +264,10 @@ fn main() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
     println!("nanoseconds a call: median (middle half) of {ROUNDS} rounds");
-    println!("{:>14}   {:<28} {:<28} ratio", "", "floor", "verify");
-    let ratios = SIZES.map(compare);
-    let few = keys(1_000);
+    println!("{:>18} {:<28} {:<28} ratio", "", "floor", "verify");
+    let ratios = SIZES.map(|count| compare(&keys(count, |builder| builder), "keys"));
+    compare(&keys(1_000, all_on), "all on");
+    let few = keys(1_000, |builder| builder);
     peers(&few);
     let [one, other, ..] = few.texts.as_slice() else { panic!("there are 1,000") };
     two_threads(&few, "a key each", one, other);

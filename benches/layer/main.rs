@@ -24,7 +24,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::rows::{
-    BY_HAND, COMPARE, KEYGATE, NO_AUTH, Row, WAITED, manager, one_thread, rows, without_audit,
+    BY_HAND, COMPARE, KEYGATE, NO_AUTH, Row, WAITED, manager, one_thread, rows, with_all,
+    without_audit,
 };
 use crate::support::Spread;
 
@@ -45,7 +46,7 @@ fn turn(row: &mut Row) -> f64 {
 fn main() {
     let runtime = one_thread();
     let keys = manager(&runtime);
-    let mut rows = rows(&keys, &without_audit(&runtime));
+    let mut rows = rows(&keys, &without_audit(&runtime), &with_all(&runtime));
     let arguments: Vec<_> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let [name, number] = arguments.as_slice() {
         let row = rows.iter_mut().find(|row| row.name == name).expect("a row of the table");

@@ -24,12 +24,13 @@ use keygate::audit::AuditRecord;
 use keygate::runtime::TokioRuntime;
 use keygate::{
     Actor, ApiKeyLayer, AuditError, AuditSink, Delivery, Expiration, KeyFormat, KeyManager,
-    KeyPatch, MemoryStore, NewKey, OrgId, VerifiedKey,
+    KeyPatch, MemoryStore, NewKey, OrgId, Scopes, VerifiedKey,
 };
 use tokio::runtime::{self, Runtime};
 use tower::Service;
 
 use crate::by_hand::{ByHand, Claims, Everybody, Jwt, Static, Verify};
+use crate::support::all_on;
 
 /// Takes records and forgets them: what a database takes is another bench.
 #[derive(Debug)]
@@ -57,6 +58,12 @@ pub(crate) fn manager(runtime: &Runtime) -> KeyManager {
 pub(crate) fn without_audit(runtime: &Runtime) -> KeyManager {
     let runtime = TokioRuntime::new(runtime.handle().clone());
     KeyManager::builder(MemoryStore::new()).runtime(runtime).build().unwrap()
+}
+
+pub(crate) fn with_all(runtime: &Runtime) -> KeyManager {
+    let runtime = TokioRuntime::new(runtime.handle().clone());
+    let builder = KeyManager::builder(MemoryStore::new()).runtime(runtime);
+    all_on(builder.audit_sink(Nowhere).delivery(Delivery::buffered())).build().unwrap()
 }
 
 /// A router and the requests that it gets.
@@ -138,15 +145,17 @@ pub(crate) const BY_HAND: usize = 4;
 pub(crate) const KEYGATE: usize = 5;
 
 /// The refusals come last.
-pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
+pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager, all: &KeyManager) -> Vec<Row> {
     let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
-    let create = |keys: &KeyManager| {
-        let entries = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "203.0.113.0/24"];
-        let new = NewKey::named("CI deploy").unwrap().expires(Expiration::OneYear);
-        finish(keys.create(&actor, new.allow(entries).unwrap())).unwrap()
-    };
+    let entries = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "203.0.113.0/24"];
+    let new = NewKey::named("CI deploy").unwrap().expires(Expiration::OneYear);
+    let new = new.allow(entries).unwrap();
+    let create = |keys: &KeyManager| finish(keys.create(&actor, new.clone())).unwrap();
     let (key, revoked) = (create(keys), create(keys));
     let unaudited = create(without_audit);
+    let scopes = Scopes::only(["reports:read"]).unwrap();
+    let scoped = new.clone().environment("test").scopes(scopes);
+    let scoped = finish(all.create(&actor, scoped)).unwrap();
     finish(keys.update(&actor, &revoked.key.id, KeyPatch::revoke())).unwrap();
     let (key, revoked) = (key.secret.expose_secret(), revoked.secret.expose_secret());
     let long = |text: &str| format!("/{}", text.repeat(60_000 / text.len()));
@@ -173,6 +182,9 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
     });
     let keygate = of_key.clone().layer(ApiKeyLayer::new(keys.clone()));
     let by_hand = of_key.clone().layer(ByHand(Verify(without_audit.clone())));
+    let requires = ApiKeyLayer::new(all.clone()).require_scope("reports:read").unwrap();
+    let requires = requires.key_header(HeaderName::from_static("x-api-key"));
+    let all_on = of_key.clone().layer(requires);
     let silent = of_key.layer(ApiKeyLayer::new(without_audit.clone()));
     let (ok, no) = (StatusCode::OK, StatusCode::UNAUTHORIZED);
     vec![
@@ -183,6 +195,7 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager) -> Vec<Row> {
         Row::new("verify by hand", by_hand, unaudited.secret.expose_secret(), ok),
         Row::new("keygate", keygate.clone(), key, ok),
         Row::new("keygate, no audit", silent, unaudited.secret.expose_secret(), ok),
+        Row::new("keygate, all on", all_on, scoped.secret.expose_secret(), ok),
         Row::new("keygate: unknown", keygate.clone(), unknown.expose_secret(), no),
         Row::new("keygate: malformed", keygate.clone(), &malformed, no),
         Row::new("keygate: revoked", keygate.clone(), revoked, no),

@@ -7,6 +7,23 @@ pub(crate) mod server;
 
 use std::fs;
 
+use keygate::existing::{DigestKind, ExistingFormat};
+use keygate::manager::KeyManagerBuilder;
+use keygate::{KeyFormat, Limits, ScopeCatalog};
+
+/// Adds what an existing product needs: environments, scopes, a format of keys from before,
+/// limits by organisation.
+pub(crate) fn all_on(builder: KeyManagerBuilder) -> KeyManagerBuilder {
+    let existing = ExistingFormat::new("acme_live_", 32..=32).unwrap();
+    let catalog = [("reports:read", "Read reports"), ("reports:write", "Change reports")];
+    builder
+        .environment("live", KeyFormat::default())
+        .environment("test", KeyFormat::new("vsp_sk_test_").unwrap())
+        .existing(existing.digests(DigestKind::sha256()))
+        .scopes(ScopeCatalog::new(catalog).unwrap())
+        .limits_for(|_| Limits::default())
+}
+
 /// The median of some rounds, and between what the middle half of them lies: a few
 /// rounds that were disturbed say nothing.
 #[derive(Clone, Copy)]
