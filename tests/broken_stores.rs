@@ -17,7 +17,7 @@ use broken::fault::{Fault, Field, LogFault};
 use broken::log::BrokenLog;
 use broken::store::BrokenStore;
 use keygate::conformance::{
-    Report, Violations, check_audit_log, check_export, check_reopened_audit_log,
+    Report, Violations, check_audit_log, check_export, check_import, check_reopened_audit_log,
     check_reopened_store, check_store, only,
 };
 use tokio::task::JoinSet;
@@ -286,6 +286,44 @@ const EXPORT_FAULTS: &[(Fault, &[&str])] = &[
     (Fault::ExportEndsInAnError, &["export::the_end_is_an_empty_page"]),
 ];
 
+const IMPORT_FAULTS: &[(Fault, &[&str])] = &[
+    (Fault::ImportKeepsToTheLimit, &["import::no_limit_applies"]),
+    (Fault::ImportedKeysDoNotCount, &["import::imported_keys_count"]),
+    (Fault::ImportForgetsAttributes, &["import::every_field_is_kept"]),
+    (
+        Fault::ImportOverwritesId,
+        &["import::a_taken_id_is_left_out", "import::the_first_of_two_alike_is_inserted"],
+    ),
+    (Fault::ImportIdUniquePerOrg, &["import::a_taken_id_is_left_out"]),
+    (
+        Fault::ImportOverwritesDigest,
+        &["import::a_taken_digest_is_left_out", "import::the_first_of_two_alike_is_inserted"],
+    ),
+    (
+        Fault::ImportIgnoresPrevious,
+        &[
+            "import::a_taken_previous_digest_is_left_out",
+            "import::the_others_of_a_batch_are_inserted",
+        ],
+    ),
+    (
+        Fault::ImportFailsAtTaken,
+        &["import::the_others_of_a_batch_are_inserted", "import::an_import_can_be_repeated"],
+    ),
+    (Fault::ImportStopsAtTaken, &["import::the_others_of_a_batch_are_inserted"]),
+    (
+        Fault::ImportSaysYes,
+        &[
+            "import::the_others_of_a_batch_are_inserted",
+            "import::one_of_several_imports_inserts_a_key",
+        ],
+    ),
+    (Fault::ImportAnswersBackwards, &["import::the_others_of_a_batch_are_inserted"]),
+    (Fault::ImportUndoesChanges, &["import::an_import_can_be_repeated"]),
+    (Fault::ImportOfNothingFails, &["import::an_empty_batch_is_no_error"]),
+    (Fault::ImportChecksThenWrites, &["import::one_of_several_imports_inserts_a_key"]),
+];
+
 const ORGS_ALIKE: &[&str] = &[
     "limit::other_organisations_do_not_count",
     "isolation::similar_organisations_are_separate_in_reads",
@@ -420,6 +458,10 @@ async fn export(fault: Fault) -> Outcome {
     check_export(|| async { BrokenStore::new(fault) }).await
 }
 
+async fn import(fault: Fault) -> Outcome {
+    check_import(|| async { BrokenStore::new(fault) }).await
+}
+
 async fn reopened_store(fault: Fault) -> Outcome {
     let store = BrokenStore::new(fault);
     check_reopened_store(|| async { store.open() }).await
@@ -445,6 +487,11 @@ async fn every_fault_of_an_export_is_caught() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_fault_of_an_import_is_caught() {
+    all_are_caught(IMPORT_FAULTS, import).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_fault_of_a_reopened_store_is_caught() {
     all_are_caught(REOPENING_FAULTS, reopened_store).await;
 }
@@ -463,6 +510,7 @@ async fn every_fault_of_a_reopened_log_is_caught() {
 async fn every_property_holds_without_a_fault_and_catches_at_least_one() {
     assert_eq!(passed(store(Fault::Nothing).await), catching(FAULTS));
     assert_eq!(passed(export(Fault::Nothing).await), catching(EXPORT_FAULTS));
+    assert_eq!(passed(import(Fault::Nothing).await), catching(IMPORT_FAULTS));
     assert_eq!(passed(reopened_store(Fault::Nothing).await), catching(REOPENING_FAULTS));
     assert_eq!(passed(log(LogFault::Nothing).await), catching(LOG_FAULTS));
     assert_eq!(passed(reopened_log(LogFault::Nothing).await), catching(REOPENING_LOG_FAULTS));

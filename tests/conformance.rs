@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keygate::conformance::{
-    Report, TwoHandles, check_audit_log, check_export, check_reopened_audit_log,
+    Report, TwoHandles, check_audit_log, check_export, check_import, check_reopened_audit_log,
     check_reopened_store, check_store, only,
 };
 use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
@@ -26,6 +26,8 @@ async fn memory_store_conforms() {
     names_are_distinct(&report, 90);
     let report = check_export(|| async { MemoryStore::new() }).await.unwrap();
     names_are_distinct(&report, 8);
+    let report = check_import(|| async { MemoryStore::new() }).await.unwrap();
+    names_are_distinct(&report, 11);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

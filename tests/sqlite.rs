@@ -48,6 +48,7 @@ async fn the_store_conforms() {
     let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
     conformance::check_store(|| async { store.clone() }).await.unwrap();
     conformance::check_export(|| async { store.clone() }).await.unwrap();
+    conformance::check_import(|| async { store.clone() }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

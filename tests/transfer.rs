@@ -135,7 +135,10 @@ async fn keys_move_from_sqlite_to_postgres_and_back() {
         let before = store.clone();
         there_and_back(store).await;
         #[cfg(feature = "conformance")]
-        keygate::conformance::check_export(|| async { before.clone() }).await.unwrap();
+        {
+            keygate::conformance::check_export(|| async { before.clone() }).await.unwrap();
+            keygate::conformance::check_import(|| async { before.clone() }).await.unwrap();
+        }
     })
     .await;
 }

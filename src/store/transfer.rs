@@ -51,6 +51,10 @@ impl<S: KeyExport + ?Sized> KeyExport for Arc<S> {
 }
 
 /// Inserts many keys at a time, for [`KeyManager::adopt_all`](crate::KeyManager::adopt_all).
+///
+/// The `conformance` suite checks it with
+#[cfg_attr(feature = "conformance", doc = "[`check_import`](crate::conformance::check_import).")]
+#[cfg_attr(not(feature = "conformance"), doc = "`check_import`.")]
 #[async_trait]
 pub trait KeyImport: fmt::Debug + Send + Sync + 'static {
     /// Inserts each key whose id and digest are free, without a limit, in one transaction.

@@ -3,6 +3,7 @@
 mod checks;
 mod export;
 pub(crate) mod fault;
+mod import;
 pub(crate) mod log;
 mod reopening;
 pub(crate) mod store;

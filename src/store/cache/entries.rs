@@ -1,14 +1,15 @@
 //! The cached answers of the store, and the checks of whether they are current.
 
-use std::fmt;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Lifecycle, UnitWeighter};
+use smallvec::SmallVec;
 
-use super::index::Index;
 use super::validity::{Stamp, Validity};
 use crate::key::digest::{BuildUniformHasher, KeyDigest};
 use crate::key::id::KeyId;
@@ -250,9 +251,39 @@ impl Entries {
     }
 }
 
-impl fmt::Debug for Entries {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entries").finish_non_exhaustive()
+/// The digests under which each key is cached: one, or two during an overlap and briefly
+/// after a rotation.
+#[derive(Debug, Default)]
+struct Index(HashMap<KeyId, SmallVec<[KeyDigest; 1]>>);
+
+impl Index {
+    fn add(&mut self, id: KeyId, digest: KeyDigest) {
+        let digests = self.0.entry(id).or_default();
+        if !digests.contains(&digest) {
+            digests.push(digest);
+        }
+    }
+
+    fn remove(&mut self, id: KeyId, digest: &KeyDigest) {
+        self.retain(id, |other| other != digest);
+    }
+
+    fn retain(&mut self, id: KeyId, mut stays: impl FnMut(&KeyDigest) -> bool) {
+        if let Entry::Occupied(mut digests) = self.0.entry(id) {
+            digests.get_mut().retain(|digest| stays(digest));
+            if digests.get().is_empty() {
+                digests.remove();
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.0 = HashMap::new();
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.0.values().map(|digests| digests.len()).sum()
     }
 }
 

@@ -120,12 +120,6 @@ impl SingleFlight {
     }
 }
 
-impl fmt::Debug for SingleFlight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SingleFlight").finish_non_exhaustive()
-    }
-}
-
 enum Joined {
     Waiter(Waiter),
     /// The answer arrived meanwhile.

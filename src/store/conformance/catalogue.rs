@@ -1,10 +1,10 @@
 //! The lists of all properties of stores.
 
-use crate::store::conformance::handles::StoreAndExport;
+use crate::store::conformance::handles::{StoreAndExport, StoreAndImport};
 use crate::store::conformance::property::{Property, properties};
 use crate::store::conformance::{
-    calls, change_races, creation_races, delete, export, fields, find, insert, isolation, limit,
-    read_races, reopened, replace, use_races, uses,
+    calls, change_races, creation_races, delete, export, fields, find, import, insert, isolation,
+    limit, read_races, reopened, replace, use_races, uses,
 };
 use crate::store::key_store::KeyStore;
 
@@ -170,5 +170,21 @@ pub(super) const EXPORT: &[Property<dyn StoreAndExport>] = properties! { open: "
         deleted_keys_are_not_exported,
         keys_may_be_added_and_deleted_between_pages,
         the_end_is_an_empty_page,
+    }
+};
+
+pub(super) const IMPORT: &[Property<dyn StoreAndImport>] = properties! { open: ""
+    import {
+        no_limit_applies,
+        imported_keys_count,
+        every_field_is_kept,
+        a_taken_id_is_left_out,
+        a_taken_digest_is_left_out,
+        a_taken_previous_digest_is_left_out,
+        the_others_of_a_batch_are_inserted,
+        the_first_of_two_alike_is_inserted,
+        an_import_can_be_repeated,
+        an_empty_batch_is_no_error,
+        one_of_several_imports_inserts_a_key,
     }
 };

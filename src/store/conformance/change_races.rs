@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::key::digest::KeyDigest;
 use crate::network::Network;
 use crate::record::{ApiKey, OrgLimit, PreviousSecret, Revision, Status};
 use crate::runtime::spawn::BoxFuture;
@@ -44,12 +45,52 @@ pub(super) async fn one_of_several_replaces_wins(
 pub(super) async fn one_of_two_keys_gets_a_digest(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
+    one_of_two_replaces_wins(store, takes_as_current).await
+}
+
+/// Of an insert and a rotation to one digest, one succeeds, because one secret must not
+/// belong to two keys.
+pub(super) async fn an_insert_or_a_replace_gets_a_digest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    an_insert_or_a_replace_wins(store, takes_as_current).await
+}
+
+/// Of two keys that take one digest simultaneously, one as its current and the other as its
+/// previous one, one gets it, because one secret must not belong to two keys.
+pub(super) async fn a_digest_becomes_current_or_previous(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    one_of_two_replaces_wins(store, takes_as_previous).await
+}
+
+/// Of an insert and a rotation with an overlap that take one digest, one succeeds, because
+/// an import may insert what another key has as its previous digest.
+pub(super) async fn an_insert_or_an_overlap_gets_a_digest(
+    store: Arc<dyn KeyStore>,
+) -> Result<(), Violation> {
+    an_insert_or_a_replace_wins(store, takes_as_previous).await
+}
+
+/// A change that gives a key a digest.
+type Take = fn(&TestOrg, &ApiKey, KeyDigest) -> ApiKey;
+
+fn takes_as_current(org: &TestOrg, key: &ApiKey, digest: KeyDigest) -> ApiKey {
+    ApiKey { digest, ..org.rotated(key) }
+}
+
+fn takes_as_previous(org: &TestOrg, key: &ApiKey, digest: KeyDigest) -> ApiKey {
+    let previous = Some(PreviousSecret { digest, until: instant(0) });
+    ApiKey { previous, ..org.rotated(key) }
+}
+
+/// One key takes a digest as its current one while another takes it as `take` says.
+async fn one_of_two_replaces_wins(store: Arc<dyn KeyStore>, take: Take) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(40) {
         let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
         let digest = org.fresh.digest();
-        let (new_a, new_b) =
-            (ApiKey { digest, ..org.rotated(&a) }, ApiKey { digest, ..org.rotated(&b) });
+        let (new_a, new_b) = (takes_as_current(&org, &a, digest), take(&org, &b, digest));
         let (ra, rb) = both(replace(&store, &new_a, &a), replace(&store, &new_b, &b)).await?;
         let winner =
             expect::one_winner("2 replaces to one digest", vec![ra, rb], expect::conflict)?;
@@ -61,64 +102,16 @@ pub(super) async fn one_of_two_keys_gets_a_digest(
     Ok(())
 }
 
-/// Of an insert and a rotation to one digest, one succeeds, because one secret must not
-/// belong to two keys.
-pub(super) async fn an_insert_or_a_replace_gets_a_digest(
+/// A key with a digest is inserted while another key takes the digest as `take` says.
+async fn an_insert_or_a_replace_wins(
     store: Arc<dyn KeyStore>,
+    take: Take,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     for _ in rounds(40) {
         let key = org.add(org.key()).await?;
         let new = org.key();
-        let edit = ApiKey { digest: new.digest, ..org.rotated(&key) };
-        let insert = {
-            let (store, new) = (Arc::clone(&store), new.clone());
-            async move { store.insert(&new, OrgLimit::NONE).await }
-        };
-        let (inserted, replaced) = both(insert, replace(&store, &edit, &key)).await?;
-        let results = vec![inserted, replaced];
-        let winner = expect::one_winner("insert and replace", results, expect::conflict)?;
-        let left = if winner == 0 { vec![&key, &new] } else { vec![&edit] };
-        org.has_exactly(&left).await?;
-        for key in left {
-            org.delete(key).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Of two keys that take one digest simultaneously, one as its current and the other as its
-/// previous one, one gets it, because one secret must not belong to two keys.
-pub(super) async fn a_digest_becomes_current_or_previous(
-    store: Arc<dyn KeyStore>,
-) -> Result<(), Violation> {
-    let org = TestOrg::new(&store)?;
-    for _ in rounds(40) {
-        let (a, b) = (org.add(org.key()).await?, org.add(org.key()).await?);
-        let previous = org.previous(instant(0));
-        let new_a = ApiKey { digest: previous.digest, ..org.rotated(&a) };
-        let new_b = ApiKey { previous: Some(previous), ..org.rotated(&b) };
-        let (ra, rb) = both(replace(&store, &new_a, &a), replace(&store, &new_b, &b)).await?;
-        let winner = expect::one_winner("2 replaces", vec![ra, rb], expect::conflict)?;
-        let (a, b) = if winner == 0 { (new_a, b) } else { (a, new_b) };
-        org.has_exactly(&[&a, &b]).await?;
-        org.delete(&a).await?;
-        org.delete(&b).await?;
-    }
-    Ok(())
-}
-
-/// Of an insert and a rotation with an overlap that take one digest, one succeeds, because
-/// an import may insert what another key has as its previous digest.
-pub(super) async fn an_insert_or_an_overlap_gets_a_digest(
-    store: Arc<dyn KeyStore>,
-) -> Result<(), Violation> {
-    let org = TestOrg::new(&store)?;
-    for _ in rounds(40) {
-        let key = org.add(org.key()).await?;
-        let new = org.key();
-        let previous = PreviousSecret { digest: new.digest, until: instant(0) };
-        let edit = ApiKey { previous: Some(previous), ..org.rotated(&key) };
+        let edit = take(&org, &key, new.digest);
         let insert = {
             let (store, new) = (Arc::clone(&store), new.clone());
             async move { store.insert(&new, OrgLimit::NONE).await }

@@ -15,7 +15,7 @@ use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
-use crate::store::transfer::KeyExport;
+use crate::store::transfer::{KeyExport, KeyImport};
 
 /// A store or a log that passes its calls to two handles in turn, so that one handle mostly
 /// reads what the other wrote.
@@ -105,6 +105,13 @@ impl<S: KeyExport> KeyExport for TwoHandles<S> {
 }
 
 #[async_trait]
+impl<S: KeyImport> KeyImport for TwoHandles<S> {
+    async fn insert_all(&self, keys: &[ApiKey]) -> Result<Vec<bool>, StoreError> {
+        self.next().insert_all(keys).await
+    }
+}
+
+#[async_trait]
 impl<L: AuditSink> AuditSink for TwoHandles<L> {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
         self.next().record(batch).await
@@ -131,3 +138,8 @@ impl<T: AuditSink + AuditLog> SinkAndLog for T {}
 pub(super) trait StoreAndExport: KeyStore + KeyExport + fmt::Debug {}
 
 impl<T: KeyStore + KeyExport> StoreAndExport for T {}
+
+/// A [`KeyStore`] that is also a [`KeyImport`].
+pub(super) trait StoreAndImport: KeyStore + KeyImport + fmt::Debug {}
+
+impl<T: KeyStore + KeyImport> StoreAndImport for T {}

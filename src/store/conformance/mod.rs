@@ -7,6 +7,7 @@
 //! | [`check_store`] | a [`KeyStore`] |
 //! | [`check_reopened_store`] | a [`KeyStore`] that keeps its keys on disk or on a server: it reads back what it wrote |
 //! | [`check_export`] | a [`KeyExport`] |
+//! | [`check_import`] | a [`KeyImport`] |
 //! | [`check_audit_log`] | an [`AuditSink`] that is also an [`AuditLog`] |
 //! | [`check_reopened_audit_log`] | such a log on disk or on a server: it reads back what it wrote |
 //!
@@ -46,7 +47,7 @@ use std::sync::Arc;
 use crate::audit::log::AuditLog;
 use crate::audit::sink::AuditSink;
 use crate::store::key_store::KeyStore;
-use crate::store::transfer::KeyExport;
+use crate::store::transfer::{KeyExport, KeyImport};
 
 mod audit;
 mod calls;
@@ -61,6 +62,7 @@ mod find;
 mod fixtures;
 mod fresh;
 mod handles;
+mod import;
 mod insert;
 mod isolation;
 mod limit;
@@ -73,7 +75,7 @@ mod use_races;
 mod uses;
 mod violation;
 
-use handles::{SinkAndLog, StoreAndExport};
+use handles::{SinkAndLog, StoreAndExport, StoreAndImport};
 use property::check_all;
 
 pub use handles::TwoHandles;
@@ -151,6 +153,20 @@ where
 {
     let factory = || async { Arc::new(factory().await) as Arc<dyn StoreAndExport> };
     check_all(catalogue::EXPORT, factory).await
+}
+
+/// Checks the [`KeyImport`] of a store. Run [`check_store`] as well.
+///
+/// # Errors
+///
+/// The properties that do not hold, or a runtime on which races cannot occur.
+pub async fn check_import<S, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
+where
+    S: KeyStore + KeyImport,
+    F: Future<Output = S>,
+{
+    let factory = || async { Arc::new(factory().await) as Arc<dyn StoreAndImport> };
+    check_all(catalogue::IMPORT, factory).await
 }
 
 /// Checks an [`AuditSink`] that is also an [`AuditLog`].

@@ -1,7 +1,6 @@
 //! The connection for purging, which takes several statements and so is not shared.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
@@ -19,19 +18,19 @@ use crate::store::postgres::error::{DbError, Result};
 pub(super) struct Alone {
     slot: Mutex<Option<Connection>>,
     dialer: Arc<Dialer>,
-    deadline: Duration,
 }
 
 impl Alone {
-    pub(super) fn new(dialer: Arc<Dialer>, deadline: Duration) -> Self {
-        Self { slot: Mutex::new(None), dialer, deadline }
+    pub(super) fn new(dialer: Arc<Dialer>) -> Self {
+        Self { slot: Mutex::new(None), dialer }
     }
 
     /// Not done on a shared connection, which it would block for too long. Repeating the
     /// purge of deleted rows does no harm.
     pub(super) async fn purge(&self, purge: Purge) -> Result<Purged> {
-        let until = Instant::now() + self.deadline;
-        let late = |_| DbError::Late(self.deadline);
+        let deadline = self.dialer.patience.deadline;
+        let until = Instant::now() + deadline;
+        let late = |_| DbError::Late(deadline);
         let mut slot = timeout_at(until, self.slot.lock()).await.map_err(late)?;
         let mut again = true;
         loop {
@@ -42,7 +41,7 @@ impl Alone {
             };
             let Ok(done) = timeout_at(until, audit::purge(&connection, purge)).await else {
                 connection.retire();
-                return Err(DbError::Late(self.deadline));
+                return Err(DbError::Late(deadline));
             };
             let Err(fault) = done else {
                 *slot = Some(connection);

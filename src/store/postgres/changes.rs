@@ -37,7 +37,8 @@ impl PostgresStore {
     #[cfg(feature = "cache")]
     #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
     pub fn changes(&self) -> PostgresChanges {
-        PostgresChanges::of(self.clone())
+        let heartbeat = Duration::from_millis(250);
+        PostgresChanges { store: self.clone(), heartbeat, listening: None }
     }
 }
 
@@ -98,10 +99,6 @@ struct Listening {
 }
 
 impl PostgresChanges {
-    pub(super) fn of(store: PostgresStore) -> Self {
-        Self { store, heartbeat: Duration::from_millis(250), listening: None }
-    }
-
     /// The time between two heartbeats: from 10 ms to 5 seconds. The default is 250 ms. It
     /// should be at most a quarter of the cache's `max_staleness`.
     ///

@@ -19,7 +19,6 @@ mod server;
 mod session;
 mod statements;
 mod store;
-mod target;
 #[cfg(feature = "postgres-tls")]
 mod tls;
 

@@ -7,8 +7,17 @@ use thiserror::Error;
 
 use crate::store::postgres::error::{DbError, Refusal};
 use crate::store::postgres::schema::{self, SchemaError};
-use crate::store::postgres::target::Target;
 use crate::text::debug_with_causes;
+
+/// The servers, the user and the database, for error messages.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) servers: String,
+    pub(super) user: String,
+    pub(super) database: String,
+    pub(super) schema: String,
+    pub(super) connections: usize,
+}
 
 /// Why a database could not be opened. No error contains the password.
 #[derive(Error)]

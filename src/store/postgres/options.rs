@@ -8,11 +8,10 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 
 use crate::store::postgres::dial::{Dialer, LastFailure};
-use crate::store::postgres::open::PostgresOpenError;
+use crate::store::postgres::open::{PostgresOpenError, Target};
 use crate::store::postgres::server::{Server, servers};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Texts;
-use crate::store::postgres::target::Target;
 
 /// A longer duration may overflow when added to a point in time.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -157,7 +156,6 @@ impl PostgresOptions {
     /// Of the parameters at the start of a session, PgBouncer accepts those that the store
     /// sends (`application_name` and `client_encoding`), but not `options`: it accepts a
     /// URL with that only if it is listed in `ignore_startup_parameters`.
-    /// `ignore_startup_parameters`.
     pub fn prepared(self, prepared: bool) -> Self {
         Self { prepared, ..self }
     }
@@ -169,7 +167,6 @@ impl PostgresOptions {
             database: self.config.get_dbname().unwrap_or("the user's own").to_owned(),
             schema: self.schema,
             connections: self.connections.unwrap_or(if self.prepared { 2 } else { 4 }),
-            deadline: self.deadline,
         };
         if self.config.get_ssl_mode() == SslMode::Require && !cfg!(feature = "postgres-tls") {
             return Err(PostgresOpenError::NoTls { servers: target.servers });
@@ -270,8 +267,8 @@ mod tests {
     fn the_longest_duration_is_accepted() {
         let url = "postgres://u@h/d?connect_timeout=9223372036854775807";
         let options = PostgresOptions::from_url(url).unwrap().deadline(Duration::MAX);
-        let (dialer, target) = options.parts().unwrap();
-        assert_eq!((dialer.reach, target.deadline), (LONGEST, LONGEST));
+        let (dialer, _) = options.parts().unwrap();
+        assert_eq!((dialer.reach, dialer.patience.deadline), (LONGEST, LONGEST));
     }
 
     #[test]

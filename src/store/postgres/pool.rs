@@ -41,8 +41,6 @@ pub(super) struct Pool {
     slots: watch::Receiver<Slots>,
     next: AtomicUsize,
     used: Use,
-    deadline: Duration,
-    patience: Patience,
     gates: Gates,
     /// How many changes are in progress.
     changing: Arc<AtomicUsize>,
@@ -56,12 +54,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// Without prepared statements, the calls of every pool take turns.
-    pub(super) fn start(
-        dialer: &Arc<Dialer>,
-        connections: usize,
-        used: Use,
-        deadline: Duration,
-    ) -> Self {
+    pub(super) fn start(dialer: &Arc<Dialer>, connections: usize, used: Use) -> Self {
         let (publish, slots) = watch::channel(vec![None; connections]);
         let publish = Arc::new(publish);
         let keep = |slot| {
@@ -73,8 +66,6 @@ impl Pool {
             slots,
             next: AtomicUsize::new(0),
             used: if dialer.prepared { used } else { Use::InTurn },
-            deadline,
-            patience: Patience::of(deadline),
             gates: Gates::default(),
             changing: Arc::default(),
             retries: Semaphore::new(connections.div_ceil(2)),
@@ -123,7 +114,7 @@ impl Pool {
         let [own, shared] = gates;
         let passes = async { (self.gates.enter(own).await, self.gates.enter(shared).await) };
         let passes =
-            timeout_at(until, passes).await.map_err(|_| DbError::NotBegun(self.deadline))?;
+            timeout_at(until, passes).await.map_err(|_| DbError::NotBegun(self.deadline()))?;
         let change = Change { under_way: Arc::clone(&self.changing), _passes: Arc::new(passes) };
         let _counted = Counted::new(&self.changing);
         let mut repeats = self.size();
@@ -134,7 +125,7 @@ impl Pool {
             let answer = self.ask_in_turn(call, until).await;
             drop(retry.take());
             match answer {
-                Err(fault) if fault.is_a_lock() && !self.patience.is_spent(until) => {
+                Err(fault) if fault.is_a_lock() && !self.dialer.patience.is_spent(until) => {
                     retry = timeout_at(until, self.retries.acquire()).await.ok();
                 }
                 Err(fault) if repeats > 0 && fault.changed_nothing() => repeats -= 1,
@@ -148,7 +139,7 @@ impl Pool {
 
     /// The deadline of a call.
     pub(super) fn deadline(&self) -> Duration {
-        self.deadline
+        self.dialer.patience.deadline
     }
 
     /// How many connections there are.
@@ -158,7 +149,7 @@ impl Pool {
 
     /// When a call that begins now must have ended.
     pub(super) fn until(&self) -> Instant {
-        Instant::now() + self.deadline
+        Instant::now() + self.deadline()
     }
 
     /// Pipelined behind other calls.
@@ -169,10 +160,10 @@ impl Pool {
         until: Instant,
     ) -> Result<Vec<Row>> {
         let connection = self.live(until).await?;
-        let watch = connection.watch(self.deadline / 4);
+        let watch = connection.watch(self.deadline() / 4);
         let answer = timeout_at(until, connection.query(statement, parameters)).await;
         watch.done();
-        connection.judge(answer, self.deadline)
+        connection.judge(answer, self.deadline())
     }
 
     /// Waits until earlier calls were answered. If the caller gives up, the call continues,
@@ -180,7 +171,7 @@ impl Pool {
     /// also reassign the session of a client that disconnected during several calls, and
     /// another client receives their answers: PgBouncer 1.18 does.)
     async fn ask_in_turn(&self, call: Call, until: Instant) -> Result<Vec<Row>> {
-        let deadline = self.deadline;
+        let (patience, deadline) = (self.dialer.patience, self.deadline());
         let (connection, turn) = loop {
             let connection = self.live(until).await?;
             let turn = timeout_at(until, connection.turn()).await;
@@ -189,10 +180,10 @@ impl Pool {
                 break (connection, turn);
             }
         };
-        if call.change.is_some() && self.patience.is_spent(until) {
+        if call.change.is_some() && patience.is_spent(until) {
             return Err(DbError::NotBegun(deadline));
         }
-        let begun = Begun { connection, _turn: turn, until, deadline, patience: self.patience };
+        let begun = Begun { connection, _turn: turn, until, patience };
         let answer = timeout_at(until, self.runtime.spawn(begun.carry_out(call))).await;
         let answer = answer.unwrap_or(Ok(Err(DbError::Late(deadline))));
         let answer = answer.unwrap_or(Err(DbError::Ended));
@@ -221,7 +212,7 @@ impl Pool {
             let found = timeout_at(until, slots.wait_for(|slots| pick(slots, turn).is_some()));
             let Ok(found) = found.await else {
                 let reason = self.dialer.last_failure.text();
-                return Err(DbError::NoConnection { waited: self.deadline, reason });
+                return Err(DbError::NoConnection { waited: self.deadline(), reason });
             };
             let found = found.map(|slots| pick(&slots, turn)).map_err(|_| DbError::Ended)?;
             if let Some(connection) = found {
@@ -268,7 +259,6 @@ struct Begun {
     connection: Arc<Connection>,
     _turn: OwnedMutexGuard<()>,
     until: Instant,
-    deadline: Duration,
     patience: Patience,
 }
 
@@ -276,7 +266,8 @@ impl Begun {
     /// A call that is not answered in time is left to the server and not cancelled: a
     /// cancelled commit that waits for a synchronous standby would count as done.
     async fn carry_out(self, mut call: Call) -> Result<Vec<Row>> {
-        let Self { connection, until, deadline, patience, .. } = &self;
+        let Self { connection, until, patience, .. } = &self;
+        let deadline = patience.deadline;
         if let Some(Change { under_way, .. }) = &call.change {
             let lock = patience.lock(under_way.load(Ordering::Relaxed));
             let (by, window, lock_timeout) = patience.of_a_change(*until, &connection.clock, lock);
@@ -290,14 +281,14 @@ impl Begun {
         let Ok(answer) = timeout_at(*until, connection.query(call.statement, &parameters)).await
         else {
             connection.leave();
-            return Err(DbError::Late(*deadline));
+            return Err(DbError::Late(deadline));
         };
-        let answer = connection.judge(Ok(answer), *deadline);
+        let answer = connection.judge(Ok(answer), deadline);
         match &answer {
-            Err(_) => connection.settle(*deadline).await,
+            Err(_) => connection.settle(deadline).await,
             Ok(rows) => {
                 let now = rows.first().and_then(|row| row.try_get("now").ok());
-                now.into_iter().for_each(|now| connection.clock.learn(now, *deadline));
+                now.into_iter().for_each(|now| connection.clock.learn(now, deadline));
             }
         }
         answer

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// does, so that a change that the client reports as failed has failed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    deadline: Duration,
+    pub(super) deadline: Duration,
 }
 
 impl Patience {

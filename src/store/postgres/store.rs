@@ -88,33 +88,6 @@ impl PostgresStore {
     pub async fn connect(url: &str) -> Result<Self, PostgresOpenError> {
         PostgresOptions::from_url(url)?.connect().await
     }
-
-    async fn open(options: PostgresOptions) -> Result<Self, PostgresOpenError> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(PostgresOpenError::NoRuntime);
-        }
-        let (dialer, target) = options.parts()?;
-        let failed = |fault| PostgresOpenError::from_error(&target, fault);
-        let (connection, _) = dialer.dial_patiently().await.map_err(failed)?;
-        let opened = timeout(schema::TIMEOUT, schema::open(&connection, &target.schema)).await;
-        let opened = opened.unwrap_or(Err(DbError::Late(schema::TIMEOUT).into()));
-        opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
-        let dialer = Arc::new(dialer);
-        connection.retire();
-        let pool = |connections, used| Pool::start(&dialer, connections, used, target.deadline);
-        let inner = Inner {
-            lookups: pool(target.connections, Use::Shared),
-            changes: pool(CHANGES, Use::InTurn),
-            uses: pool(1, Use::InTurn),
-            // One for a batch of requests, and one for a batch of changes.
-            records: pool(2, Use::InTurn),
-            pages: pool(1, Use::InTurn),
-            alone: Alone::new(Arc::clone(&dialer), target.deadline),
-            #[cfg(feature = "cache")]
-            dialer,
-        };
-        Ok(Self { inner: Arc::new(inner) })
-    }
 }
 
 impl PostgresOptions {
@@ -124,7 +97,30 @@ impl PostgresOptions {
     ///
     /// A [`PostgresOpenError`] that says what is wrong.
     pub async fn connect(self) -> Result<PostgresStore, PostgresOpenError> {
-        PostgresStore::open(self).await
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(PostgresOpenError::NoRuntime);
+        }
+        let (dialer, target) = self.parts()?;
+        let failed = |fault| PostgresOpenError::from_error(&target, fault);
+        let (connection, _) = dialer.dial_patiently().await.map_err(failed)?;
+        let opened = timeout(schema::TIMEOUT, schema::open(&connection, &target.schema)).await;
+        let opened = opened.unwrap_or(Err(DbError::Late(schema::TIMEOUT).into()));
+        opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
+        let dialer = Arc::new(dialer);
+        connection.retire();
+        let pool = |connections, used| Pool::start(&dialer, connections, used);
+        let inner = Inner {
+            lookups: pool(target.connections, Use::Shared),
+            changes: pool(CHANGES, Use::InTurn),
+            uses: pool(1, Use::InTurn),
+            // One for a batch of requests, and one for a batch of changes.
+            records: pool(2, Use::InTurn),
+            pages: pool(1, Use::InTurn),
+            alone: Alone::new(Arc::clone(&dialer)),
+            #[cfg(feature = "cache")]
+            dialer,
+        };
+        Ok(PostgresStore { inner: Arc::new(inner) })
     }
 }
 
@@ -184,6 +180,8 @@ impl KeyImport for PostgresStore {
             match keys::insert(changes, lookups, key, OrgLimit::NONE).await.map_err(Into::into) {
                 Ok(()) => inserted.push(true),
                 Err(StoreError::Conflict) => inserted.push(false),
+                // Keys before this one may be stored already.
+                Err(error) if inserted.contains(&true) => return Err(StoreError::in_doubt(error)),
                 Err(error) => return Err(error),
             }
         }

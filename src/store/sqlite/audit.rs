@@ -68,10 +68,12 @@ pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Result<()> {
 
 /// One short scan along an index, at any size of the log.
 pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
-    let (table, scope) = match query.scope {
-        AuditScope::KeyRequests(_) => ("requests", "key = ?2 AND org = ?1"),
-        AuditScope::KeyChanges(_) => ("changes", "key = ?2 AND org = ?1"),
-        AuditScope::OrgChanges => ("changes", "org = ?1 AND ?2 IS NULL"),
+    type Read = fn(&Row<'_>) -> Result<AuditRecord>;
+    let of_key = "key = ?2 AND org = ?1";
+    let (table, scope, key, read): (_, _, _, Read) = match query.scope {
+        AuditScope::KeyRequests(key) => ("requests", of_key, Some(key), request),
+        AuditScope::KeyChanges(key) => ("changes", of_key, Some(key), change),
+        AuditScope::OrgChanges => ("changes", "org = ?1 AND ?2 IS NULL", None, change),
     };
     let (side, order, cursor) = match query.position {
         Position::Newest => ("AND ?3 IS NULL AND ?4 IS NULL", "DESC", None),
@@ -82,21 +84,13 @@ pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
         "SELECT * FROM {table} WHERE {scope} {side} ORDER BY at {order}, id {order} LIMIT ?5"
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let key = match query.scope {
-        AuditScope::KeyRequests(key) | AuditScope::KeyChanges(key) => Some(key.to_bytes()),
-        AuditScope::OrgChanges => None,
-    };
     let parameters = params![
         query.org.as_str(),
-        key,
+        key.map(|key| key.to_bytes()),
         cursor.as_ref().map(|c: &AuditCursor| c.at().unix_micros()),
         cursor.as_ref().map(|c| c.id().to_bytes()),
         i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1),
     ];
-    let read = match query.scope {
-        AuditScope::KeyRequests(_) => request,
-        AuditScope::KeyChanges(_) | AuditScope::OrgChanges => change,
-    };
     let fetched: Result<Vec<AuditRecord>> = statement.query_and_then(parameters, read)?.collect();
     Ok(AuditPage::assemble(query, fetched?))
 }
