@@ -1,4 +1,4 @@
-//! Stores that spoil histories, each in its own way; and one that only takes its time.
+//! Stores with one fault each, of a kind that only a race or a call soon afterwards shows.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,97 +9,92 @@ use async_trait::async_trait;
 use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
 use keygate::{ApiKey, KeyId, KeyStore, MemoryStore, OrgId, StoreError};
 
-/// What is wrong with a store in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing; but threads take turns in the midst of calls.
+    /// No fault; the store only lets other threads and tasks run during its calls.
     None,
-    /// It keeps what look-ups found, and a look-up that was under way during a change
-    /// puts the old record back.
+    /// Look-ups are cached, and a look-up during a change puts the old record back.
     LateFill,
-    /// The old secret lives on for a moment.
+    /// The old secret works for a moment after its rotation.
     OldSecretLingers,
-    /// The secret before the old one lives on for a moment, when an overlap ends.
+    /// The previous secret works for a moment after the end of its overlap.
     PreviousSecretLingers,
-    /// While a key is edited, it is not there.
-    AwayDuringEdits,
-    /// Of two edits at once, the later one undoes the other.
+    /// A key cannot be found during an edit.
+    MissingDuringEdits,
+    /// The later of two concurrent edits undoes the other one.
     LostEdits,
-    /// A deleted key is found for a moment.
+    /// A deleted key can be found for a moment.
     DeletedLingers,
 }
 
-/// How long what should be gone is still there.
+/// How long an old record can still be found.
 const MOMENT: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
-pub(crate) struct Spoilt {
+pub(crate) struct BrokenStore {
     fault: Fault,
     keys: MemoryStore,
+    /// Records that a look-up finds instead of the stored ones.
     kept: Mutex<HashMap<KeyDigest, (Arc<ApiKey>, Instant)>>,
-    away: Mutex<HashSet<KeyDigest>>,
+    missing: Mutex<HashSet<KeyDigest>>,
     turns: AtomicU64,
 }
 
-impl Spoilt {
-    pub(crate) fn by(fault: Fault) -> Self {
+impl BrokenStore {
+    pub(crate) fn new(fault: Fault) -> Self {
         Self {
             fault,
             keys: MemoryStore::new(),
             kept: Mutex::default(),
-            away: Mutex::default(),
+            missing: Mutex::default(),
             turns: AtomicU64::new(0),
         }
     }
 
-    /// Now and then another thread gets its turn here, or another task.
+    /// Sometimes lets another thread or task run.
     async fn turn(&self) {
-        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
-        match turn % 7 {
+        match self.turns.fetch_add(1, Ordering::Relaxed) % 7 {
             0 | 3 => std::thread::yield_now(),
             5 => tokio::task::yield_now().await,
             _ => {}
         }
     }
 
-    fn keep(&self, key: Arc<ApiKey>) {
-        self.kept.lock().unwrap().insert(key.digest, (key, Instant::now()));
+    /// [`Self::turn`] before and after the work.
+    async fn around<T>(&self, work: impl Future<Output = T>) -> T {
+        self.turn().await;
+        let done = work.await;
+        self.turn().await;
+        done
+    }
+
+    fn keep(&self, digest: KeyDigest, key: Arc<ApiKey>) {
+        self.kept.lock().unwrap().insert(digest, (key, Instant::now()));
     }
 
     fn kept(&self, digest: &KeyDigest) -> Option<Arc<ApiKey>> {
         let mut kept = self.kept.lock().unwrap();
-        if kept.get(digest)?.1.elapsed() > MOMENT {
-            kept.remove(digest);
-        }
+        kept.retain(|_, (_, since)| since.elapsed() <= MOMENT);
         kept.get(digest).map(|(key, _)| Arc::clone(key))
-    }
-
-    async fn stored(&self, org: &OrgId, id: &KeyId) -> Option<Arc<ApiKey>> {
-        self.keys.get(org, id).await.unwrap()
     }
 }
 
 #[async_trait]
-impl KeyStore for Spoilt {
+impl KeyStore for BrokenStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
-        self.turn().await;
-        let done = self.keys.insert(key, limit).await;
-        self.turn().await;
-        done
+        self.around(self.keys.insert(key, limit)).await
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
         if let Some(key) = self.kept(digest) {
             return Ok(Some(key));
         }
-        self.turn().await;
-        let found = self.keys.find_by_digest(digest).await?;
-        self.turn().await;
+        let found = self.around(self.keys.find_by_digest(digest)).await?;
         if let (Fault::LateFill, Some(key)) = (self.fault, &found) {
-            self.keep(Arc::clone(key));
+            self.keep(key.digest, Arc::clone(key));
         }
-        let away = self.away.lock().unwrap().contains(digest);
-        Ok(found.filter(|_| !away))
+        let is_missing = self.missing.lock().unwrap().contains(digest);
+        Ok(found.filter(|_| !is_missing))
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
@@ -112,30 +107,24 @@ impl KeyStore for Spoilt {
     }
 
     async fn replace(&self, key: &ApiKey, expected: Revision) -> Result<(), StoreError> {
-        let stored = self.stored(&key.org, &key.id).await;
-        let digest = stored.as_ref().map_or(key.digest, |stored| stored.digest);
-        if self.fault == Fault::AwayDuringEdits {
-            self.away.lock().unwrap().insert(digest);
-        }
-        self.turn().await;
-        let expected = match (self.fault, &stored) {
-            (Fault::LostEdits, Some(stored)) if stored.digest == key.digest => stored.revision,
-            _ => expected,
+        let Some(old) = self.keys.get(&key.org, &key.id).await? else {
+            return Err(StoreError::NotFound);
         };
-        let done = self.keys.replace(key, expected).await;
-        self.turn().await;
-        self.away.lock().unwrap().remove(&digest);
-        match (self.fault, stored) {
-            (Fault::OldSecretLingers, Some(old)) if done.is_ok() && old.digest != key.digest => {
-                self.keep(old);
+        if self.fault == Fault::MissingDuringEdits {
+            self.missing.lock().unwrap().insert(old.digest);
+        }
+        let undoes = self.fault == Fault::LostEdits && old.digest == key.digest;
+        let expected = if undoes { old.revision } else { expected };
+        let done = self.around(self.keys.replace(key, expected)).await;
+        self.missing.lock().unwrap().remove(&old.digest);
+        match self.fault {
+            Fault::OldSecretLingers if done.is_ok() && old.digest != key.digest => {
+                self.keep(old.digest, old);
             }
-            (Fault::PreviousSecretLingers, Some(old)) if done.is_ok() => {
-                let ended = old.previous.filter(|_| key.previous != old.previous);
-                if let Some(ended) = ended {
-                    self.kept.lock().unwrap().insert(ended.digest, (old, Instant::now()));
-                }
+            Fault::PreviousSecretLingers if done.is_ok() && key.previous != old.previous => {
+                old.previous.into_iter().for_each(|ended| self.keep(ended.digest, old.clone()));
             }
-            (Fault::LateFill, _) => drop(self.kept.lock().unwrap().remove(&digest)),
+            Fault::LateFill => drop(self.kept.lock().unwrap().remove(&old.digest)),
             _ => {}
         }
         done
@@ -147,11 +136,11 @@ impl KeyStore for Spoilt {
         id: &KeyId,
         expected: Option<Revision>,
     ) -> Result<(), StoreError> {
-        let stored = self.stored(org, id).await;
+        let old = self.keys.get(org, id).await?;
         self.turn().await;
         let done = self.keys.delete(org, id, expected).await;
-        match (self.fault, stored) {
-            (Fault::DeletedLingers, Some(old)) if done.is_ok() => self.keep(old),
+        match (self.fault, old) {
+            (Fault::DeletedLingers, Some(old)) if done.is_ok() => self.keep(old.digest, old),
             (Fault::LateFill, Some(old)) => drop(self.kept.lock().unwrap().remove(&old.digest)),
             _ => {}
         }

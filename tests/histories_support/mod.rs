@@ -1,4 +1,4 @@
-//! Concurrent histories of keys: what makes them, what judges them, and stores that spoil them.
+//! Concurrent histories of keys: the threads that make them, their checker, and broken stores.
 
 pub(crate) mod broken;
 pub(crate) mod checker;
