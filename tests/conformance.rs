@@ -10,10 +10,7 @@
 
 use std::sync::Arc;
 
-use keygate::conformance::{
-    TwoHandles, check_audit_log, check_export, check_reopened_audit_log, check_reopened_store,
-    check_store, only,
-};
+use keygate::conformance::{TwoHandles, check_audit_log, check_export, check_store, only};
 use keygate::{KeyStore, MemoryAuditLog, MemoryStore};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -25,23 +22,6 @@ async fn memory_store_conforms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memory_audit_log_conforms() {
     check_audit_log(|| async { MemoryAuditLog::new() }).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_store_that_loses_everything_when_reopened_fails() {
-    let violations = check_reopened_store(|| async { MemoryStore::new() }).await.unwrap_err();
-    assert!(violations.iter().any(|(name, _)| name == "reopened::every_field_comes_back"));
-    let violations =
-        check_reopened_audit_log(|| async { MemoryAuditLog::new() }).await.unwrap_err();
-    assert!(violations.iter().any(|(name, _)| name == "audit::reopened::every_field_comes_back"));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_store_that_stays_open_conforms_after_reopening() {
-    let store = Arc::new(MemoryStore::new());
-    check_reopened_store(|| async { Arc::clone(&store) }).await.unwrap();
-    let log = Arc::new(MemoryAuditLog::new());
-    check_reopened_audit_log(|| async { Arc::clone(&log) }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

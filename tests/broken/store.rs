@@ -21,7 +21,7 @@ pub(crate) struct BrokenStore {
 pub(super) struct State {
     pub(super) keys: HashMap<KeyId, ApiKey>,
     pub(super) by_digest: HashMap<KeyDigest, KeyId>,
-    /// Deleted keys that a fault still keeps.
+    /// Old records that a fault still keeps.
     pub(super) ghosts: HashMap<KeyDigest, ApiKey>,
     pub(super) taken_digests: HashSet<KeyDigest>,
     pub(super) taken_ids: HashSet<KeyId>,
@@ -164,14 +164,15 @@ impl KeyStore for BrokenStore {
                     }
                     _ => true,
                 });
-                key.digest == *digest
-                    || previous.is_some_and(|previous| previous.digest == *digest)
-                    || self.is(Fault::OldDigestLives)
-                    || self.is(Fault::PreviousDigestLives)
+                key.digest == *digest || previous.is_some_and(|previous| previous.digest == *digest)
             });
             let found = indexed.or_else(|| state.keys.values().find(matches));
-            let ghosts = Some(&state.ghosts).filter(|_| self.is(Fault::DeleteLeavesDigest));
-            found.or(ghosts.and_then(|ghosts| ghosts.get(digest))).cloned().map(Arc::new)
+            let keeps_ghosts = matches!(
+                self.fault,
+                Fault::DeleteLeavesDigest | Fault::OldDigestLives | Fault::PreviousDigestLives
+            );
+            let ghost = state.ghosts.get(digest).filter(|_| keeps_ghosts);
+            found.or(ghost).cloned().map(Arc::new)
         };
         if self.is(Fault::UnknownIsAnError) && found.is_none() {
             return Err(StoreError::NotFound);
@@ -279,9 +280,10 @@ impl KeyStore for BrokenStore {
                 Fault::PreviousDigestLives => digest != old.digest,
                 _ => false,
             };
-            if !lives {
-                state.by_digest.remove(&digest);
+            if lives {
+                state.ghosts.insert(digest, old.clone());
             }
+            state.by_digest.remove(&digest);
         }
         if !self.is(Fault::FindIsCached) {
             for digest in old.digests() {

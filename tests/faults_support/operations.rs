@@ -5,6 +5,7 @@ use std::time::Duration;
 use keygate::manager::IssuedKey;
 use keygate::store::PostgresOptions;
 use keygate::{Denial, KeyPatch, ManageError, NewKey, VerifyError};
+use tokio::task::JoinSet;
 
 use crate::postgres_support::in_schema;
 use crate::proxy::{Network, PlannedFault, Side};
@@ -254,6 +255,7 @@ async fn case_32_each_operation_survives_each_fault() {
     in_schema(|options| async move {
         // Creates the tables.
         drop(options.clone().connect().await.unwrap());
+        let mut runs = JoinSet::new();
         for (network, lasting) in [
             (Network::Closed, true),
             (Network::Closed, false),
@@ -272,14 +274,12 @@ async fn case_32_each_operation_survives_each_fault() {
             (Network::Slow(Duration::from_millis(700)), true),
             (Network::Limited(2_000), true),
         ] {
-            let operations = Operation::ALL.map(|operation| {
+            for operation in Operation::ALL {
                 let options = options.clone();
-                tokio::spawn(assert_operation_survives(options, operation, network, lasting))
-            });
-            for operation in operations {
-                operation.await.unwrap();
+                runs.spawn(assert_operation_survives(options, operation, network, lasting));
             }
         }
+        runs.join_all().await;
     })
     .await;
 }

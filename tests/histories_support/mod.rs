@@ -1,6 +1,5 @@
-//! Concurrent histories of keys: the threads that make them, their checker, and broken stores.
+//! Concurrent histories of keys: the threads that make them, and their checker.
 
-pub(crate) mod broken;
 pub(crate) mod checker;
 pub(crate) mod event;
 mod handmade;
