@@ -101,8 +101,7 @@ impl Client {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
-async fn case_35_during_random_faults_only_stored_keys_are_accepted_and_each_response_has_its_record()
- {
+async fn case_35_during_random_faults_decisions_are_right_and_each_response_has_its_record() {
     in_schema(|options| async move {
         let world = World::new(&options).await;
         let issued = world.key().await;
