@@ -1,4 +1,4 @@
-//! Faults of the database: a proxy between keygate and PostgreSQL delays, swallows, resets and truncates in the midst of operations. `cargo test --all-features --test faults -- --ignored`.
+//! Faults of the network between keygate and PostgreSQL, caused by a proxy during operations.
 #![cfg(feature = "postgres")]
 #![allow(
     clippy::unwrap_used,

@@ -1,10 +1,8 @@
-//! Histories, not samples: threads use and change keys at once, and a checker says whether some order of the changes explains every outcome.
+//! Threads use and change keys at the same time, and a checker finds out whether some order of
+//! the changes explains every outcome.
 //!
-//! | variable | default | |
-//! |---|---|---|
-//! | `KEYGATE_HISTORY_OPS` | some thousands for each store | how many operations |
-//!
-//! In full, for each store of a release build:
+//! `KEYGATE_HISTORY_OPS` is the number of operations, some thousands by default. Full runs, for
+//! each store, with a release build:
 //! `KEYGATE_HISTORY_OPS=1000000 cargo test --release --all-features --test histories memory -- --nocapture`,
 //! with 100000 for `sqlite`, and for `postgres` with `--ignored` as well.
 #![cfg(feature = "tokio")]
@@ -17,132 +15,123 @@
     reason = "tests"
 )]
 
+#[allow(dead_code, reason = "other tests use the rest")]
+mod broken;
 mod histories_support;
 #[cfg(feature = "postgres")]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod postgres_support;
+mod support;
 
 use std::env;
 use std::time::{Duration, Instant};
 
-use keygate::{KeyManager, KeyStore, MemoryStore};
-use tokio::runtime::Runtime;
+use keygate::{KeyStore, MemoryStore};
+use tokio::runtime::Handle;
 
-use crate::histories_support::broken::{Fault, Spoilt};
+use crate::broken::fault::Fault;
+use crate::broken::store::BrokenStore;
 use crate::histories_support::checker::{Demand, Kind};
-use crate::histories_support::event::Deed;
-use crate::histories_support::workload::{History, Plan, run};
+use crate::histories_support::event::Outcome;
+use crate::histories_support::workload::{Plan, run};
+use crate::support::SpyStore;
 
-/// Threads that meet at few keys.
 fn plan(operations: u64) -> Plan {
     let operations = env::var("KEYGATE_HISTORY_OPS").map_or(operations, |ops| ops.parse().unwrap());
     Plan { operations, threads: 8, keys: 6, changes: 20, lifetime: Duration::from_millis(20) }
 }
 
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+/// A store in memory that lets other threads run during its calls.
+fn yielding_store() -> SpyStore {
+    let yields = |_| async {
+        std::thread::yield_now();
+        tokio::task::yield_now().await;
+        Ok(())
+    };
+    let store = SpyStore::default();
+    store.before(yields);
+    store.after(yields);
+    store
 }
 
-/// Fails with the first violations; says what was looked at.
-fn assert_explained(what: &str, plan: &Plan, demand: Demand, history: &History) {
+/// Runs the plan and checks the history, in which enough must have happened.
+fn assert_history(store: impl KeyStore, plan: &Plan, demand: Demand) {
     let begun = Instant::now();
+    let history = tokio::task::block_in_place(|| run(&Handle::current(), store, plan));
+    let took = begun.elapsed();
     let violations = history.violations(demand);
-    let [accepted, denied, unknown, changed, refused] = [
-        history.count(|deed| matches!(deed, Deed::Accepted { .. })),
-        history.count(|deed| matches!(deed, Deed::Denied { .. })),
-        history.count(|deed| matches!(deed, Deed::Unknown { .. })),
-        history.count(|deed| {
-            matches!(deed, Deed::Created(_) | Deed::Updated(..) | Deed::Rotated(_) | Deed::Deleted)
-        }),
-        history.count(|deed| matches!(deed, Deed::Conflict(_) | Deed::NotFound(_))),
+    let operations = history.count(|_| true);
+    let accepted = |outcome| matches!(outcome, Outcome::Verified { denial: None, .. });
+    let [accepted, denied, unknown, changed] = [
+        history.count(accepted),
+        history.count(|o| matches!(o, Outcome::Verified { denial: Some(_), .. })),
+        history.count(|o| matches!(o, Outcome::Unknown(_))),
+        history.count(|o| o.version().is_some() || o == Outcome::Deleted),
     ];
     let races = history.races();
     println!(
-        "{what}: {} operations of {} threads in {:.1?} ({accepted} accepted, {denied} denied, \
-         {unknown} unknown, {changed} changes, {refused} refused; {races} verifications raced \
-         with a change), checked in {:.1?}: {} violations",
-        history.operations,
+        "{operations} operations of {} threads in {took:.1?} ({accepted} accepted, \
+         {denied} denied, {unknown} unknown, {changed} changes; {races} verifications during a \
+         change), checked after {:.1?}: {} violations",
         plan.threads,
-        history.took,
         begun.elapsed(),
         violations.len(),
     );
     for violation in violations.iter().take(5) {
         println!("  {violation}");
     }
-    assert!(violations.is_empty(), "{what}: {} violations", violations.len());
-    // A history in which little happens is explained easily.
-    let operations = history.operations;
+    assert!(violations.is_empty(), "{} violations", violations.len());
     assert!(operations as u64 >= plan.operations);
     assert!(accepted > operations / 8 && changed > operations / 25, "too little happened");
     assert!(denied > operations / 50 && unknown > operations / 50, "too little was refused");
     assert!(races > operations / 20_000, "no races");
 }
 
-fn assert_history(what: &str, plan: &Plan, demand: Demand, store: impl KeyStore) {
-    let runtime = runtime();
-    let history = run(runtime.handle(), store, plan);
-    assert_explained(what, plan, demand, &history);
-}
-
-#[test]
-fn case_28_memory_every_history_is_explained() {
-    assert_history("memory", &plan(100_000), Demand::Together, MemoryStore::new());
-}
-
-#[test]
-fn case_28_memory_every_history_of_threads_that_take_turns_is_explained() {
-    let store = Spoilt::by(Fault::None);
-    assert_history("memory in turns", &plan(50_000), Demand::Together, store);
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_28_memory_every_history_is_explained() {
+    assert_history(MemoryStore::new(), &plan(100_000), Demand::Together);
+    assert_history(yielding_store(), &plan(50_000), Demand::Together);
 }
 
 #[cfg(feature = "cache")]
-#[test]
-fn case_28_memory_every_history_of_a_cache_is_explained() {
-    let cached =
-        |store| keygate::CachedStore::builder(store, Duration::from_secs(5)).build().unwrap();
-    let store = cached(Spoilt::by(Fault::None));
-    assert_history("cache over memory", &plan(50_000), Demand::Each, store);
+fn cached(store: impl KeyStore) -> keygate::store::CachedStoreBuilder {
+    keygate::CachedStore::builder(store, Duration::from_secs(5))
 }
 
-/// A revocation or deletion that finds itself done by somebody else returns as one
-/// that was made here: from then on, the key is refused here.
+#[cfg(feature = "cache")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_28_memory_every_history_of_a_cache_is_explained() {
+    let cached = cached(yielding_store()).build().unwrap();
+    assert_history(cached, &plan(50_000), Demand::Separately);
+}
+
+/// Like a deletion that succeeds, one that finds the key already deleted takes effect in the
+/// local cache.
 #[cfg(feature = "cache")]
 #[tokio::test]
-async fn case_28_a_change_that_was_made_elsewhere_already_holds_here_once_it_returned() {
-    use keygate::{Actor, Denial, KeyPatch, ManageError, NewKey, OrgId, VerifyError};
+async fn case_28_an_earlier_deletion_by_another_process_takes_effect_in_the_cache() {
+    use keygate::{Actor, KeyManager, ManageError, NewKey, OrgId, VerifyError};
     let store = std::sync::Arc::new(MemoryStore::new());
-    let cached =
-        keygate::CachedStore::builder(store.clone(), Duration::from_secs(5)).build().unwrap();
-    let here = KeyManager::builder(cached).build().unwrap();
-    let there = KeyManager::builder(store).build().unwrap();
+    let here = KeyManager::builder(cached(store.clone()).build().unwrap()).build().unwrap();
+    let elsewhere = KeyManager::builder(store).build().unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "tester");
     let issued = here.create(&actor, NewKey::named("CI").unwrap()).await.unwrap();
     let (id, secret) = (issued.key.id, issued.secret.expose_secret());
     here.verify(secret, None).await.unwrap();
 
-    there.update(&actor, &id, KeyPatch::revoke()).await.unwrap();
-    let revoked = here.update(&actor, &id, KeyPatch::revoke()).await.unwrap();
-    assert_eq!(revoked.status, keygate::Status::Revoked);
-    let refused = here.verify(secret, None).await;
-    let denial = Denial::Revoked;
-    assert!(
-        matches!(&refused, Err(VerifyError::Denied { denial: d, .. }) if *d == denial),
-        "accepted after the revocation returned: {refused:?}"
-    );
-    there.delete(&actor, &id).await.unwrap();
-    let gone = here.delete(&actor, &id).await;
-    assert!(matches!(gone, Err(ManageError::NotFound)), "{gone:?}");
+    elsewhere.delete(&actor, &id).await.unwrap();
+    let missing = here.delete(&actor, &id).await;
+    assert!(matches!(missing, Err(ManageError::NotFound)), "{missing:?}");
     let refused = here.verify(secret, None).await;
     assert!(matches!(refused, Err(VerifyError::Unknown)), "{refused:?}");
 }
 
 #[cfg(feature = "sqlite")]
-#[test]
-fn case_28_sqlite_every_history_is_explained() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_28_sqlite_every_history_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let store = keygate::SqliteStore::open(folder.path().join("keys.db")).unwrap();
-    assert_history("SQLite", &plan(5_000), Demand::Together, store);
+    assert_history(store, &plan(5_000), Demand::Together);
 }
 
 #[cfg(feature = "postgres")]
@@ -150,19 +139,9 @@ mod postgres {
     use super::*;
     use crate::postgres_support::in_schema;
 
-    /// Threads wait for the server most of the time.
-    fn patient(operations: u64) -> Plan {
-        Plan { threads: 16, keys: 10, lifetime: Duration::from_millis(200), ..plan(operations) }
-    }
-
-    async fn assert_history(what: &'static str, demand: Demand, store: impl KeyStore) {
-        let handle = tokio::runtime::Handle::current();
-        let work = move || {
-            let plan = patient(20_000);
-            let history = run(&handle, store, &plan);
-            assert_explained(what, &plan, demand, &history);
-        };
-        tokio::task::spawn_blocking(work).await.unwrap();
+    /// The threads wait for the server most of the time.
+    fn slow_plan() -> Plan {
+        Plan { threads: 16, keys: 10, lifetime: Duration::from_millis(200), ..plan(20_000) }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,7 +149,7 @@ mod postgres {
     async fn case_28_postgres_every_history_is_explained() {
         in_schema(|options| async move {
             let store = options.connect().await.unwrap();
-            assert_history("PostgreSQL", Demand::Together, store).await;
+            assert_history(store, &slow_plan(), Demand::Together);
         })
         .await;
     }
@@ -182,60 +161,44 @@ mod postgres {
         in_schema(|options| async move {
             let store = options.connect().await.unwrap();
             let feed = store.changes().heartbeat(Duration::from_millis(20));
-            let cached = keygate::CachedStore::builder(store, Duration::from_secs(5))
-                .feed(feed)
-                .build()
-                .unwrap();
-            let health = cached.clone();
-            assert_history("cache over PostgreSQL", Demand::Each, cached).await;
-            assert_eq!(health.health().state, keygate::store::CacheState::Following);
+            let cached = cached(store).feed(feed).build().unwrap();
+            assert_history(cached.clone(), &slow_plan(), Demand::Separately);
+            assert_eq!(cached.health().state, keygate::store::CacheState::Following);
         })
         .await;
     }
 }
 
-/// The first violations that are found, in as many rounds as it takes.
-fn kinds_found(fault: Fault) -> Vec<Kind> {
-    let runtime = runtime();
+/// Checks that the fault causes a violation of that kind, in as many rounds as it takes.
+fn assert_found(fault: Fault, kind: Kind) {
     let begun = Instant::now();
     loop {
         let plan = Plan { operations: 10_000, keys: 3, changes: 30, ..plan(0) };
-        let history = run(runtime.handle(), Spoilt::by(fault), &plan);
-        let violations = history.violations(Demand::Each);
-        if let Some(first) = violations.first() {
-            println!("{fault:?} after {:.1?}: {first}", begun.elapsed());
-            return violations.iter().map(|violation| violation.kind).collect();
+        let store = BrokenStore::new(fault);
+        let history = tokio::task::block_in_place(|| run(&Handle::current(), store, &plan));
+        let violations = history.violations(Demand::Separately);
+        if let Some(found) = violations.iter().find(|violation| violation.kind == kind) {
+            println!("{fault:?} after {:.1?}: {found}", begun.elapsed());
+            return;
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "{fault:?} is not found");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{fault:?}: no {kind:?}");
     }
 }
 
-#[test]
-fn a_revoked_key_that_a_late_fill_puts_back_is_found() {
-    assert!(kinds_found(Fault::LateFill).contains(&Kind::TooLate));
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_of_a_store_is_found() {
+    for (fault, kind) in [
+        (Fault::LateCacheFill, Kind::Outdated),
+        (Fault::OldDigestLives, Kind::Outdated),
+        (Fault::RotationHasAGap, Kind::Unexplained),
+        (Fault::ReplaceIgnoresRevision, Kind::WrongVersion),
+        (Fault::DeleteLeavesDigest, Kind::Outdated),
+    ] {
+        assert_found(fault, kind);
+    }
 }
 
-#[test]
-fn an_old_secret_that_outlives_its_rotation_is_found() {
-    assert!(kinds_found(Fault::OldSecretLingers).contains(&Kind::TooLate));
-}
-
-#[test]
-fn case_59_a_previous_secret_that_outlives_its_overlap_is_found() {
-    assert!(kinds_found(Fault::PreviousSecretLingers).contains(&Kind::TooLate));
-}
-
-#[test]
-fn a_key_that_is_away_while_it_is_edited_is_found() {
-    assert!(kinds_found(Fault::AwayDuringEdits).contains(&Kind::NoCause));
-}
-
-#[test]
-fn edits_that_undo_each_other_are_found() {
-    assert!(kinds_found(Fault::LostEdits).contains(&Kind::Unmade));
-}
-
-#[test]
-fn a_deleted_key_that_is_still_there_is_found() {
-    assert!(kinds_found(Fault::DeletedLingers).contains(&Kind::TooLate));
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_59_a_previous_secret_that_outlives_its_overlap_is_found() {
+    assert_found(Fault::PreviousDigestLives, Kind::Outdated);
 }

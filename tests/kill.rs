@@ -1,12 +1,5 @@
-//! A process is killed during its changes, many times. Acknowledged changes are stored, and a
-//! change under way is made completely or not at all.
-//!
-//! | variable | default | |
-//! |---|---|---|
-//! | `KEYGATE_KILL_CYCLES` | 10 | how often |
-//! | `KEYGATE_KILL_STORE` | a new SQLite file | the URL of the store, SQLite or PostgreSQL |
-//! | `KEYGATE_KILL_SCHEMA` | `keygate` | the schema in that PostgreSQL database |
-//! | `KEYGATE_TEST_POSTGRES` | `postgres://postgres@127.0.0.1:5432/test` | for the test in its own schema |
+//! A process is killed while it changes keys, many times (`KEYGATE_KILL_CYCLES`, by default 10).
+//! Acknowledged changes are stored, and the change under way is made completely or not at all.
 #![cfg(all(unix, any(feature = "sqlite", feature = "postgres"), feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
@@ -30,14 +23,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "postgres")]
-use keygate::PostgresStore;
-use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Position};
+use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase};
 use keygate::manager::KeyManagerBuilder;
-#[cfg(feature = "postgres")]
-use keygate::store::PostgresOptions;
 use keygate::{Actor, Delivery, KeyId, KeyManager, OrgId, Status};
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 
 use crate::changes::{Change, Key, Seeded, number, stored};
 
@@ -45,72 +34,54 @@ use crate::changes::{Change, Key, Seeded, number, stored};
 const WORKERS: u64 = 3;
 /// A busy machine is slow, and a child that gives up was not killed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A cycle ends by itself after this many lines.
+/// A child is killed at the latest after it has printed this many lines.
 const MOST_LINES: u64 = 120;
 
 /// Where the keys are stored, and how sessions are recognised.
 #[derive(Clone, Debug)]
 struct Place {
-    url: String,
-    /// The schema in PostgreSQL.
-    schema: String,
+    /// The URL of an SQLite file, or a schema of the PostgreSQL database of the tests.
+    store: String,
     /// The application name that PostgreSQL shows for our sessions.
     session: String,
 }
 
 impl Place {
-    fn in_session(&self, session: &str) -> Self {
-        Self { session: session.to_owned(), ..self.clone() }
+    fn new(store: String) -> Self {
+        Self { store, session: format!("kill-{:016x}", number()) }
+    }
+
+    fn org(&self, worker: u64) -> OrgId {
+        OrgId::new(format!("{}-{worker}", self.session)).unwrap()
     }
 }
 
 /// A manager on that store, which is also its audit log.
 async fn builder(place: &Place) -> KeyManagerBuilder {
     #[cfg(feature = "sqlite")]
-    if place.url.starts_with("sqlite:") {
-        let store = keygate::SqliteStore::open(&place.url).unwrap();
+    if place.store.starts_with("sqlite:") {
+        let store = keygate::SqliteStore::open(&place.store).unwrap();
         return KeyManager::builder(store.clone()).audit(store);
     }
     #[cfg(feature = "postgres")]
-    if place.url.starts_with("postgres") {
-        let store = postgres(place).await;
-        return KeyManager::builder(store.clone()).audit(store);
+    {
+        let options = postgres_support::in_session(&place.store, &place.session);
+        let store = options.connect().await.unwrap();
+        KeyManager::builder(store.clone()).audit(store)
     }
-    panic!("{}: no store of this build", place.url);
+    #[cfg(not(feature = "postgres"))]
+    panic!("{place:?}: no store of this build");
 }
 
-#[cfg(feature = "postgres")]
-async fn postgres(place: &Place) -> PostgresStore {
-    let mut config: tokio_postgres::Config = place.url.parse().unwrap();
-    config.application_name(&place.session);
-    let options = PostgresOptions::new(config).schema(&place.schema).unwrap();
-    options.deadline(PATIENCE).connect().await.unwrap()
-}
-
-#[cfg(feature = "postgres")]
-async fn administrator(url: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
-/// A server finishes the statements of a killed process. Waits until it has.
+/// Waits until the server has finished the statements of the killed process.
 async fn sessions_end(place: &Place) {
     #[cfg(feature = "postgres")]
-    if place.url.starts_with("postgres") {
-        let administrator = administrator(&place.url).await;
-        let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
-        let give_up = Instant::now() + Duration::from_secs(20);
-        while !administrator.query(sessions, &[&place.session]).await.unwrap().is_empty() {
-            assert!(Instant::now() < give_up, "sessions of a dead process are left");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+    if !place.store.starts_with("sqlite:") {
+        postgres_support::sessions_end(&place.session).await;
     }
     // SQLite has no server.
     let _ = place;
 }
-
-// ------------------------------------------------------------------ changes
 
 impl Change {
     /// The change as it is printed on a line.
@@ -151,27 +122,22 @@ impl Change {
     }
 }
 
-// -------------------------------------------------------------------- child
-
-#[test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "not a test: the process that is killed"]
-fn child() {
-    let Ok(url) = env::var("KEYGATE_KILL_CHILD") else { return };
-    let schema = env::var("KEYGATE_KILL_CHILD_SCHEMA").unwrap();
-    let place = Place { url, schema, session: env::var("KEYGATE_KILL_CYCLE").unwrap() };
-    runtime().block_on(async {
-        let workers: Vec<_> =
-            (0..WORKERS).map(|worker| tokio::spawn(work(place.clone(), worker))).collect();
-        for worker in workers {
-            worker.await.unwrap();
-        }
-    });
+async fn child() {
+    let Ok(store) = env::var("KEYGATE_KILL_CHILD") else { return };
+    let place = Place { store, session: env::var("KEYGATE_KILL_SESSION").unwrap() };
+    let workers: Vec<_> =
+        (0..WORKERS).map(|worker| tokio::spawn(work(place.clone(), worker))).collect();
+    for worker in workers {
+        worker.await.unwrap();
+    }
 }
 
-/// Prints a whole line at once.
+/// Prints a whole line at once. The full stop shows that it is not truncated.
 fn say(worker: u64, line: &str) {
     let mut out = io::stdout().lock();
-    out.write_all(format!("\n@ {worker} {line}\n").as_bytes()).unwrap();
+    out.write_all(format!("\n@ {worker} {line} .\n").as_bytes()).unwrap();
     out.flush().unwrap();
 }
 
@@ -180,8 +146,7 @@ async fn work(place: Place, worker: u64) {
     let builder = builder(&place).await.store_deadline(PATIENCE);
     let delivery = Delivery::strict().deadline(PATIENCE);
     let keys = builder.delivery(delivery).rng(rng.clone()).build().unwrap();
-    let org = OrgId::new(format!("{}-{worker}", place.session)).unwrap();
-    let actor = Actor::new(org, format!("worker {worker}"));
+    let actor = Actor::new(place.org(worker), format!("worker {worker}"));
     loop {
         let present = keys.list(actor.org()).await.unwrap();
         let present: Vec<_> =
@@ -195,14 +160,11 @@ async fn work(place: Place, worker: u64) {
     }
 }
 
-// ------------------------------------------------------------------- parent
-
 /// The lines of one worker.
 #[derive(Clone, Debug, Default)]
 struct Report {
     keys: BTreeMap<KeyId, Key>,
     secrets: BTreeSet<String>,
-    acknowledged: usize,
     /// The acknowledged changes that had an effect.
     done: Vec<Change>,
     in_flight: Option<Change>,
@@ -223,7 +185,6 @@ impl Report {
                 assert_eq!(issued, *secret, "the parent computed another secret");
                 let before = self.keys.clone();
                 change.apply(&mut self.keys);
-                self.acknowledged += 1;
                 // An edit without an effect is not a change and leaves no record.
                 if self.keys != before {
                     self.done.push(change);
@@ -232,169 +193,115 @@ impl Report {
             other => panic!("{other:?}"),
         }
     }
-
-    /// The two allowed states: all acknowledged changes, without and with the change in
-    /// flight.
-    fn possible(&self) -> Vec<BTreeMap<KeyId, Key>> {
-        let mut possible = vec![self.keys.clone()];
-        if let Some(change) = &self.in_flight {
-            let mut with = self.keys.clone();
-            change.apply(&mut with);
-            possible.push(with);
-        }
-        possible
-    }
 }
 
 /// The begun changes in the organisation's log, oldest first.
 async fn logged(keys: &KeyManager, org: &OrgId) -> Vec<(KeyId, ChangeAction)> {
-    let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
-    let mut records = Vec::new();
-    loop {
-        let page = keys.audit_page(&query).await.unwrap().unwrap();
-        records.extend(page.records);
-        match page.older {
-            Some(older) => query = query.at(Position::Before(older)),
-            None => break,
-        }
-    }
-    let change = |record: &keygate::audit::AuditRecord| match &record.event {
+    let query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
+    let page = keys.audit_page(&query).await.unwrap().unwrap();
+    assert_eq!(page.older, None, "a child makes fewer changes");
+    let change = |record: &AuditRecord| match &record.event {
         AuditEvent::Change(change) => {
             assert_eq!(change.phase, ChangePhase::Begun, "{record:?}");
             (record.key, change.action)
         }
         other => panic!("{other:?}"),
     };
-    records.iter().rev().map(change).collect()
+    page.records.iter().rev().map(change).collect()
 }
 
-/// Counts of what a cycle showed about the change in flight.
-#[derive(Debug, Default)]
-struct Tally {
-    acknowledged: usize,
-    done: usize,
-    not_done: usize,
-    rotations_in_flight: usize,
-}
-
-async fn check(place: &Place, workers: &BTreeMap<OrgId, Report>, tally: &mut Tally) {
+/// Checks that the store holds all acknowledged changes, with or without the change in flight.
+async fn check(place: &Place, workers: &BTreeMap<OrgId, Report>) {
     let keys = builder(place).await.build().unwrap();
-    for (org, report) in workers {
-        let found = stored(&keys, org, &report.secrets).await;
-        let possible = report.possible();
-        assert!(
-            possible.contains(&found),
-            "{org}, in flight {:?}:\n found {found:#?}\n acknowledged {:#?}",
-            report.in_flight,
-            report.keys
-        );
-        let mut begun: Vec<_> = report.done.iter().map(|c| (c.key(), c.action())).collect();
+    for (org, Report { keys: acknowledged, secrets, done, in_flight }) in workers {
+        let found = stored(&keys, org, secrets).await;
+        let mut begun: Vec<_> = done.iter().map(|c| (c.key(), c.action())).collect();
         let logged = logged(&keys, org).await;
-        if let Some(change) = &report.in_flight {
+        let is_done = found != *acknowledged;
+        if let Some(change) = in_flight {
+            let mut with = acknowledged.clone();
+            change.apply(&mut with);
+            assert!(!is_done || found == with, "{org}, {change:?}: {found:#?} {acknowledged:#?}");
             // Every change has its record. A record without its change is allowed.
-            let is_done = found != report.keys;
             if is_done || logged.len() > begun.len() {
                 begun.push((change.key(), change.action()));
             }
-            *(if is_done { &mut tally.done } else { &mut tally.not_done }) += 1;
-            tally.rotations_in_flight += usize::from(matches!(change, Change::Rotate { .. }));
+        } else {
+            assert!(!is_done, "{org}: {found:#?} {acknowledged:#?}");
         }
-        assert_eq!(logged, begun, "{org}: the audit log, in flight {:?}", report.in_flight);
-        tally.acknowledged += report.acknowledged;
+        assert_eq!(logged, begun, "{org}: the audit log, in flight {in_flight:?}");
     }
-    assert!(keys.shutdown(Duration::from_secs(10)).await.is_complete());
+    assert!(keys.shutdown(PATIENCE).await.is_complete());
 }
 
 /// Starts a child, reads its lines and kills it at a random moment.
 fn cycle(place: &Place) -> BTreeMap<OrgId, Report> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "child"])
-        .env("KEYGATE_KILL_CHILD", &place.url)
-        .env("KEYGATE_KILL_CHILD_SCHEMA", &place.schema)
-        .env("KEYGATE_KILL_CYCLE", &place.session)
+        .env("KEYGATE_KILL_CHILD", &place.store)
+        .env("KEYGATE_KILL_SESSION", &place.session)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
-    let org = |worker: &str| OrgId::new(format!("{}-{worker}", place.session)).unwrap();
     let mut workers: BTreeMap<_, _> =
-        (0..WORKERS).map(|worker| (org(&worker.to_string()), Report::default())).collect();
-    let mut hear = |line: &str| {
+        (0..WORKERS).map(|worker| (place.org(worker), Report::default())).collect();
+    let mut hear = |line: io::Result<String>| {
+        let line = line.unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
-        if let ["@", worker, rest @ ..] = &words[..] {
-            workers.get_mut(&org(worker)).unwrap().hear(rest);
+        if let ["@", worker, rest @ .., "."] = &words[..] {
+            workers.get_mut(&place.org(worker.parse().unwrap())).unwrap().hear(rest);
         }
     };
     // The moment: after a number of lines, plus some microseconds.
     let (heard, pause) = (number() % MOST_LINES, Duration::from_micros(number() % 3_000));
-    let mut line = String::new();
-    for _ in 0..heard {
-        line.clear();
-        lines.read_line(&mut line).unwrap();
-        if line.is_empty() {
-            break;
-        }
-        hear(&line);
-    }
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.by_ref().take(heard as usize).for_each(&mut hear);
     let moment = Instant::now() + pause;
     while Instant::now() < moment {
         std::hint::spin_loop();
     }
     child.kill().unwrap();
-    let status = child.wait().unwrap();
-    let mut stderr = String::new();
-    io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut stderr).unwrap();
-    assert_eq!(status.signal(), Some(9), "it ended by itself: {stderr}");
-    // The lines printed before it died. A truncated line does not count.
-    let mut rest = String::new();
-    io::Read::read_to_string(&mut lines, &mut rest).unwrap();
-    rest.split_inclusive('\n').filter(|line| line.ends_with('\n')).for_each(&mut hear);
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "it ended by itself");
+    lines.for_each(hear);
     workers
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// Repeats the cycle as often as configured and checks the store each time.
 fn kill_repeatedly(place: &Place) {
     let cycles: u64 = env::var("KEYGATE_KILL_CYCLES").map_or(10, |cycles| cycles.parse().unwrap());
-    let runtime = runtime();
-    let (mut tally, mut all) = (Tally::default(), BTreeMap::new());
+    let runtime = Handle::current();
+    let mut all = BTreeMap::new();
     for number in 0..cycles {
-        let killed = place.in_session(&format!("{}-{number}", place.session));
+        let session = format!("{}-{number}", place.session);
+        let killed = Place { session, ..place.clone() };
         let workers = cycle(&killed);
         runtime.block_on(sessions_end(&killed));
-        runtime.block_on(check(place, &workers, &mut tally));
+        runtime.block_on(check(place, &workers));
         all.extend(workers);
     }
-    println!("{cycles} cycles: {tally:?}");
     // The changes of earlier cycles survived the later ones.
-    runtime.block_on(check(place, &all, &mut Tally::default()));
-    assert!(tally.acknowledged as u64 >= cycles, "too little happened: {tally:?}");
+    runtime.block_on(check(place, &all));
+    let done: usize = all.values().map(|report| report.done.len()).sum();
+    println!("{cycles} cycles, {done} acknowledged changes");
+    assert!(done as u64 >= cycles, "too little happened");
 }
 
 #[cfg(feature = "sqlite")]
-#[test]
-fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("keys.db");
-    let url = env::var("KEYGATE_KILL_STORE").unwrap_or(format!("sqlite:{}", file.display()));
-    let schema = env::var("KEYGATE_KILL_SCHEMA").unwrap_or("keygate".to_owned());
-    kill_repeatedly(&Place { url, schema, session: format!("kill-{:016x}", number()) });
+    let place = Place::new(format!("sqlite:{}", folder.path().join("keys.db").display()));
+    tokio::task::block_in_place(|| kill_repeatedly(&place));
 }
 
 #[cfg(feature = "postgres")]
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs PostgreSQL"]
 async fn case_33_a_process_killed_on_postgres_loses_no_change_and_leaves_none_half_done() {
-    use postgres_support::{in_schema, schema_of, url};
-    in_schema(|options| async move {
-        let session = format!("kill-{:016x}", number());
-        let place = Place { url: url(), schema: schema_of(&options), session };
-        tokio::task::spawn_blocking(move || kill_repeatedly(&place)).await.unwrap();
+    postgres_support::in_schema(|options| async move {
+        let place = Place::new(postgres_support::schema_of(&options));
+        tokio::task::block_in_place(|| kill_repeatedly(&place));
     })
     .await;
 }

@@ -15,21 +15,22 @@ impl KeyImport for BrokenStore {
             return Err(StoreError::unavailable("syntax error: VALUES without a row"));
         }
         for key in keys {
-            let mut is_free = self.is_free(&self.lock(), key);
+            let mut checked = None;
             if self.is(Fault::ImportChecksThenWrites) {
+                checked = Some(self.is_free(&self.lock(), key));
                 gap().await;
-            } else {
-                is_free = self.is_free(&self.lock(), key);
             }
+            let mut state = self.lock();
+            let is_free = checked.unwrap_or_else(|| self.is_free(&state, key));
             if !is_free && self.is(Fault::ImportFailsAtTaken) {
                 return Err(StoreError::Conflict);
             }
             let stops = self.is(Fault::ImportStopsAtTaken) && inserted.contains(&false);
             let is_full = self.is(Fault::ImportKeepsToTheLimit)
-                && self.lock().keys.values().filter(|other| other.org == key.org).count() >= 20;
+                && state.keys.values().filter(|other| other.org == key.org).count() >= 20;
             let is_new = is_free && !stops && !is_full;
             if is_new {
-                self.put_imported(key);
+                self.put_imported(&mut state, key);
             }
             inserted.push(is_new || self.is(Fault::ImportSaysYes));
         }
@@ -59,12 +60,11 @@ impl BrokenStore {
         id_is_free && digest_is_free
     }
 
-    fn put_imported(&self, key: &ApiKey) {
+    fn put_imported(&self, state: &mut State, key: &ApiKey) {
         let mut key = key.clone();
         if self.is(Fault::ImportForgetsAttributes) {
             key.attributes = Attributes::default();
         }
-        let mut state = self.lock();
         if self.is(Fault::ImportedKeysDoNotCount) {
             *state.extra_places.entry(key.org.clone()).or_default() -= 1;
         }

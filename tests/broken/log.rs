@@ -5,7 +5,6 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use keygate::audit::{
     AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangePhase,
@@ -14,7 +13,7 @@ use keygate::audit::{
 use keygate::{AuditError, AuditLog, AuditSink, Timestamp};
 
 use super::fault::LogFault;
-use super::gap;
+use super::{gap, later};
 
 /// See [`LogFault`].
 #[derive(Clone, Debug)]
@@ -159,10 +158,7 @@ impl AuditSink for BrokenLog {
         match self.fault {
             LogFault::AnswersTooSoon => {
                 let (log, batch) = (self.clone(), batch.to_vec());
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    log.write(&batch)
-                });
+                later(5, async move { log.write(&batch) });
                 Ok(())
             }
             LogFault::EmptyBatchFails if batch.is_empty() => {

@@ -1,12 +1,10 @@
 //! What a broken store and a broken log lose when they are reopened.
 
-use std::collections::HashMap;
-
 use keygate::audit::{AuditEvent, ChangePhase};
 use keygate::store::KeyDigest;
 use keygate::{ApiKey, OrgId};
 
-use super::fault::{Fault, Field, LogFault};
+use super::fault::{Fault, LogFault};
 use super::log::BrokenLog;
 use super::store::BrokenStore;
 
@@ -16,9 +14,6 @@ impl BrokenStore {
         let mut state = self.lock();
         state.openings += 1;
         match self.fault {
-            Fault::ReopenedWithout(field) => {
-                state.keys.values_mut().for_each(|key| forget(key, field));
-            }
             Fault::ReopenedWithDeletedKeys => {
                 let ghosts = std::mem::take(&mut state.ghosts);
                 ghosts.into_values().for_each(|key| state.put(key));
@@ -28,12 +23,9 @@ impl BrokenStore {
                 state.keys.values_mut().for_each(|key| *key = first[&key.id].clone());
             }
             Fault::ReopenedWithoutCount => {
-                let mut counts: HashMap<OrgId, isize> = HashMap::new();
-                state
-                    .keys
-                    .values()
-                    .for_each(|key| *counts.entry(key.org.clone()).or_default() -= 1);
-                state.extra_places = counts;
+                let orgs: Vec<OrgId> = state.keys.values().map(|key| key.org.clone()).collect();
+                state.extra_places.clear();
+                orgs.iter().for_each(|org| state.take_places(org, -1));
             }
             Fault::ReopenedWithoutUniqueness => state.by_digest.clear(),
             Fault::ReopenedStoreIsNotSaved => match state.openings {
@@ -41,29 +33,30 @@ impl BrokenStore {
                 2 => state.saved = state.keys.clone(),
                 _ => state.keys = state.saved.clone(),
             },
-            _ => {}
+            _ => state.keys.values_mut().for_each(|key| forget(key, self.fault)),
         }
         drop(state);
         self.clone()
     }
 }
 
-fn forget(key: &mut ApiKey, field: Field) {
+fn forget(key: &mut ApiKey, fault: Fault) {
     let blank = ApiKey::sample(0);
-    match field {
-        Field::Org => key.org = OrgId::new("forgotten").unwrap(),
-        Field::Name => key.name = blank.name,
-        Field::KeyPrefix => key.key_prefix.clear(),
-        Field::Digest => key.digest = KeyDigest::of("forgotten"),
-        Field::Status => key.status = blank.status,
-        Field::Allowlist => key.allowlist = blank.allowlist,
-        Field::CreatedAt => key.created_at = blank.created_at,
-        Field::ExpiresAt => key.expires_at = None,
-        Field::RotatedAt => key.rotated_at = None,
-        Field::Previous => key.previous = None,
-        Field::LastUsedAt => key.last_used_at = None,
-        Field::Revision => key.revision = blank.revision,
-        Field::Attributes => key.attributes = blank.attributes,
+    match fault {
+        Fault::ReopenedWithoutOrg => key.org = OrgId::new("forgotten").unwrap(),
+        Fault::ReopenedWithoutName => key.name = blank.name,
+        Fault::ReopenedWithoutKeyPrefix => key.key_prefix.clear(),
+        Fault::ReopenedWithoutDigest => key.digest = KeyDigest::of("forgotten"),
+        Fault::ReopenedWithoutStatus => key.status = blank.status,
+        Fault::ReopenedWithoutAllowlist => key.allowlist = blank.allowlist,
+        Fault::ReopenedWithoutCreatedAt => key.created_at = blank.created_at,
+        Fault::ReopenedWithoutExpiresAt => key.expires_at = None,
+        Fault::ReopenedWithoutRotatedAt => key.rotated_at = None,
+        Fault::ReopenedWithoutPrevious => key.previous = None,
+        Fault::ReopenedWithoutLastUsedAt => key.last_used_at = None,
+        Fault::ReopenedWithoutRevision => key.revision = blank.revision,
+        Fault::ReopenedWithoutAttributes => key.attributes = blank.attributes,
+        _ => {}
     }
 }
 
@@ -77,21 +70,17 @@ impl BrokenLog {
         let purged = std::mem::take(&mut state.purged);
         match self.fault {
             LogFault::ReopenedWithPurgedRecords => state.records.extend(purged),
-            LogFault::ReopenedWithoutCountries => {
-                for record in &mut state.records {
-                    if let AuditEvent::Request(request) = &mut record.event {
+            _ => {
+                state.records.iter_mut().for_each(|record| match (&mut record.event, self.fault) {
+                    (AuditEvent::Request(request), LogFault::ReopenedWithoutCountries) => {
                         request.country = None;
                     }
-                }
-            }
-            LogFault::ReopenedWithoutPhases => {
-                for record in &mut state.records {
-                    if let AuditEvent::Change(change) = &mut record.event {
+                    (AuditEvent::Change(change), LogFault::ReopenedWithoutPhases) => {
                         change.phase = ChangePhase::Begun;
                     }
-                }
+                    _ => {}
+                })
             }
-            _ => {}
         }
         drop(state);
         self.clone()

@@ -2,13 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use keygate::store::{Attributes, KeyDigest, KeyUse, OrgLimit, Revision};
 use keygate::{ApiKey, KeyId, KeyStore, OrgId, Status, StoreError, Timestamp};
 
 use super::fault::Fault;
-use super::gap;
+use super::{gap, later};
 
 /// See [`Fault`].
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct BrokenStore {
 pub(super) struct State {
     pub(super) keys: HashMap<KeyId, ApiKey>,
     pub(super) by_digest: HashMap<KeyDigest, KeyId>,
-    /// Deleted keys that a fault still keeps.
+    /// Old records that a fault still keeps.
     pub(super) ghosts: HashMap<KeyDigest, ApiKey>,
     pub(super) taken_digests: HashSet<KeyDigest>,
     pub(super) taken_ids: HashSet<KeyId>,
@@ -42,6 +42,10 @@ impl BrokenStore {
         Self { fault, state: Arc::default() }
     }
 
+    fn without_fault(&self) -> Self {
+        Self { fault: Fault::Nothing, ..self.clone() }
+    }
+
     pub(super) fn is(&self, fault: Fault) -> bool {
         self.fault == fault
     }
@@ -52,7 +56,7 @@ impl BrokenStore {
 }
 
 impl State {
-    fn take_places(&mut self, org: &OrgId, places: isize) {
+    pub(super) fn take_places(&mut self, org: &OrgId, places: isize) {
         *self.extra_places.entry(org.clone()).or_default() += places;
     }
 
@@ -87,12 +91,13 @@ impl KeyStore for BrokenStore {
     async fn insert(&self, key: &ApiKey, limit: OrgLimit) -> Result<(), StoreError> {
         match self.fault {
             Fault::AnswersTooSoon => {
-                let (sound, key) = (Self { fault: Fault::Nothing, ..self.clone() }, key.clone());
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    sound.insert(&key, limit).await
-                });
+                let (store, key) = (self.without_fault(), key.clone());
+                later(5, async move { store.insert(&key, limit).await });
                 return Ok(());
+            }
+            Fault::ChangesAreLate => {
+                let (store, key) = (self.without_fault(), key.clone());
+                return later(60, async move { store.insert(&key, limit).await }).await.unwrap();
             }
             Fault::CountThenInsert => {
                 self.check_room(&self.lock(), &key.org, limit)?;
@@ -159,14 +164,15 @@ impl KeyStore for BrokenStore {
                     }
                     _ => true,
                 });
-                key.digest == *digest
-                    || previous.is_some_and(|previous| previous.digest == *digest)
-                    || self.is(Fault::OldDigestLives)
-                    || self.is(Fault::PreviousDigestLives)
+                key.digest == *digest || previous.is_some_and(|previous| previous.digest == *digest)
             });
             let found = indexed.or_else(|| state.keys.values().find(matches));
-            let ghosts = Some(&state.ghosts).filter(|_| self.is(Fault::DeleteLeavesDigest));
-            found.or(ghosts.and_then(|ghosts| ghosts.get(digest))).cloned().map(Arc::new)
+            let keeps_ghosts = matches!(
+                self.fault,
+                Fault::DeleteLeavesDigest | Fault::OldDigestLives | Fault::PreviousDigestLives
+            );
+            let ghost = state.ghosts.get(digest).filter(|_| keeps_ghosts);
+            found.or(ghost).cloned().map(Arc::new)
         };
         if self.is(Fault::UnknownIsAnError) && found.is_none() {
             return Err(StoreError::NotFound);
@@ -220,12 +226,14 @@ impl KeyStore for BrokenStore {
                 self.check_digest(&self.lock(), key)?;
                 gap().await;
             }
-            Fault::HalfDoneWhenDropped => {
-                let old = self.lock().remove(&key.id);
-                gap().await;
-                old.into_iter().for_each(|old| self.lock().put(old));
+            Fault::ChangesAreLate => {
+                let (store, key) = (self.without_fault(), key.clone());
+                let change = async move { store.replace(&key, expected).await };
+                return later(60, change).await.unwrap();
             }
-            Fault::RotationHasAGap if self.check_replace(&self.lock(), key, expected).is_ok() => {
+            Fault::HalfDoneWhenDropped | Fault::RotationHasAGap
+                if self.check_replace(&self.lock(), key, expected).is_ok() =>
+            {
                 let old = self.lock().remove(&key.id);
                 gap().await;
                 old.into_iter().for_each(|old| self.lock().put(old));
@@ -262,9 +270,7 @@ impl KeyStore for BrokenStore {
                 let others = state.keys.values_mut().filter(|other| other.org == key.org);
                 others.for_each(|other| other.status = key.status);
             }
-            Fault::EveryWriteCounts => {
-                state.take_places(&key.org, 1);
-            }
+            Fault::EveryWriteCounts => state.take_places(&key.org, 1),
             _ => {}
         }
         for digest in old.digests().filter(|digest| new.digests().all(|kept| kept != *digest)) {
@@ -274,9 +280,10 @@ impl KeyStore for BrokenStore {
                 Fault::PreviousDigestLives => digest != old.digest,
                 _ => false,
             };
-            if !lives {
-                state.by_digest.remove(&digest);
+            if lives {
+                state.ghosts.insert(digest, old.clone());
             }
+            state.by_digest.remove(&digest);
         }
         if !self.is(Fault::FindIsCached) {
             for digest in old.digests() {
@@ -298,7 +305,12 @@ impl KeyStore for BrokenStore {
         expected: Option<Revision>,
     ) -> Result<(), StoreError> {
         match self.fault {
-            Fault::CheckThenDelete => {
+            Fault::ChangesAreLate => {
+                let (store, org, id) = (self.without_fault(), org.clone(), *id);
+                let change = async move { store.delete(&org, &id, expected).await };
+                return later(60, change).await.unwrap();
+            }
+            Fault::CheckThenDelete | Fault::CheckRevisionThenDelete => {
                 self.check_delete(&self.lock(), org, id, expected)?;
                 gap().await;
             }
@@ -313,14 +325,7 @@ impl KeyStore for BrokenStore {
             Fault::BusyForEverWhenDropped => self.pass_through_busy().await?,
             _ => {}
         }
-        let expected = match self.fault {
-            Fault::CheckRevisionThenDelete => {
-                self.check_delete(&self.lock(), org, id, expected)?;
-                gap().await;
-                None
-            }
-            _ => expected,
-        };
+        let expected = expected.filter(|_| !self.is(Fault::CheckRevisionThenDelete));
         let mut state = self.lock();
         if let Err(error) = self.check_delete(&state, org, id, expected) {
             if self.is(Fault::EveryDeleteMakesRoom) {
@@ -342,9 +347,7 @@ impl KeyStore for BrokenStore {
             Fault::DeleteLeavesLastUse => {
                 state.last_uses.insert(*id, key.last_used_at);
             }
-            Fault::DeletedKeysCount => {
-                state.take_places(org, 1);
-            }
+            Fault::DeletedKeysCount => state.take_places(org, 1),
             Fault::DeleteEmptiesOrg => state.keys.retain(|_, other| other.org != key.org),
             _ => {}
         }
@@ -358,20 +361,13 @@ impl KeyStore for BrokenStore {
             Fault::EmptyBatchFails if uses.is_empty() => {
                 return Err(StoreError::unavailable("syntax error: VALUES without a row"));
             }
-            Fault::UseWritesWholeRecord => {
+            Fault::UseWritesWholeRecord | Fault::UseHidesTheKey => {
                 for used in uses {
-                    let Some(mut key) = self.lock().keys.get(&used.id).cloned() else { continue };
-                    gap().await;
-                    if used.replaces(key.last_used_at) {
-                        key.last_used_at = Some(used.at);
-                    }
-                    self.lock().put(key);
-                }
-                return Ok(());
-            }
-            Fault::UseHidesTheKey => {
-                for used in uses {
-                    let Some(mut key) = self.lock().keys.remove(&used.id) else { continue };
+                    let found = match self.fault {
+                        Fault::UseHidesTheKey => self.lock().keys.remove(&used.id),
+                        _ => self.lock().keys.get(&used.id).cloned(),
+                    };
+                    let Some(mut key) = found else { continue };
                     gap().await;
                     if used.replaces(key.last_used_at) {
                         key.last_used_at = Some(used.at);

@@ -1,8 +1,7 @@
-//! Callers that hang up.
+//! Changes whose callers hang up.
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,13 +15,13 @@ use tokio::sync::Notify;
 use tokio::task::{JoinSet, yield_now};
 
 use crate::changes_support::{Rng, Setup, actor, dropped_after, new_key};
-use crate::support::{PATIENCE, eventually};
+use crate::support::PATIENCE;
 
 const ORGS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// Changes the keys of one organisation and mostly does not wait for the result.
 async fn hang_up_repeatedly(setup: Setup, org: &'static str, seed: usize) {
-    let (rng, actor) = (Rng::default(), actor(org));
+    let (rng, actor, manager) = (Rng::default(), actor(org), &setup.keys);
     for _ in 0..seed {
         rng.below(2);
     }
@@ -30,20 +29,19 @@ async fn hang_up_repeatedly(setup: Setup, org: &'static str, seed: usize) {
         let keys = setup.store.keys.list(actor.org()).await.unwrap();
         let polls = rng.below(60);
         let key = keys.get(rng.below(20) as usize).map(|key| key.id);
-        let manager = &setup.keys;
-        match (rng.below(5), key) {
-            (1, Some(id)) => {
-                drop(dropped_after(polls, manager.rotate(&actor, &id)).await);
+        let change = rng.below(5);
+        let call = async {
+            match (change, key) {
+                (1, Some(id)) => drop(manager.rotate(&actor, &id).await),
+                (2, Some(id)) => {
+                    let patch = KeyPatch::rename(KeyName::new(format!("n{turn}")).unwrap());
+                    drop(manager.update(&actor, &id, patch).await);
+                }
+                (3, Some(id)) => drop(manager.delete(&actor, &id).await),
+                _ => drop(manager.create(&actor, new_key()).await),
             }
-            (2, Some(id)) => {
-                let patch = KeyPatch::rename(KeyName::new(format!("n{turn}")).unwrap());
-                drop(dropped_after(polls, manager.update(&actor, &id, patch)).await);
-            }
-            (3, Some(id)) => {
-                drop(dropped_after(polls, manager.delete(&actor, &id)).await);
-            }
-            _ => drop(dropped_after(polls, manager.create(&actor, new_key())).await),
-        }
+        };
+        dropped_after(polls, call).await;
     }
 }
 
@@ -93,25 +91,23 @@ async fn case_49_a_change_whose_http_client_hangs_up_has_happened_or_is_abandone
                 ),
                 _ => ("POST /keys".into(), r#"{"name":"k","expiration":"never"}"#.into()),
             };
-            let length = body.len();
+            let request = format!(
+                "{line} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
             let mut client = TcpStream::connect(address).await.unwrap();
             client.set_nodelay(true).unwrap();
-            let head = format!(
-                "{line} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-            );
-            client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            client.write_all(request.as_bytes()).await.unwrap();
             if rng.below(4) == 0 {
-                // This request waits for its answer.
+                // Waits for the response.
                 client.read_u8().await.unwrap();
             } else {
                 for _ in 0..rng.below(30) {
                     yield_now().await;
                 }
             }
-            // The client hangs up.
-            drop(client);
         }
-        // The service has ended, and with it every request.
+        // Ends every request.
         server.abort();
         assert!(server.await.unwrap_err().is_cancelled());
         let (took_place, _) = setup.settle(&["a"]).await;
@@ -125,7 +121,7 @@ async fn case_49_a_shutdown_waits_for_changes_whose_callers_hung_up() {
     let issued = setup.keys.create(&a, new_key()).await.unwrap();
     setup.store.close();
     assert!(dropped_after(200, setup.keys.rotate(&a, &issued.key.id)).await.is_none());
-    eventually("the store has it", async || setup.store.waiting.load(Ordering::SeqCst) == 1).await;
+    setup.store.is_waiting().await;
 
     let mut shutdown = pin!(setup.keys.shutdown(2 * PATIENCE));
     assert!(dropped_after(200, shutdown.as_mut()).await.is_none());
@@ -133,11 +129,8 @@ async fn case_49_a_shutdown_waits_for_changes_whose_callers_hung_up() {
     assert!(matches!(refused, Err(ManageError::Unavailable(_))), "{refused:?}");
     setup.store.open();
     assert!(shutdown.await.is_complete());
-    let secret = issued.secret.expose_secret();
-    assert!(
-        setup.keys.verify(secret, None).await.is_err(),
-        "the old secret still works after the rotation"
-    );
+    let refused = setup.keys.verify(issued.secret.expose_secret(), None).await;
+    assert!(refused.is_err(), "the old secret still works after the rotation");
     setup.settle(&["a"]).await;
 }
 
@@ -146,83 +139,65 @@ async fn case_49_a_shutdown_reports_the_changes_it_did_not_wait_for() {
     let (setup, a) = (Setup::new(Delivery::buffered()), actor("a"));
     setup.store.close();
     assert!(dropped_after(200, setup.keys.create(&a, new_key())).await.is_none());
-    eventually("the store has it", async || setup.store.waiting.load(Ordering::SeqCst) == 1).await;
+    setup.store.is_waiting().await;
     let report = setup.keys.shutdown(Duration::from_millis(50)).await;
     assert_eq!((report.unfinished_changes, report.is_complete()), (1, false));
     assert_eq!(report.unwritten_records, 0, "every record was written");
 }
 
-/// A log that writes nothing until the test releases it.
+/// A log whose first write waits, and may then report a failure although it succeeded.
 #[derive(Debug, Default)]
 struct HeldLog {
     log: MemoryAuditLog,
+    fails: bool,
     reached: Notify,
-    let_go: Notify,
+    released: Notify,
 }
 
 #[async_trait]
 impl AuditSink for HeldLog {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        self.reached.notify_one();
-        self.let_go.notified().await;
-        self.let_go.notify_one();
-        self.log.record(batch).await
+        let is_first = self.log.is_empty();
+        if is_first {
+            self.reached.notify_one();
+            self.released.notified().await;
+        }
+        self.log.record(batch).await?;
+        if is_first && self.fails {
+            Err(AuditError::unavailable("the answer was lost"))
+        } else {
+            Ok(())
+        }
     }
 }
 
 #[tokio::test]
-async fn case_49_a_caller_that_hangs_up_before_the_record_is_durable_changes_nothing() {
-    let (store, held) = (Arc::new(MemoryStore::new()), Arc::new(HeldLog::default()));
-    let keys = KeyManager::builder(store.clone())
-        .audit_sink(held.clone())
-        .delivery(Delivery::buffered().deadline(PATIENCE))
-        .build()
-        .unwrap();
-    let a = actor("a");
-    {
-        let mut created = pin!(keys.create(&a, new_key()));
+async fn case_49_a_record_without_a_change_is_marked_as_abandoned() {
+    for fails in [false, true] {
+        let store = Arc::new(MemoryStore::new());
+        let log = Arc::new(HeldLog { fails, ..HeldLog::default() });
+        let delivery = Delivery::buffered().deadline(PATIENCE);
+        let keys = KeyManager::builder(store.clone()).audit_sink(log.clone()).delivery(delivery);
+        let (keys, a) = (keys.build().unwrap(), actor("a"));
+        let mut created = Box::pin(keys.create(&a, new_key()));
         assert!(dropped_after(1, created.as_mut()).await.is_none());
-        held.reached.notified().await;
+        log.reached.notified().await;
+        log.released.notify_one();
+        if fails {
+            let refused = created.await;
+            assert!(matches!(refused, Err(ManageError::Unavailable(_))), "{refused:?}");
+        } else {
+            drop(created);
+        }
+        assert_eq!(keys.shutdown(PATIENCE).await.unfinished_changes, 0);
+        let query = AuditQuery::new(a.org().clone(), AuditScope::OrgChanges);
+        let records = log.log.page(&query).await.unwrap().records;
+        let phases = records.iter().map(|record| match &record.event {
+            AuditEvent::Change(change) => change.phase,
+            other => panic!("{other:?}"),
+        });
+        let expected = [ChangePhase::Abandoned, ChangePhase::Begun];
+        assert_eq!(Vec::from_iter(phases), expected, "newest first; fails: {fails}");
+        assert!(store.list(a.org()).await.unwrap().is_empty());
     }
-    held.let_go.notify_one();
-    assert!(keys.shutdown(PATIENCE).await.is_complete());
-    let query = AuditQuery::new(a.org().clone(), AuditScope::OrgChanges);
-    let phases: Vec<_> =
-        held.log.page(&query).await.unwrap().records.into_iter().map(phase).collect();
-    assert_eq!(phases, [ChangePhase::Abandoned, ChangePhase::Begun], "newest first");
-    assert!(store.list(a.org()).await.unwrap().is_empty());
-}
-
-fn phase(record: AuditRecord) -> ChangePhase {
-    match record.event {
-        AuditEvent::Change(change) => change.phase,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// A log that writes a batch and then reports a failure.
-#[derive(Debug, Default)]
-struct LosesFirstAnswer(MemoryAuditLog);
-
-#[async_trait]
-impl AuditSink for LosesFirstAnswer {
-    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        let first = self.0.is_empty();
-        self.0.record(batch).await?;
-        if first { Err(AuditError::unavailable("the answer was lost")) } else { Ok(()) }
-    }
-}
-
-#[tokio::test]
-async fn case_49_a_record_written_in_spite_of_an_error_is_marked_as_abandoned() {
-    let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(LosesFirstAnswer::default()));
-    let keys = KeyManager::builder(store.clone()).audit_sink(log.clone()).build().unwrap();
-    let a = actor("a");
-    let refused = keys.create(&a, new_key()).await;
-    assert!(matches!(refused, Err(ManageError::Unavailable(_))), "{refused:?}");
-    assert!(keys.shutdown(PATIENCE).await.unwritten_uses == 0);
-    let query = AuditQuery::new(a.org().clone(), AuditScope::OrgChanges);
-    let phases: Vec<_> = log.0.page(&query).await.unwrap().records.into_iter().map(phase).collect();
-    assert_eq!(phases, [ChangePhase::Abandoned, ChangePhase::Begun], "newest first");
-    assert!(store.list(a.org()).await.unwrap().is_empty());
 }

@@ -1,4 +1,4 @@
-//! A manager on a store and a log that pause at random, and a count of the changes made.
+//! A manager on a store and a log that pause at random, and counts of the changes.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
-use crate::support::PATIENCE;
 use async_trait::async_trait;
 use keygate::audit::{
-    AuditEvent, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase, Position,
+    AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase, Position,
 };
 use keygate::store::{KeyDigest, KeyUse, OrgLimit, Revision};
 use keygate::*;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
+
+use crate::support::{PATIENCE, eventually};
 
 pub(crate) fn actor(org: &str) -> Actor {
     Actor::new(OrgId::new(org).unwrap(), "ada")
@@ -43,7 +44,7 @@ impl Rng {
     }
 }
 
-/// Polls the work this many times, with the runtime in between, and then drops it.
+/// Polls the work this many times, lets other tasks run in between, and then drops the work.
 pub(crate) async fn dropped_after<T>(polls: u64, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     for _ in 0..polls {
@@ -55,19 +56,17 @@ pub(crate) async fn dropped_after<T>(polls: u64, work: impl Future<Output = T>) 
     None
 }
 
-/// How often each key was changed, by the name of the action, since actions are not ordered.
-type Done = BTreeMap<(KeyId, &'static str), usize>;
-
-/// A memory store that pauses before and after each call and counts its changes.
+/// A store in memory that pauses before and after each call and counts its changes.
 #[derive(Debug, Default)]
 pub(crate) struct PausingStore {
     pub(crate) keys: MemoryStore,
     rng: Rng,
-    done: Mutex<Done>,
+    /// How often each key was changed, by the name of the action.
+    done: Mutex<BTreeMap<(KeyId, &'static str), usize>>,
     /// While it is closed, changes wait.
     closed: AtomicBool,
     opened: Notify,
-    pub(crate) waiting: AtomicU64,
+    waiting: AtomicU64,
 }
 
 impl PausingStore {
@@ -78,6 +77,11 @@ impl PausingStore {
     pub(crate) fn open(&self) {
         self.closed.store(false, Ordering::SeqCst);
         self.opened.notify_waiters();
+    }
+
+    /// Waits until a change waits.
+    pub(crate) async fn is_waiting(&self) {
+        eventually("a change", async || self.waiting.load(Ordering::SeqCst) == 1).await;
     }
 
     async fn change(
@@ -140,7 +144,7 @@ impl KeyStore for PausingStore {
     }
 }
 
-/// A memory log that pauses before and after it writes.
+/// A log in memory that pauses before and after it writes.
 #[derive(Debug, Default)]
 pub(crate) struct PausingLog {
     log: MemoryAuditLog,
@@ -157,43 +161,34 @@ impl AuditSink for PausingLog {
     }
 }
 
-#[async_trait]
-impl AuditLog for PausingLog {
-    async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
-        self.log.page(query).await
-    }
-
-    async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
-        self.log.purge_before(instant).await
-    }
-}
-
 /// A manager with its store and its log.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) store: Arc<PausingStore>,
+    log: Arc<PausingLog>,
     pub(crate) keys: KeyManager,
 }
 
 impl Setup {
     pub(crate) fn new(delivery: Delivery) -> Self {
         let store = Arc::new(PausingStore::default());
+        let log = Arc::new(PausingLog::default());
         let keys = KeyManager::builder(store.clone())
-            .audit(PausingLog::default())
+            .audit_sink(log.clone())
             .delivery(delivery)
             .limits(Limits::default().max_keys(10_000))
             .store_deadline(PATIENCE)
             .build()
             .unwrap();
-        Self { store, keys }
+        Self { store, log, keys }
     }
 
-    /// The recorded changes of each key and action: begun and abandoned.
-    pub(crate) async fn on_record(&self, org: &OrgId) -> BTreeMap<(KeyId, &str), (usize, usize)> {
+    /// How often a change of each key and action was begun and abandoned.
+    async fn recorded(&self, org: &OrgId) -> BTreeMap<(KeyId, &str), (usize, usize)> {
         let mut counts = BTreeMap::<_, (usize, usize)>::new();
         let mut query = AuditQuery::new(org.clone(), AuditScope::OrgChanges).limit(200);
         loop {
-            let page = self.keys.audit_page(&query).await.unwrap().unwrap();
+            let page = self.log.log.page(&query).await.unwrap();
             for record in page.records {
                 let AuditEvent::Change(change) = record.event else { panic!("a request") };
                 let (begun, back) = counts.entry((record.key, change.action.as_str())).or_default();
@@ -217,7 +212,7 @@ impl Setup {
         let done = self.store.done.lock().unwrap().clone();
         let (mut took_place, mut abandoned) = (0, 0);
         for org in orgs {
-            for ((key, action), (begun, back)) in self.on_record(actor(org).org()).await {
+            for ((key, action), (begun, back)) in self.recorded(actor(org).org()).await {
                 let done = done.get(&(key, action)).copied().unwrap_or_default();
                 assert_eq!(begun, done + back, "{action} of {key}: abandoned {back} times");
                 took_place += done;

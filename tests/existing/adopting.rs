@@ -1,28 +1,24 @@
-//! `adopt` and `adopt_all`.
+//! Tests of `adopt` and `adopt_all`.
 
 use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase};
-use keygate::existing::{AdoptError, AdoptedKey, DigestKind, ExistingDigest};
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction};
+use keygate::existing::{AdoptError, AdoptedKey, DigestKind};
 use keygate::{
-    Actor, Allowlist, ApiKey, Denial, KeyFormat, KeyManager, KeyName, KeyPatch, KeyStore,
-    ManageError, MemoryAuditLog, MemoryStore, Metadata, NewKey, Status, StoreError, Timestamp,
-    VerifyError,
+    Actor, Allowlist, Denial, KeyFormat, KeyManager, KeyName, KeyStore, ManageError,
+    MemoryAuditLog, MemoryStore, Metadata, NewKey, Status, StoreError, Timestamp, VerifyError,
 };
 
-use sha2::{Digest, Sha512};
-
 use crate::support::{Call, org};
-use crate::{KEY, assert_allowed, assert_unknown, builder, format, key, sha256};
+use crate::{
+    KEY, ada, adopt, assert_allowed, assert_denied, assert_unknown, builder, format, key, manager,
+    rename, sha256, sha512,
+};
 
 fn at(text: &str) -> Timestamp {
     text.parse::<Timestamp>().unwrap()
-}
-
-fn ada() -> Actor {
-    Actor::new(org("acme"), "ada")
 }
 
 fn text(n: usize) -> String {
@@ -35,8 +31,7 @@ fn many(count: usize) -> Vec<AdoptedKey> {
 
 #[tokio::test]
 async fn an_adopted_key_has_the_times_and_properties_that_it_was_given() {
-    let (_, builder) = builder();
-    let keys = builder.existing(format()).build().unwrap();
+    let (_, keys) = manager(format());
     let adopted = key("acme", sha256(KEY))
         .created_at(at("2021-03-04T05:06:07Z"))
         .created_by("bob")
@@ -61,16 +56,14 @@ async fn an_adopted_key_has_the_times_and_properties_that_it_was_given() {
     for (adopted, text, reason) in
         [(revoked, text(1), Denial::Revoked), (expired, text(2), Denial::Expired)]
     {
-        keys.adopt(adopted, "import").await.unwrap();
-        let refused = keys.verify(&text, None).await;
-        assert!(matches!(refused, Err(VerifyError::Denied { denial, .. }) if denial == reason));
+        adopt(&keys, adopted).await;
+        assert_denied(&keys, &text, reason).await;
     }
 }
 
 #[tokio::test]
 async fn many_keys_are_adopted_beyond_the_limit_and_again_without_a_change() {
-    let (store, builder) = builder();
-    let keys = builder.existing(format()).build().unwrap();
+    let (store, keys) = manager(format());
     let report = keys.adopt_all(store.clone(), many(1_000), "import").await;
     assert_eq!((report.adopted, report.already_there, report.refused.len()), (1_000, 0, 0));
     assert!(report.stopped.is_none());
@@ -82,21 +75,18 @@ async fn many_keys_are_adopted_beyond_the_limit_and_again_without_a_change() {
     let report = keys.adopt_all(store.clone(), many(1_000), "import").await;
     assert_eq!((report.adopted, report.already_there, report.refused.len()), (0, 1_000, 0));
     assert!(!store.take_calls().contains(&Call::Insert));
-    let full = keys.create(&Actor::new(org("org-0"), "ada"), NewKey::named("26th").unwrap()).await;
+    let actor = Actor::new(org("org-0"), "ada");
+    let full = keys.create(&actor, NewKey::named("26th").unwrap()).await;
     assert!(matches!(full, Err(ManageError::LimitReached { max: 20 })));
 }
 
 #[tokio::test]
-async fn what_happened_to_a_key_since_is_not_undone_by_another_run() {
-    let (store, builder) = builder();
-    let kind = DigestKind::sha512();
-    let digest = |n: u8| kind.read_bytes(&[n; 64]).unwrap();
-    let keys = builder.existing(format().digests(kind.clone())).build().unwrap();
-    let adopted = || (1..4).map(|n| key("acme", digest(n)));
+async fn another_run_does_not_undo_changes_of_adopted_keys() {
+    let (store, keys) = manager(format().digests(DigestKind::sha512()));
+    let adopted = || (1..4).map(|n| key("acme", sha512(&text(n))));
     assert_eq!(keys.adopt_all(store.clone(), adopted(), "import").await.adopted, 3);
     let [renamed, revoked, rotated] = store.snapshot(&org("acme")).await.try_into().unwrap();
-    let rename = KeyPatch::rename(KeyName::new("new").unwrap());
-    keys.update(&ada(), &renamed.id, rename).await.unwrap();
+    keys.update(&ada(), &renamed.id, rename("new")).await.unwrap();
     keys.revoke(&ada(), &revoked.id).await.unwrap();
     let issued = keys.rotate(&ada(), &rotated.id).await.unwrap();
     let before = store.snapshot(&org("acme")).await;
@@ -106,15 +96,14 @@ async fn what_happened_to_a_key_since_is_not_undone_by_another_run() {
 }
 
 #[tokio::test]
-async fn a_rotated_key_has_keygates_format_and_the_old_text_fails() {
+async fn a_rotated_key_has_the_format_of_its_environment_and_the_old_text_fails() {
     let keys = KeyManager::builder(MemoryStore::new())
         .environment("live", KeyFormat::default())
         .environment("test", KeyFormat::new("vsp_sk_test_").unwrap())
         .existing(format())
         .build()
         .unwrap();
-    let adopted = key("acme", sha256(KEY)).environment("test");
-    let stored = keys.adopt(adopted, "import").await.unwrap().key;
+    let stored = adopt(&keys, key("acme", sha256(KEY)).environment("test")).await;
     assert_eq!(keys.environment_of(&stored), Some("test"));
     assert_eq!(keys.verify(KEY, None).await.unwrap().environment(), Some("test"));
     assert_eq!(keys.list(&org("acme")).await.unwrap().len(), 1);
@@ -128,9 +117,8 @@ async fn a_rotated_key_has_keygates_format_and_the_old_text_fails() {
 }
 
 #[tokio::test]
-async fn case_60_each_entry_that_is_wrong_is_refused_alone_and_says_why() {
-    let (store, builder) = builder();
-    let keys = builder.existing(format()).build().unwrap();
+async fn case_60_each_wrong_entry_is_refused_with_its_reason() {
+    let (store, keys) = manager(format());
     let issued = keys.create(&ada(), NewKey::named("new").unwrap()).await.unwrap();
     let named = |name: &str| {
         AdoptedKey::new(org("acme"), KeyName::new(name).unwrap(), "acme_live_5f", sha256(name))
@@ -160,8 +148,7 @@ async fn case_60_each_entry_that_is_wrong_is_refused_alone_and_says_why() {
     let report = keys.adopt_all(store.clone(), entries, "import").await;
     assert_eq!((report.adopted, report.already_there), (2, 0));
     use AdoptError::{Digest, DigestTaken, DigestTwice, KeyPrefix, KeyPrefixHoldsKey, Manage};
-    for ((at, error), expected) in report.refused.iter().zip(1..) {
-        assert_eq!(*at, expected);
+    for (at, error) in &report.refused {
         let is_right = match at {
             1 | 2 => matches!(error, DigestTwice),
             3 => matches!(error, DigestTaken),
@@ -176,9 +163,8 @@ async fn case_60_each_entry_that_is_wrong_is_refused_alone_and_says_why() {
         assert!(is_right, "{at}: {error:?}");
         assert!(!error.to_string().contains(KEY), "{error}");
     }
-    assert_eq!(report.refused.len(), 12);
+    assert!(report.refused.iter().map(|(at, _)| *at).eq(1..=12), "{report:?}");
     assert_eq!(store.snapshot(&org("acme")).await.len(), 3);
-    // Another organisation's entry with a digest that is taken.
     let taken = keys.adopt(key("globex", sha256("first")), "import").await;
     assert!(matches!(taken, Err(DigestTaken)));
     assert!(store.snapshot(&org("globex")).await.is_empty());
@@ -186,8 +172,7 @@ async fn case_60_each_entry_that_is_wrong_is_refused_alone_and_says_why() {
 
 #[tokio::test]
 async fn a_run_stops_when_the_store_fails_and_can_be_run_again() {
-    let (store, builder) = builder();
-    let keys = builder.existing(format()).build().unwrap();
+    let (store, keys) = manager(format());
     let inserts = Arc::new(AtomicUsize::new(0));
     store.before(move |call| {
         let fails = call == Call::Insert && inserts.fetch_add(1, Ordering::SeqCst) == 2;
@@ -204,60 +189,43 @@ async fn a_run_stops_when_the_store_fails_and_can_be_run_again() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_stored_is_abandoned_in_the_audit_log() {
-    let log = Arc::new(MemoryAuditLog::new());
+async fn an_adoption_is_in_the_audit_log_once_and_as_abandoned_if_it_failed() {
     let (store, builder) = builder();
-    let keys = builder.audit(log).existing(format()).build().unwrap();
-    let (old, new) = (sha256("old"), sha256("new"));
-    keys.adopt(key("globex", old.clone()), "import").await.unwrap();
-    let report = keys.adopt_all(store, [key("acme", old), key("acme", new)], "import").await;
-    assert_eq!((report.adopted, report.refused.len()), (1, 1));
-    assert!(matches!(report.refused[0], (0, AdoptError::DigestTaken)));
-    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
-    let page = keys.audit_page(&query).await.unwrap().unwrap();
-    let mut phases: Vec<_> = page
-        .records
-        .iter()
-        .map(|record| match &record.event {
-            AuditEvent::Change(change) => (record.key, change.phase),
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    phases.sort_by_key(|(key, phase)| (*key, phase.as_str()));
-    assert_eq!(phases.len(), 3, "{phases:?}");
-    assert_eq!(phases.iter().filter(|(_, phase)| *phase == ChangePhase::Abandoned).count(), 1);
-}
-
-#[tokio::test]
-async fn an_adoption_is_in_the_audit_log_in_the_name_of_whoever_ran_it() {
-    let log = Arc::new(MemoryAuditLog::new());
-    let store = Arc::new(MemoryStore::new());
-    let keys = KeyManager::builder(store.clone()).audit(log).existing(format());
-    let keys = keys.build().unwrap();
-    for _ in 0..2 {
-        keys.adopt_all(store.clone(), [key("acme", sha256(KEY))], "import of 3 May").await;
+    let keys = builder.audit(MemoryAuditLog::new()).existing(format()).build().unwrap();
+    adopt(&keys, key("globex", sha256("taken"))).await;
+    let entries = || [key("acme", sha256("taken")), key("acme", sha256(KEY))];
+    for adopted in [1, 0] {
+        let report = keys.adopt_all(store.clone(), entries(), "import of 3 May").await;
+        assert_eq!(report.adopted, adopted);
+        assert!(matches!(report.refused[..], [(0, AdoptError::DigestTaken)]), "{report:?}");
     }
+    let stored = store.snapshot(&org("acme")).await.remove(0).id;
     let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
     let page = keys.audit_page(&query).await.unwrap().unwrap();
-    let [record] = page.records.as_slice() else { panic!("{page:?}") };
-    let AuditEvent::Change(change) = &record.event else { panic!("{record:?}") };
-    assert_eq!((change.action, change.phase), (ChangeAction::Created, ChangePhase::Begun));
-    assert_eq!(change.actor.as_ref(), "import of 3 May");
+    let mut phases = Vec::new();
+    for record in page.records {
+        let AuditEvent::Change(change) = record.event else { panic!("a request") };
+        let expected = (ChangeAction::Created, "import of 3 May");
+        assert_eq!((change.action, &*change.actor), expected);
+        phases.push((record.key == stored, change.phase.as_str()));
+    }
+    phases.sort_unstable();
+    let [abandoned, begun] = ["abandoned", "begun"].map(|phase| (false, phase));
+    assert_eq!(phases, [abandoned, abandoned, begun, begun, (true, "begun")]);
 }
 
 #[tokio::test]
 async fn case_60_a_deleted_key_is_not_adopted_again() {
     let (store, builder) = builder();
     let keys = builder.existing(format()).audit(MemoryAuditLog::new()).build().unwrap();
-    let adopted = |text: &str| key("acme", ExistingDigest::clone(&sha256(text)));
+    let adopted = |text: &str| key("acme", sha256(text));
     let other = "acme_live_fedcba9876543210";
-    let deleted: Arc<ApiKey> = keys.adopt(adopted(KEY), "import").await.unwrap().key;
-    let stays = keys.adopt(adopted(other), "import").await.unwrap().key;
+    let deleted = adopt(&keys, adopted(KEY)).await;
+    let stays = adopt(&keys, adopted(other)).await;
     keys.delete(&ada(), &deleted.id).await.unwrap();
-    // More changes than a page has.
+    // More changes than fit into a page.
     for n in 0..250 {
-        let rename = KeyPatch::rename(KeyName::new(format!("{n}")).unwrap());
-        keys.update(&ada(), &stays.id, rename).await.unwrap();
+        keys.update(&ada(), &stays.id, rename(&n.to_string())).await.unwrap();
     }
     let refused = keys.adopt(adopted(KEY), "import").await;
     assert!(matches!(refused, Err(AdoptError::Deleted)), "{refused:?}");
@@ -271,29 +239,26 @@ async fn case_60_a_deleted_key_is_not_adopted_again() {
 async fn a_key_whose_deletion_was_abandoned_counts_as_not_deleted() {
     let (store, builder) = builder();
     let keys = builder.existing(format()).audit(MemoryAuditLog::new()).build().unwrap();
-    let adopted = || key("acme", ExistingDigest::clone(&sha256(KEY)));
-    let stored = keys.adopt(adopted(), "import").await.unwrap().key;
+    let stored = adopt(&keys, key("acme", sha256(KEY))).await;
     store.before(|call| {
         ready(if call == Call::Delete { Err(StoreError::NotFound) } else { Ok(()) })
     });
     keys.delete(&ada(), &stored.id).await.unwrap_err();
     store.heal();
-    // As if it was lost with a restored backup.
+    // As if a backup without the key was restored.
     store.inner.delete(&stored.org, &stored.id, None).await.unwrap();
-    assert!(keys.adopt(adopted(), "import").await.unwrap().is_new);
+    assert!(keys.adopt(key("acme", sha256(KEY)), "import").await.unwrap().is_new);
 }
 
 #[tokio::test]
 async fn case_58_a_manager_with_another_prefix_neither_accepts_nor_changes_an_adopted_key() {
     let store = Arc::new(MemoryStore::new());
-    let kind = DigestKind::sha512();
     let manager = |prefix: &str| {
         let builder = KeyManager::builder(store.clone()).format(KeyFormat::new(prefix).unwrap());
-        builder.existing(format().digests(kind.clone())).build().unwrap()
+        builder.existing(format().digests(DigestKind::sha512())).build().unwrap()
     };
     let (ours, other) = (manager("aa_"), manager("bb_"));
-    let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
-    let adopted = ours.adopt(key("acme", digest), "import").await.unwrap().key;
+    let adopted = adopt(&ours, key("acme", sha512(KEY))).await;
     assert_unknown(&other, KEY).await;
     assert_eq!(ours.get(&org("acme"), &adopted.id).await.unwrap(), adopted, "not changed");
     assert_allowed(&ours, KEY).await;

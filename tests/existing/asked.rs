@@ -1,4 +1,4 @@
-//! `ExistingKeys`: what the host's check may do, and what it may not.
+//! Tests of `ExistingKeys`, the check by the service itself.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keygate::existing::{ExistingDigest, ExistingKeys, FoundKey};
-use keygate::{Actor, KeyManager, NewKey, PlaintextKey, VerifyError};
+use keygate::{KeyManager, NewKey, PlaintextKey, VerifyError};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
-use crate::support::{Call, SpyStore, org, soon};
-use crate::{KEY, assert_allowed, assert_unknown, builder, format, key, sha256};
+use crate::support::{Call, SpyStore, eventually, org, soon};
+use crate::{KEY, ada, adopt, assert_allowed, assert_unknown, builder, format, key, sha256};
 
 #[derive(Clone, Copy, Debug, Default)]
 enum Check {
@@ -23,7 +24,7 @@ enum Check {
     Hangs,
 }
 
-/// The host's table of slow hashes: text, organisation and reference.
+/// The keys of the old product: each with its organisation and reference.
 #[derive(Debug)]
 struct Old {
     keys: Mutex<HashMap<String, FoundKey>>,
@@ -32,24 +33,24 @@ struct Old {
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
     /// Each check waits for a permit.
-    doors: Semaphore,
+    permits: Semaphore,
 }
 
 impl Old {
-    fn new() -> Arc<Self> {
-        let count = AtomicUsize::default;
-        Arc::new(Self {
-            keys: Mutex::default(),
-            check: Mutex::default(),
-            asked: count(),
-            at_once: count(),
-            most_at_once: count(),
-            doors: Semaphore::new(Semaphore::MAX_PERMITS),
-        })
-    }
-
     fn knows(&self, text: &str, of: &str, reference: &str) {
         self.keys.lock().unwrap().insert(text.to_owned(), FoundKey::new(org(of), reference));
+    }
+
+    fn check(&self, check: Check) {
+        *self.check.lock().unwrap() = check;
+    }
+
+    fn hold(&self) {
+        self.permits.forget_permits(usize::MAX);
+    }
+
+    fn release(&self) {
+        self.permits.add_permits(1_000);
     }
 
     fn asked(&self) -> usize {
@@ -77,49 +78,71 @@ impl ExistingKeys for Table {
             Check::Panics => panic!("a bug"),
             Check::Hangs => std::future::pending().await,
         }
-        drop(self.0.doors.acquire().await?);
+        drop(self.0.permits.acquire().await?);
         self.0.at_once.fetch_sub(1, Ordering::SeqCst);
         Ok(self.0.keys.lock().unwrap().get(presented.expose_secret()).cloned())
     }
 }
 
 fn world(deadline: Duration) -> (Arc<SpyStore>, Arc<Old>, KeyManager) {
-    let ((store, builder), old) = (builder(), Old::new());
+    let (store, builder) = builder();
+    let old = Arc::new(Old {
+        keys: Mutex::default(),
+        check: Mutex::default(),
+        asked: AtomicUsize::default(),
+        at_once: AtomicUsize::default(),
+        most_at_once: AtomicUsize::default(),
+        permits: Semaphore::new(Semaphore::MAX_PERMITS),
+    });
     let builder = builder.existing(format()).existing_keys(Table(Arc::clone(&old)));
     let keys = builder.existing_keys_at_once(2).store_deadline(deadline).build().unwrap();
     (store, old, keys)
 }
 
+/// Adopts a key of which keygate knows only the reference.
+async fn adopt_reference(keys: &KeyManager, of: &str, reference: &str) {
+    adopt(keys, key(of, ExistingDigest::asked(reference))).await;
+}
+
+/// Adopts [`KEY`] in this way.
+async fn adopt_key(keys: &KeyManager, old: &Old) {
+    adopt_reference(keys, "acme", "7").await;
+    old.knows(KEY, "acme", "7");
+}
+
+fn verify(keys: &KeyManager, text: String) -> JoinHandle<Result<(), VerifyError>> {
+    let keys = keys.clone();
+    tokio::spawn(async move { keys.verify(&text, None).await.map(drop) })
+}
+
 const LONG: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn the_host_is_asked_once_and_from_then_on_a_key_costs_one_look_up() {
+async fn the_service_is_asked_once_and_later_requests_cost_one_look_up() {
     let (store, old, keys) = world(LONG);
-    keys.adopt(key("acme", ExistingDigest::asked("row 7")), "import").await.unwrap();
-    old.knows(KEY, "acme", "row 7");
+    adopt_key(&keys, &old).await;
     assert_allowed(&keys, KEY).await;
     store.take_calls();
     assert_allowed(&keys, KEY).await;
     assert_eq!((store.take_calls(), old.asked()), (vec![Call::Find], 1));
-    // What the host says later does not matter.
-    old.knows("acme_live_another_text_0", "acme", "row 7");
+    // Later answers of the service do not matter.
+    old.knows("acme_live_another_text_0", "acme", "7");
     assert_unknown(&keys, "acme_live_another_text_0").await;
     assert_allowed(&keys, KEY).await;
     // A second adoption changes nothing.
-    let again = keys.adopt(key("acme", ExistingDigest::asked("row 7")), "import").await.unwrap();
-    assert!(!again.is_new);
+    let again = keys.adopt(key("acme", ExistingDigest::asked("7")), "import").await;
+    assert!(!again.unwrap().is_new);
     assert_allowed(&keys, KEY).await;
 }
 
 #[tokio::test]
-async fn the_host_is_not_asked_for_a_known_key_or_an_undeclared_format() {
+async fn the_service_is_not_asked_for_a_known_key_or_an_undeclared_format() {
     let (_, old, keys) = world(LONG);
-    keys.adopt(key("acme", sha256(KEY)), "import").await.unwrap();
-    let ada = Actor::new(org("acme"), "ada");
-    let issued = keys.create(&ada, NewKey::named("new").unwrap()).await.unwrap();
+    adopt(&keys, key("acme", sha256(KEY))).await;
+    let issued = keys.create(&ada(), NewKey::named("new").unwrap()).await.unwrap();
     assert_allowed(&keys, KEY).await;
     assert_allowed(&keys, issued.secret.expose_secret()).await;
-    keys.delete(&ada, &issued.key.id).await.unwrap();
+    keys.delete(&ada(), &issued.key.id).await.unwrap();
     assert_unknown(&keys, issued.secret.expose_secret()).await;
     assert_unknown(&keys, "acme_test_5fKq2Lx8RwZt0aYb").await;
     assert_eq!(old.asked(), 0);
@@ -128,35 +151,33 @@ async fn the_host_is_not_asked_for_a_known_key_or_an_undeclared_format() {
 }
 
 #[tokio::test]
-async fn case_60_a_check_that_fails_panics_or_hangs_lets_nobody_in() {
+async fn case_60_a_check_that_fails_panics_or_hangs_accepts_no_key() {
     let (store, old, keys) = world(Duration::from_millis(20));
-    keys.adopt(key("acme", ExistingDigest::asked("7")), "import").await.unwrap();
-    old.knows(KEY, "acme", "7");
+    adopt_key(&keys, &old).await;
     let before = store.snapshot(&org("acme")).await;
     for check in [Check::Fails, Check::Panics, Check::Hangs] {
-        *old.check.lock().unwrap() = check;
+        old.check(check);
         let refused = soon(keys.verify(KEY, None)).await.unwrap_err();
         assert_eq!(refused.http_status(), 503, "{check:?}: {refused:?}");
         assert!(!format!("{refused:?}").contains(KEY));
         assert_eq!(store.snapshot(&org("acme")).await, before);
     }
-    // Nothing is left of it: all permits are back.
+    // A failed check gives its place back.
     let (_, old, keys) = world(LONG);
-    *old.check.lock().unwrap() = Check::Panics;
+    adopt_key(&keys, &old).await;
+    old.check(Check::Panics);
     for _ in 0..4 {
         assert!(keys.verify(KEY, None).await.unwrap_err().is_unavailable());
     }
-    *old.check.lock().unwrap() = Check::Works;
-    keys.adopt(key("acme", ExistingDigest::asked("7")), "import").await.unwrap();
-    old.knows(KEY, "acme", "7");
+    old.check(Check::Works);
     soon(assert_allowed(&keys, KEY)).await;
 }
 
 #[tokio::test]
-async fn case_60_only_a_key_of_the_named_organisation_that_waits_for_this_is_let_in() {
+async fn case_60_the_organisation_and_the_reference_must_be_those_of_an_adopted_key() {
     let (store, old, keys) = world(LONG);
-    let ordinary = keys.adopt(key("acme", sha256("ordinary")), "import").await.unwrap().key;
-    keys.adopt(key("evil", ExistingDigest::asked("7")), "import").await.unwrap();
+    let ordinary = adopt(&keys, key("acme", sha256("ordinary"))).await;
+    adopt_reference(&keys, "evil", "7").await;
     for (of, reference) in [
         ("acme", "7"),
         ("evil", "8"),
@@ -177,27 +198,22 @@ async fn case_60_only_a_key_of_the_named_organisation_that_waits_for_this_is_let
 }
 
 #[tokio::test]
-async fn the_host_is_asked_once_for_a_credential_and_for_a_few_at_a_time() {
+async fn the_service_is_asked_once_for_each_credential_and_for_two_at_a_time() {
     let (_, old, keys) = world(LONG);
-    old.doors.forget_permits(usize::MAX);
+    old.hold();
     let text = |n: usize| format!("acme_live_{:016}", n % 5);
     for n in 0..5 {
-        keys.adopt(key("acme", ExistingDigest::asked(n.to_string())), "import").await.unwrap();
+        adopt_reference(&keys, "acme", &n.to_string()).await;
         old.knows(&text(n), "acme", &n.to_string());
     }
-    let requests: Vec<_> = (0..50)
-        .map(|n| {
-            let keys = keys.clone();
-            tokio::spawn(async move { keys.verify(&text(n), None).await.map(drop) })
-        })
-        .collect();
-    crate::support::eventually("two are asked", async || old.asked() == 2).await;
-    // The others go on as far as they get.
+    let requests: Vec<_> = (0..50).map(|n| verify(&keys, text(n))).collect();
+    eventually("two are asked", async || old.asked() == 2).await;
+    // The other requests continue until they wait.
     for _ in 0..1_000 {
         tokio::task::yield_now().await;
     }
     assert_eq!(old.asked(), 2);
-    old.doors.add_permits(1_000);
+    old.release();
     for request in requests {
         soon(request).await.unwrap().unwrap();
     }
@@ -205,22 +221,17 @@ async fn the_host_is_asked_once_for_a_credential_and_for_a_few_at_a_time() {
 }
 
 #[tokio::test]
-async fn case_60_a_flood_of_unknown_credentials_waits_in_bounded_number() {
+async fn case_60_a_bounded_number_of_unknown_credentials_waits() {
     let (_, old, keys) = world(LONG);
-    old.doors.forget_permits(usize::MAX);
-    let requests: Vec<_> = (0..300)
-        .map(|n| {
-            let keys = keys.clone();
-            tokio::spawn(async move { keys.verify(&format!("acme_live_{n:016}"), None).await })
-        })
-        .collect();
-    // Those beyond the bound are refused at once, while the rest wait.
-    let refused = crate::support::eventually("44 are refused", async || {
+    old.hold();
+    let requests: Vec<_> = (0..300).map(|n| verify(&keys, format!("acme_live_{n:016}"))).collect();
+    // Further requests are refused at once.
+    let refused = eventually("44 are refused", async || {
         let ended: Vec<_> = requests.iter().filter(|request| request.is_finished()).collect();
         (ended.len() >= 44).then_some(ended.len())
     });
     assert_eq!(refused.await, 44);
-    old.doors.add_permits(1_000);
+    old.release();
     let mut unavailable = 0;
     for request in requests {
         let refused = soon(request).await.unwrap().unwrap_err();
@@ -230,21 +241,19 @@ async fn case_60_a_flood_of_unknown_credentials_waits_in_bounded_number() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_dropped_leaves_the_question_to_the_others() {
+async fn after_a_request_was_dropped_the_next_one_asks() {
     let (_, old, keys) = world(LONG);
-    old.doors.forget_permits(usize::MAX);
-    keys.adopt(key("acme", ExistingDigest::asked("7")), "import").await.unwrap();
-    old.knows(KEY, "acme", "7");
-    let request = |keys: KeyManager| tokio::spawn(async move { keys.verify(KEY, None).await });
-    let first = request(keys.clone());
-    crate::support::eventually("it is asked", async || old.asked() == 1).await;
-    let second = request(keys.clone());
+    old.hold();
+    adopt_key(&keys, &old).await;
+    let first = verify(&keys, KEY.to_owned());
+    eventually("it is asked", async || old.asked() == 1).await;
+    let second = verify(&keys, KEY.to_owned());
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
     assert_eq!(old.asked(), 1);
     first.abort();
-    crate::support::eventually("the second one asks", async || old.asked() == 2).await;
-    old.doors.add_permits(10);
+    eventually("the second one asks", async || old.asked() == 2).await;
+    old.release();
     soon(second).await.unwrap().unwrap();
 }

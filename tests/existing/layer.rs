@@ -6,11 +6,10 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, Request, Response, StatusCode};
 use keygate::existing::{DigestKind, ExistingFormat};
 use keygate::{ApiKeyLayer, KeyFormat, KeyManager, MemoryStore, VerifiedKey};
-use sha2::{Digest, Sha512};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::support::org;
-use crate::{KEY, format, key, sha256};
+use crate::{KEY, adopt, format, key, sha256, sha512};
 
 async fn status(layer: &ApiKeyLayer, header: HeaderName, value: &str) -> StatusCode {
     let service = layer.layer(service_fn(async |request: Request<String>| {
@@ -26,17 +25,15 @@ async fn status(layer: &ApiKeyLayer, header: HeaderName, value: &str) -> StatusC
 
 #[tokio::test]
 async fn existing_keys_pass_the_layer_in_any_header_and_only_in_their_environment() {
-    let kind = DigestKind::sha512();
     let keys = KeyManager::builder(MemoryStore::new())
         .environment("live", KeyFormat::default())
         .environment("test", KeyFormat::new("vsp_sk_test_").unwrap())
-        .existing(format().digests(kind.clone()))
+        .existing(format().digests(DigestKind::sha512()))
         .build()
         .unwrap();
     let other = "acme_live_0123456789abcdef";
-    keys.adopt(key("acme", sha256(KEY)), "import").await.unwrap();
-    let digest = kind.read_bytes(&Sha512::digest(other)).unwrap();
-    keys.adopt(key("acme", digest).environment("test"), "import").await.unwrap();
+    adopt(&keys, key("acme", sha256(KEY))).await;
+    adopt(&keys, key("acme", sha512(other)).environment("test")).await;
     let x_api_key = HeaderName::from_static("x-api-key");
     let any = ApiKeyLayer::new(keys.clone()).key_header(x_api_key.clone());
     let live = ApiKeyLayer::new(keys.clone()).environment("live");
@@ -60,13 +57,13 @@ async fn existing_keys_pass_the_layer_in_any_header_and_only_in_their_environmen
 }
 
 #[tokio::test]
-async fn existing_keys_are_no_foreign_tokens() {
+async fn existing_keys_are_not_taken_for_foreign_tokens() {
     let keys = KeyManager::builder(MemoryStore::new())
         .existing(format())
         .existing(ExistingFormat::new("", 32..=32).unwrap())
         .build()
         .unwrap();
-    keys.adopt(key("acme", sha256(KEY)), "import").await.unwrap();
+    adopt(&keys, key("acme", sha256(KEY))).await;
     let layer = ApiKeyLayer::new(keys).optional().ignore_foreign_tokens();
     let long = "a".repeat(32);
     for (text, expected) in [

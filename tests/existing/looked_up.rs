@@ -2,34 +2,29 @@
 
 use std::sync::Arc;
 
-use hmac::{Hmac, KeyInit, Mac};
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, SecretUsed};
 use keygate::error::{BuildError, ExistingDigestError, ExistingFormatError};
-use keygate::existing::{AdoptedKey, DigestKind, ExistingDigest, ExistingFormat};
+use keygate::existing::{DigestKind, ExistingDigest, ExistingFormat};
 use keygate::manager::RequestInfo;
-use keygate::store::PreviousSecret;
+use keygate::store::{KeyDigest, PreviousSecret};
 use keygate::{
-    Actor, Denial, KeyFormat, KeyManager, KeyName, KeyPatch, KeyStore, ManageError, MemoryAuditLog,
-    MemoryStore, NewKey, StoreError, VerifyError,
+    ApiKey, Denial, KeyFormat, KeyManager, KeyStore, ManageError, MemoryAuditLog, MemoryStore,
+    NewKey, StoreError, Timestamp, VerifyError,
 };
 use sha2::{Digest, Sha256, Sha512};
+use tokio::task::JoinSet;
 
-use crate::support::{Call, Find, SpyStore, base64, org};
-use crate::{KEY, assert_allowed, assert_unknown, builder, format, key, sha256};
+use crate::support::{Call, Find, SpyStore, base64, eventually, org};
+use crate::{
+    KEY, ada, adopt, assert_allowed, assert_denied, assert_unknown, builder, format, hex, hmac,
+    key, manager, manager_with_key, rename, sha256,
+};
 
-fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|b| format!("{b:02x}")).collect()
-}
+const SECRET: &str = "plK2vXq9sBd7TzRw5mYc";
 
-fn hmac(key: &str, text: &str) -> Vec<u8> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).unwrap();
-    mac.update(text.as_bytes());
-    mac.finalize().into_bytes().to_vec()
-}
-
-/// A prefix, a kind of digest, what is stored of `text`, and that text.
+/// A prefix, a kind of digest, a stored digest and the text of the key.
 fn all_kinds() -> Vec<(&'static str, DigestKind, ExistingDigest, &'static str)> {
-    let secret = "plK2vXq9sBd7TzRw5mYc";
+    let secret = SECRET;
     let sanctum = "12|plK2vXq9sBd7TzRw5mYc";
     let split = "acme_live_short_plK2vXq9sBd7TzRw5mYc";
     let of = |kind: &DigestKind, bytes: &[u8]| kind.read_bytes(bytes).unwrap();
@@ -55,18 +50,13 @@ fn all_kinds() -> Vec<(&'static str, DigestKind, ExistingDigest, &'static str)> 
     all
 }
 
-fn adopted(digest: ExistingDigest) -> AdoptedKey {
-    AdoptedKey::new(org("acme"), KeyName::new("CI").unwrap(), "acme", digest)
-}
-
 #[tokio::test]
-async fn a_key_is_found_by_each_kind_of_digest_and_from_then_on_by_one_look_up() {
+async fn a_key_is_found_by_each_kind_of_digest_and_later_by_one_look_up() {
     for (prefix, kind, digest, text) in all_kinds() {
-        let (store, builder) = builder();
         let name = format!("{kind:?}");
         let format = ExistingFormat::new(prefix, 16..=40).unwrap().digests(kind);
-        let keys = builder.existing(format).build().unwrap();
-        keys.adopt(adopted(digest), "import").await.unwrap();
+        let (store, keys) = manager(format);
+        adopt(&keys, key("acme", digest)).await;
         assert_allowed(&keys, text).await;
         store.take_calls();
         assert_allowed(&keys, text).await;
@@ -75,10 +65,9 @@ async fn a_key_is_found_by_each_kind_of_digest_and_from_then_on_by_one_look_up()
 }
 
 #[tokio::test]
-async fn sha_256_of_the_whole_key_costs_one_look_up_from_the_start() {
-    let (store, builder) = builder();
-    let keys = builder.existing(format()).build().unwrap();
-    keys.adopt(key("acme", sha256(KEY)), "import").await.unwrap();
+async fn a_sha_256_digest_of_the_whole_key_costs_one_look_up_from_the_start() {
+    let (store, keys) = manager(format());
+    adopt(&keys, key("acme", sha256(KEY))).await;
     store.take_calls();
     assert_allowed(&keys, KEY).await;
     assert_eq!(store.take_calls(), [Call::Find]);
@@ -87,10 +76,8 @@ async fn sha_256_of_the_whole_key_costs_one_look_up_from_the_start() {
 }
 
 #[tokio::test]
-async fn case_60_what_fits_no_declared_format_is_refused_without_a_look_at_the_store() {
-    let (store, builder) = builder();
-    let kind = DigestKind::sha512();
-    let keys = builder.existing(format().digests(kind)).build().unwrap();
+async fn case_60_a_text_without_a_declared_format_is_refused_without_a_look_up() {
+    let (store, keys) = manager(format().digests(DigestKind::sha512()));
     for text in [
         "acme_live_5fKq2Lx8RwZt0aY",
         "acme_live_5fKq2Lx8RwZt0aYbc",
@@ -111,14 +98,14 @@ async fn case_60_neither_an_adopted_digest_nor_a_part_of_a_key_is_a_key() {
     for (prefix, kind, digest, text) in all_kinds() {
         let (store, builder) = builder();
         let format = ExistingFormat::new(prefix, 16..=40).unwrap().digests(kind.clone());
-        // Whatever is presented here has a declared format.
+        // Every text that is presented has a declared format.
         let any = ExistingFormat::new("", 16..=54).unwrap().digests(kind.clone());
         let wide = ExistingFormat::new("", 56..=200).unwrap().digests(kind);
         let keys = builder.existing(format).existing(any).existing(wide).build().unwrap();
-        keys.adopt(adopted(digest), "import").await.unwrap();
+        adopt(&keys, key("acme", digest)).await;
         let stored = store.snapshot(&org("acme")).await[0].digest;
         let inner = Sha256::digest(text);
-        let secret = "plK2vXq9sBd7TzRw5mYc";
+        let secret = SECRET;
         let mut presented = vec![hex(stored.as_bytes()), base64(stored.as_bytes()), hex(inner)];
         presented.extend([base64(&inner), hex(Sha512::digest(text)), base64(&hmac("k", text))]);
         presented.extend([hex(hmac("k", secret)), hex(Sha256::digest(secret))]);
@@ -235,25 +222,19 @@ async fn a_hash_key_and_a_credential_are_not_shown() {
     assert_eq!(format!("{:?}", sha256(KEY)), "ExistingDigest(…)");
 }
 
-/// A manager with a key that is rotated between its look-up and the replacement of its
-/// digest, with an overlap or without.
+/// The key is rotated between its look-up and the replacement of its digest.
 async fn rotated_during_the_first_request(overlap: bool) -> (Arc<SpyStore>, KeyManager) {
-    let (store, builder) = builder();
-    let kind = DigestKind::sha512();
-    let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
-    let keys = builder.existing(format().digests(kind)).build().unwrap();
-    let there = keys.adopt(key("acme", digest), "import").await.unwrap().key;
-    let (inner, id) = (Arc::clone(&store), there.id);
+    let (store, keys, adopted) = manager_with_key().await;
+    let (inner, id) = (Arc::clone(&store), adopted.id);
     store.before(move |call| {
         let inner = Arc::clone(&inner);
         async move {
             if call == Call::Replace {
                 let current = inner.inner.get(&org("acme"), &id).await.unwrap().unwrap();
-                let mut rotated = keygate::ApiKey::clone(&current);
-                let until = keygate::Timestamp::MAX;
-                let previous = PreviousSecret { digest: current.digest, until };
+                let mut rotated = ApiKey::clone(&current);
+                let previous = PreviousSecret { digest: current.digest, until: Timestamp::MAX };
                 rotated.previous = overlap.then_some(previous);
-                rotated.digest = keygate::store::KeyDigest::of("new");
+                rotated.digest = KeyDigest::of("new");
                 rotated.revision = current.revision.next();
                 inner.inner.replace(&rotated, current.revision).await?;
             }
@@ -264,7 +245,7 @@ async fn rotated_during_the_first_request(overlap: bool) -> (Arc<SpyStore>, KeyM
 }
 
 #[tokio::test]
-async fn a_key_that_is_revoked_or_rotated_during_its_first_request_is_not_let_in_afterwards() {
+async fn a_rotation_during_the_first_request_ends_the_old_text() {
     let (store, keys) = rotated_during_the_first_request(false).await;
     assert_unknown(&keys, KEY).await;
     store.heal();
@@ -272,7 +253,7 @@ async fn a_key_that_is_revoked_or_rotated_during_its_first_request_is_not_let_in
 }
 
 #[tokio::test]
-async fn case_59_a_rotation_with_overlap_during_the_first_request_does_not_refuse_it() {
+async fn case_59_an_overlap_that_begins_during_the_first_request_admits_it() {
     let (store, keys) = rotated_during_the_first_request(true).await;
     let verified = keys.verify(KEY, None).await.unwrap();
     assert_eq!(verified.secret_used(), SecretUsed::Previous);
@@ -281,35 +262,27 @@ async fn case_59_a_rotation_with_overlap_during_the_first_request_does_not_refus
 }
 
 #[tokio::test]
-async fn a_key_whose_digest_cannot_be_replaced_is_let_in_and_replaced_later() {
-    let (store, builder) = builder();
-    let kind = DigestKind::sha512();
-    let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
-    let keys = builder.existing(format().digests(kind)).build().unwrap();
-    let there = keys.adopt(key("acme", digest), "import").await.unwrap().key;
+async fn a_key_whose_digest_cannot_be_replaced_is_accepted_and_replaced_later() {
+    let (store, keys, adopted) = manager_with_key().await;
     store.before(|call| async move {
         if call == Call::Replace { Err(StoreError::unavailable("disk full")) } else { Ok(()) }
     });
     assert_allowed(&keys, KEY).await;
     assert_allowed(&keys, KEY).await;
     store.heal();
-    // An edit that comes first is kept.
-    let ada = Actor::new(org("acme"), "ada");
-    keys.update(&ada, &there.id, KeyPatch::rename(KeyName::new("new").unwrap())).await.unwrap();
+    // The replacement keeps an earlier edit.
+    keys.update(&ada(), &adopted.id, rename("new")).await.unwrap();
     assert_allowed(&keys, KEY).await;
     let stored = store.snapshot(&org("acme")).await.remove(0);
-    assert_eq!((stored.name.as_str(), stored.digest), ("new", keygate::store::KeyDigest::of(KEY)));
-    keys.revoke(&ada, &there.id).await.unwrap();
-    let refused = keys.verify(KEY, None).await;
-    assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })));
+    assert_eq!((stored.name.as_str(), stored.digest), ("new", KeyDigest::of(KEY)));
+    keys.revoke(&ada(), &adopted.id).await.unwrap();
+    assert_denied(&keys, KEY, Denial::Revoked).await;
 }
 
 #[tokio::test]
-async fn case_60_a_store_that_fails_or_finds_the_wrong_key_lets_nobody_in() {
-    let (store, builder) = builder();
-    let kind = DigestKind::sha512();
-    let keys = builder.existing(format().digests(kind)).build().unwrap();
-    let other = keys.adopt(key("acme", sha256("other")), "import").await.unwrap().key;
+async fn case_60_a_store_that_fails_or_finds_the_wrong_key_admits_no_request() {
+    let (store, keys) = manager(format().digests(DigestKind::sha512()));
+    let other = adopt(&keys, key("acme", sha256("other"))).await;
     store.find(Find::Always(other));
     assert_unknown(&keys, KEY).await;
     store.find(Find::Fails);
@@ -317,39 +290,29 @@ async fn case_60_a_store_that_fails_or_finds_the_wrong_key_lets_nobody_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn first_requests_with_one_key_at_the_same_time_are_all_let_in() {
+async fn concurrent_first_requests_with_one_key_are_all_accepted() {
     for _ in 0..50 {
-        let (_, builder) = builder();
-        let kind = DigestKind::sha512();
-        let digest = kind.read_bytes(&Sha512::digest(KEY)).unwrap();
-        let keys = builder.existing(format().digests(kind)).build().unwrap();
-        keys.adopt(key("acme", digest), "import").await.unwrap();
-        let requests: Vec<_> = (0..8)
-            .map(|_| {
-                let keys = keys.clone();
-                tokio::spawn(async move { assert_allowed(&keys, KEY).await })
-            })
-            .collect();
-        for request in requests {
-            request.await.unwrap();
-        }
+        let (_, keys, _) = manager_with_key().await;
+        let request = |_| {
+            let keys = keys.clone();
+            async move { assert_allowed(&keys, KEY).await }
+        };
+        (0..8).map(request).collect::<JoinSet<_>>().join_all().await;
     }
 }
 
 #[tokio::test]
 async fn case_60_an_existing_key_in_a_path_or_a_name_is_redacted() {
-    let log = Arc::new(MemoryAuditLog::new());
     let keys = KeyManager::builder(MemoryStore::new())
-        .audit(log.clone())
+        .audit(MemoryAuditLog::new())
         .existing(format())
         .existing(
             ExistingFormat::new("", 42..=50).unwrap().digests(DigestKind::sha256().behind('|')),
         )
         .build()
         .unwrap();
-    let ada = Actor::new(org("acme"), "ada");
-    let issued = keys.create(&ada, NewKey::named("CI").unwrap()).await.unwrap();
-    let token = format!("12|{}", "plK2vXq9sBd7TzRw5mYc".repeat(2));
+    let issued = keys.create(&ada(), NewKey::named("CI").unwrap()).await.unwrap();
+    let token = format!("12|{}", SECRET.repeat(2));
     let encoded: String = KEY.bytes().map(|b| format!("%{b:02X}")).collect();
     for (path, shown) in [
         (format!("/v1/{KEY}"), "/v1/[REDACTED]"),
@@ -362,17 +325,17 @@ async fn case_60_an_existing_key_in_a_path_or_a_name_is_redacted() {
         let secret = issued.secret.expose_secret();
         keys.admit(secret, request).await.unwrap().finish(200).await.unwrap();
         let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(issued.key.id));
-        let found = crate::support::eventually(shown, async || {
+        eventually(shown, async || {
             let page = keys.audit_page(&query).await.unwrap().unwrap();
             page.records.iter().any(|record| match &record.event {
                 AuditEvent::Request(request) => &*request.endpoint == shown,
                 _ => false,
             })
-        });
-        found.await;
+        })
+        .await;
     }
     for name in [KEY, &token] {
-        let refused = keys.create(&ada, NewKey::named(name).unwrap()).await;
+        let refused = keys.create(&ada(), NewKey::named(name).unwrap()).await;
         assert!(matches!(refused, Err(ManageError::NameHoldsKey)), "{name}");
     }
 }

@@ -1,4 +1,4 @@
-//! A manager that reaches its database by way of a proxy, and another look at that database.
+//! A manager that reaches its database through a proxy, and direct access to that database.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -6,11 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keygate::manager::{AdmitError, IssuedKey, KeyManagerBuilder, RequestInfo};
+use keygate::manager::{Admission, AdmitError, IssuedKey, RequestInfo};
 use keygate::store::{KeyDigest, PostgresOptions};
-use keygate::{
-    Actor, Delivery, KeyId, KeyManager, ManageError, NewKey, OrgId, PostgresStore, VerifyError,
-};
+use keygate::{Actor, Delivery, KeyId, KeyManager, ManageError, NewKey, OrgId};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -19,92 +17,95 @@ use tokio_postgres::types::Type;
 use crate::postgres_support::{PATIENT, administrator, schema_of, unique, url};
 use crate::proxy::{Proxy, address};
 
-/// Of a call of the store, and of the delivery of an audit record.
+/// The deadline of a call of the store, and of the delivery of an audit record.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(500);
-/// What a machine on which everything runs at once may take on top.
+/// A busy machine may take this much longer.
 pub(crate) const SLACK: Duration = Duration::from_secs(2);
-/// Within that time after a fault, everything works again: the longest pause between
-/// two attempts to connect, an attempt under way, and what is left of a busy machine.
+/// The time after a fault within which everything works again: the longest pause between two
+/// attempts to connect, an attempt, and some more for a busy machine.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(15);
 
-/// A server has 100 sessions by default, and a world up to 35.
+/// Limits the sessions: a server has 100 by default, and each world uses up to 35.
 static ROOM: Semaphore = Semaphore::const_new(2);
 
+/// A manager that reaches its database through a proxy, and ways around the proxy.
 pub(crate) struct World {
     _room: SemaphorePermit<'static>,
     pub(crate) proxy: Proxy,
-    /// By way of the proxy.
+    /// Uses the proxy.
     pub(crate) keys: KeyManager,
-    /// Straight to the database, and in no hurry.
-    pub(crate) sure: KeyManager,
+    /// Uses the database directly, with a long deadline.
+    pub(crate) direct: KeyManager,
     pub(crate) db: Arc<Db>,
     pub(crate) actor: Actor,
 }
 
 impl World {
-    /// Keys and audit log behind one proxy; strict delivery, with a record of its own for
-    /// each refusal.
+    /// Keys and audit log are behind the proxy. Each refusal has its own record.
     pub(crate) async fn new(options: &PostgresOptions) -> Self {
-        Self::with(options, |near, _, builder| {
-            builder(near.clone())
-                .audit(near)
-                .delivery(Delivery::strict().deadline(DEADLINE).sum_refusals(u32::MAX, DEADLINE))
-        })
-        .await
+        let delivery = Delivery::strict().sum_refusals(u32::MAX, DEADLINE);
+        Self::start(options, delivery, true).await
     }
 
-    /// `build` is given the store behind the proxy, and one straight to the database.
-    pub(crate) async fn with(
-        options: &PostgresOptions,
-        build: impl FnOnce(
-            PostgresStore,
-            PostgresStore,
-            fn(PostgresStore) -> KeyManagerBuilder,
-        ) -> KeyManagerBuilder,
-    ) -> Self {
+    /// Only the audit log is behind the proxy.
+    pub(crate) async fn of_log(options: &PostgresOptions, delivery: Delivery) -> Self {
+        Self::start(options, delivery, false).await
+    }
+
+    async fn start(options: &PostgresOptions, delivery: Delivery, of_keys: bool) -> Self {
         let room = ROOM.acquire().await.unwrap();
         let proxy = Proxy::start(address(&url())).await;
         let schema = schema_of(options);
         let direct = options.clone().deadline(PATIENT).connect().await.unwrap();
-        let near = PostgresOptions::from_url(&proxy.url(&url())).unwrap().schema(&schema).unwrap();
-        // The schema is there, so that this is quick; but a busy machine may be slow.
-        let near = loop {
-            if let Ok(store) = near.clone().deadline(DEADLINE).connect().await {
+        let options = PostgresOptions::from_url(&proxy.url(&url())).unwrap();
+        let options = options.schema(&schema).unwrap().deadline(DEADLINE);
+        // A busy machine may need several attempts.
+        let proxied = loop {
+            if let Ok(store) = options.clone().connect().await {
                 break store;
             }
         };
-        let builder = |store| KeyManager::builder(store).store_deadline(DEADLINE * 2);
-        let keys = build(near, direct.clone(), builder).build().unwrap();
-        let sure = KeyManager::builder(direct).store_deadline(PATIENT).build().unwrap();
+        let keys = KeyManager::builder(if of_keys { proxied.clone() } else { direct.clone() })
+            .store_deadline(DEADLINE * 2)
+            .audit(proxied)
+            .delivery(delivery.deadline(DEADLINE))
+            .build()
+            .unwrap();
+        let direct = KeyManager::builder(direct).store_deadline(PATIENT).build().unwrap();
         let actor = Actor::new(OrgId::new(unique("acme")).unwrap(), "tester");
-        Self { _room: room, proxy, keys, sure, db: Arc::new(Db::new(schema).await), actor }
+        Self { _room: room, proxy, keys, direct, db: Arc::new(Db::new(schema).await), actor }
     }
 
-    /// A key that is made without a fault.
+    /// Creates a key directly.
     pub(crate) async fn key(&self) -> IssuedKey {
-        let issued = self.sure.create(&self.actor, NewKey::named("CI").unwrap()).await;
-        issued.unwrap()
+        self.direct.create(&self.actor, NewKey::named("CI").unwrap()).await.unwrap()
     }
 
-    /// A whole request, and the status of its answer.
+    pub(crate) async fn revoked_key(&self) -> IssuedKey {
+        let issued = self.key().await;
+        self.direct.revoke(&self.actor, &issued.key.id).await.unwrap();
+        issued
+    }
+
+    /// Makes room for the next keys.
+    pub(crate) async fn delete_all_keys(&self) {
+        for id in self.db.ids(self.actor.org()).await {
+            self.direct.delete(&self.actor, &id.parse().unwrap()).await.unwrap();
+        }
+    }
+
+    /// Makes a whole request. Returns the status of its response.
     pub(crate) async fn request(&self, secret: &str, path: &str) -> u16 {
-        request(&self.keys, secret, path).await
+        let info = RequestInfo::new("GET", path).from_ip(Some(ip()));
+        respond(self.keys.admit(secret, info).await).await
     }
 }
 
-pub(crate) async fn request(keys: &KeyManager, secret: &str, path: &str) -> u16 {
-    let info = RequestInfo::new("GET", path).from_ip(Some(ip()));
-    match keys.admit(secret, info).await {
-        Ok(admission) => match admission.finish(200).await {
-            Ok(()) => 200,
-            Err(_) => 503,
-        },
-        Err(error) => {
-            if let AdmitError::Refused(VerifyError::Unavailable(_)) = &error {
-                assert_eq!(error.http_status(), 503);
-            }
-            error.http_status()
-        }
+/// Finishes an admitted request with 200. Returns the status of the response.
+pub(crate) async fn respond(admitted: Result<Admission, AdmitError>) -> u16 {
+    match admitted {
+        Ok(admission) => admission.finish(200).await.map_or(503, |()| 200),
+        Err(error) => error.http_status(),
     }
 }
 
@@ -112,7 +113,7 @@ pub(crate) fn ip() -> IpAddr {
     [192, 0, 2, 1].into()
 }
 
-/// What the work comes to, within so long; what hangs fails the test.
+/// The result of the work. The test fails if it takes longer than the limit, or hangs.
 pub(crate) async fn within<T>(what: &str, limit: Duration, work: impl Future<Output = T>) -> T {
     let begun = Instant::now();
     let done = timeout(limit * 4, work).await.unwrap_or_else(|_| panic!("{what} hangs"));
@@ -121,8 +122,8 @@ pub(crate) async fn within<T>(what: &str, limit: Duration, work: impl Future<Out
     done
 }
 
-/// Asks until the answer is yes; [`RECOVERY`] later it has to be. A macro, since the
-/// future of an async closure is not known to be `Send`.
+/// Polls until the condition holds, for at most [`RECOVERY`]. A macro, because the future of an
+/// async closure is not known to be `Send`.
 macro_rules! recovers {
     ($what:expr, $ask:block) => {
         let begun = std::time::Instant::now();
@@ -140,13 +141,13 @@ pub(crate) fn is_unavailable(error: &ManageError) -> bool {
     matches!(error, ManageError::Unavailable(_) | ManageError::InDoubt(_))
 }
 
-/// The database itself.
+/// A direct connection to the database.
 pub(crate) struct Db {
     client: Client,
     schema: String,
 }
 
-/// A row of keys.
+/// A row of the table of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) digest: KeyDigest,
@@ -178,7 +179,7 @@ impl Db {
         self.query(sql, org.as_str()).await.iter().map(|row| row.get(0)).collect()
     }
 
-    /// The rows of requests with that key: how often each path, status and outcome.
+    /// The number of records with each path, status and outcome of requests with that key.
     pub(crate) async fn requests(
         &self,
         id: KeyId,
@@ -193,7 +194,7 @@ impl Db {
         found
     }
 
-    /// Whether there is such a row, and no other of that path.
+    /// Whether the path has exactly this one record.
     pub(crate) async fn has_request(&self, path: &str, status: u16, outcome: &str) -> bool {
         let sql = "SELECT status, outcome FROM {schema}.requests WHERE endpoint = $1";
         let rows = self.query(sql, path).await;
@@ -201,7 +202,7 @@ impl Db {
         said == [(i32::from(status), outcome)]
     }
 
-    /// How often the change was begun, by the audit log.
+    /// The number of records of a begun change.
     pub(crate) async fn begun(&self, id: KeyId, action: &str) -> usize {
         let sql = "SELECT action FROM {schema}.changes WHERE key::text = $1 AND phase = 'begun'";
         let rows = self.query(sql, &id.to_string()).await;

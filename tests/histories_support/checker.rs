@@ -1,45 +1,43 @@
-//! Is there an order of the changes to a key that explains every verification of it?
+//! Checks whether some order of the changes to a key explains every verification of it.
 //!
-//! The store numbers the versions of a key, so the order of the successful changes is
-//! known; what is not known is *when* each took effect: at some instant between its
-//! call and its return, and not before the one in front of it. Who saw version `n` at
-//! some instant within a call says that `n` was there by the end of the call and that
-//! `n + 1` was not there before its beginning. All of that bounds those instants from
-//! below and from above, and a history can be explained if and only if no bound from
-//! below is later than one from above, along the order. No search is needed.
+//! The store numbers the versions of a key, so the order of the successful changes is known.
+//! When each of them took effect is not known, except that it was between its call and its
+//! return and not before the previous change. A call that saw version `n` shows that `n` took
+//! effect before the call ended, and that `n + 1` did not take effect before the call began.
+//! These are bounds for the instant of each change. The history can be explained if and only
+//! if each change has an instant within its bounds that is not before that of the previous one.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use keygate::Denial;
 
-use super::event::{Attempt, Deed, Event, State, Version};
+use super::event::{Change, Event, Outcome, State, Version};
 
 /// What has to be explained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Demand {
-    /// Each verification by itself: the promise of a cache, where one caller may be
-    /// told of a change a moment before another as long as the change is under way.
-    Each,
-    /// All verifications by one order: the key behaves as if it were looked at and
-    /// changed by one caller after the other.
+    /// Each verification alone. A cache promises this: during a change, one caller may see it
+    /// before another does.
+    Separately,
+    /// All verifications together: the key behaves as if its callers took turns.
     Together,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Decided by a version that was over before the call began.
-    TooLate,
-    /// Decided by a version that nobody had begun to make.
-    TooEarly,
-    /// Refused, and no change explains it.
-    NoCause,
-    /// The outcome is not that of the version.
-    Misjudged,
-    /// A version that nobody made, or two did, or not as it was asked for.
-    Unmade,
-    /// Changes or verifications that contradict each other in time.
-    Disorder,
+    /// A version decided that was replaced before the call began.
+    Outdated,
+    /// A version decided that no call had begun to make.
+    Premature,
+    /// A call was refused, and no change explains it.
+    Unexplained,
+    /// The version that was seen decides otherwise.
+    WrongDecision,
+    /// No call made the version, two calls did, or it is not what the call asked for.
+    WrongVersion,
+    /// The times of the changes, or of the verifications, contradict each other.
+    Contradiction,
 }
 
 #[derive(Clone, Debug)]
@@ -54,44 +52,53 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Checks the history of one key. `expires` is the first microsecond at which it is
-/// expired, by the clock of the spans.
-pub(crate) fn check(events: &[Event], expires: Option<u64>, demand: Demand) -> Vec<Violation> {
-    let mut checker = Checker { expires, found: Vec::new() };
-    if let Some(mut changes) = checker.changes(events) {
-        checker.verifications(events, &mut changes, demand);
+type Checked = Result<(), Violation>;
+
+fn violation(kind: Kind, text: impl Into<String>) -> Checked {
+    Err(Violation { kind, text: text.into() })
+}
+
+/// Checks the history of one key.
+pub(crate) fn check(events: &[Event], demand: Demand) -> Vec<Violation> {
+    let mut checker = Checker::default();
+    if let Err(violation) = checker.add_changes(events) {
+        return vec![violation];
     }
-    checker.found
+    checker.together = checker.bounds.clone();
+    let explained = events.iter().map(|event| checker.explain(event));
+    let mut found: Vec<_> = explained.filter_map(Checked::err).collect();
+    if demand == Demand::Together && found.is_empty() {
+        found.extend(checker.together.close().err());
+    }
+    found
 }
 
+/// The successful changes in their order. Place `n` is that of the change to version `n`, and
+/// the place after the last version is that of the deletion.
+#[derive(Default)]
 struct Checker {
-    expires: Option<u64>,
-    found: Vec<Violation>,
-}
-
-/// Every successful change, in order. Place `n` is that of version `n`; the one
-/// behind the last version is that of the deletion.
-struct Changes {
+    /// The state at place 0 is that before the creation.
     states: Vec<State>,
+    /// The first microsecond at which the key is expired.
+    expires: Option<u64>,
+    /// The place of the deletion.
+    deleted: Option<usize>,
     rotations: Vec<usize>,
-    deleted: bool,
-    /// The place that issued each secret and the one that ended it, if any did.
-    lives: HashMap<u64, (usize, Option<usize>)>,
+    /// The places at which each secret was issued and ended.
+    secrets: HashMap<u64, (usize, Option<usize>)>,
     bounds: Bounds,
+    /// The bounds that result from all verifications together.
+    together: Bounds,
 }
 
-/// When each change may have taken effect at the earliest, and at the latest.
-#[derive(Clone)]
+/// The earliest and the latest instant at which each change may have taken effect.
+#[derive(Clone, Default)]
 struct Bounds {
     from: Vec<u64>,
     to: Vec<u64>,
 }
 
 impl Bounds {
-    fn new(places: usize) -> Self {
-        Self { from: vec![0; places], to: vec![u64::MAX; places] }
-    }
-
     fn not_before(&mut self, place: usize, instant: u64) {
         self.from[place] = self.from[place].max(instant);
     }
@@ -100,27 +107,22 @@ impl Bounds {
         self.to[place] = self.to[place].min(instant);
     }
 
-    /// A change is not before the one in front of it, nor after the one behind it.
-    /// The first place for which there is no instant left.
-    fn close(&mut self) -> Option<usize> {
+    /// Applies the order of the changes to the bounds.
+    fn close(&mut self) -> Checked {
         for place in 1..self.from.len() {
             self.from[place] = self.from[place].max(self.from[place - 1]);
         }
         for place in (1..self.to.len()).rev() {
             self.to[place - 1] = self.to[place - 1].min(self.to[place]);
         }
-        (1..self.from.len()).find(|&place| self.from[place] > self.to[place])
-    }
-}
-
-impl Changes {
-    /// The place behind the last version.
-    fn end(&self) -> usize {
-        self.states.len()
+        match (1..self.from.len()).find(|&place| self.from[place] > self.to[place]) {
+            Some(place) => violation(Kind::Contradiction, self.around(place)),
+            None => Ok(()),
+        }
     }
 
     fn around(&self, place: usize) -> String {
-        let span = |place: usize| match (self.bounds.from.get(place), self.bounds.to.get(place)) {
+        let span = |place: usize| match (self.from.get(place), self.to.get(place)) {
             (Some(from), Some(&to)) if to < u64::MAX => format!("{from}..{to}"),
             _ => "never".to_owned(),
         };
@@ -129,254 +131,192 @@ impl Changes {
 }
 
 impl Checker {
-    fn violation(&mut self, kind: Kind, text: impl Into<String>) {
-        self.found.push(Violation { kind, text: text.into() });
-    }
-
-    /// The order of the changes; `None` where there is none to be had.
-    fn changes(&mut self, events: &[Event]) -> Option<Changes> {
+    fn add_changes(&mut self, events: &[Event]) -> Checked {
         let mut claims: Vec<Vec<&Event>> = vec![Vec::new()];
         let mut deletions = Vec::new();
         for event in events {
-            match event.deed {
-                Deed::Created(version) | Deed::Updated(_, version) | Deed::Rotated(version) => {
-                    let revision = version.revision as usize;
-                    if claims.len() <= revision {
-                        claims.resize(revision + 1, Vec::new());
-                    }
-                    claims[revision].push(event);
-                }
-                Deed::Deleted => deletions.push(event),
+            if let Some(version) = event.outcome.version() {
+                let revision = version.revision as usize;
+                claims.resize(claims.len().max(revision + 1), Vec::new());
+                claims[revision].push(event);
+            }
+            match event.outcome {
+                Outcome::Created(_, expires) => self.expires = expires,
+                Outcome::Deleted => deletions.push(event),
                 _ => {}
             }
         }
-        if deletions.len() > 1 {
-            self.violation(Kind::Unmade, format!("deleted more than once: {deletions:?}"));
-            return None;
-        }
         let end = claims.len();
-        let mut changes = Changes {
-            states: Vec::with_capacity(end),
-            rotations: Vec::new(),
-            deleted: !deletions.is_empty(),
-            lives: HashMap::new(),
-            bounds: Bounds::new(end + 1),
-        };
-        // Place 0 is before the key was made.
-        let nothing = State {
-            secret: 0,
-            previous: None,
-            revoked: false,
-            home_only: false,
-            reads: false,
-            name: 0,
-        };
-        changes.states.push(nothing);
+        self.bounds = Bounds { from: vec![0; end + 1], to: vec![u64::MAX; end + 1] };
+        self.states.push(State::default());
         for (place, claims) in claims.iter().enumerate().skip(1) {
-            self.version(place, claims, &mut changes)?;
+            self.add_version(place, claims)?;
         }
-        for event in deletions {
-            changes.bounds.not_before(end, event.span.call);
-            changes.bounds.not_after(end, event.span.back);
+        match deletions[..] {
+            [] => {}
+            [event] => {
+                self.deleted = Some(end);
+                self.bounds.not_before(end, event.span.start);
+                self.bounds.not_after(end, event.span.end);
+            }
+            _ => return violation(Kind::WrongVersion, format!("deleted twice: {deletions:?}")),
         }
-        if let Some(place) = changes.bounds.close() {
-            let text = format!("the changes contradict their order: {}", changes.around(place));
-            self.violation(Kind::Disorder, text);
-            return None;
-        }
-        Some(changes)
+        self.bounds.close()
     }
 
-    /// Of those who say that they made the version, one did; the others found it.
-    fn version(&mut self, place: usize, claims: &[&Event], changes: &mut Changes) -> Option<()> {
-        let before = changes.states[place - 1];
-        let Some(state) = claims.first().map(|event| state_of(event)) else {
-            self.violation(Kind::Unmade, format!("version {place} was made by nobody"));
-            return None;
+    /// Of the calls that report this version, one made it and the others found it.
+    fn add_version(&mut self, place: usize, claims: &[&Event]) -> Checked {
+        let before = self.states[place - 1];
+        let state_of = |event: &&Event| event.outcome.version().map(|version| version.state);
+        let Some(state) = claims.first().and_then(state_of) else {
+            return violation(Kind::WrongVersion, format!("no call made version {place}"));
         };
-        let makes = |event: &&&Event| match event.deed {
-            Deed::Created(_) => place == 1,
-            Deed::Rotated(_) => {
+        let can_make = |event: &&&Event| match event.outcome {
+            Outcome::Created(..) => place == 1,
+            Outcome::Rotated(_) => {
                 place > 1
                     && state.secret != before.secret
                     && State { secret: state.secret, previous: state.previous, ..before } == state
                     && state.previous.is_none_or(|(old, _)| old == before.secret && !before.revoked)
             }
-            Deed::Updated(patch, _) => place > 1 && state != before && patch.apply(before) == state,
+            Outcome::Updated(patch, _) => {
+                place > 1 && state != before && patch.apply(before) == state
+            }
             _ => false,
         };
-        let finds = |event: &&Event| match event.deed {
-            Deed::Updated(patch, _) => patch.apply(state) == state,
+        let can_find = |event: &Event| match event.outcome {
+            Outcome::Updated(patch, _) => patch.apply(state) == state,
             _ => false,
         };
-        let sure = |event: &&&Event| !matches!(event.deed, Deed::Updated(..));
-        let certain: Vec<_> = claims.iter().filter(sure).collect();
-        let makers: Vec<_> = match certain[..] {
-            [] => claims.iter().filter(makes).collect(),
-            [one] => [one].into_iter().filter(makes).collect(),
+        // A creation or rotation cannot have found its version.
+        let certain: Vec<&Event> =
+            claims.iter().copied().filter(|event| !can_find(event)).collect();
+        let makers: Vec<&&Event> = match certain[..] {
+            [] => claims.iter().filter(can_make).collect(),
+            [_] => certain.iter().filter(can_make).collect(),
             _ => Vec::new(),
         };
-        let agree = claims.iter().all(|event| state_of(event) == state);
-        let explained = claims.iter().all(|event| finds(event) || makers.contains(&event));
-        if makers.is_empty() || !agree || !explained {
+        let agree = claims.iter().all(|event| state_of(event) == Some(state));
+        let Some(made) = makers.iter().map(|event| event.span.start).min().filter(|_| agree) else {
             let text =
                 format!("version {place} after {before:?} is not what was asked: {claims:?}");
-            self.violation(Kind::Unmade, text);
-            return None;
-        }
-        // Who may have made it did not do so before the call; who has it in hands had
-        // it by the return, and began before it was replaced.
-        let made = makers.iter().map(|event| event.span.call).min().unwrap_or_default();
-        changes.bounds.not_before(place, made);
+            return violation(Kind::WrongVersion, text);
+        };
+        // The version did not exist before its maker began. Every call that reports it had it
+        // by its end, and began before the next version.
+        self.bounds.not_before(place, made);
         for event in claims {
-            changes.bounds.not_after(place, event.span.back);
-            changes.bounds.not_before(place + 1, event.span.call);
+            self.bounds.not_after(place, event.span.end);
+            self.bounds.not_before(place + 1, event.span.start);
         }
         if state.secret != before.secret || place == 1 {
-            changes.rotations.push(place);
-            changes.lives.insert(state.secret, (place, None));
+            self.rotations.push(place);
+            self.secrets.insert(state.secret, (place, None));
         }
-        for secret in before.secrets().filter(|secret| state.secrets().all(|kept| kept != *secret))
-        {
-            if let Some(ended) = changes.lives.get_mut(&secret) {
-                ended.1 = Some(place);
-            }
+        for ended in before.secrets().filter(|old| state.secrets().all(|kept| kept != *old)) {
+            self.secrets.entry(ended).and_modify(|(_, end)| *end = Some(place));
         }
-        changes.states.push(state);
-        Some(())
+        self.states.push(state);
+        Ok(())
     }
 
-    fn verifications(&mut self, events: &[Event], changes: &mut Changes, demand: Demand) {
-        let mut together = changes.bounds.clone();
-        let clean = self.found.len();
-        for event in events {
-            match event.deed {
-                Deed::Accepted { secret, home, seen } => {
-                    self.seen(event, secret, seen, home, None, changes, &mut together);
-                }
-                Deed::Denied { secret, home, seen, denial } => {
-                    self.seen(event, secret, seen, home, Some(denial), changes, &mut together);
-                }
-                Deed::Unknown { secret } => self.unknown(event, secret, changes, &mut together),
-                Deed::NotFound(_) => {
-                    let end = changes.deleted.then_some(changes.end());
-                    self.gone(event, end, changes, &mut together);
-                }
-                Deed::Conflict(attempt) => self.conflict(event, attempt, changes),
-                Deed::Created(_) | Deed::Updated(..) | Deed::Rotated(_) | Deed::Deleted => {}
+    fn explain(&mut self, event: &Event) -> Checked {
+        match event.outcome {
+            Outcome::Verified { secret, home, seen, denial } => {
+                self.explain_verified(event, secret, home, seen, denial)
             }
-        }
-        if demand == Demand::Together && self.found.len() == clean {
-            changes.bounds = together;
-            if let Some(place) = changes.bounds.close() {
-                let text = format!("no one order explains all: {}", changes.around(place));
-                self.violation(Kind::Disorder, text);
-            }
+            Outcome::Unknown(secret) => self.explain_unknown(event, secret),
+            Outcome::NotFound => self.explain_missing(event, self.deleted),
+            Outcome::Conflict(change) => self.explain_conflict(event, change),
+            _ => Ok(()),
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one verification")]
-    fn seen(
+    fn explain_verified(
         &mut self,
         event: &Event,
         secret: u64,
-        seen: Version,
         home: bool,
+        seen: Version,
         denial: Option<Denial>,
-        changes: &Changes,
-        together: &mut Bounds,
-    ) {
-        let (place, state) = (seen.revision as usize, seen.state);
-        if place == 0 || changes.states.get(place) != Some(&state) {
-            return self.violation(Kind::Unmade, format!("{event:?}: nobody made that version"));
+    ) -> Checked {
+        let (place, state, span) = (seen.revision as usize, seen.state, event.span);
+        if place == 0 || self.states.get(place) != Some(&state) {
+            return violation(Kind::WrongVersion, format!("{event:?}: no call made that version"));
         }
-        // The state is that of one instant, the time that of the same or a later one.
-        let end = match state.previous {
-            Some((old, until)) if old == secret => {
-                Some(self.expires.map_or(until, |at| at.min(until)))
-            }
-            _ => self.expires,
-        };
-        let not_yet = end.is_none_or(|at| event.span.call / 1_000 < at);
-        let by_now = end.is_some_and(|at| event.span.back / 1_000 >= at);
-        let allowed = home || !state.home_only;
+        // The key was read at one instant, and the clock at the same or a later one.
+        let until = state.previous.filter(|(old, _)| *old == secret).map(|(_, until)| until);
+        let end = [self.expires, until].into_iter().flatten().min();
+        let not_yet = end.is_none_or(|at| span.start / 1_000 < at);
+        let by_now = end.is_some_and(|at| span.end / 1_000 >= at);
+        let is_allowed = home || !state.home_only;
         let fits = match denial {
-            None => !state.revoked && not_yet && allowed && state.reads,
+            None => !state.revoked && not_yet && is_allowed && state.reads,
             Some(Denial::Revoked) => state.revoked,
             Some(Denial::Expired) => !state.revoked && by_now,
-            Some(Denial::IpNotAllowed) => !state.revoked && not_yet && !allowed,
-            Some(Denial::InsufficientScope) => !state.revoked && not_yet && allowed && !state.reads,
+            Some(Denial::IpNotAllowed) => !state.revoked && not_yet && !is_allowed,
+            Some(Denial::InsufficientScope) => {
+                !state.revoked && not_yet && is_allowed && !state.reads
+            }
             Some(_) => false,
         };
         if !fits || state.secrets().all(|own| own != secret) {
-            return self.violation(Kind::Misjudged, format!("{event:?}, end {end:?}"));
+            return violation(
+                Kind::WrongDecision,
+                format!("{event:?}, the secret ends at {end:?}"),
+            );
         }
-        if changes.bounds.from[place] > event.span.back {
-            let text = format!("{event:?}: {}", changes.around(place));
-            return self.violation(Kind::TooEarly, text);
+        let text = || format!("{event:?}: {}", self.bounds.around(place));
+        if self.bounds.from[place] > span.end {
+            return violation(Kind::Premature, text());
         }
-        if changes.bounds.to[place + 1] < event.span.call {
-            let text = format!("{event:?}: {}", changes.around(place));
-            return self.violation(Kind::TooLate, text);
+        if self.bounds.to[place + 1] < span.start {
+            return violation(Kind::Outdated, text());
         }
-        together.not_after(place, event.span.back);
-        together.not_before(place + 1, event.span.call);
+        self.together.not_after(place, span.end);
+        self.together.not_before(place + 1, span.start);
+        Ok(())
     }
 
-    fn unknown(&mut self, event: &Event, secret: u64, changes: &Changes, together: &mut Bounds) {
-        let Some(&(issued, ended)) = changes.lives.get(&secret) else {
-            return self.violation(Kind::NoCause, format!("{event:?}: nobody issued that secret"));
+    fn explain_unknown(&mut self, event: &Event, secret: u64) -> Checked {
+        let Some(&(issued, ended)) = self.secrets.get(&secret) else {
+            return violation(Kind::Unexplained, format!("{event:?}: no call issued that secret"));
         };
-        // Presented before the call that issued it returned: it may not be there yet.
-        if event.span.call <= changes.bounds.to[issued] {
-            return;
+        // If the call that issued the secret has not returned, the secret may not exist yet.
+        if event.span.start <= self.bounds.to[issued] {
+            return Ok(());
         }
-        let ended = ended.or(changes.deleted.then_some(changes.end()));
-        self.gone(event, ended, changes, together);
+        self.explain_missing(event, ended.or(self.deleted))
     }
 
-    /// Somebody found nothing, since that change.
-    fn gone(
-        &mut self,
-        event: &Event,
-        since: Option<usize>,
-        changes: &Changes,
-        together: &mut Bounds,
-    ) {
+    /// The call found nothing, because of the change at that place.
+    fn explain_missing(&mut self, event: &Event, since: Option<usize>) -> Checked {
         match since {
-            Some(place) if changes.bounds.from[place] <= event.span.back => {
-                together.not_after(place, event.span.back);
+            Some(place) if self.bounds.from[place] <= event.span.end => {
+                self.together.not_after(place, event.span.end);
+                Ok(())
             }
             Some(place) => {
-                let text = format!("{event:?}: {}", changes.around(place));
-                self.violation(Kind::NoCause, text);
+                let text = format!("{event:?}: {}", self.bounds.around(place));
+                violation(Kind::Unexplained, text)
             }
-            None => self.violation(Kind::NoCause, format!("{event:?}: it was there")),
+            None => violation(Kind::Unexplained, format!("{event:?}: the key existed")),
         }
     }
 
-    /// Another change took effect in the meantime; to a rotation, another rotation.
-    fn conflict(&mut self, event: &Event, attempt: Attempt, changes: &Changes) {
-        let meanwhile = |place: usize| {
-            changes.bounds.from[place] <= event.span.back
-                && changes.bounds.to[place] >= event.span.call
+    /// Another change took effect during the call. For a rotation, it was another rotation.
+    fn explain_conflict(&mut self, event: &Event, change: Change) -> Checked {
+        let (start, end) = (event.span.start, event.span.end);
+        let during =
+            |place: &usize| self.bounds.from[*place] <= end && self.bounds.to[*place] >= start;
+        let is_explained = match change {
+            Change::Rotate => self.rotations.iter().any(during),
+            Change::Update => (1..self.states.len()).any(|place| during(&place)),
+            Change::Delete => false,
         };
-        let explained = match attempt {
-            Attempt::Rotate => changes.rotations.iter().any(|&place| meanwhile(place)),
-            Attempt::Update => (1..changes.end()).any(meanwhile),
-            Attempt::Delete => false,
-        };
-        if !explained {
-            self.violation(Kind::NoCause, format!("{event:?}: nothing came between"));
+        match is_explained {
+            true => Ok(()),
+            false => violation(Kind::Unexplained, format!("{event:?}: no change came between")),
         }
-    }
-}
-
-fn state_of(event: &Event) -> State {
-    match event.deed {
-        Deed::Created(version) | Deed::Updated(_, version) | Deed::Rotated(version) => {
-            version.state
-        }
-        _ => panic!("{event:?} makes no version"),
     }
 }

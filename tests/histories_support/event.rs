@@ -1,24 +1,23 @@
-//! What was done to one key, and what came of it.
+//! The calls that used or changed one key, with their outcomes.
 
 use keygate::Denial;
 
-/// From just before the call to just after its return, in nanoseconds of one
-/// monotonic clock.
+/// From just before the call to just after its return, in nanoseconds of one monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
-    pub(crate) call: u64,
-    pub(crate) back: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
 }
 
-/// What decides over requests with a key, and its name, in which a lost edit shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The fields of a key that decide about requests, and its name, by which a lost edit shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// Tells the key's secrets apart.
+    /// A number that identifies the secret.
     pub(crate) secret: u64,
-    /// The secret before it, and the first microsecond at which that no longer works.
+    /// The previous secret, and the first microsecond at which it no longer works.
     pub(crate) previous: Option<(u64, u64)>,
     pub(crate) revoked: bool,
-    /// Whether it may be used from home only.
+    /// Whether only one network may use it.
     pub(crate) home_only: bool,
     /// Whether it has the scope that every request needs.
     pub(crate) reads: bool,
@@ -26,28 +25,27 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The secrets that lead to the key.
+    /// The secrets that find the key.
     pub(crate) fn secrets(self) -> impl Iterator<Item = u64> {
         [Some(self.secret), self.previous.map(|(old, _)| old)].into_iter().flatten()
     }
 }
 
-/// A state with the number that the store gave it.
+/// A state with its number in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Version {
     pub(crate) revision: u32,
     pub(crate) state: State,
 }
 
-/// What an update asks for.
+/// The changes that an update asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patch {
     pub(crate) revoked: Option<bool>,
     pub(crate) home_only: Option<bool>,
     pub(crate) reads: Option<bool>,
     pub(crate) name: Option<u32>,
-    /// Ends the previous secret.
-    pub(crate) end: bool,
+    pub(crate) ends_previous: bool,
 }
 
 impl Patch {
@@ -55,7 +53,7 @@ impl Patch {
         let revoked = self.revoked.unwrap_or(state.revoked);
         State {
             secret: state.secret,
-            previous: state.previous.filter(|_| !revoked && !self.end),
+            previous: state.previous.filter(|_| !revoked && !self.ends_previous),
             revoked,
             home_only: self.home_only.unwrap_or(state.home_only),
             reads: self.reads.unwrap_or(state.reads),
@@ -64,45 +62,50 @@ impl Patch {
     }
 }
 
-/// A change that was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attempt {
+pub(crate) enum Change {
     Update,
     Rotate,
     Delete,
 }
 
-/// An operation with its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Deed {
-    Created(Version),
-    /// Made that version, or found that it says so already.
+pub(crate) enum Outcome {
+    /// The key expires at that microsecond.
+    Created(Version, Option<u64>),
+    /// The call made that version, or found that the key already was like that.
     Updated(Patch, Version),
     Rotated(Version),
     Deleted,
-    /// Refused: another change came first.
-    Conflict(Attempt),
-    /// Refused: there is no such key.
-    NotFound(Attempt),
-    Accepted {
+    /// Another change came first.
+    Conflict(Change),
+    /// A change found no such key.
+    NotFound,
+    /// A verification found the key.
+    Verified {
         secret: u64,
         home: bool,
         seen: Version,
+        denial: Option<Denial>,
     },
-    Denied {
-        secret: u64,
-        home: bool,
-        seen: Version,
-        denial: Denial,
-    },
-    /// Refused: there is no key with that secret.
-    Unknown {
-        secret: u64,
-    },
+    /// A verification found no key with that secret.
+    Unknown(u64),
+}
+
+impl Outcome {
+    /// The version that the call made or found.
+    pub(crate) fn version(self) -> Option<Version> {
+        match self {
+            Self::Created(version, _) | Self::Updated(_, version) | Self::Rotated(version) => {
+                Some(version)
+            }
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) span: Span,
-    pub(crate) deed: Deed,
+    pub(crate) outcome: Outcome,
 }

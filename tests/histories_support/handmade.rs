@@ -1,20 +1,30 @@
-//! The checker on histories made by hand, of which it is known whether they are right.
+//! The checker on histories of which it is known whether they can be explained.
 
 use keygate::Denial;
 
 use super::checker::{Demand, Kind, check};
-use super::event::{Attempt, Deed, Event, Patch, Span, State, Version};
+use super::event::{Change, Event, Outcome, Patch, Span, State, Version};
 
 const NEW: State =
     State { secret: 1, previous: None, revoked: false, home_only: false, reads: true, name: 0 };
-const REVOKE: Patch =
-    Patch { revoked: Some(true), home_only: None, reads: None, name: None, end: false };
-const ENABLE: Patch =
-    Patch { revoked: Some(false), home_only: None, reads: None, name: None, end: false };
-const END: Patch = Patch { revoked: None, home_only: None, reads: None, name: None, end: true };
+const NOTHING: Patch =
+    Patch { revoked: None, home_only: None, reads: None, name: None, ends_previous: false };
+const REVOKE: Patch = Patch { revoked: Some(true), ..NOTHING };
+const ENABLE: Patch = Patch { revoked: Some(false), ..NOTHING };
+const ONE: Version = Version { revision: 1, state: NEW };
 
-fn at(call: u64, back: u64, deed: Deed) -> Event {
-    Event { span: Span { call, back }, deed }
+fn at(start: u64, end: u64, outcome: Outcome) -> Event {
+    Event { span: Span { start, end }, outcome }
+}
+
+/// The second change.
+fn second(outcome: Outcome) -> Event {
+    at(20, 30, outcome)
+}
+
+/// The third change.
+fn third(outcome: Outcome) -> Event {
+    at(40, 50, outcome)
 }
 
 fn version(revision: u32, state: State) -> Version {
@@ -25,255 +35,235 @@ fn revoked(state: State) -> State {
     State { revoked: true, ..state }
 }
 
-fn created() -> Event {
-    at(0, 10, Deed::Created(version(1, NEW)))
+fn verified(start: u64, secret: u64, seen: Version, denial: Option<Denial>) -> Event {
+    at(start, start + 1, Outcome::Verified { secret, home: true, seen, denial })
 }
 
-fn accepted(call: u64, back: u64, seen: Version) -> Event {
-    at(call, back, Deed::Accepted { secret: seen.state.secret, home: true, seen })
+fn accepted(start: u64, seen: Version) -> Event {
+    verified(start, seen.state.secret, seen, None)
 }
 
-fn denied(call: u64, back: u64, seen: Version, denial: Denial) -> Event {
-    at(call, back, Deed::Denied { secret: seen.state.secret, home: true, seen, denial })
+fn denied(start: u64, seen: Version, denial: Denial) -> Event {
+    verified(start, seen.state.secret, seen, Some(denial))
 }
 
-fn unknown(call: u64, back: u64, secret: u64) -> Event {
-    at(call, back, Deed::Unknown { secret })
+fn unknown(start: u64, secret: u64) -> Event {
+    at(start, start + 1, Outcome::Unknown(secret))
 }
 
-/// What is wrong with it by itself, and what all together.
+/// The kinds of violations after the creation, for both demands.
 fn verdicts(events: &[Event], expires: Option<u64>) -> [Vec<Kind>; 2] {
-    [Demand::Each, Demand::Together].map(|demand| {
-        check(events, expires, demand).iter().map(|violation| violation.kind).collect()
-    })
+    let events = [&[at(0, 10, Outcome::Created(ONE, expires))], events].concat();
+    [Demand::Separately, Demand::Together]
+        .map(|demand| check(&events, demand).iter().map(|violation| violation.kind).collect())
 }
 
 fn assert_legal(events: &[Event]) {
     assert_eq!(verdicts(events, None), [vec![], vec![]], "{events:?}");
 }
 
-fn assert_illegal(events: &[Event], kind: Kind) {
+fn assert_illegal(kind: Kind, events: &[Event]) {
     assert_eq!(verdicts(events, None), [vec![kind], vec![kind]], "{events:?}");
 }
 
 #[test]
-fn a_quiet_life_is_legal() {
-    let (one, two, three) = (version(1, NEW), version(2, revoked(NEW)), version(3, NEW));
+fn calls_that_do_not_overlap_are_legal() {
+    let (two, three) = (version(2, revoked(NEW)), version(3, NEW));
     let four = version(4, State { secret: 2, ..NEW });
     assert_legal(&[
-        created(),
-        accepted(11, 12, one),
-        at(20, 30, Deed::Updated(REVOKE, two)),
-        denied(31, 32, two, Denial::Revoked),
-        at(40, 50, Deed::Updated(ENABLE, three)),
-        accepted(51, 52, three),
-        at(60, 70, Deed::Rotated(four)),
-        unknown(71, 72, 1),
-        accepted(71, 72, four),
-        at(80, 90, Deed::Deleted),
-        unknown(91, 92, 2),
-        unknown(91, 92, 1),
-        at(93, 94, Deed::NotFound(Attempt::Rotate)),
+        accepted(11, ONE),
+        at(20, 30, Outcome::Updated(REVOKE, two)),
+        denied(31, two, Denial::Revoked),
+        at(40, 50, Outcome::Updated(ENABLE, three)),
+        accepted(51, three),
+        at(60, 70, Outcome::Rotated(four)),
+        unknown(71, 1),
+        accepted(71, four),
+        at(80, 90, Outcome::Deleted),
+        unknown(91, 2),
+        unknown(91, 1),
+        at(93, 94, Outcome::NotFound),
     ]);
 }
 
 #[test]
-fn during_a_revocation_either_answer_is_legal_and_after_it_one() {
-    let (one, two) = (version(1, NEW), version(2, revoked(NEW)));
-    let revocation = at(20, 30, Deed::Updated(REVOKE, two));
-    assert_legal(&[created(), revocation, accepted(21, 22, one)]);
-    assert_legal(&[created(), revocation, accepted(30, 31, one)]);
-    assert_legal(&[created(), revocation, denied(19, 20, two, Denial::Revoked)]);
-    assert_illegal(&[created(), revocation, accepted(31, 32, one)], Kind::TooLate);
-    assert_illegal(&[created(), revocation, denied(15, 19, two, Denial::Revoked)], Kind::TooEarly);
+fn during_a_revocation_both_decisions_are_legal() {
+    let two = version(2, revoked(NEW));
+    let revocation = second(Outcome::Updated(REVOKE, two));
+    assert_legal(&[revocation, accepted(21, ONE)]);
+    assert_legal(&[revocation, accepted(30, ONE)]);
+    assert_legal(&[revocation, denied(19, two, Denial::Revoked)]);
+    assert_illegal(Kind::Outdated, &[revocation, accepted(31, ONE)]);
+    assert_illegal(Kind::Premature, &[revocation, denied(15, two, Denial::Revoked)]);
 }
 
 #[test]
-fn an_old_secret_is_dead_once_the_rotation_has_returned_and_not_before_it_began() {
-    let two = version(2, State { secret: 2, ..NEW });
-    let rotation = at(20, 30, Deed::Rotated(two));
-    let history = |event| [created(), rotation, event];
-    assert_legal(&history(unknown(25, 26, 1)));
-    assert_legal(&history(accepted(25, 26, version(1, NEW))));
-    assert_illegal(&history(unknown(15, 19, 1)), Kind::NoCause);
-    assert_illegal(&history(accepted(31, 32, version(1, NEW))), Kind::TooLate);
-    assert_illegal(&history(unknown(31, 32, 2)), Kind::NoCause);
-    // Nobody can know a secret that was not returned yet; but it would be no lie.
-    assert_legal(&history(unknown(29, 32, 2)));
-    assert_illegal(&history(unknown(31, 32, 7)), Kind::NoCause);
+fn an_old_secret_fails_after_the_rotation_and_not_before() {
+    let rotation = second(Outcome::Rotated(version(2, State { secret: 2, ..NEW })));
+    assert_legal(&[rotation, unknown(25, 1)]);
+    assert_legal(&[rotation, accepted(25, ONE)]);
+    assert_illegal(Kind::Unexplained, &[rotation, unknown(15, 1)]);
+    assert_illegal(Kind::Outdated, &[rotation, accepted(31, ONE)]);
+    assert_illegal(Kind::Unexplained, &[rotation, unknown(31, 2)]);
+    // The new secret may not exist before the rotation returns.
+    assert_legal(&[rotation, unknown(29, 2)]);
+    assert_illegal(Kind::Unexplained, &[rotation, unknown(31, 7)]);
 }
 
 #[test]
 fn case_59_an_old_secret_works_until_its_end_or_the_change_that_ends_it() {
     let overlap = State { secret: 2, previous: Some((1, 5)), ..NEW };
     let two = version(2, overlap);
-    let rotation = at(20, 30, Deed::Rotated(two));
-    let old = |call, back, seen| at(call, back, Deed::Accepted { secret: 1, home: true, seen });
-    let late = |seen| {
-        at(6_000, 6_001, Deed::Denied { secret: 1, home: true, seen, denial: Denial::Expired })
-    };
-    assert_legal(&[created(), rotation, old(31, 32, two), accepted(31, 32, two), late(two)]);
-    assert_illegal(&[created(), rotation, unknown(31, 32, 1)], Kind::NoCause);
-    assert_illegal(&[created(), rotation, old(5_000, 5_001, two)], Kind::Misjudged);
-    assert_illegal(&[created(), rotation, accepted(31, 32, version(1, NEW))], Kind::TooLate);
+    let rotation = second(Outcome::Rotated(two));
+    let old = |start| verified(start, 1, two, None);
+    let late = verified(6_000, 1, two, Some(Denial::Expired));
+    assert_legal(&[rotation, old(31), accepted(31, two), late]);
+    assert_illegal(Kind::Unexplained, &[rotation, unknown(31, 1)]);
+    assert_illegal(Kind::WrongDecision, &[rotation, old(5_000)]);
+    assert_illegal(Kind::Outdated, &[rotation, accepted(31, ONE)]);
     let three = |state| version(3, State { previous: None, ..state });
-    for ended in [
-        at(40, 50, Deed::Rotated(version(3, State { secret: 3, previous: Some((2, 9)), ..NEW }))),
-        at(40, 50, Deed::Updated(REVOKE, three(revoked(overlap)))),
-        at(40, 50, Deed::Updated(END, three(overlap))),
+    let end = Patch { ends_previous: true, ..NOTHING };
+    for outcome in [
+        Outcome::Rotated(version(3, State { secret: 3, previous: Some((2, 9)), ..NEW })),
+        Outcome::Updated(REVOKE, three(revoked(overlap))),
+        Outcome::Updated(end, three(overlap)),
     ] {
-        assert_legal(&[created(), rotation, old(45, 46, two), ended, unknown(51, 52, 1)]);
-        assert_illegal(&[created(), rotation, ended, old(51, 52, two)], Kind::TooLate);
-        assert_illegal(&[created(), rotation, ended, unknown(31, 32, 1)], Kind::NoCause);
+        let ended = third(outcome);
+        assert_legal(&[rotation, old(45), ended, unknown(51, 1)]);
+        assert_illegal(Kind::Outdated, &[rotation, ended, old(51)]);
+        assert_illegal(Kind::Unexplained, &[rotation, ended, unknown(31, 1)]);
     }
-    // Nobody may keep a secret through a revocation, or bring another one back.
-    let kept = at(40, 50, Deed::Updated(REVOKE, version(3, revoked(overlap))));
-    assert_illegal(&[created(), rotation, kept], Kind::Unmade);
+    // A revocation ends the previous secret, and a rotation keeps no other secret.
+    let kept = third(Outcome::Updated(REVOKE, version(3, revoked(overlap))));
     let foreign = State { secret: 3, previous: Some((1, 9)), ..NEW };
-    assert_illegal(
-        &[created(), rotation, at(40, 50, Deed::Rotated(version(3, foreign)))],
-        Kind::Unmade,
-    );
+    for wrong in [kept, third(Outcome::Rotated(version(3, foreign)))] {
+        assert_illegal(Kind::WrongVersion, &[rotation, wrong]);
+    }
 }
 
 #[test]
-fn a_deleted_key_is_gone_and_a_key_that_is_there_is_found() {
-    let history = |event| [created(), at(20, 30, Deed::Deleted), event];
-    assert_legal(&history(unknown(25, 26, 1)));
-    assert_legal(&history(at(25, 26, Deed::NotFound(Attempt::Update))));
-    assert_illegal(&history(unknown(11, 19, 1)), Kind::NoCause);
-    assert_illegal(&history(at(11, 19, Deed::NotFound(Attempt::Update))), Kind::NoCause);
-    assert_illegal(&history(accepted(31, 32, version(1, NEW))), Kind::TooLate);
-    assert_illegal(&[created(), unknown(11, 12, 1)], Kind::NoCause);
-    assert_illegal(&[created(), at(11, 12, Deed::NotFound(Attempt::Delete))], Kind::NoCause);
-    assert_illegal(&history(at(40, 50, Deed::Deleted)), Kind::Unmade);
+fn a_key_is_missing_only_after_its_deletion() {
+    let deletion = second(Outcome::Deleted);
+    let missing = |start| at(start, start + 1, Outcome::NotFound);
+    assert_legal(&[deletion, unknown(25, 1)]);
+    assert_legal(&[deletion, missing(25)]);
+    for missed in [unknown(11, 1), missing(11)] {
+        assert_illegal(Kind::Unexplained, &[deletion, missed]);
+        assert_illegal(Kind::Unexplained, &[missed]);
+    }
+    assert_illegal(Kind::Outdated, &[deletion, accepted(31, ONE)]);
+    assert_illegal(Kind::WrongVersion, &[deletion, third(Outcome::Deleted)]);
 }
 
 #[test]
-fn an_edit_is_no_cause_to_refuse() {
+fn an_edit_of_the_name_does_not_explain_a_refusal() {
     let two = version(2, State { name: 7, ..NEW });
-    let rename = at(20, 30, Deed::Updated(Patch { name: Some(7), ..Patch::default() }, two));
-    assert_legal(&[created(), rename, accepted(25, 26, two)]);
-    assert_illegal(&[created(), rename, unknown(25, 26, 1)], Kind::NoCause);
-    assert_illegal(&[created(), rename, denied(25, 26, two, Denial::Revoked)], Kind::Misjudged);
+    let rename = second(Outcome::Updated(Patch { name: Some(7), ..NOTHING }, two));
+    assert_legal(&[rename, accepted(25, two)]);
+    assert_illegal(Kind::Unexplained, &[rename, unknown(25, 1)]);
+    assert_illegal(Kind::WrongDecision, &[rename, denied(25, two, Denial::Revoked)]);
 }
 
 #[test]
-fn addresses_decide_only_where_they_are_restricted() {
-    let open = version(1, NEW);
-    let restricted = version(2, State { home_only: true, ..NEW });
-    let patch = Patch { home_only: Some(true), ..Patch::default() };
-    let restriction = at(20, 30, Deed::Updated(patch, restricted));
-    let denial = Denial::IpNotAllowed;
-    let abroad = |seen| at(31, 32, Deed::Denied { secret: 1, home: false, seen, denial });
-    let let_in = |seen| at(31, 32, Deed::Accepted { secret: 1, home: false, seen });
-    assert_legal(&[created(), restriction, abroad(restricted), accepted(31, 32, restricted)]);
-    assert_illegal(&[created(), restriction, let_in(restricted)], Kind::Misjudged);
-    assert_illegal(&[created(), restriction, let_in(open)], Kind::TooLate);
-    assert_illegal(&[created(), restriction, abroad(open)], Kind::Misjudged);
-    let at_home = denied(31, 32, restricted, denial);
-    assert_illegal(&[created(), restriction, at_home], Kind::Misjudged);
+fn an_address_decides_only_about_a_restricted_key() {
+    let two = version(2, State { home_only: true, ..NEW });
+    let patch = Patch { home_only: Some(true), ..NOTHING };
+    let restriction = second(Outcome::Updated(patch, two));
+    let abroad =
+        |seen, denial| at(31, 32, Outcome::Verified { secret: 1, home: false, seen, denial });
+    let not_allowed = Denial::IpNotAllowed;
+    assert_legal(&[restriction, abroad(two, Some(not_allowed)), accepted(31, two)]);
+    assert_illegal(Kind::WrongDecision, &[restriction, abroad(two, None)]);
+    assert_illegal(Kind::Outdated, &[restriction, abroad(ONE, None)]);
+    assert_illegal(Kind::WrongDecision, &[restriction, abroad(ONE, Some(not_allowed))]);
+    assert_illegal(Kind::WrongDecision, &[restriction, denied(31, two, not_allowed)]);
 }
 
 #[test]
-fn scopes_decide_at_the_version_that_was_there() {
-    let reader = version(1, NEW);
-    let writer = version(2, State { reads: false, ..NEW });
-    let patch = Patch { reads: Some(false), ..Patch::default() };
-    let edit = at(20, 30, Deed::Updated(patch, writer));
-    let lacks = |call, back, seen| denied(call, back, seen, Denial::InsufficientScope);
-    assert_legal(&[created(), edit, accepted(25, 26, reader), lacks(27, 28, writer)]);
-    assert_illegal(&[created(), edit, accepted(31, 32, writer)], Kind::Misjudged);
-    assert_illegal(&[created(), edit, accepted(31, 32, reader)], Kind::TooLate);
-    assert_illegal(&[created(), edit, lacks(25, 26, reader)], Kind::Misjudged);
-    assert_illegal(&[created(), edit, lacks(15, 16, writer)], Kind::TooEarly);
+fn the_scopes_of_the_version_that_was_seen_decide() {
+    let two = version(2, State { reads: false, ..NEW });
+    let edit = second(Outcome::Updated(Patch { reads: Some(false), ..NOTHING }, two));
+    let lacks = |start, seen| denied(start, seen, Denial::InsufficientScope);
+    assert_legal(&[edit, accepted(25, ONE), lacks(27, two)]);
+    assert_illegal(Kind::WrongDecision, &[edit, accepted(31, two)]);
+    assert_illegal(Kind::Outdated, &[edit, accepted(31, ONE)]);
+    assert_illegal(Kind::WrongDecision, &[edit, lacks(25, ONE)]);
+    assert_illegal(Kind::Premature, &[edit, lacks(15, two)]);
 }
 
 #[test]
 fn a_key_expires_at_its_instant() {
-    let one = version(1, NEW);
-    let expired = |call, back| denied(call, back, one, Denial::Expired);
-    let verdict = |event| verdicts(&[created(), event], Some(5));
-    assert_eq!(verdict(accepted(100, 200, one)), [vec![], vec![]]);
-    assert_eq!(verdict(accepted(4_999, 9_000, one)), [vec![], vec![]]);
-    assert_eq!(verdict(expired(4_000, 5_000)), [vec![], vec![]]);
-    assert_eq!(verdict(accepted(5_000, 5_001, one)), [[Kind::Misjudged], [Kind::Misjudged]]);
-    assert_eq!(verdict(expired(100, 4_999)), [[Kind::Misjudged], [Kind::Misjudged]]);
-    assert_illegal(&[created(), expired(5_000, 6_000)], Kind::Misjudged);
+    let expires = Some(5);
+    let call = |start, end, denial| {
+        [at(start, end, Outcome::Verified { secret: 1, home: true, seen: ONE, denial })]
+    };
+    let expired = Some(Denial::Expired);
+    for legal in [call(100, 200, None), call(4_999, 9_000, None), call(4_000, 5_000, expired)] {
+        assert_eq!(verdicts(&legal, expires), [vec![], vec![]], "{legal:?}");
+    }
+    for illegal in [call(5_000, 5_001, None), call(100, 4_999, expired)] {
+        assert_eq!(verdicts(&illegal, expires), [[Kind::WrongDecision]; 2], "{illegal:?}");
+    }
+    assert_illegal(Kind::WrongDecision, &call(5_000, 6_000, expired));
 }
 
 #[test]
-fn conflicts_need_somebody_who_came_between() {
-    let two = version(2, State { secret: 2, ..NEW });
-    let rotation = at(20, 30, Deed::Rotated(two));
-    let conflict = |call, back| at(call, back, Deed::Conflict(Attempt::Rotate));
-    assert_legal(&[created(), rotation, conflict(25, 40)]);
-    assert_legal(&[created(), rotation, conflict(5, 21)]);
-    assert_illegal(&[created(), rotation, conflict(31, 40)], Kind::NoCause);
-    let revocation = at(20, 30, Deed::Updated(REVOKE, version(2, revoked(NEW))));
-    assert_illegal(&[created(), revocation, conflict(25, 40)], Kind::NoCause);
+fn a_conflict_needs_another_change_at_the_same_time() {
+    let rotation = second(Outcome::Rotated(version(2, State { secret: 2, ..NEW })));
+    let conflict = |start, end| at(start, end, Outcome::Conflict(Change::Rotate));
+    assert_legal(&[rotation, conflict(25, 40)]);
+    assert_legal(&[rotation, conflict(5, 21)]);
+    assert_illegal(Kind::Unexplained, &[rotation, conflict(31, 40)]);
+    let revocation = second(Outcome::Updated(REVOKE, version(2, revoked(NEW))));
+    assert_illegal(Kind::Unexplained, &[revocation, conflict(25, 40)]);
 }
 
 #[test]
-fn who_finds_what_was_asked_for_made_no_version() {
+fn an_update_without_an_effect_makes_no_version() {
     let two = version(2, revoked(NEW));
-    let revocation = |call, back| at(call, back, Deed::Updated(REVOKE, two));
-    assert_legal(&[created(), revocation(20, 40), revocation(25, 30), revocation(50, 60)]);
-    // The one that returned first had it, whoever made it.
-    let early = [created(), revocation(20, 40), revocation(25, 30)];
-    assert_illegal(&[&early[..], &[accepted(31, 32, version(1, NEW))]].concat(), Kind::TooLate);
+    let revocation = |start, end| at(start, end, Outcome::Updated(REVOKE, two));
+    assert_legal(&[revocation(20, 40), revocation(25, 30), revocation(50, 60)]);
+    // The key was revoked when the first of both calls returned.
+    let both = [revocation(20, 40), revocation(25, 30), accepted(31, ONE)];
+    assert_illegal(Kind::Outdated, &both);
 }
 
 #[test]
-fn an_edit_that_is_lost_or_made_twice_is_found() {
+fn a_lost_edit_and_a_second_version_of_that_number_are_found() {
     let renamed = State { name: 7, ..NEW };
-    let rename = Patch { name: Some(7), ..Patch::default() };
-    // The revocation was written over.
-    let lost = [
-        created(),
-        at(20, 40, Deed::Updated(REVOKE, version(2, revoked(NEW)))),
-        at(25, 45, Deed::Updated(rename, version(2, renamed))),
-    ];
-    assert_illegal(&lost, Kind::Unmade);
-    let undone = [
-        created(),
-        at(20, 30, Deed::Updated(REVOKE, version(2, revoked(NEW)))),
-        at(35, 45, Deed::Updated(rename, version(3, renamed))),
-    ];
-    assert_illegal(&undone, Kind::Unmade);
-    let two = |secret| version(2, State { secret, ..NEW });
-    let twice = [created(), at(20, 30, Deed::Rotated(two(2))), at(20, 30, Deed::Rotated(two(3)))];
-    assert_illegal(&twice, Kind::Unmade);
-    let gap = [created(), at(20, 30, Deed::Rotated(version(3, State { secret: 2, ..NEW })))];
-    assert_illegal(&gap, Kind::Unmade);
-    let nobody = [created(), accepted(20, 30, version(2, renamed))];
-    assert_illegal(&nobody, Kind::Unmade);
-    assert_illegal(&[created(), accepted(20, 30, version(1, renamed))], Kind::Unmade);
+    let rename = Patch { name: Some(7), ..NOTHING };
+    let revocation = Outcome::Updated(REVOKE, version(2, revoked(NEW)));
+    let rotated =
+        |revision, secret| second(Outcome::Rotated(version(revision, State { secret, ..NEW })));
+    for wrong in [
+        &[at(20, 40, revocation), at(25, 45, Outcome::Updated(rename, version(2, renamed)))][..],
+        &[second(revocation), third(Outcome::Updated(rename, version(3, renamed)))],
+        &[rotated(2, 2), rotated(2, 3)],
+        &[rotated(3, 2)],
+        &[accepted(20, version(2, renamed))],
+        &[accepted(20, version(1, renamed))],
+    ] {
+        assert_illegal(Kind::WrongVersion, wrong);
+    }
 }
 
 #[test]
 fn changes_in_another_order_than_their_versions_are_found() {
     let (two, three) = (version(2, revoked(NEW)), version(3, NEW));
-    let later_first = [
-        created(),
-        at(40, 50, Deed::Updated(REVOKE, two)),
-        at(20, 30, Deed::Updated(ENABLE, three)),
-    ];
-    assert_illegal(&later_first, Kind::Disorder);
+    let reversed = [third(Outcome::Updated(REVOKE, two)), second(Outcome::Updated(ENABLE, three))];
+    assert_illegal(Kind::Contradiction, &reversed);
 }
 
 #[test]
-fn what_each_could_have_seen_but_not_all_together_is_found() {
-    let (one, two) = (version(1, NEW), version(2, revoked(NEW)));
-    let revocation = at(20, 90, Deed::Updated(REVOKE, two));
-    let new_then_old =
-        [created(), revocation, denied(30, 40, two, Denial::Revoked), accepted(50, 60, one)];
-    assert_eq!(verdicts(&new_then_old, None), [vec![], vec![Kind::Disorder]]);
-    let old_then_new =
-        [created(), revocation, accepted(30, 40, one), denied(35, 60, two, Denial::Revoked)];
-    assert_legal(&old_then_new);
-    // The same with a secret that is gone.
-    let rotation = at(20, 90, Deed::Rotated(version(2, State { secret: 2, ..NEW })));
-    let gone_then_there = [created(), rotation, unknown(30, 40, 1), accepted(50, 60, one)];
-    assert_eq!(verdicts(&gone_then_there, None), [vec![], vec![Kind::Disorder]]);
+fn verifications_that_only_together_have_no_order_are_found() {
+    let two = version(2, revoked(NEW));
+    let revocation = at(20, 90, Outcome::Updated(REVOKE, two));
+    let rotation = at(20, 90, Outcome::Rotated(version(2, State { secret: 2, ..NEW })));
+    for new_then_old in [
+        [revocation, denied(30, two, Denial::Revoked), accepted(50, ONE)],
+        [rotation, unknown(30, 1), accepted(50, ONE)],
+    ] {
+        assert_eq!(verdicts(&new_then_old, None), [vec![], vec![Kind::Contradiction]]);
+    }
+    assert_legal(&[revocation, accepted(30, ONE), denied(35, two, Denial::Revoked)]);
 }

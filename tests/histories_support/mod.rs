@@ -1,6 +1,5 @@
-//! Concurrent histories of keys: what makes them, what judges them, and stores that spoil them.
+//! Concurrent histories of keys: the threads that make them, and their checker.
 
-pub(crate) mod broken;
 pub(crate) mod checker;
 pub(crate) mod event;
 mod handmade;
