@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use getrandom::SysRng;
 use http::StatusCode;
-use keygate::store::{KeyDigest, OrgLimit};
-use keygate::{ApiKey, Delivery, KeyFormat, KeyStore};
+use keygate::store::KeyDigest;
+use keygate::{ApiKey, Delivery, KeyFormat};
 use serde_json::Value;
 
 use crate::support::{Find, base64, unknown_key};
@@ -23,18 +22,6 @@ async fn case_01_a_request_without_the_header_gets_a_bare_challenge() {
         assert_eq!(answer.problem()["code"], Value::Null, "{host}: no error code");
     }
     assert_eq!(world.store.calls(), 0);
-}
-
-#[tokio::test]
-async fn case_02_the_scheme_is_case_insensitive_and_spaces_are_skipped() {
-    let world = World::new();
-    let (_, key) = world.key().await;
-    for (host, ask) in hosts(&world.layer()) {
-        for scheme in ["Bearer ", "bearer ", "BEARER ", "bEARER     "] {
-            let answer = ask(request("/", &[format!("{scheme}{key}").as_bytes()])).await;
-            assert_eq!(answer.text(), "key", "{host} {scheme:?}");
-        }
-    }
 }
 
 #[tokio::test]
@@ -208,18 +195,8 @@ async fn case_07_unknown_revoked_expired_deleted_and_rotated_keys_cannot_be_dist
 #[tokio::test]
 async fn case_08_the_stored_parts_of_a_key_are_no_credential() {
     let world = World::new();
-    // A digest whose bytes are all allowed in a header.
-    let fits = |b: &u8| (0x21..=0xff).contains(b) && *b != 0x7f && *b != b',';
-    let (secret, digest) = loop {
-        let secret = KeyFormat::default().generate(&mut SysRng).unwrap();
-        let digest = secret.digest();
-        if digest.as_bytes().iter().all(fits) {
-            break (secret, digest);
-        }
-    };
-    let key = ApiKey { digest, ..ApiKey::sample(0x0123_4567_89ab_cdef) };
-    world.store.insert(&key, OrgLimit::NONE).await.unwrap();
-    let digest = digest.as_bytes();
+    let (key, secret) = world.key().await;
+    let digest = key.digest.as_bytes();
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let base64 = base64(digest);
     let texts = [
@@ -239,13 +216,11 @@ async fn case_08_the_stored_parts_of_a_key_are_no_credential() {
         key.key_prefix.clone(),
     ];
     for (host, ask) in hosts(&world.layer()) {
-        let raw = [b"Bearer ", &digest[..]].concat();
-        assert_invalid_token(&ask(request("/", &[&raw])).await, host);
         for text in &texts {
             assert_invalid_token(&ask(bearer(text)).await, &format!("{host} {text}"));
         }
         // The same record admits the key itself.
-        assert_eq!(ask(bearer(secret.expose_secret())).await.text(), key.name.as_str());
+        assert_eq!(ask(bearer(&secret)).await.text(), key.name.as_str());
     }
 }
 

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod aborted;
 mod answers;
 mod client_ip;
 mod credentials;
@@ -17,7 +18,6 @@ mod leaks;
 mod places;
 mod records;
 mod scopes;
-mod shutdown;
 mod stack;
 #[path = "../support/mod.rs"]
 mod support;

@@ -120,13 +120,3 @@ async fn a_strict_record_is_written_before_the_answer() {
     let mut cx = Context::from_waker(std::task::Waker::noop());
     assert!(pin!(under_way).poll(&mut cx).is_pending());
 }
-
-#[tokio::test]
-async fn a_buffered_answer_does_not_wait_for_its_record() {
-    let world = World::with(|builder| builder.delivery(Delivery::buffered()));
-    let (record, key) = world.key().await;
-    let ask = in_axum(router().layer(world.layer()));
-    assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
-    assert_eq!(world.requests(record.id).await, [], "the answer does not wait for the record");
-    eventually("a record", async || world.requests(record.id).await.pop()).await;
-}

@@ -106,20 +106,6 @@ async fn a_key_without_the_scope_is_refused_and_recorded_so_in_each_way() {
 }
 
 #[tokio::test]
-async fn a_scope_is_compared_whole_and_an_edit_is_in_force_at_once() {
-    let world = world(|builder| builder);
-    let (record, secret) = key(&world, &["read"]).await;
-    let ask = in_axum(router().layer(world.layer().require_scope("rea").unwrap()));
-    assert_insufficient(&ask(bearer(&secret)).await, "rea", "the beginning of a scope");
-    let ask = in_axum(router().layer(world.layer().require_scope("read").unwrap()));
-    for (scopes, status) in [("write", 403), ("read", 200), ("admin", 403)] {
-        let patch = KeyPatch::scopes(Scopes::only([scopes]).unwrap());
-        world.keys.update(&world.actor, &record.id, patch).await.unwrap();
-        assert_eq!(ask(bearer(&secret)).await.status.as_u16(), status, "{scopes}");
-    }
-}
-
-#[tokio::test]
 async fn several_scopes_are_all_required_and_the_missing_one_is_named() {
     let world = world(|builder| builder);
     let layer = world.layer().require_scope("read").unwrap().require_scope("write").unwrap();

@@ -206,7 +206,11 @@ impl Bench {
         let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges).limit(200);
         let page = self.keys.audit_page(&query).await.unwrap().unwrap();
         assert!(page.older.is_none(), "more than a page");
-        page.records.iter().rev().map(change_of).collect()
+        let change = |record: &AuditRecord| {
+            let AuditEvent::Change(change) = &record.event else { panic!("{record:?}") };
+            (change.action, change.phase)
+        };
+        page.records.iter().rev().map(change).collect()
     }
 
     /// The results of a creation, and of an edit, a rotation and a deletion of this key.
@@ -222,11 +226,6 @@ impl Bench {
     async fn snapshot(&self) -> Vec<ApiKey> {
         self.store.snapshot(&org("acme")).await
     }
-}
-
-fn change_of(record: &AuditRecord) -> (ChangeAction, ChangePhase) {
-    let AuditEvent::Change(change) = &record.event else { panic!("{record:?}") };
-    (change.action, change.phase)
 }
 
 async fn assert_not_found(b: &Bench, actor: &Actor, id: &KeyId) {

@@ -1,8 +1,7 @@
-//! Requests that end early, and shutdown.
+//! Requests that end early.
 
 use std::future::{pending, ready};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
@@ -12,11 +11,8 @@ use keygate::audit::Outcome;
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 
-use crate::support::{Find, Gate, PATIENCE, Sink, eventually};
-use crate::{
-    PEER, Unshared, World, assert_unavailable, at_once_and_later, bearer, bearer_at, in_axum, ip,
-    router,
-};
+use crate::support::{Find, Gate, PATIENCE, eventually};
+use crate::{PEER, Unshared, World, at_once_and_later, bearer, bearer_at, in_axum, ip, router};
 
 #[tokio::test]
 async fn case_36_a_request_dropped_in_the_handler_is_recorded_as_aborted() {
@@ -79,23 +75,4 @@ async fn case_36_a_service_that_fails_or_panics_leaves_an_aborted_record() {
     assert_eq!(answer.err(), Some("no upstream"), "the error is passed through unchanged");
     eventually("a second record", async || world.requests(record.id).await.len() == 2).await;
     assert_eq!(world.last_request(record.id).await.outcome, Outcome::Aborted);
-}
-
-#[tokio::test]
-async fn case_37_shutdown_writes_the_queue_to_a_slow_sink() {
-    let delivery = Delivery::buffered().batch(10);
-    let world = World::with(|builder| builder.delivery(delivery));
-    let (record, key) = world.key().await;
-    world.sink.sink(Sink::Slow(Duration::from_millis(20)));
-    let ask = in_axum(router().layer(world.layer()));
-    for _ in 0..100 {
-        assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
-    }
-    assert!(world.keys.audit_stats().queued >= 50, "the sink is slower than the requests");
-    let report = world.keys.shutdown(PATIENCE).await;
-    assert!(report.is_complete(), "{report:?}");
-    assert_eq!(world.requests(record.id).await.len(), 100);
-    assert!(world.stored(record.id).await.last_used_at.is_some(), "the last use is written too");
-    // After the shutdown, a request that could not be recorded is not admitted.
-    assert_unavailable(&ask(bearer(&key)).await, "after the shutdown");
 }

@@ -4,7 +4,7 @@ use axum::http::Method;
 use keygate::KeyFormat;
 use serde_json::{Value, json};
 
-use crate::admin_support::{Api, new_key, request, with_json};
+use crate::kit::{Api, new_key, request, with_json};
 use crate::payloads::with_body;
 use crate::support::unknown_key;
 

@@ -8,7 +8,7 @@ use keygate::manager::RequestInfo;
 use keygate::{AuditLog, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, Timestamp};
 use serde_json::{Value, json};
 
-use crate::admin_support::{Api, actor};
+use crate::kit::{Api, actor};
 use crate::support::eventually;
 
 struct Logged {
@@ -92,7 +92,7 @@ async fn a_request_without_an_answer_has_no_status() {
 }
 
 #[tokio::test]
-async fn pages_link_to_the_next_and_previous_page() {
+async fn a_page_has_25_records_unless_a_limit_is_given() {
     let logged = Logged::new().await;
     for i in 0..30 {
         logged.use_key(&format!("/{i}"), None).await;
@@ -101,14 +101,6 @@ async fn pages_link_to_the_next_and_previous_page() {
     assert_eq!((endpoints(&first).len(), endpoints(&first)[0]), (25, "/29"));
     assert_eq!(first["newer"], Value::Null);
 
-    let cursor = |page: &Value, way: &str| page[way].as_str().unwrap().to_owned();
-    let newest = logged.page("limit=10").await;
-    let second = logged.page(&format!("limit=10&before={}", cursor(&newest, "older"))).await;
-    assert_eq!((endpoints(&second)[0], endpoints(&second)[9]), ("/19", "/10"));
-    let third = logged.page(&format!("limit=10&before={}", cursor(&second, "older"))).await;
-    assert_eq!((endpoints(&third)[9], &third["older"]), ("/0", &Value::Null));
-    let back = logged.page(&format!("limit=10&after={}", cursor(&third, "newer"))).await;
-    assert_eq!(endpoints(&back), endpoints(&second));
     assert_eq!(endpoints(&logged.page("limit=200").await).len(), 30);
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::admin_support::{Api, new_key};
+use crate::kit::{Api, new_key};
 use crate::openapi::live_and_test;
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use keygate::store::Revision;
 use keygate::{Allowlist, ApiKey, KeyStore, Limits};
 use serde_json::{Value, json};
 
-use crate::admin_support::{Api, START, new_key, path_of, request, send};
+use crate::kit::{Api, START, new_key, path_of, request, send};
 
 fn secret(issued: &Value) -> &str {
     issued["secret"].as_str().unwrap()
@@ -107,8 +107,9 @@ async fn an_edit_changes_only_the_fields_it_names() {
         (json!({"ip_allowlist": ["10.0.0.0/8"]}), ("ip_allowlist", json!(["10.0.0.0/8"])), 4),
         (json!({"ip_allowlist": []}), ("ip_allowlist", json!([])), 5),
         (json!({"status": "active"}), ("status", json!("active")), 6),
-        (json!({}), ("revision", json!(6)), 6),
-        (json!({"name": "after", "status": "active"}), ("revision", json!(6)), 6),
+        (json!({"name": "last", "status": "active"}), ("name", json!("last")), 7),
+        (json!({}), ("revision", json!(7)), 7),
+        (json!({"name": "last", "status": "active"}), ("revision", json!(7)), 7),
     ] {
         expected[field.0] = field.1;
         expected["revision"] = json!(revision);

@@ -3,7 +3,7 @@
 use keygate::Limits;
 use serde_json::json;
 
-use crate::admin_support::{Api, Reply, creation, with_header};
+use crate::kit::{Api, Reply, creation, with_header};
 
 async fn create(api: &Api, lines: &[&str]) -> Reply {
     let add = |create, line: &&str| with_header(create, "idempotency-key", line);

@@ -7,54 +7,51 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, IF_MATCH};
 use axum::http::{Method, Request};
+use http_body_util::BodyExt;
 use keygate::admin::ROUTES;
 use keygate::audit::{AuditQuery, AuditScope};
 use keygate::manager::KeyManagerBuilder;
-use keygate::{KeyFormat, KeyManager, Limits, MemoryStore, ScopeCatalog};
+use keygate::{KeyFormat, Limits, ScopeCatalog};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
-use crate::admin_support::{
-    Api, CODES, NO_KEY, Reply, actor, new_key, request, send, with_header, with_json,
-};
+use crate::kit::{Api, CODES, NO_KEY, Reply, new_key, request, send, with_header, with_json};
 use crate::schema::{misfit, resolve};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
+/// A service whose document is needed.
+#[derive(Clone, Copy)]
+enum Service {
+    Plain,
+    WithScopes,
+    WithEnvironments,
+}
+
 async fn document() -> &'static Value {
-    static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
-    read(&DOCUMENT, KeyManager::builder(MemoryStore::new())).await
+    document_of(Service::Plain).await
 }
 
-/// That of a service with scopes.
-async fn document_with_scopes() -> &'static Value {
-    static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
-    let catalog = ScopeCatalog::new([("read", "")]).unwrap();
-    read(&DOCUMENT, KeyManager::builder(MemoryStore::new()).scopes(catalog)).await
-}
-
-/// That of a service with environments.
-async fn document_with_environments() -> &'static Value {
-    static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
-    read(&DOCUMENT, live_and_test(KeyManager::builder(MemoryStore::new()))).await
+async fn document_of(service: Service) -> &'static Value {
+    static DOCUMENTS: [OnceCell<Value>; 3] = [const { OnceCell::const_new() }; 3];
+    let get = async || {
+        let api = Api::with(|builder| match service {
+            Service::Plain => builder,
+            Service::WithScopes => builder.scopes(ScopeCatalog::new([("read", "")]).unwrap()),
+            Service::WithEnvironments => live_and_test(builder),
+        });
+        let mut request = request(Method::GET, "/openapi.json");
+        request.extensions_mut().insert(api.actor);
+        let body = api.router.oneshot(request).await.unwrap().into_body();
+        serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap()
+    };
+    DOCUMENTS[service as usize].get_or_init(get).await
 }
 
 pub(crate) fn live_and_test(builder: KeyManagerBuilder) -> KeyManagerBuilder {
     let test = KeyFormat::new("vsp_sk_test_").unwrap();
     builder.environment("live", KeyFormat::default()).environment("test", test)
-}
-
-async fn read(cell: &'static OnceCell<Value>, builder: KeyManagerBuilder) -> &'static Value {
-    cell.get_or_init(|| async {
-        let keys = builder.build().unwrap();
-        let mut request = request(Method::GET, "/openapi.json");
-        request.extensions_mut().insert(actor("acme"));
-        let response = keygate::admin::router(keys).oneshot(request).await.unwrap();
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-        serde_json::from_slice(&body).unwrap()
-    })
-    .await
 }
 
 /// The operation that handles this request, if there is one.
@@ -73,13 +70,14 @@ fn operation<'a>(document: &'a Value, method: &Method, path: &str) -> Option<&'a
 /// that they get.
 pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
     let body = String::from_utf8_lossy(&reply.body);
-    let document = if body.contains("\"scopes\"") {
-        document_with_scopes().await
+    let document = document_of(if body.contains("\"scopes\"") {
+        Service::WithScopes
     } else if body.contains("\"environment") {
-        document_with_environments().await
+        Service::WithEnvironments
     } else {
-        document().await
-    };
+        Service::Plain
+    })
+    .await;
     let status = reply.status.as_str();
     let described = match operation(document, method, path) {
         Some(operation) => resolve(document, &operation["responses"][status]),

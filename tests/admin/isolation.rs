@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::json;
 
-use crate::admin_support::{Api, NO_KEY, deletion, request, rotation, with_header, with_json};
+use crate::kit::{Api, NO_KEY, deletion, request, rotation, with_header, with_json};
 
 #[tokio::test]
 async fn case_19_another_organisations_key_does_not_exist() {

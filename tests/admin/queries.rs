@@ -2,7 +2,7 @@
 
 use keygate::admin::ROUTES;
 
-use crate::admin_support::{Api, request, with_json};
+use crate::kit::{Api, request, with_json};
 
 #[tokio::test]
 async fn every_route_refuses_unknown_parameters() {
