@@ -14,33 +14,12 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::fs;
 
-use keygate::audit::{
-    AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, AuditStats,
-    ChangeAction, ChangeEvent, ChangePhase, CountryCode, CountryLookup, MaxMindCountries, Outcome,
-    Position, RequestEvent, SecretUsed, WhenFull,
-};
-use keygate::error::{
-    AllowlistError, AttributesError, AuditCursorError, AuditIdError, BuildError, CacheError,
-    CountryCodeError, DeliveryError, EntryProblem, EnvironmentError, ExistingDigestError,
-    ExistingFormatError, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError,
-    KeyDigestError, KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError,
-    MissingScope, NetworkError, OrgIdError, PostgresOpenError, PrefixError, RandomError,
-    ScopeCatalogError, ScopeError, ScopesError, SettingsPageError, SqliteOpenError, TimestampError,
-    UnknownName,
-};
-use keygate::guard::{
-    ApiKeyService, ClientIp, PeerAddr, ProxyHeader, Refusal, RequireScope, ResponseBody,
-};
-use keygate::manager::{
-    Admission, AdmitError, Environment, HealthReport, IdempotencyKey, IssuedKey, KeyManagerBuilder,
-    PartHealth, RequestInfo, ShutdownReport,
-};
-use keygate::runtime::{Clock, ManualClock, Runtime, SystemClock, TokioRuntime};
-use keygate::store::{
-    Attributes, CacheHealth, CacheState, Imported, KeyDigest, KeyExport, KeyImport, KeyUse, News,
-    OrgLimit, PostgresChanges, PostgresOptions, PreviousSecret, Revision, SqliteOptions,
-    WithDigest,
-};
+use keygate::audit::*;
+use keygate::error::*;
+use keygate::guard::*;
+use keygate::manager::*;
+use keygate::runtime::*;
+use keygate::store::*;
 use keygate::*;
 
 fn is_shared<T: Send + Sync + Debug + 'static>() {}

@@ -9,24 +9,23 @@
 #![cfg(all(feature = "geoip", feature = "tokio"))]
 
 mod geoip_support;
+mod support;
 
 use std::error::Error;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use geoip_support::{Map, Number, Text, Value, file, iso};
-use keygate::audit::{
-    AuditEvent, AuditQuery, AuditRecord, AuditScope, CountryLookup, MaxMindCountries,
-};
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, CountryLookup, MaxMindCountries};
 use keygate::error::GeoIpError;
-use keygate::manager::RequestInfo;
+use keygate::manager::{IssuedKey, RequestInfo};
 use keygate::*;
+use support::eventually;
 use tempfile::TempDir;
-
-// ---- helpers ----
 
 /// Creates a folder that contains the file.
 fn folder_with(bytes: &[u8]) -> (TempDir, PathBuf) {
@@ -59,20 +58,6 @@ fn rename(new: &[u8], path: &Path) {
     fs::rename(beside, path).unwrap();
 }
 
-/// Pseudo-random numbers, the same in each run.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        self.0 >> 16
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next()).unwrap() % limit
-    }
-}
-
 /// Opens a possibly damaged file and looks up many addresses. Any answer is allowed, but no
 /// panic and no long wait. Returns whether the file could be opened.
 fn survives(bytes: &[u8], path: &Path, asked: u32) -> bool {
@@ -90,8 +75,6 @@ fn survives(bytes: &[u8], path: &Path, asked: u32) -> bool {
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     opened.is_ok()
 }
-
-// ---- look-ups ----
 
 #[test]
 fn the_country_is_found_in_the_layouts_of_common_files() {
@@ -118,12 +101,9 @@ fn the_country_is_found_in_the_layouts_of_common_files() {
         (within("represented_country", "DE"), ""),
         (text("continent_code", "EU"), ""),
         (iso(""), ""),
-        (iso("D"), ""),
         (iso("DEU"), ""),
         (iso("D1"), ""),
-        (iso("-"), ""),
         (iso("Ä"), ""),
-        (text("country_code", "None"), ""),
         (Map(vec![("country_code", Number(49))]), ""),
         (Map(vec![("country", Map(vec![("iso_code", Number(49))]))]), ""),
         (Map(vec![]), ""),
@@ -173,8 +153,6 @@ fn addresses_of_both_families_are_found_by_their_network() {
     }
 }
 
-// ---- refused files ----
-
 #[test]
 fn a_file_that_cannot_be_read_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -200,14 +178,16 @@ fn a_file_that_cannot_be_read_is_refused() {
 #[test]
 fn a_file_that_is_not_a_database_is_refused() {
     let whole = file(4, &[("192.0.2.0/24", iso("DE"))]);
-    let html = b"<html>429 Too Many Requests</html>".to_vec();
-    let marker = b"\xab\xcd\xefMaxMind.com".to_vec();
-    let cut = whole[..whole.len() - 1].to_vec();
-    // The beginning is missing, so the tree is larger than the file.
-    let headless = whole[100..].to_vec();
-    let zeros = vec![0; 100_000];
-    for bytes in [vec![], html, marker, cut, headless, zeros] {
-        let error = refused(&bytes);
+    for bytes in [
+        &b""[..],
+        b"<html>429 Too Many Requests</html>",
+        b"\xab\xcd\xefMaxMind.com",
+        &whole[..whole.len() - 1],
+        // The beginning is missing, so the tree is larger than the file.
+        &whole[100..],
+        &[0; 100_000],
+    ] {
+        let error = refused(bytes);
         assert!(matches!(error, GeoIpError::NotMaxMindDb { .. }), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("country.mmdb is not a MaxMind DB file or is damaged"), "{text}");
@@ -220,13 +200,9 @@ fn a_database_without_countries_is_refused() {
     let asn = Map(vec![("autonomous_system_number", Number(64_500))]);
     let networks = [("192.0.2.0/24", asn.clone()), ("198.51.100.0/24", asn)];
     for bytes in [file(4, &networks), file(6, &networks), file(4, &[]), file(6, &[])] {
-        match refused(&bytes) {
-            GeoIpError::NoCountries { path, database_type } => {
-                assert!(path.ends_with("country.mmdb"));
-                assert_eq!(database_type, "Test");
-            }
-            other => panic!("{other:?}"),
-        }
+        let error = refused(&bytes);
+        let GeoIpError::NoCountries { path, database_type } = error else { panic!("{error:?}") };
+        assert!(path.ends_with("country.mmdb") && database_type == "Test");
     }
     // One country in the last of many networks is enough.
     let networks: Vec<_> = (0..=255).map(|n| format!("2001:db8:{n:x}::/48")).collect();
@@ -274,8 +250,6 @@ fn a_damaged_file_neither_panics_nor_hangs() {
     assert!(good > 100 && bad > 100, "{good} opened, {bad} refused");
 }
 
-// ---- replacement while in use ----
-
 #[test]
 fn a_replaced_file_is_used_without_reopening() {
     let network = |code| file(4, &[("192.0.2.0/24", iso(code))]);
@@ -316,86 +290,74 @@ fn lookups_continue_while_the_file_is_replaced() {
     let files = ["DE", "FR"].map(|code| file(4, &[("192.0.2.0/24", iso(code))]));
     let (_folder, path) = folder_with(&files[0]);
     let countries = MaxMindCountries::open(&path).unwrap();
-    let over = std::sync::atomic::AtomicBool::new(false);
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let lookups: Vec<_> = (0..2)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut seen = std::collections::BTreeSet::new();
-                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                        seen.insert(code(&countries, "192.0.2.1"));
-                    }
-                    seen
-                })
-            })
-            .collect();
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let found = code(&countries, "192.0.2.1");
+                    assert!(["DE", "FR"].contains(&&*found), "{found}");
+                }
+            });
+        }
         for round in 1..200 {
             rename(&files[round % 2], &path);
             countries.reload().unwrap();
         }
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-        for lookup in lookups {
-            let seen = lookup.join().unwrap();
-            assert!(seen.iter().all(|code| ["DE", "FR"].contains(&&**code)), "{seen:?}");
-        }
+        over.store(true, Ordering::Relaxed);
     });
 }
 
-/// Handles a request from each address and waits for the records. Returns the countries of the
-/// records, oldest first.
-async fn recorded(keys: &KeyManager, log: &MemoryAuditLog, ips: &[&str]) -> Vec<String> {
-    let org = OrgId::new("acme").unwrap();
-    let actor = Actor::new(org.clone(), "ada");
-    let issued = keys.create(&actor, NewKey::named("CI").unwrap()).await.unwrap();
-    for ip in ips {
-        let request = RequestInfo::new("GET", "/").from_ip(Some(ip.parse().unwrap()));
-        let admission = keys.admit(issued.secret.expose_secret(), request).await.unwrap();
-        admission.finish(200).await.unwrap();
-    }
-    let query = AuditQuery::new(org, AuditScope::KeyRequests(issued.key.id));
-    let page = log.page(&query).await.unwrap();
-    let country = |record: &AuditRecord| match &record.event {
-        AuditEvent::Request(request) => {
-            Some(request.country.map_or_else(String::new, |code| code.to_string()))
-        }
-        _ => None,
-    };
-    page.records.iter().rev().filter_map(country).collect()
+/// A manager with this file, and the key of its only organisation.
+struct Setup {
+    keys: KeyManager,
+    log: Arc<MemoryAuditLog>,
+    issued: IssuedKey,
 }
 
-fn manager(countries: Option<MaxMindCountries>) -> (KeyManager, Arc<MemoryAuditLog>) {
-    let log = Arc::new(MemoryAuditLog::new());
-    let builder = KeyManager::builder(MemoryStore::new()).audit(Arc::clone(&log));
-    let builder = builder.delivery(Delivery::strict());
-    let builder = match countries {
-        Some(countries) => builder.countries(countries),
-        None => builder,
-    };
-    (builder.build().unwrap(), log)
+impl Setup {
+    async fn new(countries: &MaxMindCountries) -> Self {
+        let log = Arc::new(MemoryAuditLog::new());
+        let builder = KeyManager::builder(MemoryStore::new()).audit(Arc::clone(&log));
+        let builder = builder.delivery(Delivery::strict()).countries(countries.clone());
+        let keys = builder.build().unwrap();
+        let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+        let issued = keys.create(&actor, NewKey::named("CI").unwrap()).await.unwrap();
+        Self { keys, log, issued }
+    }
+
+    /// The countries in the records of requests from these addresses.
+    async fn recorded(&self, ips: &[&str]) -> Vec<String> {
+        let key = &self.issued.key;
+        let scope = AuditScope::KeyRequests(key.id);
+        let query = AuditQuery::new(key.org.clone(), scope).limit(1);
+        let mut countries = Vec::new();
+        for ip in ips {
+            let request = RequestInfo::new("GET", "/").from_ip(Some(ip.parse().unwrap()));
+            let secret = self.issued.secret.expose_secret();
+            self.keys.admit(secret, request).await.unwrap().finish(200).await.unwrap();
+            let record = self.log.page(&query).await.unwrap().records.remove(0);
+            let AuditEvent::Request(request) = record.event else { panic!("{record:?}") };
+            countries.push(request.country.map_or_else(String::new, |code| code.to_string()));
+        }
+        countries
+    }
 }
 
 #[tokio::test]
 async fn records_have_the_country_of_the_current_file() {
     let (_folder, path) = folder_with(&file(6, &[("192.0.2.0/24", iso("DE"))]));
     let countries = MaxMindCountries::open(&path).unwrap();
-    let (keys, log) = manager(Some(countries.clone()));
+    let setup = Setup::new(&countries).await;
     let ips = ["192.0.2.1", "::ffff:192.0.2.1", "198.51.100.1"];
-    assert_eq!(recorded(&keys, &log, &ips).await, ["DE", "DE", ""]);
+    assert_eq!(setup.recorded(&ips).await, ["DE", "DE", ""]);
     rename(&file(6, &[("198.51.100.0/24", iso("FR"))]), &path);
     countries.reload().unwrap();
-    assert_eq!(recorded(&keys, &log, &ips).await, ["", "", "FR"]);
+    assert_eq!(setup.recorded(&ips).await, ["", "", "FR"]);
     fs::write(&path, "broken").unwrap();
     countries.reload().unwrap_err();
-    assert_eq!(recorded(&keys, &log, &ips).await, ["", "", "FR"]);
-
-    let (keys, log) = manager(None);
-    assert_eq!(recorded(&keys, &log, &ips).await, ["", "", ""]);
+    assert_eq!(setup.recorded(&ips).await, ["", "", "FR"]);
 }
-
-// ---- the example server ----
-
-#[cfg(all(feature = "postgres", feature = "settings-page", feature = "sqlite", unix))]
-mod support;
 
 #[cfg(all(feature = "postgres", feature = "settings-page", feature = "sqlite", unix))]
 mod server {
@@ -403,7 +365,7 @@ mod server {
     use crate::support::{Client, example_server, poll};
     use serde_json::json;
     use std::io::{BufRead, BufReader};
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Stdio};
 
     /// A process that is killed when dropped.
     struct Server(Child);
@@ -415,24 +377,18 @@ mod server {
         }
     }
 
-    fn command(database: &Path) -> Command {
-        let mut command = example_server();
-        command.env("KEYGATE_STORE", "memory:").env("KEYGATE_GEOIP", database);
-        command
-    }
-
     #[test]
     fn the_example_server_records_countries() {
         let (_folder, path) = folder_with(&file(6, &[("127.0.0.0/8", iso("DE"))]));
-        let mut server = Server(command(&path).stdout(Stdio::piped()).spawn().unwrap());
+        let mut command = example_server();
+        command.env("KEYGATE_STORE", "memory:").env("KEYGATE_GEOIP", &path);
+        let mut server = Server(command.stdout(Stdio::piped()).spawn().unwrap());
         let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines();
-        let address = lines
-            .find_map(|line| {
-                let line = line.unwrap();
-                let address = line.strip_prefix("settings: http://")?.split('/').next()?;
-                Some(address.parse().unwrap())
-            })
-            .expect("the server prints its address");
+        let address = lines.find_map(|line| {
+            let line = line.unwrap();
+            line.strip_prefix("settings: http://")?.split('/').next()?.parse().ok()
+        });
+        let address = address.expect("the server prints its address");
         let mut client = Client::connect(address);
         let new = json!({ "name": "CI", "expiration": "never" });
         let created = client.ask_json("POST", "/settings/api/keys", &[], &new);
@@ -446,24 +402,7 @@ mod server {
         });
         assert_eq!(country, "DE");
     }
-
-    #[test]
-    fn the_example_server_does_not_start_with_a_bad_file() {
-        let (folder, path) = folder_with(b"no database");
-        for (path, message) in [
-            (path, "is not a MaxMind DB file"),
-            (folder.path().join("missing.mmdb"), "No such file"),
-            (folder.path().to_owned(), "not a regular file"),
-        ] {
-            let output = command(&path).output().unwrap();
-            assert!(!output.status.success());
-            let text = String::from_utf8_lossy(&output.stderr);
-            assert!(text.contains("KEYGATE_GEOIP: ") && text.contains(message), "{text}");
-        }
-    }
 }
-
-// ---- a real file ----
 
 /// The file of `npm pack @ip-location-db/geo-whois-asn-country-mmdb`, for both families.
 fn real_file() -> Vec<u8> {
@@ -504,17 +443,13 @@ fn known_addresses_are_found_in_a_real_file() {
 async fn a_real_file_replaces_another_and_records_have_its_countries() {
     let (_folder, path) = folder_with(&file(4, &[("8.8.8.0/24", iso("FR"))]));
     let countries = MaxMindCountries::open(&path).unwrap();
-    let (keys, log) = manager(Some(countries.clone()));
-    assert_eq!(recorded(&keys, &log, &["8.8.8.8", "133.11.0.1"]).await, ["FR", ""]);
+    let setup = Setup::new(&countries).await;
+    assert_eq!(setup.recorded(&["8.8.8.8", "133.11.0.1"]).await, ["FR", ""]);
     // Without a notification: within two checks, 5 seconds apart.
     rename(&real_file(), &path);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while code(&countries, "8.8.8.8") != "US" {
-        assert!(Instant::now() < deadline, "the file is never read");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the file is read", async || code(&countries, "8.8.8.8") == "US").await;
     let (ips, expected): (Vec<_>, Vec<_>) = KNOWN.into_iter().unzip();
-    assert_eq!(recorded(&keys, &log, &ips).await, expected);
+    assert_eq!(setup.recorded(&ips).await, expected);
 }
 
 #[test]
@@ -533,14 +468,19 @@ fn a_truncated_real_file_is_refused() {
 #[ignore = "needs a MaxMind DB file"]
 fn a_real_file_with_bytes_flipped_neither_panics_nor_hangs() {
     let (whole, (_folder, path)) = (real_file(), folder_with(b""));
-    let mut numbers = Rng(7);
+    // Pseudo-random numbers, the same in each run.
+    let mut seed = 7_u64;
+    let mut below = |limit: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
+        usize::try_from(seed >> 16).unwrap() % limit
+    };
     for round in 0..200 {
         let mut bytes = whole.clone();
         // Anywhere in the file, or in the metadata and records at its end.
         let from = if round % 2 == 0 { 0 } else { whole.len() - 4_000 };
-        for _ in 0..1 + numbers.below(if round % 2 == 0 { 20_000 } else { 4 }) {
-            let at = from + numbers.below(whole.len() - from);
-            bytes[at] = numbers.next().to_le_bytes()[0];
+        for _ in 0..1 + below(if round % 2 == 0 { 20_000 } else { 4 }) {
+            let at = from + below(whole.len() - from);
+            bytes[at] = below(256) as u8;
         }
         survives(&bytes, &path, 20_000);
     }

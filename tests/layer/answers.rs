@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::{any, get};
-use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{StatusCode, Version};
-use keygate::{Delivery, Expiration, NewKey, VerifiedKey};
+use keygate::{Delivery, VerifiedKey};
 
 use crate::support::{Find, capture_logs, logs, unknown_key};
 use crate::{
-    World, assert_invalid_request, assert_invalid_token, assert_unavailable, bearer, bearer_at,
-    hosts, in_axum, request, router, with_header,
+    World, assert_invalid_token, assert_unavailable, bearer, bearer_at, hosts, in_axum, request,
+    with_header,
 };
 
 #[tokio::test]
@@ -19,48 +19,33 @@ async fn every_answer_matches_the_table() {
     let world = World::with(|builder| {
         builder.delivery(Delivery::strict()).store_deadline(Duration::from_millis(100))
     });
-    let (revoked, revoked_key) = world.key().await;
-    world.revoke(&revoked).await;
-    let (_, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+    let [(_, revoked_key), (_, restricted_key), _] = world.refused_keys().await;
     let (_, key) = world.key().await;
     let realm = "Bearer realm=\"acme\"";
-    let invalid_request = format!("{realm}, error=\"invalid_request\"");
-    let invalid_token = format!("{realm}, error=\"invalid_token\"");
     let good = format!("Bearer {key}");
     let two = [good.as_bytes(), good.as_bytes()];
     for (host, ask) in hosts(&world.layer().realm("acme")) {
         let mut answers = Vec::new();
-        for (case, request, status, challenge, code) in [
-            ("no credentials", request("/", &[]), 401, Some(realm), None),
-            (
-                "two lines",
-                request("/", &two),
-                400,
-                Some(&*invalid_request),
-                Some("invalid_request"),
-            ),
-            (
-                "two in one",
-                bearer(&format!("{key},{key}")),
-                400,
-                Some(&*invalid_request),
-                Some("invalid_request"),
-            ),
-            ("malformed", bearer("x"), 401, Some(&*invalid_token), Some("invalid_token")),
-            ("unknown", bearer(&unknown_key()), 401, Some(&*invalid_token), Some("invalid_token")),
-            ("revoked", bearer(&revoked_key), 401, Some(&*invalid_token), Some("invalid_token")),
-            ("ip not allowed", bearer(&restricted_key), 403, None, Some("forbidden")),
+        for (case, request, status, code) in [
+            ("no credentials", request("/", &[]), 401, None),
+            ("two lines", request("/", &two), 400, Some("invalid_request")),
+            ("two in one", bearer(&format!("{key},{key}")), 400, Some("invalid_request")),
+            ("malformed", bearer("x"), 401, Some("invalid_token")),
+            ("unknown", bearer(&unknown_key()), 401, Some("invalid_token")),
+            ("revoked", bearer(&revoked_key), 401, Some("invalid_token")),
+            ("ip not allowed", bearer(&restricted_key), 403, Some("forbidden")),
         ] {
             let answer = ask(request).await;
             assert_eq!(answer.status.as_u16(), status, "{host}: {case}");
-            assert_eq!(answer.challenge(), challenge, "{host}: {case}");
-            assert_eq!(
-                answer.headers.get_all(WWW_AUTHENTICATE).iter().count(),
-                challenge.iter().count()
-            );
+            let challenge = match code {
+                None => Some(realm.to_owned()),
+                Some("forbidden") => None,
+                Some(code) => Some(format!("{realm}, error=\"{code}\"")),
+            };
+            let challenges = answer.headers.get_all(WWW_AUTHENTICATE).iter();
+            assert!(challenges.eq(challenge.as_deref()), "{host}: {case}");
             assert_eq!(answer.headers.get(RETRY_AFTER), None, "{host}: {case}");
-            let problem = answer.problem();
-            assert_eq!(problem["code"].as_str(), code, "{host}: {case}");
+            assert_eq!(answer.problem()["code"].as_str(), code, "{host}: {case}");
             answers.push((case, answer));
         }
         let bodies = |name| &answers.iter().find(|(case, _)| *case == name).unwrap().1;
@@ -81,12 +66,7 @@ async fn every_answer_matches_the_table() {
 #[tokio::test]
 async fn the_reason_of_a_refusal_is_logged() {
     let world = World::new();
-    let (revoked, revoked_key) = world.key().await;
-    world.revoke(&revoked).await;
-    let (_, restricted_key) = world.key_for(&["203.0.113.77"]).await;
-    let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
-    let (expired, expired_key) = world.issue(day).await;
-    world.clock.set(expired.expires_at.unwrap());
+    let [(_, revoked_key), (_, restricted_key), (_, expired_key)] = world.refused_keys().await;
     for (host, ask) in hosts(&world.layer()) {
         for (key, reason) in [
             (&*revoked_key, "revoked"),
@@ -97,41 +77,7 @@ async fn the_reason_of_a_refusal_is_logged() {
         ] {
             capture_logs();
             assert!(!ask(bearer(key)).await.status.is_success(), "{host}");
-            let logged = logs();
-            assert!(logged.contains(reason), "{host}: nothing of {reason:?}: {logged:?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_realm_stays_within_its_quotes() {
-    let world = World::new();
-    for (realm, clean) in [
-        ("a\"b", None),
-        ("x\", error=\"none", None),
-        ("back\\slash", None),
-        ("a\r\nSet-Cookie: x=1", None),
-        ("\u{0}\u{7f}é", None),
-        ("", Some("")),
-        ("Acme API, v2", Some("Acme API, v2")),
-    ] {
-        let ask = in_axum(router().layer(world.layer().realm(realm)));
-        for (request, tail) in [(request("/", &[]), ""), (bearer("x"), ", error=\"invalid_token\"")]
-        {
-            let answer = ask(request).await;
-            let value = answer.headers[WWW_AUTHENTICATE].as_bytes();
-            let value = std::str::from_utf8(value).unwrap();
-            let quoted = value.strip_prefix("Bearer realm=\"").unwrap_or_else(|| panic!("{value}"));
-            let inner =
-                quoted.strip_suffix(&format!("\"{tail}")).unwrap_or_else(|| panic!("{value}"));
-            // The rest is inside one quoted string.
-            let mut chars = inner.chars();
-            while let Some(c) = chars.next() {
-                assert_ne!(c, '"', "{value}");
-                assert!(c != '\\' || chars.next().is_some(), "{value}");
-                assert!(c == ' ' || c.is_ascii_graphic(), "{value}");
-            }
-            assert!(clean.is_none_or(|clean| clean == inner), "{value}");
+            assert!(logs().contains(reason), "{host}: {reason:?} is not in {}", logs());
         }
     }
 }
@@ -140,9 +86,7 @@ async fn a_realm_stays_within_its_quotes() {
 async fn optional_lets_anonymous_requests_through_but_refuses_bad_keys() {
     let world = World::new();
     let (record, key) = world.key().await;
-    let (revoked, revoked_key) = world.key().await;
-    world.revoke(&revoked).await;
-    let (_, restricted_key) = world.key_for(&["203.0.113.77"]).await;
+    let [(_, revoked_key), (_, restricted_key), _] = world.refused_keys().await;
     for (host, ask) in hosts(&world.layer().optional()) {
         for anonymous in [request("/", &[]), request("/", &[b"Basic dTpw"])] {
             let answer = ask(anonymous).await;
@@ -175,24 +119,12 @@ async fn a_route_accepts_keys_and_tokens_of_another_issuer() {
     let both = world.layer().optional().ignore_foreign_tokens();
     for (host, ask) in hosts(&both) {
         for foreign in [&*jwt, "eyJ", "vsp_pk_1", &key["vsp_sk_".len()..]] {
-            let answer = ask(bearer(foreign)).await;
-            assert_eq!(
-                (answer.status, answer.text()),
-                (StatusCode::OK, "nobody"),
-                "{host} {foreign}"
-            );
+            assert_eq!(ask(bearer(foreign)).await.text(), "nobody", "{host} {foreign}");
         }
         // A token with the key prefix must be a valid key, or it is refused.
         for bad in ["vsp_sk_", "vsp_sk_x", &format!("{key}0"), &format!("vsp_sk_{jwt}")] {
             assert_invalid_token(&ask(bearer(bad)).await, host);
         }
-        for two in [format!("{jwt}, Bearer {key}"), format!("{jwt} {key}"), format!("{key},{jwt}")]
-        {
-            assert!(ask(bearer(&two)).await.status.is_client_error(), "{host}");
-        }
-        let lines = [format!("Bearer {jwt}"), format!("Bearer {key}")];
-        let answer = ask(request("/", &lines.each_ref().map(|line| line.as_bytes()))).await;
-        assert_invalid_request(&answer, host);
     }
     assert_eq!(world.store.calls(), before, "the store was asked");
     for (host, ask) in hosts(&both) {
@@ -234,8 +166,9 @@ async fn a_handler_that_requires_a_key_refuses_anonymous_requests_like_the_layer
 async fn a_refusal_before_the_body_is_read_closes_the_connection_of_http_1() {
     let world = World::new();
     let (_, key) = world.key().await;
-    let (restricted, restricted_key) = world.key_for(&["203.0.113.77"]).await;
-    world.revoke(&restricted).await;
+    let good = format!("Bearer {key}");
+    let (revoked, revoked_key) = world.key().await;
+    world.revoke(&revoked).await;
     let insist = Router::new().route("/", any(async |_: VerifiedKey| "in"));
     let missing = in_axum(insist.clone());
     let optional = in_axum(insist.layer(world.layer().optional()));
@@ -248,14 +181,16 @@ async fn a_refusal_before_the_body_is_read_closes_the_connection_of_http_1() {
                     *request.version_mut() = version;
                     request
                 };
-                let bad =
-                    [None, Some("x"), Some("a b"), Some(&unknown_key()), Some(&restricted_key)]
-                        .map(|credential| credential.map(|key| format!("Bearer {key}")));
-                for credential in bad {
-                    let lines = credential.as_deref().map(str::as_bytes);
-                    let answer = ask(with_body(lines.as_slice())).await;
-                    assert_eq!(answer.headers["connection"], "close", "{host} {credential:?}");
-                    let mut request = with_body(lines.as_slice());
+                for bad in ["", "x", "a b", &unknown_key(), &revoked_key] {
+                    let line = format!("Bearer {bad}");
+                    let lines = [line.as_bytes()];
+                    let lines = if bad.is_empty() { &[][..] } else { &lines };
+                    assert_eq!(
+                        ask(with_body(lines)).await.headers["connection"],
+                        "close",
+                        "{host} {bad}"
+                    );
+                    let mut request = with_body(lines);
                     *request.version_mut() = Version::HTTP_2;
                     assert!(!ask(request).await.headers.contains_key("connection"), "{host}");
                 }
@@ -263,19 +198,14 @@ async fn a_refusal_before_the_body_is_read_closes_the_connection_of_http_1() {
                     continue;
                 }
                 world.store.find(Find::Fails);
-                let good = format!("Bearer {key}");
                 let answer = ask(with_body(&[good.as_bytes()])).await;
-                assert_eq!(
-                    (answer.status.as_u16(), &answer.headers["connection"]),
-                    (503, &HeaderValue::from_static("close"))
-                );
+                assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{host}");
+                assert_eq!(answer.headers["connection"], "close", "{host}: unavailable");
                 world.store.find(Find::Honest);
                 // How the service treats a body is not changed.
                 let answer = ask(with_body(&[good.as_bytes()])).await;
-                assert_eq!(
-                    (answer.status, answer.headers.get("connection")),
-                    (StatusCode::OK, None)
-                );
+                assert_eq!(answer.status, StatusCode::OK, "{host}");
+                assert_eq!(answer.headers.get("connection"), None, "{host}: admitted");
             }
         }
         for request in [request("/", &[]), with_header(bearer("x"), "content-length", "0")] {

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod aborted;
 mod answers;
 mod client_ip;
 mod credentials;
@@ -17,7 +18,6 @@ mod leaks;
 mod places;
 mod records;
 mod scopes;
-mod shutdown;
 mod stack;
 #[path = "../support/mod.rs"]
 mod support;
@@ -46,15 +46,16 @@ use keygate::guard::{ClientIp, PeerAddr, ProxyHeader};
 use keygate::manager::KeyManagerBuilder;
 use keygate::runtime::BoxFuture;
 use keygate::{
-    Actor, ApiKey, ApiKeyLayer, AuditLog, Delivery, KeyFormat, KeyId, KeyManager, KeyPatch,
-    KeyStore, Network, NewKey, OrgId, VerifiedKey,
+    Actor, ApiKey, ApiKeyLayer, AuditLog, Delivery, Expiration, KeyId, KeyManager, KeyPatch,
+    KeyStore, Network, NewKey, VerifiedKey,
 };
 use serde_json::Value;
-use support::{Find, SpySink, SpyStore, TestClock, capture_logs};
-use tower::{Layer, ServiceExt, service_fn};
+use support::{Find, SpySink, SpyStore, TestClock, capture_logs, org};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 const START: &str = "2026-01-31T12:00:00Z";
 const PEER: &str = "192.0.2.7";
+
 /// A manager, and the parts around it that a test can break or inspect.
 struct World {
     store: Arc<SpyStore>,
@@ -78,7 +79,7 @@ impl World {
         let builder =
             KeyManager::builder(Arc::clone(&store)).audit(Arc::clone(&sink)).clock(clock.clone());
         let keys = configure(builder).build().unwrap();
-        let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
+        let actor = Actor::new(org("acme"), "ada");
         Self { store, sink, clock, keys, actor }
     }
 
@@ -108,15 +109,26 @@ impl World {
         self.keys.delete(&self.actor, &key.id).await.unwrap();
     }
 
+    /// A revoked key, a restricted one and an expired one. The time is that of the expiry.
+    async fn refused_keys(&self) -> [(Arc<ApiKey>, String); 3] {
+        let revoked = self.key().await;
+        self.revoke(&revoked.0).await;
+        let restricted = self.key_for(&["203.0.113.77"]).await;
+        let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
+        let expired = self.issue(day).await;
+        self.clock.set(expired.0.expires_at.unwrap());
+        [revoked, restricted, expired]
+    }
+
     /// The requests recorded for a key, oldest first.
     async fn requests(&self, id: KeyId) -> Vec<RequestEvent> {
         let scope = AuditScope::KeyRequests(id);
         let query = AuditQuery::new(self.actor.org().clone(), scope).limit(200);
         let page = self.sink.page(&query).await.unwrap();
         assert_eq!(page.older, None, "more records than this helper reads");
-        let events = page.records.into_iter().rev().map(|record| match record.event {
-            AuditEvent::Request(request) => request,
-            other => panic!("{other:?}"),
+        let events = page.records.into_iter().rev().map(|record| {
+            let AuditEvent::Request(request) = record.event else { panic!("{record:?}") };
+            request
         });
         events.collect()
     }
@@ -173,7 +185,10 @@ type Ask = Box<dyn Fn(Request<()>) -> BoxFuture<'static, Answer>>;
 
 /// The same service in axum and as a plain tower service with another body type.
 fn hosts(layer: &ApiKeyLayer) -> [(&'static str, Ask); 2] {
-    [("axum", in_axum(router().layer(layer.clone()))), ("tower", in_tower(layer))]
+    [
+        ("axum", in_axum(router().layer(layer.clone()))),
+        ("tower", in_tower(layer.layer(service_fn(greet_in_tower)))),
+    ]
 }
 
 fn router() -> Router {
@@ -203,8 +218,13 @@ fn in_axum(router: Router) -> Ask {
     })
 }
 
-fn in_tower(layer: &ApiKeyLayer) -> Ask {
-    let service = layer.layer(service_fn(greet_in_tower));
+fn in_tower<S, B>(service: S) -> Ask
+where
+    S: Service<Request<Unshared>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+    B: HttpBody<Data = Bytes, Error: std::fmt::Debug> + Send,
+{
     Box::new(move |request| {
         let service = service.clone();
         Box::pin(async move {
@@ -268,38 +288,19 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// `text` as a key of the default format.
-fn well_formed(text: &str) -> String {
-    let key = signed(text);
-    KeyFormat::default().digest(&key).expect("well-formed");
-    key
-}
-
-/// `text` with the prefix of the default format and the right checksum.
-fn signed(text: &str) -> String {
-    const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let signed = format!("vsp_sk_{text}");
-    let mut rest = crc32fast::hash(signed.as_bytes()) as usize;
-    let mut checksum = [b'0'; 6];
-    for place in checksum.iter_mut().rev() {
-        *place = DIGITS[rest % 62];
-        rest /= 62;
-    }
-    signed + std::str::from_utf8(&checksum).unwrap()
+fn assert_refused(answer: &Answer, status: u16, code: &str, case: &str) {
+    assert_eq!(answer.status, status, "{case}");
+    let challenge = format!("Bearer realm=\"api\", error=\"{code}\"");
+    assert_eq!(answer.challenge(), Some(&*challenge), "{case}");
+    assert_eq!(answer.problem()["code"], code, "{case}");
 }
 
 fn assert_invalid_request(answer: &Answer, case: &str) {
-    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{case}");
-    let challenge = "Bearer realm=\"api\", error=\"invalid_request\"";
-    assert_eq!(answer.challenge(), Some(challenge), "{case}");
-    assert_eq!(answer.problem()["code"], "invalid_request", "{case}");
+    assert_refused(answer, 400, "invalid_request", case);
 }
 
 fn assert_invalid_token(answer: &Answer, case: &str) {
-    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{case}");
-    let challenge = "Bearer realm=\"api\", error=\"invalid_token\"";
-    assert_eq!(answer.challenge(), Some(challenge), "{case}");
-    assert_eq!(answer.problem()["code"], "invalid_token", "{case}");
+    assert_refused(answer, 401, "invalid_token", case);
 }
 
 const XFF: &str = "x-forwarded-for";

@@ -1,7 +1,6 @@
-//! The audit records and the last use of a request.
+//! The audit records of requests.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
@@ -10,14 +9,10 @@ use axum::extract::Path;
 use axum::routing::{any, get};
 use http::{Method, StatusCode};
 use keygate::audit::{Outcome, RequestEvent};
-use keygate::{
-    Actor, ApiKey, ApiKeyLayer, Delivery, Expiration, KeyManager, NewKey, OrgId, VerifiedKey,
-};
+use keygate::{Delivery, VerifiedKey};
 
-use crate::support::{PATIENCE, Sink, SpyStore, eventually, unknown_key};
-use crate::{
-    PEER, World, assert_invalid_token, bearer, bearer_at, hosts, in_axum, ip, request, router,
-};
+use crate::support::{PATIENCE, Sink, eventually, unknown_key};
+use crate::{PEER, World, bearer, bearer_at, hosts, in_axum, ip, request, router};
 
 #[tokio::test]
 async fn the_endpoint_is_the_whole_path_of_the_request_without_its_query() {
@@ -57,12 +52,10 @@ async fn method_status_and_address_are_recorded_for_every_method() {
         *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
         assert_eq!(ask(request).await.status.as_u16(), code, "{method}");
         let event = world.last_request(record.id).await;
-        assert_eq!(event, {
-            let mut event = RequestEvent::new(method, format!("/{code}"), Outcome::Allowed);
-            event.ip = Some(ip(PEER));
-            event.status = Some(code);
-            event
-        });
+        let mut expected = RequestEvent::new(method, format!("/{code}"), Outcome::Allowed);
+        expected.ip = Some(ip(PEER));
+        expected.status = Some(code);
+        assert_eq!(event, expected);
     }
 }
 
@@ -70,17 +63,12 @@ async fn method_status_and_address_are_recorded_for_every_method() {
 async fn there_is_one_record_for_each_request_with_a_known_key() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let world = World::with(|builder| builder.delivery(delivery));
-        let (allowed, allowed_key) = world.key().await;
-        let (revoked, revoked_key) = world.key().await;
-        world.revoke(&revoked).await;
-        let (restricted, restricted_key) = world.key_for(&["203.0.113.77"]).await;
-        let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
-        let (expired, expired_key) = world.issue(day).await;
-        world.clock.set(expired.expires_at.unwrap());
+        let allowed = world.key().await;
+        let [revoked, restricted, expired] = world.refused_keys().await;
         let before = world.sink.len();
 
         for (_, ask) in hosts(&world.layer()) {
-            for key in [&allowed_key, &revoked_key, &restricted_key, &expired_key] {
+            for (_, key) in [&allowed, &revoked, &restricted, &expired] {
                 ask(bearer(key)).await;
             }
             // Requests with unknown keys.
@@ -88,14 +76,14 @@ async fn there_is_one_record_for_each_request_with_a_known_key() {
                 bearer(&unknown_key()),
                 bearer("x"),
                 request("/", &[]),
-                bearer(&format!("{allowed_key},")),
+                bearer(&format!("{},", allowed.1)),
             ] {
                 ask(request).await;
             }
         }
         assert!(world.keys.shutdown(PATIENCE).await.is_complete());
         assert_eq!(world.sink.len() - before, 2 * 4);
-        for (key, status, outcome) in [
+        for ((key, _), status, outcome) in [
             (&allowed, 200, Outcome::Allowed),
             (&revoked, 401, Outcome::Revoked),
             (&restricted, 403, Outcome::IpNotAllowed),
@@ -123,76 +111,12 @@ async fn a_strict_record_is_written_before_the_answer() {
     }
     // Without the record there is no answer.
     world.sink.sink(Sink::Hangs);
-    let ask = in_axum(router().layer(world.layer()));
-    let mut under_way = ask(bearer(&key));
+    let mut under_way = in_axum(router().layer(world.layer()))(bearer(&key));
     let tried = world.sink.batches();
     tokio::select! {
         answer = &mut under_way => panic!("{answer:?}"),
-        () = eventually("the sink is asked", async || {
-            world.sink.batches() > tried
-        }) => {}
+        () = eventually("the sink is asked", async || world.sink.batches() > tried) => {}
     }
     let mut cx = Context::from_waker(std::task::Waker::noop());
     assert!(pin!(under_way).poll(&mut cx).is_pending());
-}
-
-#[tokio::test]
-async fn a_buffered_answer_does_not_wait_for_its_record() {
-    let world = World::with(|builder| builder.delivery(Delivery::buffered()));
-    let (record, key) = world.key().await;
-    let ask = in_axum(router().layer(world.layer()));
-    assert_eq!(ask(bearer(&key)).await.status, StatusCode::OK);
-    assert_eq!(world.requests(record.id).await, [], "the answer does not wait for the record");
-    eventually("a record", async || world.requests(record.id).await.pop()).await;
-}
-
-#[tokio::test]
-async fn only_admitted_requests_update_the_last_use() {
-    let world = World::new();
-    let (used, used_key) = world.key().await;
-    let (revoked, revoked_key) = world.key().await;
-    world.revoke(&revoked).await;
-    let (restricted, restricted_key) = world.key_for(&["203.0.113.77"]).await;
-    let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
-    let (expired, expired_key) = world.issue(day).await;
-    let now = expired.expires_at.unwrap();
-    world.clock.set(now);
-    let ask = in_axum(router().layer(world.layer()));
-    for key in [&revoked_key, &restricted_key, &expired_key] {
-        assert!(!ask(bearer(key)).await.status.is_success());
-    }
-    let calls = world.store.calls();
-    assert_eq!(ask(bearer(&used_key)).await.status, StatusCode::OK);
-    assert_eq!(world.store.calls(), calls + 1, "the request writes nothing to the store");
-    let at =
-        eventually("a last-used time", async || world.stored(used.id).await.last_used_at).await;
-    assert_eq!(at, now, "the time of the verification");
-    for refused in [revoked, restricted, expired] {
-        assert_eq!(world.stored(refused.id).await.last_used_at, None);
-    }
-}
-
-#[tokio::test]
-async fn a_use_does_not_change_the_revision() {
-    let world = World::new();
-    let (record, key) = world.key().await;
-    let ask = in_axum(router().layer(world.layer()));
-    ask(bearer(&key)).await;
-    let used = eventually("a last-used time", async || {
-        Some(world.stored(record.id).await).filter(|key| key.last_used_at.is_some())
-    })
-    .await;
-    assert_eq!(ApiKey { last_used_at: None, ..ApiKey::clone(&used) }, *record);
-}
-
-#[tokio::test]
-async fn a_manager_without_an_audit_log_verifies_keys() {
-    let store = Arc::new(SpyStore::default());
-    let keys = KeyManager::builder(Arc::clone(&store)).build().unwrap();
-    let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
-    let issued = keys.create(&actor, NewKey::named("key").unwrap()).await.unwrap();
-    let ask = in_axum(router().layer(ApiKeyLayer::new(keys.clone())));
-    assert_eq!(ask(bearer(issued.secret.expose_secret())).await.status, StatusCode::OK);
-    assert_invalid_token(&ask(bearer(&unknown_key())).await, "unknown");
-    assert!(keys.shutdown(PATIENCE).await.is_complete());
 }

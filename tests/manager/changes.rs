@@ -1,80 +1,39 @@
 //! Changes and their audit records.
 
-use std::sync::{Arc, Mutex};
+use std::future::ready;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
-use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeEvent};
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeEvent};
 use keygate::runtime::Clock;
 use keygate::store::OrgLimit;
 use keygate::*;
 
-use crate::support::{Call, Sink, SpySink, SpyStore, org, soon};
+use crate::support::{Call, Sink, SpySink, org, soon};
 use crate::{
-    ada, assert_in_doubt, assert_unavailable, bench, bench_with, change_first_key, interfere, name,
-    new_key, rename,
+    ada, assert_gone, assert_in_doubt, assert_unavailable, bench, bench_with, change_first_key,
+    fail, interfere, name, new_key, rename,
 };
 
-/// Remembers each record with the state of the store when it was written.
-#[derive(Debug)]
-struct Witness {
-    store: Arc<SpyStore>,
-    seen: Arc<Mutex<Vec<Seen>>>,
-}
-
-type Seen = (AuditRecord, Vec<ApiKey>);
-
-#[async_trait]
-impl AuditSink for Witness {
-    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        for record in batch {
-            let keys = self.store.snapshot(&record.org).await;
-            self.seen.lock().unwrap().push((record.clone(), keys));
-        }
-        Ok(())
-    }
-}
+const WRITES: &[Call] = &[Call::Insert, Call::Replace, Call::Delete];
 
 #[tokio::test]
-async fn a_change_is_recorded_before_it_takes_effect() {
-    let store = Arc::new(SpyStore::default());
-    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
-    let witness = Witness { store: store.clone(), seen: Arc::clone(&seen) };
-    let b = bench_with(|_| KeyManager::builder(store.clone()).audit_sink(witness));
-    let mut before = Vec::new();
-    let mut history = vec![];
-    let issued = b.create().await;
-    let id = issued.key.id;
-    for action in [Created, Updated, Rotated, Deleted] {
-        match action {
-            Updated => drop(b.keys.update(&ada(), &id, rename("b")).await.unwrap()),
-            Rotated => drop(b.keys.rotate(&ada(), &id).await.unwrap()),
-            Deleted => b.keys.delete(&ada(), &id).await.unwrap(),
-            _ => {}
-        }
-        history.push((action, std::mem::replace(&mut before, store.snapshot(&org("acme")).await)));
-        assert_ne!(history.last().unwrap().1, before, "the change took place");
-    }
-    let seen = seen.lock().unwrap().clone();
-    assert_eq!(seen.len(), 4);
-    for ((record, keys), (action, before)) in seen.iter().zip(&history) {
-        let actor: Arc<str> = "ada@acme.example".into();
-        let event = AuditEvent::Change(ChangeEvent::new(actor, *action, Begun));
-        assert_eq!((&record.org, record.key, &record.event), (&org("acme"), id, &event));
-        assert_eq!(keys, before, "{action:?} took effect before its record");
-    }
-}
-
-#[tokio::test]
-async fn the_record_of_a_change_has_the_managers_time() {
+async fn a_record_says_who_made_which_change_and_when_and_outlives_the_key() {
     let b = bench();
     b.clock.advance(Duration::from_micros(1));
     let id = b.create().await.key.id;
+    b.keys.update(&ada(), &id, rename("b")).await.unwrap();
+    b.keys.rotate(&ada(), &id).await.unwrap();
+    b.keys.delete(&ada(), &id).await.unwrap();
     let query = AuditQuery::new(org("acme"), AuditScope::KeyChanges(id));
-    let page = b.keys.audit_page(&query).await.unwrap().unwrap();
-    assert_eq!(page.records[0].at, b.clock.now());
+    let records = b.keys.audit_page(&query).await.unwrap().unwrap().records;
+    assert_eq!(records.len(), 4);
+    for (record, action) in records.iter().rev().zip([Created, Updated, Rotated, Deleted]) {
+        let event = AuditEvent::Change(ChangeEvent::new(ada().name(), action, Begun));
+        assert_eq!((record.at, record.key, &record.event), (b.clock.now(), id, &event));
+    }
 }
 
 #[tokio::test]
@@ -102,7 +61,7 @@ async fn a_change_that_did_not_happen_is_recorded_as_abandoned() {
             Rotated => b.keys.rotate(&ada(), &id).await.map(drop),
             _ => b.keys.delete(&ada(), &id).await,
         };
-        assert!(matches!(gone, Err(ManageError::NotFound)), "{action:?}: {gone:?}");
+        assert_gone(gone);
         assert_eq!(b.changes().await, [(Created, Begun), (action, Begun), (action, Abandoned)]);
     }
 
@@ -115,8 +74,7 @@ async fn a_change_that_did_not_happen_is_recorded_as_abandoned() {
             store.inner.delete(&org("acme"), &id, None).await.unwrap();
         });
     });
-    let gone = b.keys.update(&ada(), &id, rename("mine")).await;
-    assert!(matches!(gone, Err(ManageError::NotFound)), "{gone:?}");
+    assert_gone(b.keys.update(&ada(), &id, rename("mine")).await);
     assert_eq!(b.changes().await, [(Created, Begun), (Updated, Begun), (Updated, Abandoned)]);
 }
 
@@ -125,14 +83,11 @@ async fn a_change_that_may_have_happened_is_not_recorded_as_abandoned() {
     let b = bench();
     let id = b.create().await.key.id;
     // The store made the change, but its answer is lost.
-    b.store.after(|call| async move {
-        let change = matches!(call, Call::Insert | Call::Replace | Call::Delete);
-        if change { Err(StoreError::in_doubt("connection lost")) } else { Ok(()) }
+    b.store.after(|call| {
+        let lost = WRITES.contains(&call);
+        ready(if lost { Err(StoreError::in_doubt("connection lost")) } else { Ok(()) })
     });
-    assert_in_doubt(b.keys.create(&ada(), new_key()).await);
-    assert_in_doubt(b.keys.update(&ada(), &id, rename("b")).await);
-    assert_in_doubt(b.keys.rotate(&ada(), &id).await);
-    assert_in_doubt(b.keys.delete(&ada(), &id).await);
+    b.change(&id).await.into_iter().for_each(assert_in_doubt);
     let begun = [Created, Created, Updated, Rotated, Deleted].map(|action| (action, Begun));
     assert_eq!(b.changes().await, begun);
 }
@@ -142,19 +97,12 @@ async fn a_change_that_the_store_reports_as_not_made_is_abandoned() {
     let b = bench();
     let id = b.create().await.key.id;
     let before = b.snapshot().await;
-    b.store.before(|call| async move {
-        let change = matches!(call, Call::Insert | Call::Replace | Call::Delete);
-        if change { Err(StoreError::unavailable("the disk is full")) } else { Ok(()) }
-    });
-    assert_unavailable(b.keys.create(&ada(), new_key()).await);
-    assert_unavailable(b.keys.update(&ada(), &id, rename("b")).await);
-    assert_unavailable(b.keys.rotate(&ada(), &id).await);
-    assert_unavailable(b.keys.delete(&ada(), &id).await);
-    let all = [Created, Updated, Rotated, Deleted];
-    let expected: Vec<_> = [(Created, Begun)]
-        .into_iter()
-        .chain(all.into_iter().flat_map(|action| [(action, Begun), (action, Abandoned)]))
-        .collect();
+    fail(&b.store, WRITES, || StoreError::unavailable("the disk is full"));
+    b.change(&id).await.into_iter().for_each(assert_unavailable);
+    let mut expected = vec![(Created, Begun)];
+    for action in [Created, Updated, Rotated, Deleted] {
+        expected.extend([(action, Begun), (action, Abandoned)]);
+    }
     assert_eq!((b.changes().await, b.snapshot().await), (expected, before));
 }
 
@@ -173,7 +121,7 @@ async fn a_store_that_panics_during_a_change_leaves_it_in_doubt() {
 }
 
 #[tokio::test]
-async fn case_35_no_change_without_its_record() {
+async fn case_35_a_change_that_cannot_be_recorded_does_not_take_effect() {
     let sink = Arc::new(SpySink::default());
     let delivery = Delivery::buffered().deadline(Duration::from_millis(100));
     let b = bench_with(|builder| builder.audit_sink(sink.clone()).delivery(delivery));
@@ -183,15 +131,11 @@ async fn case_35_no_change_without_its_record() {
     b.store.take_calls();
     for how in [Sink::Fails, Sink::Rejects, Sink::Hangs, Sink::Panics] {
         sink.sink(how);
-        assert_unavailable(soon(b.keys.create(&ada(), new_key())).await);
-        assert_unavailable(soon(b.keys.update(&ada(), &id, KeyPatch::revoke())).await);
-        assert_unavailable(soon(b.keys.rotate(&ada(), &id)).await);
-        assert_unavailable(soon(b.keys.delete(&ada(), &id)).await);
+        b.change(&id).await.into_iter().for_each(assert_unavailable);
         let mut keys = b.snapshot().await;
         keys[0].last_used_at = None;
         assert_eq!(keys, before, "{how:?}");
-        let writes = [Call::Insert, Call::Replace, Call::Delete];
-        assert!(!b.store.take_calls().iter().any(|call| writes.contains(call)), "{how:?}");
+        assert!(!b.store.take_calls().iter().any(|call| WRITES.contains(call)), "{how:?}");
         // Reads continue to work.
         b.verify(&issued).await.unwrap();
         b.keys.list(&org("acme")).await.unwrap();

@@ -1,22 +1,22 @@
 //! Environments: several prefixes in one manager, or one store for several managers.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use keygate::error::{BuildError, EnvironmentError};
-use keygate::manager::KeyManagerBuilder;
 use keygate::*;
 
-use crate::{ada, bench_with};
+use crate::{ada, assert_denied, assert_gone, bench_with, new_key};
 
 fn format(prefix: &str) -> KeyFormat {
     KeyFormat::new(prefix).unwrap()
 }
 
-fn live_and_test(builder: KeyManagerBuilder) -> KeyManagerBuilder {
-    builder.environment("live", format("vsp_sk_")).environment("test", format("vsp_sk_test_"))
-}
-
 #[tokio::test]
 async fn a_key_keeps_the_environment_that_was_chosen_for_it() {
-    let b = bench_with(live_and_test);
+    let b = bench_with(|builder| {
+        builder.environment("live", format("vsp_sk_")).environment("test", format("vsp_sk_test_"))
+    });
     for (new, name, prefix) in [
         (NewKey::named("a").unwrap(), "live", "vsp_sk_"),
         (NewKey::named("b").unwrap().environment("live"), "live", "vsp_sk_"),
@@ -41,38 +41,26 @@ async fn a_key_keeps_the_environment_that_was_chosen_for_it() {
 
 #[tokio::test]
 async fn case_58_managers_with_different_prefixes_do_not_see_each_others_keys() {
-    let store = std::sync::Arc::new(MemoryStore::new());
-    let manager =
-        |prefix| KeyManager::builder(store.clone()).format(format(prefix)).build().unwrap();
-    let (live, test) = (manager("vsp_sk_"), manager("vsp_sk_test_"));
-    let issued = test.create(&ada(), NewKey::named("key").unwrap()).await.unwrap();
+    let store = Arc::new(MemoryStore::new());
+    let [live, test] = ["vsp_sk_", "vsp_sk_test_"]
+        .map(|prefix| KeyManager::builder(store.clone()).format(format(prefix)).build().unwrap());
+    let issued = test.create(&ada(), new_key()).await.unwrap();
     let (id, secret) = (issued.key.id, issued.secret.expose_secret());
 
     assert!(live.list(ada().org()).await.unwrap().is_empty());
-    let not_found = |result: Result<(), ManageError>| {
-        assert!(matches!(result, Err(ManageError::NotFound)), "{result:?}");
-    };
-    not_found(live.get(ada().org(), &id).await.map(drop));
-    not_found(live.revoke(&ada(), &id).await.map(drop));
-    not_found(live.rotate(&ada(), &id).await.map(drop));
-    not_found(live.delete(&ada(), &id).await);
+    assert_gone(live.get(ada().org(), &id).await);
+    assert_gone(live.revoke(&ada(), &id).await);
+    assert_gone(live.rotate(&ada(), &id).await);
+    assert_gone(live.delete(&ada(), &id).await);
     assert!(matches!(live.verify(secret, None).await, Err(VerifyError::Malformed(_))));
 
     let key = test.verify(secret, None).await.unwrap();
     assert_eq!((key.record(), key.environment()), (&*issued.key, None));
-}
 
-#[tokio::test]
-async fn after_a_restore_keys_of_every_prefix_are_revoked() {
-    let store = std::sync::Arc::new(MemoryStore::new());
-    let manager =
-        |prefix| KeyManager::builder(store.clone()).format(format(prefix)).build().unwrap();
-    let (live, test) = (manager("vsp_sk_"), manager("vsp_sk_test_"));
-    let issued = test.create(&ada(), NewKey::named("key").unwrap()).await.unwrap();
-    let later = live.now().saturating_add(std::time::Duration::from_secs(1));
+    // After a restore, the keys of every prefix are revoked.
+    let later = live.now().saturating_add(Duration::from_secs(1));
     assert_eq!(live.revoke_issued_before(&*store, later, "restore").await.unwrap(), 1);
-    let refused = test.verify(issued.secret.expose_secret(), None).await;
-    assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })));
+    assert_denied(test.verify(secret, None).await, Denial::Revoked);
 }
 
 #[tokio::test]

@@ -8,10 +8,9 @@ use async_trait::async_trait;
 use keygate::audit::{AuditPage, AuditQuery, AuditScope};
 use keygate::manager::RequestInfo;
 use keygate::*;
-use tokio::sync::Semaphore;
 
 use crate::support::{Call, Sink, SpySink, eventually, org, soon};
-use crate::{ada, assert_unavailable, bench, bench_with, rename, works};
+use crate::{ada, assert_unavailable, bench, bench_with, concurrently, fail, hold, rename, works};
 
 #[tokio::test]
 async fn health_reports_for_each_part_whether_it_works_and_why_not() {
@@ -21,17 +20,13 @@ async fn health_reports_for_each_part_whether_it_works_and_why_not() {
     assert_eq!((health.changes.to_string(), health.changes.error()), ("works".into(), None));
 
     // Reads work while no change can be written.
-    b.store.before(|call| async move {
-        if call == Call::Uses { Err(StoreError::unavailable("the disk is full")) } else { Ok(()) }
-    });
+    fail(&b.store, &[Call::Uses], || StoreError::unavailable("the disk is full"));
     eventually("changes do not work", async || !b.keys.health().await.changes.works()).await;
     let health = b.keys.health().await;
     assert_eq!((health.works(), works(&health)), (false, [true, false, true]));
     assert_eq!(health.changes.error(), Some("the key store is unavailable: the disk is full"));
 
-    b.store.before(|call| async move {
-        if call == Call::Find { Err(StoreError::unavailable("no route")) } else { Ok(()) }
-    });
+    fail(&b.store, &[Call::Find], || StoreError::unavailable("no route"));
     eventually("changes work again", async || b.keys.health().await.changes.works()).await;
     assert_eq!(works(&b.keys.health().await), [false, true, true]);
     b.store.heal();
@@ -45,7 +40,7 @@ async fn health_reports_for_each_part_whether_it_works_and_why_not() {
 #[tokio::test]
 async fn health_answers_while_changes_hang() {
     let b = bench_with(|builder| builder.store_deadline(Duration::from_secs(24 * 60 * 60)));
-    b.store.before(|call| async move { if call == Call::Uses { pending().await } else { Ok(()) } });
+    let _held = hold(&b.store, Call::Uses);
     let health = soon(b.keys.health()).await;
     assert_eq!(works(&health), [true, false, true]);
     assert_eq!(health.changes.error(), Some("no answer in 500ms"));
@@ -97,15 +92,11 @@ async fn a_flood_of_health_checks_probes_changes_once_a_second() {
     let uses = || b.store.uses.lock().unwrap().len();
     let begun = Instant::now();
     for _ in 0..50 {
-        let checks: Vec<_> = (0..20)
-            .map(|_| {
-                let keys = b.keys.clone();
-                tokio::spawn(async move { keys.health().await.works() })
-            })
-            .collect();
-        for check in checks {
-            assert!(check.await.unwrap());
-        }
+        let check = |_| {
+            let keys = b.keys.clone();
+            async move { keys.health().await.works() }
+        };
+        assert!(concurrently(20, check).await.into_iter().all(|works| works));
     }
     assert!((1..=1 + begun.elapsed().as_secs()).contains(&(uses() as u64)), "{}", uses());
 }
@@ -113,17 +104,7 @@ async fn a_flood_of_health_checks_probes_changes_once_a_second() {
 #[tokio::test]
 async fn concurrent_health_checks_share_an_answer_and_a_dropped_one_delays_no_other() {
     let b = bench();
-    let hung = Arc::new(Semaphore::new(0));
-    let gate = hung.clone();
-    b.store.before(move |call| {
-        let gate = gate.clone();
-        async move {
-            if call == Call::Uses {
-                gate.acquire().await.unwrap().forget();
-            }
-            Ok(())
-        }
-    });
+    let held = hold(&b.store, Call::Uses);
     let ask = || {
         let keys = b.keys.clone();
         tokio::spawn(async move { keys.health().await.works() })
@@ -135,7 +116,7 @@ async fn concurrent_health_checks_share_an_answer_and_a_dropped_one_delays_no_ot
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
     eventually("another asks", async || uses() == 2).await;
-    hung.add_permits(1);
+    held.add_permits(1);
     for other in others {
         assert!(soon(other).await.unwrap());
     }

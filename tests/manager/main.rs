@@ -23,7 +23,7 @@ mod scopes;
 mod support;
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
@@ -32,7 +32,8 @@ use keygate::manager::{HealthReport, IssuedKey, KeyManagerBuilder, PartHealth};
 use keygate::runtime::ManualClock;
 use keygate::store::Revision;
 use keygate::*;
-use support::{Call, SpyStore, org};
+use support::{Call, SpyStore, org, soon};
+use tokio::sync::Semaphore;
 
 fn ada() -> Actor {
     Actor::new(org("acme"), "ada@acme.example")
@@ -81,6 +82,19 @@ fn assert_denied(result: Result<VerifiedKey, VerifyError>, expected: Denial) {
 }
 
 #[track_caller]
+fn assert_stale<T: fmt::Debug>(result: Result<T, ManageError>, now: Revision) {
+    assert!(
+        matches!(result, Err(ManageError::StaleRevision { current }) if current == now),
+        "{result:?}"
+    );
+}
+
+#[track_caller]
+fn assert_gone<T: fmt::Debug>(result: Result<T, ManageError>) {
+    assert!(matches!(result, Err(ManageError::NotFound)), "{result:?}");
+}
+
+#[track_caller]
 fn assert_unavailable<T: fmt::Debug>(result: Result<T, ManageError>) {
     assert!(matches!(result, Err(ManageError::Unavailable(_))), "{result:?}");
 }
@@ -108,6 +122,40 @@ fn interfere<F>(
             Ok(())
         }
     });
+}
+
+/// Makes each later call of these methods fail, before the store does its part.
+fn fail(store: &SpyStore, calls: &'static [Call], error: fn() -> StoreError) {
+    store.before(move |call| ready(if calls.contains(&call) { Err(error()) } else { Ok(()) }));
+}
+
+/// Holds each later call of a method until there is a permit for it.
+fn hold(store: &SpyStore, held: Call) -> Arc<Semaphore> {
+    let permits = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&permits);
+    store.before(move |call| {
+        let gate = Arc::clone(&gate);
+        async move {
+            if call == held {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok(())
+        }
+    });
+    permits
+}
+
+/// The results of tasks that run at the same time.
+async fn concurrently<F: Future<Output: Send> + Send + 'static>(
+    count: usize,
+    work: impl Fn(usize) -> F,
+) -> Vec<F::Output> {
+    let tasks: Vec<_> = (0..count).map(|number| tokio::spawn(work(number))).collect();
+    let mut results = Vec::new();
+    for task in tasks {
+        results.push(soon(task).await.unwrap());
+    }
+    results
 }
 
 async fn change_first_key(store: &SpyStore, change: impl FnOnce(&mut ApiKey)) {
@@ -158,18 +206,25 @@ impl Bench {
         let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges).limit(200);
         let page = self.keys.audit_page(&query).await.unwrap().unwrap();
         assert!(page.older.is_none(), "more than a page");
-        page.records.iter().rev().map(change_of).collect()
+        let change = |record: &AuditRecord| {
+            let AuditEvent::Change(change) = &record.event else { panic!("{record:?}") };
+            (change.action, change.phase)
+        };
+        page.records.iter().rev().map(change).collect()
+    }
+
+    /// The results of a creation, and of an edit, a rotation and a deletion of this key.
+    async fn change(&self, id: &KeyId) -> [Result<(), ManageError>; 4] {
+        [
+            soon(self.keys.create(&ada(), new_key())).await.map(drop),
+            soon(self.keys.update(&ada(), id, KeyPatch::revoke())).await.map(drop),
+            soon(self.keys.rotate(&ada(), id)).await.map(drop),
+            soon(self.keys.delete(&ada(), id)).await,
+        ]
     }
 
     async fn snapshot(&self) -> Vec<ApiKey> {
         self.store.snapshot(&org("acme")).await
-    }
-}
-
-fn change_of(record: &AuditRecord) -> (ChangeAction, ChangePhase) {
-    match &record.event {
-        AuditEvent::Change(change) => (change.action, change.phase),
-        other => panic!("{other:?}"),
     }
 }
 
@@ -185,9 +240,7 @@ async fn assert_not_found(b: &Bench, actor: &Actor, id: &KeyId) {
         keys.rotate(actor, id).await.map(drop),
         keys.delete(actor, id).await,
     ];
-    for (at, result) in results.into_iter().enumerate() {
-        assert!(matches!(result, Err(ManageError::NotFound)), "{at}: {result:?}");
-    }
+    results.into_iter().for_each(assert_gone);
 }
 
 fn works(health: &HealthReport) -> [bool; 3] {

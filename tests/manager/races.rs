@@ -1,20 +1,19 @@
 //! Concurrent changes and verifications.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use keygate::audit::ChangeAction::{Created, Rotated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
-use keygate::runtime::BoxFuture;
 use keygate::runtime::Clock;
-use keygate::store::{KeyUse, Revision};
+use keygate::store::Revision;
 use keygate::*;
-use tokio::sync::{Barrier, Semaphore};
+use tokio::sync::Barrier;
 
-use crate::support::{Call, SpyStore, eventually, soon};
-use crate::{ada, assert_denied, assert_unknown, bench, bench_with, name, new_key, rename};
+use crate::support::{Call, Find, Gate, SpyStore, eventually, soon};
+use crate::{ada, assert_denied, assert_unknown, bench, concurrently, hold, name, new_key, rename};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn case_26_of_64_creates_for_the_last_place_one_succeeds() {
@@ -34,15 +33,13 @@ async fn case_26_of_64_creates_for_the_last_place_one_succeeds() {
                 Ok(())
             }
         });
-        let creates: Vec<_> = (0..64)
-            .map(|_| {
-                let keys = b.keys.clone();
-                tokio::spawn(async move { keys.create(&ada(), new_key()).await })
-            })
-            .collect();
+        let create = |_| {
+            let keys = b.keys.clone();
+            async move { keys.create(&ada(), new_key()).await }
+        };
         let mut winners = Vec::new();
-        for create in creates {
-            match soon(create).await.unwrap() {
+        for created in concurrently(64, create).await {
+            match created {
                 Ok(issued) => winners.push(issued),
                 Err(error) => assert!(matches!(error, ManageError::LimitReached { max: 20 })),
             }
@@ -103,171 +100,40 @@ async fn case_27_of_two_rotations_from_one_revision_one_wins() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn case_27_after_many_concurrent_rotations_exactly_one_secret_is_valid() {
-    for round in 0..50 {
-        let b = bench();
-        let old = b.create().await;
-        let id = old.key.id;
-        let rotations: Vec<_> = (0..8)
-            .map(|_| {
-                let keys = b.keys.clone();
-                tokio::spawn(async move { keys.rotate(&ada(), &id).await })
-            })
-            .collect();
-        let mut issued = vec![old];
-        for rotation in rotations {
-            match soon(rotation).await.unwrap() {
-                Ok(won) => issued.push(won),
-                Err(error) => assert!(matches!(error, ManageError::Conflict), "{error}"),
-            }
-        }
-        assert!(issued.len() > 1, "round {round}: nobody won");
-        let mut live = Vec::new();
-        for issued in &issued {
-            if b.verify(issued).await.is_ok() {
-                live.push(issued.secret.digest());
-            }
-        }
-        assert_eq!(live, [b.snapshot().await[0].digest], "round {round}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_concurrent_rotation_and_rename_both_take_effect() {
-    for _ in 0..100 {
-        let b = bench();
-        let old = b.create().await;
-        let id = old.key.id;
-        replace_together(&b.store, 2);
-        let (one, other) = (b.keys.clone(), b.another());
-        let rotated = tokio::spawn(async move { one.rotate(&ada(), &id).await });
-        let renamed = tokio::spawn(async move { other.update(&ada(), &id, rename("b")).await });
-        let rotated = soon(rotated).await.unwrap().unwrap();
-        soon(renamed).await.unwrap().unwrap();
-        assert_unknown(b.verify(&old).await);
-        assert_eq!(b.verify(&rotated).await.unwrap().name(), &name("b"));
-        assert_eq!(b.snapshot().await[0].revision, Revision::new(3));
-    }
-}
-
 /// Each edit waits for its turn and then writes once. An edit whose caller is gone does not
 /// begin.
 #[tokio::test]
 async fn case_49_concurrent_edits_of_one_key_do_not_conflict() {
     let b = bench();
     let id = b.create().await.key.id;
-    let writes = Arc::new(AtomicUsize::new(0));
-    let counting = Arc::clone(&writes);
-    b.store.before(move |call| {
-        counting.fetch_add(usize::from(call == Call::Replace), SeqCst);
-        async move {
-            tokio::task::yield_now().await;
-            Ok(())
-        }
+    b.store.before(|_| async {
+        tokio::task::yield_now().await;
+        Ok(())
     });
     let edit = |number: usize| {
         let keys = b.keys.clone();
-        tokio::spawn(async move { keys.update(&ada(), &id, rename(&number.to_string())).await })
+        async move { keys.update(&ada(), &id, rename(&number.to_string())).await }
     };
-    for edited in (0..50).map(edit).collect::<Vec<_>>() {
-        soon(edited).await.unwrap().unwrap();
-    }
-    assert_eq!(writes.load(SeqCst), 50);
+    assert!(concurrently(50, edit).await.iter().all(Result::is_ok));
+    let writes = b.store.take_calls().into_iter().filter(|call| *call == Call::Replace).count();
+    assert_eq!(writes, 50);
 
     // The first edit holds its turn while the callers of the others leave.
-    let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let held = Arc::clone(&gate);
-    b.store.before(move |call| {
-        let held = Arc::clone(&held);
-        async move {
-            if call == Call::Replace {
-                held.acquire().await.unwrap().forget();
-            }
-            Ok(())
-        }
-    });
-    let first = edit(100);
+    let held = hold(&b.store, Call::Replace);
+    let first = tokio::spawn(edit(100));
     eventually("the first edit is recorded", async || b.changes().await.len() == 52).await;
-    let hasty: Vec<_> = (101..150).map(edit).collect();
+    let hasty: Vec<_> = (101..150).map(|number| tokio::spawn(edit(number))).collect();
     tokio::task::yield_now().await;
     hasty.iter().for_each(tokio::task::JoinHandle::abort);
-    gate.add_permits(1_000);
+    held.add_permits(1_000);
     soon(first).await.unwrap().unwrap();
-    soon(edit(150)).await.unwrap().unwrap();
+    soon(edit(150)).await.unwrap();
     assert_eq!(b.changes().await.len(), 53, "no cancelled edit was begun");
 }
 
-/// What the verifications around a change are checked against.
-#[derive(Default)]
-struct History {
-    /// How many verifications ended before the change began.
-    ran_up: AtomicUsize,
-    begun: AtomicBool,
-    returned: AtomicBool,
-}
-
-/// Verifies until well after the change and checks each result against the history.
-async fn watch(keys: KeyManager, secret: Arc<str>, history: Arc<History>) {
-    let mut after = 0;
-    while after < 4 {
-        let returned_before = history.returned.load(SeqCst);
-        let verified = keys.verify(&secret, None).await;
-        let begun_after = history.begun.load(SeqCst);
-        match verified {
-            Ok(_) => assert!(!returned_before, "admitted after the change had returned"),
-            Err(refused) => {
-                assert!(!refused.is_unavailable(), "{refused}");
-                assert!(begun_after, "refused before the change had begun: {refused}");
-            }
-        }
-        history.ran_up.fetch_add(1, SeqCst);
-        after += usize::from(returned_before);
-        tokio::task::yield_now().await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn case_28_no_verification_that_begins_after_a_change_sees_the_earlier_state() {
-    let b = bench_with(|builder| builder.audit_sink(Arc::new(MemoryAuditLog::new())));
+async fn case_29_a_rename_that_races_a_revocation_or_a_rotation_takes_effect_with_it() {
     for round in 0..300 {
-        let issued = b.create().await;
-        let id = issued.key.id;
-        let secret: Arc<str> = issued.secret.expose_secret().into();
-        let history = Arc::new(History::default());
-        let watchers: Vec<_> = (0..3)
-            .map(|_| tokio::spawn(watch(b.keys.clone(), secret.clone(), history.clone())))
-            .collect();
-        eventually("all watch", async || history.ran_up.load(SeqCst) >= 6).await;
-
-        history.begun.store(true, SeqCst);
-        let rotated = match round % 3 {
-            0 => Some(b.keys.rotate(&ada(), &id).await.unwrap()),
-            1 => {
-                b.keys.update(&ada(), &id, KeyPatch::revoke()).await.unwrap();
-                None
-            }
-            _ => {
-                b.keys.delete(&ada(), &id).await.unwrap();
-                None
-            }
-        };
-        history.returned.store(true, SeqCst);
-        if let Some(rotated) = &rotated {
-            b.verify(rotated).await.expect("the new secret works when the rotation returns");
-        }
-        for watcher in watchers {
-            soon(watcher).await.unwrap();
-        }
-        if round % 3 != 2 {
-            b.keys.delete(&ada(), &id).await.unwrap();
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn case_29_a_rename_racing_a_revocation_ends_revoked_with_the_new_name() {
-    for round in 0..200 {
         let b = bench();
         let issued = b.create().await;
         let id = issued.key.id;
@@ -276,71 +142,41 @@ async fn case_29_a_rename_racing_a_revocation_ends_revoked_with_the_new_name() {
         }
         let (one, other) = (b.keys.clone(), b.another());
         let renamed = tokio::spawn(async move { one.update(&ada(), &id, rename("b")).await });
-        let revoked =
-            tokio::spawn(async move { other.update(&ada(), &id, KeyPatch::revoke()).await });
+        let rotated = tokio::spawn(async move {
+            match round % 3 {
+                0 => Some(other.rotate(&ada(), &id).await.unwrap()),
+                _ => other.update(&ada(), &id, KeyPatch::revoke()).await.map(|_| None).unwrap(),
+            }
+        });
         soon(renamed).await.unwrap().unwrap();
-        assert_eq!(soon(revoked).await.unwrap().unwrap().status, Status::Revoked);
+        let rotated = soon(rotated).await.unwrap();
         let key = &b.snapshot().await[0];
-        assert_eq!((&key.name, key.status), (&name("b"), Status::Revoked), "round {round}");
-        assert_eq!(key.revision, Revision::new(3));
-        assert_denied(b.verify(&issued).await, Denial::Revoked);
-    }
-}
-
-/// Holds the next such call until it is opened.
-#[derive(Clone)]
-struct Gate {
-    reached: Arc<AtomicBool>,
-    open: Arc<Semaphore>,
-}
-
-impl Gate {
-    fn new() -> Self {
-        Self { reached: Arc::default(), open: Arc::new(Semaphore::new(0)) }
-    }
-
-    fn at(
-        &self,
-        held: Call,
-    ) -> impl Fn(Call) -> BoxFuture<'static, Result<(), StoreError>> + use<> {
-        let gate = self.clone();
-        move |call| {
-            let gate = gate.clone();
-            Box::pin(async move {
-                if call == held && !gate.reached.swap(true, SeqCst) {
-                    let _open = gate.open.acquire().await.unwrap();
-                }
-                Ok(())
-            })
+        assert_eq!((&key.name, key.revision), (&name("b"), Revision::new(3)), "round {round}");
+        match rotated {
+            Some(rotated) => {
+                assert_unknown(b.verify(&issued).await);
+                b.verify(&rotated).await.unwrap();
+            }
+            None => assert_denied(b.verify(&issued).await, Denial::Revoked),
         }
-    }
-
-    async fn reached(&self) {
-        eventually("the gate is reached", async || self.reached.load(SeqCst)).await;
-    }
-
-    fn open(&self) {
-        self.open.add_permits(1);
     }
 }
 
 #[tokio::test]
 async fn case_30_a_key_deleted_during_a_verification_stays_deleted() {
-    for found_before in [true, false] {
+    let held: [fn(Arc<Gate>) -> Find; 2] = [Find::HeldAfter, Find::HeldBefore];
+    for (hold, found_before) in held.into_iter().zip([true, false]) {
         let b = bench();
         let issued = b.create().await;
-        let gate = Gate::new();
-        if found_before {
-            b.store.after(gate.at(Call::Find));
-        } else {
-            b.store.before(gate.at(Call::Find));
-        }
+        let gate = Arc::new(Gate::default());
+        b.store.find(hold(Arc::clone(&gate)));
         let (keys, secret) = (b.keys.clone(), issued.secret.expose_secret().to_owned());
         let late = tokio::spawn(async move { keys.verify(&secret, None).await });
-        gate.reached().await;
+        soon(gate.reached.notified()).await;
+        b.store.find(Find::Honest);
         b.keys.delete(&ada(), &issued.key.id).await.unwrap();
         assert_unknown(b.verify(&issued).await);
-        gate.open();
+        gate.opened.notify_one();
         let late = soon(late).await.unwrap();
         if !found_before {
             assert_unknown(late);
@@ -357,35 +193,14 @@ async fn case_30_a_key_deleted_during_a_verification_stays_deleted() {
 async fn case_31_a_last_use_written_after_a_revocation_does_not_undo_it() {
     let b = bench();
     let issued = b.create().await;
-    let gate = Gate::new();
-    b.store.before(gate.at(Call::Uses));
+    let held = hold(&b.store, Call::Uses);
     b.verify(&issued).await.unwrap();
     let used = b.clock.now();
-    gate.reached().await;
+    eventually("the write begins", async || b.store.uses.lock().unwrap().len() == 1).await;
     b.clock.advance(Duration::from_secs(1));
     let revoked = b.keys.update(&ada(), &issued.key.id, KeyPatch::revoke()).await.unwrap();
-    gate.open();
+    held.add_permits(1);
     let expected = ApiKey { last_used_at: Some(used), ..ApiKey::clone(&revoked) };
     eventually("the use is written", async || b.snapshot().await[0] == expected).await;
     assert_denied(b.verify(&issued).await, Denial::Revoked);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn case_31_concurrent_uses_and_revocations_all_take_effect() {
-    for round in 0..300 {
-        let b = bench();
-        let issued = b.create().await;
-        let id = issued.key.id;
-        let at = b.clock.now();
-        let (store, keys) = (b.store.clone(), b.keys.clone());
-        let used = tokio::spawn(async move { store.inner.record_uses(&[KeyUse { id, at }]).await });
-        let revoked =
-            tokio::spawn(async move { keys.update(&ada(), &id, KeyPatch::revoke()).await });
-        used.await.unwrap().unwrap();
-        revoked.await.unwrap().unwrap();
-        assert_denied(b.verify(&issued).await, Denial::Revoked);
-        let key = &b.snapshot().await[0];
-        let expected = (Status::Revoked, Some(at), Revision::new(2));
-        assert_eq!((key.status, key.last_used_at, key.revision), expected, "round {round}");
-    }
 }

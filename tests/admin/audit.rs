@@ -1,14 +1,15 @@
 //! The pages of a key's audit log.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use keygate::audit::CountryCode;
+use keygate::audit::{CountryCode, CountryLookup};
 use keygate::manager::RequestInfo;
 use keygate::{AuditLog, Delivery, KeyManager, MemoryAuditLog, MemoryStore, NewKey, Timestamp};
 use serde_json::{Value, json};
 
-use crate::admin_support::{Api, actor};
+use crate::kit::{Api, actor};
+use crate::support::eventually;
 
 struct Logged {
     api: Api,
@@ -19,11 +20,9 @@ struct Logged {
 impl Logged {
     /// A key whose requests are in the log as soon as they are answered.
     async fn new() -> Self {
-        let lookup = |ip: std::net::IpAddr| ip.is_ipv4().then(|| CountryCode::new("DE")).flatten();
-        let api = Api::with(|b| b.delivery(Delivery::strict()).countries(Countries(lookup)));
-        let issued = api.create("k").await;
-        let path = format!("/keys/{}", issued["key"]["id"].as_str().unwrap());
-        Self { api, path, secret: issued["secret"].as_str().unwrap().to_owned() }
+        let api = Api::with(|b| b.delivery(Delivery::strict()).countries(Germany));
+        let (path, secret) = api.create_secret("k").await;
+        Self { api, path, secret }
     }
 
     async fn use_key(&self, path: &str, ip: Option<&str>) {
@@ -32,7 +31,7 @@ impl Logged {
         if let Ok(admission) = self.api.keys.admit(&self.secret, info).await {
             admission.finish(200).await.unwrap();
         }
-        self.api.clock.advance(1);
+        self.api.advance(1);
     }
 
     async fn page(&self, query: &str) -> Value {
@@ -42,12 +41,13 @@ impl Logged {
     }
 }
 
+/// Every IPv4 address is in Germany.
 #[derive(Debug)]
-struct Countries(fn(std::net::IpAddr) -> Option<CountryCode>);
+struct Germany;
 
-impl keygate::audit::CountryLookup for Countries {
-    fn country(&self, ip: std::net::IpAddr) -> Option<CountryCode> {
-        (self.0)(ip)
+impl CountryLookup for Germany {
+    fn country(&self, ip: IpAddr) -> Option<CountryCode> {
+        CountryCode::new("DE").filter(|_| ip.is_ipv4())
     }
 }
 
@@ -84,20 +84,15 @@ async fn a_request_without_an_answer_has_no_status() {
     let logged = Logged::new().await;
     let info = RequestInfo::new("PUT", "/");
     drop(logged.api.keys.admit(&logged.secret, info).await.unwrap());
-    let mut page = logged.page("").await;
-    for _ in 0..100 {
-        if page["records"] != json!([]) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        page = logged.page("").await;
-    }
-    let record = &page["records"][0];
+    let record = eventually("a record", async || {
+        logged.page("").await["records"].as_array().unwrap().first().cloned()
+    })
+    .await;
     assert_eq!((&record["outcome"], &record["status"]), (&json!("aborted"), &Value::Null));
 }
 
 #[tokio::test]
-async fn pages_link_to_the_next_and_previous_page() {
+async fn a_page_has_25_records_unless_a_limit_is_given() {
     let logged = Logged::new().await;
     for i in 0..30 {
         logged.use_key(&format!("/{i}"), None).await;
@@ -106,14 +101,6 @@ async fn pages_link_to_the_next_and_previous_page() {
     assert_eq!((endpoints(&first).len(), endpoints(&first)[0]), (25, "/29"));
     assert_eq!(first["newer"], Value::Null);
 
-    let cursor = |page: &Value, way: &str| page[way].as_str().unwrap().to_owned();
-    let newest = logged.page("limit=10").await;
-    let second = logged.page(&format!("limit=10&before={}", cursor(&newest, "older"))).await;
-    assert_eq!((endpoints(&second)[0], endpoints(&second)[9]), ("/19", "/10"));
-    let third = logged.page(&format!("limit=10&before={}", cursor(&second, "older"))).await;
-    assert_eq!((endpoints(&third)[9], &third["older"]), ("/0", &Value::Null));
-    let back = logged.page(&format!("limit=10&after={}", cursor(&third, "newer"))).await;
-    assert_eq!(endpoints(&back), endpoints(&second));
     assert_eq!(endpoints(&logged.page("limit=200").await).len(), 30);
 }
 
@@ -123,17 +110,13 @@ async fn case_56_a_record_from_the_future_hides_no_other_and_can_be_purged() {
     for i in 0..5 {
         logged.use_key(&format!("/{i}"), None).await;
     }
-    logged.api.clock.set("2099-01-01T00:00:00Z");
+    logged.api.set_time("2099-01-01T00:00:00Z");
     logged.use_key("/future", None).await;
-    logged.api.clock.set("2026-01-31T12:01:00Z");
+    logged.api.set_time("2026-01-31T12:01:00Z");
     for i in 5..12 {
         logged.use_key(&format!("/{i}"), None).await;
         let newest = logged.page("limit=3").await;
-        assert_eq!(
-            endpoints(&newest)[..2],
-            ["/future", &format!("/{i}")],
-            "the new record is listed"
-        );
+        assert_eq!(endpoints(&newest)[..2], ["/future", &format!("/{i}")]);
         assert_eq!(newest["newer"], Value::Null);
     }
     let all: Vec<String> =
@@ -155,13 +138,9 @@ async fn case_56_a_record_from_the_future_hides_no_other_and_can_be_purged() {
     assert_eq!(forward.trim(), all.join(" "), "so do newer pages");
 
     let purged = |instant: &str| logged.api.log.purge_before(instant.parse::<Timestamp>().unwrap());
-    assert_eq!(
-        purged("2026-01-31T12:01:00Z").await.unwrap(),
-        5 + 1,
-        "and the record of the creation"
-    );
-    let left = logged.page("").await;
-    assert_eq!(endpoints(&left), &all[..8], "the others are kept");
+    // Five requests and the creation.
+    assert_eq!(purged("2026-01-31T12:01:00Z").await.unwrap(), 6);
+    assert_eq!(endpoints(&logged.page("").await), &all[..8], "the others are kept");
     assert_eq!(purged("2099-01-02T00:00:00Z").await.unwrap(), 8);
     logged.use_key("/after", None).await;
     assert_eq!(endpoints(&logged.page("").await), ["/after"]);
@@ -171,8 +150,7 @@ async fn case_56_a_record_from_the_future_hides_no_other_and_can_be_purged() {
 async fn the_log_of_a_key_holds_only_its_requests() {
     let logged = Logged::new().await;
     logged.use_key("/mine", None).await;
-    let other = logged.api.create("other").await;
-    let path = format!("/keys/{}/audit", other["key"]["id"].as_str().unwrap());
+    let path = format!("{}/audit", logged.api.create_path("other").await);
     assert!(logged.api.log.len() >= 3, "the changes are in the log, too");
     assert_eq!(logged.api.get(&path).await.json()["records"], json!([]));
     assert_eq!(endpoints(&logged.page("").await), ["/mine"]);

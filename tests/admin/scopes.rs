@@ -1,11 +1,10 @@
 //! Scopes over HTTP: with a catalogue, and without one.
 
-use axum::http::Method;
 use keygate::store::Attributes;
-use keygate::{NewKey, ScopeCatalog, Scopes};
+use keygate::{ApiKey, KeyStore, ScopeCatalog, Scopes};
 use serde_json::{Value, json};
 
-use crate::admin_support::{Api, request};
+use crate::kit::{Api, Reply, new_key, path_of};
 use crate::openapi::described_by;
 
 fn api(scopes: &[(&str, &str)]) -> Api {
@@ -22,7 +21,7 @@ fn new(scopes: Value) -> Value {
 
 /// The messages at the field `scopes` of a 422.
 #[track_caller]
-fn problems(reply: &crate::admin_support::Reply) -> Vec<String> {
+fn problems(reply: &Reply) -> Vec<String> {
     assert_eq!(reply.status, 422, "{}", reply.text());
     let errors = reply.json()["errors"].as_array().unwrap().clone();
     let at_scopes =
@@ -33,21 +32,14 @@ fn problems(reply: &crate::admin_support::Reply) -> Vec<String> {
 #[tokio::test]
 async fn scopes_are_listed_given_shown_and_edited() {
     let api = api(&OFFERED);
-    let list = api.get("/keys").await.json();
-    assert_eq!(
-        list["scopes"],
-        json!([
-            {"name": "reports:read", "description": "Read reports"},
-            {"name": "reports:write", "description": "Change \"reports\""},
-        ])
-    );
+    let offered = OFFERED.map(|(name, text)| json!({"name": name, "description": text}));
+    assert_eq!(api.get("/keys").await.json()["scopes"], json!(offered));
     for scopes in [json!("all"), json!(["reports:read"]), json!(["reports:write", "reports:read"])]
     {
         let reply = api.post("/keys", new(scopes.clone())).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
-        let key = reply.json()["key"].clone();
-        assert_eq!(key["scopes"], scopes);
-        let path = format!("/keys/{}", key["id"].as_str().unwrap());
+        assert_eq!(reply.json()["key"]["scopes"], scopes);
+        let path = path_of(&reply.json());
         assert_eq!(api.get(&path).await.json()["scopes"], scopes);
         for edited in [json!(["reports:write"]), json!("all"), json!(["reports:read"])] {
             let reply = api.patch(&path, json!({"scopes": edited})).await;
@@ -55,7 +47,7 @@ async fn scopes_are_listed_given_shown_and_edited() {
         }
         let reply = api.patch(&path, json!({"name": "renamed"})).await;
         assert_eq!(reply.json()["scopes"], json!(["reports:read"]), "another field's edit");
-        let reply = api.post(&format!("{path}/rotate"), json!({"confirm_name": "renamed"})).await;
+        let reply = api.rotate(&path, "renamed").await;
         assert_eq!(reply.json()["key"]["scopes"], json!(["reports:read"]));
     }
 }
@@ -63,11 +55,10 @@ async fn scopes_are_listed_given_shown_and_edited() {
 #[tokio::test]
 async fn bad_scopes_are_refused_by_name_of_the_field_and_nothing_is_stored() {
     let api = api(&OFFERED);
-    let missing = api.post("/keys", json!({"name": "CI", "expiration": "never"})).await;
+    let missing = api.post("/keys", new_key("CI")).await;
     assert_eq!(problems(&missing), ["is required"]);
     let many: Vec<String> = (0..51).map(|n| n.to_string()).collect();
-    let key = api.post("/keys", new(json!(["reports:read"]))).await.json()["key"].clone();
-    let path = format!("/keys/{}", key["id"].as_str().unwrap());
+    let path = path_of(&api.post("/keys", new(json!(["reports:read"]))).await.json());
     let shape = "must be \"all\" or a list of scopes";
     let name =
         "entry 1: a scope has 1 to 64 of a-z, 0-9 and :._/- and begins with a letter or digit";
@@ -96,35 +87,13 @@ async fn bad_scopes_are_refused_by_name_of_the_field_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn a_scope_that_left_the_catalogue_is_shown_and_may_be_kept() {
-    let api = api(&OFFERED);
-    let id = api.post("/keys", new(json!(["reports:read"]))).await.json()["key"]["id"].clone();
-    let path = format!("/keys/{}", id.as_str().unwrap());
-    let builder = keygate::KeyManager::builder(api.store.clone());
-    let later = builder.scopes(ScopeCatalog::new([("new", "")]).unwrap()).build().unwrap();
-    let router = keygate::admin::router(later.clone());
-    let later = Api { router, keys: later, ..api };
-    assert_eq!(later.get(&path).await.json()["scopes"], json!(["reports:read"]));
-    for (scopes, status) in [
-        (json!(["new", "reports:read"]), 200),
-        (json!(["reports:write", "new"]), 422),
-        (json!(["new"]), 200),
-        (json!(["reports:read"]), 422),
-    ] {
-        let reply = later.patch(&path, json!({"scopes": scopes})).await;
-        assert_eq!(reply.status, status, "{scopes}: {}", reply.text());
-    }
-}
-
-#[tokio::test]
 async fn stored_scopes_that_cannot_be_read_are_shown_as_none_and_can_be_mended() {
     let api = api(&OFFERED);
-    let id = api.post("/keys", new(json!("all"))).await.json()["key"]["id"].clone();
-    let path = format!("/keys/{}", id.as_str().unwrap());
+    let path = path_of(&api.post("/keys", new(json!("all"))).await.json());
     let key = api.store.snapshot(api.actor.org()).await.remove(0);
     let attributes: Attributes = r#"{"scopes":["?"]}"#.parse().unwrap();
-    let damaged = keygate::ApiKey { attributes, revision: key.revision.next(), ..key.clone() };
-    keygate::KeyStore::replace(&*api.store, &damaged, key.revision).await.unwrap();
+    let damaged = ApiKey { attributes, revision: key.revision.next(), ..key.clone() };
+    api.store.replace(&damaged, key.revision).await.unwrap();
     assert_eq!(api.get(&path).await.json()["scopes"], json!([]));
     let renamed = api.patch(&path, json!({"name": "renamed"})).await;
     assert_eq!(renamed.json()["scopes"], json!([]), "{}", renamed.text());
@@ -138,9 +107,9 @@ async fn stored_scopes_that_cannot_be_read_are_shown_as_none_and_can_be_mended()
 async fn without_a_catalogue_the_api_knows_no_scopes() {
     let api = Api::new();
     assert_eq!(problems(&api.post("/keys", new(json!("all"))).await), ["is unknown"]);
-    let key = api.create("CI").await["key"].clone();
-    assert_eq!(key["scopes"], Value::Null);
-    let path = format!("/keys/{}", key["id"].as_str().unwrap());
+    let issued = api.create("CI").await;
+    assert_eq!(issued["key"]["scopes"], Value::Null);
+    let path = path_of(&issued);
     let edit = api.patch(&path, json!({"scopes": ["reports:read"]})).await;
     assert_eq!(problems(&edit), ["is unknown"]);
     for path in ["/keys", &path, "/openapi.json"] {
@@ -152,38 +121,23 @@ async fn without_a_catalogue_the_api_knows_no_scopes() {
 #[tokio::test]
 async fn the_document_of_a_service_with_scopes_describes_its_answers_and_bodies() {
     let api = api(&OFFERED);
-    let document = api.send(request(Method::GET, "/openapi.json")).await.json();
-    api.post("/keys", new(json!("all"))).await;
-    let created = api.post("/keys", new(json!(["reports:read"]))).await.json();
-    let list = api.get("/keys").await.json();
-    for (schema, value) in [("Keys", &list), ("IssuedKey", &created), ("Key", &created["key"])] {
-        assert_eq!(described_by(&document, schema, value), Ok(()), "{schema}");
-    }
-    let mut without = list.clone();
-    without["keys"][0].as_object_mut().unwrap().remove("scopes");
-    assert!(described_by(&document, "Keys", &without).is_err(), "scopes are always there");
+    let document = api.get("/openapi.json").await.json();
+    let key = api.post("/keys", new(json!("all"))).await.json()["key"].clone();
+    assert_eq!(described_by(&document, "Key", &key), Ok(()));
+    let mut without = key;
+    without.as_object_mut().unwrap().remove("scopes");
+    assert!(described_by(&document, "Key", &without).is_err(), "scopes are always there");
     for (body, fits) in [
         (new(json!("all")), true),
         (new(json!(["reports:read"])), true),
         (new(json!([])), false),
         (new(json!("none")), false),
         (new(json!(["other"])), false),
-        (json!({"name": "CI", "expiration": "never"}), false),
+        (new_key("CI"), false),
     ] {
         let described = described_by(&document, "NewKey", &body).is_ok();
         let accepted = api.post("/keys", body.clone()).await.status == 201;
         assert_eq!((described, accepted), (fits, fits), "{body}");
     }
     assert_eq!(described_by(&document, "KeyPatch", &json!({"scopes": ["gone"]})), Ok(()));
-}
-
-#[tokio::test]
-async fn the_most_and_longest_scopes_come_back() {
-    let names: Vec<String> = (0..50).map(|n| format!("{n:064}")).collect();
-    let catalog = ScopeCatalog::new(names.iter().map(|name| (name, ""))).unwrap();
-    let api = Api::with(|builder| builder.scopes(catalog));
-    let reply = api.post("/keys", new(json!(names))).await;
-    assert_eq!(reply.json()["key"]["scopes"], json!(names));
-    let key = NewKey::named("x").unwrap().scopes(Scopes::only(&names).unwrap());
-    assert!(api.keys.create(&api.actor, key).await.is_ok());
 }

@@ -11,7 +11,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, IntoHeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use keygate::manager::KeyManagerBuilder;
-use keygate::runtime::{Clock, ManualClock};
+use keygate::runtime::ManualClock;
 use keygate::{
     Actor, ApiKey, KeyManager, KeyName, KeyStore, MemoryAuditLog, OrgId, StoreError, Timestamp,
 };
@@ -51,7 +51,7 @@ pub(crate) struct Api {
     pub(crate) keys: KeyManager,
     pub(crate) store: Arc<SpyStore>,
     pub(crate) log: Arc<MemoryAuditLog>,
-    pub(crate) clock: TestClock,
+    pub(crate) clock: Arc<ManualClock>,
     pub(crate) actor: Actor,
 }
 
@@ -62,7 +62,7 @@ impl Api {
 
     pub(crate) fn with(change: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Self {
         let (store, log) = (Arc::new(SpyStore::default()), Arc::new(MemoryAuditLog::new()));
-        let clock = TestClock(Arc::new(ManualClock::new(START.parse::<Timestamp>().unwrap())));
+        let clock = Arc::new(ManualClock::new(START.parse::<Timestamp>().unwrap()));
         let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
         let keys = change(builder).build().unwrap();
         let router = keygate::admin::router(keys.clone());
@@ -100,6 +100,14 @@ impl Api {
         });
     }
 
+    pub(crate) fn advance(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds));
+    }
+
+    pub(crate) fn set_time(&self, rfc3339: &str) {
+        self.clock.set(rfc3339.parse::<Timestamp>().unwrap());
+    }
+
     /// The same API for another organisation.
     pub(crate) fn of(&self, org: &str) -> Self {
         Self { actor: actor(org), ..self.clone() }
@@ -123,14 +131,25 @@ impl Api {
 
     /// Creates a key of that name and returns the body of the answer.
     pub(crate) async fn create(&self, name: &str) -> Value {
-        let reply = self.post("/keys", json!({"name": name, "expiration": "never"})).await;
+        let reply = self.post("/keys", new_key(name)).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
         reply.json()
     }
 
     /// Creates a key of that name and returns its path.
     pub(crate) async fn create_path(&self, name: &str) -> String {
-        format!("/keys/{}", self.create(name).await["key"]["id"].as_str().unwrap())
+        self.create_secret(name).await.0
+    }
+
+    /// Creates a key of that name and returns its path and its secret.
+    pub(crate) async fn create_secret(&self, name: &str) -> (String, String) {
+        let issued = self.create(name).await;
+        (path_of(&issued), issued["secret"].as_str().unwrap().to_owned())
+    }
+
+    /// Rotates a key after its name was typed.
+    pub(crate) async fn rotate(&self, path: &str, name: &str) -> Reply {
+        self.send(rotation(path, name)).await
     }
 
     pub(crate) async fn verifies(&self, secret: &str) -> bool {
@@ -141,6 +160,27 @@ impl Api {
         request.extensions_mut().insert(self.actor.clone());
         send(&self.router, request).await
     }
+}
+
+/// The path of a key that was created or rotated.
+pub(crate) fn path_of(issued: &Value) -> String {
+    format!("/keys/{}", issued["key"]["id"].as_str().unwrap())
+}
+
+pub(crate) fn new_key(name: &str) -> Value {
+    json!({"name": name, "expiration": "never"})
+}
+
+pub(crate) fn creation(name: &str) -> Request<Body> {
+    with_json(request(Method::POST, "/keys"), new_key(name))
+}
+
+pub(crate) fn rotation(path: &str, name: &str) -> Request<Body> {
+    with_json(request(Method::POST, &format!("{path}/rotate")), json!({"confirm_name": name}))
+}
+
+pub(crate) fn deletion(path: &str, name: &str) -> Request<Body> {
+    request(Method::DELETE, &format!("{path}?confirm_name={name}"))
 }
 
 pub(crate) fn actor(org: &str) -> Actor {
@@ -227,25 +267,5 @@ impl Reply {
 
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-}
-
-/// A clock that the test sets and the manager reads.
-#[derive(Clone, Debug)]
-pub(crate) struct TestClock(Arc<ManualClock>);
-
-impl TestClock {
-    pub(crate) fn advance(&self, seconds: u64) {
-        self.0.advance(Duration::from_secs(seconds));
-    }
-
-    pub(crate) fn set(&self, rfc3339: &str) {
-        self.0.set(rfc3339.parse::<Timestamp>().unwrap());
-    }
-}
-
-impl Clock for TestClock {
-    fn now(&self) -> Timestamp {
-        self.0.now()
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use axum::http::header::{CONNECTION, HOST, ORIGIN};
+use axum::http::header::{HOST, ORIGIN};
 use axum::http::{Method, Version};
-use keygate::NewKey;
 use keygate::admin::ROUTES;
 use serde_json::json;
 
-use crate::admin_support::{Api, NO_KEY, request, send, with_header, with_json};
-use crate::support::{assert_no_leak, capture_logs, log_lines, logs};
+use crate::kit::{
+    Api, NO_KEY, creation, deletion, new_key, request, rotation, send, with_header, with_json,
+};
+use crate::support::{assert_no_leak, capture_logs, log_lines, logs, unknown_key};
 
 const METHODS: [Method; 9] = [
     Method::GET,
@@ -61,11 +62,13 @@ async fn case_21_every_route_is_401_without_an_actor() {
         for id in [key.as_str(), NO_KEY, "x"] {
             for method in METHODS.iter().chain([&custom]) {
                 // Other errors in the request are not looked at.
+                let path = path(template, id);
+                let good = || request(method.clone(), &path);
                 for request in [
-                    request(method.clone(), &path(template, id)),
-                    request(method.clone(), &format!("{}?x=%ff", path(template, id))),
-                    with_header(request(method.clone(), &path(template, id)), ORIGIN, "null"),
-                    with_json(request(method.clone(), &path(template, id)), "{".repeat(70_000)),
+                    good(),
+                    request(method.clone(), &format!("{path}?x=%ff")),
+                    with_header(good(), ORIGIN, "null"),
+                    with_json(good(), "{".repeat(70_000)),
                 ] {
                     let reply = send(&api.router, request).await;
                     assert_eq!(reply.status, 401, "{method} {template}");
@@ -83,8 +86,6 @@ async fn case_21_the_table_of_routes_is_the_router() {
     assert!(paths.contains("/keys") && ROUTES.len() >= 7);
     for template in paths {
         let key = api.create_path("k").await.replace("/keys/", "");
-        let of_path = ROUTES.iter().filter(|(_, path)| *path == template);
-        let methods: Vec<&Method> = of_path.map(|(method, _)| method).collect();
         let mut served = BTreeSet::new();
         let mut allowed = BTreeSet::new();
         for method in METHODS {
@@ -96,7 +97,8 @@ async fn case_21_the_table_of_routes_is_the_router() {
                 served.insert(method.to_string());
             }
         }
-        let mut expected: BTreeSet<String> = methods.iter().map(ToString::to_string).collect();
+        let of_path = ROUTES.iter().filter(|(_, path)| *path == template);
+        let mut expected: BTreeSet<_> = of_path.map(|(method, _)| method.to_string()).collect();
         if expected.contains("GET") {
             expected.insert("HEAD".to_owned());
         }
@@ -111,11 +113,6 @@ async fn case_21_the_table_of_routes_is_the_router() {
 async fn unknown_paths_are_404_and_wrong_methods_405() {
     let api = Api::new();
     for unknown in ["/", "/x", "/keys/", "/Keys", "/keys/a/b", "/keys//audit", "/keys/%ff"] {
-        for method in [Method::GET, Method::POST, Method::DELETE] {
-            let reply = api.send(request(method, unknown)).await;
-            // A path shaped like the path of a key has methods.
-            assert!(matches!(reply.status.as_u16(), 404 | 405), "{unknown}");
-        }
         assert_eq!(api.get(unknown).await.code(), "not_found", "{unknown}");
     }
     let put = api.send(request(Method::PUT, "/keys")).await;
@@ -131,10 +128,10 @@ async fn refused(headers: &[(&'static str, &str)]) -> bool {
     let path = api.create_path("k").await;
     let mut codes = BTreeSet::new();
     for request in [
-        with_json(request(Method::POST, "/keys"), json!({"name": "x", "expiration": "never"})),
+        creation("x"),
         with_json(request(Method::PATCH, &path), json!({"name": "x"})),
-        with_json(request(Method::POST, &format!("{path}/rotate")), json!({"confirm_name": "x"})),
-        request(Method::DELETE, &format!("{path}?confirm_name=x")),
+        rotation(&path, "x"),
+        deletion(&path, "x"),
     ] {
         let add =
             |request, (name, value): &(&'static str, &str)| with_header(request, *name, value);
@@ -202,12 +199,11 @@ async fn case_25_reads_are_allowed_and_changes_are_refused_before_routing() {
 #[tokio::test]
 async fn case_25_over_http_2_the_host_is_taken_from_the_uri() {
     let api = Api::new();
-    let body = json!({"name": "x", "expiration": "never"});
     for (origin, status) in [("https://example.com", 201), ("https://evil.example", 403)] {
-        let request = with_json(request(Method::POST, "https://example.com/keys"), body.clone());
+        let request = with_json(request(Method::POST, "https://example.com/keys"), new_key("x"));
         assert_eq!(api.send(with_header(request, ORIGIN, origin)).await.status, status);
     }
-    let request = with_json(request(Method::POST, "https://evil.example/keys"), body);
+    let request = with_json(request(Method::POST, "https://evil.example/keys"), new_key("x"));
     let request = with_header(request, HOST, "example.com");
     let reply = api.send(with_header(request, ORIGIN, "https://evil.example")).await;
     assert_eq!(reply.status, 403, "the Host header takes precedence");
@@ -222,21 +218,16 @@ async fn an_answer_before_the_body_is_read_closes_the_connection_of_http_1() {
         *request.version_mut() = version;
         request
     };
-    let of_http_1 = [Version::HTTP_10, Version::HTTP_11];
-    for (method, template) in ROUTES {
-        let uri = self::path(template, NO_KEY);
-        for version in of_http_1 {
+    for (version, connection) in
+        [(Version::HTTP_10, "close"), (Version::HTTP_11, "close"), (Version::HTTP_2, "")]
+    {
+        for (method, template) in ROUTES {
+            let uri = self::path(template, NO_KEY);
             let reply = send(&api.router, asked(method.clone(), &uri, version)).await;
-            assert_eq!(
-                (reply.status.as_u16(), reply.header("connection")),
-                (401, "close"),
-                "{uri}"
-            );
+            assert_eq!((reply.status.as_u16(), reply.header("connection")), (401, connection));
+            let reply = send(&api.router, request(method.clone(), &uri)).await;
+            assert_eq!(reply.header("connection"), "", "{uri}: no body");
         }
-        let reply = send(&api.router, asked(method.clone(), &uri, Version::HTTP_2)).await;
-        assert_eq!(reply.headers.get(CONNECTION), None, "{uri}");
-        let reply = send(&api.router, request(method.clone(), &uri)).await;
-        assert_eq!(reply.headers.get(CONNECTION), None, "{uri}: no body");
     }
     // Whether it is refused does not matter here: only whether the body was read.
     for (method, uri, status, connection) in [
@@ -249,11 +240,8 @@ async fn an_answer_before_the_body_is_read_closes_the_connection_of_http_1() {
         (Method::DELETE, &format!("{path}?confirm_name=renamed"), 204, "close"),
     ] {
         let reply = api.send(asked(method.clone(), uri, Version::HTTP_11)).await;
-        assert_eq!(
-            (reply.status.as_u16(), reply.header("connection")),
-            (status, connection),
-            "{method} {uri}"
-        );
+        assert_eq!(reply.status, status, "{method} {uri}");
+        assert_eq!(reply.header("connection"), connection, "{method} {uri}");
     }
 }
 
@@ -263,15 +251,13 @@ async fn a_wrong_host_and_a_missing_actor_are_in_the_log() {
     let api = Api::new();
     let router = keygate::admin::router_on_hosts(api.keys.clone(), ["example.com"]);
     let listed = Api { router, ..api.clone() };
-    let issued = api.keys.create(&api.actor, NewKey::named("k").unwrap()).await.unwrap();
-    let key = issued.secret.expose_secret();
+    let key = &*unknown_key();
     for host in [key, "other.example"] {
         let reply = listed.send(with_header(request(Method::GET, "/keys"), HOST, host)).await;
         assert_eq!(reply.code(), "cross_site");
     }
-    let parts = ["WARN", "SettingsPage::hosts", "[REDACTED]"];
-    assert_eq!(log_lines(&parts[..2]), 1, "{}", logs());
-    assert_eq!(log_lines(&parts), 1, "{}", logs());
+    assert_eq!(log_lines(&["WARN", "SettingsPage::hosts"]), 1, "{}", logs());
+    assert_eq!(log_lines(&["SettingsPage::hosts", "[REDACTED]"]), 1, "{}", logs());
     assert_no_leak("log", &logs(), key);
 
     for _ in 0..2 {
@@ -297,10 +283,8 @@ async fn case_57_a_host_that_is_not_listed_is_refused_for_every_method() {
     };
     for (hosts, is_ours) in [
         (&["example.com"][..], true),
-        (&["example.com:8080"], true),
         (&["192.0.2.7:3000"], true),
         (&["evil.example"], false),
-        (&["evil.example:3000"], false),
         (&["\u{fc}"], false),
         (&[""], false),
         (&[], false),

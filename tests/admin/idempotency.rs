@@ -1,16 +1,13 @@
 //! `Idempotency-Key`: a repeated creation makes no second key.
 
-use axum::http::Method;
 use keygate::Limits;
 use serde_json::json;
 
-use crate::admin_support::{Api, Reply, request, with_header, with_json};
+use crate::kit::{Api, Reply, creation, with_header};
 
 async fn create(api: &Api, lines: &[&str]) -> Reply {
-    let body = json!({"name": "k", "expiration": "never"});
-    let create = with_json(request(Method::POST, "/keys"), body);
     let add = |create, line: &&str| with_header(create, "idempotency-key", line);
-    api.send(lines.iter().fold(create, add)).await
+    api.send(lines.iter().fold(creation("k"), add)).await
 }
 
 #[tokio::test]
@@ -37,7 +34,7 @@ async fn a_second_creation_with_the_header_is_409_and_names_the_key_that_was_mad
     assert_eq!(create(&api, &["x"]).await.status, 201, "a deleted key can be created again");
     assert_eq!(api.delete(&format!("{path}?confirm_name=k")).await.status, 204);
     api.create("k").await;
-    api.clock.advance(24 * 60 * 60);
+    api.advance(24 * 60 * 60);
     assert_eq!(create(&api, &["\"x\""]).await.code(), "key_limit_reached", "a day has passed");
 }
 

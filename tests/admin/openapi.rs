@@ -7,43 +7,51 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, IF_MATCH};
 use axum::http::{Method, Request};
+use http_body_util::BodyExt;
 use keygate::admin::ROUTES;
 use keygate::audit::{AuditQuery, AuditScope};
 use keygate::manager::KeyManagerBuilder;
-use keygate::{KeyManager, Limits, MemoryStore, ScopeCatalog};
+use keygate::{KeyFormat, Limits, ScopeCatalog};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
-use crate::admin_support::{
-    Api, CODES, NO_KEY, Reply, actor, request, send, with_header, with_json,
-};
+use crate::kit::{Api, CODES, NO_KEY, Reply, new_key, request, send, with_header, with_json};
 use crate::schema::{misfit, resolve};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
+/// A service whose document is needed.
+#[derive(Clone, Copy)]
+enum Service {
+    Plain,
+    WithScopes,
+    WithEnvironments,
+}
+
 async fn document() -> &'static Value {
-    static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
-    read(&DOCUMENT, KeyManager::builder(MemoryStore::new())).await
+    document_of(Service::Plain).await
 }
 
-/// That of a service with scopes.
-async fn document_with_scopes() -> &'static Value {
-    static DOCUMENT: OnceCell<Value> = OnceCell::const_new();
-    let catalog = ScopeCatalog::new([("read", "")]).unwrap();
-    read(&DOCUMENT, KeyManager::builder(MemoryStore::new()).scopes(catalog)).await
-}
-
-async fn read(cell: &'static OnceCell<Value>, builder: KeyManagerBuilder) -> &'static Value {
-    cell.get_or_init(|| async {
-        let keys = builder.build().unwrap();
+async fn document_of(service: Service) -> &'static Value {
+    static DOCUMENTS: [OnceCell<Value>; 3] = [const { OnceCell::const_new() }; 3];
+    let get = async || {
+        let api = Api::with(|builder| match service {
+            Service::Plain => builder,
+            Service::WithScopes => builder.scopes(ScopeCatalog::new([("read", "")]).unwrap()),
+            Service::WithEnvironments => live_and_test(builder),
+        });
         let mut request = request(Method::GET, "/openapi.json");
-        request.extensions_mut().insert(actor("acme"));
-        let response = keygate::admin::router(keys).oneshot(request).await.unwrap();
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-        serde_json::from_slice(&body).unwrap()
-    })
-    .await
+        request.extensions_mut().insert(api.actor);
+        let body = api.router.oneshot(request).await.unwrap().into_body();
+        serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap()
+    };
+    DOCUMENTS[service as usize].get_or_init(get).await
+}
+
+pub(crate) fn live_and_test(builder: KeyManagerBuilder) -> KeyManagerBuilder {
+    let test = KeyFormat::new("vsp_sk_test_").unwrap();
+    builder.environment("live", KeyFormat::default()).environment("test", test)
 }
 
 /// The operation that handles this request, if there is one.
@@ -61,8 +69,15 @@ fn operation<'a>(document: &'a Value, method: &Method, path: &str) -> Option<&'a
 /// Checks that the document describes this answer. The tests of the API check every answer
 /// that they get.
 pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
-    let has_scopes = String::from_utf8_lossy(&reply.body).contains("\"scopes\"");
-    let document = if has_scopes { document_with_scopes().await } else { document().await };
+    let body = String::from_utf8_lossy(&reply.body);
+    let document = document_of(if body.contains("\"scopes\"") {
+        Service::WithScopes
+    } else if body.contains("\"environment") {
+        Service::WithEnvironments
+    } else {
+        Service::Plain
+    })
+    .await;
     let status = reply.status.as_str();
     let described = match operation(document, method, path) {
         Some(operation) => resolve(document, &operation["responses"][status]),
@@ -102,15 +117,14 @@ pub(crate) fn described_by(document: &Value, schema: &str, value: &Value) -> Res
 
 /// Every operation of the document with its method and path.
 fn operations(document: &Value) -> Vec<(Method, &str, &Value)> {
-    let paths = document["paths"].as_object().unwrap().iter();
-    paths
-        .flat_map(|(path, item)| {
-            item.as_object().unwrap().iter().map(move |(method, operation)| {
-                let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
-                (method, path.as_str(), operation)
-            })
-        })
-        .collect()
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            operations.push((method, path.as_str(), operation));
+        }
+    }
+    operations
 }
 
 #[tokio::test]
@@ -156,11 +170,10 @@ async fn the_codes_of_the_document_are_those_of_the_api() {
 fn good(method: &Method, template: &str, id: &str) -> Request<Body> {
     let request = request(method.clone(), &template.replace("{id}", id));
     match (method.as_str(), template) {
-        ("POST", "/keys") => with_json(request, json!({"name": "new", "expiration": "never"})),
+        ("POST", "/keys") => with_json(request, new_key("new")),
         ("POST", _) => with_json(request, json!({"confirm_name": "k"})),
         ("PATCH", _) => with_json(request, json!({"name": "new"})),
-        ("DELETE", "/keys/{id}/previous-secret") => request,
-        ("DELETE", _) => at(request, "?confirm_name=k"),
+        ("DELETE", "/keys/{id}") => at(request, "?confirm_name=k"),
         _ => request,
     }
 }
@@ -305,10 +318,8 @@ async fn documented_bounds_and_choices_match_the_api() {
     }
     let parameters = document["paths"]["/keys/{id}/audit"]["get"]["parameters"].as_array().unwrap();
     let limit = &parameters.iter().find(|p| p["name"] == "limit").unwrap()["schema"];
-    assert_eq!(
-        limit["default"],
-        AuditQuery::new(actor("a").org().clone(), AuditScope::OrgChanges).limit
-    );
+    let query = AuditQuery::new(api.actor.org().clone(), AuditScope::OrgChanges);
+    assert_eq!(limit["default"], query.limit);
     let (least, most) = (limit["minimum"].as_u64().unwrap(), limit["maximum"].as_u64().unwrap());
     for (limit, taken) in [(least - 1, false), (least, true), (most, true), (most + 1, false)] {
         let reply = api.get(&format!("{path}/audit?limit={limit}")).await;

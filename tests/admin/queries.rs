@@ -1,9 +1,8 @@
 //! Query parameters: only known ones, at most once, and well-formed.
 
-use axum::http::Method;
 use keygate::admin::ROUTES;
 
-use crate::admin_support::{Api, request, with_json};
+use crate::kit::{Api, request, with_json};
 
 #[tokio::test]
 async fn every_route_refuses_unknown_parameters() {
@@ -38,11 +37,9 @@ async fn a_parameter_must_be_given_once_and_in_utf_8() {
 #[tokio::test]
 async fn case_39_a_parameter_that_could_be_a_credential_is_not_repeated() {
     let api = Api::new();
-    let issued = api.create("k").await;
-    let secret = issued["secret"].as_str().unwrap();
-    for query in [secret.to_owned(), format!("{secret}=1&{secret}=1"), format!("limit={secret}")] {
-        let path = format!("/keys/{}/audit?{query}", issued["key"]["id"].as_str().unwrap());
-        let reply = api.get(&path).await;
+    let (path, secret) = api.create_secret("k").await;
+    for query in [secret.clone(), format!("{secret}=1&{secret}=1"), format!("limit={secret}")] {
+        let reply = api.get(&format!("{path}/audit?{query}")).await;
         assert!(!reply.fields().is_empty());
         assert!(!reply.text().contains(&secret[12..]));
     }
@@ -62,7 +59,6 @@ async fn invalid_page_parameters_are_named() {
         ("limit=%2B5", &["limit"]),
         ("limit=-1", &["limit"]),
         ("limit=5.0", &["limit"]),
-        ("limit=\u{665}", &["limit"]),
         ("limit=99999999999999999999999999", &["limit"]),
         ("limit=5&limit=5", &["limit"]),
         ("before=x", &["before"]),
@@ -71,8 +67,7 @@ async fn invalid_page_parameters_are_named() {
         (&format!("before={cursor}&after={cursor}"), &["after"]),
         ("limit=x&before=x&after=x&page=2", &["limit", "before", "after", "page"]),
     ] {
-        let query: String = query.chars().map(|c| if c.is_ascii() { c } else { '_' }).collect();
-        let reply = api.send(request(Method::GET, &format!("{path}/audit?{query}"))).await;
+        let reply = api.get(&format!("{path}/audit?{query}")).await;
         assert_eq!(reply.fields(), fields, "{query}");
     }
     for query in ["limit=1", "limit=200", "limit=025", "", &format!("before={cursor}")] {
