@@ -9,14 +9,24 @@ use tokio::time::sleep;
 
 use crate::cluster_support::changes::number;
 use crate::cluster_support::worker::{Worker, is_outage};
+use crate::support::eventually;
 use crate::{actor, is_revoked, new_key};
+
+/// Polls until the condition holds. Returns how long that took.
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) -> Duration {
+    let begun = Instant::now();
+    eventually(what, async || is_so()).await;
+    begun.elapsed()
+}
 
 /// State shared by the tasks of a failover test.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     pub(crate) verified: AtomicU32,
     pub(crate) changed: AtomicU32,
-    pub(crate) promoted: AtomicBool,
+    /// Tasks whose calls have failed.
+    pub(crate) failing: AtomicU32,
+    pub(crate) recovers: AtomicBool,
     pub(crate) over: AtomicBool,
     /// Keys whose revocation was acknowledged, with the time of the acknowledgement.
     pub(crate) revoked: Mutex<Vec<(String, Instant)>>,
@@ -35,6 +45,13 @@ impl Load {
         self.verifies() && self.changed.load(Ordering::SeqCst) >= 20
     }
 
+    /// A server is there again. Starts the measurement of recovery.
+    pub(crate) fn recover(&self) {
+        self.verified.store(0, Ordering::SeqCst);
+        self.changed.store(0, Ordering::SeqCst);
+        self.recovers.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn one_revoked(&self) -> Option<(String, Instant)> {
         let revoked = self.revoked.lock().unwrap();
         // Every second pick is one of the latest keys.
@@ -50,11 +67,17 @@ pub(crate) struct Outage {
     worked: Instant,
     pub(crate) longest: Duration,
     pub(crate) failures: u32,
+    pub(crate) longest_call: Duration,
 }
 
 impl Outage {
     pub(crate) fn none() -> Self {
-        Self { worked: Instant::now(), longest: Duration::ZERO, failures: 0 }
+        Self {
+            worked: Instant::now(),
+            longest: Duration::ZERO,
+            failures: 0,
+            longest_call: Duration::ZERO,
+        }
     }
 
     pub(crate) fn works(&mut self) {
@@ -67,13 +90,19 @@ impl Outage {
 pub(crate) async fn verify(load: Arc<Load>, keys: KeyManager, secret: String) -> Outage {
     let mut outage = Outage::none();
     while !load.is_over() {
-        match keys.verify(&secret, None).await {
+        let begun = Instant::now();
+        let verified = keys.verify(&secret, None).await;
+        outage.longest_call = outage.longest_call.max(begun.elapsed());
+        match verified {
             Ok(key) => {
                 assert_eq!(key.org().as_str(), "steady");
                 outage.works();
                 load.verified.fetch_add(1, Ordering::SeqCst);
             }
-            Err(VerifyError::Unavailable(_)) => outage.failures += 1,
+            Err(VerifyError::Unavailable(_)) => {
+                load.failing.fetch_add(u32::from(outage.failures == 0), Ordering::SeqCst);
+                outage.failures += 1;
+            }
             Err(error) => panic!("{error:?}"),
         }
         sleep(Duration::from_millis(1)).await;
@@ -143,7 +172,8 @@ pub(crate) async fn change(load: Arc<Load>, mut worker: Worker) -> (Worker, Vec<
             load.changed.fetch_add(1, Ordering::SeqCst);
             continue;
         }
-        while !load.promoted.load(Ordering::SeqCst) {
+        load.failing.fetch_add(u32::from(in_doubt.is_empty()), Ordering::SeqCst);
+        while !load.recovers.load(Ordering::SeqCst) {
             sleep(Duration::from_millis(1)).await;
         }
         worker.wait_for_recovery().await;

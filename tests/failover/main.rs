@@ -1,4 +1,4 @@
-//! A PostgreSQL primary is lost under load, and its standby takes over:
+//! A PostgreSQL server is killed or lost under load, and it or its standby takes over:
 //! `cargo test --all-features --test failover -- --ignored --nocapture`.
 //!
 //! Needs PostgreSQL's server binaries; as root also `setpriv` and a user `postgres`,
@@ -17,6 +17,7 @@
 
 #[path = "../cluster_support/mod.rs"]
 mod cluster_support;
+mod killed;
 mod load;
 mod promotion;
 #[path = "../postgres_support/proxy.rs"]

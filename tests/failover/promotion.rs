@@ -11,20 +11,12 @@ use tokio::time::sleep;
 use crate::cluster_support::changes::number;
 use crate::cluster_support::cluster::Cluster;
 use crate::cluster_support::worker::Worker;
-use crate::load::{Load, change, revoke, verify, verify_revoked};
+use crate::load::{Load, change, revoke, until, verify, verify_revoked};
 use crate::proxy::{Network, Proxy, address};
-use crate::support::eventually;
 use crate::{MAX_STALENESS, actor, behind, cache, host, is_revoked, manager, new_key, open};
 
 /// The shortest time in which a failover manager decides that a primary is gone.
 const HESITATION: Duration = Duration::from_secs(1);
-
-/// Polls until the condition holds. Returns how long that took.
-async fn until(what: &str, is_so: impl Fn() -> bool) -> Duration {
-    let begun = Instant::now();
-    eventually(what, async || is_so()).await;
-    begun.elapsed()
-}
 
 /// How the primary is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +71,7 @@ async fn fail_over(loss: Loss, is_cached: bool) {
     sleep(HESITATION).await;
     block_in_place(|| standby.promote());
     let promoted = lost.elapsed();
-    load.verified.store(0, Ordering::SeqCst);
-    load.changed.store(0, Ordering::SeqCst);
-    load.promoted.store(true, Ordering::SeqCst);
+    load.recover();
     let verified = until("verification", || load.verifies()).await;
     let changed = until("changes", || load.works()).await;
     let followed = until("the cache follows", follows).await;

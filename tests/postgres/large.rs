@@ -153,6 +153,9 @@ pub(crate) async fn records(db: &Client, condition: &str) -> u64 {
     count(db, &sql).await.cast_unsigned()
 }
 
+/// A schema, and a session in it.
+type Place<'a> = (&'a Schema, &'a Client);
+
 /// The rows and index entries that the server read in the schema's tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Work {
@@ -167,11 +170,10 @@ pub(crate) struct Work {
 /// The work of everything that is done with this store, except for the version that each store
 /// reads when it opens.
 pub(crate) async fn work_of(
-    schema: &Schema,
+    (schema, db): Place<'_>,
     options: PostgresOptions,
     calls: impl AsyncFnOnce(&PostgresStore),
 ) -> Work {
-    let db = schema.db().await;
     let so_far = async || {
         // The reads of this session are counted as well.
         db.batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
@@ -181,7 +183,7 @@ pub(crate) async fn work_of(
                  WHERE schemaname = '{}' AND relname <> 'schema_version'",
                 schema.name
             );
-            count(&db, &sql).await.cast_unsigned()
+            count(db, &sql).await.cast_unsigned()
         };
         let scanned = sum("seq_tup_read", "pg_stat_user_tables").await;
         let entries = sum("idx_tup_read", "pg_stat_user_indexes").await;
@@ -199,15 +201,15 @@ pub(crate) async fn work_of(
 
 /// Checks that a call scans no table and reads at most this much by indexes.
 async fn assert_reads_little(
-    (schema, prepared): (&Schema, bool),
+    (place, prepared): (Place<'_>, bool),
     what: &str,
     most: u64,
     call: impl AsyncFn(&PostgresStore),
 ) {
     // From the sixth call on, the server may use a generic plan.
     const CALLS: u64 = 12;
-    let options = schema.options().connections(1).prepared(prepared);
-    let work = work_of(schema, options, async |store| {
+    let options = place.0.options().connections(1).prepared(prepared);
+    let work = work_of(place, options, async |store| {
         for _ in 0..CALLS {
             call(store).await;
         }
@@ -221,7 +223,7 @@ async fn assert_reads_little(
 
 /// The first page of those records, one from the middle on, and one back from there.
 async fn assert_pages_read_little(
-    place: (&Schema, bool),
+    place: (Place<'_>, bool),
     org: &OrgId,
     scope: AuditScope,
     all: &[AuditRecord],
@@ -248,8 +250,7 @@ async fn assert_pages_read_little(
     }
 }
 
-async fn assert_calls_read_little(schema: &Schema, prepared: bool) {
-    let place = (schema, prepared);
+async fn assert_calls_read_little(place: (Place<'_>, bool)) {
     for number in [0, ORGS - 1, KEYS / 2 + 7, KEYS - 1] {
         let wanted = key_number(number);
         assert_reads_little(place, "find_by_digest", 3, async |store| {
@@ -302,9 +303,9 @@ async fn assert_calls_read_little(schema: &Schema, prepared: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn among_a_million_records_each_call_reads_little_by_indexes() {
-    let (schema, _db) = filled().await;
+    let (schema, db) = filled().await;
     for prepared in [true, false] {
-        assert_calls_read_little(&schema, prepared).await;
+        assert_calls_read_little(((&schema, &db), prepared)).await;
     }
 }
 
@@ -398,7 +399,7 @@ async fn a_purge_removes_the_older_ones_in_batches_and_lets_others_write() {
 
     let (writes, slowest) = (AtomicU64::new(0), Mutex::new(Duration::ZERO));
     let mut took = Duration::ZERO;
-    let work = work_of(&schema, schema.options(), async |store| {
+    let work = work_of((&schema, &db), schema.options(), async |store| {
         let write = async {
             for n in 0.. {
                 let key = new_key(&org(&format!("meanwhile-{}", n % 8)));

@@ -10,26 +10,32 @@ use tokio::task::JoinSet;
 use crate::postgres_support::{Database, Role, Schema, key, session, url};
 use crate::proxy::address;
 
+/// Whether an error is of that kind.
+macro_rules! is {
+    ($($kind:ident)|+) => {{
+        let is_it: fn(&PostgresOpenError) -> bool =
+            |error| matches!(error, $(PostgresOpenError::$kind { .. })|+);
+        is_it
+    }};
+}
+
 #[tokio::test]
 #[ignore = "needs PostgreSQL"]
 async fn each_error_names_its_cause() {
     let at =
         |user: &str, database: &str| format!("postgres://{user}@{}/{database}", address(&url()));
-    for (url, cause) in [
-        ("mysql://app:sesame@localhost/app".to_owned(), "BadUrl"),
-        ("postgres://app:sesame@127.0.0.1:1/app".to_owned(), "Unreachable"),
-        // Without an answer from a name server, "NoAnswer".
-        ("postgres://app:sesame@no-such-host.invalid/app".to_owned(), "Unreachable NoAnswer"),
-        (at("postgres:sesame", "no_such_database"), "NoDatabase"),
-        (at("no_such_user:sesame", "test"), "AccessDenied"),
+    for (url, is_right) in [
+        ("mysql://app:sesame@localhost/app".to_owned(), is!(BadUrl)),
+        ("postgres://app:sesame@127.0.0.1:1/app".to_owned(), is!(Unreachable)),
+        ("postgres://app:sesame@no-such-host.invalid/app".to_owned(), is!(Unreachable | NoAnswer)),
+        (at("postgres:sesame", "no_such_database"), is!(NoDatabase)),
+        (at("no_such_user:sesame", "test"), is!(AccessDenied)),
         #[cfg(not(feature = "postgres-tls"))]
-        (at("postgres:sesame", "test?sslmode=require"), "NoTls"),
+        (at("postgres:sesame", "test?sslmode=require"), is!(NoTls)),
     ] {
         let error = PostgresStore::connect(&url).await.unwrap_err();
-        let shown = format!("{error:?}");
-        let name = shown.split(' ').next().unwrap();
-        assert!(cause.split(' ').any(|cause| cause == name), "{cause}: {shown}");
-        assert!(!format!("{error} {shown}").contains("sesame"), "{shown}");
+        assert!(is_right(&error), "{url}: {error:?}");
+        assert!(!format!("{error} {error:?}").contains("sesame"), "{error:?}");
     }
 }
 

@@ -43,7 +43,7 @@ async fn a_purge_without_statistics_reads_each_record_a_few_times() {
         drop(schema.store().await);
         let db = schema.db().await;
         fill(&db, ROWS, indexed_afterwards).await;
-        let work = work_of(&schema, schema.options().prepared(prepared), async |store| {
+        let work = work_of((&schema, &db), schema.options().prepared(prepared), async |store| {
             assert_eq!(store.purge_before(Timestamp::MAX).await.unwrap(), 2 * ROWS);
         });
         let Work { scanned, entries, fetched } = work.await;

@@ -1,4 +1,4 @@
-//! `PostgresStore` on servers of the test's own, which are killed, refuse, or stand behind
+//! `PostgresStore` on servers of the test's own, which refuse, are silent, or stand behind
 //! others: `cargo test --all-features --test postgres_cluster -- --ignored`.
 //!
 //! Needs PostgreSQL's server binaries, `openssl` and `pgbouncer`; as root also
@@ -13,12 +13,12 @@
     clippy::print_stderr,
     reason = "tests"
 )]
+#![allow(dead_code, reason = "other tests use the rest of what is shared")]
 
 #[path = "../cluster_support/mod.rs"]
 mod cluster_support;
 mod errors;
 mod hosts;
-mod killed;
 mod pgbouncer;
 #[path = "../support/mod.rs"]
 mod support;
@@ -48,7 +48,7 @@ async fn create(keys: &KeyManager, org: &str) -> Result<IssuedKey, ManageError> 
 
 /// Checks that the store really works.
 async fn use_once(store: &PostgresStore) {
-    let keys = KeyManager::builder(store.clone()).build().unwrap();
+    let keys = KeyManager::builder(store.clone()).store_deadline(PATIENT).build().unwrap();
     let made = create(&keys, "acme").await.unwrap();
     keys.verify(made.secret.expose_secret(), None).await.unwrap();
     keys.delete(&actor("acme"), &made.key.id).await.unwrap();
