@@ -58,7 +58,7 @@ async fn errors_of_the_client_library_are_distinguished() {
     let at = |user: &str, port: u16| format!("postgres://{user}@127.0.0.1:{port}/postgres");
     let known = at("app:sesame", cluster.port());
     // Each connection computes its password hash for a while, without optimisation.
-    use_once(&options(&known).deadline(PATIENT).connect().await.unwrap()).await;
+    use_once(&options(&known).connections(1).deadline(PATIENT).connect().await.unwrap()).await;
     let kerberos = server(Ending::After(b"R\0\0\0\x08\0\0\0\x02"), None).await;
     let ends = server(Ending::After(b""), None).await;
     let http = server(Ending::After(b"HTTP/1.1 400 Bad Request\r\n\r\n"), None).await;

@@ -32,7 +32,7 @@ use keygate::{Actor, KeyManager, ManageError, NewKey, OrgId, PostgresStore};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Concurrent suites on a small machine are slow.
-const PATIENT: Duration = Duration::from_secs(10);
+const PATIENT: Duration = Duration::from_secs(20);
 
 fn options(url: &str) -> PostgresOptions {
     PostgresOptions::from_url(url).unwrap()

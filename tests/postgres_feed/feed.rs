@@ -98,7 +98,7 @@ async fn a_proof_follows_every_change_committed_before_it() {
     recorder.proof().await;
     let mut writers = JoinSet::new();
     for n in 0..6 {
-        let (options, db) = (schema.options(), schema.db().await);
+        let (options, db) = (schema.options().connections(1), schema.db().await);
         writers.spawn(async move {
             let store = options.connect().await.unwrap();
             let mut acknowledged = Vec::new();
