@@ -21,19 +21,18 @@ use std::time::Duration;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction};
 use keygate::error::ImportError;
 use keygate::manager::IssuedKey;
-use keygate::runtime::{Clock, ManualClock};
-use keygate::store::{Imported, KeyDigest, KeyExport, OrgLimit, Revision, import};
+use keygate::store::{KeyDigest, KeyExport, OrgLimit, Revision, import};
 use keygate::{
     Actor, Allowlist, ApiKey, AuditLog, Denial, Expiration, KeyId, KeyManager, KeyName, KeyPatch,
-    KeyStore, ManageError, MemoryAuditLog, MemoryStore, NewKey, OrgId, SqliteStore, Status,
-    StoreError, Timestamp, VerifyError,
+    KeyStore, ManageError, MemoryAuditLog, MemoryStore, NewKey, SqliteStore, Status, StoreError,
+    Timestamp, VerifyError,
 };
 use tempfile::TempDir;
 
-use crate::support::{Call, SpyStore};
+use crate::support::{Call, SpyStore, TestClock, org};
 
 /// More than one page of an import.
-const MANY: usize = 1_203;
+const MANY: u64 = 1_203;
 
 fn file() -> (TempDir, SqliteStore) {
     let folder = TempDir::new().unwrap();
@@ -41,19 +40,19 @@ fn file() -> (TempDir, SqliteStore) {
     (folder, store)
 }
 
-fn actor(org: &str) -> Actor {
-    Actor::new(OrgId::new(org).unwrap(), "ada")
+fn actor(id: &str) -> Actor {
+    Actor::new(org(id), "ada")
 }
 
 /// Keys of two organisations: used, restricted, expiring, rotated and revoked.
 async fn fill(store: impl KeyStore) -> Vec<IssuedKey> {
     let keys = KeyManager::builder(store).build().unwrap();
     let mut issued = Vec::new();
-    for (org, count) in [("acme", 20), ("globex", 5)] {
+    for (id, count) in [("acme", 20), ("globex", 5)] {
         for n in 0..count {
             let new = NewKey::named(format!("Schlüssel 🔑 {n}")).unwrap();
             let new = new.expires(Expiration::OneYear).allow(["192.0.2.0/24", "::1"]).unwrap();
-            issued.push(keys.create(&actor(org), new).await.unwrap());
+            issued.push(keys.create(&actor(id), new).await.unwrap());
         }
     }
     let acme = actor("acme");
@@ -78,10 +77,10 @@ async fn there_and_back(other: impl KeyStore + KeyExport + Clone) {
     assert_eq!(kept.len(), 25);
     assert!(kept.iter().any(|key| key.last_used_at.is_some()));
 
-    let moved = import(&old, &other).await.unwrap();
-    assert_eq!((moved.added, moved.present), (25, 0));
-    let moved = import(&other, &new).await.unwrap();
-    assert_eq!((moved.added, moved.present), (25, 0));
+    for moved in [import(&old, &other).await, import(&other, &new).await] {
+        let moved = moved.unwrap();
+        assert_eq!((moved.added, moved.present), (25, 0));
+    }
     assert_eq!(all(&other).await, kept);
     assert_eq!(all(&new).await, kept);
 
@@ -89,27 +88,21 @@ async fn there_and_back(other: impl KeyStore + KeyExport + Clone) {
     let peer = Some("192.0.2.7".parse().unwrap());
     for (n, issued) in issued.iter().enumerate() {
         let verified = keys.verify(issued.secret.expose_secret(), peer).await;
-        match (n, verified) {
-            (1, Err(VerifyError::Denied { denial: Denial::Revoked, .. })) => {}
-            (1, other) => panic!("{other:?}"),
-            (_, verified) => assert_eq!(verified.unwrap().id(), issued.key.id),
-        }
+        let id = match verified {
+            Err(VerifyError::Denied { denial: Denial::Revoked, key, .. }) if n == 1 => key.id,
+            verified if n != 1 => verified.unwrap().id(),
+            verified => panic!("{verified:?}"),
+        };
+        assert_eq!(id, issued.key.id);
     }
     // The limit of the organisation applies to imported keys.
     let full = keys.create(&actor("acme"), NewKey::named("21st").unwrap()).await;
     assert!(full.is_err());
 }
 
-fn key(n: u128) -> ApiKey {
-    ApiKey {
-        id: KeyId::from_bytes(n.to_be_bytes()),
-        org: OrgId::new("acme").unwrap(),
-        name: KeyName::new("CI deploy").unwrap(),
-        digest: KeyDigest::of(n.to_be_bytes()),
-        allowlist: Allowlist::restore(["192.0.2.0/24", "once readable"]),
-        created_at: Timestamp::from_unix_micros(1_700_000_000_000_001).unwrap(),
-        ..ApiKey::sample(0)
-    }
+fn key(n: u64) -> ApiKey {
+    let allowlist = Allowlist::restore(["192.0.2.0/24", "once readable"]);
+    ApiKey { org: org("acme"), allowlist, ..ApiKey::sample(n) }
 }
 
 async fn with_keys(keys: impl IntoIterator<Item = ApiKey>) -> MemoryStore {
@@ -131,40 +124,32 @@ async fn keys_move_from_sqlite_to_memory_and_back() {
 async fn keys_move_from_sqlite_to_postgres_and_back() {
     postgres_support::in_schema(|options| async move {
         let store = options.connect().await.unwrap();
-        #[cfg(feature = "conformance")]
-        let before = store.clone();
-        there_and_back(store).await;
+        there_and_back(store.clone()).await;
         #[cfg(feature = "conformance")]
         {
-            keygate::conformance::check_export(|| async { before.clone() }).await.unwrap();
-            keygate::conformance::check_import(|| async { before.clone() }).await.unwrap();
+            keygate::conformance::check_export(|| async { store.clone() }).await.unwrap();
+            keygate::conformance::check_import(|| async { store.clone() }).await.unwrap();
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_interrupted_import_can_be_repeated() {
-    let old = with_keys((0..MANY as u128).map(key)).await;
+async fn an_import_can_be_repeated_and_interrupted() {
+    let (many, none) = (with_keys((0..MANY).map(key)).await, MemoryStore::new());
     let new = with_keys((0..700).map(key)).await;
-    let moved = import(&old, &new).await.unwrap();
-    assert_eq!((moved.added, moved.present), (503, 700));
-    assert_eq!(all(&new).await, all(&old).await);
-    let moved = import(&old, &new).await.unwrap();
-    assert_eq!((moved.added, moved.present), (0, MANY as u64));
-}
-
-#[tokio::test]
-async fn an_empty_store_is_imported() {
-    let moved = import(&MemoryStore::new(), &MemoryStore::new()).await.unwrap();
-    assert_eq!(moved, Imported::default());
+    for (from, expected) in [(&none, (0, 0)), (&many, (503, 700)), (&many, (0, MANY))] {
+        let moved = import(from, &new).await.unwrap();
+        assert_eq!((moved.added, moved.present), expected);
+    }
+    assert_eq!(all(&new).await, all(&many).await);
 }
 
 #[tokio::test]
 async fn an_import_overwrites_no_existing_key() {
     let revoked = ApiKey { status: Status::Revoked, revision: Revision::new(2), ..key(2) };
     let another_id = ApiKey { digest: key(2).digest, ..key(9) };
-    let another_org = ApiKey { org: OrgId::new("globex").unwrap(), ..key(2) };
+    let another_org = ApiKey { org: org("globex"), ..key(2) };
     let another_digest = ApiKey { digest: KeyDigest::of("another"), ..key(2) };
     for there in [revoked, another_id, another_org, another_digest] {
         let old = with_keys((0..4).map(key)).await;
@@ -181,16 +166,15 @@ async fn an_import_overwrites_no_existing_key() {
 
 #[tokio::test]
 async fn an_import_never_moves_the_last_use_back() {
-    let at = |micros| Timestamp::from_unix_micros(micros).unwrap();
-    let used = |micros| ApiKey { last_used_at: Some(at(micros)), ..key(1) };
-    for (theirs, ours, after) in [(5, 9, 9), (9, 5, 9)] {
-        let (old, new) = (with_keys([used(theirs)]).await, with_keys([used(ours)]).await);
+    let used = |micros: Option<i64>| ApiKey {
+        last_used_at: micros.map(|micros| Timestamp::from_unix_micros(micros).unwrap()),
+        ..key(1)
+    };
+    for (theirs, ours, after) in [(5, Some(9), 9), (9, Some(5), 9), (3, None, 3)] {
+        let (old, new) = (with_keys([used(Some(theirs))]).await, with_keys([used(ours)]).await);
         import(&old, &new).await.unwrap();
-        assert_eq!(all(&new).await, [used(after)]);
+        assert_eq!(all(&new).await, [used(Some(after))], "{theirs} into {ours:?}");
     }
-    let (old, new) = (with_keys([used(3)]).await, with_keys([key(1)]).await);
-    import(&old, &new).await.unwrap();
-    assert_eq!(all(&new).await, [used(3)]);
 }
 
 #[tokio::test]
@@ -222,52 +206,39 @@ impl KeyExport for RepeatingStore {
 }
 
 #[tokio::test]
-async fn an_export_without_progress_is_an_error() {
+async fn an_export_without_progress_ends_an_import_and_a_revocation() {
     let repeating = RepeatingStore(with_keys((0..3).map(key)).await);
     let error = import(&repeating, &MemoryStore::new()).await.unwrap_err();
     assert!(matches!(error, ImportError::Export { after: Some(_), .. }), "{error:?}");
-}
-
-#[tokio::test]
-async fn an_export_without_progress_ends_the_revocation_after_a_restore_too() {
-    let repeating = RepeatingStore(with_keys((0..3).map(key)).await);
     let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
     let error = keys.revoke_issued_before(&repeating, Timestamp::MIN, "host").await.unwrap_err();
     assert!(matches!(error, ManageError::Unavailable(_)), "{error:?}");
 }
 
-// ---- after a restore ----
-
 #[tokio::test]
 async fn every_key_with_a_secret_issued_before_the_instant_is_revoked_and_recorded() {
-    let (_folder, store) = file();
-    let noon = "2027-05-03T12:00:00Z".parse::<Timestamp>().unwrap();
-    let clock = Arc::new(ManualClock::new(noon));
-    let log = Arc::new(MemoryAuditLog::new());
+    let (store, log) = (Arc::new(MemoryStore::new()), Arc::new(MemoryAuditLog::new()));
+    let clock = TestClock::at("2027-05-03T12:00:00Z");
     let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
     let keys = builder.build().unwrap();
     let (acme, globex) = (actor("acme"), actor("globex"));
-    let new = || NewKey::named("k").unwrap();
-    let restored = [
-        keys.create(&acme, new()).await.unwrap(),
-        keys.create(&globex, new().expires(Expiration::OneDay)).await.unwrap(),
-    ];
-    let revoked = keys.create(&acme, new()).await.unwrap();
-    let revoked = keys.update(&acme, &revoked.key.id, KeyPatch::revoke()).await.unwrap();
-    let rotated_since = keys.create(&acme, new()).await.unwrap();
-    clock.advance(Duration::from_secs(1));
-    let instant = clock.now();
+    let create = async |actor| keys.create(actor, NewKey::named("k").unwrap()).await.unwrap();
+    let old = [create(&acme).await, create(&globex).await];
+    let revoked = create(&acme).await.key.id;
+    let revoked = keys.update(&acme, &revoked, KeyPatch::revoke()).await.unwrap();
+    let rotated = create(&acme).await.key.id;
+    let instant = "2027-05-03T12:00:01Z".parse().unwrap();
+    clock.set(instant);
     // Renamed since; its secret is as old as before.
-    let name = KeyName::new("renamed").unwrap();
-    keys.update(&acme, &restored[0].key.id, KeyPatch::rename(name)).await.unwrap();
-    let rotated_since = keys.rotate(&acme, &rotated_since.key.id).await.unwrap();
-    let made_since = keys.create(&globex, new()).await.unwrap();
+    let rename = KeyPatch::rename(KeyName::new("renamed").unwrap());
+    keys.update(&acme, &old[0].key.id, rename).await.unwrap();
+    let new = [keys.rotate(&acme, &rotated).await.unwrap(), create(&globex).await];
 
     let records = log.len();
-    assert_eq!(keys.revoke_issued_before(&store, instant, "host").await.unwrap(), 2);
+    assert_eq!(keys.revoke_issued_before(&*store, instant, "host").await.unwrap(), 2);
     assert_eq!(log.len(), records + 2);
     let verify = async |issued: &IssuedKey| keys.verify(issued.secret.expose_secret(), None).await;
-    for key in &restored {
+    for key in &old {
         let refused = verify(key).await;
         assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })));
         let query = AuditQuery::new(key.key.org.clone(), AuditScope::KeyChanges(key.key.id));
@@ -275,20 +246,18 @@ async fn every_key_with_a_secret_issued_before_the_instant_is_revoked_and_record
         let AuditEvent::Change(change) = last.event else { panic!("{last:?}") };
         assert_eq!((&*change.actor, change.action), ("host", ChangeAction::Updated));
     }
-    for key in [&rotated_since, &made_since] {
+    for key in &new {
         verify(key).await.unwrap();
     }
     let same = keys.get(acme.org(), &revoked.id).await.unwrap();
     assert_eq!(same, revoked, "revoked a second time");
-    assert_eq!(keys.revoke_issued_before(&store, instant, "host").await.unwrap(), 0, "again");
+    assert_eq!(keys.revoke_issued_before(&*store, instant, "host").await.unwrap(), 0, "again");
 
     // More than one page of them.
-    let many = with_keys((0..MANY as u128).map(key)).await;
-    let active = all(&many).await.iter().filter(|key| key.status == Status::Active).count();
-    let many = Arc::new(many);
+    let many = Arc::new(with_keys((0..MANY).map(key)).await);
     let keys = KeyManager::builder(many.clone()).build().unwrap();
     let revoked = keys.revoke_issued_before(&*many, Timestamp::MAX, "host").await.unwrap();
-    assert_eq!(revoked, active as u64);
+    assert_eq!(revoked, MANY);
     assert!(all(&*many).await.iter().all(|key| key.status == Status::Revoked));
 }
 
@@ -322,8 +291,7 @@ impl KeyExport for ChangingStore {
 
 #[tokio::test]
 async fn a_key_changed_during_the_revocation_is_revoked_if_its_secret_is_still_old() {
-    let active = (0..9).map(|n| ApiKey { status: Status::Active, rotated_at: None, ..key(n) });
-    let store = Arc::new(with_keys(active).await);
+    let store = Arc::new(with_keys((0..9).map(key)).await);
     let keys = KeyManager::builder(store.clone()).build().unwrap();
     let changing = ChangingStore(store.clone());
     let revoked = keys.revoke_issued_before(&changing, Timestamp::MAX, "host").await.unwrap();

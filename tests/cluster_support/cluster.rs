@@ -7,8 +7,9 @@ use tempfile::TempDir;
 
 use crate::cluster_support::port::free_port;
 use crate::cluster_support::process::{
-    children, command, folder, give_away, program, run, signal, spawn, wait_until, write,
+    children, command, folder, give_away, print_log, program, run, signal, spawn, write,
 };
+use crate::support::poll;
 
 /// Every connection from this machine is accepted, including those of standbys.
 const TRUST: &str = "local all all trust\nhost all all 127.0.0.1/32 trust\n\
@@ -59,18 +60,15 @@ impl Cluster {
         format!("postgres://postgres@127.0.0.1:{}/postgres{query}", self.port)
     }
 
-    /// Runs a statement as the superuser, through the socket.
-    pub(crate) fn sql(&self, statement: &str) {
-        run(&mut self.psql(statement));
-    }
-
-    fn psql(&self, statement: &str) -> Command {
+    /// Runs statements as the superuser, through the socket. Returns the result as text.
+    pub(crate) fn ask(&self, statements: &str) -> String {
         let mut psql = Command::new(binary("psql"));
-        psql.args(["--no-psqlrc", "--quiet", "--username", "postgres", "--dbname", "postgres"])
-            .args(["--set", "ON_ERROR_STOP=1", "--command", statement, "--host"])
+        psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only"])
+            .args(["--username", "postgres", "--dbname", "postgres"])
+            .args(["--set", "ON_ERROR_STOP=1", "--command", statements, "--host"])
             .arg(self.folder.path())
             .args(["--port", &self.port.to_string()]);
-        psql
+        run(&mut psql).trim().to_owned()
     }
 
     /// Kills the server and all its sessions at once, like a power failure.
@@ -94,13 +92,13 @@ impl Cluster {
             ask.args(["--quiet", "--host", "127.0.0.1", "--port", &port]);
             ask.status().unwrap().success()
         };
-        wait_until(&format!("the server runs on; its log is {}", log.display()), || {
+        poll("the server runs", || {
             // It exits at once while a session of a killed server is still ending.
             let runs = self.server.as_mut().is_some_and(|s| s.try_wait().unwrap().is_none());
             if !runs {
                 self.server = Some(spawn(&mut postgres, &log));
             }
-            ready()
+            ready().then_some(())
         });
         give_away(self.folder.path(), &log);
     }
@@ -128,9 +126,9 @@ impl Cluster {
         write(&data, "keygate.conf", &own_settings(folder.path()));
         let mut standby = Self { folder, port: free_port(), server: None };
         standby.run();
-        wait_until("the standby streams", || {
+        poll("the standby streams", || {
             let state = "SELECT state || ' ' || sync_state FROM pg_stat_replication";
-            self.ask(state).trim() == "streaming sync"
+            (self.ask(state) == "streaming sync").then_some(())
         });
         standby
     }
@@ -142,15 +140,6 @@ impl Cluster {
             .arg(self.folder.path().join("data")));
     }
 
-    /// The result of a query, as text.
-    pub(crate) fn ask(&self, query: &str) -> String {
-        let output = self.psql(query).args(["--no-align", "--tuples-only"]).output().unwrap();
-        assert!(output.status.success(), "{query}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Cluster {
     /// A killed server's shared memory exists until the next server starts on the same data,
     /// or until a reboot.
     fn left_memory(&self) -> Option<String> {
@@ -168,20 +157,16 @@ impl Drop for Cluster {
         } else if let Some(memory) = self.left_memory() {
             let _ = Command::new("ipcrm").args(["--shmem-id", &memory]).output();
         }
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-            let lines: Vec<_> = log.lines().collect();
-            eprintln!("the server's log:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
-        }
+        print_log("the server", self.folder.path());
     }
 }
 
 /// fsync stays on, as in production.
 fn own_settings(folder: &Path) -> String {
-    let socket = folder.display();
     format!(
-        "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{socket}'\n\
-                       dynamic_shared_memory_type = mmap\n"
+        "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n\
+         dynamic_shared_memory_type = mmap\n",
+        folder.display()
     )
 }
 

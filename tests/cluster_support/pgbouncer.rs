@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::cluster_support::cluster::Cluster;
 use crate::cluster_support::port::free_port;
-use crate::cluster_support::process::{command, folder, program, signal, spawn, wait_until, write};
+use crate::cluster_support::process::{command, folder, print_log, program, signal, spawn, write};
+use crate::support::poll;
 
 /// Runs until it is dropped.
 #[derive(Debug)]
@@ -33,10 +34,9 @@ impl PgBouncer {
         let log = folder.path().join("log");
         let process = spawn(command(folder.path(), &binary).arg(config), &log);
         let mut this = Self { folder, port, process };
-        wait_until("PgBouncer listens", || {
-            let ended = this.process.try_wait().unwrap();
-            assert_eq!(ended, None, "it ended: {}", this.log());
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        poll("PgBouncer listens", || {
+            assert_eq!(this.process.try_wait().unwrap(), None, "PgBouncer ended");
+            TcpStream::connect(("127.0.0.1", port)).ok()
         });
         this
     }
@@ -44,20 +44,12 @@ impl PgBouncer {
     pub(crate) fn url(&self, query: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres{query}", self.port)
     }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
 }
 
 impl Drop for PgBouncer {
     fn drop(&mut self) {
         signal("KILL", &[self.process.id()]);
         let _ = self.process.wait();
-        if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<_> = log.lines().collect();
-            eprintln!("PgBouncer's log:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
-        }
+        print_log("PgBouncer", self.folder.path());
     }
 }

@@ -4,12 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-
-/// Longer than any step takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The first of these programs that is installed. The test fails if there is none.
 pub(crate) fn program(name: &str, folders: &[PathBuf], package: &str) -> PathBuf {
@@ -22,11 +18,15 @@ pub(crate) fn program(name: &str, folders: &[PathBuf], package: &str) -> PathBuf
     })
 }
 
-/// A folder that its user may write to, whichever user runs the test.
+/// A folder of the user that runs the server.
 pub(crate) fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    if let Some((user, group)) = other_user(folder.path()) {
-        chown(folder.path(), Some(user), Some(group)).unwrap();
+    if is_root() {
+        let [user, group] = ["-u", "-g"].map(|kind| {
+            let id = run(Command::new("id").args([kind, "postgres"]));
+            Some(id.trim().parse().unwrap())
+        });
+        chown(folder.path(), user, group).unwrap();
     }
     folder
 }
@@ -59,10 +59,11 @@ pub(crate) fn command(folder: &Path, program: &Path) -> Command {
     command
 }
 
-/// Runs it to its end and checks that it succeeded.
-pub(crate) fn run(command: &mut Command) {
+/// Runs it to its end and checks that it succeeded. Returns its output.
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Starts it, with its output in a file.
@@ -72,12 +73,12 @@ pub(crate) fn spawn(command: &mut Command, log: &Path) -> Child {
     command.stdin(Stdio::null()).stdout(log.0).stderr(log.1).spawn().unwrap()
 }
 
-/// Polls until the condition holds, for at most `PATIENCE`.
-pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+/// Prints the end of the log in that folder if the test has failed.
+pub(crate) fn print_log(name: &str, folder: &Path) {
+    if std::thread::panicking() {
+        let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        eprintln!("the log of {name}:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
     }
 }
 
@@ -102,18 +103,4 @@ pub(crate) fn children(parent: u32) -> Vec<u32> {
 
 fn is_root() -> bool {
     Path::new("/proc/self").metadata().unwrap().uid() == 0
-}
-
-fn other_user(folder: &Path) -> Option<(u32, u32)> {
-    if folder.metadata().unwrap().uid() != 0 {
-        return None;
-    }
-    let id = |kind| {
-        let output = Command::new("id").args([kind, "postgres"]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.trim().parse().unwrap_or_else(|_| {
-            panic!("there is no user `postgres`; on Debian: apt-get install postgresql")
-        })
-    };
-    Some((id("-u"), id("-g")))
 }

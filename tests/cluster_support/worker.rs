@@ -8,6 +8,11 @@ use keygate::{Actor, Delivery, KeyId, KeyManager, ManageError, OrgId, PostgresSt
 
 use super::changes::{Change, Key, Seeded, number, stored};
 
+/// Whether a change failed because the store was unavailable, perhaps during the change.
+pub(crate) fn is_outage(error: &ManageError) -> bool {
+    matches!(error, ManageError::Unavailable(_) | ManageError::InDoubt(_))
+}
+
 /// Changes the keys of its own organisation, one after the other.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -58,11 +63,11 @@ impl Worker {
                 change.apply(&mut self.keys);
                 true
             }
-            Err(ManageError::Unavailable(_) | ManageError::InDoubt(_)) => {
+            Err(error) => {
+                assert!(is_outage(&error), "{change:?}: {error:?}");
                 self.in_doubt = Some(change);
                 false
             }
-            Err(error) => panic!("{change:?}: {error:?}"),
         }
     }
 
@@ -72,13 +77,9 @@ impl Worker {
             let begun = Instant::now();
             let listed = self.manager.list(self.actor.org()).await;
             self.longest_call = self.longest_call.max(begun.elapsed());
-            match listed {
-                Ok(_) => return,
-                Err(ManageError::Unavailable(_) | ManageError::InDoubt(_)) => {
-                    tokio::task::yield_now().await
-                }
-                Err(error) => panic!("{error:?}"),
-            }
+            let Err(error) = listed else { return };
+            assert!(is_outage(&error), "{error:?}");
+            tokio::task::yield_now().await;
         }
     }
 

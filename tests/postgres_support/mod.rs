@@ -1,4 +1,4 @@
-//! Helpers of the PostgreSQL tests: a schema for each test, keys and sessions.
+//! Helpers of the PostgreSQL tests: schemas, roles, databases and keys.
 
 use std::env;
 use std::future::Future;
@@ -6,13 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use getrandom::SysRng;
-use keygate::audit::{AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
-use keygate::store::{KeyDigest, OrgLimit, PostgresOptions};
-use keygate::{Allowlist, ApiKey, KeyId, KeyName, OrgId, Timestamp};
+use keygate::store::{KeyDigest, PostgresOptions};
+use keygate::{Allowlist, ApiKey, KeyId, OrgId, PostgresStore, Timestamp};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls};
-
-pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
+use tokio_postgres::{Client, Config, NoTls};
 
 /// Concurrent suites on a small machine are slow.
 pub(crate) const PATIENT: Duration = Duration::from_secs(20);
@@ -22,12 +19,21 @@ pub(crate) fn url() -> String {
         .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/test".to_owned())
 }
 
-/// A connection outside of keygate. A server may be full of sessions whose clients were cut
-/// off, until it notices.
+/// The URL of the test database for another user.
+pub(crate) fn url_for(user: &str) -> String {
+    format!("postgres://{user}@{}", url().split_once('@').unwrap().1)
+}
+
+/// A connection outside of keygate.
 pub(crate) async fn administrator() -> Client {
+    session(&url().parse().unwrap()).await
+}
+
+/// A server may be full of sessions whose clients were cut off, until it notices.
+pub(crate) async fn session(config: &Config) -> Client {
     let begun = Instant::now();
     loop {
-        match tokio_postgres::connect(&url(), NoTls).await {
+        match config.connect(NoTls).await {
             Err(error)
                 if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
                     && begun.elapsed() < PATIENT =>
@@ -50,22 +56,73 @@ pub(crate) fn unique(what: &str) -> String {
     format!("{what}_{now:x}_{process:x}_{n}")
 }
 
-/// Runs a test in its own schema, which is dropped even when the test fails.
-pub(crate) async fn in_schema<T, F>(test: T)
-where
-    T: FnOnce(PostgresOptions) -> F,
-    F: Future<Output = ()> + Send + 'static,
-{
-    let schema = unique("keygate_test");
-    let options = PostgresOptions::from_url(&url()).unwrap().schema(&schema).unwrap();
-    // Tests that depend on the deadline set their own.
-    let options = options.deadline(PATIENT);
-    let outcome = tokio::spawn(test(options)).await;
-    let drop = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
-    administrator().await.batch_execute(&drop).await.unwrap();
-    if let Err(error) = outcome {
-        std::panic::resume_unwind(error.into_panic());
+/// Statements that run at the end of a test, even if it fails.
+#[derive(Debug)]
+struct AtEnd(String);
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async { administrator().await.batch_execute(&self.0).await })
+        };
+        let done = std::thread::scope(|scope| scope.spawn(run).join());
+        assert!(matches!(done, Ok(Ok(()))) || std::thread::panicking(), "{done:?}");
     }
+}
+
+/// A name for a schema, which is dropped with this value.
+#[derive(Debug)]
+pub(crate) struct Schema {
+    pub(crate) name: String,
+    _end: AtEnd,
+}
+
+impl Schema {
+    pub(crate) fn new() -> Self {
+        let name = unique("keygate_test");
+        // Open transactions of a failed test would block the removal.
+        let end = AtEnd(format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE starts_with(application_name, '{name}'); DROP SCHEMA IF EXISTS {name} CASCADE"
+        ));
+        Self { name, _end: end }
+    }
+
+    /// Options for a store. Tests that depend on the deadline set their own.
+    pub(crate) fn options(&self) -> PostgresOptions {
+        self.options_at(&url())
+    }
+
+    /// The server shows the sessions of these stores under the name of the schema.
+    pub(crate) fn options_at(&self, url: &str) -> PostgresOptions {
+        let mut config: Config = url.parse().unwrap();
+        config.application_name(&self.name);
+        PostgresOptions::new(config).schema(&self.name).unwrap().deadline(PATIENT)
+    }
+
+    pub(crate) async fn store(&self) -> PostgresStore {
+        self.options().connect().await.unwrap()
+    }
+
+    /// A connection outside of keygate, in which the schema need not be named.
+    pub(crate) async fn db(&self) -> Client {
+        let mut config: Config = url().parse().unwrap();
+        config.application_name(format!("{} db", self.name));
+        let client = session(&config).await;
+        client.batch_execute(&format!("SET search_path = {}", self.name)).await.unwrap();
+        client
+    }
+}
+
+pub(crate) async fn count(db: &Client, sql: &str) -> i64 {
+    db.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// Runs a test in its own schema.
+pub(crate) async fn in_schema<F: Future<Output = ()>>(test: impl FnOnce(PostgresOptions) -> F) {
+    let schema = Schema::new();
+    test(schema.options()).await;
 }
 
 pub(crate) fn schema_of(options: &PostgresOptions) -> String {
@@ -74,21 +131,44 @@ pub(crate) fn schema_of(options: &PostgresOptions) -> String {
     rest.split_once('"').unwrap().0.to_owned()
 }
 
-/// Options for that schema. The server shows the store's sessions under that name.
-pub(crate) fn in_session(schema: &str, name: &str) -> PostgresOptions {
-    let mut config: tokio_postgres::Config = url().parse().unwrap();
-    config.application_name(name);
-    PostgresOptions::new(config).schema(schema).unwrap().deadline(PATIENT)
+/// A role that may log in. It is dropped with this value.
+#[derive(Debug)]
+pub(crate) struct Role {
+    pub(crate) name: String,
+    _end: AtEnd,
 }
 
-/// Waits until the server has no session of that name.
-pub(crate) async fn sessions_end(name: &str) {
-    let administrator = administrator().await;
-    let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
-    let give_up = Instant::now() + PATIENT;
-    while !administrator.query(sessions, &[&name]).await.unwrap().is_empty() {
-        assert!(Instant::now() < give_up, "sessions are left");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+impl Role {
+    pub(crate) async fn new() -> Self {
+        let name = unique("keygate_role");
+        let end = AtEnd(format!("DROP OWNED BY {name}; DROP ROLE {name}"));
+        administrator().await.batch_execute(&format!("CREATE ROLE {name} LOGIN")).await.unwrap();
+        Self { name, _end: end }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        url_for(&self.name)
+    }
+}
+
+/// A database, which is dropped with this value.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) name: String,
+    _end: AtEnd,
+}
+
+impl Database {
+    pub(crate) async fn new(settings: &str) -> Self {
+        let name = unique("keygate_test");
+        let create = format!("CREATE DATABASE {name} {settings}");
+        administrator().await.batch_execute(&create).await.unwrap();
+        let end = AtEnd(format!("DROP DATABASE {name} WITH (FORCE)"));
+        Self { name, _end: end }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("{}/{}", url().rsplit_once('/').unwrap().0, self.name)
     }
 }
 
@@ -105,25 +185,11 @@ pub(crate) fn new_key(org: &OrgId) -> ApiKey {
 pub(crate) fn key(n: u8) -> ApiKey {
     ApiKey {
         id: KeyId::from_bytes([n; 16]),
-        org: OrgId::new("acme").unwrap(),
-        name: KeyName::new("CI deploy").unwrap(),
+        org: org("acme"),
+        name: "CI deploy".parse().unwrap(),
         digest: KeyDigest::of([n]),
         allowlist: Allowlist::parse(["192.0.2.0/24"]).unwrap(),
         created_at: Timestamp::from_unix_micros(1_700_000_000_000_001).unwrap(),
         ..ApiKey::sample(0)
-    }
-}
-
-pub(crate) fn change(n: u8, actor: &str) -> AuditRecord {
-    AuditRecord {
-        id: AuditId::from_bytes([n; 16]),
-        at: Timestamp::from_unix_micros(i64::from(n)).unwrap(),
-        org: OrgId::new("acme").unwrap(),
-        key: KeyId::from_bytes([1; 16]),
-        event: AuditEvent::Change(ChangeEvent::new(
-            actor,
-            ChangeAction::Created,
-            ChangePhase::Begun,
-        )),
     }
 }

@@ -122,10 +122,13 @@ impl Proxy {
 
     /// The URL through this proxy.
     pub(crate) fn url(&self, url: &str) -> String {
-        let (user, rest) = url.rsplit_once('@').unwrap();
-        let (_, database) = rest.split_once('/').unwrap();
-        format!("{user}@127.0.0.1:{}/{database}", self.port)
+        url_at(url, self.port)
     }
+}
+
+/// The URL with another port of this machine.
+pub(crate) fn url_at(url: &str, port: u16) -> String {
+    url.replace(&address(url), &format!("127.0.0.1:{port}"))
 }
 
 /// The server's address in a URL.

@@ -1,5 +1,6 @@
 //! The announcements of a feed so far.
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -7,10 +8,9 @@ use keygate::store::{ChangeFeed, News};
 use keygate::{KeyId, PostgresStore};
 use tokio::task::JoinHandle;
 
-use crate::postgres_support::administrator;
+use crate::postgres_support::Schema;
+use crate::support::eventually;
 
-/// Longer than any step takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Short heartbeats make the tests faster.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(20);
 
@@ -49,16 +49,15 @@ impl Recorder {
 
     /// Waits for such an announcement from that index on. Returns its index.
     pub(crate) async fn wait(&self, from: usize, is_it: impl Fn(&News) -> bool) -> usize {
-        let begun = Instant::now();
-        loop {
-            let found = self.news.lock().unwrap().iter().skip(from).position(&is_it);
-            if let Some(place) = found {
-                return from + place;
-            }
-            let all = self.all();
-            assert!(begun.elapsed() < PATIENCE, "no such announcement in {:?}", &all[from..]);
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        eventually("the announcement", async || {
+            self.news.lock().unwrap()[from..].iter().position(&is_it).map(|place| from + place)
+        })
+        .await
+    }
+
+    /// Waits for a loss from that index on. Returns its index.
+    pub(crate) async fn loss(&self, from: usize) -> usize {
+        self.wait(from, |news| *news == News::Missed).await
     }
 
     /// Waits for a proof that covers everything committed by now. Returns its index.
@@ -67,10 +66,13 @@ impl Recorder {
         self.wait(0, |news| proves(news, now)).await
     }
 
-    /// The announcements of that work, without proofs.
-    pub(crate) async fn of(&self, work: impl Future<Output = ()>) -> Vec<News> {
+    /// The announcements of that work, which succeeds, without proofs.
+    pub(crate) async fn of<T: Debug, E: Debug>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Vec<News> {
         let from = self.proof().await + 1;
-        work.await;
+        work.await.unwrap();
         let to = self.proof().await;
         let is_proof = |news: &News| matches!(news, News::UpToDate { .. });
         self.all()[from..to].iter().copied().filter(|news| !is_proof(news)).collect()
@@ -88,29 +90,26 @@ pub(crate) fn proves(news: &News, instant: Instant) -> bool {
     matches!(news, News::UpToDate { as_of } if *as_of >= instant)
 }
 
-pub(crate) fn changed(id: KeyId) -> Vec<News> {
-    vec![News::Changed(id)]
+pub(crate) fn changed(id: KeyId) -> [News; 1] {
+    [News::Changed(id)]
 }
 
-/// The channel for announcements.
-pub(crate) async fn channel(schema: &str) -> String {
-    let sql = format!("SELECT channel || ' ' || tableoid FROM {schema}.schema_version");
-    administrator().await.query_one(&sql, &[]).await.unwrap().get(0)
-}
+impl Schema {
+    /// The channel for announcements.
+    pub(crate) async fn channel(&self) -> String {
+        let sql = "SELECT channel || ' ' || tableoid FROM schema_version";
+        self.db().await.query_one(sql, &[]).await.unwrap().get(0)
+    }
 
-/// Sessions that listen to the schema's channel.
-pub(crate) async fn listeners(schema: &str) -> Vec<i32> {
-    let sql = "SELECT pid FROM pg_stat_activity WHERE starts_with(query, $1)";
-    let begins = format!("LISTEN \"{}\"", channel(schema).await);
-    let rows = administrator().await.query(sql, &[&begins]).await.unwrap();
-    rows.iter().map(|row| row.get(0)).collect()
-}
-
-/// Waits until this many sessions listen.
-pub(crate) async fn until_listeners(schema: &str, count: usize) {
-    let begun = Instant::now();
-    while listeners(schema).await.len() != count {
-        assert!(begun.elapsed() < PATIENCE, "not {count}: {:?}", listeners(schema).await);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    /// Waits until this many sessions listen to the channel. Returns them.
+    pub(crate) async fn until_listeners(&self, count: usize) -> Vec<i32> {
+        let begins = format!("LISTEN \"{}\"", self.channel().await);
+        let sql = "SELECT pid FROM pg_stat_activity WHERE starts_with(query, $1)";
+        let db = self.db().await;
+        eventually("this many sessions listen", async || {
+            let rows = db.query(sql, &[&begins]).await.unwrap();
+            (rows.len() == count).then(|| rows.iter().map(|row| row.get(0)).collect())
+        })
+        .await
     }
 }

@@ -1,82 +1,70 @@
-//! Without prepared statements a connection carries one call at a time, whichever caller gives up.
+//! Without prepared statements a connection carries one call at a time, even if callers give up.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use keygate::store::{KeyUse, OrgLimit, PostgresOptions};
+use keygate::store::{KeyUse, OrgLimit};
 use keygate::{KeyStore, PostgresStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use crate::postgres_support::{PATIENT, administrator, in_schema, key, new_key, schema_of, url};
+use crate::postgres_support::{Schema, key, new_key, url};
+use crate::proxy::{address, url_at};
+use crate::support::eventually;
 
+/// One connection opened the store. 4 look up, 4 change, 2 write audit records, and one each
+/// is for last uses and for pages of the audit log.
 const CONNECTIONS: usize = 13;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn without_prepared_statements_a_connection_carries_one_call_at_a_time() {
-    in_schema(|options| async move {
-        let (store, seen) = looked_into(&options, true).await;
-        impatient_crowd(&store).await;
-        assert!(seen.too_early.load(Ordering::SeqCst) > 0, "the proxy saw no overlap");
+    let schema = Schema::new();
+    let (store, seen) = inspected(&schema, true).await;
+    impatient_crowd(&store).await;
+    assert!(seen.too_early() > 0, "the proxy saw no overlap");
 
-        let (store, seen) = looked_into(&options, false).await;
-        // One connection opened the store. 4 look up, 4 change, 2 write audit records, and one
-        // each is for last uses and for pages of the audit log.
-        let begun = Instant::now();
-        while seen.connections.load(Ordering::SeqCst) < CONNECTIONS {
-            assert!(begun.elapsed() < PATIENT, "{seen:?}");
-            sleep(Duration::from_millis(1)).await;
-        }
-        impatient_crowd(&store).await;
-        assert_eq!(seen.too_early.load(Ordering::SeqCst), 0);
-        assert_eq!(
-            seen.connections.load(Ordering::SeqCst),
-            CONNECTIONS,
-            "giving up costs connections"
-        );
-    })
-    .await;
+    let (store, seen) = inspected(&schema, false).await;
+    eventually("all connections", async || seen.connections() == CONNECTIONS).await;
+    impatient_crowd(&store).await;
+    assert_eq!(seen.too_early(), 0);
+    assert_eq!(seen.connections(), CONNECTIONS, "giving up costs connections");
 }
 
 /// The server may report an error some time before it is ready again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn without_prepared_statements_a_call_waits_for_the_end_of_an_error_too() {
-    in_schema(|options| async move {
-        let (store, seen) = looked_into(&options, false).await;
-        let own = new_key(&key(1).org);
-        store.insert(&own, OrgLimit::NONE).await.unwrap();
-        let schema = schema_of(&options);
-        let refuse = format!(
-            "CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS \
-             $$ BEGIN RAISE 'not today'; END $$; \
-             CREATE TRIGGER refuse BEFORE UPDATE ON {schema}.keys \
-             FOR EACH ROW EXECUTE FUNCTION {schema}.refuse()"
-        );
-        administrator().await.batch_execute(&refuse).await.unwrap();
-        let one_of_them = |store: PostgresStore| async move {
+    let schema = Schema::new();
+    let (store, seen) = inspected(&schema, false).await;
+    let own = new_key(&key(1).org);
+    store.insert(&own, OrgLimit::NONE).await.unwrap();
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                  $$ BEGIN RAISE 'not today'; END $$; CREATE TRIGGER refuse \
+                  BEFORE UPDATE ON keys FOR EACH ROW EXECUTE FUNCTION refuse()";
+    schema.db().await.batch_execute(refuse).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for _ in 0..16 {
+        let store = store.clone();
+        tasks.spawn(async move {
             for _ in 0..50 {
                 let error = store.record_uses(&[KeyUse { id: own.id, at: own.created_at }]).await;
                 assert!(format!("{error:?}").contains("not today"), "{error:?}");
             }
-        };
-        let tasks: Vec<_> = (0..16).map(|_| tokio::spawn(one_of_them(store.clone()))).collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
-        assert_eq!(seen.too_early.load(Ordering::SeqCst), 0);
-        assert!(seen.connections.load(Ordering::SeqCst) <= CONNECTIONS, "errors cost connections");
-    })
-    .await;
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(seen.too_early(), 0);
+    assert!(seen.connections() <= CONNECTIONS, "errors cost connections");
 }
 
 /// Many callers look up and write. Most of them give up at a random moment.
 async fn impatient_crowd(store: &PostgresStore) {
-    let one_of_them = async |store: PostgresStore, n: u64| {
+    let one_of_them = |store: PostgresStore, n: u64| async move {
         let own = new_key(&key(1).org);
         store.insert(&own, OrgLimit::NONE).await.unwrap();
         let uses = [KeyUse { id: own.id, at: own.created_at }];
@@ -96,11 +84,8 @@ async fn impatient_crowd(store: &PostgresStore) {
         assert_eq!((found.id, found.expires_at), (own.id, None));
         given_up
     };
-    let tasks: Vec<_> = (0..32).map(|n| tokio::spawn(one_of_them(store.clone(), n))).collect();
-    let mut given_up = 0;
-    for task in tasks {
-        given_up += task.await.unwrap();
-    }
+    let crowd = (0..32).map(|n| one_of_them(store.clone(), n)).collect::<JoinSet<_>>();
+    let given_up: u32 = crowd.join_all().await.into_iter().sum();
     assert!(given_up > 100, "{given_up}");
 }
 
@@ -112,20 +97,26 @@ struct Seen {
     too_early: AtomicUsize,
 }
 
+impl Seen {
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    fn too_early(&self) -> usize {
+        self.too_early.load(Ordering::SeqCst)
+    }
+}
+
 /// A store whose messages are inspected, and the results.
-async fn looked_into(options: &PostgresOptions, prepared: bool) -> (PostgresStore, Arc<Seen>) {
-    let url = url();
-    let (user, rest) = url.rsplit_once('@').unwrap();
-    let (server, database) = rest.split_once('/').unwrap();
-    let server = server.to_owned();
+async fn inspected(schema: &Schema, prepared: bool) -> (PostgresStore, Arc<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("{user}@{}/{database}", listener.local_addr().unwrap());
+    let near = url_at(&url(), listener.local_addr().unwrap().port());
     let seen = Arc::new(Seen::default());
     let all = Arc::clone(&seen);
     tokio::spawn(async move {
         loop {
             let near = listener.accept().await.unwrap().0;
-            let far = TcpStream::connect(&server).await.unwrap();
+            let far = TcpStream::connect(address(&url())).await.unwrap();
             let _ = (near.set_nodelay(true), far.set_nodelay(true));
             all.connections.fetch_add(1, Ordering::SeqCst);
             let (near_in, near_out) = near.into_split();
@@ -136,8 +127,8 @@ async fn looked_into(options: &PostgresOptions, prepared: bool) -> (PostgresStor
             tokio::spawn(pass(far_in, near_out, answers(waiting)));
         }
     });
-    let options = PostgresOptions::from_url(&url).unwrap().schema(schema_of(options)).unwrap();
-    (options.prepared(prepared).deadline(PATIENT).connect().await.unwrap(), seen)
+    let options = schema.options_at(&near).prepared(prepared);
+    (options.connect().await.unwrap(), seen)
 }
 
 /// Forwards messages after inspecting them.
