@@ -89,7 +89,7 @@ export function editDialog(key, { limits, offered, changed }) {
       if (!entries) return allowlist.focus();
       const patch = changes(entries);
       if (Object.keys(patch).length === 0) return alert.show(text("edit.same"));
-      const edited = await api.edit(key, patch, key.revision);
+      const edited = await api.edit(key, patch);
       changed(text("edit.done", { name: edited.name }));
       handle.close();
     },
