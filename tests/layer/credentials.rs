@@ -83,6 +83,9 @@ async fn case_04_two_credentials_in_one_line_are_refused() {
         format!("Bearer {key},"),
         format!("Bearer ,{key}"),
         format!("Bearer {key}, Basic dTpw"),
+        format!("Bearer {key}\tb"),
+        format!("Basic dTpw, Bearer {key}"),
+        format!("Digest a=\"b\", c=d,\tbearer {key}"),
     ] {
         for layer in [world.layer(), world.layer().optional()] {
             for (host, ask) in hosts(&layer) {
