@@ -25,8 +25,7 @@ use keygate::error::{
     ExistingFormatError, ExpirationError, GeoIpError, IdempotencyKeyError, ImportError,
     KeyDigestError, KeyIdError, KeyNameError, KeyRejection, MalformedKey, MetadataError,
     MissingScope, NetworkError, OrgIdError, PostgresOpenError, PrefixError, RandomError,
-    ScopeCatalogError, ScopeError, ScopesError, SettingsPageError, SqliteOpenError, TimestampError,
-    UnknownName,
+    ScopeError, ScopesError, SettingsPageError, SqliteOpenError, TimestampError, UnknownName,
 };
 use keygate::guard::{
     ApiKeyService, ClientIp, PeerAddr, ProxyHeader, Refusal, RequireScope, ResponseBody,
@@ -59,7 +58,7 @@ fn errors() -> Vec<&'static str> {
         AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditIdError, AuditError, BuildError, CacheError, CountryCodeError, Denial,
         DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
         IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, MetadataError, NetworkError, OrgIdError,
-        MissingScope, EnvironmentError, PostgresOpenError, PrefixError, RandomError, ScopeCatalogError, ScopeError, ScopesError,
+        MissingScope, EnvironmentError, PostgresOpenError, PrefixError, RandomError, ScopeError, ScopesError,
         SettingsPageError, SqliteOpenError,
         StoreError, TimestampError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,
