@@ -8,7 +8,7 @@ import { field, form, h, openDialog, text } from "./ui.js";
 /** A dialog for one change; `changed` reads the keys again. */
 function changeDialog(kind, key, { changed, body = text(`${kind}.body`), more = [] }, submit) {
   const handle = openDialog(text(`${kind}.title`, { name: key.name }));
-  const { element, send } = form(handle, {
+  const { send } = form(handle, {
     label: text(`${kind}.submit`),
     danger: true,
     fields: [h("p", {}, body), ...more],
@@ -20,7 +20,6 @@ function changeDialog(kind, key, { changed, body = text(`${kind}.body`), more = 
     },
     fail: ({ code }) => void (code === "stale_revision" && changed()),
   });
-  handle.body.append(element);
   return { handle, send };
 }
 

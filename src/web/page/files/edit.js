@@ -79,7 +79,7 @@ export function editDialog(key, { limits, offered, changed }) {
     );
   }
 
-  const { element, alert } = form(handle, {
+  const { alert } = form(handle, {
     label: text("edit.submit"),
     fields: [name.element, status.element, scopes?.element, allowlist.element].filter(Boolean),
     async submit() {
@@ -101,7 +101,6 @@ export function editDialog(key, { limits, offered, changed }) {
       return true;
     },
   });
-  handle.body.append(element);
   name.control.focus();
   return handle.closed;
 }
