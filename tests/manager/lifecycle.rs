@@ -158,14 +158,14 @@ async fn update_if_loses_to_an_edit_between_its_read_and_its_write() {
 }
 
 #[tokio::test]
-async fn case_50_rotate_if_and_delete_if_change_only_the_given_revision() {
+async fn case_50_a_rotation_and_a_deletion_at_a_revision_change_only_the_given_revision() {
     let b = bench();
     let id = b.create().await.key.id;
     b.keys.update(&ada(), &id, rename("b")).await.unwrap();
     let (before, second) = (b.snapshot().await, Revision::new(2));
     let is_stale = |current| current == second;
     for stale in [Revision::FIRST, Revision::new(3)] {
-        let refused = b.keys.rotate_if(&ada(), &id, stale).await;
+        let refused = b.keys.rotate_with_overlap(&ada(), &id, Duration::ZERO, Some(stale)).await;
         assert!(
             matches!(refused, Err(ManageError::StaleRevision { current }) if is_stale(current))
         );
@@ -176,7 +176,8 @@ async fn case_50_rotate_if_and_delete_if_change_only_the_given_revision() {
     }
     assert_eq!(b.snapshot().await, before);
     assert_eq!(b.changes().await, [(Created, Begun), (Updated, Begun)]);
-    let third = b.keys.rotate_if(&ada(), &id, second).await.unwrap().key;
+    let third =
+        b.keys.rotate_with_overlap(&ada(), &id, Duration::ZERO, Some(second)).await.unwrap().key;
     assert_eq!((third.revision, b.snapshot().await), (Revision::new(3), vec![(*third).clone()]));
     b.keys.delete_if(&ada(), &id, third.revision).await.unwrap();
     assert_eq!(b.snapshot().await, []);
@@ -185,7 +186,8 @@ async fn case_50_rotate_if_and_delete_if_change_only_the_given_revision() {
 }
 
 #[tokio::test]
-async fn case_50_rotate_if_and_delete_if_lose_to_an_edit_between_their_read_and_their_write() {
+async fn case_50_a_rotation_and_a_deletion_at_a_revision_lose_to_an_edit_between_their_read_and_their_write()
+ {
     for (action, at) in [(Rotated, Call::Replace), (Deleted, Call::Delete)] {
         let b = bench();
         let issued = b.create().await;
@@ -194,7 +196,11 @@ async fn case_50_rotate_if_and_delete_if_lose_to_an_edit_between_their_read_and_
             change_first_key(&store, |key| key.name = name("theirs")).await;
         });
         let lost = match action {
-            Rotated => b.keys.rotate_if(&ada(), &id, Revision::FIRST).await.map(drop),
+            Rotated => b
+                .keys
+                .rotate_with_overlap(&ada(), &id, Duration::ZERO, Some(Revision::FIRST))
+                .await
+                .map(drop),
             _ => b.keys.delete_if(&ada(), &id, Revision::FIRST).await,
         };
         assert!(

@@ -117,7 +117,7 @@ async fn every_future_is_send() {
     check(keys.verify("", None));
     check(keys.admit("", request));
     check(keys.audit_page(&query));
-    check(keys.rotate_if(&ada(), &id, Revision::FIRST));
+    check(keys.rotate_with_overlap(&ada(), &id, Duration::ZERO, Some(Revision::FIRST)));
     check(keys.delete_if(&ada(), &id, Revision::FIRST));
     check(keys.revoke_issued_before(&b.store.inner, Timestamp::MAX, "host"));
     check(keys.health());
