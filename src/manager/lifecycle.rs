@@ -127,7 +127,7 @@ impl KeyManager {
     /// [`InDoubt`](ManageError::InDoubt), and [`Conflict`](ManageError::Conflict) if
     /// another rotation came first. The secret of that rotation is valid.
     pub async fn rotate(&self, actor: &Actor, id: &KeyId) -> Result<IssuedKey, ManageError> {
-        self.renew(actor, id, Duration::ZERO, None).await
+        self.rotate_with_overlap(actor, id, Duration::ZERO, None).await
     }
 
     /// Gives a key a new secret, and lets the old one work for this time, so that clients
@@ -183,35 +183,11 @@ impl KeyManager {
         if overlap > max {
             return Err(ManageError::OverlapTooLong { max });
         }
-        self.renew(actor, id, overlap, revision).await
-    }
-
-    /// Ends the overlap after a rotation: [`KeyManager::update`] with
-    /// [`KeyPatch::end_previous_secret`]. Changes nothing if the key has no previous secret.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`KeyManager::update`].
-    pub async fn end_previous_secret(
-        &self,
-        actor: &Actor,
-        id: &KeyId,
-    ) -> Result<Arc<ApiKey>, ManageError> {
-        self.update(actor, id, KeyPatch::end_previous_secret()).await
-    }
-
-    async fn renew(
-        &self,
-        actor: &Actor,
-        id: &KeyId,
-        overlap: Duration,
-        only_at: Option<Revision>,
-    ) -> Result<IssuedKey, ManageError> {
         let (org, id) = (actor.org().clone(), *id);
-        let first = self.get_at(&org, &id, only_at, Reach::Own).await?;
+        let first = self.get_at(&org, &id, revision, Reach::Own).await?;
         let turn = self.turn(&org, &id).await?;
         // If another rotation came first, it stands: its secret may be in use already.
-        let mut current = self.get_at(&org, &id, only_at, Reach::Own).await?;
+        let mut current = self.get_at(&org, &id, revision, Reach::Own).await?;
         if !has_same_secret(&current, &first) {
             return Err(ManageError::Conflict);
         }
@@ -240,7 +216,7 @@ impl KeyManager {
                 }
                 // After a concurrent edit, retry and keep the edit. After a concurrent
                 // rotation, give up.
-                current = keys.get_at(&org, &id, only_at, Reach::Own).await?;
+                current = keys.get_at(&org, &id, revision, Reach::Own).await?;
                 if !has_same_secret(&current, &first) {
                     break;
                 }
@@ -248,6 +224,20 @@ impl KeyManager {
             Err(ManageError::Conflict)
         })
         .await
+    }
+
+    /// Ends the overlap after a rotation: [`KeyManager::update`] with
+    /// [`KeyPatch::end_previous_secret`]. Changes nothing if the key has no previous secret.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`KeyManager::update`].
+    pub async fn end_previous_secret(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+    ) -> Result<Arc<ApiKey>, ManageError> {
+        self.update(actor, id, KeyPatch::end_previous_secret()).await
     }
 
     /// Deletes a key permanently. Its audit records stay until they are purged.

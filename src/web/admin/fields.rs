@@ -9,7 +9,7 @@ use std::fmt::{self, Display};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::text::percent_decoded;
+use crate::text::percent_decode;
 use crate::web::admin::problem::{Code, FieldError, Problem};
 
 /// The limit of reported errors; a body could cause thousands.
@@ -177,7 +177,10 @@ fn not_utf8(name: &str) -> Problem {
 /// Decodes `application/x-www-form-urlencoded`. Returns `None` for text that is not UTF-8,
 /// so that different texts are never treated as equal.
 fn decode(text: &str) -> Option<String> {
-    String::from_utf8(percent_decoded(text.replace('+', " ").as_bytes())).ok()
+    let mut decoded = text.replace('+', " ").into_bytes();
+    let len = percent_decode(&mut decoded);
+    decoded.truncate(len);
+    String::from_utf8(decoded).ok()
 }
 
 #[cfg(test)]
