@@ -24,7 +24,7 @@ pub use crate::org::OrgIdError;
 pub use crate::random::RandomError;
 pub use crate::record::attributes::{AttributesError, MetadataError};
 pub use crate::runtime::clock::TimestampError;
-pub use crate::scopes::{MissingScope, ScopeCatalogError, ScopeError, ScopesError};
+pub use crate::scopes::{MissingScope, ScopeError, ScopesError};
 #[cfg(feature = "cache")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cache")))]
 pub use crate::store::cache::CacheError;

@@ -141,7 +141,8 @@ pub use crate::network::Network;
 pub use crate::org::{Actor, OrgId};
 pub use crate::policy::Denial;
 pub use crate::record::attributes::Metadata;
-pub use crate::record::{ApiKey, KeyPatch, Limits, NewKey, Status};
+pub use crate::record::change::{KeyPatch, NewKey};
+pub use crate::record::{ApiKey, Limits, Status};
 pub use crate::runtime::clock::Timestamp;
 pub use crate::scopes::{Scope, ScopeCatalog, Scopes};
 #[cfg(feature = "cache")]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use thiserror::Error;
 
 /// An address or a CIDR range, IPv4 or IPv6 (RFC 4632, RFC 4291).
@@ -87,10 +87,7 @@ impl Network {
 impl From<IpAddr> for Network {
     /// The network of this address only.
     fn from(ip: IpAddr) -> Self {
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => Self(Ipv4Net::from(ip).into()),
-            IpAddr::V6(ip) => Self(Ipv6Net::from(ip).into()),
-        }
+        Self(ip.to_canonical().into())
     }
 }
 

@@ -15,16 +15,7 @@ pub(crate) fn truncate(text: &mut String, max: usize) {
     text.truncate(cut(text, max).len());
 }
 
-/// Decodes `%41` to `A`. Invalid escapes are kept.
-#[cfg(feature = "admin")]
-pub(crate) fn percent_decoded(text: &[u8]) -> Vec<u8> {
-    let mut decoded = text.to_vec();
-    let len = percent_decode(&mut decoded);
-    decoded.truncate(len);
-    decoded
-}
-
-/// Decodes in place, and returns the decoded length.
+/// Decodes `%41` to `A`, in place, and returns the decoded length. Invalid escapes are kept.
 pub(crate) fn percent_decode(text: &mut [u8]) -> usize {
     let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let (mut from, mut to) = (0, 0);

@@ -14,14 +14,8 @@ const INTERVAL: Duration = Duration::from_secs(10);
 ///     tracing::warn!(left_out, "the store does not answer");
 /// }
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Throttle(Mutex<State>);
-
-impl Default for Throttle {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 #[derive(Debug, Default)]
 struct State {

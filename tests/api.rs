@@ -38,7 +38,7 @@ fn errors() -> Vec<&'static str> {
         AdmitError, AllowlistError, AttributesError, AuditCursorError, AuditIdError, AuditError, BuildError, CacheError, CountryCodeError, Denial,
         DeliveryError, EntryProblem, ExpirationError, GeoIpError, ImportError, KeyDigestError,
         IdempotencyKeyError, KeyIdError, KeyNameError, MalformedKey, ManageError, MetadataError, NetworkError, OrgIdError,
-        MissingScope, EnvironmentError, PostgresOpenError, PrefixError, RandomError, ScopeCatalogError, ScopeError, ScopesError,
+        MissingScope, EnvironmentError, PostgresOpenError, PrefixError, RandomError, ScopeError, ScopesError,
         SettingsPageError, SqliteOpenError,
         StoreError, TimestampError, UnknownName, VerifyError,
         conformance::Violation, conformance::Violations,

@@ -14,7 +14,6 @@ use crate::guard::body::ResponseBody;
 use crate::guard::config::{Anonymous, Config, PeerAddr};
 use crate::guard::future::{ResponseFuture, State};
 use crate::key::existing::Lookup;
-use crate::key::format::MalformedKey;
 use crate::manager::admission::RequestInfo;
 use crate::manager::endpoint::seen;
 use crate::runtime::spawn::BoxFuture;
@@ -116,20 +115,18 @@ impl Config {
     fn claim<B>(&self, request: &Request<B>) -> Claim {
         let foreign_to = self.ignores_foreign.then(|| self.keys.formats());
         match presented(request.headers(), self.key_header.as_ref(), foreign_to) {
-            Presented::Bearer(credential) => match self.lookup(credential) {
-                Ok(lookup) => Claim::Key(lookup),
-                Err(_) => Claim::Refused(Refusal::InvalidToken),
-            },
+            Presented::Bearer(credential) => {
+                // The part of a verification that does not need the store.
+                match self.keys.formats().lookup(credential, self.environment.as_deref()) {
+                    Ok(lookup) => Claim::Key(lookup),
+                    Err(_) => Claim::Refused(Refusal::InvalidToken),
+                }
+            }
             Presented::Nothing if self.optional => Claim::Nothing,
             Presented::Nothing => Claim::Refused(Refusal::NoCredentials),
             Presented::Malformed => Claim::Refused(Refusal::InvalidToken),
             Presented::Ambiguous => Claim::Refused(Refusal::InvalidRequest),
         }
-    }
-
-    /// The part of a verification that does not need the store.
-    fn lookup(&self, credential: &[u8]) -> Result<Lookup, MalformedKey> {
-        self.keys.formats().lookup(credential, self.environment.as_deref())
     }
 
     fn peer<B>(&self, request: &Request<B>) -> Option<IpAddr> {

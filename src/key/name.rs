@@ -156,32 +156,8 @@ mod tests {
 
     #[test]
     fn case_23_deceptive_characters_are_refused() {
-        for c in [
-            '\0',
-            '\n',
-            '\u{1b}',
-            '\u{7f}',
-            '\u{85}',
-            '\u{200b}',
-            '\u{200c}',
-            '\u{200d}',
-            '\u{200e}',
-            '\u{200f}',
-            '\u{202a}',
-            '\u{202e}',
-            '\u{2028}',
-            '\u{2060}',
-            '\u{2066}',
-            '\u{2069}',
-            '\u{feff}',
-            '\u{ad}',
-            '\u{fe0f}',
-            '\u{2800}',
-            '\u{61c}',
-            '\u{180e}',
-            '\u{3164}',
-            '\u{e0041}',
-        ] {
+        // `characters` tests the others.
+        for c in ['\0', '\n', '\u{1b}', '\u{7f}', '\u{85}', '\u{200b}', '\u{2028}', '\u{202e}'] {
             let name = format!("a{c}b");
             assert_eq!(KeyName::new(name), Err(KeyNameError::ForbiddenCharacter(c)));
         }

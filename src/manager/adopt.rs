@@ -5,132 +5,23 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::allowlist::Allowlist;
 use crate::audit::log::{AuditQuery, AuditScope, Position};
 use crate::audit::record::{AuditEvent, ChangeAction, ChangePhase};
-use crate::key::existing::{ExistingDigest, ExistingDigestError, of_id};
+use crate::key::existing::{ExistingDigestError, of_id};
 use crate::key::id::KeyId;
-use crate::key::name::KeyName;
 use crate::manager::KeyManager;
+use crate::manager::adopted::AdoptedKey;
 use crate::manager::change::Done;
 use crate::manager::error::ManageError;
 use crate::org::{Actor, OrgId};
-use crate::record::attributes::{Attributes, Metadata};
-use crate::record::{ApiKey, OrgLimit, Revision, Status};
-use crate::runtime::clock::Timestamp;
+use crate::record::attributes::Attributes;
+use crate::record::{ApiKey, OrgLimit, Revision};
 use crate::runtime::spawn::all;
-use crate::scopes::Scopes;
 use crate::store::key_store::StoreError;
 use crate::store::transfer::KeyImport;
 
 /// How many keys are stored in one transaction. It has to end within the store's deadline.
 const BATCH: usize = 250;
-
-/// A key that was issued before keygate.
-///
-/// ```
-/// use keygate::existing::{AdoptedKey, DigestKind};
-/// use keygate::{KeyName, Metadata, OrgId, Timestamp};
-///
-/// let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-/// let digest = DigestKind::sha256().read(hex)?;
-/// let key = AdoptedKey::new(OrgId::new("acme")?, KeyName::new("CI")?, "acme_live_4fT9x", digest)
-///     .created_at("2021-03-04T05:06:07Z".parse()?)
-///     .metadata(Metadata::new().with("plan", "pro")?);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdoptedKey {
-    org: OrgId,
-    name: KeyName,
-    key_prefix: String,
-    digest: ExistingDigest,
-    environment: Option<Box<str>>,
-    created_at: Option<Timestamp>,
-    created_by: Option<String>,
-    expires_at: Option<Timestamp>,
-    last_used_at: Option<Timestamp>,
-    status: Status,
-    allowlist: Allowlist,
-    metadata: Metadata,
-    scopes: Option<Scopes>,
-}
-
-impl AdoptedKey {
-    /// The longest shown prefix, in bytes.
-    pub const MAX_KEY_PREFIX_LEN: usize = 40;
-
-    /// An active key that never expires and may be used from every address. `key_prefix` is
-    /// what is shown to recognise it: its first characters, or others of your choice, of 1
-    /// to 40 visible ASCII characters.
-    pub fn new(
-        org: OrgId,
-        name: KeyName,
-        key_prefix: impl Into<String>,
-        digest: ExistingDigest,
-    ) -> Self {
-        Self {
-            org,
-            name,
-            key_prefix: key_prefix.into(),
-            digest,
-            environment: None,
-            created_at: None,
-            created_by: None,
-            expires_at: None,
-            last_used_at: None,
-            status: Status::Active,
-            allowlist: Allowlist::default(),
-            metadata: Metadata::new(),
-            scopes: None,
-        }
-    }
-
-    /// Sets the environment that it belongs to. Otherwise it belongs to the default one.
-    pub fn environment(self, name: &str) -> Self {
-        Self { environment: Some(name.into()), ..self }
-    }
-
-    /// Sets when it was created. The default is now.
-    pub fn created_at(self, at: Timestamp) -> Self {
-        Self { created_at: Some(at), ..self }
-    }
-
-    /// Sets the name of the user who created it.
-    pub fn created_by(self, name: impl Into<String>) -> Self {
-        Self { created_by: Some(name.into()), ..self }
-    }
-
-    /// Sets when it expires, which may have passed.
-    pub fn expires_at(self, at: Timestamp) -> Self {
-        Self { expires_at: Some(at), ..self }
-    }
-
-    /// Sets when it was last used.
-    pub fn last_used_at(self, at: Timestamp) -> Self {
-        Self { last_used_at: Some(at), ..self }
-    }
-
-    /// Sets its status.
-    pub fn status(self, status: Status) -> Self {
-        Self { status, ..self }
-    }
-
-    /// Restricts it to this list.
-    pub fn allowlist(self, allowlist: Allowlist) -> Self {
-        Self { allowlist, ..self }
-    }
-
-    /// Adds the host's own metadata.
-    pub fn metadata(self, metadata: Metadata) -> Self {
-        Self { metadata, ..self }
-    }
-
-    /// Sets what it may be used for. Needed if the service has scopes.
-    pub fn scopes(self, scopes: Scopes) -> Self {
-        Self { scopes: Some(scopes), ..self }
-    }
-}
 
 /// A key that is in the store after [`KeyManager::adopt`].
 ///
@@ -330,11 +221,16 @@ impl KeyManager {
             return Ok(());
         }
         let names: Vec<_> = new.iter().map(|key| (key.org.clone(), key.id)).collect();
-        let (keys, store) = (self.clone(), Arc::clone(store));
-        let insert = move |new: Vec<ApiKey>| async move {
-            Ok(keys.inner.confirmed(store.insert_all(&new)).await?)
+        let created = |key: &ApiKey| {
+            self.entry(Actor::new(key.org.clone(), by), key.id, ChangeAction::Created)
         };
-        let inserted = self.carry_all_through(by, new, insert).await?;
+        let entries = new.iter().map(created).collect();
+        let store = Arc::clone(store);
+        let insert = move |keys: Self| async move {
+            let inserted = keys.inner.confirmed(store.insert_all(&new)).await?;
+            Ok((inserted.clone(), inserted))
+        };
+        let inserted = self.carry_all_through(entries, insert).await?;
         report.adopted += inserted.iter().filter(|is_new| **is_new).count() as u64;
         let left_out = names.into_iter().zip(places).zip(inserted);
         let left_out: Vec<_> =

@@ -19,8 +19,8 @@ use crate::manager::admission::refusal_records;
 use crate::runtime::clock::{Clock, SystemClock};
 
 use crate::manager::asking::{Asking, ExistingKeys};
+use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
-use crate::manager::probe::Probe;
 use crate::manager::{Inner, KeyManager, LimitsFor};
 use crate::org::OrgId;
 use crate::random::{RandomError, SharedRng};

@@ -1,8 +1,11 @@
 //! Runs changes to completion, even if the caller stops waiting, and corrects the audit log
-//! when a change did not take place.
+//! when a change did not take place. Counts the changes, so that a shutdown can wait for them.
 
 use std::future::Future;
+use std::iter;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use event_listener::Event;
 use futures_channel::oneshot;
 use tracing::Instrument;
 
@@ -10,10 +13,8 @@ use crate::audit::delivery::DeliveryError;
 use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
-use crate::manager::error::ManageError;
-use crate::manager::under_way::UnderWay;
+use crate::manager::error::{ManageError, ShutDown};
 use crate::org::Actor;
-use crate::record::ApiKey;
 use crate::runtime::spawn::{all, caught};
 
 /// How a change ended that did not fail.
@@ -24,9 +25,8 @@ pub(super) enum Done<T> {
 }
 
 impl KeyManager {
-    /// Writes the change's audit record and makes the change in a separate task, so that
-    /// dropping the caller stops neither. If the caller is gone before the record is
-    /// durable, the change is not made. If nothing was changed, a second record says so.
+    /// Writes the change's audit record and makes the change, as
+    /// [`carry_all_through`](Self::carry_all_through) does.
     pub(super) async fn carry_through<T, F>(
         &self,
         actor: &Actor,
@@ -38,78 +38,63 @@ impl KeyManager {
         T: Send + 'static,
         F: Future<Output = Result<Done<T>, ManageError>> + Send,
     {
+        let entry = self.entry(actor.clone(), key, action);
+        let change = async move |keys| match change(keys).await? {
+            Done::Changed(done) => Ok((done, vec![true])),
+            Done::Unchanged(done) => Ok((done, vec![false])),
+        };
+        self.carry_all_through(vec![entry], change).await
+    }
+
+    /// Writes the audit records of several changes and makes them in a separate task, so that
+    /// dropping the caller stops neither. If the caller is gone before the records are
+    /// durable, nothing is changed. `change` also returns which of the changes it has made;
+    /// a second record says of each other one that it did not take place.
+    pub(super) async fn carry_all_through<T, F>(
+        &self,
+        entries: Vec<Entry>,
+        change: impl FnOnce(KeyManager) -> F + Send + 'static,
+    ) -> Result<T, ManageError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<(T, Vec<bool>), ManageError>> + Send,
+    {
         let under_way = UnderWay::begin(&self.inner.changes)
             .map_err(|shut_down| ManageError::Unavailable(Box::new(shut_down)))?;
-        let entry = Entry { keys: self.clone(), actor: actor.clone(), key, action };
         let (caller, answer) = oneshot::channel();
+        let keys = self.clone();
         let task = async move {
             let _under_way = under_way;
-            let result = match entry.write(ChangePhase::Begun).await {
+            let begun = all(entries.iter().map(|entry| entry.write(ChangePhase::Begun))).await;
+            let is_begun: Vec<bool> = begun.iter().map(Result::is_ok).collect();
+            let changed = match begun.into_iter().collect::<Result<(), _>>() {
                 Err(error) => Err(error.into()),
                 Ok(()) if caller.is_canceled() => {
-                    entry.take_back().await;
-                    return;
+                    Err(ManageError::Unavailable("the caller has given up".into()))
                 }
                 Ok(()) => {
-                    let keys = entry.keys.clone();
                     let changed = caught(async move { change(keys).await }).await;
-                    entry
-                        .close(changed.unwrap_or_else(|_| Err(lost("the key store panicked"))))
-                        .await
+                    changed.unwrap_or_else(|_| Err(lost("the key store panicked")))
                 }
             };
+            // None of them, if it is not known which were made.
+            if !matches!(changed, Err(ManageError::InDoubt(_))) {
+                let made = changed.as_ref().map_or(&[][..], |(_, made)| made);
+                let made = made.iter().copied().chain(iter::repeat(false));
+                let entries = entries.iter().zip(is_begun).zip(made);
+                let not_made = entries.filter(|((_, is_begun), is_made)| *is_begun && !is_made);
+                all(not_made.map(|((entry, _), _)| entry.take_back())).await;
+            }
             // The caller may be gone.
-            let _ = caller.send(result);
+            let _ = caller.send(changed.map(|(done, _)| done));
         };
         self.inner.runtime.spawn(Box::pin(task.in_current_span()));
         answer.await.unwrap_or_else(|_| Err(lost("the runtime has ended the change")))
     }
-}
 
-impl KeyManager {
-    /// As [`carry_through`](Self::carry_through), for the creation of many keys at once: a
-    /// record for each is durable before `insert` says which of them it has created.
-    pub(super) async fn carry_all_through<F>(
-        &self,
-        by: &str,
-        keys: Vec<ApiKey>,
-        insert: impl FnOnce(Vec<ApiKey>) -> F + Send + 'static,
-    ) -> Result<Vec<bool>, ManageError>
-    where
-        F: Future<Output = Result<Vec<bool>, ManageError>> + Send,
-    {
-        let under_way = UnderWay::begin(&self.inner.changes)
-            .map_err(|shut_down| ManageError::Unavailable(Box::new(shut_down)))?;
-        let entry = |key: &ApiKey| Entry {
-            keys: self.clone(),
-            actor: Actor::new(key.org.clone(), by),
-            key: key.id,
-            action: ChangeAction::Created,
-        };
-        let entries: Vec<_> = keys.iter().map(entry).collect();
-        let (caller, answer) = oneshot::channel();
-        let task = async move {
-            let _under_way = under_way;
-            let begun = all(entries.iter().map(|entry| entry.write(ChangePhase::Begun))).await;
-            let created = match begun.into_iter().collect::<Result<(), _>>() {
-                Err(error) => Err(error.into()),
-                Ok(()) if caller.is_canceled() => Ok(vec![false; entries.len()]),
-                Ok(()) => {
-                    let inserted = caught(async move { insert(keys).await }).await;
-                    inserted.unwrap_or_else(|_| Err(lost("the key store panicked")))
-                }
-            };
-            // None of them, if it is not known which.
-            if !matches!(created, Err(ManageError::InDoubt(_))) {
-                let is_created = |at| created.as_ref().is_ok_and(|all| all.get(at) == Some(&true));
-                let entries = entries.iter().enumerate().filter(|(at, _)| !is_created(*at));
-                all(entries.map(|(_, entry)| entry.take_back())).await;
-            }
-            // The caller may be gone.
-            let _ = caller.send(created);
-        };
-        self.inner.runtime.spawn(Box::pin(task.in_current_span()));
-        answer.await.unwrap_or_else(|_| Err(lost("the runtime has ended the change")))
+    /// A change in the audit log.
+    pub(super) fn entry(&self, actor: Actor, key: KeyId, action: ChangeAction) -> Entry {
+        Entry { keys: self.clone(), actor, key, action }
     }
 }
 
@@ -118,7 +103,7 @@ fn lost(how: &'static str) -> ManageError {
 }
 
 /// A change in the audit log.
-struct Entry {
+pub(super) struct Entry {
     keys: KeyManager,
     actor: Actor,
     key: KeyId,
@@ -126,21 +111,6 @@ struct Entry {
 }
 
 impl Entry {
-    async fn close<T>(&self, changed: Result<Done<T>, ManageError>) -> Result<T, ManageError> {
-        match changed {
-            Ok(Done::Changed(done)) => Ok(done),
-            Ok(Done::Unchanged(done)) => {
-                self.take_back().await;
-                Ok(done)
-            }
-            Err(error @ ManageError::InDoubt(_)) => Err(error),
-            Err(error) => {
-                self.take_back().await;
-                Err(error)
-            }
-        }
-    }
-
     /// Returns once the record is durable. If writing the first record fails, it may still
     /// reach the log later, so the abandoned change is followed by a second record.
     async fn write(&self, phase: ChangePhase) -> Result<(), DeliveryError> {
@@ -173,5 +143,70 @@ impl Entry {
                 phase,
             }),
         }
+    }
+}
+
+/// The number of changes in progress.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    state: Mutex<State>,
+    ended: Event,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    under_way: u64,
+    closed: bool,
+}
+
+impl Changes {
+    /// Refuses new changes.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    pub(super) fn under_way(&self) -> u64 {
+        self.lock().under_way
+    }
+
+    /// Returns once no change is in progress.
+    pub(super) async fn ended(&self) {
+        loop {
+            let listener = self.ended.listen();
+            if self.under_way() == 0 {
+                return;
+            }
+            listener.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A change in progress.
+struct UnderWay(Arc<Changes>);
+
+impl UnderWay {
+    /// Fails once the manager is shut down.
+    fn begin(changes: &Arc<Changes>) -> Result<Self, ShutDown> {
+        let mut state = changes.lock();
+        if state.closed {
+            return Err(ShutDown);
+        }
+        state.under_way += 1;
+        Ok(Self(Arc::clone(changes)))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.lock().under_way -= 1;
+        self.0.ended.notify(usize::MAX);
     }
 }

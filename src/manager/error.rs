@@ -113,11 +113,6 @@ impl From<RandomError> for ManageError {
 #[error("the store did not answer within its deadline")]
 pub(crate) struct StoreTimeout;
 
-/// Other changes of the same key used up the time of this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("other changes of the same key are under way")]
-pub(crate) struct Busy;
-
 /// The manager accepts no more changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the key manager has been shut down")]

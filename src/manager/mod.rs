@@ -2,28 +2,28 @@
 
 pub(crate) mod admission;
 pub(crate) mod adopt;
+pub(crate) mod adopted;
 pub(crate) mod asking;
 pub(crate) mod builder;
 mod change;
+pub(crate) mod creation;
 pub(crate) mod endpoint;
 pub(crate) mod error;
 mod existing;
-mod health;
+pub(crate) mod health;
 mod last_use;
-pub(crate) mod lifecycle;
-mod probe;
-pub(crate) mod report;
+mod lifecycle;
+mod reading;
 mod restore;
 mod turns;
-mod under_way;
 pub(crate) mod verify;
 
 pub use crate::key::formats::Environment;
 pub use crate::key::idempotency::IdempotencyKey;
 pub use crate::manager::admission::{Admission, AdmitError, RequestInfo};
 pub use crate::manager::builder::KeyManagerBuilder;
-pub use crate::manager::lifecycle::IssuedKey;
-pub use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
+pub use crate::manager::creation::IssuedKey;
+pub use crate::manager::health::{HealthReport, PartHealth, ShutdownReport};
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,10 +35,10 @@ use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
 use crate::key::formats::Formats;
 use crate::manager::asking::Asking;
+use crate::manager::change::Changes;
+use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
-use crate::manager::probe::Probe;
 use crate::manager::turns::Turns;
-use crate::manager::under_way::Changes;
 use crate::org::OrgId;
 use crate::random::SharedRng;
 use crate::record::{ApiKey, Limits};

@@ -2,9 +2,10 @@
 
 use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
-use crate::manager::lifecycle::Reach;
+use crate::manager::reading::Reach;
 use crate::org::{Actor, OrgId};
-use crate::record::{ApiKey, KeyPatch, Status};
+use crate::record::change::KeyPatch;
+use crate::record::{ApiKey, Status};
 use crate::runtime::clock::Timestamp;
 use crate::store::transfer::{KeyExport, next_page};
 

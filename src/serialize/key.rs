@@ -1,7 +1,6 @@
 //! The record of a key, with its digest or without.
 
 use std::borrow::Borrow;
-use std::fmt;
 
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -14,7 +13,7 @@ use crate::org::OrgId;
 use crate::record::attributes::Attributes;
 use crate::record::{ApiKey, PreviousSecret, Revision, Status};
 use crate::runtime::clock::Timestamp;
-use crate::serialize::read::{Fields, any_text, entries, fields, text};
+use crate::serialize::read::{any_text, entries, read_by_fields, text};
 
 /// A key's record together with the digests of its secrets, to be written and read by serde,
 /// for a backup or a store of your own.
@@ -90,25 +89,24 @@ fn serialize_key<S: Serializer>(
     match with {
         None => fields.serialize_field("previous_until", &previous.map(|secret| secret.until))?,
         Some(digest) => {
-            fields.serialize_field("digest", &Hex(digest))?;
+            fields.serialize_field("digest", &::hex::encode(digest.as_bytes()))?;
             fields.serialize_field("previous", &previous.map(Previous))?;
         }
     }
     fields.end()
 }
 
-impl Fields for WithDigest<ApiKey> {
-    const EXPECTED: &'static str = "the record of a key with its digest";
-
-    fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
-        ApiKeyFields::deserialize(fields).map(Self)
-    }
+read_by_fields! {
+    WithDigest<ApiKey>: "the record of a key with its digest", with_digest;
+    Previous: "the digest and the end of a previous secret", previous;
 }
 
-impl<'de> Deserialize<'de> for WithDigest<ApiKey> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        fields(deserializer)
-    }
+fn with_digest<'de, D: Deserializer<'de>>(fields: D) -> Result<WithDigest<ApiKey>, D::Error> {
+    ApiKeyFields::deserialize(fields).map(WithDigest)
+}
+
+fn previous<'de, D: Deserializer<'de>>(fields: D) -> Result<Previous, D::Error> {
+    PreviousFields::deserialize(fields).map(Previous)
 }
 
 /// In the order in which they are written, for formats without names.
@@ -133,7 +131,7 @@ struct ApiKeyFields {
     #[serde(deserialize_with = "digest")]
     digest: KeyDigest,
     // Missing in what a version without overlaps has written.
-    #[serde(default, deserialize_with = "previous")]
+    #[serde(default, deserialize_with = "optional_previous")]
     previous: Option<PreviousSecret>,
 }
 
@@ -149,21 +147,7 @@ struct PreviousFields {
     until: Timestamp,
 }
 
-impl Fields for Previous {
-    const EXPECTED: &'static str = "the digest and the end of a previous secret";
-
-    fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
-        PreviousFields::deserialize(fields).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Previous {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        fields(deserializer)
-    }
-}
-
-fn previous<'de, D: Deserializer<'de>>(
+fn optional_previous<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<PreviousSecret>, D::Error> {
     let previous = Option::<Previous>::deserialize(deserializer)?;
@@ -171,7 +155,7 @@ fn previous<'de, D: Deserializer<'de>>(
 }
 
 fn hex<S: Serializer>(digest: &KeyDigest, serializer: S) -> Result<S::Ok, S::Error> {
-    Hex(digest).serialize(serializer)
+    serializer.serialize_str(&::hex::encode(digest.as_bytes()))
 }
 
 /// An earlier version may have accepted a name that is refused now.
@@ -184,28 +168,10 @@ fn stored_allowlist<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Allowl
     entries(deserializer).map(Allowlist::restore)
 }
 
-struct Hex<'a>(&'a KeyDigest);
-
-impl Serialize for Hex<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
 fn digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<KeyDigest, D::Error> {
-    const EXPECTED: &str = "64 hexadecimal digits, not all of them zero";
-    text(deserializer, EXPECTED, |text| {
-        let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
-        let (pairs, rest) = digits.as_deref().unwrap_or_default().as_chunks();
-        let bytes = pairs.iter().map(|[high, low]| u8::try_from(high << 4 | low));
-        let bytes: Vec<u8> = bytes.collect::<Result<_, _>>().unwrap_or_default();
-        let digest = KeyDigest::from_slice(&bytes).ok().filter(|_| rest.is_empty());
-        digest.ok_or("a key digest is 64 hexadecimal digits, not all of them zero")
+    text(deserializer, "64 hexadecimal digits, not all of them zero", |text| {
+        let bytes = ::hex::decode(text).unwrap_or_default();
+        KeyDigest::from_slice(&bytes)
+            .map_err(|_| "a key digest is 64 hexadecimal digits, not all of them zero")
     })
 }

@@ -126,6 +126,26 @@ pub(super) trait Fields: Sized {
     fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error>;
 }
 
+/// Types that are read by their fields.
+macro_rules! read_by_fields {
+    ($($type:ty: $expected:literal, $read:expr;)+) => {$(
+        impl $crate::serialize::read::Fields for $type {
+            const EXPECTED: &'static str = $expected;
+
+            fn read<'de, D: ::serde::Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
+                $read(fields)
+            }
+        }
+
+        impl<'de> ::serde::Deserialize<'de> for $type {
+            fn deserialize<D: ::serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                $crate::serialize::read::fields(from)
+            }
+        }
+    )+};
+}
+pub(super) use read_by_fields;
+
 /// A struct by its fields.
 pub(super) fn fields<'de, D: Deserializer<'de>, T: Fields>(deserializer: D) -> Result<T, D::Error> {
     deserializer.deserialize_any(FieldsVisitor(PhantomData))

@@ -15,31 +15,21 @@ use crate::key::id::KeyId;
 use crate::org::{Actor, OrgId};
 use crate::record::{KeyUse, Limits, SecretUsed};
 use crate::runtime::clock::Timestamp;
-use crate::serialize::read::{AnyText, Fields, any_text, fields, number};
+use crate::serialize::read::{AnyText, any_text, number, read_by_fields};
 
 /// Structs, each with its fields as they are written.
 macro_rules! structs {
-    ($($type:ident: $expected:literal, $fields:ident;)+) => {$(
+    ($($type:ident: $expected:literal, $fields:ident;)+) => {
+        read_by_fields! { $($type: $expected, $fields::deserialize;)+ }
+
+        $(
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 $fields::serialize(self, serializer)
             }
         }
-
-        impl Fields for $type {
-            const EXPECTED: &'static str = $expected;
-
-            fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
-                $fields::deserialize(fields)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                fields(deserializer)
-            }
-        }
-    )+};
+)+
+    };
 }
 
 structs! {
@@ -161,27 +151,21 @@ impl Serialize for AuditEvent {
     }
 }
 
-impl Fields for AuditEvent {
-    const EXPECTED: &'static str = "a request or a change";
-
-    fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
-        // Not an enum to serde, which would repeat an unknown name.
-        #[derive(Deserialize)]
-        struct Kinds {
-            request: Option<RequestEvent>,
-            change: Option<ChangeEvent>,
-        }
-
-        match Kinds::deserialize(fields)? {
-            Kinds { request: Some(event), change: None } => Ok(Self::Request(event)),
-            Kinds { request: None, change: Some(event) } => Ok(Self::Change(event)),
-            _ => Err(D::Error::custom("an event is either a request or a change")),
-        }
-    }
+read_by_fields! {
+    AuditEvent: "a request or a change", event;
 }
 
-impl<'de> Deserialize<'de> for AuditEvent {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        fields(deserializer)
+fn event<'de, D: Deserializer<'de>>(fields: D) -> Result<AuditEvent, D::Error> {
+    // Not an enum to serde, which would repeat an unknown name.
+    #[derive(Deserialize)]
+    struct Kinds {
+        request: Option<RequestEvent>,
+        change: Option<ChangeEvent>,
+    }
+
+    match Kinds::deserialize(fields)? {
+        Kinds { request: Some(event), change: None } => Ok(AuditEvent::Request(event)),
+        Kinds { request: None, change: Some(event) } => Ok(AuditEvent::Change(event)),
+        _ => Err(D::Error::custom("an event is either a request or a change")),
     }
 }

@@ -17,7 +17,7 @@ use crate::org::OrgId;
 use crate::record::attributes::{Attributes, AttributesError, Metadata, StoredAttributes};
 use crate::record::{OrgLimit, Revision, SecretUsed, Status};
 use crate::runtime::clock::Timestamp;
-use crate::serialize::read::{AnyText, Fields, entries, fields, known, number, text};
+use crate::serialize::read::{AnyText, entries, known, number, read_by_fields, text};
 
 /// Types that are written by `Display`, and how they are read.
 macro_rules! texts {
@@ -119,22 +119,16 @@ impl Serialize for Metadata {
     }
 }
 
-impl Fields for Metadata {
-    const EXPECTED: &'static str = "names and values";
-
-    fn read<'de, D: Deserializer<'de>>(fields: D) -> Result<Self, D::Error> {
-        let texts = BTreeMap::<AnyText, AnyText>::deserialize(fields)?;
-        let mut pairs = texts.into_iter();
-        pairs
-            .try_fold(Self::new(), |all, (AnyText(name), AnyText(text))| all.with(name, text))
-            .map_err(D::Error::custom)
-    }
+// Within the limits of the type. In `Attributes`, they are not checked, since these have been
+// stored already.
+read_by_fields! {
+    Metadata: "names and values", metadata;
 }
 
-/// Within the limits of the type. In [`Attributes`], they are not checked, since these have
-/// been stored already.
-impl<'de> Deserialize<'de> for Metadata {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        fields(deserializer)
-    }
+fn metadata<'de, D: Deserializer<'de>>(fields: D) -> Result<Metadata, D::Error> {
+    let texts = BTreeMap::<AnyText, AnyText>::deserialize(fields)?;
+    let mut pairs = texts.into_iter();
+    pairs
+        .try_fold(Metadata::new(), |all, (AnyText(name), AnyText(text))| all.with(name, text))
+        .map_err(D::Error::custom)
 }

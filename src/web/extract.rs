@@ -70,13 +70,6 @@ pub struct KeyRejection {
     asked: Asked,
 }
 
-impl KeyRejection {
-    /// Whether the route is not behind an [`ApiKeyLayer`](crate::ApiKeyLayer).
-    pub fn is_missing_layer(&self) -> bool {
-        self.refusals.is_none()
-    }
-}
-
 impl fmt::Display for KeyRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.refusals {

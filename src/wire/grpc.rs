@@ -85,17 +85,6 @@ mod tests {
     }
 
     #[test]
-    fn case_53_a_refusal_has_the_grpc_code_of_its_http_status() {
-        for (status, code) in [(400, "16"), (401, "16"), (403, "7"), (429, "8"), (503, "14")] {
-            let response =
-                refusal(StatusCode::from_u16(status).unwrap(), HeaderValue::from_static("no"));
-            assert_eq!((response.status(), response.body().len()), (StatusCode::OK, 0));
-            assert_eq!(response.headers()[GRPC_STATUS], code);
-            assert_eq!(http_status(&response), if status == 400 { 401 } else { status });
-        }
-    }
-
-    #[test]
     fn an_answer_has_the_http_status_of_its_grpc_status() {
         let answer = |media_type, code: &'static str| {
             let mut response = Response::new(());

@@ -112,12 +112,6 @@ impl Refusal {
         }
     }
 
-    fn body(&self, detail: &str) -> Bytes {
-        problem_body(self.status(), self.code(), detail)
-    }
-}
-
-impl Refusal {
     pub(crate) fn of(error: AdmitError, needed: &[Scope]) -> Self {
         match error {
             AdmitError::Refused(VerifyError::Denied { denial, key, .. }) => match denial {
@@ -148,6 +142,19 @@ fn problem_body(status: StatusCode, code: Option<&str>, detail: &str) -> Bytes {
     ))
 }
 
+fn problem(status: StatusCode, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let media_type = HeaderValue::from_static("application/problem+json");
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
+    response
+}
+
+/// A text that consists of characters that a header may have.
+fn header_value(text: impl TryInto<HeaderValue>) -> HeaderValue {
+    text.try_into().unwrap_or(HeaderValue::from_static("Bearer"))
+}
+
 /// The parts of a request that decide how its refusal is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Asked {
@@ -164,81 +171,103 @@ impl Asked {
 /// The host's own response to a refusal, made from ours.
 type Hook = dyn Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static;
 
-/// Writes refusals, with prepared challenges for one realm.
+/// Writes refusals.
 #[derive(Clone)]
 pub(crate) struct Refusals {
-    bare: HeaderValue,
-    invalid_request: HeaderValue,
-    invalid_token: HeaderValue,
-    texts: Texts,
+    /// The challenge without an error: `Bearer`, with the realm if it is known.
+    challenge: HeaderValue,
+    /// Another header from which keys are read.
+    header: Option<HeaderName>,
+    /// Those that are the same for all keys and scopes, written once.
+    fixed: Arc<[Written]>,
     hook: Option<Arc<Hook>>,
 }
 
-/// The body and the gRPC message of each refusal, written once.
-type Texts = Arc<[(Refusal, Bytes, HeaderValue)]>;
-
-fn texts(header: Option<&HeaderName>) -> Texts {
-    Refusal::FIXED.into_iter().map(|refusal| text(refusal, header)).collect()
-}
-
-fn text(refusal: Refusal, header: Option<&HeaderName>) -> (Refusal, Bytes, HeaderValue) {
-    let detail = refusal.detail(header);
-    let (body, message) = (refusal.body(&detail), HeaderValue::try_from(detail));
-    (refusal, body, message.unwrap_or(HeaderValue::from_static("")))
+/// The parts of the response to a refusal.
+#[derive(Clone)]
+struct Written {
+    refusal: Refusal,
+    body: Bytes,
+    /// For gRPC.
+    message: HeaderValue,
+    challenge: Option<HeaderValue>,
 }
 
 impl Refusals {
     /// Refusals for this realm. Characters that are not allowed in a quoted header value
     /// are replaced by `_`.
     pub(crate) fn new(realm: &str) -> Self {
-        let mut refusals = Self {
-            bare: HeaderValue::from_static("Bearer"),
-            invalid_request: HeaderValue::from_static("Bearer"),
-            invalid_token: HeaderValue::from_static("Bearer"),
-            texts: texts(None),
-            hook: None,
-        };
+        let mut refusals = Self::without_realm();
         refusals.set_realm(realm);
         refusals
+    }
+
+    /// For an inner layer or a handler, which do not know the realm; [`Refusals::complete`]
+    /// adds it.
+    pub(crate) fn without_realm() -> Self {
+        let challenge = HeaderValue::from_static("Bearer");
+        Self { challenge, header: None, fixed: Arc::default(), hook: None }
     }
 
     pub(crate) fn set_realm(&mut self, realm: &str) {
         let allowed = |c: char| (c == ' ' || c.is_ascii_graphic()) && c != '"' && c != '\\';
         let realm: String = realm.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
-        let challenge = |error: &str| {
-            HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{error}"))
-                .unwrap_or(HeaderValue::from_static("Bearer"))
-        };
-        self.bare = challenge("");
-        self.invalid_request = challenge(", error=\"invalid_request\"");
-        self.invalid_token = challenge(", error=\"invalid_token\"");
+        self.challenge = header_value(format!("Bearer realm=\"{realm}\""));
+        self.fixed = Refusal::FIXED.into_iter().map(|refusal| self.write(refusal)).collect();
     }
 
     /// Names another header from which keys are read.
     pub(crate) fn set_header(&mut self, header: &HeaderName) {
-        self.texts = texts(Some(header));
+        self.header = Some(header.clone());
+        self.fixed = Refusal::FIXED.into_iter().map(|refusal| self.write(refusal)).collect();
     }
 
     pub(crate) fn set_hook(&mut self, hook: Arc<Hook>) {
         self.hook = Some(hook);
     }
 
-    /// For an inner layer or a handler, which do not know the realm; [`Refusals::complete`]
-    /// adds it.
-    pub(crate) fn without_realm() -> Self {
-        let bare = HeaderValue::from_static("Bearer");
-        let [invalid_request, invalid_token] = [bare.clone(), bare.clone()];
-        Self { bare, invalid_request, invalid_token, texts: Arc::default(), hook: None }
+    fn write(&self, refusal: Refusal) -> Written {
+        let detail = refusal.detail(self.header.as_ref());
+        let body = problem_body(refusal.status(), refusal.code(), &detail);
+        let challenge = self.challenge(&refusal);
+        Written { refusal, body, message: header_value(detail), challenge }
+    }
+
+    /// The challenge of RFC 6750 § 3, if the refusal has one.
+    fn challenge(&self, refusal: &Refusal) -> Option<HeaderValue> {
+        let error = match refusal {
+            Refusal::NoCredentials => return Some(self.challenge.clone()),
+            Refusal::NotAllowed | Refusal::Unavailable => return None,
+            refusal => refusal.code()?,
+        };
+        let mut challenge = self.challenge.as_bytes().to_vec();
+        challenge.extend(if challenge.contains(&b'=') { ", " } else { " " }.bytes());
+        challenge.extend(format!("error=\"{error}\"").bytes());
+        if let Refusal::InsufficientScope(missing) = refusal
+            && let Some(scope) = missing.scope()
+        {
+            challenge.extend(format!(", scope=\"{scope}\"").bytes());
+        }
+        Some(header_value(challenge))
     }
 
     /// The response to a request whose body has not been read.
     pub(crate) fn response(&self, refusal: &Refusal, asked: Asked) -> Response<Bytes> {
-        let fixed = self.texts.iter().find(|(of, ..)| of == refusal).cloned();
-        let (_, body, message) = fixed.unwrap_or_else(|| text(refusal.clone(), None));
+        let fixed = self.fixed.iter().find(|written| written.refusal == *refusal).cloned();
+        let Written { body, message, challenge, .. } =
+            fixed.unwrap_or_else(|| self.write(refusal.clone()));
         let mut response = if asked.is_grpc {
             grpc::refusal(refusal.status(), message)
         } else {
-            self.hooked(refusal, self.problem(refusal, body))
+            let mut ours = problem(refusal.status(), body);
+            ours.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            if let Some(challenge) = challenge {
+                ours.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+            }
+            if *refusal == Refusal::Unavailable {
+                ours.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            self.hooked(refusal, ours)
         };
         if let Refusal::InsufficientScope(missing) = refusal {
             response.extensions_mut().insert(missing.clone());
@@ -267,8 +296,9 @@ impl Refusals {
             // A middleware in between may have kept the headers only.
             return response.status() == StatusCode::FORBIDDEN && is_challenge(response.headers());
         };
-        if response.status() == StatusCode::FORBIDDEN {
-            let challenge = self.insufficient_scope(missing);
+        if response.status() == StatusCode::FORBIDDEN
+            && let Some(challenge) = self.challenge(&Refusal::InsufficientScope(missing.clone()))
+        {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
         if asked.has_body {
@@ -290,44 +320,11 @@ impl Refusals {
         own.extensions_mut().extend(mem::take(response.extensions_mut()));
         Some(own)
     }
-
-    fn insufficient_scope(&self, missing: &MissingScope) -> HeaderValue {
-        let mut challenge = self.bare.as_bytes().to_vec();
-        challenge.extend(if challenge.contains(&b'=') { ", " } else { " " }.bytes());
-        challenge.extend(format!("error=\"{INSUFFICIENT_SCOPE}\"").bytes());
-        if let Some(scope) = missing.scope() {
-            challenge.extend(format!(", scope=\"{scope}\"").bytes());
-        }
-        HeaderValue::try_from(challenge).unwrap_or(HeaderValue::from_static("Bearer"))
-    }
-
-    fn problem(&self, refusal: &Refusal, body: Bytes) -> Response<Bytes> {
-        let mut response = Response::new(body);
-        *response.status_mut() = refusal.status();
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let challenge = match refusal {
-            Refusal::NoCredentials => Some(self.bare.clone()),
-            Refusal::InvalidRequest => Some(self.invalid_request.clone()),
-            Refusal::InvalidToken => Some(self.invalid_token.clone()),
-            Refusal::NotAllowed => None,
-            Refusal::InsufficientScope(missing) => Some(self.insufficient_scope(missing)),
-            Refusal::Unavailable => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                None
-            }
-        };
-        if let Some(challenge) = challenge {
-            headers.insert(WWW_AUTHENTICATE, challenge);
-        }
-        response
-    }
 }
 
 impl fmt::Debug for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refusals").field("challenge", &self.bare).finish_non_exhaustive()
+        f.debug_struct("Refusals").field("challenge", &self.challenge).finish_non_exhaustive()
     }
 }
 
@@ -344,12 +341,7 @@ pub(crate) fn missing_layer(asked: Asked) -> Response<Bytes> {
     let mut response = if asked.is_grpc {
         grpc::refusal(status, HeaderValue::from_static(DETAIL))
     } else {
-        let body = problem_body(status, None, DETAIL);
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        let problem = HeaderValue::from_static("application/problem+json");
-        response.headers_mut().insert(CONTENT_TYPE, problem);
-        response
+        problem(status, problem_body(status, None, DETAIL))
     };
     if asked.has_body {
         close(&mut response);

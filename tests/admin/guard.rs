@@ -158,6 +158,21 @@ async fn case_25_changes_for_another_site_are_refused() {
         &[HERE, ("origin", "https://evil.example")],
         &[HERE, ("origin", "https://sub.example.com")],
         &[HERE, ("origin", "https://example.com:8443")],
+        &[HERE, ("origin", "https://example.com:80")],
+        &[HERE, ("origin", "https://example.com:70000")],
+        &[HERE, ("origin", "https://example.com:")],
+        &[HERE, ("origin", "https://example.com.evil.example")],
+        &[HERE, ("origin", "https://user@example.com")],
+        &[HERE, ("origin", "https://example.com/")],
+        &[HERE, ("origin", "https://")],
+        &[HERE, ("origin", "extension://example.com")],
+        &[HERE, ("origin", "example.com")],
+        &[("host", "example.com:80"), ("origin", "https://example.com")],
+        &[("host", "example.com:443"), ("origin", "http://example.com")],
+        &[("host", "sub.example.com"), ("origin", "https://example.com")],
+        &[("host", ""), ("origin", "https://example.com")],
+        &[("host", "null"), ("origin", "null")],
+        &[("host", "[::2]"), ("origin", "http://[::1]")],
         &[HERE, ("origin", "null")],
         &[HERE, ("origin", "")],
         &[HERE, ("origin", "\u{fc}")],
@@ -178,6 +193,9 @@ async fn case_25_changes_for_another_site_are_refused() {
         &[HERE, ("origin", "https://example.com")],
         &[HERE, ("origin", "http://EXAMPLE.com:80")],
         &[("host", "example.com:3000"), ("origin", "http://example.com:3000")],
+        &[("host", "example.com:443"), ("origin", "https://example.com")],
+        &[("host", "[::1]:80"), ("origin", "http://[::1]")],
+        &[("host", "[::1]:3000"), ("origin", "http://[::1]:3000")],
     ] {
         assert!(!refused(headers).await, "{headers:?}");
     }
@@ -269,9 +287,11 @@ async fn a_wrong_host_and_a_missing_actor_are_in_the_log() {
 /// A foreign host name that resolves to this service, with the `Origin` of its page.
 #[tokio::test]
 async fn case_57_a_host_that_is_not_listed_is_refused_for_every_method() {
+    const HOSTS: [&str; 5] =
+        ["example.com", "0.0.0.0:3000", "localhost:4000", "a.example:443", "[::1]:4000"];
     let api = Api::new();
     let path = api.create_path("k").await;
-    let router = keygate::admin::router_on_hosts(api.keys.clone(), ["example.com", "0.0.0.0:3000"]);
+    let router = keygate::admin::router_on_hosts(api.keys.clone(), HOSTS);
     let listed = Api { router, ..api.clone() };
     let ask = async |api: &Api, hosts: &[&str], method: Method, uri: &str| {
         let mut asked = request(method, uri);
@@ -283,7 +303,22 @@ async fn case_57_a_host_that_is_not_listed_is_refused_for_every_method() {
     };
     for (hosts, is_ours) in [
         (&["example.com"][..], true),
+        (&["example.com:8080"], true),
+        (&["EXAMPLE.com"], true),
         (&["192.0.2.7:3000"], true),
+        (&["[2001:db8::1]:3000"], true),
+        (&["localhost:4000"], true),
+        (&["[::1]:4000"], true),
+        (&["a.example"], true),
+        (&["a.example:80"], false),
+        (&["localhost"], false),
+        (&["localhost:4001"], false),
+        (&["192.0.2.7:3001"], false),
+        (&["127.0.0.1.evil.example:3000"], false),
+        (&["a.example.com"], false),
+        (&["example.com.evil.example"], false),
+        (&["example.com."], false),
+        (&["example.com:"], false),
         (&["evil.example"], false),
         (&["\u{fc}"], false),
         (&[""], false),

@@ -2,7 +2,7 @@
 
 use fantoccini::key::Key;
 
-use crate::browser_support::{Browser, visit};
+use crate::browser_support::{Browser, Server, visit};
 
 /// Names that are not `CI deploy`.
 const WRONG: [&str; 5] = ["", "CI", "ci deploy", "CI deploy!", "CIdeploy"];
@@ -105,20 +105,59 @@ async fn cancel_and_escape_leave_the_rotate_and_delete_dialogs() {
     .await;
 }
 
+/// Changes the key over the API, as another user does.
+fn ask(server: &Server, method: &str, path: &str, body: &str) {
+    let id = server.key("CI deploy")["id"].as_str().unwrap().to_owned();
+    let path = format!("/settings/api/keys/{id}{path}");
+    assert_eq!(server.client().ask_json(method, &path, &[], body).status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium"]
+async fn a_key_that_was_changed_since_the_page_read_it_is_not_rotated_or_deleted() {
+    visit(async |browser, server| {
+        browser.expect_console("status of 412");
+        server.create("CI deploy");
+        browser.reload().await;
+        for (item, button) in [("Rotate", "Rotate key"), ("Delete", "Delete key")] {
+            browser.menu("CI deploy", item).await;
+            browser.fill("Type CI deploy to confirm", "CI deploy").await;
+            ask(server, "POST", "/rotate", r#"{"confirm_name":"CI deploy"}"#);
+            let rotated = server.key("CI deploy");
+            let shown = format!("{}…", rotated["key_prefix"].as_str().unwrap());
+            for _ in 0..2 {
+                browser.press(button).await;
+                browser.sees("This key was changed after this page last read it").await;
+            }
+            assert_eq!(server.key("CI deploy"), rotated, "nothing was changed");
+            // The table behind the dialog is up to date.
+            browser
+                .becomes("the prefix", shown, async || browser.cell_text("CI deploy", "Key").await)
+                .await;
+            browser.press("Cancel").await;
+            browser.no_dialog().await;
+        }
+        browser.menu("CI deploy", "Rotate").await;
+        browser.fill("Type CI deploy to confirm", "CI deploy").await;
+        browser.press("Rotate key").await;
+        browser.sees("Save your new key").await;
+        assert_eq!(server.key("CI deploy")["revision"], 4);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs chromium"]
 async fn a_renamed_key_is_not_deleted_under_its_old_name() {
     visit(async |browser, server| {
-        browser.expect_console("status of 422");
+        browser.expect_console("status of 412");
         let secret = server.create("CI deploy");
         browser.reload().await;
         browser.menu("CI deploy", "Delete").await;
-        let path = format!("/settings/api/keys/{}", server.keys()[0]["id"].as_str().unwrap());
-        let renamed = server.client().ask_json("PATCH", &path, &[], r#"{"name":"production"}"#);
-        assert_eq!(renamed.status, 200);
+        ask(server, "PATCH", "", r#"{"name":"production"}"#);
         browser.fill("Type CI deploy to confirm", "CI deploy").await;
         browser.press("Delete key").await;
-        browser.sees("The name does not match. Nothing was changed.").await;
+        browser.sees("This key was changed after this page last read it").await;
         assert_eq!(server.whoami(&secret), 200);
     })
     .await;

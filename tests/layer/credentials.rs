@@ -1,15 +1,20 @@
 //! Accepted credentials, and the refusals of all others.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
+use getrandom::SysRng;
 use http::StatusCode;
-use keygate::store::KeyDigest;
-use keygate::{ApiKey, Delivery, KeyFormat};
+use keygate::audit::Outcome;
+use keygate::store::{KeyDigest, OrgLimit};
+use keygate::{ApiKey, Delivery, Expiration, KeyFormat, KeyStore, NewKey, Timestamp};
 use serde_json::Value;
 
-use crate::support::{Find, base64, unknown_key};
+use crate::support::{Find, PATIENCE, base64, unknown_key};
 use crate::{
-    World, assert_invalid_request, assert_invalid_token, bearer, hosts, request, with_header,
+    World, assert_invalid_request, assert_invalid_token, bearer, hosts, request, signed,
+    well_formed, with_header,
 };
 
 #[tokio::test]
@@ -25,35 +30,70 @@ async fn case_01_a_request_without_the_header_gets_a_bare_challenge() {
 }
 
 #[tokio::test]
-async fn case_03_two_credentials_are_refused_in_two_lines_and_in_one() {
+async fn case_02_the_scheme_is_case_insensitive_and_spaces_are_skipped() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    for (host, ask) in hosts(&world.layer()) {
+        for scheme in ["Bearer ", "bearer ", "BEARER ", "bEARER     "] {
+            let answer = ask(request("/", &[format!("{scheme}{key}").as_bytes()])).await;
+            assert_eq!(
+                (answer.status, answer.text()),
+                (StatusCode::OK, "key"),
+                "{host} {scheme:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn case_03_two_authorization_lines_are_refused_whatever_their_content() {
     let world = World::new();
     let (_, key) = world.key().await;
     let before = world.store.calls();
-    let good = &*format!("Bearer {key}");
-    let bad = &*format!("Bearer {}", unknown_key());
+    let good = format!("Bearer {key}");
+    let bad = format!("Bearer {}", unknown_key());
     for lines in [
-        &[good, good][..],
-        &[good, bad],
-        &[bad, good],
-        &[good, "Basic dTpw"],
-        &["Basic dTpw", good],
-        &["", good],
-        &["Basic dTpw", "Basic dTpw"],
-        &[&format!("{good},{good}")],
-        &[&format!("{good}, {}", unknown_key())],
-        &[&format!("{good} {key}")],
-        &[&format!("{good},")],
-        &[&format!("Bearer ,{key}")],
-        &[&format!("{good}, Basic dTpw")],
+        [good.as_str(), good.as_str()],
+        [&good, &bad],
+        [&bad, &good],
+        [&good, "Basic dTpw"],
+        ["Basic dTpw", &good],
+        ["", &good],
+        ["Basic dTpw", "Basic dTpw"],
     ] {
-        let lines: Vec<_> = lines.iter().map(|line| line.as_bytes()).collect();
         for layer in [world.layer(), world.layer().optional()] {
             for (host, ask) in hosts(&layer) {
-                assert_invalid_request(&ask(request("/", &lines)).await, host);
+                let answer = ask(request("/", &lines.map(str::as_bytes))).await;
+                assert_invalid_request(&answer, host);
             }
         }
     }
-    assert_eq!(world.store.calls(), before, "the store was asked");
+    assert_eq!(world.store.calls(), before, "refused unseen");
+}
+
+#[tokio::test]
+async fn case_04_two_credentials_in_one_line_are_refused() {
+    let world = World::new();
+    let (_, key) = world.key().await;
+    let before = world.store.calls();
+    for line in [
+        format!("Bearer {key},Bearer {key}"),
+        format!("Bearer {key}, {}", unknown_key()),
+        format!("Bearer {key} {key}"),
+        format!("Bearer {key},"),
+        format!("Bearer ,{key}"),
+        format!("Bearer {key}, Basic dTpw"),
+        format!("Bearer {key}\tb"),
+        format!("Basic dTpw, Bearer {key}"),
+        format!("Digest a=\"b\", c=d,\tbearer {key}"),
+    ] {
+        for layer in [world.layer(), world.layer().optional()] {
+            for (host, ask) in hosts(&layer) {
+                assert_invalid_request(&ask(request("/", &[line.as_bytes()])).await, host);
+            }
+        }
+    }
+    assert_eq!(world.store.calls(), before, "refused unseen");
 }
 
 #[tokio::test]
@@ -77,13 +117,20 @@ async fn case_04_a_key_anywhere_else_never_authenticates() {
         }
         requests
     };
-    for (layer, or) in [(world.layer(), "refused"), (world.layer().optional(), "nobody")] {
-        for (host, ask) in hosts(&layer) {
-            for request in elsewhere() {
-                let case = format!("{host} {request:?}");
-                let answer = ask(request).await;
-                assert!(answer.status == 401 || answer.text() == or, "{case}");
-            }
+    for (host, ask) in hosts(&world.layer()) {
+        for request in elsewhere() {
+            let case = format!("{host} {request:?}");
+            assert_eq!(ask(request).await.status, StatusCode::UNAUTHORIZED, "{case}");
+        }
+    }
+    for (host, ask) in hosts(&world.layer().optional()) {
+        for request in elsewhere() {
+            let case = format!("{host} {request:?}");
+            let answer = ask(request).await;
+            assert!(
+                answer.status == StatusCode::UNAUTHORIZED || answer.text() == "nobody",
+                "{case}"
+            );
         }
     }
     assert_eq!(world.store.calls(), before, "the store was asked");
@@ -115,19 +162,6 @@ async fn case_05_values_that_cannot_be_a_key_are_refused_without_a_look_up() {
     assert_eq!(world.store.calls(), 0);
 }
 
-/// `text` with the prefix of the default format and the right checksum.
-fn signed(text: &str) -> String {
-    const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let signed = format!("vsp_sk_{text}");
-    let mut rest = crc32fast::hash(signed.as_bytes()) as usize;
-    let mut checksum = [b'0'; 6];
-    for place in checksum.iter_mut().rev() {
-        *place = DIGITS[rest % 62];
-        rest /= 62;
-    }
-    signed + std::str::from_utf8(&checksum).unwrap()
-}
-
 #[tokio::test]
 async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_without_a_look_up() {
     let world = World::new();
@@ -151,7 +185,7 @@ async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_without_a_look_u
         signed(&"0".repeat(43)),
         signed(&format!("{}-", "0".repeat(41))),
     ];
-    KeyFormat::default().digest(signed(&"0".repeat(42))).expect("well-formed");
+    well_formed(&"0".repeat(42));
     for layer in [world.layer(), world.layer().optional()] {
         for (host, ask) in hosts(&layer) {
             let unknown = ask(bearer(&unknown_key())).await;
@@ -169,7 +203,11 @@ async fn case_06_a_malformed_key_is_refused_like_an_unknown_one_without_a_look_u
 async fn case_07_unknown_revoked_expired_deleted_and_rotated_keys_cannot_be_distinguished() {
     for delivery in [Delivery::strict(), Delivery::buffered()] {
         let world = World::with(|builder| builder.delivery(delivery));
-        let [(_, revoked_key), _, (_, expired_key)] = world.refused_keys().await;
+        let (revoked, revoked_key) = world.key().await;
+        world.revoke(&revoked).await;
+        let day = NewKey::named("day").unwrap().expires(Expiration::OneDay);
+        let (expired, expired_key) = world.issue(day).await;
+        world.clock.set(expired.expires_at.unwrap());
         let (deleted, deleted_key) = world.key().await;
         world.delete(&deleted).await;
         let (rotated, rotated_key) = world.key().await;
@@ -195,16 +233,29 @@ async fn case_07_unknown_revoked_expired_deleted_and_rotated_keys_cannot_be_dist
 #[tokio::test]
 async fn case_08_the_stored_parts_of_a_key_are_no_credential() {
     let world = World::new();
-    let (key, secret) = world.key().await;
-    let digest = key.digest.as_bytes();
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    // A digest whose bytes are all allowed in a header.
+    let fits = |b: &u8| (0x21..=0xff).contains(b) && *b != 0x7f && *b != b',';
+    let (secret, digest) = loop {
+        let secret = KeyFormat::default().generate(&mut SysRng).unwrap();
+        let digest = secret.digest();
+        if digest.as_bytes().iter().all(fits) {
+            break (secret, digest);
+        }
+    };
+    let key = ApiKey { digest, ..ApiKey::sample(0x0123_4567_89ab_cdef) };
+    world.store.insert(&key, OrgLimit::NONE).await.unwrap();
+    let digest = digest.as_bytes();
+    let hex = digest.iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    });
     let base64 = base64(digest);
     let texts = [
         hex.clone(),
         hex.to_uppercase(),
         format!("vsp_sk_{hex}"),
-        signed(&hex[..42]),
-        signed(&hex[22..]),
+        well_formed(&hex[..42]),
+        well_formed(&hex[22..]),
         base64.clone(),
         base64.trim_end_matches('=').to_owned(),
         base64.replace('+', "-").replace('/', "_"),
@@ -216,11 +267,13 @@ async fn case_08_the_stored_parts_of_a_key_are_no_credential() {
         key.key_prefix.clone(),
     ];
     for (host, ask) in hosts(&world.layer()) {
+        let raw = [b"Bearer ", &digest[..]].concat();
+        assert_invalid_token(&ask(request("/", &[&raw])).await, host);
         for text in &texts {
             assert_invalid_token(&ask(bearer(text)).await, &format!("{host} {text}"));
         }
         // The same record admits the key itself.
-        assert_eq!(ask(bearer(&secret)).await.text(), key.name.as_str());
+        assert_eq!(ask(bearer(secret.expose_secret())).await.text(), key.name.as_str());
     }
 }
 
@@ -244,4 +297,44 @@ async fn case_09_a_store_that_finds_the_wrong_record_admits_no_request() {
         }
         assert_eq!(world.requests(id).await, [], "no request is recorded for that key");
     }
+}
+
+#[tokio::test]
+async fn case_10_a_key_is_expired_from_the_instant_of_its_expiry() {
+    let world = World::new();
+    let at = "2026-02-01T00:00:00Z".parse::<Timestamp>().unwrap();
+    let micro = Duration::from_micros(1);
+    let new = NewKey::named("key").unwrap().expires(Expiration::At(at));
+    let (record, key) = world.issue(new).await;
+    let before = at.saturating_sub(micro);
+    let mut outcomes = Vec::new();
+    for (now, allowed) in [
+        (before, true),
+        (at, false),
+        (at.saturating_add(micro), false),
+        (Timestamp::MAX, false),
+        // The clock steps back: as documented, the key is valid again.
+        (before, true),
+        (record.created_at.saturating_sub(Duration::from_secs(1)), true),
+        (Timestamp::MIN, true),
+        (at, false),
+    ] {
+        world.clock.set(now);
+        for (host, ask) in hosts(&world.layer()) {
+            let answer = ask(bearer(&key)).await;
+            let status = if allowed { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+            assert_eq!(answer.status, status, "{host} at {now}");
+            outcomes.push(if allowed { Outcome::Allowed } else { Outcome::Expired });
+        }
+    }
+    // The log is ordered by time, which also moved back.
+    let mut found: Vec<_> =
+        world.requests(record.id).await.iter().map(|r| r.outcome.as_str()).collect();
+    let mut expected: Vec<_> = outcomes.into_iter().map(Outcome::as_str).collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    // If the clock steps back by years, the earlier uses are in the future.
+    assert!(world.keys.shutdown(PATIENCE).await.is_complete());
+    assert_eq!(world.stored(record.id).await.last_used_at, Some(Timestamp::MIN));
 }

@@ -84,12 +84,15 @@ async fn case_50_a_change_at_another_revision_is_refused() {
     for stale in [Revision::FIRST, Revision::new(3)] {
         let edited = b.keys.update_if(&ada(), &id, KeyPatch::revoke(), stale).await;
         assert_stale(edited, second.revision);
-        assert_stale(b.keys.rotate_if(&ada(), &id, stale).await, second.revision);
+        let rotated = b.keys.rotate_with_overlap(&ada(), &id, Duration::ZERO, Some(stale)).await;
+        assert_stale(rotated, second.revision);
         assert_stale(b.keys.delete_if(&ada(), &id, stale).await, second.revision);
     }
     assert_eq!(b.snapshot().await, before);
     assert_eq!(b.changes().await, [(Created, Begun), (Updated, Begun)]);
-    let third = b.keys.rotate_if(&ada(), &id, second.revision).await.unwrap().key;
+    let at_second = Some(second.revision);
+    let third = b.keys.rotate_with_overlap(&ada(), &id, Duration::ZERO, at_second).await;
+    let third = third.unwrap().key;
     assert_eq!((third.revision, b.snapshot().await), (Revision::new(3), vec![(*third).clone()]));
     b.keys.delete_if(&ada(), &id, third.revision).await.unwrap();
     assert_eq!(b.snapshot().await, []);
@@ -109,7 +112,10 @@ async fn case_50_a_change_of_one_revision_loses_to_an_edit_between_its_read_and_
         });
         let lost = match action {
             Updated => b.keys.update_if(&ada(), &id, rename("mine"), first).await.map(drop),
-            Rotated => b.keys.rotate_if(&ada(), &id, first).await.map(drop),
+            Rotated => {
+                let none = Duration::ZERO;
+                b.keys.rotate_with_overlap(&ada(), &id, none, Some(first)).await.map(drop)
+            }
             _ => b.keys.delete_if(&ada(), &id, first).await,
         };
         assert_stale(lost, Revision::new(2));

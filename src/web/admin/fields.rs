@@ -4,10 +4,12 @@
 use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
-use crate::text::percent_decoded;
-use crate::web::admin::json::Json;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::text::percent_decode;
 use crate::web::admin::problem::{Code, FieldError, Problem};
 
 /// The limit of reported errors; a body could cause thousands.
@@ -16,16 +18,19 @@ const MAX_ERRORS: usize = 100;
 /// Named values that have not been taken yet, and the errors so far.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
-    values: BTreeMap<String, Json>,
+    values: BTreeMap<String, Value>,
     errors: Vec<FieldError>,
 }
 
 impl Fields {
     pub(super) fn of_body(body: &[u8]) -> Result<Self, Problem> {
-        match Json::parse(body) {
-            Some(Json::Object(fields)) => Ok(Self::new(fields)),
-            Some(_) => Err(Problem::invalid_field("body", "must be an object")),
-            None => Err(Problem::new(Code::MalformedBody, "The body is not JSON.")),
+        if let Ok(Pairs(fields)) = serde_json::from_slice(body) {
+            return Ok(Self::new(fields));
+        }
+        // All of it is read, since skipped parts are not validated.
+        match serde_json::from_slice::<Value>(body) {
+            Ok(_) => Err(Problem::invalid_field("body", "must be an object")),
+            Err(_) => Err(Problem::new(Code::MalformedBody, "The body is not JSON.")),
         }
     }
 
@@ -35,12 +40,12 @@ impl Fields {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name).ok_or_else(|| not_utf8(""))?;
             let value = decode(value).ok_or_else(|| not_utf8(&name))?;
-            Ok((name, Json::Text(value)))
+            Ok((name, Value::String(value)))
         });
         Ok(Self::new(decoded.collect::<Result<_, Problem>>()?))
     }
 
-    fn new(given: Vec<(String, Json)>) -> Self {
+    fn new(given: Vec<(String, Value)>) -> Self {
         let mut fields = Self::default();
         let mut repeated = BTreeSet::new();
         for (name, value) in given {
@@ -82,7 +87,7 @@ impl Fields {
         read: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         match self.values.remove(field)? {
-            Json::Text(text) => {
+            Value::String(text) => {
                 read(&text).map_err(|error| self.refuse(field, error.to_string())).ok()
             }
             _ => {
@@ -93,25 +98,23 @@ impl Fields {
     }
 
     /// Takes a field of any type.
-    pub(super) fn take(&mut self, field: &str) -> Option<Json> {
+    pub(super) fn take(&mut self, field: &str) -> Option<Value> {
         self.values.remove(field)
     }
 
     /// Takes a field that is a whole number. Returns `None` as for [`Fields::text`].
     pub(super) fn number(&mut self, field: &'static str) -> Option<u64> {
-        match self.values.remove(field)? {
-            Json::Number(number) => Some(number),
-            _ => {
-                self.refuse(field, "must be a whole number, 0 or more");
-                None
-            }
+        let number = self.values.remove(field)?.as_u64();
+        if number.is_none() {
+            self.refuse(field, "must be a whole number, 0 or more");
         }
+        number
     }
 
     /// Takes a field that is a list. Returns `None` as for [`Fields::text`].
-    pub(super) fn list(&mut self, field: &'static str) -> Option<Vec<Json>> {
+    pub(super) fn list(&mut self, field: &'static str) -> Option<Vec<Value>> {
         match self.values.remove(field)? {
-            Json::List(list) => Some(list),
+            Value::Array(list) => Some(list),
             _ => {
                 self.refuse(field, "must be a list of strings");
                 None
@@ -126,6 +129,33 @@ impl Fields {
         }
         self.errors.truncate(MAX_ERRORS);
         value.filter(|_| self.errors.is_empty()).ok_or_else(|| Problem::invalid(self.errors))
+    }
+}
+
+/// The members of a JSON object, repeated ones included.
+struct Pairs(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PairsVisitor)
+    }
+}
+
+struct PairsVisitor;
+
+impl<'de> Visitor<'de> for PairsVisitor {
+    type Value = Pairs;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(Pairs(pairs))
     }
 }
 
@@ -147,7 +177,10 @@ fn not_utf8(name: &str) -> Problem {
 /// Decodes `application/x-www-form-urlencoded`. Returns `None` for text that is not UTF-8,
 /// so that different texts are never treated as equal.
 fn decode(text: &str) -> Option<String> {
-    String::from_utf8(percent_decoded(text.replace('+', " ").as_bytes())).ok()
+    let mut decoded = text.replace('+', " ").into_bytes();
+    let len = percent_decode(&mut decoded);
+    decoded.truncate(len);
+    String::from_utf8(decoded).ok()
 }
 
 #[cfg(test)]

@@ -11,13 +11,13 @@ use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
 use crate::org::Actor;
-use crate::record::{KeyPatch, NewKey, Revision};
+use crate::record::Revision;
+use crate::record::change::{KeyPatch, NewKey};
 use crate::web::admin::input::{Id, Idempotency, IgnoredBody, InBody, InQuery};
-use crate::web::admin::offer::Offer;
 use crate::web::admin::precondition::IfMatch;
 use crate::web::admin::problem::{Code, Problem};
 use crate::web::admin::requests::{Confirmation, Page, Rotation};
-use crate::web::admin::view::{KeyView, KeysView, PageView, ScopeView, issued_answer, key_answer};
+use crate::web::admin::view::{KeysView, PageView, issued_answer, key_answer};
 
 type Answer = Result<Response, Problem>;
 
@@ -27,15 +27,7 @@ pub(super) async fn list(
     InQuery(()): InQuery<()>,
 ) -> Answer {
     let list = keys.list(actor.org()).await.map_err(Problem::reading)?;
-    let offer = Offer::new(&keys, actor.org());
-    let view = KeysView {
-        keys: list.iter().map(|key| KeyView::new(&keys, key)).collect(),
-        limits: offer.limits.into(),
-        environments: offer.environments.iter().map(Into::into).collect(),
-        scopes: keys.scopes().map(ScopeView::all),
-        max_overlap_seconds: keys.max_overlap().as_secs(),
-    };
-    Ok(Json(view).into_response())
+    Ok(Json(KeysView::new(&keys, actor.org(), &list)).into_response())
 }
 
 pub(super) async fn create(

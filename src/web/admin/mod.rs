@@ -4,7 +4,6 @@ mod fields;
 mod guard;
 mod handlers;
 mod input;
-mod json;
 mod offer;
 mod openapi;
 mod precondition;

@@ -28,17 +28,6 @@ pub(super) enum IfMatch {
     OneOf(Vec<String>),
 }
 
-/// One member of the list.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Tag {
-    /// The tag of a revision.
-    Good,
-    Weak,
-    /// Quoted, but not a revision.
-    Foreign,
-    Unquoted,
-}
-
 impl IfMatch {
     pub(super) fn check(&self, key: &ApiKey) -> Result<(), Problem> {
         match self {
@@ -59,40 +48,37 @@ impl IfMatch {
     /// Explains what is wrong with the header itself, if that is why no tag matched.
     /// Reading the key again would not help then.
     fn mismatch(tags: &[String]) -> Problem {
-        let tags = || tags.iter().filter(|tag| !tag.is_empty()).map(|tag| Tag::of(tag));
-        let detail = match tags().next() {
-            _ if tags().any(|tag| tag == Tag::Good) => return Problem::stale(),
-            None => "`If-Match` is empty. It takes the key's `ETag`, such as `\"1\"`, or `*`.",
-            Some(Tag::Weak) => {
-                "`If-Match` never matches a weak tag (`W/\"1\"`). Proxies that compress answers weaken tags: send the key's revision in quotes, such as `\"1\"`."
+        let mut flaws = tags.iter().filter(|tag| !tag.is_empty()).map(|tag| flaw(tag)).peekable();
+        let first = flaws.peek().copied().unwrap_or(Some(
+            "`If-Match` is empty. It takes the key's `ETag`, such as `\"1\"`, or `*`.",
+        ));
+        match first {
+            Some(detail) if flaws.all(|flaw| flaw.is_some()) => {
+                Problem::new(Code::StaleRevision, detail)
             }
-            Some(Tag::Unquoted) => {
-                "`If-Match` requires tags in double quotes: send the key's `ETag` unchanged, such as `\"1\"`."
-            }
-            Some(_) => {
-                "The tag in `If-Match` is not the revision of a key: send the key's `ETag` unchanged, such as `\"1\"`."
-            }
-        };
-        Problem::new(Code::StaleRevision, detail)
+            _ => Problem::stale(),
+        }
     }
 }
 
-impl Tag {
-    fn of(text: &str) -> Self {
-        let quoted = |text: &str| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
-        match text.strip_prefix("W/") {
-            Some(rest) if quoted(rest) => Self::Weak,
-            _ if !quoted(text) => Self::Unquoted,
-            _ => {
-                let number = text.trim_matches('"').parse().map(Revision::new);
-                if number.is_ok_and(|revision| tag(revision) == text) {
-                    Self::Good
-                } else {
-                    Self::Foreign
-                }
-            }
-        }
+/// Why a tag cannot be that of any revision.
+fn flaw(text: &str) -> Option<&'static str> {
+    let is_quoted = |text: &str| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+    if text.strip_prefix("W/").is_some_and(is_quoted) {
+        return Some(
+            "`If-Match` never matches a weak tag (`W/\"1\"`). Proxies that compress answers weaken tags: send the key's revision in quotes, such as `\"1\"`.",
+        );
     }
+    if !is_quoted(text) {
+        return Some(
+            "`If-Match` requires tags in double quotes: send the key's `ETag` unchanged, such as `\"1\"`.",
+        );
+    }
+    let number = text.trim_matches('"').parse().map(Revision::new);
+    let is_revision = number.is_ok_and(|revision| tag(revision) == text);
+    (!is_revision).then_some(
+        "The tag in `If-Match` is not the revision of a key: send the key's `ETag` unchanged, such as `\"1\"`.",
+    )
 }
 
 impl<S: Sync> FromRequestParts<S> for IfMatch {

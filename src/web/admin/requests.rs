@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use crate::allowlist::{Allowlist, EntryProblem};
+use serde_json::Value;
+
+use crate::allowlist::Allowlist;
 use crate::audit::log::{AuditCursor, AuditQuery, Position};
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
-use crate::network::Network;
-use crate::record::{KeyPatch, Limits, NewKey, Status};
+use crate::record::change::{KeyPatch, NewKey};
+use crate::record::{Limits, Status};
 use crate::scopes::Scopes;
 use crate::web::admin::fields::Fields;
 use crate::web::admin::input::Input;
-use crate::web::admin::json::Json;
 use crate::web::admin::offer::Offer;
 
 impl Input for NewKey {
@@ -134,31 +135,16 @@ fn allowlist(fields: &mut Fields, limits: Limits) -> Option<Allowlist> {
     }
     let mut networks = Vec::with_capacity(entries.len());
     for (index, entry) in entries.iter().enumerate() {
-        match network(entry, index, &networks) {
+        let Some(text) = entry.as_str() else {
+            fields.refuse(FIELD, format!("entry {}: must be a string", index.saturating_add(1)));
+            continue;
+        };
+        match Allowlist::entry(index, text.trim(), &networks) {
             Ok(network) => networks.push(network),
-            Err(message) => fields.refuse(FIELD, message),
+            Err(error) => fields.refuse(FIELD, error.to_string()),
         }
     }
     Some(networks.into_iter().collect())
-}
-
-/// Returns the errors of [`Allowlist::parse`], but for all entries.
-fn network(entry: &Json, index: usize, before: &[Network]) -> Result<Network, String> {
-    let position = index.saturating_add(1);
-    let Json::Text(text) = entry else {
-        return Err(format!("entry {position}: must be a string"));
-    };
-    let text = text.trim();
-    match Allowlist::parse([text]) {
-        Ok(_) => {}
-        Err(error) if error.entry() == text => return Err(error.to_string()),
-        Err(error) => return Err(format!("entry {position}: {}", error.problem())),
-    }
-    let network = text.parse::<Network>().map_err(|error| error.to_string())?;
-    if before.contains(&network) {
-        return Err(format!("{text}: {}", EntryProblem::Duplicate));
-    }
-    Ok(network)
 }
 
 /// Takes the scopes. A service without any leaves the field, which makes it unknown.
@@ -166,13 +152,12 @@ fn scopes(fields: &mut Fields, offer: &Offer) -> Option<Scopes> {
     const FIELD: &str = "scopes";
     offer.scopes.as_ref()?;
     let read = match fields.take(FIELD)? {
-        Json::Text(text) if text == "all" => Ok(Scopes::ALL),
+        Value::String(text) if text == "all" => Ok(Scopes::ALL),
         // An entry that is not a text is as invalid as an empty name.
-        Json::List(list) => Scopes::only(list.iter().map(|entry| match entry {
-            Json::Text(name) => name.as_str(),
-            _ => "",
-        }))
-        .map_err(|error| error.to_string()),
+        Value::Array(list) => {
+            Scopes::only(list.iter().map(|entry| entry.as_str().unwrap_or_default()))
+                .map_err(|error| error.to_string())
+        }
         _ => Err("must be \"all\" or a list of scopes".to_owned()),
     };
     read.map_err(|message| fields.refuse(FIELD, message)).ok()

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -9,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::audit::log::{AuditCursor, AuditPage};
@@ -16,10 +18,11 @@ use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::key::formats::Environment;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
-use crate::manager::lifecycle::IssuedKey;
+use crate::manager::creation::IssuedKey;
+use crate::org::OrgId;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::Timestamp;
-use crate::scopes::{Scope, ScopeCatalog, Scopes};
+use crate::scopes::{Scope, Scopes};
 use crate::web::admin::precondition::etag;
 
 /// Serialised as its `Display` text.
@@ -32,7 +35,7 @@ impl<T: Display> Serialize for Shown<T> {
 }
 
 #[derive(Serialize)]
-pub(super) struct KeyView<'a> {
+struct KeyView<'a> {
     id: Shown<KeyId>,
     name: &'a str,
     key_prefix: &'a str,
@@ -53,7 +56,7 @@ pub(super) struct KeyView<'a> {
 }
 
 impl<'a> KeyView<'a> {
-    pub(super) fn new(keys: &'a KeyManager, key: &'a ApiKey) -> Self {
+    fn new(keys: &'a KeyManager, key: &'a ApiKey) -> Self {
         Self {
             id: Shown(key.id),
             name: key.name.as_str(),
@@ -88,49 +91,28 @@ impl Serialize for ScopesView<'_> {
 
 #[derive(Serialize)]
 pub(super) struct KeysView<'a> {
-    pub(super) keys: Vec<KeyView<'a>>,
-    pub(super) limits: LimitsView,
-    pub(super) max_overlap_seconds: u64,
+    keys: Vec<KeyView<'a>>,
+    limits: Value,
+    max_overlap_seconds: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) environments: Vec<EnvironmentView<'a>>,
+    environments: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) scopes: Option<Vec<ScopeView<'a>>>,
+    scopes: Option<Vec<Value>>,
 }
 
-#[derive(Serialize)]
-pub(super) struct EnvironmentView<'a> {
-    name: &'a str,
-    prefix: &'a str,
-}
-
-impl<'a> From<&'a Environment> for EnvironmentView<'a> {
-    fn from(of: &'a Environment) -> Self {
-        Self { name: of.name(), prefix: of.format().prefix() }
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct ScopeView<'a> {
-    name: &'a str,
-    description: &'a str,
-}
-
-impl<'a> ScopeView<'a> {
-    pub(super) fn all(catalog: &'a ScopeCatalog) -> Vec<Self> {
-        let view = |(name, description): (&'a Scope, _)| Self { name: name.as_str(), description };
-        catalog.iter().map(view).collect()
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct LimitsView {
-    max_keys: u32,
-    max_ips_per_key: u32,
-}
-
-impl From<Limits> for LimitsView {
-    fn from(limits: Limits) -> Self {
-        Self { max_keys: limits.max_keys, max_ips_per_key: limits.max_ips_per_key }
+impl<'a> KeysView<'a> {
+    pub(super) fn new(keys: &'a KeyManager, org: &OrgId, list: &'a [Arc<ApiKey>]) -> Self {
+        let Limits { max_keys, max_ips_per_key } = keys.limits(org);
+        let environment =
+            |of: &Environment| json!({"name": of.name(), "prefix": of.format().prefix()});
+        let scope = |(name, description): (&Scope, &str)| json!({"name": name.as_str(), "description": description});
+        Self {
+            keys: list.iter().map(|key| KeyView::new(keys, key)).collect(),
+            limits: json!({"max_keys": max_keys, "max_ips_per_key": max_ips_per_key}),
+            max_overlap_seconds: keys.max_overlap().as_secs(),
+            environments: keys.environments().map(environment).collect(),
+            scopes: keys.scopes().map(|catalog| catalog.iter().map(scope).collect()),
+        }
     }
 }
 
@@ -220,6 +202,7 @@ fn room_for(key: &KeyView<'_>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scopes::ScopeCatalog;
     use crate::store::memory::MemoryStore;
 
     #[tokio::test]

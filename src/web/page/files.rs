@@ -15,9 +15,8 @@ use http::header::{
     IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{StatusCode, Uri};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
-
-use crate::web::page::shown::{Accent, Shown};
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -56,6 +55,59 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
 pub(super) fn texts() -> BTreeMap<String, String> {
     // The file is part of the crate, and a test reads it.
     serde_json::from_str(TEXT).unwrap_or_default()
+}
+
+/// The settings passed to the page's scripts.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Shown {
+    pub(super) title: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) back: Option<Link>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) docs: Option<String>,
+    pub(super) example: String,
+    pub(super) text: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Link {
+    pub(super) label: String,
+    pub(super) href: String,
+}
+
+/// A colour, and black or white text on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Accent {
+    rgb: [u8; 3],
+}
+
+impl Accent {
+    pub(super) fn parse(colour: &str) -> Option<Self> {
+        let digits = colour.strip_prefix('#').filter(|digits| digits.len() == 6)?;
+        let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = u32::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
+        let [_, rgb @ ..] = number.to_be_bytes();
+        Some(Self { rgb })
+    }
+
+    /// Its CSS custom properties.
+    pub(super) fn css(self) -> String {
+        let [r, g, b] = self.rgb;
+        let ink = if self.is_light() { "#000000" } else { "#ffffff" };
+        format!(":root {{ --accent: #{r:02x}{g:02x}{b:02x}; --on-accent: {ink}; }}\n")
+    }
+
+    /// Whether black has more contrast to it than white, by the relative luminance and
+    /// contrast of WCAG 2.2.
+    fn is_light(self) -> bool {
+        let linear = self.rgb.map(|channel| {
+            let channel = f64::from(channel) / 255.0;
+            if channel <= 0.04045 { channel / 12.92 } else { ((channel + 0.055) / 1.055).powf(2.4) }
+        });
+        let [r, g, b] = linear;
+        let luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
+    }
 }
 
 /// The files for one page with its options.
@@ -179,11 +231,7 @@ struct File {
 impl File {
     fn new(media_type: &'static str, content: impl Into<Bytes>) -> Self {
         let content = content.into();
-        let digest = Sha256::digest(&content);
-        let tag = digest.iter().take(12).fold(String::from("\""), |mut tag, byte| {
-            let _ = write!(tag, "{byte:02x}");
-            tag
-        }) + "\"";
+        let tag = format!("\"{}\"", hex::encode(Sha256::digest(&content)));
         Self { media_type, content, tag }
     }
 
@@ -215,20 +263,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_english_texts_parse() {
-        let texts = texts();
-        assert!(texts.len() > 100);
-        assert!(texts.values().all(|text| !text.is_empty()));
-    }
-
-    #[test]
-    fn all_files_together_are_small() {
-        let scripts: usize = SCRIPTS.iter().map(|(_, script)| script.len()).sum();
-        let all = INDEX.len() + TEXT.len() + STYLE.len() + scripts;
-        assert!(all < 90_000, "{all} bytes");
-    }
-
-    #[test]
     fn file_paths_are_relative_to_the_page() {
         for (page, below) in [
             ("/settings", "./settings/"),
@@ -238,6 +272,26 @@ mod tests {
             ("/s%20p", "./s%20p/"),
         ] {
             assert_eq!(base(&page.parse().unwrap()), below);
+        }
+    }
+
+    #[test]
+    fn an_accent_is_six_digits() {
+        assert_eq!(Accent::parse("#0B6e4f"), Some(Accent { rgb: [0x0b, 0x6e, 0x4f] }));
+        for wrong in
+            ["", "#", "0b6e4f", "#0b6e4", "#0b6e4ff", "#0b6e4g", "#+b6e4f", "#é6e4f", "red"]
+        {
+            assert_eq!(Accent::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn text_is_black_on_light_colours_and_white_on_dark_ones() {
+        let ink = |colour| Accent::parse(colour).map(Accent::is_light);
+        for (colour, light) in
+            [("#000000", false), ("#ffffff", true), ("#ffd500", true), ("#0b6e4f", false)]
+        {
+            assert_eq!(ink(colour), Some(light), "{colour}");
         }
     }
 }

@@ -2,6 +2,5 @@
 
 mod files;
 mod options;
-mod shown;
 
 pub use crate::web::page::options::{SettingsPage, SettingsPageError};

@@ -7,8 +7,7 @@ use thiserror::Error;
 
 use crate::manager::KeyManager;
 use crate::web::admin::{self, Hosts};
-use crate::web::page::files::{self, Files};
-use crate::web::page::shown::{Accent, Link, Shown};
+use crate::web::page::files::{self, Accent, Files, Link, Shown};
 use crate::web::unread::close_if_unread;
 
 /// The settings page, with the management API that it uses: a router to mount at

@@ -166,25 +166,14 @@ fn operation(id: &str, summary: &str, problems: &[Problems]) -> OperationBuilder
 /// An operation on one key.
 fn of_key(id: &str, summary: &str, problems: &[Problems]) -> OperationBuilder {
     let uuid = string().format(Some(SchemaFormat::Custom("uuid".into())));
-    let parameter = Parameter::builder()
-        .name("id")
-        .parameter_in(ParameterIn::Path)
-        .required(Required::True)
-        .description(Some(
-            "The key's id, in upper or lower case. A malformed id is treated as unknown.",
-        ))
-        .schema(Some(uuid));
+    let description = "The key's id, in upper or lower case. A malformed id is treated as unknown.";
+    let id_in_path = parameter(ParameterIn::Path, "id", description, uuid);
     let problems = [problems, &[&[Code::NotFound]]].concat();
-    operation(id, summary, &problems).parameter(parameter)
+    operation(id, summary, &problems).parameter(id_in_path.required(Required::True))
 }
 
 fn query(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> ParameterBuilder {
-    Parameter::builder()
-        .name(name)
-        .parameter_in(ParameterIn::Query)
-        .required(Required::False)
-        .description(Some(description))
-        .schema(Some(schema))
+    parameter(ParameterIn::Query, name, description, schema)
 }
 
 fn if_match() -> ParameterBuilder {
@@ -195,9 +184,18 @@ fn if_match() -> ParameterBuilder {
 }
 
 fn in_header(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> ParameterBuilder {
+    parameter(ParameterIn::Header, name, description, schema)
+}
+
+fn parameter(
+    place: ParameterIn,
+    name: &str,
+    description: &str,
+    schema: impl Into<RefOr<Schema>>,
+) -> ParameterBuilder {
     Parameter::builder()
         .name(name)
-        .parameter_in(ParameterIn::Header)
+        .parameter_in(place)
         .required(Required::False)
         .description(Some(description))
         .schema(Some(schema))

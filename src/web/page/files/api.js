@@ -62,11 +62,15 @@ const at = (key) => `keys/${encodeURIComponent(key.id)}`;
 export const list = () => call("GET", "keys");
 export const show = (key) => call("GET", at(key));
 export const create = (body) => call("POST", "keys", { body });
-export const edit = (key, body, revision) => call("PATCH", at(key), { body, revision });
-export const rotate = (key, name, overlap) =>
+// A change is made only if the key is still at the revision that the user saw.
+export const edit = ({ revision, ...key }, body) => call("PATCH", at(key), { revision, body });
+export const rotate = ({ revision, ...key }, overlap) =>
   call("POST", `${at(key)}/rotate`, {
-    body: { confirm_name: name, ...(overlap ? { overlap_seconds: overlap } : {}) },
+    revision,
+    body: { confirm_name: key.name, ...(overlap ? { overlap_seconds: overlap } : {}) },
   });
-export const endPrevious = (key) => call("DELETE", `${at(key)}/previous-secret`);
-export const remove = (key, name) => call("DELETE", at(key), { query: { confirm_name: name } });
+export const endPrevious = ({ revision, ...key }) =>
+  call("DELETE", `${at(key)}/previous-secret`, { revision });
+export const remove = ({ revision, ...key }) =>
+  call("DELETE", at(key), { revision, query: { confirm_name: key.name } });
 export const audit = (key, query) => call("GET", `${at(key)}/audit`, { query });

@@ -1,11 +1,30 @@
 // The dialogs that rotate or delete a key after its name was typed, or end an old secret.
+// If the key was changed after the page read it, nothing happens.
 
 import * as api from "./api.js";
 import { showSecret } from "./secret.js";
 import { field, form, h, openDialog, text } from "./ui.js";
 
-function confirmDialog(kind, key, act, { body = text(`${kind}.body`), more = [] } = {}) {
+/** A dialog for one change; `changed` reads the keys again. */
+function changeDialog(kind, key, { changed, body = text(`${kind}.body`), more = [] }, submit) {
   const handle = openDialog(text(`${kind}.title`, { name: key.name }));
+  const { send } = form(handle, {
+    label: text(`${kind}.submit`),
+    danger: true,
+    fields: [h("p", {}, body), ...more],
+    async submit() {
+      const issued = await submit();
+      changed(text(`${kind}.done`, { name: key.name }));
+      if (issued) showSecret(handle, text("secret.title.rotated"), issued);
+      else handle.close();
+    },
+    fail: ({ code }) => void (code === "stale_revision" && changed()),
+  });
+  return { handle, send };
+}
+
+/** As `changeDialog`, after the key's name was typed. */
+function confirmDialog(kind, key, options, submit) {
   const input = h("input", {
     type: "text",
     autocomplete: "off",
@@ -13,17 +32,11 @@ function confirmDialog(kind, key, act, { body = text(`${kind}.body`), more = [] 
     spellcheck: "false",
   });
   const typed = field(text("confirm.label", { name: key.name }), input);
-  const { element, send } = form(handle, {
-    label: text(`${kind}.submit`),
-    danger: true,
-    fields: [h("p", {}, body), ...more, typed.element],
-    submit: () => act(handle),
-  });
+  const more = [...(options.more ?? []), typed.element];
+  const { handle, send } = changeDialog(kind, key, { ...options, more }, submit);
   const words = (name) => name.trim().split(/\s+/).join(" ").normalize();
-  const matches = () => words(input.value) === words(key.name);
   send.disabled = true;
-  input.addEventListener("input", () => (send.disabled = !matches()));
-  handle.body.append(element);
+  input.addEventListener("input", () => (send.disabled = words(input.value) !== words(key.name)));
   input.focus();
   return handle.closed;
 }
@@ -48,35 +61,18 @@ function overlapField(max) {
 export function rotateDialog(key, { changed, maxOverlap }) {
   const works = key.status === "active" && !key.expired;
   const overlap = works && maxOverlap > 0 ? overlapField(maxOverlap) : null;
-  const rotate = async (handle) => {
-    const issued = await api.rotate(key, key.name, Number(overlap?.control.value ?? 0));
-    changed(text("rotate.done", { name: key.name }));
-    showSecret(handle, text("secret.title.rotated"), issued);
-  };
-  const options = overlap ? { body: text("rotate.body.overlap"), more: [overlap.element] } : {};
-  return confirmDialog("rotate", key, rotate, options);
+  const more = overlap ? { body: text("rotate.body.overlap"), more: [overlap.element] } : {};
+  return confirmDialog("rotate", key, { changed, ...more }, () =>
+    api.rotate(key, Number(overlap?.control.value ?? 0)));
 }
 
 export function endDialog(key, { changed }) {
-  const handle = openDialog(text("end.title", { name: key.name }));
-  const { element, send } = form(handle, {
-    label: text("end.submit"),
-    danger: true,
-    fields: [h("p", {}, text("end.body"))],
-    async submit() {
-      await api.endPrevious(key);
-      changed(text("end.done", { name: key.name }));
-      handle.close();
-    },
+  const { handle, send } = changeDialog("end", key, { changed }, async () => {
+    await api.endPrevious(key);
   });
-  handle.body.append(element);
   send.focus();
   return handle.closed;
 }
 
 export const deleteDialog = (key, { changed }) =>
-  confirmDialog("delete", key, async (handle) => {
-    await api.remove(key, key.name);
-    changed(text("delete.done", { name: key.name }));
-    handle.close();
-  });
+  confirmDialog("delete", key, { changed }, () => api.remove(key));

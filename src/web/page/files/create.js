@@ -35,7 +35,7 @@ export function createDialog({ limits, environments, offered, count, changed }) 
   const environment = environments.length > 0 && environmentField(environments);
   const scopes = offered && scopesField(offered);
 
-  const { element, alert } = form(handle, {
+  const { alert } = form(handle, {
     label: text("create.submit"),
     fields: [name, environment, expiration, scopes, allowlist]
       .filter(Boolean)
@@ -58,7 +58,6 @@ export function createDialog({ limits, environments, offered, count, changed }) 
     fail: (refusal) =>
       showErrors(refusal, { name, environment, expiration, ip_allowlist: allowlist, scopes }),
   });
-  handle.body.append(element);
   if (count >= limits.max_keys) alert.show(text("create.full", { max: limits.max_keys }));
   name.control.focus();
   return handle.closed;

@@ -79,7 +79,7 @@ export function editDialog(key, { limits, offered, changed }) {
     );
   }
 
-  const { element, alert } = form(handle, {
+  const { alert } = form(handle, {
     label: text("edit.submit"),
     fields: [name.element, status.element, scopes?.element, allowlist.element].filter(Boolean),
     async submit() {
@@ -89,7 +89,7 @@ export function editDialog(key, { limits, offered, changed }) {
       if (!entries) return allowlist.focus();
       const patch = changes(entries);
       if (Object.keys(patch).length === 0) return alert.show(text("edit.same"));
-      const edited = await api.edit(key, patch, key.revision);
+      const edited = await api.edit(key, patch);
       changed(text("edit.done", { name: edited.name }));
       handle.close();
     },
@@ -101,7 +101,6 @@ export function editDialog(key, { limits, offered, changed }) {
       return true;
     },
   });
-  handle.body.append(element);
   name.control.focus();
   return handle.closed;
 }

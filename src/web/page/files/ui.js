@@ -201,5 +201,6 @@ export function form(handle, { label, danger, fields, submit, fail }) {
       element.removeAttribute("aria-busy");
     }
   });
-  return { element, send, alert };
+  handle.body.append(element);
+  return { send, alert };
 }
