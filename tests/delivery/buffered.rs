@@ -14,8 +14,8 @@ async fn buffered_a_request_does_not_wait_and_its_record_follows() {
     let log = Arc::new(MemoryAuditLog::new());
     let keys = KeyManager::builder(MemoryStore::new()).audit(log).build().unwrap();
     let issued = keys.create(&ada(), new_key()).await.unwrap();
-    let request = keys.admit(issued.secret.expose_secret(), get("/v1/a"));
-    let admission = poll_once(pin!(request)).expect("admitted at once").unwrap();
+    let admit = keys.admit(issued.secret.expose_secret(), get("/v1/a"));
+    let admission = poll_once(pin!(admit)).expect("admitted at once").unwrap();
     poll_once(pin!(admission.finish(200))).expect("finished at once").unwrap();
     let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(issued.key.id));
     let records = eventually("the record is written", async || {

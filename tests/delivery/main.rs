@@ -61,10 +61,6 @@ fn request(record: &AuditRecord) -> Option<&RequestEvent> {
     }
 }
 
-fn endpoint(record: &AuditRecord) -> Option<&str> {
-    request(record).map(|request| &*request.endpoint)
-}
-
 /// Shuts down and writes everything in time.
 async fn shut_down(keys: &KeyManager) {
     let report = soon(keys.shutdown(PATIENCE)).await;
