@@ -8,14 +8,14 @@ use keygate::error::DeliveryError;
 use keygate::manager::AdmitError;
 use keygate::*;
 
-use crate::support::{Sink, capture_logs, eventually, log_lines, soon};
+use crate::support::{PATIENCE, Sink, capture_logs, eventually, log_lines, soon};
 use crate::{ada, bench, get, millis, poll_once, request, shut_down};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_a_burst_of_100_000_through_64_places_loses_none() {
     let b = bench(Delivery::buffered().capacity(64).deadline(Duration::from_secs(60))).await;
     for client in b.clients(50, 2_000) {
-        tokio::time::timeout(Duration::from_secs(60), client).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(PATIENCE * 6, client).await.unwrap().unwrap().unwrap();
     }
     assert_eq!(b.settled(100_000).await.written, 100_000);
     b.sink.assert_each_once(100_000);
@@ -116,7 +116,7 @@ async fn shed_with_a_blocked_sink_no_request_waits_and_exactly_the_excess_is_she
 async fn shed_a_burst_of_100_000_counts_every_lost_record() {
     let b = bench(Delivery::buffered().capacity(1_024).when_full(WhenFull::Shed)).await;
     for client in b.clients(4, 25_000) {
-        tokio::time::timeout(Duration::from_secs(60), client).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(PATIENCE * 6, client).await.unwrap().unwrap().unwrap();
     }
     shut_down(&b.keys).await;
     let stats = b.keys.audit_stats();
