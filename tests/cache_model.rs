@@ -1,9 +1,5 @@
-//! The cache under every thread interleaving: a look-up that begins after a change returned,
-//! or after the state of the key was seen, never returns the record from before, and no
-//! look-up misses its answer.
-//!
-//! loom runs each case in all interleavings, with all values that the memory model lets a
-//! thread see.
+//! The cache's counters under every thread interleaving, by loom: a look-up that begins after a
+//! change returned, or after the state of the key was seen, never returns the record from before.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,7 +19,7 @@ mod atomic {
 }
 
 use loom::sync::{Arc, Mutex};
-use loom::thread;
+use loom::thread::{self, JoinHandle};
 use validity::{FOR_EVER, Stamp, Validity};
 
 const KEY: u64 = 0;
@@ -40,6 +36,8 @@ struct Setup {
     kept: Mutex<Option<u64>>,
     /// When the store was asked, for a store in which 0 means that there is no key.
     kept_absence: Mutex<Option<Stamp>>,
+    /// The answer of a look-up under way, and when it asked.
+    flight: Mutex<Option<(u64, Stamp)>>,
 }
 
 impl Setup {
@@ -50,6 +48,7 @@ impl Setup {
             index: Mutex::new(()),
             kept: Mutex::new(None),
             kept_absence: Mutex::new(None),
+            flight: Mutex::new(None),
         })
     }
 
@@ -133,15 +132,20 @@ impl Setup {
     }
 }
 
+fn spawn<T: 'static>(
+    setup: &Arc<Setup>,
+    work: impl FnOnce(&Setup) -> T + 'static,
+) -> JoinHandle<T> {
+    let setup = Arc::clone(setup);
+    thread::spawn(move || work(&setup))
+}
+
 #[test]
 fn case_30_a_late_fill_never_undoes_a_change() {
     loom::model(|| {
         let setup = Setup::new(FOR_EVER);
-        let filler = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
-                setup.find(0);
-            }
+        let filler = spawn(&setup, |setup| {
+            setup.find(0);
         });
         let changed = setup.change();
         assert!(setup.find(0) >= changed, "while the fill is under way");
@@ -155,10 +159,7 @@ fn a_cached_record_is_void_before_a_change_returns() {
     loom::model(|| {
         let setup = Setup::new(FOR_EVER);
         setup.find(0);
-        let changer = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || setup.change()
-        });
+        let changer = spawn(&setup, |setup| setup.change());
         setup.find(0);
         let changed = changer.join().unwrap();
         assert!(setup.find(0) >= changed);
@@ -170,10 +171,7 @@ fn two_concurrent_changes_both_take_effect() {
     loom::model(|| {
         let setup = Setup::new(FOR_EVER);
         setup.find(0);
-        let changer = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || setup.change()
-        });
+        let changer = spawn(&setup, |setup| setup.change());
         let changed = setup.change();
         assert!(setup.find(0) >= changed);
         changer.join().unwrap();
@@ -185,13 +183,10 @@ fn two_concurrent_changes_both_take_effect() {
 fn changes_of_other_keys_have_no_effect() {
     loom::model(|| {
         let setup = Setup::new(FOR_EVER);
-        let other = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
-                setup.validity.changed(OTHER);
-                setup.validity.seen(OTHER);
-                setup.find(0);
-            }
+        let other = spawn(&setup, |setup| {
+            setup.validity.changed(OTHER);
+            setup.validity.seen(OTHER);
+            setup.find(0);
         });
         let changed = setup.change();
         assert!(setup.find(0) >= changed);
@@ -201,20 +196,24 @@ fn changes_of_other_keys_have_no_effect() {
 }
 
 #[test]
-fn no_late_absence_hides_a_new_key() {
-    loom::model(|| {
-        let setup = Setup::new(FOR_EVER);
-        let filler = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
+fn no_late_absence_hides_a_key_that_was_created_or_seen() {
+    let created: fn(&Setup) -> u64 = Setup::change;
+    let seen: fn(&Setup) -> u64 = |setup| {
+        setup.write();
+        setup.see()
+    };
+    for learn in [created, seen] {
+        loom::model(move || {
+            let setup = Setup::new(FOR_EVER);
+            let filler = spawn(&setup, |setup| {
                 setup.exists();
-            }
+            });
+            assert_eq!(learn(&setup), 1);
+            assert!(setup.exists());
+            filler.join().unwrap();
+            assert!(setup.exists());
         });
-        setup.change();
-        assert!(setup.exists());
-        filler.join().unwrap();
-        assert!(setup.exists());
-    });
+    }
 }
 
 /// Another process changes the key. This process learns of it by reading the key.
@@ -223,11 +222,8 @@ fn after_a_read_of_the_key_no_older_revision_is_found() {
     loom::model(|| {
         let setup = Setup::new(FOR_EVER);
         setup.find(0);
-        let filler = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
-                setup.fill(0);
-            }
+        let filler = spawn(&setup, |setup| {
+            setup.fill(0);
         });
         setup.write();
         let seen = setup.see();
@@ -242,10 +238,7 @@ fn a_concurrent_read_and_change_both_take_effect() {
     loom::model(|| {
         let setup = Setup::new(FOR_EVER);
         setup.find(0);
-        let changer = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || setup.change()
-        });
+        let changer = spawn(&setup, |setup| setup.change());
         let seen = setup.see();
         assert!(setup.find(0) >= seen);
         let changed = changer.join().unwrap();
@@ -253,125 +246,63 @@ fn a_concurrent_read_and_change_both_take_effect() {
     });
 }
 
+/// A look-up does not take the answer of one that began before a change or a read.
 #[test]
-fn no_late_absence_hides_a_key_that_was_seen() {
-    loom::model(|| {
-        let setup = Setup::new(FOR_EVER);
-        let filler = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
-                setup.exists();
-            }
-        });
+fn a_look_up_from_before_a_change_or_a_read_is_not_joined() {
+    let change: fn(&Setup) -> u64 = Setup::change;
+    let read: fn(&Setup) -> u64 = |setup| {
         setup.write();
-        assert_eq!(setup.see(), 1);
-        assert!(setup.exists());
-        filler.join().unwrap();
-        assert!(setup.exists());
-    });
-}
-
-#[test]
-fn an_answer_from_before_a_read_is_not_reused_after_it() {
-    loom::model(|| {
-        let setup = Setup::new(FOR_EVER);
-        let flight = Arc::new(Mutex::new(None));
-        let flyer = thread::spawn({
-            let (setup, flight) = (Arc::clone(&setup), Arc::clone(&flight));
-            move || {
+        setup.see()
+    };
+    let is_unchanged: fn(&Setup, Stamp) -> bool = |setup, at| setup.validity.is_unchanged_since(at);
+    let admits: fn(&Setup, Stamp) -> bool = |setup, at| setup.validity.admits(at, [KEY]);
+    for (learn, may_join) in [(change, is_unchanged), (read, admits)] {
+        loom::model(move || {
+            let setup = Setup::new(FOR_EVER);
+            let flyer = spawn(&setup, |setup| {
                 let stamp = setup.validity.stamp();
                 let revision = *setup.store.lock().unwrap();
-                *flight.lock().unwrap() = Some((revision, stamp));
+                *setup.flight.lock().unwrap() = Some((revision, stamp));
+            });
+            let learnt = learn(&setup);
+            let joined = *setup.flight.lock().unwrap();
+            if let Some((revision, stamp)) = joined
+                && may_join(&setup, stamp)
+            {
+                assert!(revision >= learnt);
             }
+            flyer.join().unwrap();
         });
-        setup.write();
-        let seen = setup.see();
-        let joined = *flight.lock().unwrap();
-        if let Some((revision, stamp)) = joined
-            && setup.validity.admits(stamp, [KEY])
-        {
-            assert!(revision >= seen);
-        }
-        flyer.join().unwrap();
-    });
-}
-
-/// A look-up that begins after a change does not join one from before it.
-#[test]
-fn a_look_up_from_before_a_change_is_not_joined() {
-    loom::model(|| {
-        let setup = Setup::new(FOR_EVER);
-        let flight = Arc::new(Mutex::new(None));
-        let flyer = thread::spawn({
-            let (setup, flight) = (Arc::clone(&setup), Arc::clone(&flight));
-            move || {
-                let stamp = setup.validity.stamp();
-                let revision = *setup.store.lock().unwrap();
-                *flight.lock().unwrap() = Some((revision, stamp));
-            }
-        });
-        let changed = setup.change();
-        let joined = *flight.lock().unwrap();
-        if let Some((revision, stamp)) = joined
-            && setup.validity.is_unchanged_since(stamp)
-        {
-            assert!(revision >= changed);
-        }
-        flyer.join().unwrap();
-    });
+    }
 }
 
 /// Another process changes the key; the feed announces it before the proof. The cache was
 /// trusted until 0 and then until 10. The time is 5.
 #[test]
-fn a_thread_that_sees_the_proof_sees_the_changes_announced_before_it() {
-    loom::model(|| {
-        let setup = Setup::new(FOR_EVER);
-        setup.find(0);
-        setup.validity.trust_until(0);
-        let changed = setup.write();
-        let feed = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
-                setup.changed();
+fn a_thread_that_sees_the_proof_sees_what_was_announced_or_missed_before_it() {
+    for announced in [Setup::changed, Setup::drop_all] {
+        loom::model(move || {
+            let setup = Setup::new(FOR_EVER);
+            setup.find(0);
+            setup.validity.trust_until(0);
+            let changed = setup.write();
+            let feed = spawn(&setup, move |setup| {
+                announced(setup);
                 setup.validity.trust_until(10);
-            }
+            });
+            assert!(setup.find(5) >= changed, "long after the change");
+            feed.join().unwrap();
+            assert!(setup.find(5) >= changed);
         });
-        assert!(setup.find(5) >= changed, "long after the change");
-        feed.join().unwrap();
-        assert!(setup.find(5) >= changed);
-    });
-}
-
-#[test]
-fn a_thread_that_sees_the_proof_sees_that_announcements_were_missed() {
-    loom::model(|| {
-        let setup = Setup::new(FOR_EVER);
-        setup.find(0);
-        setup.validity.trust_until(0);
-        let changed = setup.write();
-        let feed = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
-                setup.drop_all();
-                setup.validity.trust_until(10);
-            }
-        });
-        assert!(setup.find(5) >= changed);
-        feed.join().unwrap();
-        assert!(setup.find(5) >= changed);
-    });
+    }
 }
 
 #[test]
 fn case_30_a_late_fill_is_void_after_missed_announcements() {
     loom::model(|| {
         let setup = Setup::new(10);
-        let late = thread::spawn({
-            let setup = Arc::clone(&setup);
-            move || {
-                setup.fill(5);
-            }
+        let late = spawn(&setup, |setup| {
+            setup.fill(5);
         });
         let changed = setup.write();
         setup.drop_all();

@@ -8,6 +8,8 @@ pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod queue;
 pub(crate) mod record;
+#[cfg(test)]
+mod samples;
 pub(crate) mod sink;
 pub(crate) mod sums;
 pub(crate) mod writer;

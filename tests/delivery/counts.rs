@@ -1,15 +1,15 @@
-//! Countries, counters, and a manager without a sink.
+//! Countries, a manager without a sink, and a full memory log.
 
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use keygate::audit::{AuditQuery, AuditScope, AuditStats, CountryCode, CountryLookup, WhenFull};
+use keygate::audit::{AuditQuery, AuditScope, AuditStats, CountryCode, CountryLookup};
 use keygate::*;
 
-use crate::support::{PATIENCE, org, soon};
-use crate::{Answer, ada, bench, bench_with, get, millis, new_key, poll_once};
+use crate::support::{PATIENCE, org, poll};
+use crate::{ada, bench, bench_with, get, new_key, poll_once, request, shut_down};
 
 /// Knows one address and records every look-up.
 #[derive(Debug)]
@@ -30,7 +30,6 @@ async fn countries_are_filled_in_for_requests_with_a_known_address() {
         let b = bench_with(delivery, |builder| builder.countries(lookup)).await;
         b.keys.update(&ada(), &b.id, KeyPatch::rename(KeyName::new("b").unwrap())).await.unwrap();
         let (known, other) = ("192.0.2.1".parse().ok(), "2001:db8::1".parse().ok());
-        b.sink.plan([Answer::Write]);
         for ip in [known, other, None] {
             let request = get("/").from_ip(ip);
             b.keys.admit(&b.secret, request).await.unwrap().finish(200).await.unwrap();
@@ -54,9 +53,7 @@ impl CountryLookup for PanickingCountries {
 #[tokio::test]
 async fn case_35_a_country_lookup_that_panics_loses_the_country_but_not_the_record() {
     let b = bench_with(Delivery::buffered(), |builder| builder.countries(PanickingCountries)).await;
-    for _ in 0..3 {
-        b.handle("/").await.unwrap();
-    }
+    b.handle_times(3).await;
     let stats = b.settled(3).await;
     assert_eq!((stats.written, stats.failed), (3, 0));
     b.handle("/").await.expect("the next request succeeds");
@@ -79,38 +76,18 @@ impl CountryLookup for SlowCountries {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_country_lookup_delays_no_request() {
-    let (asked, (go, going)) = (Arc::default(), mpsc::channel());
+    let (asked, (go, going)) = (Arc::<Mutex<bool>>::default(), mpsc::channel());
     let lookup = SlowCountries { asked: Arc::clone(&asked), go: Mutex::new(going) };
     let b = bench_with(Delivery::buffered(), |builder| builder.countries(lookup)).await;
     b.handle("/1").await.unwrap();
     // Without a timer of the runtime, since one of its threads is blocked.
-    while !*asked.lock().unwrap() {
-        std::thread::sleep(millis(1));
-    }
+    poll("the country is looked up", || asked.lock().unwrap().then_some(()));
     let started = Instant::now();
     b.handle("/2").await.unwrap();
     let waited = started.elapsed();
     let _ = (go.send(()), go.send(()));
     b.settled(2).await;
     assert!(waited < PATIENCE, "{waited:?}");
-}
-
-#[tokio::test]
-async fn the_counts_add_up_to_the_records_made() {
-    let delivery =
-        Delivery::buffered().capacity(20).batch(6).when_full(WhenFull::Shed).deadline(millis(50));
-    let b = bench(delivery).await;
-    b.sink.bad(Answer::Reject);
-    b.sink.plan([Answer::Err, Answer::Hang]);
-    for at in 0..60 {
-        b.handle(if at % 5 == 0 { "/bad" } else { "/good" }).await.unwrap();
-        let stats = b.keys.audit_stats();
-        assert_eq!(stats.written + stats.shed + stats.failed + stats.queued, at + 1);
-    }
-    let stats = b.settled(60).await;
-    // Of the 20 records that found room, every fifth was rejected.
-    assert_eq!((stats.written, stats.failed, stats.shed), (16, 4, 40));
-    b.sink.assert_each_once(16);
 }
 
 #[tokio::test]
@@ -130,6 +107,21 @@ async fn without_a_sink_nothing_is_recorded_and_everything_else_works() {
     assert_eq!(keys.audit_stats(), AuditStats::default());
     let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
     assert!(keys.audit_page(&query).await.is_none());
-    assert!(soon(keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&keys).await;
     assert!(keys.list(&org("acme")).await.unwrap()[0].last_used_at.is_some());
+}
+
+#[tokio::test]
+async fn a_full_memory_log_drops_its_oldest_records_and_counts_them() {
+    let b = bench(Delivery::strict()).await;
+    for path in ["/1", "/2", "/3", "/4", "/5"] {
+        b.handle(path).await.unwrap();
+    }
+    let log = MemoryAuditLog::with_capacity(3);
+    log.record(&b.sink.calls.lock().unwrap().concat()).await.unwrap();
+    assert_eq!((log.len(), log.dropped()), (3, 2));
+    let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(b.id));
+    let left = log.page(&query).await.unwrap().records;
+    let paths: Vec<_> = left.iter().map(|record| &*request(record).unwrap().endpoint).collect();
+    assert_eq!(paths, ["/5", "/4", "/3"]);
 }

@@ -3,14 +3,24 @@
 use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use keygate::runtime::{Clock, ManualClock};
 use keygate::store::KeyUse;
 use keygate::*;
 
-use crate::support::{Call, PATIENCE, SpyStore, capture_logs, eventually, log_lines, org, soon};
-use crate::{Answer, ada, bench, get, millis, new_key};
+use crate::support::{Call, SpyStore, capture_logs, eventually, log_lines, org, soon};
+use crate::{ada, bench, get, millis, new_key, shut_down};
+
+/// What the store does with last uses.
+#[derive(Clone, Copy, Debug, Default)]
+enum Answer {
+    #[default]
+    Write,
+    Err,
+    Hang,
+    Panic,
+}
 
 struct UseBench {
     store: Arc<SpyStore>,
@@ -38,7 +48,7 @@ fn use_bench() -> UseBench {
                 Answer::Write => Ok(()),
                 Answer::Hang => pending().await,
                 Answer::Panic => panic!("the store of a test panics"),
-                _ => Err(StoreError::unavailable("locked")),
+                Answer::Err => Err(StoreError::unavailable("locked")),
             }
         }
     });
@@ -77,7 +87,7 @@ async fn a_thousand_uses_of_a_key_become_at_most_two_writes() {
         b.clock.advance(Duration::from_micros(1));
         tokio::task::yield_now().await;
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&b.keys).await;
     let calls = b.calls();
     assert!(calls.len() <= 4, "{} writes", calls.len());
     assert!(calls.iter().all(|uses| uses.len() == 1 && uses[0].id == id), "{calls:?}");
@@ -104,7 +114,7 @@ async fn uses_on_many_threads_are_written_once_per_key() {
     for thread in threads {
         thread.await.unwrap();
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&b.keys).await;
     for uses in b.calls() {
         assert!(uses.len() <= 2 && (uses.len() < 2 || uses[0].id != uses[1].id), "{uses:?}");
     }
@@ -112,43 +122,25 @@ async fn uses_on_many_threads_are_written_once_per_key() {
 }
 
 #[tokio::test]
-async fn a_use_can_be_read_back() {
-    let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
-    let issued = keys.create(&ada(), new_key()).await.unwrap();
-    for _ in 0..2 {
-        let before = keys.now();
-        let used = Instant::now();
-        keys.verify(issued.secret.expose_secret(), None).await.unwrap();
-        while keys.get(&org("acme"), &issued.key.id).await.unwrap().last_used_at < Some(before) {
-            assert!(used.elapsed() < PATIENCE, "never");
-            tokio::time::sleep(millis(5)).await;
-        }
-    }
-}
-
-#[tokio::test]
 async fn last_used_times_never_move_back() {
-    let b = use_bench();
-    let (secret, id) = b.create(new_key()).await;
-    let late = b.clock.now();
-    b.keys.verify(&secret, None).await.unwrap();
-    b.called(1).await;
-    for _ in 0..2 {
-        b.clock.set(late.saturating_sub(Duration::from_secs(60)));
+    for is_written in [true, false] {
+        let b = use_bench();
+        let (secret, id) = b.create(new_key()).await;
+        let late = b.clock.now();
         b.keys.verify(&secret, None).await.unwrap();
+        if is_written {
+            b.called(1).await;
+        }
+        for _ in 0..2 {
+            b.clock.set(late.saturating_sub(Duration::from_secs(60)));
+            b.keys.verify(&secret, None).await.unwrap();
+        }
+        if is_written {
+            b.called(2).await;
+        }
+        shut_down(&b.keys).await;
+        assert_eq!(b.last_used(id).await, Some(late), "written: {is_written}");
     }
-    b.called(2).await;
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
-    assert_eq!(b.last_used(id).await, Some(late));
-
-    // The uses that are not yet written do not move back either.
-    let b = use_bench();
-    let (secret, id) = b.create(new_key()).await;
-    b.keys.verify(&secret, None).await.unwrap();
-    b.clock.set(late.saturating_sub(Duration::from_secs(60)));
-    b.keys.verify(&secret, None).await.unwrap();
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
-    assert_eq!(b.last_used(id).await, Some(late));
 }
 
 #[tokio::test]
@@ -172,7 +164,7 @@ async fn case_56_a_last_use_in_the_future_is_replaced_by_the_next() {
     b.called(3).await;
     b.clock.set(right.saturating_add(millis(1)));
     b.keys.verify(&secret, None).await.unwrap();
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&b.keys).await;
     assert_eq!(b.last_used(id).await, Some(right.saturating_add(millis(1))));
 }
 
@@ -188,7 +180,7 @@ async fn uses_that_could_not_be_written_are_written_later() {
         assert_eq!(b.last_used(id).await, None);
         // Without another use as a trigger.
         b.called(2).await;
-        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+        shut_down(&b.keys).await;
         assert_eq!(b.last_used(id).await, Some(first), "{failure:?}");
     }
 }
@@ -202,7 +194,7 @@ async fn after_a_panic_of_the_store_the_next_uses_are_written() {
     b.called(1).await;
     b.keys.verify(&secret, None).await.unwrap();
     b.called(2).await;
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&b.keys).await;
     assert!(b.last_used(id).await.is_some());
 }
 
@@ -219,17 +211,16 @@ async fn a_refused_request_does_not_count_as_a_use() {
         b.keys.verify(secret, None).await.unwrap_err();
         b.keys.admit(secret, get("/")).await.unwrap_err();
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&b.keys).await;
     assert_eq!(b.calls(), [] as [Vec<KeyUse>; 0]);
 
     // A request that was refused because it could not be recorded is no use either.
     let b = bench(Delivery::strict().capacity(1)).await;
     let held = b.store.list(&org("acme")).await.unwrap();
     assert_eq!(held[0].last_used_at, None);
-    b.keys.shutdown(Duration::from_secs(20)).await.is_complete().then_some(()).unwrap();
+    shut_down(&b.keys).await;
     b.admit("/").await.unwrap_err();
-    let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
-    assert!(report.is_complete(), "a use was noted: {report:?}");
+    shut_down(&b.keys).await; // complete: no use was noted
 }
 
 #[tokio::test]
@@ -238,7 +229,7 @@ async fn admitted_requests_count_as_uses_and_shutdown_writes_them_at_once() {
     let (secret, id) = b.create(new_key()).await;
     drop(b.keys.admit(&secret, get("/")).await.unwrap());
     assert_eq!(b.calls(), [] as [Vec<KeyUse>; 0]);
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&b.keys).await;
     assert_eq!(b.last_used(id).await, Some(b.clock.now()));
 }
 
@@ -249,12 +240,11 @@ async fn dropping_the_last_handle_still_writes_the_uses() {
     b.keys.verify(&secret, None).await.unwrap();
     let UseBench { store, keys, clock, .. } = b;
     drop(keys);
-    let read = async || store.get(&org("acme"), &id).await.unwrap().unwrap().last_used_at;
-    let deadline = Instant::now() + PATIENCE;
-    while read().await != Some(clock.now()) {
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(millis(2)).await;
-    }
+    eventually("the use is written", async || {
+        let key = store.get(&org("acme"), &id).await.unwrap().unwrap();
+        key.last_used_at == Some(clock.now())
+    })
+    .await;
 }
 
 #[tokio::test]

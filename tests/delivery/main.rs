@@ -13,27 +13,22 @@ mod buffered;
 mod counts;
 mod full_queue;
 mod last_use;
-mod pages;
 mod shutdown;
 mod strict;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::{BTreeSet, VecDeque};
-use std::future::{Future, pending};
+use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use keygate::audit::{
-    AuditEvent, AuditId, AuditQuery, AuditRecord, AuditScope, AuditStats, RequestEvent,
-};
+use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, AuditStats, RequestEvent};
 use keygate::manager::{Admission, AdmitError, KeyManagerBuilder, RequestInfo};
 use keygate::*;
-use support::{eventually, org};
-use tokio::sync::watch;
+use support::{PATIENCE, SpySink, eventually, org, soon};
+use tokio::task::JoinHandle;
 
 /// Polls once: a result that is ready did not wait for anything.
 fn poll_once<T>(work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
@@ -59,103 +54,6 @@ fn get(path: impl Into<Box<str>>) -> RequestInfo {
     RequestInfo::new("GET", path).from_ip("192.0.2.1".parse().ok())
 }
 
-/// What the sink does with a call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Answer {
-    #[default]
-    Write,
-    Err,
-    Reject,
-    Hang,
-    WriteAndHang,
-    Panic,
-}
-
-/// A memory log that answers as configured and records every call.
-#[derive(Debug, Default)]
-struct Sink {
-    log: MemoryAuditLog,
-    /// Answers to the next calls.
-    plan: Mutex<VecDeque<Answer>>,
-    /// Answers to all calls after those.
-    then: Mutex<Answer>,
-    /// Answer to calls that contain a record of `/bad`.
-    bad: Mutex<Answer>,
-    /// While it is true, calls wait.
-    held: watch::Sender<bool>,
-    calls: Mutex<Vec<Vec<AuditRecord>>>,
-    acknowledged: Mutex<Vec<AuditId>>,
-}
-
-impl Sink {
-    fn plan(&self, answers: impl IntoIterator<Item = Answer>) {
-        self.plan.lock().unwrap().extend(answers);
-    }
-
-    fn then(&self, answer: Answer) {
-        *self.then.lock().unwrap() = answer;
-    }
-
-    fn bad(&self, answer: Answer) {
-        *self.bad.lock().unwrap() = answer;
-    }
-
-    fn hold(&self, held: bool) {
-        self.held.send_replace(held);
-    }
-
-    /// The sizes of all batches so far.
-    fn sizes(&self) -> Vec<usize> {
-        self.calls.lock().unwrap().iter().map(Vec::len).collect()
-    }
-
-    fn ids(&self, call: usize) -> Vec<AuditId> {
-        self.calls.lock().unwrap()[call].iter().map(|record| record.id).collect()
-    }
-
-    async fn called(&self) {
-        eventually("the sink is called", async || !self.calls.lock().unwrap().is_empty()).await;
-    }
-
-    /// The endpoints of the acknowledged records, in order.
-    fn acknowledged(&self) -> usize {
-        self.acknowledged.lock().unwrap().len()
-    }
-
-    /// Checks that every acknowledged record was acknowledged once and is in the log.
-    fn assert_each_once(&self, expected: usize) {
-        let ids = self.acknowledged.lock().unwrap();
-        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "acknowledged twice");
-        assert_eq!((ids.len(), self.log.len()), (expected, expected));
-    }
-}
-
-#[async_trait]
-impl AuditSink for Sink {
-    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        self.calls.lock().unwrap().push(batch.to_vec());
-        let _ = self.held.subscribe().wait_for(|held| !held).await;
-        let planned = self.plan.lock().unwrap().pop_front();
-        let mut answer = planned.unwrap_or(*self.then.lock().unwrap());
-        if answer == Answer::Write && batch.iter().any(|record| endpoint(record) == Some("/bad")) {
-            answer = *self.bad.lock().unwrap();
-        }
-        if matches!(answer, Answer::Write | Answer::WriteAndHang) {
-            self.log.record(batch).await?;
-        }
-        match answer {
-            Answer::Write => {
-                self.acknowledged.lock().unwrap().extend(batch.iter().map(|record| record.id));
-                Ok(())
-            }
-            Answer::Err => Err(AuditError::unavailable("disk full")),
-            Answer::Reject => Err(AuditError::rejected("too long for its column")),
-            Answer::Hang | Answer::WriteAndHang => pending().await,
-            Answer::Panic => panic!("the sink of a test panics"),
-        }
-    }
-}
-
 fn request(record: &AuditRecord) -> Option<&RequestEvent> {
     match &record.event {
         AuditEvent::Request(request) => Some(request),
@@ -163,14 +61,16 @@ fn request(record: &AuditRecord) -> Option<&RequestEvent> {
     }
 }
 
-fn endpoint(record: &AuditRecord) -> Option<&str> {
-    request(record).map(|request| &*request.endpoint)
+/// Shuts down and writes everything in time.
+async fn shut_down(keys: &KeyManager) {
+    let report = soon(keys.shutdown(PATIENCE)).await;
+    assert!(report.is_complete(), "{report:?}");
 }
 
-/// A manager that writes to such a sink, and a key.
+/// A manager, its store and sink, and a key.
 struct Bench {
     store: Arc<MemoryStore>,
-    sink: Arc<Sink>,
+    sink: Arc<SpySink>,
     keys: KeyManager,
     secret: String,
     id: KeyId,
@@ -184,7 +84,7 @@ async fn bench_with(
     delivery: Delivery,
     more: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder,
 ) -> Bench {
-    let (store, sink) = (Arc::new(MemoryStore::new()), Arc::new(Sink::default()));
+    let (store, sink) = (Arc::new(MemoryStore::new()), Arc::new(SpySink::default()));
     // The key is created elsewhere, so that the sink has seen no record yet.
     let maker = KeyManager::builder(store.clone()).build().unwrap();
     let issued = maker.create(&ada(), new_key()).await.unwrap();
@@ -202,6 +102,27 @@ impl Bench {
     /// A whole request.
     async fn handle(&self, path: &str) -> Result<(), AdmitError> {
         Ok(self.admit(path).await?.finish(200).await?)
+    }
+
+    async fn handle_times(&self, times: usize) {
+        for _ in 0..times {
+            self.handle("/").await.unwrap();
+        }
+    }
+
+    /// Clients that each send requests until one fails.
+    fn clients(&self, clients: usize, requests: usize) -> Vec<JoinHandle<Result<(), AdmitError>>> {
+        let client = |_| {
+            let (keys, secret) = (self.keys.clone(), self.secret.clone());
+            tokio::spawn(async move {
+                for _ in 0..requests {
+                    keys.admit(&secret, get("/")).await?.finish(200).await?;
+                    tokio::task::yield_now().await;
+                }
+                Ok(())
+            })
+        };
+        (0..clients).map(client).collect()
     }
 
     async fn key(&self) -> Arc<ApiKey> {

@@ -8,8 +8,8 @@ use keygate::error::DeliveryError;
 use keygate::manager::AdmitError;
 use keygate::*;
 
-use crate::support::{PATIENCE, capture_logs, eventually, log_lines, soon};
-use crate::{Answer, Bench, ada, bench, millis, poll_once};
+use crate::support::{PATIENCE, Sink, capture_logs, eventually, log_lines, soon};
+use crate::{Bench, ada, bench, millis, poll_once, shut_down};
 
 #[tokio::test]
 async fn case_36_a_request_that_is_dropped_leaves_a_record_marked_aborted() {
@@ -61,41 +61,28 @@ async fn case_36_an_aborted_request_is_recorded_even_if_the_queue_is_full() {
     }
 }
 
-// ---- shutdown ----
-
 #[tokio::test]
-async fn case_37_shutdown_writes_the_queue_and_then_accepts_no_more() {
+async fn case_37_shutdown_writes_the_queue_and_then_refuses_requests_and_changes() {
     for delivery in [
         Delivery::strict(),
         Delivery::buffered().linger(Duration::from_secs(60)),
         Delivery::buffered().linger(Duration::from_secs(60)).when_full(WhenFull::Shed),
     ] {
-        let b = bench(delivery.batch(10).clone()).await;
+        let b = bench(delivery.clone().batch(10)).await;
         for _ in 0..35 {
             drop(b.admit("/").await.unwrap());
         }
-        let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
-        assert!(report.is_complete(), "{report:?}");
+        shut_down(&b.keys).await;
         b.sink.assert_each_once(35);
-        let change = b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await;
-        assert!(matches!(change, Err(ManageError::Unavailable(_))), "{change:?}");
-        assert_eq!(b.key().await.status, Status::Active);
-        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete(), "twice");
-        b.sink.assert_each_once(35);
-    }
-}
-
-#[tokio::test]
-async fn case_37_after_shutdown_requests_are_refused_as_unavailable() {
-    for delivery in
-        [Delivery::strict(), Delivery::buffered(), Delivery::buffered().when_full(WhenFull::Shed)]
-    {
-        let b = bench(delivery.clone()).await;
-        assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
         let late = b.admit("/").await.map(|admission| admission.key().clone());
         let refused = late.expect_err(&format!("{delivery:?}"));
         assert!(matches!(refused, AdmitError::NotRecorded(DeliveryError::Closed)));
         assert_eq!(refused.http_status(), 503);
+        let change = b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await;
+        assert!(matches!(change, Err(ManageError::Unavailable(_))), "{change:?}");
+        assert_eq!(b.key().await.status, Status::Active);
+        shut_down(&b.keys).await;
+        b.sink.assert_each_once(35);
     }
 }
 
@@ -126,46 +113,35 @@ async fn case_37_a_request_that_ends_after_shutdown_gave_up_is_counted_as_lost()
 
 #[tokio::test]
 async fn case_37_shutdown_gives_up_at_its_deadline_and_reports_the_losses() {
-    assert_gives_up(Delivery::buffered().batch(2).deadline(millis(50)), []).await;
-}
-
-#[tokio::test]
-async fn case_37_shutdown_does_not_wait_for_a_sink_with_a_longer_deadline() {
-    assert_gives_up(Delivery::buffered().deadline(PATIENCE * 6), []).await;
-}
-
-#[tokio::test]
-async fn case_37_shutdown_does_not_wait_for_the_search_for_a_rejected_record() {
-    let delivery = Delivery::buffered().deadline(millis(200));
-    assert_gives_up(delivery, [Answer::Reject]).await;
-}
-
-async fn assert_gives_up(delivery: Delivery, plan: impl IntoIterator<Item = Answer>) {
-    capture_logs();
-    let b = bench(delivery).await;
-    b.handle("/").await.unwrap();
-    b.settled(1).await;
-    b.sink.plan(plan);
-    b.sink.then(Answer::Hang);
-    for _ in 0..10 {
+    for (delivery, plan) in [
+        (Delivery::buffered().batch(2).deadline(millis(50)), vec![]),
+        // It waits neither for a sink with a longer deadline, nor for the search for a
+        // rejected record.
+        (Delivery::buffered().deadline(PATIENCE * 6), vec![]),
+        (Delivery::buffered().deadline(millis(200)), vec![Sink::Rejects]),
+    ] {
+        capture_logs();
+        let b = bench(delivery.clone()).await;
         b.handle("/").await.unwrap();
+        b.settled(1).await;
+        b.sink.plan(plan);
+        b.sink.sink(Sink::Hangs);
+        b.handle_times(10).await;
+        let report = soon(b.keys.shutdown(millis(300))).await;
+        let unwritten = (report.unwritten_records, report.is_complete());
+        assert_eq!(unwritten, (10, false), "{delivery:?}");
+        let stats = b.keys.audit_stats();
+        assert_eq!((stats.failed, stats.queued), (10, 0), "every loss is counted");
+        assert!(log_lines(&["ERROR", "audit records were not written"]) >= 1);
     }
-    let report = soon(b.keys.shutdown(millis(300))).await;
-    assert_eq!((report.unwritten_records, report.is_complete()), (10, false));
-    let stats = b.keys.audit_stats();
-    assert_eq!((stats.failed, stats.queued), (10, 0), "every loss is counted");
-    assert!(log_lines(&["ERROR", "audit records were not written"]) >= 1);
 }
 
 #[tokio::test]
 async fn case_37_a_sink_that_recovers_in_time_gets_every_record_at_shutdown() {
     let b = bench(Delivery::buffered()).await;
-    b.sink.plan([Answer::Err, Answer::Err, Answer::Err]);
-    for _ in 0..5 {
-        b.handle("/").await.unwrap();
-    }
-    let report = soon(b.keys.shutdown(Duration::from_secs(20))).await;
-    assert!(report.is_complete(), "{report:?}");
+    b.sink.plan([Sink::Fails, Sink::Fails, Sink::Fails]);
+    b.handle_times(5).await;
+    shut_down(&b.keys).await;
     b.sink.assert_each_once(5);
 }
 
@@ -180,33 +156,29 @@ async fn a_shutdown_with_the_longest_deadline_does_not_panic() {
 #[tokio::test]
 async fn case_37_dropping_the_last_handle_still_writes_the_queue() {
     let b = bench(Delivery::buffered().linger(Duration::from_secs(60))).await;
-    for _ in 0..5 {
-        b.handle("/").await.unwrap();
-    }
+    b.handle_times(5).await;
     let admission = b.admit("/open").await.unwrap();
     let other = b.keys.clone();
     let Bench { sink, keys, .. } = b;
     drop(keys);
     drop(other);
-    assert_eq!(sink.acknowledged(), 0, "an open request keeps the manager alive");
+    assert_eq!(sink.len(), 0, "an open request keeps the manager alive");
     drop(admission);
-    eventually("all is written", async || sink.acknowledged() == 6).await;
+    eventually("all is written", async || sink.len() == 6).await;
     sink.assert_each_once(6);
 }
 
 #[test]
 fn case_37_records_left_when_the_runtime_ends_are_counted_and_logged() {
     // In the middle of a batch, and of the search for a rejected record.
-    for plan in [vec![], vec![Answer::Reject]] {
+    for plan in [vec![], vec![Sink::Rejects]] {
         capture_logs();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let keys = runtime.block_on(async {
             let b = bench(Delivery::buffered().batch(3)).await;
             b.sink.plan(plan.clone());
-            b.sink.then(Answer::Hang);
-            for _ in 0..5 {
-                b.handle("/").await.unwrap();
-            }
+            b.sink.sink(Sink::Hangs);
+            b.handle_times(5).await;
             eventually("the sink hangs", async || b.sink.sizes().len() > plan.len()).await;
             b.keys
         });

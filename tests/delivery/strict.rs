@@ -2,15 +2,14 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::time::Duration;
 
 use keygate::audit::{AuditRecord, AuditStats, Outcome, RequestEvent};
 use keygate::error::DeliveryError;
 use keygate::manager::AdmitError;
 use keygate::*;
 
-use crate::support::{capture_logs, eventually, log_lines, soon};
-use crate::{Answer, ada, bench, bench_with, get, millis, poll_once};
+use crate::support::{Sink, capture_logs, eventually, log_lines, soon};
+use crate::{ada, bench, bench_with, get, millis, poll_once, shut_down};
 
 #[tokio::test]
 async fn strict_an_answer_leaves_only_after_its_record_is_acknowledged() {
@@ -24,7 +23,7 @@ async fn strict_an_answer_leaves_only_after_its_record_is_acknowledged() {
     assert_eq!(b.keys.audit_stats().queued, 1);
     b.sink.hold(false);
     soon(finish).await.unwrap();
-    assert_eq!((b.sink.acknowledged(), b.keys.audit_stats().written), (1, 1));
+    assert_eq!((b.sink.len(), b.keys.audit_stats().written), (1, 1));
     let expected = {
         let mut event = RequestEvent::new("GET", "/v1/a", Outcome::Allowed);
         event.ip = "192.0.2.1".parse().ok();
@@ -69,18 +68,22 @@ async fn refusals_of_a_known_key_are_recorded_and_unknown_keys_are_not() {
         change(&mut edited);
         b.store.replace(&edited, key.revision).await.unwrap();
     };
-    edit(|key| key.status = Status::Revoked).await;
-    assert_eq!(b.admit("/1").await.unwrap_err().http_status(), 401);
-    edit(|key| (key.status, key.expires_at) = (Status::Active, Some(key.created_at))).await;
-    assert_eq!(b.admit("/2").await.unwrap_err().http_status(), 401);
-    edit(|key| {
-        key.expires_at = None;
-        key.allowlist = Allowlist::parse(["10.0.0.0/8"]).unwrap();
-    })
-    .await;
-    assert_eq!(b.admit("/3").await.unwrap_err().http_status(), 403);
-    edit(|key| key.allowlist = Allowlist::restore(["?"])).await;
-    assert_eq!(b.admit("/4").await.unwrap_err().http_status(), 403);
+    type Edit = fn(&mut ApiKey);
+    let changes: [(&str, u16, Edit); 4] = [
+        ("/1", 401, |key| key.status = Status::Revoked),
+        ("/2", 401, |key| {
+            (key.status, key.expires_at) = (Status::Active, Some(key.created_at));
+        }),
+        ("/3", 403, |key| {
+            key.expires_at = None;
+            key.allowlist = Allowlist::parse(["10.0.0.0/8"]).unwrap();
+        }),
+        ("/4", 403, |key| key.allowlist = Allowlist::restore(["?"])),
+    ];
+    for (path, status, change) in changes {
+        edit(change).await;
+        assert_eq!(b.admit(path).await.unwrap_err().http_status(), status, "{path}");
+    }
     let records = b.requests().await;
     let logged: Vec<_> = records.iter().map(|r| (&*r.endpoint, r.status, r.outcome)).collect();
     assert_eq!(
@@ -102,7 +105,7 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_nex
     capture_logs();
     let b = bench(Delivery::strict().deadline(millis(100))).await;
     let mut made = 0;
-    for answer in [Answer::Err, Answer::Reject, Answer::Panic, Answer::Hang, Answer::WriteAndHang] {
+    for answer in [Sink::Fails, Sink::Rejects, Sink::Panics, Sink::Hangs, Sink::WritesAndHangs] {
         b.sink.plan([answer]);
         let admission = b.admit("/v1/a").await.unwrap();
         soon(admission.finish(200)).await.expect_err(&format!("{answer:?}"));
@@ -117,7 +120,7 @@ async fn case_35_strict_a_sink_that_errs_hangs_or_panics_is_an_error_and_the_nex
 
     // A refusal whose record fails is a 503 and reveals nothing about the key.
     b.keys.update(&ada(), &b.id, KeyPatch::revoke()).await.unwrap();
-    for answer in [Answer::Err, Answer::Reject, Answer::Panic, Answer::Hang] {
+    for answer in [Sink::Fails, Sink::Rejects, Sink::Panics, Sink::Hangs] {
         b.sink.plan([answer]);
         let refused = soon(b.admit("/v1/c")).await.unwrap_err();
         assert!(matches!(refused, AdmitError::NotRecorded(_)), "{answer:?}: {refused:?}");
@@ -150,26 +153,18 @@ async fn case_35_a_sink_that_panics_before_it_returns_a_future_does_not_end_the_
         assert!(soon(b.handle("/")).await.is_err());
         assert_eq!(b.settled(made).await.failed, made);
     }
-    assert!(soon(b.keys.shutdown(Duration::from_secs(20))).await.is_complete());
+    shut_down(&b.keys).await;
 }
 
 #[tokio::test]
 async fn strict_records_of_concurrent_requests_share_batches() {
     let b = bench(Delivery::strict().batch(60)).await;
     b.sink.hold(true);
-    let requests: Vec<_> = (0..100)
-        .map(|_| {
-            let (keys, secret) = (b.keys.clone(), b.secret.clone());
-            tokio::spawn(async move {
-                let admission = keys.admit(&secret, get("/")).await.unwrap();
-                admission.finish(200).await.unwrap();
-            })
-        })
-        .collect();
+    let requests = b.clients(100, 1);
     eventually("all wait", async || b.keys.audit_stats().queued == 100).await;
     b.sink.hold(false);
     for request in requests {
-        soon(request).await.unwrap();
+        soon(request).await.unwrap().unwrap();
     }
     b.sink.assert_each_once(100);
     let sizes = b.sink.sizes();

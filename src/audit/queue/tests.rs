@@ -1,11 +1,8 @@
 //! Tests of the queue.
 
 use super::*;
-use crate::audit::record::{AuditEvent, AuditId, Outcome, RequestEvent};
-use crate::key::id::KeyId;
-use crate::org::OrgId;
-use crate::record::SecretUsed;
-use crate::runtime::clock::Timestamp;
+use crate::audit::record::Outcome;
+use crate::audit::samples::{refusal, request};
 use crate::runtime::spawn::BoxFuture;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -56,28 +53,18 @@ impl Flag {
         work.poll(&mut Context::from_waker(&Arc::clone(self).into()))
     }
 
+    /// Polls a new wait of the writer once.
+    fn poll_writer(
+        self: &Arc<Self>,
+        queue: &Arc<Queue>,
+        time: &TestTime,
+        retry: Option<Duration>,
+    ) -> Poll<Wake> {
+        self.poll(pin!(queue.wake(time, LINGER, retry)))
+    }
+
     fn is_woken(&self) -> bool {
         self.0.load(Ordering::SeqCst)
-    }
-}
-
-fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
-    let event = RequestEvent {
-        method: "GET".into(),
-        endpoint: "/".into(),
-        ip: None,
-        country: None,
-        status: None,
-        outcome,
-        count,
-        secret: SecretUsed::Current,
-    };
-    AuditRecord {
-        id: AuditId::from_bytes(number.to_be_bytes()),
-        at: Timestamp::MIN,
-        org: OrgId::new("acme").unwrap(),
-        key: KeyId::from_bytes([0; 16]),
-        event: AuditEvent::Request(event),
     }
 }
 
@@ -94,20 +81,6 @@ fn record_of(kind: Kind, number: u128) -> AuditRecord {
     request(number, outcome, 1)
 }
 
-fn refusal() -> Refusal {
-    Refusal {
-        at: Timestamp::MIN,
-        org: OrgId::new("acme").unwrap(),
-        key: KeyId::from_bytes([0; 16]),
-        outcome: Outcome::Revoked,
-        status: 401,
-        method: "GET".into(),
-        path: "/".into(),
-        ip: None,
-        secret: SecretUsed::Current,
-    }
-}
-
 fn queue_of(delivery: Delivery) -> Arc<Queue> {
     let draft = |sum: Sum| request(100, sum.last.outcome, sum.count);
     Arc::new(Queue::new(&delivery, Arc::new(draft)))
@@ -115,6 +88,11 @@ fn queue_of(delivery: Delivery) -> Arc<Queue> {
 
 fn queue(capacity: usize, batch: usize) -> Arc<Queue> {
     queue_of(Delivery::buffered().capacity(capacity).batch(batch))
+}
+
+/// Adds a record whose caller waits for it.
+fn push_awaited(queue: &Arc<Queue>, number: u128) -> impl Sized + use<> {
+    queue.try_reserve(Kind::Other).unwrap().fill_acknowledged(record(number)).unwrap()
 }
 
 fn taken(queue: &Queue, max: usize) -> Vec<u128> {
@@ -149,8 +127,7 @@ fn the_writer_wakes_at_once_for_a_waiting_caller_and_otherwise_gathers_a_batch()
     queue.push(record(4)).unwrap();
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
     assert!(flag.poll(wake.as_mut()).is_pending());
-    let _acknowledged =
-        queue.try_reserve(Kind::Other).unwrap().fill_acknowledged(record(5)).unwrap();
+    let _acknowledged = push_awaited(&queue, 5);
     assert!(flag.is_woken());
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
 }
@@ -170,8 +147,7 @@ fn a_retry_waits_for_its_pause_or_for_the_shortest_pause_if_a_caller_waits() {
 
     let mut wake = Box::pin(queue.wake(&time, LINGER, Some(pause)));
     assert!(flag.poll(wake.as_mut()).is_pending());
-    let _acknowledged =
-        queue.try_reserve(Kind::Other).unwrap().fill_acknowledged(record(5)).unwrap();
+    let _acknowledged = push_awaited(&queue, 5);
     assert!(flag.is_woken());
     assert!(flag.poll(wake.as_mut()).is_pending());
     assert_eq!(time.pass(), SHORTEST_RETRY);
@@ -188,8 +164,11 @@ fn a_closed_queue_is_finished_when_it_is_empty_and_no_place_is_reserved() {
     assert_eq!(queue.try_reserve(Kind::Other).unwrap_err(), DeliveryError::Closed);
     assert_eq!(queue.push(record(9)), Err(DeliveryError::Closed));
 
-    let mut wake = Box::pin(queue.wake(&time, LINGER, None));
-    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work), "it does not linger");
+    assert_eq!(
+        flag.poll_writer(&queue, &time, None),
+        Poll::Ready(Wake::Work),
+        "it does not linger"
+    );
     assert_eq!(taken(&queue, 3), [1]);
     queue.release(&[record(0)]);
     let mut wake = Box::pin(queue.wake(&time, LINGER, None));
@@ -212,8 +191,7 @@ fn a_closed_queue_gives_up_at_its_first_deadline() {
     queue.close(Instant::now());
     queue.close(Instant::now() + Duration::from_secs(3_600));
     for retry in [None, Some(Duration::from_secs(1))] {
-        let mut wake = pin!(queue.wake(&time, LINGER, retry));
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::GiveUp));
+        assert_eq!(flag.poll_writer(&queue, &time, retry), Poll::Ready(Wake::GiveUp));
     }
 }
 
@@ -342,17 +320,6 @@ proptest! {
 }
 
 #[test]
-fn refusals_and_admitted_requests_have_separate_room() {
-    let queue = queue(4, 4);
-    for (kind, room) in [(Kind::Other, 4), (Kind::Refusal, 1)] {
-        for number in 0..room {
-            queue.push(record_of(kind, number)).unwrap();
-        }
-        assert_eq!(queue.push(record_of(kind, 9)), Err(DeliveryError::Full), "{kind:?}");
-    }
-}
-
-#[test]
 fn the_writer_ends_a_window_on_time_without_another_request() {
     let delivery = Delivery::buffered().sum_refusals(1, Duration::from_secs(3_600));
     let (queue, time, flag) = (queue_of(delivery), TestTime::default(), Arc::new(Flag::default()));
@@ -395,13 +362,11 @@ fn a_closed_queue_is_not_finished_before_its_sums_are_written() {
     assert!(queue.prospect(LINGER, None).is_ok());
     // There is room for one refusal at a time.
     for left in [3, 0] {
-        let mut wake = pin!(queue.wake(&time, LINGER, None));
-        assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+        assert_eq!(flag.poll_writer(&queue, &time, None), Poll::Ready(Wake::Work));
         assert_eq!((taken(&queue, 9).len(), queue.counts()), (1, (3, left)));
         queue.release(&[refused(3)]);
     }
-    let mut wake = pin!(queue.wake(&time, LINGER, None));
-    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Finished));
+    assert_eq!(flag.poll_writer(&queue, &time, None), Poll::Ready(Wake::Finished));
 }
 
 #[test]
@@ -421,7 +386,6 @@ fn a_sum_without_room_is_kept_and_the_writer_does_not_spin() {
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
     // The sink works again.
     queue.release(&[refused(1)]);
-    let mut wake = pin!(queue.wake(&time, LINGER, None));
-    assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Work));
+    assert_eq!(flag.poll_writer(&queue, &time, None), Poll::Ready(Wake::Work));
     assert_eq!(queue.counts(), (3, 0));
 }

@@ -3,17 +3,14 @@
 use super::*;
 use crate::audit::delivery::WhenFull;
 use crate::audit::memory::MemoryAuditLog;
-use crate::audit::record::{
-    AuditId, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
-};
+use crate::audit::record::Outcome;
+use crate::audit::samples::{change, refusal, request};
 use crate::key::id::KeyId;
-use crate::org::OrgId;
-use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::BoxFuture;
 use futures_channel::oneshot;
 use proptest::prelude::*;
-use std::future::{Future, ready};
+use std::future::{Future, pending, ready};
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
@@ -32,78 +29,42 @@ impl Runtime for NoTime {
 }
 
 /// A sink that first fails a number of times, then rejects a number of times, and then writes.
+/// It never answers for requests while they are locked, like a table.
 #[derive(Debug, Default)]
 struct Flaky {
     failures: Mutex<usize>,
     rejections: Mutex<usize>,
+    requests_are_locked: bool,
     log: MemoryAuditLog,
     written: Mutex<u64>,
+}
+
+fn is_left(count: &Mutex<usize>) -> bool {
+    let mut count = count.lock().unwrap();
+    let left = *count > 0;
+    *count = count.saturating_sub(1);
+    left
 }
 
 #[async_trait::async_trait]
 impl AuditSink for Flaky {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        {
-            let mut failures = self.failures.lock().unwrap();
-            if *failures > 0 {
-                *failures -= 1;
-                return Err(AuditError::unavailable("not yet"));
-            }
-            let mut rejections = self.rejections.lock().unwrap();
-            if *rejections > 0 {
-                *rejections -= 1;
-                return Err(AuditError::rejected("too long"));
-            }
+        if is_left(&self.failures) {
+            return Err(AuditError::unavailable("not yet"));
+        } else if is_left(&self.rejections) {
+            return Err(AuditError::rejected("too long"));
+        }
+        let is_request = |record: &AuditRecord| matches!(record.event, AuditEvent::Request(_));
+        if self.requests_are_locked && batch.iter().any(is_request) {
+            pending::<()>().await;
         }
         *self.written.lock().unwrap() += count(batch);
         self.log.record(batch).await
     }
 }
 
-fn record(number: u128) -> AuditRecord {
-    AuditRecord {
-        id: AuditId::from_bytes(number.to_be_bytes()),
-        at: Timestamp::MIN,
-        org: OrgId::new("acme").unwrap(),
-        key: KeyId::from_bytes([0; 16]),
-        event: AuditEvent::Change(ChangeEvent {
-            actor: "ada".into(),
-            action: ChangeAction::Created,
-            phase: ChangePhase::Begun,
-        }),
-    }
-}
-
-fn refusal(at: Timestamp) -> Refusal {
-    Refusal {
-        at,
-        org: OrgId::new("acme").unwrap(),
-        key: KeyId::from_bytes([0; 16]),
-        outcome: Outcome::Revoked,
-        status: 401,
-        method: "GET".into(),
-        path: "/".into(),
-        ip: None,
-        secret: SecretUsed::Current,
-    }
-}
-
 fn accounted(stats: AuditStats) -> u64 {
     stats.written + stats.shed + stats.failed + stats.queued + stats.summed
-}
-
-fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
-    let event = RequestEvent {
-        method: "GET".into(),
-        endpoint: "/".into(),
-        ip: None,
-        country: None,
-        status: None,
-        outcome,
-        count,
-        secret: SecretUsed::Current,
-    };
-    AuditRecord { event: AuditEvent::Request(event), ..record(number) }
 }
 
 fn poll(work: Pin<&mut impl Future<Output = ()>>) -> bool {
@@ -133,7 +94,7 @@ fn retry_pauses_double_up_to_the_longest_and_start_again_after_a_success() {
     let mut task = Box::pin(task.run());
     for _ in 0..2 {
         *sink.failures.lock().unwrap() = 8;
-        writer.enqueue(None, record(1));
+        writer.enqueue(None, change(1));
         assert!(!poll(task.as_mut()));
         let pauses = [50, 100, 200, 400, 800, 1_600, 2_000, 2_000].map(Duration::from_millis);
         let slept = std::mem::take(&mut *time.0.lock().unwrap());
@@ -149,7 +110,7 @@ fn health_reports_since_when_the_sink_fails_and_its_recovery() {
     *sink.failures.lock().unwrap() = 2;
     let (writer, [_, mut task]) = writer(Delivery::buffered().capacity(7), sink, time);
     let health = |queued, failing| AuditHealth { queued, capacity: 7, failing };
-    writer.enqueue(None, record(1));
+    writer.enqueue(None, change(1));
     assert_eq!(writer.health(), health(1, None), "no batch has been written yet");
     task.take();
     assert!(poll(pin!(task.write())));
@@ -168,7 +129,7 @@ fn however_the_task_ends_lost_records_are_counted_and_waiting_callers_are_answer
     let mut acknowledged = Vec::new();
     for number in 0..5 {
         let place = writer.changes.queue.try_reserve(Kind::Other).unwrap();
-        acknowledged.push(place.fill_acknowledged(record(number)).unwrap());
+        acknowledged.push(place.fill_acknowledged(change(number)).unwrap());
     }
     task.take();
     assert_eq!((task.batch.records.len(), writer.stats().queued), (2, 5));
@@ -179,7 +140,7 @@ fn however_the_task_ends_lost_records_are_counted_and_waiting_callers_are_answer
         assert!(acknowledged.try_recv().is_err(), "canceled, so that no caller waits forever");
     }
     assert_eq!(writer.changes.queue.try_reserve(Kind::Other).unwrap_err(), DeliveryError::Closed);
-    writer.enqueue(None, record(9));
+    writer.enqueue(None, change(9));
     assert_eq!(writer.stats().failed, 6);
 }
 
@@ -189,7 +150,7 @@ proptest! {
         let mut batch = Batch::default();
         let mut receivers = Vec::new();
         for (at, awaited) in awaited.iter().enumerate() {
-            batch.records.push(record(at as u128));
+            batch.records.push(change(at as u128));
             if *awaited {
                 let (ack, acknowledged) = oneshot::channel();
                 batch.acks.push((at, ack));
@@ -197,7 +158,7 @@ proptest! {
             }
         }
         prop_assert_eq!(batch.fail_acknowledged().len(), receivers.len());
-        let kept: Vec<_> = (0..).zip(&awaited).filter(|(_, a)| !**a).map(|(n, _)| record(n)).collect();
+        let kept: Vec<_> = (0..).zip(&awaited).filter(|(_, a)| !**a).map(|(n, _)| change(n)).collect();
         prop_assert_eq!(&batch.records, &kept);
         prop_assert!(batch.acks.is_empty());
         for mut acknowledged in receivers {
@@ -231,7 +192,7 @@ proptest! {
                 0..=2 => {
                     let key = KeyId::from_bytes([which; 16]);
                     // With or without a caller that still waits for it.
-                    let _ = writer.refuse(Refusal { key, ..refusal(now) }).unwrap();
+                    let _ = writer.refuse(Refusal { key, at: now, ..refusal() }).unwrap();
                     made += 1;
                 }
                 3 => places.extend(writer.reserve_now().and_then(Result::ok)),
@@ -240,7 +201,7 @@ proptest! {
                     made += 1;
                 },
                 5 => {
-                    writer.enqueue(None, record(number));
+                    writer.enqueue(None, change(number));
                     made += 1;
                 }
                 6 => *sink.failures.lock().unwrap() += usize::from(which),
@@ -254,7 +215,7 @@ proptest! {
         }
         let end = Duration::from_secs(if patient { 3_600 } else { 0 });
         writer.close(end);
-        prop_assert!(writer.refuse(refusal(now)).is_err());
+        prop_assert!(writer.refuse(refusal()).is_err());
         let open = places.len() as u64;
         places.into_iter().for_each(|place| {
             writer.enqueue(place, request(0, Outcome::Aborted, 1));
@@ -269,20 +230,6 @@ proptest! {
     }
 }
 
-/// Never answers for requests, like a log whose table of requests is locked.
-#[derive(Debug, Default)]
-struct ChangesOnly(MemoryAuditLog);
-
-#[async_trait::async_trait]
-impl AuditSink for ChangesOnly {
-    async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        if batch.iter().any(|record| matches!(record.event, AuditEvent::Request(_))) {
-            std::future::pending::<()>().await;
-        }
-        self.0.record(batch).await
-    }
-}
-
 /// A runtime whose sleeps never end.
 #[derive(Debug)]
 struct StoppedTime;
@@ -291,13 +238,13 @@ impl Runtime for StoppedTime {
     fn spawn(&self, _: BoxFuture<'static, ()>) {}
 
     fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(std::future::pending())
+        Box::pin(pending())
     }
 }
 
 #[test]
 fn changes_are_written_while_a_batch_of_requests_is_pending() {
-    let sink = Arc::new(ChangesOnly::default());
+    let sink = Arc::new(Flaky { requests_are_locked: true, ..Flaky::default() });
     let (writer, tasks) =
         writer(Delivery::buffered().batch(2), sink.clone(), Arc::new(StoppedTime));
     let mut tasks = tasks.map(|task| Box::pin(task.run()));
@@ -305,7 +252,7 @@ fn changes_are_written_while_a_batch_of_requests_is_pending() {
         writer.enqueue(None, request(number, Outcome::Allowed, 1));
     }
     for round in 0..3 {
-        let mut written = pin!(writer.write(record(10 + round)));
+        let mut written = pin!(writer.write(change(10 + round)));
         let mut context = Context::from_waker(Waker::noop());
         assert!(written.as_mut().poll(&mut context).is_pending());
         for task in &mut tasks {
@@ -314,5 +261,5 @@ fn changes_are_written_while_a_batch_of_requests_is_pending() {
         assert_eq!(written.poll(&mut context), Poll::Ready(Ok(())), "round {round}");
         assert_eq!(writer.stats().queued, 2, "the requests");
     }
-    assert_eq!(sink.0.len(), 3);
+    assert_eq!(sink.log.len(), 3);
 }

@@ -1,11 +1,10 @@
 //! `record_uses(&[])`: the probe whether the store accepts changes.
 
 use std::path::Path;
-use std::process::Command;
 
 use keygate::{KeyStore, StoreError};
 
-use crate::sqlite_support::{LIMIT, assert_sound, key, new_store, org, peer, raw};
+use crate::files::{Immutable, LIMIT, assert_sound, key, new_store, org, raw};
 
 /// The whole content of the file, as SQL.
 fn dump(path: &Path) -> Vec<String> {
@@ -40,30 +39,15 @@ async fn the_probe_writes_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn the_probe_fails_while_the_file_is_locked() {
-    let (_folder, path, store) = new_store();
-    let mut peer = peer("BEGIN IMMEDIATE", &path);
-    assert_eq!(peer.says(), "locked");
-    let probed = store.record_uses(&[]).await;
-    assert!(matches!(probed, Err(StoreError::Unavailable(_))), "{probed:?}");
-    peer.end();
-    store.record_uses(&[]).await.unwrap();
-}
-
-#[tokio::test]
 #[ignore = "needs root and a file system with `chattr +i`"]
 async fn the_probe_fails_while_the_file_is_read_only() {
     let (_folder, path, store) = new_store();
     store.insert(&key(&org("acme")), LIMIT).await.unwrap();
     let log = path.with_extension("db-wal");
-    let chattr = |change: &str| {
-        let done = Command::new("chattr").arg(change).arg(&log).status();
-        assert!(done.is_ok_and(|status| status.success()), "`chattr {change}` does not work here");
-    };
-    chattr("+i");
+    let immutable = Immutable::make(&log);
     let probed = store.record_uses(&[]).await;
     let inserted = store.insert(&key(&org("acme")), LIMIT).await;
-    chattr("-i");
+    drop(immutable);
     for refused in [probed, inserted] {
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     }

@@ -14,7 +14,7 @@ use keygate::{
 };
 use tempfile::TempDir;
 
-use crate::sqlite_support::{assert_sound, at, key, org, request};
+use crate::files::{assert_sound, at, key, org, request};
 
 /// A file system of 2 MiB, in memory.
 struct SmallDisk(TempDir);
@@ -69,44 +69,41 @@ async fn requests(store: &SqliteStore, key: &keygate::ApiKey) -> usize {
     count
 }
 
+/// Repeats a call until the free space inside the file is used up too.
+async fn until_refused<E>(mut call: impl AsyncFnMut() -> Result<(), E>) -> E {
+    for _ in 0..20_000 {
+        if let Err(error) = call().await {
+            return error;
+        }
+    }
+    panic!("the disk is never full")
+}
+
 async fn fills_up(path: &Path, disk: &SmallDisk) {
     let store = SqliteStore::open(path).unwrap();
     let acme = org("acme");
     let first = key(&acme);
     store.insert(&first, OrgLimit::NONE).await.unwrap();
     let mut acknowledged = vec![first.clone()];
-    let (mut batches, mut number, mut probes) = (0, 0, 0);
+    let (mut batches, mut number) = (0, 0);
+    let mut batch = || -> Vec<_> {
+        number += 300;
+        (number - 300..number).map(|n| request(&first, at(2), n)).collect()
+    };
     for _ in 0..3 {
         disk.fill();
-        // The free space inside the file is used up after a while.
-        let refused = loop {
+        let refused = until_refused(async || {
             let new = key(&acme);
-            match store.insert(&new, OrgLimit::NONE).await {
-                Ok(()) => acknowledged.push(new),
-                Err(error) => break error,
-            }
-            assert!(acknowledged.len() < 20_000, "the disk is never full");
-        };
+            store.insert(&new, OrgLimit::NONE).await.map(|()| acknowledged.push(new))
+        })
+        .await;
         assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
-        let refused = loop {
-            let batch: Vec<_> = (number..number + 300).map(|n| request(&first, at(2), n)).collect();
-            number += 300;
-            match store.record(&batch).await {
-                Ok(()) => batches += 1,
-                Err(error) => break error,
-            }
-            assert!(batches < 1_000, "the disk is never full");
-        };
+        let refused =
+            until_refused(async || store.record(&batch()).await.map(|()| batches += 1)).await;
         assert!(matches!(refused, AuditError::Unavailable(_)), "{refused:?}");
 
         // The probe uses up the last free page.
-        let refused = loop {
-            match store.record_uses(&[]).await {
-                Ok(()) => probes += 1,
-                Err(error) => break error,
-            }
-            assert!(probes < 1_000, "the disk is never full");
-        };
+        let refused = until_refused(async || store.record_uses(&[]).await).await;
         assert!(matches!(refused, StoreError::Unavailable(_)), "{refused:?}");
 
         // Exactly the acknowledged changes are stored, and reads continue.
@@ -120,9 +117,7 @@ async fn fills_up(path: &Path, disk: &SmallDisk) {
         let new = key(&acme);
         store.insert(&new, OrgLimit::NONE).await.unwrap();
         acknowledged.push(new);
-        let batch: Vec<_> = (number..number + 300).map(|n| request(&first, at(2), n)).collect();
-        number += 300;
-        store.record(&batch).await.unwrap();
+        store.record(&batch()).await.unwrap();
         batches += 1;
     }
     drop(store);
@@ -168,13 +163,8 @@ async fn case_34_a_manager_on_a_full_disk_is_unavailable_and_recovers() {
     let new = || NewKey::named("key").unwrap();
     let mut issued = vec![keys.create(&actor, new()).await.unwrap()];
     disk.fill();
-    let refused = loop {
-        match keys.create(&actor, new()).await {
-            Ok(key) => issued.push(key),
-            Err(error) => break error,
-        }
-        assert!(issued.len() < 20_000, "the disk is never full");
-    };
+    let refused =
+        until_refused(async || keys.create(&actor, new()).await.map(|key| issued.push(key))).await;
     assert!(matches!(refused, ManageError::Unavailable(_)), "{refused:?}");
     for key in &issued {
         keys.verify(key.secret.expose_secret(), None).await.unwrap();

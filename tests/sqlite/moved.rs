@@ -7,7 +7,7 @@ use keygate::audit::{AuditQuery, AuditScope};
 use keygate::store::KeyUse;
 use keygate::{AuditError, AuditLog, AuditSink, KeyStore, SqliteStore, StoreError};
 
-use crate::sqlite_support::{LIMIT, assert_sound, at, chain, change, key, new_store, org, raw};
+use crate::files::{LIMIT, assert_sound, at, chain, change, key, new_store, org, raw};
 use crate::support::{capture_logs, eventually, logs};
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

@@ -7,14 +7,14 @@ use std::process::Command;
 use keygate::{KeyStore, SqliteStore};
 use tempfile::TempDir;
 
-use crate::sqlite_support::{Peer, assert_sound, org, peer_by, this_program};
+use crate::files::{Peer, assert_sound, org, peer_by, this_program};
 
 /// A process that inserts keys. Syncing fails in it while the folder contains `failing`, and
 /// once if it contains `failing-once`.
 fn peer(folder: &TempDir) -> Peer {
     let within = |name: &str| folder.path().join(name);
     let library = within("failing_sync.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sqlite_support/failing_sync.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sqlite/failing_sync.c");
     let compiled =
         Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
     assert!(compiled.unwrap().success());
@@ -26,7 +26,7 @@ fn peer(folder: &TempDir) -> Peer {
     let mut peer = peer_by(program, "insert", &within("keys.db"));
     assert_eq!(peer.says(), "ready");
     peer.order("before");
-    assert_eq!(peer.says(), "done");
+    assert_eq!(peer.says(), "Ok(())");
     peer
 }
 
@@ -38,7 +38,7 @@ async fn a_change_that_cannot_be_synced_is_in_doubt() {
     File::create(&flag).unwrap();
     peer.order("in-doubt");
     let answer = peer.says();
-    assert!(answer.starts_with("InDoubt("), "{answer}");
+    assert!(answer.starts_with("Err(InDoubt("), "{answer}");
     drop(peer);
     let path = folder.path().join("keys.db");
     let store = SqliteStore::open(&path).unwrap();
@@ -54,7 +54,7 @@ async fn case_44_a_change_reported_as_unavailable_is_not_there_after_a_crash() {
     File::create(&flag).unwrap();
     peer.order("unavailable");
     let answer = peer.says();
-    assert!(answer.starts_with("Unavailable("), "{answer}");
+    assert!(answer.starts_with("Err(Unavailable("), "{answer}");
     assert!(!fs::exists(&flag).unwrap(), "nothing was synced");
     drop(peer);
     let path = folder.path().join("keys.db");

@@ -26,10 +26,16 @@ pub(crate) const LIMIT: OrgLimit = OrgLimit::at_most(20);
 
 /// A new file in its own folder, which is deleted with the first value.
 pub(crate) fn new_store() -> (TempDir, PathBuf, SqliteStore) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.db");
+    let (folder, path) = new_path();
     let store = SqliteStore::open(&path).unwrap();
     (folder, path, store)
+}
+
+/// Where a new file may be created, in its own folder.
+pub(crate) fn new_path() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    (folder, path)
 }
 
 /// A connection outside of keygate.
@@ -41,20 +47,14 @@ pub(crate) fn at(micros: i64) -> Timestamp {
     Timestamp::from_unix_micros(1_769_860_800_000_000 + micros).unwrap()
 }
 
-fn random_bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).unwrap();
-    bytes
-}
-
 /// A key that is in no store.
 pub(crate) fn key(org: &OrgId) -> ApiKey {
+    let id = KeyId::random(&mut SysRng).unwrap();
     ApiKey {
-        id: KeyId::random(&mut SysRng).unwrap(),
+        id,
         org: org.clone(),
         name: KeyName::new("Ключ 👩‍💻").unwrap(),
-        digest: KeyDigest::of(random_bytes::<32>()),
-        allowlist: Default::default(),
+        digest: KeyDigest::of(id.to_bytes()),
         created_at: at(1),
         expires_at: Some(at(86_400_000_000)),
         ..ApiKey::sample(0)
@@ -62,27 +62,14 @@ pub(crate) fn key(org: &OrgId) -> ApiKey {
 }
 
 pub(crate) fn change(key: &ApiKey, at: Timestamp, number: u64) -> AuditRecord {
-    record(
-        key,
-        at,
-        number,
-        AuditEvent::Change(ChangeEvent::new("ada", ChangeAction::Updated, ChangePhase::Begun)),
-    )
+    let event = ChangeEvent::new("ada", ChangeAction::Updated, ChangePhase::Begun);
+    record(key, at, number, AuditEvent::Change(event))
 }
 
 pub(crate) fn request(key: &ApiKey, at: Timestamp, number: u64) -> AuditRecord {
-    record(
-        key,
-        at,
-        number,
-        AuditEvent::Request({
-            let mut event =
-                RequestEvent::new("GET", format!("/v1/things/{number}"), Outcome::Allowed);
-            event.ip = Some("192.0.2.1".parse().unwrap());
-            event.status = Some(200);
-            event
-        }),
-    )
+    let mut event = RequestEvent::new("GET", format!("/v1/things/{number}"), Outcome::Allowed);
+    (event.ip, event.status) = ("192.0.2.1".parse().ok(), Some(200));
+    record(key, at, number, AuditEvent::Request(event))
 }
 
 fn record(key: &ApiKey, at: Timestamp, number: u64, event: AuditEvent) -> AuditRecord {
@@ -99,11 +86,35 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     }
 }
 
-/// The result of SQLite's integrity check.
+/// SQLite finds no damage.
 pub(crate) fn assert_sound(path: &Path) {
     let verdict: String =
         raw(path).query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(verdict, "ok");
+}
+
+/// A file or folder that not even root can write to, until this is dropped.
+pub(crate) struct Immutable<'a>(&'a Path);
+
+impl<'a> Immutable<'a> {
+    pub(crate) fn make(path: &'a Path) -> Self {
+        let made = Command::new("chattr").arg("+i").arg(path).status();
+        assert!(made.is_ok_and(|status| status.success()), "`chattr +i` does not work here");
+        Self(path)
+    }
+}
+
+impl Drop for Immutable<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg("-i").arg(self.0).status();
+    }
+}
+
+/// Another process that holds a lock of the file.
+pub(crate) fn lock(begin: &str, path: &Path) -> Peer {
+    let mut peer = peer(begin, path);
+    assert_eq!(peer.says(), "locked");
+    peer
 }
 
 /// Another process on the same file, with that task.
@@ -114,7 +125,7 @@ pub(crate) fn peer(task: &str, path: &Path) -> Peer {
 /// The same, started by a command that is or runs this program.
 pub(crate) fn peer_by(program: Command, task: &str, path: &Path) -> Peer {
     let variables = [("KEYGATE_CHILD", OsStr::new(task)), ("KEYGATE_CHILD_FILE", path.as_os_str())];
-    Peer::start(program, "sqlite_support::child", &variables)
+    Peer::start(program, "files::child", &variables)
 }
 
 #[test]
@@ -141,20 +152,17 @@ fn child() {
                 Err(error) => say(&chain(&error)),
             }
         }
-        "create" => {
+        "create" | "insert" => {
             let store = SqliteStore::open(&path).unwrap();
             say("ready");
-            for line in orders {
-                let created = runtime.block_on(crate::races::creators(&store, &org(&line), 32));
-                say(&created.to_string());
-            }
-        }
-        "insert" => {
-            let store = SqliteStore::open(&path).unwrap();
-            say("ready");
-            for line in orders {
-                let inserted = runtime.block_on(store.insert(&key(&org(&line)), LIMIT));
-                say(&inserted.map_or_else(|error| format!("{error:?}"), |()| "done".into()));
+            for org in orders.map(|line| org(&line)) {
+                if task == "create" {
+                    let created = runtime.block_on(crate::races::creators(&store, &org, 32));
+                    say(&created.to_string());
+                } else {
+                    let inserted = runtime.block_on(store.insert(&key(&org), LIMIT));
+                    say(&format!("{inserted:?}"));
+                }
             }
         }
         begin => {

@@ -10,16 +10,10 @@ use keygate::{
     NewKey, SqliteStore, StoreError,
 };
 
-use crate::sqlite_support::{LIMIT, Peer, assert_sound, at, change, key, new_store, org, peer};
+use crate::files::{LIMIT, assert_sound, at, change, key, lock, new_store, org};
 
 /// The busy timeout is a second; the rest is for a busy machine.
 const BOUND: Duration = Duration::from_secs(10);
-
-fn lock(begin: &str, path: &std::path::Path) -> Peer {
-    let mut peer = peer(begin, path);
-    assert_eq!(peer.says(), "locked");
-    peer
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_continue() {
@@ -33,15 +27,16 @@ async fn case_38_writes_to_a_locked_file_are_unavailable_and_reads_continue() {
         let renamed = keygate::ApiKey { revision: Revision::new(2), ..present.clone() };
         let uses = [KeyUse { id: present.id, at: at(5) }];
         let records = [change(&present, at(5), 5)];
-        let (inserted, replaced, deleted, used, recorded, purged) = tokio::join!(
+        let (inserted, replaced, deleted, used, probed, recorded, purged) = tokio::join!(
             store.insert(&new, LIMIT),
             store.replace(&renamed, Revision::FIRST),
             store.delete(&present.org, &present.id, None),
             store.record_uses(&uses),
+            store.record_uses(&[]),
             store.record(&records),
             store.purge_before(at(9)),
         );
-        for write in [inserted, replaced, deleted, used] {
+        for write in [inserted, replaced, deleted, used, probed] {
             assert!(matches!(write, Err(StoreError::Unavailable(_))), "{write:?}");
         }
         for write in [recorded, purged.map(drop)] {

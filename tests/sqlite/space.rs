@@ -5,7 +5,7 @@ use std::path::Path;
 
 use keygate::{AuditLog, AuditSink, SqliteStore};
 
-use crate::sqlite_support::{assert_sound, at, key, new_store, org, raw, request};
+use crate::files::{assert_sound, at, key, new_store, org, raw, request};
 
 const MIB: u64 = 1 << 20;
 

@@ -11,14 +11,15 @@ use std::{fs, thread};
 
 use keygate::audit::{AuditQuery, AuditScope};
 use keygate::error::SqliteOpenError;
-use keygate::store::SqliteOptions;
+use keygate::store::{OrgLimit, SqliteOptions};
 use keygate::{AuditError, AuditLog, AuditSink, KeyStore, SqliteStore, StoreError};
 use tempfile::TempDir;
 
-use crate::sqlite_support::{
-    LIMIT, at, chain, change, key, new_store, org, peer, peer_by, raw, request, this_program,
+use crate::files::{
+    Immutable, LIMIT, at, chain, key, new_path, new_store, org, peer, peer_by, raw, request,
+    this_program,
 };
-use crate::support::{capture_logs, logs};
+use crate::support::{capture_logs, logs, poll};
 
 type Contents = BTreeMap<PathBuf, Vec<u8>>;
 
@@ -58,7 +59,7 @@ fn full_file() -> (TempDir, PathBuf) {
     let (folder, path, store) = new_store();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for _ in 0..100 {
-        runtime.block_on(store.insert(&key(&org("acme")), keygate::store::OrgLimit::NONE)).unwrap();
+        runtime.block_on(store.insert(&key(&org("acme")), OrgLimit::NONE)).unwrap();
     }
     closed(folder, &path, store)
 }
@@ -68,23 +69,20 @@ fn full_file() -> (TempDir, PathBuf) {
 /// then.
 fn closed(folder: TempDir, path: &Path, store: SqliteStore) -> (TempDir, PathBuf) {
     drop(store);
-    let give_up = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while fs::read_dir(folder.path()).unwrap().count() > 1 {
-        assert!(std::time::Instant::now() < give_up, "the store does not close its file");
-        thread::yield_now();
-    }
-    let other = tempfile::tempdir().unwrap();
-    let copy = other.path().join("keys.db");
+    poll("the store closes its file", || {
+        (fs::read_dir(folder.path()).unwrap().count() == 1).then_some(())
+    });
+    let (other, copy) = new_path();
     fs::copy(path, &copy).unwrap();
     (other, copy)
 }
 
 #[test]
 fn a_file_that_is_not_a_database_is_refused_and_unchanged() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.db");
+    let (_folder, path) = new_path();
     for bytes in [
-        &b"ab"[..],
+        &b"\n"[..],
+        b"ab",
         b"not a database, but someone's notes",
         &[0; 4096],
         &[0xFF; 100_000],
@@ -98,15 +96,6 @@ fn a_file_that_is_not_a_database_is_refused_and_unchanged() {
 }
 
 #[test]
-fn a_file_of_one_byte_is_not_an_empty_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.db");
-    fs::write(&path, b"\n").unwrap();
-    let error = refused(&path);
-    assert!(matches!(error, SqliteOpenError::NotKeygate { .. }), "{error:?}");
-}
-
-#[test]
 fn another_programs_database_is_refused_and_unchanged() {
     for setup in [
         "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('mine')",
@@ -117,8 +106,7 @@ fn another_programs_database_is_refused_and_unchanged() {
         "PRAGMA user_version = 1",
         "PRAGMA user_version = 1; CREATE TABLE notes (text TEXT)",
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys.db");
+        let (_folder, path) = new_path();
         raw(&path).execute_batch(setup).unwrap();
         let error = refused(&path);
         assert!(matches!(error, SqliteOpenError::NotKeygate { .. }), "{setup}: {error:?}");
@@ -127,8 +115,7 @@ fn another_programs_database_is_refused_and_unchanged() {
 
 #[test]
 fn another_programs_database_in_use_is_refused_and_unchanged() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.db");
+    let (folder, path) = new_path();
     let other = raw(&path);
     other.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE notes (text TEXT)").unwrap();
     let mut before = contents(folder.path());
@@ -143,30 +130,21 @@ fn another_programs_database_in_use_is_refused_and_unchanged() {
     other.execute_batch("INSERT INTO notes VALUES ('still mine')").unwrap();
 }
 
-/// The beginning of a file shows whether it is a database.
-fn is_damage(error: &SqliteOpenError) -> bool {
-    matches!(error, SqliteOpenError::NotKeygate { .. } | SqliteOpenError::Damaged { .. })
-}
-
 #[test]
-fn a_truncated_file_is_refused_and_unchanged() {
+fn a_truncated_or_overwritten_file_is_refused_and_unchanged() {
     let (_folder, path) = full_file();
     let whole = fs::read(&path).unwrap();
-    for length in [2, 50, 99, 100, 1000, 4095, 4096, 5000, whole.len() / 2, whole.len() - 4096] {
-        fs::write(&path, &whole[..length]).unwrap();
+    let mut overwritten = whole.clone();
+    overwritten[100..4096].fill(0xA5); // the schema
+    let lengths = [2, 50, 99, 100, 1000, 4095, 4096, 5000, whole.len() / 2, whole.len() - 4096];
+    for bytes in lengths.map(|length| &whole[..length]).into_iter().chain([&overwritten[..]]) {
+        fs::write(&path, bytes).unwrap();
         let error = refused(&path);
-        assert!(is_damage(&error), "{length}: {error:?}");
+        // The beginning of a file shows whether it is a database.
+        let is_damage =
+            matches!(error, SqliteOpenError::NotKeygate { .. } | SqliteOpenError::Damaged { .. });
+        assert!(is_damage, "{} bytes: {error:?}", bytes.len());
     }
-}
-
-#[test]
-fn a_file_with_an_overwritten_beginning_is_refused_and_unchanged() {
-    let (_folder, path) = full_file();
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[100..4096].fill(0xA5); // the schema
-    fs::write(&path, &bytes).unwrap();
-    let error = refused(&path);
-    assert!(is_damage(&error), "{error:?}");
 }
 
 #[tokio::test]
@@ -174,7 +152,7 @@ async fn overwritten_pages_are_errors_and_never_wrong_answers() {
     let (folder, path, store) = new_store();
     let keys: Vec<_> = (0..100).map(|_| key(&org("acme"))).collect();
     for key in &keys {
-        store.insert(key, keygate::store::OrgLimit::NONE).await.unwrap();
+        store.insert(key, OrgLimit::NONE).await.unwrap();
     }
     let (_folder, path) = closed(folder, &path, store);
     let mut bytes = fs::read(&path).unwrap();
@@ -231,13 +209,9 @@ async fn a_damaged_page_is_reported_by_health_and_intact_pages_can_be_read() {
 #[test]
 fn a_newer_schema_is_refused_and_unchanged() {
     let (_folder, path) = full_file();
-    let connection = raw(&path);
-    connection.execute_batch("PRAGMA user_version = 99").unwrap();
-    drop(connection);
-    match refused(&path) {
-        SqliteOpenError::TooNew { found: 99, .. } => {}
-        error => panic!("{error:?}"),
-    }
+    raw(&path).execute_batch("PRAGMA user_version = 99").unwrap();
+    let error = refused(&path);
+    assert!(matches!(error, SqliteOpenError::TooNew { found: 99, .. }), "{error:?}");
 }
 
 #[test]
@@ -326,23 +300,6 @@ fn a_folder_without_permission_to_enter_is_named() {
     fs::set_permissions(&locked, Permissions::from_mode(0o700)).unwrap();
 }
 
-/// A file or folder that not even root can write to, until this is dropped.
-struct Immutable<'a>(&'a Path);
-
-impl<'a> Immutable<'a> {
-    fn make(path: &'a Path) -> Self {
-        let made = Command::new("chattr").arg("+i").arg(path).status();
-        assert!(made.is_ok_and(|status| status.success()), "`chattr +i` does not work here");
-        Self(path)
-    }
-}
-
-impl Drop for Immutable<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("chattr").arg("-i").arg(self.0).status();
-    }
-}
-
 #[test]
 #[ignore = "needs root and a file system with `chattr +i`"]
 fn a_read_only_file_or_folder_is_refused_and_unchanged() {
@@ -360,15 +317,14 @@ fn a_read_only_file_or_folder_is_refused_and_unchanged() {
 
 #[tokio::test]
 async fn an_empty_file_becomes_a_database_and_a_url_works_like_a_path() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.db");
+    let (_folder, path) = new_path();
     fs::write(&path, b"").unwrap();
     let key = key(&org("acme"));
     SqliteStore::open(&path).unwrap().insert(&key, LIMIT).await.unwrap();
-    let store = SqliteStore::open(format!("sqlite:{}", path.display())).unwrap();
-    assert_eq!(store.get(&key.org, &key.id).await.unwrap().as_deref(), Some(&key));
-    let store = SqliteStore::open(format!("sqlite://{}", path.display())).unwrap();
-    assert_eq!(store.get(&key.org, &key.id).await.unwrap().as_deref(), Some(&key));
+    for scheme in ["sqlite:", "sqlite://"] {
+        let store = SqliteStore::open(format!("{scheme}{}", path.display())).unwrap();
+        assert_eq!(store.get(&key.org, &key.id).await.unwrap().as_deref(), Some(&key));
+    }
 }
 
 #[tokio::test]
@@ -405,34 +361,10 @@ fn files_readable_by_other_users_cause_a_warning() {
     drop(store);
 }
 
-#[tokio::test]
-async fn reopening_finds_everything() {
-    let (_folder, path, store) = new_store();
-    let keys = [key(&org("acme")), key(&org("acme")), key(&org("other"))];
-    for key in &keys {
-        store.insert(key, LIMIT).await.unwrap();
-    }
-    let records = [change(&keys[0], at(1), 1), change(&keys[0], at(2), 2)];
-    store.record(&records).await.unwrap();
-    drop(store);
-    for _ in 0..3 {
-        let store = SqliteStore::open(&path).unwrap();
-        for key in &keys {
-            assert_eq!(store.get(&key.org, &key.id).await.unwrap().as_deref(), Some(key));
-            let found = store.find_by_digest(&key.digest).await.unwrap();
-            assert_eq!(found.as_deref(), Some(key));
-        }
-        let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
-        let page = store.page(&query).await.unwrap().records;
-        assert_eq!(page.iter().rev().collect::<Vec<_>>(), records.iter().collect::<Vec<_>>());
-    }
-}
-
 #[test]
 fn concurrent_threads_all_open_a_new_file() {
     for round in 0..100 {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys.db");
+        let (_folder, path) = new_path();
         let start = Barrier::new(8);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -449,8 +381,7 @@ fn concurrent_threads_all_open_a_new_file() {
 #[test]
 fn concurrent_processes_all_open_a_new_file() {
     for round in 0..5 {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys.db");
+        let (_folder, path) = new_path();
         let mut peers: Vec<_> = (0..6).map(|_| peer("open", &path)).collect();
         for peer in &mut peers {
             assert_eq!(peer.says(), "ready");

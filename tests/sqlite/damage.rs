@@ -1,14 +1,16 @@
 //! Manually edited rows: an error that names the column, and never an admission.
 
+use std::path::Path;
+
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangePhase, Outcome};
 use keygate::manager::IssuedKey;
 use keygate::{
-    Actor, AuditError, AuditLog, AuditSink, Denial, KeyManager, KeyStore, ManageError, NewKey,
-    SqliteStore, StoreError, VerifyError,
+    Actor, AuditError, AuditLog, AuditSink, Denial, KeyId, KeyManager, KeyStore, ManageError,
+    NewKey, StoreError, VerifyError,
 };
 use rusqlite::types::Value;
 
-use crate::sqlite_support::{at, chain, change, key, new_store, org, raw, request};
+use crate::files::{at, chain, change, key, new_store, org, raw, request};
 
 fn blob(bytes: &[u8]) -> Value {
     Value::Blob(bytes.to_vec())
@@ -22,6 +24,12 @@ async fn issue(keys: &KeyManager, org_name: &str) -> IssuedKey {
     let actor = Actor::new(org(org_name), "ada");
     let new = NewKey::named("key").unwrap().allow(["10.0.0.0/8"]).unwrap();
     keys.create(&actor, new).await.unwrap()
+}
+
+/// Edits the row of a key in that table and column of keys.
+fn edit(path: &Path, (table, id_column): (&str, &str), id: KeyId, column: &str, value: &Value) {
+    let sql = format!("UPDATE {table} SET {column} = ?1 WHERE {id_column} = ?2");
+    assert_eq!(raw(path).execute(&sql, (value, id.to_bytes())).unwrap(), 1);
 }
 
 fn assert_corrupt<T: std::fmt::Debug>(result: Result<T, StoreError>, column: &str) {
@@ -64,13 +72,7 @@ async fn a_damaged_column_is_named_in_the_error_and_never_admits() {
         let (damaged, whole) = (issue(&keys, "acme").await, issue(&keys, "acme").await);
         let elsewhere = issue(&keys, "other").await;
         assert!(keys.verify(damaged.secret.expose_secret(), inside).await.is_ok());
-        let edited = raw(&path)
-            .execute(
-                &format!("UPDATE keys SET {column} = ?1 WHERE id = ?2"),
-                (&value, damaged.key.id.to_bytes()),
-            )
-            .unwrap();
-        assert_eq!(edited, 1);
+        edit(&path, ("keys", "id"), damaged.key.id, column, &value);
 
         let IssuedKey { key, secret } = damaged;
         assert_corrupt(store.find_by_digest(&key.digest).await, column);
@@ -105,12 +107,7 @@ async fn a_damaged_id_digest_or_organisation_is_named_in_the_error() {
         let (_folder, path, store) = new_store();
         let keys = KeyManager::builder(store.clone()).build().unwrap();
         let (damaged, whole) = (issue(&keys, "acme").await, issue(&keys, "other").await);
-        raw(&path)
-            .execute(
-                &format!("UPDATE keys SET {column} = ?1 WHERE id = ?2"),
-                (&value, damaged.key.id.to_bytes()),
-            )
-            .unwrap();
+        edit(&path, ("keys", "id"), damaged.key.id, column, &value);
         assert_corrupt(store.list(&damaged.key.org).await, column);
         let inside = Some("10.0.0.1".parse().unwrap());
         let verified = keys.verify(damaged.secret.expose_secret(), inside).await;
@@ -150,8 +147,7 @@ async fn case_17_a_row_with_an_unreadable_allowlist_is_listed_and_refused() {
         "10.0.0.0/8\n\n",
         "\0",
     ] {
-        let sql = "UPDATE keys SET allowlist = ?1 WHERE id = ?2";
-        raw(&path).execute(sql, (list, damaged.key.id.to_bytes())).unwrap();
+        edit(&path, ("keys", "id"), damaged.key.id, "allowlist", &text(list));
         for ip in ["10.0.0.1", "0.0.0.0", "192.0.2.1", "::1"] {
             for ip in [Some(ip.parse().unwrap()), None] {
                 match keys.verify(damaged.secret.expose_secret(), ip).await {
@@ -207,8 +203,7 @@ async fn a_damaged_audit_row_is_named_in_the_error() {
             _ => request(key, at(1), 1),
         };
         store.record(&[record(&damaged), record(&whole)]).await.unwrap();
-        let sql = format!("UPDATE {table} SET {column} = ?1 WHERE key = ?2");
-        assert_eq!(raw(&path).execute(&sql, (&value, damaged.id.to_bytes())).unwrap(), 1);
+        edit(&path, (table, "key"), damaged.id, column, &value);
         let scope = |id| match table {
             "changes" => AuditScope::KeyChanges(id),
             _ => AuditScope::KeyRequests(id),
@@ -222,8 +217,7 @@ async fn a_damaged_audit_row_is_named_in_the_error() {
             other => panic!("{table}.{column}: {other:?}"),
         }
         assert_eq!(store.page(&query(whole.id)).await.unwrap().records.len(), 1);
-        let log: SqliteStore = store.clone();
-        let keys = KeyManager::builder(store).audit(log).build().unwrap();
+        let keys = KeyManager::builder(store.clone()).audit(store).build().unwrap();
         let page = keys.audit_page(&query(damaged.id)).await.unwrap();
         assert!(matches!(page, Err(ManageError::Unavailable(_))), "{page:?}");
     }

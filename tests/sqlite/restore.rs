@@ -10,7 +10,7 @@ use keygate::{
 };
 use tempfile::TempDir;
 
-use crate::sqlite_support::{assert_sound, at, key, new_store, org, raw, request};
+use crate::files::{assert_sound, at, key, new_store, org, raw, request};
 
 const PARTS: [&str; 3] = ["keys.db", "keys.db-wal", "keys.db-shm"];
 

@@ -9,43 +9,33 @@
     reason = "tests"
 )]
 
-mod sqlite_support;
-mod support;
-
-#[path = "sqlite_support/damage.rs"]
 mod damage;
-#[path = "sqlite_support/full.rs"]
+mod files;
 mod full;
-#[path = "sqlite_support/large.rs"]
 mod large;
-#[path = "sqlite_support/locked.rs"]
 mod locked;
 #[cfg(unix)]
-#[path = "sqlite_support/moved.rs"]
 mod moved;
 #[cfg(unix)]
-#[path = "sqlite_support/opening.rs"]
 mod opening;
 #[cfg(unix)]
-#[path = "sqlite_support/probe.rs"]
 mod probe;
-#[path = "sqlite_support/races.rs"]
 mod races;
-#[path = "sqlite_support/restore.rs"]
 mod restore;
-#[path = "sqlite_support/space.rs"]
 mod space;
+#[path = "../support/mod.rs"]
+mod support;
 #[cfg(target_os = "linux")]
-#[path = "sqlite_support/sync.rs"]
 mod sync;
 
 use keygate::SqliteStore;
 use keygate::conformance::{self, TwoHandles};
 
+use crate::files::new_store;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_store_conforms() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+    let (_folder, _path, store) = new_store();
     conformance::check_store(|| async { store.clone() }).await.unwrap();
     conformance::check_export(|| async { store.clone() }).await.unwrap();
     conformance::check_import(|| async { store.clone() }).await.unwrap();
@@ -62,15 +52,13 @@ async fn a_reopened_file_conforms() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_handles_on_one_file_conform_together() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.db");
-    let (a, b) = (SqliteStore::open(&path).unwrap(), SqliteStore::open(&path).unwrap());
+    let (_folder, path, a) = new_store();
+    let b = SqliteStore::open(&path).unwrap();
     conformance::check_store(|| async { TwoHandles::new(a.clone(), b.clone()) }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_audit_log_conforms() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+    let (_folder, _path, store) = new_store();
     conformance::check_audit_log(|| async { store.clone() }).await.unwrap();
 }

@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
-use keygate::{KeyStore, OrgId, SqliteStore, StoreError};
-use rusqlite::TransactionBehavior;
+use keygate::runtime::BoxFuture;
+use keygate::{ApiKey, KeyStore, OrgId, SqliteStore, StoreError};
+use rusqlite::Connection;
 use tokio::sync::Barrier;
 
-use crate::sqlite_support::{LIMIT, assert_sound, key, new_store, org, peer, raw};
+use crate::files::{LIMIT, assert_sound, key, new_store, org, peer, raw};
 
 /// This many tasks create a key each, concurrently. Returns how many succeeded.
 pub(crate) async fn creators(store: &SqliteStore, org: &OrgId, count: usize) -> usize {
@@ -76,21 +77,31 @@ pub(crate) fn commits(path: &Path) -> usize {
     frames.filter(|frame| frame[8..16] == log[16..24] && number(&frame[4..8]) != 0).count()
 }
 
+/// Insertions that wait while the returned connection holds the file's write lock.
+fn waiting<'a>(
+    store: &'a SqliteStore,
+    path: &Path,
+    keys: &'a [ApiKey],
+) -> (Connection, Waiting<'a>) {
+    let other = raw(path);
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut inserts: Vec<_> = keys.iter().map(|key| store.insert(key, LIMIT)).collect();
+    for insert in &mut inserts {
+        // The first poll passes the change to the writer.
+        assert!(insert.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    (other, inserts)
+}
+
+type Waiting<'a> = Vec<BoxFuture<'a, Result<(), StoreError>>>;
+
 #[tokio::test]
 async fn changes_that_wait_at_the_same_time_share_a_transaction() {
     let (_folder, path, store) = new_store();
     store.insert(&key(&org("acme")), LIMIT).await.unwrap();
     let before = commits(&path);
-    let mut other = raw(&path);
     let keys: Vec<_> = (0..64).map(|n| key(&org(&format!("org-{}", n % 4)))).collect();
-    let mut inserts: Vec<_> = keys.iter().map(|key| store.insert(key, LIMIT)).collect();
-
-    let lock = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
-    for insert in &mut inserts {
-        // The first poll passes the change to the writer.
-        let polled = insert.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        assert!(matches!(polled, Poll::Pending));
-    }
+    let (lock, inserts) = waiting(&store, &path, &keys);
     drop(lock);
     for insert in inserts {
         insert.await.unwrap();
@@ -102,16 +113,11 @@ async fn changes_that_wait_at_the_same_time_share_a_transaction() {
 #[tokio::test]
 async fn a_failed_change_fails_no_other() {
     let (_folder, path, store) = new_store();
-    let mut other = raw(&path);
     let taken = key(&org("acme"));
     store.insert(&taken, LIMIT).await.unwrap();
     let keys: Vec<_> =
         (0..20).map(|n| if n % 2 == 0 { taken.clone() } else { key(&org("other")) }).collect();
-    let lock = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
-    let mut inserts: Vec<_> = keys.iter().map(|key| store.insert(key, LIMIT)).collect();
-    for insert in &mut inserts {
-        assert!(insert.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    }
+    let (lock, inserts) = waiting(&store, &path, &keys);
     drop(lock);
     for (n, insert) in inserts.into_iter().enumerate() {
         match insert.await {
@@ -126,17 +132,11 @@ async fn a_failed_change_fails_no_other() {
 #[tokio::test]
 async fn a_cancelled_change_does_not_begin() {
     let (_folder, path, store) = new_store();
-    let mut other = raw(&path);
-    let (first, abandoned) = (key(&org("acme")), key(&org("acme")));
-    let lock = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
-    let mut waiting = store.insert(&first, LIMIT);
-    let mut given_up = store.insert(&abandoned, LIMIT);
-    for insert in [&mut waiting, &mut given_up] {
-        assert!(insert.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    }
-    drop(given_up);
+    let keys = [key(&org("acme")), key(&org("acme"))];
+    let (lock, mut inserts) = waiting(&store, &path, &keys);
+    drop(inserts.pop());
     drop(lock);
-    waiting.await.unwrap();
+    inserts.pop().unwrap().await.unwrap();
     // All earlier changes have had their turn when this returns.
     store.insert(&key(&org("other")), LIMIT).await.unwrap();
     assert_eq!(store.list(&org("acme")).await.unwrap().len(), 1);
