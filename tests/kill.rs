@@ -15,6 +15,7 @@ mod changes;
 #[cfg(feature = "postgres")]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod postgres_support;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -29,6 +30,7 @@ use keygate::{Actor, Delivery, KeyId, KeyManager, OrgId, Status};
 use tokio::runtime::Handle;
 
 use crate::changes::{Change, Key, Seeded, number, stored};
+use crate::support::eventually;
 
 /// Concurrent workers, each with its own organisation.
 const WORKERS: u64 = 3;
@@ -65,7 +67,8 @@ async fn builder(place: &Place) -> KeyManagerBuilder {
     }
     #[cfg(feature = "postgres")]
     {
-        let options = postgres_support::in_session(&place.store, &place.session);
+        let url = postgres_support::url();
+        let options = postgres_support::in_session(&url, &place.store, &place.session);
         let store = options.connect().await.unwrap();
         KeyManager::builder(store.clone()).audit(store)
     }
@@ -77,7 +80,12 @@ async fn builder(place: &Place) -> KeyManagerBuilder {
 async fn sessions_end(place: &Place) {
     #[cfg(feature = "postgres")]
     if !place.store.starts_with("sqlite:") {
-        postgres_support::sessions_end(&place.session).await;
+        let administrator = postgres_support::administrator().await;
+        let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
+        eventually("the server has finished the statements of the killed process", async || {
+            administrator.query(sessions, &[&place.session]).await.unwrap().is_empty()
+        })
+        .await;
     }
     // SQLite has no server.
     let _ = place;

@@ -13,6 +13,8 @@
 
 mod by_hand;
 mod rows;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
@@ -21,7 +23,9 @@ use getrandom::SysRng;
 use keygate::{Actor, CachedStore, KeyFormat, KeyManager, KeyPatch, MemoryStore, NewKey, OrgId};
 use tokio::runtime::Runtime;
 
-use crate::rows::{BY_HAND, COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, without_audit};
+use crate::rows::{
+    BY_HAND, COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, with_all, without_audit,
+};
 
 const REQUESTS: u32 = 1_000;
 
@@ -31,7 +35,7 @@ fn main() {
     let keys = manager(&runtime);
     let mut counts = Vec::new();
     println!("{:<20}{:>12}{:>8}", "a request", "allocations", "bytes");
-    for row in &mut rows(&keys, &without_audit(&runtime)) {
+    for row in &mut rows(&keys, &without_audit(&runtime), &with_all(&runtime)) {
         row.ask();
         let counted = measure(|| (0..REQUESTS).for_each(|_| row.ask()));
         let [count, bytes] =

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::handler::Handler;
 use axum::http::header::{AUTHORIZATION, HOST};
-use axum::http::{HeaderValue, Method, Request, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use axum::routing::get;
 use axum::{Extension, Router};
 use getrandom::SysRng;

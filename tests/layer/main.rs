@@ -288,6 +288,26 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+/// `text` as a key of the default format.
+fn well_formed(text: &str) -> String {
+    let key = signed(text);
+    keygate::KeyFormat::default().digest(&key).expect("well-formed");
+    key
+}
+
+/// `text` with the prefix of the default format and the right checksum.
+fn signed(text: &str) -> String {
+    const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let signed = format!("vsp_sk_{text}");
+    let mut rest = crc32fast::hash(signed.as_bytes()) as usize;
+    let mut checksum = [b'0'; 6];
+    for place in checksum.iter_mut().rev() {
+        *place = DIGITS[rest % 62];
+        rest /= 62;
+    }
+    signed + std::str::from_utf8(&checksum).unwrap()
+}
+
 fn assert_refused(answer: &Answer, status: u16, code: &str, case: &str) {
     assert_eq!(answer.status, status, "{case}");
     let challenge = format!("Bearer realm=\"api\", error=\"{code}\"");

@@ -96,9 +96,7 @@ impl Schema {
 
     /// The server shows the sessions of these stores under the name of the schema.
     pub(crate) fn options_at(&self, url: &str) -> PostgresOptions {
-        let mut config: Config = url.parse().unwrap();
-        config.application_name(&self.name);
-        PostgresOptions::new(config).schema(&self.name).unwrap().deadline(PATIENT)
+        in_session(url, &self.name, &self.name)
     }
 
     pub(crate) async fn store(&self) -> PostgresStore {
@@ -113,6 +111,13 @@ impl Schema {
         client.batch_execute(&format!("SET search_path = {}", self.name)).await.unwrap();
         client
     }
+}
+
+/// Options for a schema. The server shows the store's sessions under the name of the session.
+pub(crate) fn in_session(url: &str, schema: &str, session: &str) -> PostgresOptions {
+    let mut config: Config = url.parse().unwrap();
+    config.application_name(session);
+    PostgresOptions::new(config).schema(schema).unwrap().deadline(PATIENT)
 }
 
 pub(crate) async fn count(db: &Client, sql: &str) -> i64 {
