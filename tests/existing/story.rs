@@ -1,6 +1,6 @@
-//! The keys of an old product during the switch to keygate, and imports into each store.
+//! The keys of an old product before, during and after the switch to keygate.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,17 +9,17 @@ use async_trait::async_trait;
 use keygate::existing::{
     AdoptedKey, DigestKind, ExistingDigest, ExistingFormat, ExistingKeys, FoundKey,
 };
-use keygate::store::{KeyDigest, KeyExport, KeyImport, OrgLimit, PreviousSecret};
+use keygate::store::{KeyDigest, KeyExport, KeyImport};
 use keygate::{
-    Allowlist, ApiKey, AuditLog, AuditSink, KeyManager, KeyName, KeyStore, MemoryStore, Metadata,
-    PlaintextKey, SqliteStore, Status, StoreError, Timestamp,
+    Actor, ApiKey, AuditLog, AuditSink, Denial, KeyManager, KeyName, KeyStore, Metadata,
+    PlaintextKey, SqliteStore, Status, VerifyError,
 };
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
 use crate::postgres_support::in_schema;
 use crate::support::{PATIENCE, org};
-use crate::{assert_unknown, hex, hmac, sha256};
+use crate::{assert_allowed, assert_unknown, hex, hmac, sha256};
 
 const CUSTOMERS: usize = 60;
 
@@ -96,11 +96,13 @@ async fn by_keygate(keys: &KeyManager, presented: &str) -> Option<String> {
     }
 }
 
-/// Two processes adopt all keys while clients use them.
-async fn switch<S>(store: S)
+/// Two processes adopt all keys while clients use them. Then keys are revoked and rotated, and
+/// the service restarts.
+async fn story<S, F: Future<Output = S>>(open: impl Fn() -> F)
 where
     S: KeyStore + KeyExport + KeyImport + AuditSink + AuditLog + Clone,
 {
+    let store = open().await;
     let processes = [0, 1].map(|_| manager(store.clone()));
     let (is_switched, is_over) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -140,77 +142,51 @@ where
 
     // The old product is no longer needed: each key is stored by its SHA-256.
     let exported = store.export(None, 1_000).await.unwrap();
-    let digests: HashSet<_> = exported.iter().map(|key| key.digest).collect();
+    let by_digest: HashMap<_, _> = exported.iter().map(|key| (key.digest, key)).collect();
     for number in 0..CUSTOMERS {
-        assert!(digests.contains(&KeyDigest::of(text(number))), "key {number}");
+        assert!(by_digest.contains_key(&KeyDigest::of(text(number))), "key {number}");
     }
     assert_unknown(&processes[0], "acme_live_00000000000000000000000000000000").await;
+
+    let key = |number| by_digest[&KeyDigest::of(text(number))];
+    let ada = |key: &ApiKey| Actor::new(key.org.clone(), "ada");
+    let (revoked, rotated, kept) = (4, 5, 6);
+    processes[0].revoke(&ada(key(revoked)), &key(revoked).id).await.unwrap();
+    let issued = processes[0].rotate(&ada(key(rotated)), &key(rotated).id).await.unwrap();
+    assert!(issued.secret.expose_secret().starts_with("vsp_sk_"));
+    for process in processes {
+        assert!(process.shutdown(PATIENCE).await.is_complete());
+    }
+    drop(store);
+
+    let store = open().await;
+    let keys = manager(store.clone());
+    let report = keys.adopt_all(store, entries(), "import").await;
+    assert_eq!((report.adopted, report.already_there), (0, CUSTOMERS as u64));
+    let refused = keys.verify(&text(revoked), None).await;
+    assert!(matches!(refused, Err(VerifyError::Denied { denial: Denial::Revoked, .. })));
+    assert_allowed(&keys, issued.secret.expose_secret()).await;
+    assert_allowed(&keys, &text(kept)).await;
+    // The old table still has it.
+    assert_unknown(&keys, &text(rotated)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn keys_keep_working_during_the_switch_on_sqlite() {
+async fn keys_keep_working_before_during_and_after_the_switch_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
-    switch(SqliteStore::open(folder.path().join("keygate.db")).unwrap()).await;
+    let path = folder.path().join("keygate.db");
+    story(|| std::future::ready(SqliteStore::open(&path).unwrap())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
-async fn keys_keep_working_during_the_switch_on_postgres() {
-    in_schema(|options| async move { switch(options.connect().await.unwrap()).await }).await;
-}
-
-/// Many keys at once are stored like single keys, except those whose id or digest is taken.
-async fn stored_exactly(store: impl KeyStore + KeyExport + KeyImport) {
-    let key = |n: u64| {
-        let damaged = Allowlist::restore(["192.0.2.0/24", "", "a\"b\\c,{}'", "NULL", "ключ"]);
-        let lists =
-            [Allowlist::default(), Allowlist::parse(["::1", "10.0.0.0/8"]).unwrap(), damaged];
-        ApiKey {
-            org: org(&format!("org-{}", n % 3)),
-            allowlist: lists[(n % 3) as usize].clone(),
-            expires_at: n.is_multiple_of(2).then(|| ApiKey::sample(n + 7).created_at),
-            ..ApiKey::sample(n)
-        }
-    };
-    assert!(store.insert_all(&[]).await.unwrap().is_empty());
-    store.insert(&key(3), OrgLimit::NONE).await.unwrap();
-    let (mut same_id, mut same_digest) = (key(2), key(50));
-    same_id.digest = KeyDigest::of("another");
-    same_digest.digest = key(3).digest;
-    let keys: Vec<_> = (0..9).map(key).chain([same_id, same_digest]).collect();
-    let inserted = store.insert_all(&keys).await.unwrap();
-    let expected: Vec<_> = (0..11).map(|n| n != 3 && n < 9).collect();
-    assert_eq!(inserted, expected);
-    let stored = store.export(None, 100).await.unwrap();
-    let stored: Vec<_> = stored.iter().map(|key| ApiKey::clone(key)).collect();
-    assert_eq!(stored, (0..9).map(key).collect::<Vec<_>>());
-    // A digest can also be taken by a previous secret.
-    let previous = KeyDigest::of("previous");
-    let until = Timestamp::MAX;
-    let rotated = ApiKey {
-        previous: Some(PreviousSecret { digest: previous, until }),
-        revision: key(0).revision.next(),
-        ..key(0)
-    };
-    store.replace(&rotated, key(0).revision).await.unwrap();
-    let taken = ApiKey { digest: previous, ..key(20) };
-    assert_eq!(store.insert_all(&[taken, key(21)]).await.unwrap(), [false, true]);
-    store.delete(&key(21).org, &key(21).id, None).await.unwrap();
-    // They count towards the limit of the organisation.
-    let full = store.insert(&key(12), OrgLimit::at_most(3)).await;
-    assert!(matches!(full, Err(StoreError::LimitReached)), "{full:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn many_keys_are_stored_exactly_in_memory_and_sqlite() {
-    stored_exactly(MemoryStore::new()).await;
-    let folder = tempfile::tempdir().unwrap();
-    stored_exactly(SqliteStore::open(folder.path().join("keygate.db")).unwrap()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs PostgreSQL"]
-async fn many_keys_are_stored_exactly_in_postgres() {
-    in_schema(|options| async move { stored_exactly(options.connect().await.unwrap()).await })
+async fn keys_keep_working_before_during_and_after_the_switch_on_postgres() {
+    in_schema(|options| async move {
+        story(|| {
+            let options = options.clone();
+            async move { options.connect().await.unwrap() }
+        })
         .await;
+    })
+    .await;
 }

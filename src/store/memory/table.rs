@@ -243,7 +243,10 @@ mod tests {
         const ROTATIONS: u64 = 2_000;
         let table = Table::default();
         let digests: Vec<_> = (0..=ROTATIONS).map(|n| KeyDigest::of(n.to_string())).collect();
-        let with = |digest| Arc::new(ApiKey { digest, ..ApiKey::clone(&key()) });
+        // A rotation changes the shown prefix as well.
+        let with = |digest| {
+            Arc::new(ApiKey { digest, key_prefix: format!("{digest:?}"), ..ApiKey::clone(&key()) })
+        };
         table.put(&with(digests[0]));
         let read = AtomicU64::new(0);
         let found_both = AtomicU64::new(0);
