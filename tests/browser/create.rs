@@ -53,17 +53,16 @@ fn a_wrong_name_is_reported_at_the_field() {
         browser.expect_console("status of 422");
         browser.press("Create API key").await;
         browser.sees_focus("Name").await;
-        for (name, error) in [
-            ("", "Give the key a name."),
-            ("   ", "Give the key a name."),
-            // Only the service refuses this one.
-            ("CI\u{202e}yolped", "202"),
-        ] {
-            browser.fill("Name", name).await;
+        for empty in ["", "   "] {
+            browser.fill("Name", empty).await;
             browser.press("Create key").await;
-            browser.sees_error("Name", error).await;
+            browser.sees_error("Name", "Give the key a name.").await;
             browser.sees_focus("Name").await;
         }
+        // Only the service refuses this one.
+        browser.fill("Name", "CI\u{202e}yolped").await;
+        browser.press("Create key").await;
+        browser.sees_error("Name", "202").await;
         browser.fill("Name", &"é".repeat(101)).await;
         // The error is shown while typing, and again after an attempt to submit.
         browser.sees_error("Name", "A name has at most 100 characters.").await;

@@ -122,9 +122,11 @@ async fn refusing(request: Request, next: Next) -> Response {
 #[test]
 #[ignore = "needs chromium"]
 fn an_entry_that_only_the_service_refuses_is_reported_at_the_field() {
-    let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
-    let page = SettingsPage::new(keys).router().layer(middleware::from_fn(refusing));
-    visit_app(page, "/settings", async |browser| {
+    let page = || {
+        let keys = KeyManager::builder(MemoryStore::new()).build().unwrap();
+        SettingsPage::new(keys).router().layer(middleware::from_fn(refusing))
+    };
+    visit_app(page, "/", async |browser| {
         browser.expect_console("status of 422");
         browser.create("CI deploy").await;
         browser.close_with("Done").await;

@@ -80,12 +80,14 @@ fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
         press(browser, ENTER, "Remove 192.0.2.1").await;
         back_tab_to(browser, "Address or range").await;
         tab_to(browser, "Create key").await;
-        press(browser, ENTER, "Save your key").await;
+        browser.key(ENTER).await;
+        browser.sees_focus("Save your key").await;
         let key = browser.read("return document.querySelector('dialog input').value", &[]).await;
         assert!(key.contains('•'), "shown at once: {key}");
         // A key that is lost here is lost forever: two Escapes do not close the dialog.
         browser.key(ESCAPE).await;
-        press(browser, ESCAPE, "Save your key").await;
+        browser.key(ESCAPE).await;
+        browser.sees_focus("Save your key").await;
         tab_to(browser, "Copy key").await;
         browser.key(' ').await;
         browser.sees("Copied").await;
@@ -135,7 +137,8 @@ fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
         press(browser, ' ', "Type CI deploy 2 to confirm").await;
         browser.keys("CI deploy 2").await;
         tab_to(browser, "Rotate key").await;
-        press(browser, ENTER, "Save your new key").await;
+        browser.key(ENTER).await;
+        browser.sees_focus("Save your new key").await;
         tab_to(browser, "Done").await;
         browser.key(' ').await;
         browser.no_dialog().await;

@@ -47,9 +47,13 @@ async fn open(page: &str, test: impl AsyncFnOnce(&Browser)) {
 }
 
 /// Runs a test on a page that is mounted at this path, behind a login.
-pub(crate) fn visit_app(page: Router, path: &str, test: impl AsyncFnOnce(&Browser)) {
+pub(crate) fn visit_app(
+    page: impl FnOnce() -> Router,
+    path: &str,
+    test: impl AsyncFnOnce(&Browser),
+) {
     run(async {
-        let page = page.layer(from_fn(login));
+        let page = page().layer(from_fn(login));
         let app = if path == "/" { page } else { Router::new().nest(path, page) };
         open(&(serve(app).await + path), test).await;
     });

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::kit::{Browser, Role};
-use crate::service::{Service, visit, visit_key};
+use crate::service::{Service, visit};
 use crate::support::assert_no_leak;
 
 const WARNING: &str = "This key is shown only once.";
@@ -68,6 +68,7 @@ async fn try_to_see_it_again(browser: &Browser, service: &Service, secret: &str)
     browser.menu("CI deploy", "Edit").await;
     browser.sees("Edit “CI deploy”").await;
     assert_forgotten(browser, secret).await;
+    browser.close_with("Cancel").await;
 }
 
 #[test]
@@ -125,23 +126,16 @@ fn if_the_browser_refuses_to_copy_the_key_is_shown_and_selected() {
 
 #[test]
 #[ignore = "needs chromium"]
-fn case_40_after_done_a_created_key_is_nowhere_in_the_browser() {
+fn case_40_after_done_a_created_or_rotated_key_is_nowhere_in_the_browser() {
     visit(async |browser, service| {
         create(browser).await;
         let secret = show(browser).await;
         assert_eq!(browser.copied().await, secret);
         browser.close_with("Done").await;
         browser.sees_focus("Create API key").await;
-        assert_eq!(browser.rows().await, ["CI deploy"]);
         assert_eq!(service.whoami(&secret), 200);
         try_to_see_it_again(browser, service, &secret).await;
-    });
-}
 
-#[test]
-#[ignore = "needs chromium"]
-fn case_40_after_done_a_rotated_key_is_nowhere_in_the_browser() {
-    visit_key(async |browser, service, _| {
         browser.menu("CI deploy", "Rotate").await;
         browser.confirm("CI deploy").await;
         browser.press("Rotate key").await;
@@ -154,20 +148,25 @@ fn case_40_after_done_a_rotated_key_is_nowhere_in_the_browser() {
 
 #[test]
 #[ignore = "needs chromium"]
-fn a_reload_or_another_page_before_done_forgets_the_key_as_well() {
-    for reload in [true, false] {
-        visit(async |browser, service| {
-            create(browser).await;
-            let secret = show(browser).await;
-            if reload {
-                browser.reload().await;
-            } else {
-                go_away_and_back(browser, service).await;
-            }
-            browser.sees("1 of 20 keys").await;
-            try_to_see_it_again(browser, service, &secret).await;
-        });
-    }
+fn a_reload_before_done_forgets_the_key_as_well() {
+    visit(async |browser, service| {
+        create(browser).await;
+        let secret = show(browser).await;
+        browser.reload().await;
+        browser.sees("1 of 20 keys").await;
+        try_to_see_it_again(browser, service, &secret).await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn a_page_left_with_the_key_visible_returns_with_the_key_hidden() {
+    visit(async |browser, service| {
+        create(browser).await;
+        let secret = show(browser).await;
+        go_away_and_back(browser, service).await;
+        assert_no_leak("the document", &browser.everything().await, &secret);
+    });
 }
 
 #[test]
