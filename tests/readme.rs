@@ -6,7 +6,17 @@
     feature = "cache",
     feature = "conformance"
 ))]
-#![allow(clippy::unwrap_used, clippy::print_stdout, dead_code, reason = "the README's blocks")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    dead_code,
+    reason = "the README's blocks, and tests"
+)]
+
+mod support;
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -17,8 +27,8 @@ use keygate::{
     Actor, ApiKeyLayer, CachedStore, KeyManager, MemoryStore as MyStore, Network, NewKey, OrgId,
     PostgresStore, SettingsPage, SqliteStore,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use support::Client;
+use tokio::net::TcpListener;
 
 type Tried<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -141,20 +151,21 @@ async fn through_a_cache(url: &str) -> Tried<KeyManager> {
     Ok(keys)
 }
 
+/// The blocks of the README that begin with this word alone.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let open = format!("```{language}\n");
+    let parts = include_str!("../README.md").split(&*open).skip(1);
+    parts.map(|rest| rest.split_once("```\n").unwrap().0).collect()
+}
+
 #[test]
 fn every_block_of_the_readme_is_in_this_file() {
-    let lines =
-        |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
-    let here = lines(include_str!("readme.rs"));
-    let blocks: Vec<_> = include_str!("../README.md")
-        .split("```rust")
-        .skip(1)
-        .filter_map(|rest| rest.strip_prefix('\n')?.split_once("```\n"))
-        .map(|(block, _)| lines(block))
-        .collect();
+    let unindented = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+    let here = unindented(include_str!("readme.rs"));
+    let blocks = blocks("rust");
     assert_eq!(blocks.len(), 7, "each begins with ```rust alone");
     for block in blocks {
-        assert!(here.contains(&block), "not in tests/readme.rs:\n{block}");
+        assert!(here.contains(&unindented(block)), "not in tests/readme.rs:\n{block}");
     }
 }
 
@@ -178,22 +189,7 @@ fn unfit_for_zsh(block: &str) -> Option<char> {
 
 #[test]
 fn every_shell_block_works_unchanged_in_an_interactive_zsh() {
-    for (block, unfit) in [
-        ("cargo test # the tests\n", Some('#')),
-        ("# the tests\ncargo test\n", Some('#')),
-        ("curl a?b=c\n", Some('?')),
-        ("curl 'a?b=c' \"a#$b\" \\#\n", None),
-        ("KEY=vsp_sk_…\n", Some('…')),
-        ("curl -d 'it's'\n", Some('\'')),
-    ] {
-        assert_eq!(unfit_for_zsh(block), unfit, "{block}");
-    }
-    let blocks: Vec<_> = include_str!("../README.md")
-        .split("```sh\n")
-        .skip(1)
-        .filter_map(|rest| rest.split_once("```"))
-        .map(|(block, _)| block)
-        .collect();
+    let blocks = blocks("sh");
     assert!(blocks.len() >= 3);
     for block in blocks {
         assert_eq!(unfit_for_zsh(block), None, "{block}");
@@ -205,32 +201,22 @@ async fn the_blocks_without_a_database_work_as_described() {
     let keys = in_a_service("vsp_sk_typo", None).await.unwrap();
     let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
     let issued = keys.create(&actor, NewKey::named("anywhere").unwrap()).await.unwrap();
-    let secret = issued.secret.expose_secret().to_owned();
+    let authorization = format!("Authorization: Bearer {}", issued.secret.expose_secret());
     behind_proxies(keys.clone()).unwrap();
+    branded(keys.clone()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
+    let mut client = Client::connect(listener.local_addr().unwrap());
     let app = tokio::spawn(async { as_a_layer(keys, listener).await.unwrap() });
-    let ask = async |path: &str, header: &str| {
-        let mut peer = TcpStream::connect(addr).await.unwrap();
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{header}Connection: close\r\n\r\n");
-        peer.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        peer.read_to_string(&mut answer).await.unwrap();
-        answer
-    };
-    assert!(ask("/v1/whoami", "").await.starts_with("HTTP/1.1 401"));
-    let answer = ask("/v1/whoami", &format!("Authorization: Bearer {secret}\r\n")).await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("acme"), "{answer}");
-    assert!(ask("/v1/nothing", "").await.starts_with("HTTP/1.1 404"));
-    assert!(ask("/settings", "").await.starts_with("HTTP/1.1 200"));
-    let listed = ask("/settings/api/keys", "").await;
-    assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("CI deploy"), "{listed}");
+    for (path, headers, status, part) in [
+        ("/v1/whoami", &[][..], 401, ""),
+        ("/v1/whoami", &[&*authorization], 200, "acme"),
+        ("/v1/nothing", &[], 404, ""),
+        ("/settings", &[], 200, "<html"),
+        ("/settings/api/keys", &[], 200, "CI deploy"),
+    ] {
+        let reply = client.ask("GET", path, headers);
+        assert_eq!(reply.status, status, "{path}");
+        assert!(reply.text().contains(part), "{path}: {}", reply.text());
+    }
     app.abort();
-}
-
-#[tokio::test]
-async fn the_page_can_be_branded_as_in_the_readme() {
-    let keys = KeyManager::builder(MyStore::new()).build().unwrap();
-    branded(keys).unwrap();
 }

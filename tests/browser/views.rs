@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::browser_support::Browser;
-use crate::service::{Mode, Service};
+use crate::kit::Browser;
+use crate::service::{Mode, Service, visit, visit_service};
 
 // In seconds.
 const MINUTE: i64 = 60;
@@ -15,7 +15,7 @@ pub(crate) fn furnish(service: &Service) {
     let create =
         |days: i64, name: &'static str, expiration, allowlist: &[&str], used: Option<i64>| {
             service.days_from_now(-days);
-            (service.create(name, expiration, allowlist), name, used)
+            (service.create_with(name, expiration, allowlist), name, used)
         };
     let office: &[&str] = &["203.0.113.0/24", "198.51.100.7", "2001:db8:40::/48"];
     let keys = [
@@ -28,7 +28,7 @@ pub(crate) fn furnish(service: &Service) {
         create(0, "Data warehouse sync", "3_months", &[], None),
     ];
     service.days_from_now(0);
-    service.edit(&keys[5].0, json!({ "status": "revoked" }));
+    service.edit(keys[5].1, json!({ "status": "revoked" }));
     for (method, path, from) in [
         ("POST", "/v1/releases", "203.0.113.40"),
         ("GET", "/v1/releases/2481", "203.0.113.40"),
@@ -60,8 +60,8 @@ pub(crate) fn furnish(service: &Service) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Screen {
     pub(crate) width: u32,
-    pub(crate) height: u32,
-    pub(crate) dark: bool,
+    height: u32,
+    dark: bool,
 }
 
 impl Screen {
@@ -96,7 +96,23 @@ pub(crate) fn evaluate(browser: &Browser, expression: &str) -> Value {
     answer["result"]["value"].clone()
 }
 
-/// Visits every state of the page and calls `stop` with its name.
+/// Calls `look` with the name of every state of the page, on each screen.
+pub(crate) fn every_state(mut look: impl AsyncFnMut(&Browser, Screen, &str)) {
+    for screen in Screen::ALL {
+        visit_service(furnish, async |browser, service, ()| {
+            browser.expect_console("status of 502");
+            screen.set(browser);
+            tour(browser, service, async |state| look(browser, screen, state).await).await;
+        });
+        visit(async |browser, _| {
+            screen.set(browser);
+            browser.sees("No API keys yet").await;
+            look(browser, screen, "empty").await;
+        });
+    }
+}
+
+/// Visits the states of a page with keys and calls `stop` with the name of each.
 pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl AsyncFnMut(&str)) {
     service.set_mode(Mode::Held);
     browser.client.refresh().await.unwrap();
@@ -114,13 +130,10 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
     browser.press("Actions for CI deploy").await;
     browser.sees("View audit log").await;
     stop("menu").await;
-    browser.key(fantoccini::key::Key::Escape.into()).await;
+    browser.escape().await;
 
     browser.press("Create API key").await;
-    browser.fill("Address or range", "203.0.113.7").await;
-    browser.press("Add").await;
-    browser.fill("Address or range", "2001:db8:40::/48").await;
-    browser.press("Add").await;
+    browser.add("203.0.113.7 2001:db8:40::/48").await;
     browser.fill("Name", "Staging smoke tests").await;
     stop("create").await;
     browser.fill("Name", "").await;
@@ -135,33 +148,22 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
     stop("secret").await;
     browser.press("Show").await;
     stop("secret-shown").await;
-    browser.press("Done").await;
-    browser.no_dialog().await;
+    browser.close_with("Done").await;
     stop("done").await;
     browser.menu("Staging smoke tests", "Delete").await;
     browser.fill("Type Staging smoke tests to confirm", "Staging smoke tests").await;
     stop("delete").await;
-    browser.press("Delete key").await;
-    browser.no_dialog().await;
+    browser.close_with("Delete key").await;
 
-    browser.menu("CI deploy", "Edit").await;
-    browser.sees("Save changes").await;
-    stop("edit").await;
-    browser.press("Cancel").await;
-    browser.no_dialog().await;
-    browser.menu("CI deploy", "Rotate").await;
-    browser.sees("Rotate key").await;
-    stop("rotate").await;
-    browser.press("Cancel").await;
-    browser.no_dialog().await;
-    browser.menu("CI deploy", "View audit log").await;
-    browser.sees("app-linux-x86_64.tar.gz").await;
-    stop("audit").await;
-    browser.press("Close").await;
-    browser.no_dialog().await;
-    browser.menu("Data warehouse sync", "View audit log").await;
-    browser.sees("No request has used this key yet.").await;
-    stop("audit-empty").await;
-    browser.press("Close").await;
-    browser.no_dialog().await;
+    for (key, item, shown, state, leave) in [
+        ("CI deploy", "Edit", "Save changes", "edit", "Cancel"),
+        ("CI deploy", "Rotate", "Rotate key", "rotate", "Cancel"),
+        ("CI deploy", "View audit log", "app-linux-x86_64.tar.gz", "audit", "Close"),
+        ("Data warehouse sync", "View audit log", "No request has", "audit-empty", "Close"),
+    ] {
+        browser.menu(key, item).await;
+        browser.sees(shown).await;
+        stop(state).await;
+        browser.close_with(leave).await;
+    }
 }

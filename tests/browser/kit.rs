@@ -1,116 +1,95 @@
-//! The harness of the browser tests: one Chromium and one example server for each test.
+//! The harness of the browser tests: one Chromium and one service for each test.
 //!
-//! A test is a call of [`visit`]: it starts the server on a new SQLite file, opens its
-//! A test is a call of [`visit`]: it starts the server on a new SQLite file, opens its
-//! settings page in a new browser, runs the test, and then checks the browser's console. An
-//! error or a warning there, or anything that the content security policy blocked, fails the
-//! test, unless the test expects it ([`Browser::expect_console`]). Browser, driver and server
-//! end with the test, even if it panics.
-//!
-//! ```ignore
-//! #[tokio::test(flavor = "multi_thread")]
-//! #[ignore = "needs chromium"]
-//! async fn a_key_is_created() {
-//!     visit(async |browser, server| {
-//!         browser.press("Create API key").await;
-//!         browser.fill("Name", "CI deploy").await;
-//!         browser.press("Create key").await;
-//!         browser.sees("Save your key").await;
-//!         assert_eq!(server.keys().len(), 1);
-//!     })
-//!     .await;
-//! }
-//! ```
-//!
-//! - Elements are found as users find them: by role and accessible name, among the visible
-//!   elements, in the topmost dialog if one is open ([`Browser::find`], and `press`, `fill`,
-//!   `choose`, `menu` based on it). The driver performs the clicks: they fail on covered or
-//!   disabled elements. No script clicks.
-//! - Every check waits until its condition holds, for [`PATIENCE`] at most
-//!   ([`Browser::until`]). Its error message contains all visible text. Nothing sleeps.
-//! - [`visit_at`] opens any address instead, for a server of the test's own;
-//!   [`Server::library`] opens the server's file with a clock that the test chooses, for keys
-//!   that are expired or old.
-//! - [`Browser::js`] only reads. It must not act for the user.
-//!
-//! Each topic is a file of this folder, with its `mod` line in `tests/browser.rs`.
-
-#[path = "../support/port.rs"]
-pub(crate) mod port;
-mod process;
+//! Elements are found as users find them: by role and accessible name, among the visible
+//! elements, in the topmost dialog if one is open. The driver performs the clicks, which fail
+//! on covered or disabled elements; scripts only read. Every check waits until its condition
+//! holds. An unexpected error or warning in the browser's console fails the test, and so does
+//! anything that the content security policy blocks.
 
 use std::fmt::Debug;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
 use fantoccini::actions::{InputSource, KeyAction, KeyActions};
 use fantoccini::elements::{Element, ElementRef};
 use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use keygate::{Actor, OrgId};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use process::{Driver, Session};
-pub(crate) use process::{Server, login, serve};
-
-/// How long a test waits for a condition.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+use crate::process::{Driver, Session};
+use crate::service::visit;
+use crate::support::{Answer, PATIENCE};
 
 /// The number of concurrent browsers: a third would only slow down the others.
 static PLACES: Semaphore = Semaphore::const_new(2);
 
-/// Runs a test on the settings page of a new example server.
-pub(crate) async fn visit(test: impl AsyncFnOnce(&Browser, &Server)) {
-    visit_with(&[], test).await;
+fn run(test: impl Future<Output = ()>) {
+    Runtime::new().unwrap().block_on(async {
+        let _place = PLACES.acquire().await.unwrap();
+        test.await;
+    });
 }
 
-/// The same with these environment variables of the server.
-pub(crate) async fn visit_with(
-    variables: &[(&str, &str)],
-    test: impl AsyncFnOnce(&Browser, &Server),
-) {
-    let _place = PLACES.acquire().await.unwrap();
-    let server = Server::start(variables);
-    let browser = Browser::open().await;
-    browser.goto(&server.page()).await;
-    test(&browser, &server).await;
-    browser.assert_console();
-}
-
-/// Runs a test on a page that the test serves itself.
-pub(crate) async fn visit_at(page: &str, test: impl AsyncFnOnce(&Browser)) {
-    let _place = PLACES.acquire().await.unwrap();
+async fn open(page: &str, test: impl AsyncFnOnce(&Browser)) {
     let browser = Browser::open().await;
     browser.goto(page).await;
     test(&browser).await;
     browser.assert_console();
 }
 
-/// The kinds of elements that users look for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Role {
-    Button,
-    Link,
-    MenuItem,
-    TextBox,
-    ComboBox,
-    Radio,
-    CheckBox,
+/// Runs a test on a page that is mounted at this path, behind a login.
+pub(crate) fn visit_app(
+    page: impl FnOnce() -> Router,
+    path: &str,
+    test: impl AsyncFnOnce(&Browser),
+) {
+    run(async {
+        let page = page().layer(from_fn(login));
+        let app = if path == "/" { page } else { Router::new().nest(path, page) };
+        open(&(serve(app).await + path), test).await;
+    });
 }
 
+/// Serves a router of the test until the test ends. Returns its origin.
+pub(crate) async fn serve(app: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    origin
+}
+
+/// A stand-in for a host's login.
+pub(crate) async fn login(mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(Actor::new(OrgId::new("demo").unwrap(), "demo user"));
+    next.run(request).await
+}
+
+/// Runs a test on a page that the test serves itself.
+pub(crate) fn visit_at(page: &str, test: impl AsyncFnOnce(&Browser)) {
+    run(open(page, test));
+}
+
+/// The kinds of elements that users look for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Role(&'static str);
+
 impl Role {
-    const fn selector(self) -> &'static str {
-        match self {
-            Self::Button => "button:not([role])",
-            Self::Link => "a[href]",
-            Self::MenuItem => "[role=menuitem]",
-            Self::TextBox => "input[type=text]",
-            Self::ComboBox => "select",
-            Self::Radio => "input[type=radio]",
-            Self::CheckBox => "input[type=checkbox]",
-        }
-    }
+    pub(crate) const BUTTON: Self = Self("button:not([role])");
+    pub(crate) const LINK: Self = Self("a[href]");
+    pub(crate) const MENU_ITEM: Self = Self("[role=menuitem]");
+    pub(crate) const TEXT_BOX: Self = Self("input[type=text]");
+    pub(crate) const COMBO_BOX: Self = Self("select");
+    pub(crate) const RADIO: Self = Self("input[type=radio]");
+    pub(crate) const CHECK_BOX: Self = Self("input[type=checkbox]");
 }
 
 /// `scope` selects the usable elements; `called` returns an element's accessible name.
@@ -176,8 +155,6 @@ impl Browser {
         self.session.post("goog/cdp/execute", json!({ "cmd": command, "params": parameters }))
     }
 
-    // ------------------------------------------------------------------ the console
-
     /// Expects a message in the console during the test and allows it. `part` is a part of the
     /// message, for instance `"status of 422"`.
     pub(crate) fn expect_console(&self, part: &str) {
@@ -207,8 +184,6 @@ impl Browser {
         }
     }
 
-    // -------------------------------------------------------------------- the window
-
     /// Opens an address and waits until the page shows the keys or an error.
     pub(crate) async fn goto(&self, url: &str) {
         self.client.goto(url).await.unwrap();
@@ -224,10 +199,7 @@ impl Browser {
     pub(crate) async fn loaded(&self) {
         let script = "return document.readyState === 'complete' && \
             document.querySelector('#page')?.getAttribute('aria-busy') !== 'true'";
-        self.until("the page has loaded", async || {
-            (self.js(script, &[]).await == true).then_some(())
-        })
-        .await;
+        self.until("the page has loaded", async || self.js(script, &[]).await == true).await;
     }
 
     /// Runs a script that reads, and returns its result.
@@ -236,32 +208,50 @@ impl Browser {
         done.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
+    /// The text that a script returns.
+    pub(crate) async fn read(&self, script: &str, arguments: &[Value]) -> String {
+        self.js(script, arguments).await.as_str().expect("a text").to_owned()
+    }
+
+    /// The texts that a script returns.
+    pub(crate) async fn list(&self, script: &str, arguments: &[Value]) -> Vec<String> {
+        texts(self.js(script, arguments).await)
+    }
+
     /// All visible text of the topmost dialog, or of the page if none is open.
     pub(crate) async fn text(&self) -> String {
-        let script = format!("{LOOKING} return scope.innerText");
-        self.js(&script, &[]).await.as_str().unwrap_or_default().to_owned()
+        self.read(&format!("{LOOKING} return scope.innerText ?? ''"), &[]).await
     }
 
     /// All text of the document, visible or not, and the values of its fields.
     pub(crate) async fn everything(&self) -> String {
         let script = "return document.documentElement.outerHTML + '\\n' + \
             [...document.querySelectorAll('input, textarea, select')].map((it) => it.value).join('\\n')";
-        self.js(script, &[]).await.as_str().expect("a text").to_owned()
+        self.read(script, &[]).await
     }
 
-    /// Polls until there is an answer. The error of a test that waits in vain contains the
-    /// visible text.
-    pub(crate) async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    /// Polls until there is an answer. A failure shows the visible text.
+    async fn poll<T>(&self, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
         let give_up = Instant::now() + PATIENCE;
         loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
+            let missing = match ask().await {
+                Ok(answer) => return answer,
+                Err(missing) => missing,
+            };
             if Instant::now() > give_up {
-                panic!("not within {PATIENCE:?}: {what}; there is:\n{}", self.text().await);
+                panic!("not within {PATIENCE:?}: {missing}; there is:\n{}", self.text().await);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Polls until a condition holds or there is a value.
+    pub(crate) async fn until<A: Answer>(
+        &self,
+        what: &str,
+        mut ask: impl AsyncFnMut() -> A,
+    ) -> A::Value {
+        self.poll(async || ask().await.value().ok_or_else(|| what.to_owned())).await
     }
 
     /// Polls until the answer has this value.
@@ -271,50 +261,41 @@ impl Browser {
         expected: T,
         mut ask: impl AsyncFnMut() -> T,
     ) {
-        let give_up = Instant::now() + PATIENCE;
-        loop {
-            let answer = ask().await;
-            if answer == expected {
-                return;
-            }
-            if Instant::now() > give_up {
-                let text = self.text().await;
-                panic!("{what}: {answer:?} and not {expected:?}; there is:\n{text}");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.poll(async || match ask().await {
+            answer if answer == expected => Ok(()),
+            answer => Err(format!("{what}: {answer:?} and not {expected:?}")),
+        })
+        .await;
     }
 
     /// Waits until the text is visible.
     pub(crate) async fn sees(&self, text: &str) {
-        self.until(&format!("the text {text:?}"), async || {
-            self.text().await.contains(text).then_some(())
-        })
-        .await;
+        self.until(&format!("the text {text:?}"), async || self.text().await.contains(text)).await;
     }
 
     /// Waits until the text is no longer visible.
     pub(crate) async fn sees_no_more(&self, text: &str) {
-        self.until(&format!("no text {text:?}"), async || {
-            (!self.text().await.contains(text)).then_some(())
-        })
-        .await;
+        self.until(&format!("no text {text:?}"), async || !self.text().await.contains(text)).await;
+    }
+
+    /// Waits until the table has exactly these keys.
+    pub(crate) async fn sees_rows(&self, names: &[&str]) {
+        let names = names.iter().copied().map(str::to_owned).collect();
+        self.becomes("the rows", names, async || self.rows().await).await;
     }
 
     /// The command shown beside a new key.
     pub(crate) async fn command(&self) -> String {
         let script = format!("{LOOKING} return all('pre').map((it) => it.textContent).join()");
-        self.js(&script, &[]).await.as_str().expect("a text").to_owned()
+        self.read(&script, &[]).await
     }
 
     /// Waits until no dialog is open and the page below has loaded.
     pub(crate) async fn no_dialog(&self) {
         let script = "return document.querySelector('dialog') === null";
-        self.until("no dialog", async || (self.js(script, &[]).await == true).then_some(())).await;
+        self.until("no dialog", async || self.js(script, &[]).await == true).await;
         self.loaded().await;
     }
-
-    // -------------------------------------------------------------------- controls
 
     /// The only visible control with that role and name.
     pub(crate) async fn find(&self, role: Role, name: &str) -> Element {
@@ -322,28 +303,29 @@ impl Browser {
             "{LOOKING} const [selector, name] = arguments; \
              return all(selector).filter((it) => called(it) === name)"
         );
-        self.until(&format!("one {role:?} {name:?}"), async || {
-            let found = self.js(&script, &[json!(role.selector()), json!(name)]).await;
-            let found = found.as_array().expect("elements").clone();
-            (found.len() == 1).then(|| self.element(&found[0]))
-        })
-        .await
+        let arguments = [json!(role.0), json!(name)];
+        self.only(&format!("{role:?} {name:?}"), &script, &arguments).await
     }
 
     /// The names of all visible controls of a role, in order.
     pub(crate) async fn names(&self, role: Role) -> Vec<String> {
         let script = format!("{LOOKING} return all(arguments[0]).map(called)");
-        texts(&self.js(&script, &[json!(role.selector())]).await)
+        self.list(&script, &[json!(role.0)]).await
     }
 
-    /// An element that a script returned.
-    pub(crate) fn element(&self, given: &Value) -> Element {
-        let ids = given.as_object().expect("an element").values().next().and_then(Value::as_str);
-        let id = ElementRef::from(ids.expect("its id").to_owned());
-        Element::from_element_id(self.client.clone(), id)
+    /// Waits until a script finds exactly one element.
+    async fn only(&self, what: &str, script: &str, arguments: &[Value]) -> Element {
+        self.until(&format!("one {what}"), async || {
+            let found = self.js(script, arguments).await;
+            let [element] = found.as_array().expect("elements").as_slice() else { return None };
+            let id = element.as_object().expect("an element").values().next();
+            let id = id.and_then(Value::as_str).expect("its id").to_owned();
+            Some(Element::from_element_id(self.client.clone(), ElementRef::from(id)))
+        })
+        .await
     }
 
-    async fn click(&self, role: Role, name: &str) {
+    pub(crate) async fn click(&self, role: Role, name: &str) {
         self.until(&format!("a click on {role:?} {name:?}"), async || {
             match self.find(role, name).await.click().await {
                 Ok(()) => Some(()),
@@ -357,40 +339,59 @@ impl Browser {
 
     /// Clicks a button.
     pub(crate) async fn press(&self, button: &str) {
-        self.click(Role::Button, button).await;
+        self.click(Role::BUTTON, button).await;
+    }
+
+    /// Clicks a button that closes the dialog.
+    pub(crate) async fn close_with(&self, button: &str) {
+        self.press(button).await;
+        self.no_dialog().await;
+    }
+
+    /// Adds entries to the allowlist.
+    pub(crate) async fn add(&self, entries: &str) {
+        self.fill("Address or range", entries).await;
+        self.press("Add").await;
+    }
+
+    /// Submits the form for a new key with that name. The key is then shown.
+    pub(crate) async fn create(&self, name: &str) {
+        self.press("Create API key").await;
+        self.fill("Name", name).await;
+        self.press("Create key").await;
+    }
+
+    /// Types the name of a key to confirm its rotation or deletion.
+    pub(crate) async fn confirm(&self, name: &str) {
+        self.fill(&format!("Type {name} to confirm"), name).await;
     }
 
     /// Clicks a radio button.
     pub(crate) async fn pick(&self, radio: &str) {
-        self.click(Role::Radio, radio).await;
-    }
-
-    /// Clicks a check box.
-    pub(crate) async fn tick(&self, label: &str) {
-        self.click(Role::CheckBox, label).await;
+        self.click(Role::RADIO, radio).await;
     }
 
     /// Chooses from a list.
     pub(crate) async fn choose(&self, list: &str, option: &str) {
-        self.find(Role::ComboBox, list).await.select_by_label(option).await.unwrap();
+        self.find(Role::COMBO_BOX, list).await.select_by_label(option).await.unwrap();
     }
 
     /// Opens the menu of a key's row, and clicks an item.
     pub(crate) async fn menu(&self, key: &str, item: &str) {
         self.press(&format!("Actions for {key}")).await;
-        self.click(Role::MenuItem, item).await;
+        self.click(Role::MENU_ITEM, item).await;
     }
 
     /// Whether a button is enabled.
     pub(crate) async fn is_enabled(&self, button: &str) -> bool {
-        self.find(Role::Button, button).await.is_enabled().await.unwrap()
+        self.find(Role::BUTTON, button).await.is_enabled().await.unwrap()
     }
 
     /// Replaces the text of a field by typing.
     pub(crate) async fn fill(&self, label: &str, text: &str) {
-        self.click(Role::TextBox, label).await;
+        self.click(Role::TEXT_BOX, label).await;
         self.chord(&[Key::Control.into(), 'a']).await;
-        self.key(Key::Delete.into()).await;
+        self.key(Key::Delete).await;
         if !text.is_empty() {
             self.keys(text).await;
         }
@@ -404,8 +405,12 @@ impl Browser {
     }
 
     /// Presses one key on the focused element.
-    pub(crate) async fn key(&self, key: char) {
-        self.chord(&[key]).await;
+    pub(crate) async fn key(&self, key: impl Into<char>) {
+        self.chord(&[key.into()]).await;
+    }
+
+    pub(crate) async fn escape(&self) {
+        self.key(Key::Escape).await;
     }
 
     /// Presses keys together: all but the last are held.
@@ -419,27 +424,24 @@ impl Browser {
 
     /// The text of a field.
     pub(crate) async fn value(&self, label: &str) -> String {
-        self.find(Role::TextBox, label).await.prop("value").await.unwrap().unwrap_or_default()
+        self.find(Role::TEXT_BOX, label).await.prop("value").await.unwrap().unwrap_or_default()
     }
 
     /// The error at a field, from its description; empty if there is none.
     pub(crate) async fn error_at(&self, label: &str) -> String {
-        let field = self.find(Role::TextBox, label).await;
+        let field = self.find(Role::TEXT_BOX, label).await;
         let script = "const [field] = arguments; \
             const lines = field.getAttribute('aria-describedby').split(' ').map((id) => document.getElementById(id)); \
             const error = lines.find((line) => line.matches('.field-error')); \
             const shown = error.checkVisibility() ? error.innerText : ''; \
             return (field.getAttribute('aria-invalid') === 'true') === (shown !== '') ? shown : 'aria-invalid lies: ' + shown";
-        let error = self.js(script, &[serde_json::to_value(&field).unwrap()]).await;
-        error.as_str().expect("a text").to_owned()
+        self.read(script, &[serde_json::to_value(&field).unwrap()]).await
     }
 
     /// Waits for an error at a field that contains this text.
     pub(crate) async fn sees_error(&self, label: &str, part: &str) {
-        self.until(&format!("at {label:?} the error {part:?}"), async || {
-            self.error_at(label).await.contains(part).then_some(())
-        })
-        .await;
+        let what = format!("at {label:?} the error {part:?}");
+        self.until(&what, async || self.error_at(label).await.contains(part)).await;
     }
 
     /// The text that was copied last.
@@ -448,6 +450,13 @@ impl Browser {
             navigator.clipboard.readText().then(done, (error) => done(`refused: ${error}`))";
         let text = self.client.execute_async(script, vec![]).await.unwrap();
         text.as_str().expect("a text").to_owned()
+    }
+
+    /// Clicks “Copy key” and returns what was copied.
+    pub(crate) async fn copied(&self) -> String {
+        self.press("Copy key").await;
+        self.sees("Copied").await;
+        self.clipboard().await
     }
 
     /// Waits until the element with that name has the focus.
@@ -460,16 +469,14 @@ impl Browser {
         let script = format!(
             "{LOOKING} return document.activeElement === document.body ? 'nothing' : called(document.activeElement)"
         );
-        self.js(&script, &[]).await.as_str().expect("a name").to_owned()
+        self.read(&script, &[]).await
     }
-
-    // --------------------------------------------------------------------- the table
 
     /// The names of the keys, in the order of the table.
     pub(crate) async fn rows(&self) -> Vec<String> {
         let script = "return [...document.querySelectorAll('table.keys tbody tr td.name span.name')]\
             .map((name) => name.textContent)";
-        texts(&self.js(script, &[]).await)
+        self.list(script, &[]).await
     }
 
     /// The cell of a key in the column with that heading.
@@ -480,12 +487,8 @@ impl Browser {
             const rows = [...table?.querySelectorAll('tbody tr') ?? []]; \
             return rows.filter((row) => row.querySelector('.name span').textContent === key) \
                 .map((row) => row.cells[at]).filter(Boolean)";
-        self.until(&format!("one row {key:?} with {column:?}"), async || {
-            let found = self.js(script, &[json!(key), json!(column)]).await;
-            let found = found.as_array().expect("cells").clone();
-            (found.len() == 1).then(|| self.element(&found[0]))
-        })
-        .await
+        let what = format!("row {key:?} with {column:?}");
+        self.only(&what, script, &[json!(key), json!(column)]).await
     }
 
     /// The text of [`Browser::cell`].
@@ -498,11 +501,18 @@ impl Browser {
     }
 }
 
-fn texts(list: &Value) -> Vec<String> {
-    let list = list.as_array().expect("a list").iter();
-    list.map(|text| text.as_str().expect("a text").to_owned()).collect()
+pub(crate) fn texts(list: Value) -> Vec<String> {
+    serde_json::from_value(list).expect("texts")
 }
 
+/// A line of the console.
 fn entry(entry: &Value) -> String {
     format!("{} {} {}", entry["level"], entry["source"], entry["message"]).replace('"', "")
+}
+
+#[test]
+#[ignore = "needs chromium"]
+#[should_panic(expected = "in the console")]
+fn an_error_in_the_console_fails_a_test() {
+    visit(async |browser, _| _ = browser.js("console.error('broken')", &[]).await);
 }

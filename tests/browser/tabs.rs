@@ -3,8 +3,8 @@
 use fantoccini::wd::WindowHandle;
 use serde_json::json;
 
-use crate::browser_support::{Browser, Role};
-use crate::service::{Service, texts, visit_service};
+use crate::kit::{Browser, Role};
+use crate::service::{Service, visit_service};
 
 /// Opens the page in another tab and switches to it. Returns the first tab's handle.
 async fn other_tab(browser: &Browser, service: &Service) -> WindowHandle {
@@ -19,28 +19,26 @@ async fn other_tab(browser: &Browser, service: &Service) -> WindowHandle {
 async fn entries(browser: &Browser) -> Vec<String> {
     let script =
         "return [...document.querySelectorAll('dialog .entries code')].map((it) => it.innerText)";
-    texts(&browser.js(script, &[]).await)
+    browser.list(script, &[]).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn two_tabs_that_edit_one_key_lose_nothing() {
-    let before =
-        |service: &Service| service.create("Shared", "1_year", &["192.0.2.1", "192.0.2.2"]);
-    visit_service(before, async |browser, service, key| {
+fn two_tabs_that_edit_one_key_lose_nothing() {
+    let before = |service: &Service| {
+        service.create_with("Shared", "1_year", &["192.0.2.1", "192.0.2.2"]);
+    };
+    visit_service(before, async |browser, service, ()| {
         browser.menu("Shared", "Edit").await;
         browser.press("Remove 192.0.2.1").await;
-        browser.fill("Address or range", "192.0.2.8").await;
-        browser.press("Add").await;
+        browser.add("192.0.2.8").await;
         browser.pick("Revoked: every request is refused").await;
 
         let first = other_tab(browser, service).await;
         browser.menu("Shared", "Edit").await;
         browser.fill("Name", "Renamed elsewhere").await;
-        browser.fill("Address or range", "192.0.2.9").await;
-        browser.press("Add").await;
-        browser.press("Save changes").await;
-        browser.no_dialog().await;
+        browser.add("192.0.2.9").await;
+        browser.close_with("Save changes").await;
 
         browser.client.switch_to_window(first).await.unwrap();
         browser.expect_console("status of 412");
@@ -49,88 +47,79 @@ async fn two_tabs_that_edit_one_key_lose_nothing() {
         browser
             .sees("It is now called “Renamed elsewhere” (status: Active, allowed addresses: 3).")
             .await;
-        let now = service.key(&key).unwrap();
+        let now = service.key("Renamed elsewhere");
         assert_eq!(now["status"], "active", "saved in spite of the conflict");
         // The name of the other tab, the status of this one, and both changes of the list.
         assert_eq!(browser.value("Name").await, "Renamed elsewhere");
-        let revoked = browser.find(Role::Radio, "Revoked: every request is refused").await;
+        let revoked = browser.find(Role::RADIO, "Revoked: every request is refused").await;
         assert!(revoked.is_selected().await.unwrap());
         assert_eq!(entries(browser).await, ["192.0.2.2", "192.0.2.9", "192.0.2.8"]);
 
-        browser.press("Save changes").await;
-        browser.no_dialog().await;
-        let now = service.key(&key).unwrap();
-        assert_eq!(now["name"], "Renamed elsewhere");
+        browser.close_with("Save changes").await;
+        let now = service.key("Renamed elsewhere");
         assert_eq!(now["status"], "revoked");
         assert_eq!(now["ip_allowlist"], json!(["192.0.2.2", "192.0.2.9", "192.0.2.8"]));
         assert_eq!(browser.rows().await, ["Renamed elsewhere"]);
         assert_eq!(browser.cell_text("Renamed elsewhere", "Status").await, "Revoked");
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn after_a_conflict_the_typed_name_is_kept_and_saved_on_the_second_attempt() {
-    let before = |service: &Service| service.create("Shared", "1_year", &[]);
-    visit_service(before, async |browser, service, key| {
+fn after_a_conflict_the_typed_name_is_kept_and_saved_on_the_second_attempt() {
+    let before = |service: &Service| _ = service.create("Shared");
+    visit_service(before, async |browser, service, ()| {
         browser.menu("Shared", "Edit").await;
         browser.fill("Name", "Mine").await;
-        service
-            .edit(&key, json!({ "name": "Theirs", "status": "revoked", "ip_allowlist": ["::1"] }));
+        let theirs = json!({ "name": "Theirs", "status": "revoked", "ip_allowlist": ["::1"] });
+        service.edit("Shared", theirs);
         browser.expect_console("status of 412");
         browser.press("Save changes").await;
         browser.sees("It is now called “Theirs” (status: Revoked, allowed addresses: 1).").await;
         assert_eq!(browser.value("Name").await, "Mine");
-        assert_eq!(service.key(&key).unwrap()["name"], "Theirs");
-        browser.press("Save changes").await;
-        browser.no_dialog().await;
-        let now = service.key(&key).unwrap();
-        assert_eq!([&now["name"], &now["status"]], ["Mine", "revoked"]);
+        assert_eq!(service.names(), ["Theirs"]);
+        browser.close_with("Save changes").await;
+        let now = service.key("Mine");
+        assert_eq!(now["status"], "revoked");
         assert_eq!(now["ip_allowlist"], json!(["::1"]));
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn a_key_deleted_in_another_tab_is_reported_and_leaves_the_table() {
+fn a_key_deleted_in_another_tab_is_reported_and_leaves_the_table() {
     let before = |service: &Service| {
         for name in ["Edited", "Rotated", "Deleted", "Audited", "Stays"] {
-            service.create(name, "1_year", &[]);
+            service.create(name);
         }
     };
     visit_service(before, async |browser, service, ()| {
         browser.expect_console("status of 404");
-        let mut left: Vec<_> = browser.rows().await;
-        for (name, item, button) in [
-            ("Edited", "Edit", "Save changes"),
-            ("Rotated", "Rotate", "Rotate key"),
-            ("Deleted", "Delete", "Delete key"),
-            ("Audited", "View audit log", "Refresh"),
+        for (name, item, button, leave) in [
+            ("Edited", "Edit", "Save changes", "Cancel"),
+            ("Rotated", "Rotate", "Rotate key", "Cancel"),
+            ("Deleted", "Delete", "Delete key", "Cancel"),
+            ("Audited", "View audit log", "Refresh", "Close"),
         ] {
             browser.menu(name, item).await;
             match item {
                 "Edit" => browser.fill("Name", "Too late").await,
                 "View audit log" => browser.sees("No request has used this key yet.").await,
-                _ => browser.fill(&format!("Type {name} to confirm"), name).await,
+                _ => browser.confirm(name).await,
             }
             let first = other_tab(browser, service).await;
             browser.menu(name, "Delete").await;
-            browser.fill(&format!("Type {name} to confirm"), name).await;
-            browser.press("Delete key").await;
-            browser.no_dialog().await;
+            browser.confirm(name).await;
+            browser.close_with("Delete key").await;
             browser.client.close_window().await.unwrap();
             browser.client.switch_to_window(first).await.unwrap();
 
             browser.press(button).await;
             browser.sees("This key no longer exists.").await;
-            browser.press(if item == "View audit log" { "Close" } else { "Cancel" }).await;
-            browser.no_dialog().await;
-            left.retain(|other| other != name);
-            browser.becomes("the table", left.clone(), async || browser.rows().await).await;
+            browser.close_with(leave).await;
+            browser.until("no row", async || !browser.rows().await.contains(&name.into())).await;
             browser.sees_focus("Create API key").await;
         }
-    })
-    .await;
+        assert_eq!(browser.rows().await, ["Stays"]);
+    });
 }

@@ -1,10 +1,9 @@
 //! The service is down, slow or has ended the login: the page reports it, keeps the typed
 //! text, and continues without a reload.
 
-use fantoccini::key::Key;
 use serde_json::json;
 
-use crate::browser_support::Browser;
+use crate::kit::Browser;
 use crate::service::{Mode, Service, visit_service};
 
 const DOWN: &str = "The server cannot be reached. Check your connection, then try again.";
@@ -17,27 +16,24 @@ async fn mark(browser: &Browser) {
 }
 
 async fn assert_marked(browser: &Browser) {
-    assert_eq!(
-        browser.js("return window.marked === true", &[]).await,
-        true,
-        "the page was reloaded"
-    );
+    let marked = browser.js("return window.marked === true", &[]).await;
+    assert_eq!(marked, true, "the page was reloaded");
 }
 
 fn one_key(service: &Service) {
-    service.create("Key", "1_year", &[]);
+    service.create("Key");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
+fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
     visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
-        for (item, title) in [
-            ("Edit", "Edit “Key”"),
-            ("Rotate", "Rotate “Key”"),
-            ("View audit log", "Audit log of “Key”"),
+        for (item, title, leave) in [
+            ("Edit", "Edit “Key”", "Cancel"),
+            ("Rotate", "Rotate “Key”", "Cancel"),
+            ("View audit log", "Audit log of “Key”", "Close"),
         ] {
             service.stop();
             browser.menu("Key", item).await;
@@ -50,18 +46,15 @@ async fn a_dialog_opens_for_the_first_time_after_the_server_is_back() {
             assert_ne!(focused, "nothing", "the focus was lost with the button");
             browser.menu("Key", item).await;
             browser.sees(title).await;
-            let button = if item == "View audit log" { "Close" } else { "Cancel" };
-            browser.press(button).await;
-            browser.no_dialog().await;
+            browser.close_with(leave).await;
         }
         assert_marked(browser).await;
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
+fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
     visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
@@ -73,11 +66,7 @@ async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
         browser.cdp("Network.enable", json!({}));
         part(true);
         browser.press("Create API key").await;
-        browser
-            .until("the error that it cannot be opened", async || {
-                browser.text().await.contains("Try again").then_some(())
-            })
-            .await;
+        browser.sees("Try again").await;
         part(false);
         service.stop();
         browser.press("Try again").await;
@@ -87,16 +76,14 @@ async fn a_partly_loaded_dialog_opens_after_the_server_is_back() {
         browser.sees_no_more(DOWN).await;
         browser.press("Create API key").await;
         browser.sees("Address or range").await;
-        browser.press("Cancel").await;
-        browser.no_dialog().await;
+        browser.close_with("Cancel").await;
         assert_marked(browser).await;
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
+fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
     visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("ERR_CONNECTION_REFUSED");
         mark(browser).await;
@@ -117,8 +104,7 @@ async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
         browser.press("Show").await;
         let secret = browser.value("Your API key").await;
         assert!(secret.starts_with("vsp_sk_") && !secret.contains('•'), "{secret}");
-        browser.press("Done").await;
-        browser.no_dialog().await;
+        browser.close_with("Done").await;
         service.start();
         browser.reload().await;
         assert_eq!(browser.rows().await, ["Key", "Typed before"]);
@@ -132,19 +118,17 @@ async fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
         browser.sees(DOWN).await;
         assert_eq!(browser.value("Name").await, "Edited in an outage");
         service.start();
-        browser.press("Save changes").await;
-        browser.no_dialog().await;
+        browser.close_with("Save changes").await;
         assert_eq!(browser.cell_text("Edited in an outage", "Status").await, "Revoked");
         assert_marked(browser).await;
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn the_audit_log_stays_visible_in_an_outage_and_continues_afterwards() {
+fn the_audit_log_stays_visible_in_an_outage_and_continues_afterwards() {
     let before = |service: &Service| {
-        let key = service.create("Key", "1_year", &[]);
+        let key = service.create("Key");
         service.call(&key, "GET", "/v1/first", "192.0.2.1");
         key
     };
@@ -161,15 +145,13 @@ async fn the_audit_log_stays_visible_in_an_outage_and_continues_afterwards() {
         browser.press("Refresh").await;
         browser.sees("/v1/second").await;
         browser.sees_no_more(DOWN).await;
-        browser.press("Close").await;
-        browser.no_dialog().await;
-    })
-    .await;
+        browser.close_with("Close").await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn a_read_only_store_is_reported_as_unavailable() {
+fn a_read_only_store_is_reported_as_unavailable() {
     visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("status of 503");
         browser.menu("Key", "Edit").await;
@@ -180,16 +162,14 @@ async fn a_read_only_store_is_reported_as_unavailable() {
         browser.sees(UNAVAILABLE).await;
         assert_eq!(browser.value("Name").await, "Later");
         other.execute_batch("ROLLBACK").unwrap();
-        browser.press("Save changes").await;
-        browser.no_dialog().await;
+        browser.close_with("Save changes").await;
         assert_eq!(browser.rows().await, ["Later"]);
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn a_proxy_without_a_service_is_reported_as_unavailable() {
+fn a_proxy_without_a_service_is_reported_as_unavailable() {
     visit_service(one_key, async |browser, service, ()| {
         browser.expect_console("status of 502");
         service.set_mode(Mode::BadGateway);
@@ -198,15 +178,14 @@ async fn a_proxy_without_a_service_is_reported_as_unavailable() {
         assert!(!browser.text().await.contains("Loading"), "the page still shows Loading");
         service.set_mode(Mode::Open);
         browser.press("Try again").await;
-        browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
+        browser.sees_rows(&["Key"]).await;
         assert_ne!(browser.focused().await, "nothing");
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn an_ended_login_is_reported_and_the_page_offers_to_reload() {
+fn an_ended_login_is_reported_and_the_page_offers_to_reload() {
     for mode in [Mode::LoggedOut, Mode::LoginPage, Mode::SentToLogin] {
         visit_service(one_key, async |browser, service, ()| {
             if mode != Mode::SentToLogin {
@@ -218,22 +197,19 @@ async fn an_ended_login_is_reported_and_the_page_offers_to_reload() {
             browser.press("Save changes").await;
             browser.sees(LOGGED_OUT).await;
             assert_eq!(browser.value("Name").await, "Typed");
-            browser.press("Cancel").await;
-            browser.no_dialog().await;
+            browser.close_with("Cancel").await;
             browser.sees(LOGGED_OUT).await;
             service.set_mode(Mode::Open);
             browser.press("Reload").await;
             browser.sees_no_more(LOGGED_OUT).await;
-            let table = vec!["Key".to_owned()];
-            browser.becomes("the table", table, async || browser.rows().await).await;
-        })
-        .await;
+            browser.sees_rows(&["Key"]).await;
+        });
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn an_ended_login_is_reported_if_a_dialog_cannot_be_loaded() {
+fn an_ended_login_is_reported_if_a_dialog_cannot_be_loaded() {
     visit_service(one_key, async |browser, service, ()| {
         // The request for the dialog's file is redirected to the login.
         browser.expect_console("status of 404");
@@ -243,14 +219,13 @@ async fn an_ended_login_is_reported_if_a_dialog_cannot_be_loaded() {
         service.set_mode(Mode::Open);
         browser.press("Reload").await;
         browser.sees_no_more(LOGGED_OUT).await;
-        browser.becomes("the table", vec!["Key".to_owned()], async || browser.rows().await).await;
-    })
-    .await;
+        browser.sees_rows(&["Key"]).await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn slow_operations_show_their_progress() {
+fn slow_operations_show_their_progress() {
     visit_service(one_key, async |browser, service, ()| {
         service.set_mode(Mode::Held);
         browser.client.refresh().await.unwrap();
@@ -268,8 +243,7 @@ async fn slow_operations_show_their_progress() {
         browser.sees("Loading…").await;
         service.set_mode(Mode::Open);
         browser.sees("No request has used this key yet.").await;
-        browser.press("Close").await;
-        browser.no_dialog().await;
+        browser.close_with("Close").await;
 
         // A second click does not create a second key.
         browser.press("Create API key").await;
@@ -282,13 +256,10 @@ async fn slow_operations_show_their_progress() {
         // The dialog cannot be closed while the answer with the key is under way.
         assert!(!browser.is_enabled("Cancel").await);
         for _ in 0..3 {
-            browser.key(Key::Escape.into()).await;
+            browser.escape().await;
         }
         service.set_mode(Mode::Open);
-        browser.sees("Save your key").await;
-        browser.press("Done").await;
-        browser.no_dialog().await;
+        browser.close_with("Done").await;
         assert_eq!(service.names(), ["Key", "Slow"]);
-    })
-    .await;
+    });
 }

@@ -4,79 +4,25 @@ use fantoccini::key::Key;
 use keygate::Allowlist;
 use serde_json::json;
 
-use crate::browser_support::{Browser, Role, visit};
+use crate::kit::{Browser, Role};
+use crate::service::visit;
 
 const FIELD: &str = "Address or range";
 
 /// Valid and invalid entries, typed one at a time. The library decides which are valid.
-const ENTRIES: [&str; 66] = [
-    "10.0.0.0/8",
-    "10.0.0.1",
-    "10.0.0.1/32",
-    "0.0.0.0/0",
-    "255.255.255.255",
-    "192.0.2.0/24",
-    "192.0.2.1/24",
-    "192.0.2.0/33",
-    "192.0.2.0/-1",
-    "192.0.2.0/+8",
-    "192.0.2.0/08",
-    "192.0.2.0/",
-    "192.0.2.0/8/8",
-    "192.0.2.0/a",
-    "192.0.2.256",
-    "192.0.2",
-    "192.0.2.1.1",
-    "192.0.2.",
-    ".192.0.2",
-    "010.0.0.1",
-    "10.0.0.00",
-    "0x7f.0.0.1",
-    "2130706433",
-    "127.1",
-    "::",
-    "::/0",
-    "::1",
-    "::1/128",
-    "2001:db8::/32",
-    "2001:DB8::/32",
-    "2001:0db8:0000:0000:0000:0000:0000:0001",
-    "2001:db8::1/32",
-    "2001:db8::/129",
-    "2001:db8::/0128",
-    "1:2:3:4:5:6:7:8",
-    "1:2:3:4:5:6:7::",
-    "::2:3:4:5:6:7:8",
-    "1:2:3:4:5:6:7",
-    "1:2:3:4:5:6:7:8:9",
-    "1::2::3",
-    "12345::",
-    ":1",
-    "g::1",
-    "fe80::1%eth0",
-    "fe80::1%25eth0",
-    "::ffff:192.0.2.1",
-    "::FFFF:c000:201",
-    "::ffff:10.0.0.0/104",
-    "::ffff:10.0.0.1/104",
-    "::ffff:0:0/96",
-    "::ffff:0:0/95",
-    "::ffff:192.1.1.1/96",
-    "::ffff:192.1.1.1/95",
-    "::ffff:192.1.1.1/24",
-    "192.1.1.1/0",
-    "192.1.1.1/7",
-    "0.0.0.1/8",
-    "2001:db8::1/15",
-    "::1/64",
-    "64:ff9b::192.0.2.1",
-    "::192.0.2.01",
-    "[::1]",
-    "::1]:80/[",
-    "::1]@[::2",
-    "example.com",
-    "dead:beef::cafe/ffff",
-];
+const ENTRIES: &str = "
+    10.0.0.0/8 10.0.0.1 10.0.0.1/32 0.0.0.0/0 255.255.255.255
+    192.0.2.0/24 192.0.2.1/24 192.0.2.0/33 192.0.2.0/-1 192.0.2.0/+8 192.0.2.0/08 192.0.2.0/
+    192.0.2.0/8/8 192.0.2.0/a 192.0.2.256 192.0.2 192.0.2.1.1 192.0.2. .192.0.2
+    010.0.0.1 10.0.0.00 0x7f.0.0.1 2130706433 127.1 192.1.1.1/0 192.1.1.1/7 0.0.0.1/8
+    :: ::/0 ::1 ::1/128 ::1/64 2001:db8::/32 2001:DB8::/32 2001:db8::1/32 2001:db8::1/15
+    2001:0db8:0000:0000:0000:0000:0000:0001 2001:db8::/129 2001:db8::/0128
+    1:2:3:4:5:6:7:8 1:2:3:4:5:6:7:: ::2:3:4:5:6:7:8 1:2:3:4:5:6:7 1:2:3:4:5:6:7:8:9
+    1::2::3 12345:: :1 g::1 fe80::1%eth0 fe80::1%25eth0 dead:beef::cafe/ffff
+    ::ffff:192.0.2.1 ::FFFF:c000:201 ::ffff:10.0.0.0/104 ::ffff:10.0.0.1/104 ::ffff:0:0/96
+    ::ffff:0:0/95 ::ffff:192.1.1.1/96 ::ffff:192.1.1.1/95 ::ffff:192.1.1.1/24
+    64:ff9b::192.0.2.1 ::192.0.2.01 [::1] ::1]:80/[ ::1]@[::2 example.com
+";
 
 async fn open(browser: &Browser) {
     browser.press("Create API key").await;
@@ -85,7 +31,7 @@ async fn open(browser: &Browser) {
 
 /// The entries in the list, read from the names of their remove buttons.
 async fn listed(browser: &Browser) -> Vec<String> {
-    let names = browser.names(Role::Button).await;
+    let names = browser.names(Role::BUTTON).await;
     names.iter().filter_map(|name| name.strip_prefix("Remove ")).map(str::to_owned).collect()
 }
 
@@ -96,15 +42,13 @@ async fn add(browser: &Browser, entry: &str) {
 
 async fn create(browser: &Browser) {
     browser.press("Create key").await;
-    browser.sees("Save your key").await;
-    browser.press("Done").await;
-    browser.no_dialog().await;
+    browser.close_with("Done").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn added_and_removed_entries_take_effect() {
-    visit(async |browser, server| {
+fn added_and_removed_entries_take_effect() {
+    visit(async |browser, service| {
         open(browser).await;
         assert_eq!(listed(browser).await, [""; 0]);
         add(browser, "10.0.0.0/8").await;
@@ -112,7 +56,7 @@ async fn added_and_removed_entries_take_effect() {
         browser.sees_focus(FIELD).await;
         // Enter adds an entry and does not submit the form.
         browser.keys("2001:DB8::/32").await;
-        browser.key(Key::Enter.into()).await;
+        browser.key(Key::Enter).await;
         assert_eq!(listed(browser).await, ["10.0.0.0/8", "2001:DB8::/32"]);
         // Several entries at once, as if pasted.
         add(browser, "192.0.2.1, 192.0.2.2;192.0.2.3").await;
@@ -123,20 +67,19 @@ async fn added_and_removed_entries_take_effect() {
         browser.sees_focus("Remove 192.0.2.2").await;
         // Text left in the field counts as an entry.
         browser.fill(FIELD, "203.0.113.7").await;
-        assert_eq!(server.keys().len(), 0);
+        assert_eq!(service.keys().len(), 0);
         create(browser).await;
         let list = json!(["2001:db8::/32", "192.0.2.1", "192.0.2.2", "203.0.113.7"]);
-        assert_eq!(server.key("restricted")["ip_allowlist"], list);
+        assert_eq!(service.key("restricted")["ip_allowlist"], list);
         let name = browser.cell_text("restricted", "Name").await;
         assert!(name.contains("Restricted to 4 addresses"), "{name}");
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn an_invalid_entry_is_reported_at_the_field_while_it_is_typed() {
-    visit(async |browser, server| {
+fn an_invalid_entry_is_reported_at_the_field_while_it_is_typed() {
+    visit(async |browser, service| {
         open(browser).await;
         add(browser, "::ffff:1.2.3.4").await;
         for (entry, problem) in [
@@ -158,7 +101,7 @@ async fn an_invalid_entry_is_reported_at_the_field_while_it_is_typed() {
             browser.fill(FIELD, "").await;
             assert_eq!(browser.error_at(FIELD).await, "", "{entry}");
             browser.keys(entry).await;
-            browser.key(Key::Tab.into()).await;
+            browser.key(Key::Tab).await;
             browser.sees_error(FIELD, problem).await;
             // The form cannot be submitted with it.
             browser.press("Create key").await;
@@ -170,7 +113,7 @@ async fn an_invalid_entry_is_reported_at_the_field_while_it_is_typed() {
         assert_eq!(browser.error_at(FIELD).await, "");
         browser.keys("x").await;
         browser.sees_error(FIELD, "10.0.x: not an IP address").await;
-        browser.key(Key::Backspace.into()).await;
+        browser.key(Key::Backspace).await;
         browser.keys("0.0/16").await;
         assert_eq!(browser.error_at(FIELD).await, "", "the error disappears when it is fixed");
         // Of several entries, the first invalid one and the rest stay in the field.
@@ -178,15 +121,14 @@ async fn an_invalid_entry_is_reported_at_the_field_while_it_is_typed() {
         browser.sees_error(FIELD, "10.3.0.0/15: bits are set").await;
         assert_eq!(browser.value(FIELD).await, "10.3.0.0/15 10.4.0.0/16");
         assert_eq!(listed(browser).await, ["::ffff:1.2.3.4", "10.1.0.0/16", "10.2.0.0/15"]);
-        assert_eq!(server.keys().len(), 0);
-    })
-    .await;
+        assert_eq!(service.keys().len(), 0);
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn the_51st_entry_is_refused_in_the_form() {
-    visit(async |browser, server| {
+fn the_51st_entry_is_refused_in_the_form() {
+    visit(async |browser, service| {
         open(browser).await;
         let entries: Vec<_> = (1..=50).map(|n| format!("192.0.2.{n}")).collect();
         add(browser, &entries.join(" ")).await;
@@ -197,25 +139,24 @@ async fn the_51st_entry_is_refused_in_the_form() {
         assert_eq!(listed(browser).await.len(), 50);
         browser.press("Create key").await;
         browser.sees_error(FIELD, "A key has at most 50 addresses.").await;
-        assert_eq!(server.keys().len(), 0);
+        assert_eq!(service.keys().len(), 0);
         browser.press("Remove 192.0.2.1").await;
         browser.press("Add").await;
         assert_eq!(listed(browser).await.len(), 50);
         create(browser).await;
-        let list = server.key("restricted")["ip_allowlist"].as_array().unwrap().clone();
+        let list = service.key("restricted")["ip_allowlist"].as_array().unwrap().clone();
         assert_eq!((list.len(), &list[49]), (50, &json!("192.0.2.51")));
-    })
-    .await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
 #[ignore = "needs chromium"]
-async fn the_form_accepts_the_entries_that_the_service_accepts_and_no_others() {
-    visit(async |browser, server| {
+fn the_form_accepts_the_entries_that_the_service_accepts_and_no_others() {
+    visit(async |browser, service| {
         open(browser).await;
         let mut wrong = Vec::new();
         let mut canonical = Vec::new();
-        for entry in ENTRIES {
+        for entry in ENTRIES.split_whitespace() {
             let list = Allowlist::parse([entry]);
             add(browser, entry).await;
             let accepted = listed(browser).await == [entry];
@@ -235,21 +176,22 @@ async fn the_form_accepts_the_entries_that_the_service_accepts_and_no_others() {
             canonical.extend(list.into_iter().flat_map(|list| list.entries()));
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
-        assert!(canonical.len() >= 20 && ENTRIES.len() - canonical.len() >= 20);
+        let count = ENTRIES.split_whitespace().count();
+        assert!(canonical.len() >= 20 && count - canonical.len() >= 20);
 
         // All valid entries together are accepted. Equivalent entries become one.
         canonical.sort();
         canonical.dedup();
-        for entry in ENTRIES.iter().filter(|entry| Allowlist::parse([entry]).is_ok()) {
+        let is_valid = |entry: &&str| Allowlist::parse([*entry]).is_ok();
+        for entry in ENTRIES.split_whitespace().filter(is_valid) {
             add(browser, entry).await;
         }
         browser.fill(FIELD, "").await;
         assert_eq!(listed(browser).await.len(), canonical.len());
         create(browser).await;
-        let stored = server.key("restricted")["ip_allowlist"].clone();
+        let stored = service.key("restricted")["ip_allowlist"].clone();
         let mut stored: Vec<String> = serde_json::from_value(stored).unwrap();
         stored.sort();
         assert_eq!(stored, canonical);
-    })
-    .await;
+    });
 }

@@ -1,5 +1,4 @@
-//! A service in the test's own process, for states that the example server cannot have:
-//! stopped and restarted, slow, logged out, with countries, and in another year.
+//! The service of a test, which the test can stop, hold, log out of, and move in time.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -12,12 +11,12 @@ use axum::extract::Request;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
 use keygate::audit::{CountryCode, CountryLookup};
 use keygate::guard::{ClientIp, ProxyHeader};
+use keygate::manager::KeyManagerBuilder;
 use keygate::runtime::Clock;
-use keygate::{
-    Actor, ApiKeyLayer, Delivery, KeyManager, OrgId, SettingsPage, SqliteStore, Timestamp,
-};
+use keygate::{ApiKeyLayer, Delivery, KeyManager, SettingsPage, SqliteStore, Timestamp};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -25,17 +24,11 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::browser_support::port::free_port;
-use crate::browser_support::{Browser, visit_at};
-use crate::support::{Client, poll};
+use crate::kit::{Browser, login, visit_at};
+use crate::port::free_port;
+use crate::support::{Client, Reply, poll};
 
 const DAY: Duration = Duration::from_secs(86_400);
-
-/// The texts that a script returned.
-pub(crate) fn texts(list: &Value) -> Vec<String> {
-    let list = list.as_array().expect("a list").iter();
-    list.map(|text| text.as_str().expect("a text").to_owned()).collect()
-}
 
 /// How the service answers the page's requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +45,8 @@ pub(crate) enum Mode {
     /// The API answers only after the mode changes.
     Held,
 }
+
+const KEYS: &str = "/settings/api/keys";
 
 /// The system's clock, shifted.
 #[derive(Clone, Debug, Default)]
@@ -80,13 +75,6 @@ impl CountryLookup for TestCountries {
     }
 }
 
-/// A key with its secret.
-#[derive(Clone, Debug)]
-pub(crate) struct CreatedKey {
-    pub(crate) id: String,
-    pub(crate) secret: String,
-}
-
 /// The service, on a SQLite file and an address that stay the same when it stops.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -95,27 +83,49 @@ pub(crate) struct Service {
     clock: ShiftedClock,
     mode: watch::Sender<Mode>,
     running: Mutex<Option<Runtime>>,
+    configure: Configure,
 }
 
-/// Runs a test on the settings page of a new service. `before` prepares the service; the test
-/// gets its result.
-pub(crate) async fn visit_service<T>(
+/// A setting of the service.
+pub(crate) type Configure = fn(KeyManagerBuilder) -> KeyManagerBuilder;
+
+/// Runs a test on the settings page of a new service with this setting. `before` prepares the
+/// service; the test gets its result.
+pub(crate) fn visit_with<T>(
+    configure: Configure,
     before: impl FnOnce(&Service) -> T,
     test: impl AsyncFnOnce(&Browser, &Service, T),
 ) {
-    let service = Service::build();
+    let service = Service::build(configure);
     let given = before(&service);
-    visit_at(&service.page(), async |browser| test(browser, &service, given).await).await;
+    visit_at(&service.page(), async |browser| test(browser, &service, given).await);
+}
+
+pub(crate) fn visit_service<T>(
+    before: impl FnOnce(&Service) -> T,
+    test: impl AsyncFnOnce(&Browser, &Service, T),
+) {
+    visit_with(|builder| builder, before, test);
+}
+
+pub(crate) fn visit(test: impl AsyncFnOnce(&Browser, &Service)) {
+    visit_service(|_| (), async |browser, service, ()| test(browser, service).await);
+}
+
+/// Runs a test on the page of a service with the key `CI deploy`. The test gets its secret.
+pub(crate) fn visit_key(test: impl AsyncFnOnce(&Browser, &Service, String)) {
+    visit_service(|service| service.create("CI deploy"), test);
 }
 
 impl Service {
-    fn build() -> Self {
+    fn build(configure: Configure) -> Self {
         let service = Self {
             folder: tempfile::tempdir().unwrap(),
             address: SocketAddr::from(([127, 0, 0, 1], free_port())),
             clock: ShiftedClock::default(),
             mode: watch::Sender::new(Mode::Open),
             running: Mutex::default(),
+            configure,
         };
         service.start();
         service
@@ -126,9 +136,11 @@ impl Service {
         let runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
         let (address, clock, mode) = (self.address, self.clock.clone(), self.mode.subscribe());
-        let file = self.file();
+        let store = SqliteStore::open(self.file()).unwrap();
+        let builder = KeyManager::builder(store.clone()).audit(store);
+        let builder = (self.configure)(builder.delivery(Delivery::strict()).clock(clock));
         runtime.spawn(async move {
-            let app = app(SqliteStore::open(file).unwrap(), clock, mode);
+            let app = app(builder.countries(TestCountries).build().unwrap(), mode);
             let listener = TcpListener::bind(address).await.unwrap();
             let app = app.into_make_service_with_connect_info::<SocketAddr>();
             axum::serve(listener, app).await.unwrap();
@@ -153,15 +165,7 @@ impl Service {
         self.clock.0.store(days, Ordering::SeqCst);
     }
 
-    pub(crate) fn origin(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    pub(crate) fn page(&self) -> String {
-        self.origin() + "/settings"
-    }
-
-    fn file(&self) -> std::path::PathBuf {
+    pub(crate) fn file(&self) -> std::path::PathBuf {
         self.folder.path().join("keygate.db")
     }
 
@@ -172,49 +176,76 @@ impl Service {
         database
     }
 
-    fn api(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let target = format!("/settings/api/keys{path}");
-        let mut client = Client::connect(self.address);
-        let reply = match body {
-            Some(body) => client.ask_json(method, &target, &[], body),
-            None => client.ask(method, &target, &[]),
-        };
-        (reply.status, if reply.body.is_empty() { Value::Null } else { reply.json() })
+    pub(crate) fn origin(&self) -> String {
+        format!("http://{}", self.address)
     }
 
-    pub(crate) fn create(&self, name: &str, expiration: &str, allowlist: &[&str]) -> CreatedKey {
-        let body = json!({ "name": name, "expiration": expiration, "ip_allowlist": allowlist });
-        let (status, made) = self.api("POST", "", Some(body));
-        assert_eq!(status, 201, "{made}");
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        CreatedKey { id: text(&made["key"]["id"]), secret: text(&made["secret"]) }
+    pub(crate) fn page(&self) -> String {
+        self.origin() + "/settings"
     }
 
-    pub(crate) fn edit(&self, key: &CreatedKey, patch: Value) {
-        let (status, answer) = self.api("PATCH", &format!("/{}", key.id), Some(patch));
-        assert_eq!(status, 200, "{answer}");
+    fn client(&self) -> Client {
+        Client::connect(self.address)
     }
 
-    /// The key as the API shows it; `None` if it does not exist.
-    pub(crate) fn key(&self, key: &CreatedKey) -> Option<Value> {
-        let (status, answer) = self.api("GET", &format!("/{}", key.id), None);
-        (status == 200).then_some(answer)
+    /// All keys, as the API lists them.
+    pub(crate) fn keys(&self) -> Vec<Value> {
+        let reply = answered(200, self.client().ask("GET", KEYS, &[]));
+        reply.json()["keys"].as_array().expect("keys").clone()
     }
 
     /// The names of all keys.
     pub(crate) fn names(&self) -> Vec<String> {
-        let (_, answer) = self.api("GET", "", None);
-        let keys = answer["keys"].as_array().unwrap().iter();
-        keys.map(|key| key["name"].as_str().unwrap().to_owned()).collect()
+        self.keys().iter().map(|key| key["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The only key with that name.
+    pub(crate) fn key(&self, name: &str) -> Value {
+        let mut named = self.keys();
+        named.retain(|key| key["name"] == name);
+        assert_eq!(named.len(), 1, "keys named {name}");
+        named.remove(0)
+    }
+
+    /// Creates a key that never expires. Returns its secret.
+    pub(crate) fn create(&self, name: &str) -> String {
+        self.create_with(name, "never", &[])
+    }
+
+    pub(crate) fn create_with(&self, name: &str, expires: &str, allowlist: &[&str]) -> String {
+        let body = json!({ "name": name, "expiration": expires, "ip_allowlist": allowlist });
+        let reply = answered(201, self.client().ask_json("POST", KEYS, &[], body));
+        reply.json()["secret"].as_str().expect("a secret").to_owned()
+    }
+
+    pub(crate) fn edit(&self, name: &str, patch: Value) {
+        let path = format!("{KEYS}/{}", self.key(name)["id"].as_str().unwrap());
+        answered(200, self.client().ask_json("PATCH", &path, &[], patch));
+    }
+
+    /// Rotates a key over the API, as another user does.
+    pub(crate) fn rotate(&self, name: &str) {
+        let path = format!("{KEYS}/{}/rotate", self.key(name)["id"].as_str().unwrap());
+        let body = json!({ "confirm_name": name });
+        answered(200, self.client().ask_json("POST", &path, &[], body));
+    }
+
+    /// The status of the answer to a request with the key, from 192.0.2.1.
+    pub(crate) fn whoami(&self, secret: &str) -> u16 {
+        self.call(secret, "GET", "/v1/whoami", "192.0.2.1")
     }
 
     /// The status of the answer to a request with the key. `/v1/…?status=404` answers 404.
-    pub(crate) fn call(&self, key: &CreatedKey, method: &str, target: &str, from: &str) -> u16 {
+    pub(crate) fn call(&self, secret: &str, method: &str, target: &str, from: &str) -> u16 {
         let headers =
-            [format!("Authorization: Bearer {}", key.secret), format!("X-Forwarded-For: {from}")];
-        let headers = headers.each_ref().map(String::as_str);
-        Client::connect(self.address).ask(method, target, &headers).status
+            [&*format!("Authorization: Bearer {secret}"), &*format!("X-Forwarded-For: {from}")];
+        self.client().ask(method, target, &headers).status
     }
+}
+
+fn answered(status: u16, reply: Reply) -> Reply {
+    assert_eq!(reply.status, status, "{}", reply.text());
+    reply
 }
 
 impl Drop for Service {
@@ -226,10 +257,7 @@ impl Drop for Service {
     }
 }
 
-fn app(store: SqliteStore, clock: ShiftedClock, mode: watch::Receiver<Mode>) -> Router {
-    let builder = KeyManager::builder(store.clone()).audit(store);
-    let builder = builder.delivery(Delivery::strict()).clock(clock).countries(TestCountries);
-    let keys = builder.build().unwrap();
+fn app(keys: KeyManager, mode: watch::Receiver<Mode>) -> Router {
     let proxy = ClientIp::behind(["127.0.0.0/8".parse().unwrap()], ProxyHeader::XForwardedFor);
     let answers = async |uri: Uri| {
         let query = uri.query().unwrap_or_default();
@@ -239,12 +267,13 @@ fn app(store: SqliteStore, clock: ShiftedClock, mode: watch::Receiver<Mode>) -> 
     let calls =
         Router::new().fallback(answers).layer(ApiKeyLayer::new(keys.clone()).client_ip(proxy));
     let page = SettingsPage::new(keys).example_url("/v1/whoami").unwrap();
-    let login = from_fn(move |request: Request, next: Next| login(mode.clone(), request, next));
-    Router::new().nest("/v1", calls).nest("/settings", page.router().layer(login))
+    let login = from_fn(move |request: Request, next: Next| gate(mode.clone(), request, next));
+    let app = Router::new().route("/elsewhere", get(async || "another page"));
+    app.nest("/v1", calls).nest("/settings", page.router().layer(login))
 }
 
 /// The host's login and other middleware in front of the page.
-async fn login(mut mode: watch::Receiver<Mode>, mut request: Request, next: Next) -> Response {
+async fn gate(mut mode: watch::Receiver<Mode>, request: Request, next: Next) -> Response {
     let page =
         |status: StatusCode| (status, axum::response::Html("<h1>Log in</h1>")).into_response();
     let is_api = request.uri().path().starts_with("/api");
@@ -253,13 +282,10 @@ async fn login(mut mode: watch::Receiver<Mode>, mut request: Request, next: Next
     }
     let mode = *mode.borrow();
     match mode {
-        Mode::SentToLogin => return Redirect::to("/login").into_response(),
-        Mode::LoginPage if is_api => return page(StatusCode::UNAUTHORIZED),
-        Mode::BadGateway if is_api => return page(StatusCode::BAD_GATEWAY),
-        Mode::LoggedOut => {}
-        _ => {
-            request.extensions_mut().insert(Actor::new(OrgId::new("demo").unwrap(), "demo user"));
-        }
+        Mode::SentToLogin => Redirect::to("/login").into_response(),
+        Mode::LoginPage if is_api => page(StatusCode::UNAUTHORIZED),
+        Mode::BadGateway if is_api => page(StatusCode::BAD_GATEWAY),
+        Mode::LoggedOut => next.run(request).await,
+        _ => login(request, next).await,
     }
-    next.run(request).await
 }

@@ -1,0 +1,40 @@
+//! The settings page in a browser: a real Chromium clicks and types.
+//!
+//! `cargo test --all-features --test browser -- --ignored`, with Debian's packages
+//! `chromium` and `chromium-driver`.
+#![cfg(all(feature = "settings-page", feature = "sqlite", unix))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod accessibility;
+mod advice;
+mod allowlist;
+mod audit;
+mod branding;
+mod confirm;
+mod create;
+mod edit;
+mod environments;
+mod hostile;
+mod keyboard;
+mod kit;
+mod outage;
+mod overlap;
+#[path = "../support/port.rs"]
+mod port;
+mod process;
+mod scopes;
+mod screenshots;
+mod secret;
+mod service;
+mod small;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+mod tabs;
+mod views;

@@ -1,0 +1,121 @@
+//! The table of keys, and the page without keys.
+
+use serde_json::{Value, json};
+
+use crate::kit::{Browser, Role};
+use crate::service::{Service, visit, visit_service};
+
+/// Red, green and blue of a computed colour.
+async fn colour_of_badge(browser: &Browser, key: &str, column: &str) -> [f64; 3] {
+    let cell = browser.cell(key, column).await;
+    // Whatever the notation of the computed colour, a pixel has three numbers.
+    let script = "const pen = document.createElement('canvas').getContext('2d'); \
+        pen.fillStyle = getComputedStyle(arguments[0].querySelector('.badge')).color; \
+        pen.fillRect(0, 0, 1, 1); return [...pen.getImageData(0, 0, 1, 1).data]";
+    let rgb = browser.js(script, &[serde_json::to_value(&cell).unwrap()]).await;
+    [0, 1, 2].map(|n| rgb[n].as_f64().unwrap())
+}
+
+/// An instant as the browser formats it in the user's time zone.
+async fn as_date(browser: &Browser, instant: &Value, options: Value) -> String {
+    let script = "const [instant, options] = arguments; \
+        return new Intl.DateTimeFormat('en', options).format(new Date(instant))";
+    browser.read(script, &[instant.clone(), options]).await
+}
+
+async fn title_in(browser: &Browser, key: &str, column: &str) -> String {
+    let cell = browser.cell(key, column).await;
+    let script = "return arguments[0].querySelector('[title]')?.title ?? 'no title'";
+    browser.read(script, &[serde_json::to_value(&cell).unwrap()]).await
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn without_keys_the_page_explains_them_and_then_it_shows_the_first_key_and_its_use() {
+    visit(async |browser, service| {
+        assert_eq!(browser.client.title().await.unwrap(), "API keys");
+        browser.sees("No API keys yet").await;
+        browser.sees("Create one for each program that calls the API").await;
+        browser.sees("0 of 20 keys").await;
+        assert_eq!(browser.names(Role::BUTTON).await, ["Create API key"]);
+
+        let secret = service.create("first");
+        browser.reload().await;
+        assert_eq!(browser.rows().await, ["first"]);
+        browser.sees_no_more("No API keys yet").await;
+        browser.sees("1 of 20 keys").await;
+
+        assert_eq!(browser.cell_text("first", "Last used").await, "Never");
+        assert_eq!(service.whoami(&secret), 200);
+        let is_used = async || service.key("first")["last_used_at"].is_string();
+        browser.until("a use in the API", is_used).await;
+        browser.reload().await;
+        assert_eq!(browser.cell_text("first", "Last used").await, "now");
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_table_shows_every_key_with_its_state() {
+    let before = |service: &Service| {
+        service.days_from_now(-40);
+        service.create_with("expired", "1_day", &[]);
+        service.days_from_now(0);
+        service.create_with("dated", "1_year", &["10.0.0.0/8", "2001:db8::/32"]);
+        service.create("revoked");
+        service.edit("revoked", json!({ "status": "revoked" }));
+        service.create_with("one address", "never", &["127.0.0.1"]);
+        let update = "UPDATE keys SET last_used_at = (unixepoch() - 3 * 3600 - 60) * 1000000 \
+            WHERE name = 'one address'";
+        assert_eq!(service.database().execute(update, []).unwrap(), 1);
+    };
+    visit_service(before, async |browser, service, ()| {
+        assert_eq!(browser.rows().await, ["expired", "dated", "revoked", "one address"]);
+        browser.sees("4 of 20 keys").await;
+        for key in service.keys() {
+            let name = key["name"].as_str().unwrap();
+            let prefix = format!("{}…", key["key_prefix"].as_str().unwrap());
+            assert_eq!(browser.cell_text(name, "Key").await, prefix);
+            let status = if name == "revoked" { "Revoked" } else { "Active" };
+            assert_eq!(browser.cell_text(name, "Status").await, status);
+        }
+        for (name, part) in [
+            ("dated", "Restricted to 2 addresses"),
+            ("one address", "Restricted to 1 address"),
+            ("revoked", "revoked\nCreated by demo user "),
+        ] {
+            let text = browser.cell_text(name, "Name").await;
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(browser.cell_text("revoked", "Name").await.lines().count(), 2);
+
+        let exact = json!({ "dateStyle": "medium", "timeStyle": "medium" });
+        for name in ["dated", "expired"] {
+            let expires = service.key(name)["expires_at"].clone();
+            let moment = as_date(browser, &expires, exact.clone()).await;
+            let title = title_in(browser, name, "Expires").await;
+            assert!(title.starts_with(&moment), "{title} and {moment}");
+            let day = as_date(browser, &expires, json!({ "dateStyle": "medium" })).await;
+            let shown = if name == "dated" { &day } else { "Expired" };
+            assert_eq!(browser.cell_text(name, "Expires").await, shown);
+        }
+        assert_eq!(browser.cell_text("revoked", "Expires").await, "Never");
+
+        assert_eq!(browser.cell_text("dated", "Last used").await, "Never");
+        assert_eq!(browser.cell_text("one address", "Last used").await, "3 hours ago");
+        let last = service.key("one address")["last_used_at"].clone();
+        let moment = as_date(browser, &last, exact).await;
+        assert_eq!(title_in(browser, "one address", "Last used").await, moment);
+
+        for scheme in ["light", "dark"] {
+            let feature = json!({ "name": "prefers-color-scheme", "value": scheme });
+            browser.cdp("Emulation.setEmulatedMedia", json!({ "features": [feature] }));
+            let [r, g, b] = colour_of_badge(browser, "dated", "Status").await;
+            assert!(g > r + 40.0 && g > b + 20.0, "green, {scheme}: {r} {g} {b}");
+            for (key, column) in [("revoked", "Status"), ("expired", "Expires")] {
+                let [r, g, b] = colour_of_badge(browser, key, column).await;
+                assert!(r > g + 40.0 && r > b + 40.0, "red, {scheme}: {r} {g} {b}");
+            }
+        }
+    });
+}
