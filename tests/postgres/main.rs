@@ -33,8 +33,8 @@ use keygate::audit::{
     ChangePhase,
 };
 use keygate::conformance::{self, TwoHandles};
-use keygate::store::OrgLimit;
-use keygate::{Allowlist, ApiKey, AuditLog, AuditSink, KeyStore, Timestamp};
+use keygate::store::{KeyDigest, KeyImport, OrgLimit, PreviousSecret};
+use keygate::{Allowlist, ApiKey, AuditLog, AuditSink, KeyName, KeyStore, StoreError, Timestamp};
 
 use crate::postgres_support::{Schema, key};
 
@@ -74,6 +74,28 @@ async fn a_reconnected_schema_conforms() {
     let schema = Schema::new();
     conformance::check_reopened_store(|| schema.store()).await.unwrap();
     conformance::check_reopened_audit_log(|| schema.store()).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL"]
+async fn an_import_that_fails_after_its_first_key_is_in_doubt() {
+    let schema = Schema::new();
+    let store = schema.store().await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                  $$ BEGIN RAISE 'not today'; END $$; CREATE TRIGGER refuse AFTER INSERT ON keys \
+                  FOR EACH ROW WHEN (NEW.name = 'refused') EXECUTE FUNCTION refuse()";
+    schema.db().await.batch_execute(refuse).await.unwrap();
+    let previous = PreviousSecret { digest: KeyDigest::of("old"), until: Timestamp::MAX };
+    let first = ApiKey { previous: Some(previous), ..key(1) };
+    store.insert(&first, OrgLimit::NONE).await.unwrap();
+    // Since this digest is taken, the keys are inserted one by one.
+    let taken = ApiKey { digest: previous.digest, ..key(2) };
+    let refused = ApiKey { name: KeyName::new("refused").unwrap(), ..key(3) };
+    let nothing = store.insert_all(&[taken.clone(), refused.clone()]).await;
+    assert!(!matches!(nothing, Ok(_) | Err(StoreError::InDoubt(_))), "{nothing:?}");
+    let some = store.insert_all(&[key(4), taken, refused]).await;
+    assert!(matches!(some, Err(StoreError::InDoubt(_))), "{some:?}");
+    assert!(store.get(&key(4).org, &key(4).id).await.unwrap().is_some());
 }
 
 #[tokio::test]
