@@ -58,3 +58,33 @@ fn every_case_has_a_test_or_is_marked_as_open() {
     let unlisted: Vec<_> = tests.keys().filter(|number| !(1..=count).contains(*number)).collect();
     assert!(unlisted.is_empty(), "not in the list: {unlisted:?}");
 }
+
+/// Adds the Rust source below this folder.
+fn source_below(folder: &Path, source: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            source_below(&path, source);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            source.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let mut source = String::new();
+    for folder in ["tests", "src"] {
+        source_below(&Path::new(ROOT).join(folder), &mut source);
+    }
+    let page = fs::read_to_string(Path::new(ROOT).join("src/guide/security.md")).unwrap();
+    let is_test = |name: &&str| {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        name.chars().all(plain) && name.matches('_').count() >= 4
+    };
+    let named: BTreeSet<_> = page.split('`').filter(is_test).collect();
+    assert!(named.len() > 10, "{named:?}");
+    let missing: Vec<_> =
+        named.into_iter().filter(|name| !source.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "no such tests: {missing:?}");
+}
