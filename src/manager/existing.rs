@@ -20,13 +20,14 @@ impl Inner {
     pub(super) async fn find_existing(
         &self,
         digest: &KeyDigest,
-        further: Further,
+        mut further: Further,
     ) -> Result<(Arc<ApiKey>, SecretUsed, Option<Arc<str>>), VerifyError> {
-        let only = further.only.as_ref();
+        let only = further.only.take();
+        let only = only.as_ref();
         let (key, secret) = match self.find(digest).await? {
             Some(found) => found,
             None if further.is_empty() => return Err(VerifyError::Unknown),
-            None => match self.find_further(digest, &further).await? {
+            None => match self.find_further(digest, further).await? {
                 Some((key, secret)) => {
                     self.environment(&key, only)?;
                     self.take_over(key, secret, digest).await?
@@ -42,7 +43,7 @@ impl Inner {
     async fn find_further(
         &self,
         digest: &KeyDigest,
-        further: &Further,
+        further: Further,
     ) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
         for other in &further.digests {
             if let Some(found) = self.find(other).await? {

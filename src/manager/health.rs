@@ -228,8 +228,8 @@ impl ShutdownReport {
     }
 }
 
-/// Asks whether the store accepts changes: a question whose answer is kept for a moment. Of concurrent callers one asks the store,
-/// and the others wait for the answer.
+/// Asks whether the store accepts changes, and keeps the answer for a moment. Of concurrent
+/// callers one asks the store, and the others wait for the answer.
 #[derive(Debug, Default)]
 pub(super) struct Probe {
     state: Mutex<Answer>,
