@@ -49,7 +49,7 @@ async fn case_26_of_64_creators_in_two_processes_as_many_succeed_as_there_are_pl
     let mut peer = Peer::start(this_program(), "races::child", &variables);
     assert_eq!(peer.says(), "ready");
     let (mut ours, mut theirs) = (0, 0);
-    for round in 0..200 {
+    for round in 0..60 {
         let org = org(&format!("round-{round}"));
         let places = if round % 2 == 0 { 20 } else { 1 };
         for _ in places..20 {
