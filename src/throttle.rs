@@ -24,10 +24,6 @@ struct State {
 }
 
 impl Throttle {
-    pub(crate) const fn new() -> Self {
-        Self(Mutex::new(State { last: None, left_out: 0 }))
-    }
-
     /// Whether the line may be written: the number of lines left out since the last one, or
     /// `None` if this one is left out, too.
     pub(crate) fn pass(&self) -> Option<u64> {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
@@ -19,7 +20,7 @@ use crate::throttle::Throttle;
 use crate::wire::grpc;
 use crate::wire::refusal::{Asked, Refusal};
 
-static WITHHELD: Throttle = Throttle::new();
+static WITHHELD: LazyLock<Throttle> = LazyLock::new(Throttle::default);
 
 pin_project! {
     /// The future of [`ApiKeyService`](crate::guard::ApiKeyService). If it is dropped before it

@@ -118,7 +118,8 @@ async fn a_full_memory_log_drops_its_oldest_records_and_counts_them() {
         b.handle(path).await.unwrap();
     }
     let log = MemoryAuditLog::with_capacity(3);
-    log.record(&b.sink.calls.lock().unwrap().concat()).await.unwrap();
+    let records = b.sink.calls.lock().unwrap().concat();
+    log.record(&records).await.unwrap();
     assert_eq!((log.len(), log.dropped()), (3, 2));
     let query = AuditQuery::new(org("acme"), AuditScope::KeyRequests(b.id));
     let left = log.page(&query).await.unwrap().records;

@@ -1,6 +1,7 @@
 //! Errors of the management API, as in RFC 9457.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -124,8 +125,8 @@ impl Problem {
     }
 }
 
-static UNAVAILABLE: Throttle = Throttle::new();
-static IN_DOUBT: Throttle = Throttle::new();
+static UNAVAILABLE: LazyLock<Throttle> = LazyLock::new(Throttle::default);
+static IN_DOUBT: LazyLock<Throttle> = LazyLock::new(Throttle::default);
 
 impl From<ManageError> for Problem {
     fn from(error: ManageError) -> Self {
