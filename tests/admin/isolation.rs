@@ -14,7 +14,8 @@ async fn case_19_another_organisations_key_does_not_exist() {
     let stored = || api.store.snapshot(api.actor.org());
     let (before, records) = (stored().await, api.log.len());
     let revoke = |path: &str| with_json(request(Method::PATCH, path), json!({"status": "revoked"}));
-    let made: [&dyn Fn(&str) -> Request<Body>; 9] = [
+    type Make<'a> = &'a dyn Fn(&str) -> Request<Body>;
+    let made: [Make<'_>; 9] = [
         &|path| request(Method::GET, path),
         &|path| request(Method::HEAD, path),
         &revoke,

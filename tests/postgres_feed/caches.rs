@@ -162,7 +162,7 @@ async fn case_51_in_a_flood_no_key_is_accepted_later_than_max_staleness() {
                      ALTER TABLE keys ENABLE ALWAYS TRIGGER announce_truncation; \
                      SELECT pg_notify(channel || ' ' || tableoid, '*') \
                      FROM schema_version; COMMIT";
-            db.batch_execute(&unannounced).await.unwrap();
+            db.batch_execute(unannounced).await.unwrap();
         }
         let acknowledged = Instant::now();
         there.assert_refused_within(max_staleness, acknowledged, secret).await;
