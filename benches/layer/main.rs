@@ -33,6 +33,8 @@ use crate::support::Spread;
 const ROUNDS: usize = 1_001;
 const TURN: u32 = 500;
 const TARGET: f64 = 2.5;
+/// The row with everything on.
+const ALL_ON: usize = KEYGATE + 2;
 
 /// Nanoseconds a request.
 fn turn(row: &mut Row) -> f64 {
@@ -79,8 +81,10 @@ fn main() {
     assert!(report.is_complete(), "{report:?}");
     let (written, waited) = (keys.audit_stats().written, WAITED.load(Relaxed));
     println!("audit records: {written} written; {waited} requests waited for room in the queue");
-    for (at, row) in rows.iter().enumerate().skip(KEYGATE + 2) {
-        let ratio = Spread::of(pairs(at, KEYGATE, |refused, admitted| refused / admitted));
+    let to_keygate = |at| Spread::of(pairs(at, KEYGATE, |row, admitted| row / admitted));
+    println!("with everything on, {} of an admission", to_keygate(ALL_ON).show(2));
+    for (at, row) in rows.iter().enumerate().skip(ALL_ON + 1) {
+        let ratio = to_keygate(at);
         println!("{}: {} of an admission (target below 1)", row.name, ratio.show(2));
     }
     let ratio = |one: usize, other: usize| {
