@@ -19,6 +19,7 @@ use crate::manager::admission::refusal_records;
 use crate::runtime::clock::{Clock, SystemClock};
 
 use crate::manager::asking::{Asking, ExistingKeys};
+use crate::manager::ended::Ended;
 use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
 use crate::manager::{Inner, KeyManager, LimitsFor};
@@ -272,6 +273,7 @@ impl KeyManagerBuilder {
                 rng: self.rng,
                 runtime,
                 uses,
+                ended: Ended::default(),
                 changes: Arc::default(),
                 turns: Arc::default(),
                 probe: Probe::default(),

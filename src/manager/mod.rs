@@ -7,6 +7,7 @@ pub(crate) mod asking;
 pub(crate) mod builder;
 mod change;
 pub(crate) mod creation;
+mod ended;
 pub(crate) mod endpoint;
 pub(crate) mod error;
 mod existing;
@@ -36,6 +37,7 @@ use crate::key::format::KeyFormat;
 use crate::key::formats::Formats;
 use crate::manager::asking::Asking;
 use crate::manager::change::Changes;
+use crate::manager::ended::Ended;
 use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
 use crate::manager::turns::Turns;
@@ -99,6 +101,7 @@ struct Inner {
     rng: SharedRng,
     runtime: Arc<dyn Runtime>,
     uses: LastUses,
+    ended: Ended,
     changes: Arc<Changes>,
     turns: Arc<Turns>,
     /// Whether the store accepts changes, by its last answer.

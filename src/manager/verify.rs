@@ -79,10 +79,31 @@ impl Inner {
         };
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
-        match policy::evaluate(&key, secret, ip, scopes, now) {
+        let mut allowed = policy::evaluate(&key, secret, ip, scopes, now);
+        if secret == SecretUsed::Previous {
+            allowed = self.unless_ended(&key, digest, allowed, now);
+        }
+        match allowed {
             Ok(()) => Ok((VerifiedKey { key, secret, environment }, now)),
             Err(denial) => Err(VerifyError::Denied { denial, key, secret }),
         }
+    }
+
+    /// A previous secret that was refused once after its end stays refused, even if the clock
+    /// steps back.
+    fn unless_ended(
+        &self,
+        key: &ApiKey,
+        digest: KeyDigest,
+        allowed: Result<(), Denial>,
+        now: Timestamp,
+    ) -> Result<(), Denial> {
+        match allowed {
+            Ok(()) if self.ended.contains(&digest) => return Err(Denial::Expired),
+            Err(Denial::Expired) if !key.is_expired(now) => self.ended.insert(digest),
+            _ => {}
+        }
+        allowed
     }
 
     /// The key with this digest, and which of its secrets has it.

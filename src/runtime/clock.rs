@@ -122,7 +122,8 @@ pub struct TimestampError;
 /// Returns the current time.
 ///
 /// The clock may step back, by an operator or NTP. An expired key is then valid again until
-/// the clock passes its expiry. Last-used times stay until the clock has caught up; a time
+/// the clock passes its expiry; the old secret of a rotation with overlap is not, where a
+/// process has refused it once. Last-used times stay until the clock has caught up; a time
 /// that is more than a day ahead is set back.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The current time.

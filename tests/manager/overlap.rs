@@ -48,6 +48,22 @@ async fn case_59_both_secrets_work_until_the_exact_end_and_then_the_new_one() {
 }
 
 #[tokio::test]
+async fn case_59_a_clock_that_steps_back_does_not_bring_an_old_secret_back() {
+    let b = overlapping();
+    let old = b.create().await;
+    let begun = b.clock.now();
+    let new = b.overlap(&old, HOUR).await;
+    b.clock.advance(HOUR);
+    assert_denied(b.verify(&old).await, Denial::Expired);
+    b.clock.set(begun);
+    assert_denied(b.verify(&old).await, Denial::Expired);
+    assert_eq!(b.used(&new).await.unwrap(), SecretUsed::Current);
+    let other = b.create().await;
+    b.overlap(&other, HOUR).await;
+    assert_eq!(b.used(&other).await.unwrap(), SecretUsed::Previous);
+}
+
+#[tokio::test]
 async fn case_59_the_old_secret_ends_with_any_change_that_ends_it_and_does_not_come_back() {
     let b = overlapping();
     // An edit does not end it, and the allowlist holds for both secrets.

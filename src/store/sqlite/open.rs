@@ -11,6 +11,8 @@ use crate::store::sqlite::open_error::SqliteOpenError;
 use crate::store::sqlite::path::obstacle;
 use crate::store::sqlite::{file, integrity, schema};
 
+/// How long opening a file waits for other processes, which may be creating its tables.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a write waits for another process that is writing.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a read waits in the rare cases in which it must. It blocks a thread of the
@@ -34,7 +36,7 @@ pub(super) fn prepare(path: &Path, check_within: Duration) -> Result<Connection,
         return Err(SqliteOpenError::NotKeygate { path: path.to_owned() });
     }
     let log_is_left = log_is_left(path);
-    let mut connection = connect(path, BUSY_TIMEOUT)?;
+    let mut connection = connect(path, OPEN_TIMEOUT)?;
     let failed = |e| SqliteOpenError::from_sqlite(path, e);
     // If the file is refused, the log, which may belong to another file, is not merged into
     // it.
@@ -59,6 +61,7 @@ pub(super) fn prepare(path: &Path, check_within: Duration) -> Result<Connection,
     // The first read creates the write-ahead log.
     let settings = format!("PRAGMA journal_size_limit = {LOG_LIMIT}; PRAGMA user_version");
     connection.execute_batch(&settings).map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     Ok(connection)
 }
 
@@ -72,7 +75,7 @@ fn log_is_left(path: &Path) -> bool {
 /// other processes that open the file.
 fn write_ahead(connection: &Connection) -> rusqlite::Result<String> {
     const PAUSE: Duration = Duration::from_millis(5);
-    let give_up = Instant::now() + BUSY_TIMEOUT;
+    let give_up = Instant::now() + OPEN_TIMEOUT;
     loop {
         match connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
             Err(error)
