@@ -225,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn case_15_mapped_ipv4_is_ipv4_on_both_sides() {
+        let list = Allowlist::parse(["10.0.0.0/8"]).unwrap();
+        assert!(list.allows(ip("::ffff:10.0.0.1")));
+        let mapped = Allowlist::parse(["::ffff:10.0.0.0/104"]).unwrap();
+        assert_eq!(mapped, list);
+        assert!(mapped.allows(ip("10.0.0.1")) && !mapped.allows(ip("11.0.0.1")));
+    }
+
+    #[test]
     fn case_16_refused_entries_are_named() {
         for entry in ["10.0.0.0/33", "010.0.0.1", "10.0.0.1/8", "fe80::1%eth0", "example.com"] {
             let error = Allowlist::parse(["192.0.2.1", entry]).unwrap_err();

@@ -355,12 +355,32 @@ mod tests {
 
     proptest! {
         #[test]
+        fn any_stored_json_gives_a_scope_only_if_it_is_all_or_names_it(
+            text in r#"(null|true|7|"all"|"a"|\[("a"|"b"|"A"|null|,){0,4}\]|\{("a":"all")?\})"#,
+            scope in "[abA]",
+        ) {
+            let Ok(value) = serde_json::from_str::<Value>(&text) else { return Ok(()) };
+            let scopes: Scopes = serde_json::from_str(&text).unwrap();
+            let listed = value.as_array().is_some_and(|list| list.contains(&scope.clone().into()));
+            prop_assert!(!scopes.has(&scope) || value == ALL || listed);
+        }
+
+        #[test]
         fn scopes_survive_being_stored(names in proptest::collection::btree_set("[a-z0-9][a-z0-9:._/-]{0,63}", 1..=50)) {
             let scopes = Scopes::only(&names).unwrap();
             let restored: Scopes =
                 serde_json::from_str(&serde_json::to_string(&scopes).unwrap()).unwrap();
             prop_assert_eq!(&restored, &scopes);
             prop_assert!(names.iter().all(|name| restored.has(name)));
+        }
+
+        #[test]
+        fn a_name_is_accepted_exactly_by_the_rule(text in "\\PC{0,3}|[a-z0-9:._/-]{0,70}|[ -~]{0,4}") {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+            let valid = (1..=64).contains(&text.len())
+                && text.starts_with(plain)
+                && text.chars().all(|c| plain(c) || ":._/-".contains(c));
+            prop_assert_eq!(Scope::new(&text).is_ok(), valid);
         }
     }
 }
