@@ -20,8 +20,8 @@ use crate::runtime::clock::{Clock, SystemClock};
 
 use crate::manager::asking::{Asking, ExistingKeys};
 use crate::manager::ended::Ended;
-use crate::manager::health::Probe;
 use crate::manager::last_use::LastUses;
+use crate::manager::report::Probe;
 use crate::manager::{Inner, KeyManager, LimitsFor};
 use crate::org::OrgId;
 use crate::random::{RandomError, SharedRng};
