@@ -95,6 +95,7 @@ async fn case_59_the_old_secret_ends_with_any_change_that_ends_it_and_does_not_c
     let stolen = b.create().await;
     b.keys.revoke(&ada(), &stolen.key.id).await.unwrap();
     let rotated = b.overlap(&stolen, HOUR).await;
+    assert_eq!(rotated.key.previous, None);
     b.keys.enable(&ada(), &stolen.key.id).await.unwrap();
     assert_unknown(b.verify(&stolen).await);
     b.verify(&rotated).await.unwrap();
