@@ -190,7 +190,7 @@ fn unfit_for_zsh(block: &str) -> Option<char> {
 #[test]
 fn every_shell_block_works_unchanged_in_an_interactive_zsh() {
     let blocks = blocks("sh");
-    assert!(blocks.len() >= 3);
+    assert_eq!(blocks.len(), 2, "each begins with ```sh alone");
     for block in blocks {
         assert_eq!(unfit_for_zsh(block), None, "{block}");
     }
