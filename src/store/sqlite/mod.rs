@@ -118,8 +118,9 @@ impl SqliteStore {
     /// Takes a path, or a URL such as `sqlite:keygate.db` or `sqlite:///var/lib/keys.db`. A
     /// new file is readable only by its owner.
     ///
-    /// An existing file is first checked for damage, for two seconds at most. This blocks
-    /// the thread.
+    /// An existing file is first checked for damage, for two seconds at most. If another
+    /// process is writing, such as one that creates the tables, opening waits for it for
+    /// five seconds at most. Both block the thread.
     ///
     /// # Errors
     ///
