@@ -7,19 +7,26 @@ use keygate::runtime::{BoxFuture, Runtime};
 use keygate::store::{CacheState, News};
 use keygate::*;
 
-use crate::cache_support::support::eventually;
-use crate::cache_support::{feed, insert, revoke, status};
+use crate::cache_support::support::{SpyStore, eventually};
+use crate::cache_support::{Say, feed, insert, revoke, status};
 use crate::{LONG, becomes, find, following, probe};
 
-#[tokio::test]
-async fn an_announced_change_is_seen_at_once() {
-    let probe = probe();
-    let key = insert(&probe, 1).await;
-    let (cached, say) = following(&probe, LONG).await;
+/// A cache that has read an active key and the absence of another. Since then, another process
+/// has revoked the one and created the other.
+async fn changed_elsewhere(probe: &Arc<SpyStore>) -> (CachedStore, Say, ApiKey) {
+    let key = insert(probe, 1).await;
+    let (cached, say) = following(probe, LONG).await;
     assert_eq!(status(&cached, &key).await, Some(Status::Active));
     assert!(!find(&cached, 2).await);
     revoke(&probe.inner, &key).await;
     insert(&probe.inner, 2).await;
+    (cached, say, key)
+}
+
+#[tokio::test]
+async fn an_announced_change_is_seen_at_once() {
+    let probe = probe();
+    let (cached, say, key) = changed_elsewhere(&probe).await;
     let finds = probe.finds();
     assert_eq!(status(&cached, &key).await, Some(Status::Active), "the change was not announced");
     assert_eq!(probe.finds(), finds);
@@ -79,12 +86,7 @@ async fn until_the_feed_is_connected_nothing_is_cached() {
 #[tokio::test]
 async fn missed_announcements_void_every_entry() {
     let probe = probe();
-    let key = insert(&probe, 1).await;
-    let (cached, say) = following(&probe, LONG).await;
-    assert_eq!(status(&cached, &key).await, Some(Status::Active));
-    assert!(!find(&cached, 2).await);
-    revoke(&probe.inner, &key).await;
-    insert(&probe.inner, 2).await;
+    let (cached, say, key) = changed_elsewhere(&probe).await;
     say.news(News::Missed);
     becomes(&cached, CacheState::Bypassed).await;
     assert_eq!(status(&cached, &key).await, Some(Status::Revoked));
