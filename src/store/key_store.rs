@@ -40,7 +40,8 @@ use crate::runtime::spawn::BoxFuture;
 /// 5. **`record_uses` moves last-used times forward only**, changes nothing else (not the
 ///    revision either), and skips keys that are gone. The one exception is a stored time
 ///    more than a day after the use, set by a process with a wrong clock:
-///    [`KeyUse::replaces`] is the rule.
+///    [`KeyUse::replaces`] is the rule. If it cannot write a key at once, because its row is
+///    locked, it writes the others and returns `Unavailable`: the batch is given again.
 /// 6. **Records are returned exactly as stored**, to the microsecond, in any script. A
 ///    stored allowlist is read by [`Allowlist::restore`](crate::Allowlist::restore), so
 ///    that a damaged one allows no address. Keep its entries separate, even empty ones: if

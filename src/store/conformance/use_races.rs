@@ -1,6 +1,9 @@
 //! Races of `record_uses`.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use crate::record::{ApiKey, KeyUse};
 use crate::store::conformance::expect;
@@ -79,14 +82,14 @@ pub(super) async fn the_latest_of_several_uses_stays(
     Ok(())
 }
 
-/// Simultaneous batches with the same keys in opposite orders all succeed, because
-/// processes that lock rows in the order of the batch would deadlock.
+/// Simultaneous batches with the same keys in opposite orders succeed, all but a few at the
+/// first attempt, because processes that lock rows in the order of the batch would deadlock.
 pub(super) async fn batches_in_opposite_orders_do_not_deadlock(
     store: Arc<dyn KeyStore>,
 ) -> Result<(), Violation> {
     let org = TestOrg::new(&store)?;
     let keys = org.add_keys(20).await?;
-    let mut last = 0;
+    let (mut last, mut unavailable) = (0, 0);
     for round in rounds(40) {
         last = u64::from(round) * 10 + 3;
         let batches = (0..4).map(|n| {
@@ -95,10 +98,20 @@ pub(super) async fn batches_in_opposite_orders_do_not_deadlock(
             if n % 2 == 1 {
                 uses.reverse();
             }
-            record(&store, uses)
+            let store = Arc::clone(&store);
+            async move {
+                let first = store.record_uses(&uses).await;
+                let again = if first.is_err() { Some(record(&store, uses).await) } else { None };
+                (first, again)
+            }
         });
-        for result in together(batches).await? {
-            expect::done("record_uses beside a batch in the opposite order", result)?;
+        for (first, again) in together(batches).await? {
+            expect::done("record_uses again", again.unwrap_or(Ok(())))?;
+            unavailable += u32::from(first.is_err());
+            // A busy database may leave out a key whose row is locked, but not every time.
+            if unavailable > 5 {
+                expect::done("record_uses beside a batch in the opposite order", first)?;
+            }
         }
     }
     let expected: Vec<ApiKey> = keys.iter().map(|key| used(key, instant(last))).collect();
@@ -120,10 +133,21 @@ async fn use_beside(org: &TestOrg, from: &ApiKey, to: &ApiKey, at: u64) -> Resul
     expect::found_key("find_by_digest", org.find(&to.digest).await?.as_deref(), &expected)
 }
 
+/// Records the uses, and again if the store was unavailable, as a manager does: a store may
+/// leave out a key whose row is locked at that moment.
 fn record(
     store: &Arc<dyn KeyStore>,
     uses: Vec<KeyUse>,
 ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+    const ATTEMPTS: u32 = 100;
     let store = Arc::clone(store);
-    async move { store.record_uses(&uses).await }
+    async move {
+        for _ in 1..ATTEMPTS {
+            match store.record_uses(&uses).await {
+                Err(StoreError::Unavailable(_)) => sleep(Duration::from_millis(10)).await,
+                recorded => return recorded,
+            }
+        }
+        store.record_uses(&uses).await
+    }
 }

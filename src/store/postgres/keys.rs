@@ -24,10 +24,14 @@ use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 use crate::store::sql;
 
-/// Other calls that record uses lock rows only briefly. A row that is still locked after
+/// Changes and other calls that record uses lock rows only briefly. A row that is still locked after
 /// these pauses is locked for longer.
-const LOCKED_PAUSES: [Duration; 3] =
-    [Duration::from_millis(10), Duration::from_millis(30), Duration::from_millis(60)];
+const LOCKED_PAUSES: [Duration; 4] = [
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+    Duration::from_millis(60),
+    Duration::from_millis(200),
+];
 
 /// Counts and inserts while the organisation's row is locked.
 pub(super) async fn insert(
