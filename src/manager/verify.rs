@@ -7,7 +7,6 @@ use std::task::Poll;
 
 use thiserror::Error;
 
-use crate::audit::record::Outcome;
 use crate::key::digest::KeyDigest;
 use crate::key::existing::{Lookup, Of};
 use crate::key::format::{KeyFormat, MalformedKey};
@@ -15,7 +14,6 @@ use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::manager::error::StoreTimeout;
 use crate::manager::{Inner, KeyManager};
-use crate::meters::{MALFORMED, Timer, UNAVAILABLE, UNKNOWN};
 use crate::org::OrgId;
 use crate::policy::{self, Denial};
 use crate::record::attributes::Metadata;
@@ -48,10 +46,7 @@ impl KeyManager {
     ) -> impl Future<Output = Result<VerifiedKey, VerifyError>> + Send + use<'_> {
         let lookup = self.inner.lookup(credential.as_bytes());
         async move {
-            let timer = Timer::start();
-            let checked = self.inner.check(lookup?, ip, &[]).await;
-            self.inner.count(&checked.as_ref().map(|_| ()), timer);
-            let (verified, now) = checked?;
+            let (verified, now) = self.inner.check(lookup?, ip, &[]).await?;
             self.inner.uses.record(verified.id(), now);
             Ok(verified)
         }
@@ -60,36 +55,10 @@ impl KeyManager {
 
 impl Inner {
     pub(super) fn lookup(&self, credential: &[u8]) -> Result<Lookup, VerifyError> {
-        let lookup = match credential.len() {
-            0..=KeyFormat::MAX_CREDENTIAL_LEN => self.formats.lookup(credential, None),
-            _ => Err(MalformedKey),
-        };
-        if lookup.is_err() {
-            self.count_malformed();
+        if credential.len() > KeyFormat::MAX_CREDENTIAL_LEN {
+            return Err(VerifyError::Malformed(MalformedKey));
         }
-        lookup.map_err(VerifyError::Malformed)
-    }
-
-    /// Counts a credential that cannot be a key.
-    pub(super) fn count_malformed(&self) {
-        self.verifications.count(MALFORMED, None);
-    }
-
-    /// Counts a request over its rate limit.
-    pub(super) fn count_rate_limited(&self, timer: Timer) {
-        self.verifications.count(Outcome::RateLimited.as_str(), Some(timer));
-    }
-
-    /// Counts a verification.
-    pub(super) fn count(&self, checked: &Result<(), &VerifyError>, timer: Timer) {
-        let outcome = match checked {
-            Ok(_) => Outcome::Allowed.as_str(),
-            Err(VerifyError::Malformed(_)) => MALFORMED,
-            Err(VerifyError::Unknown) => UNKNOWN,
-            Err(VerifyError::Denied { denial, .. }) => Outcome::from(*denial).as_str(),
-            Err(VerifyError::Unavailable(_)) => UNAVAILABLE,
-        };
-        self.verifications.count(outcome, Some(timer));
+        self.formats.lookup(credential, None).map_err(VerifyError::Malformed)
     }
 
     pub(super) async fn check(

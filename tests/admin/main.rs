@@ -10,9 +10,7 @@
 
 mod audit;
 mod bodies;
-mod changes;
 mod environments;
-mod export;
 mod failures;
 mod guard;
 mod idempotency;

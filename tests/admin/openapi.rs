@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use keygate::admin::ROUTES;
 use keygate::audit::{AuditQuery, AuditScope};
 use keygate::manager::KeyManagerBuilder;
-use keygate::{KeyFormat, KeyManager, Limits, ScopeCatalog};
+use keygate::{KeyFormat, Limits, ScopeCatalog};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
@@ -100,9 +100,8 @@ pub(crate) async fn check(method: &Method, path: &str, reply: &Reply) {
     match described["content"].as_object().and_then(|content| content.iter().next()) {
         None => assert_eq!(reply.text(), ""),
         Some((media_type, content)) => {
-            let essence = reply.header("content-type").split(';').next().unwrap();
-            assert_eq!(essence, media_type, "{method} {path} {status}");
-            if *method != Method::HEAD && essence.ends_with("json") {
+            assert_eq!(reply.header("content-type"), media_type, "{method} {path} {status}");
+            if *method != Method::HEAD {
                 let fits = misfit(document, &content["schema"], &reply.json());
                 assert_eq!(fits, Ok(()), "{method} {path} {status}: {}", reply.text());
             }
@@ -194,7 +193,7 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
         request.headers_mut().remove(CONTENT_TYPE);
         request
     };
-    for fault in 0..16 {
+    for fault in 0..15 {
         let mut api = Api::with(|builder| builder.limits(limits).max_overlap(HOUR));
         let path = api.create_path("k").await;
         let id = path.trim_start_matches("/keys/");
@@ -225,11 +224,6 @@ async fn answers(method: &Method, template: &str) -> BTreeSet<String> {
             }
             14 => {
                 api.router = keygate::admin::router_on_hosts(api.keys.clone(), ["example.com"]);
-                good
-            }
-            15 => {
-                let keys = KeyManager::builder(api.store.clone()).limits(limits);
-                api.router = keygate::admin::router(keys.max_overlap(HOUR).build().unwrap());
                 good
             }
             _ => {

@@ -6,7 +6,6 @@ pub(crate) mod fault;
 mod import;
 pub(crate) mod log;
 mod reopening;
-mod search;
 pub(crate) mod store;
 
 use std::time::Duration;

@@ -16,7 +16,6 @@ use self::follow::Listening;
 use self::singleflight::SingleFlight;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
-use crate::meters::CacheMeter;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::key_store::{KeyStore, StoreError};
@@ -79,7 +78,6 @@ pub struct CachedStore {
     entries: Arc<Entries>,
     singleflight: Arc<SingleFlight>,
     listening: Option<Arc<Listening>>,
-    meter: CacheMeter,
 }
 
 impl CachedStore {
@@ -145,9 +143,7 @@ impl KeyStore for CachedStore {
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        let cached = self.entries.find(digest);
-        self.meter.count(cached.is_some());
-        if let Some(found) = cached {
+        if let Some(found) = self.entries.find(digest) {
             return Ok(found);
         }
         // Boxed, so that a cache hit does not pay for its size.
