@@ -24,8 +24,8 @@ use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 use crate::store::sql;
 
-/// Changes and other calls that record uses lock rows only briefly. A row that is still locked after
-/// these pauses is locked for longer.
+/// Changes and other calls that record uses lock rows only briefly. A row that is still
+/// locked after these pauses is locked for longer.
 const LOCKED_PAUSES: [Duration; 4] = [
     Duration::from_millis(10),
     Duration::from_millis(30),
