@@ -15,6 +15,7 @@
 //! | `KEYGATE_ORG_LIMITS` | none | keys of single organisations, such as `big=200,small=5` |
 //! | `KEYGATE_SCOPES` | none | such as `reports:read=Read reports,reports:write=Change reports` |
 //! | `KEYGATE_ROTATION_OVERLAP` | `0` | how long old secrets may work after a rotation, in seconds |
+//! | `KEYGATE_RATE_LIMIT` | none | requests of each key: `50/s`, `600/m` or `10000/h` |
 //! | `KEYGATE_EXISTING_KEYS` | none | a CSV file `org,name,key_prefix,sha256_hex` of keys issued before keygate |
 //! | `KEYGATE_EXISTING_FORMAT` | none | `acme_live_:32`: their prefix and the length of what follows |
 #![allow(clippy::print_stdout, reason = "an example prints")]
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
-use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use axum::http::{HeaderName, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -40,14 +41,15 @@ use axum::{Json, Router};
 use keygate::audit::MaxMindCountries;
 use keygate::error::{BuildError, MissingScope};
 use keygate::guard::{ClientIp, ProxyHeader};
-use keygate::manager::KeyManagerBuilder;
+use keygate::manager::{KeyManagerBuilder, RateLimits};
 use keygate::store::{KeyExport, KeyImport};
 use keygate::{
     Actor, ApiKeyLayer, Delivery, KeyFormat, KeyManager, Limits, MemoryAuditLog, MemoryStore,
     Network, OrgId, PostgresStore, ScopeCatalog, SettingsPage, SqliteStore, VerifiedKey,
     close_if_unread,
 };
-use serde_json::{Value, json};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -67,6 +69,8 @@ async fn main() -> Result<(), Failure> {
         .with_ansi(false)
         .with_writer(std::io::stderr)
         .init();
+    // Before the manager is built, which asks the recorder for its counters.
+    let metrics = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
     let keys = key_manager().await?;
     let client_ip = ClientIp::behind(trusted_proxies()?, proxy_header()?);
     let mut layer = ApiKeyLayer::new(keys.clone()).client_ip(client_ip);
@@ -92,6 +96,7 @@ async fn main() -> Result<(), Failure> {
     let app = Router::new()
         .route("/healthz", get(healthz))
         .with_state(keys.clone())
+        .route("/metrics", get(async move || prometheus(&metrics)))
         .nest("/v1", api)
         .nest("/settings", settings.layer(middleware::from_fn(demo_login)))
         .layer(middleware::from_fn(close_if_unread));
@@ -142,6 +147,11 @@ async fn key_manager() -> Result<KeyManager, Failure> {
     });
     if let Some(scopes) = scopes()? {
         builder = builder.scopes(scopes);
+    }
+    let rate = variable("KEYGATE_RATE_LIMIT", "")?;
+    if !rate.is_empty() {
+        let limit = rate.parse().map_err(|e| format!("KEYGATE_RATE_LIMIT={rate}: {e}"))?;
+        builder = builder.rate_limiter(RateLimits::new(limit));
     }
     let existing = variable("KEYGATE_EXISTING_FORMAT", "")?;
     if !existing.is_empty() {
@@ -357,12 +367,22 @@ async fn healthz(State(keys): State<KeyManager>) -> (StatusCode, Json<Value>) {
     let health = keys.health().await;
     let status =
         if health.lookups.works() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({
-        "lookups": health.lookups.works(),
-        "changes": health.changes.works(),
-        "audit_log": health.audit_log.works(),
-    });
-    (status, Json(body))
+    let parts =
+        health.parts().into_iter().map(|(name, part)| (name.to_owned(), part.works().into()));
+    let mut body: Map<String, Value> = parts.collect();
+    body.insert("queued_records".to_owned(), health.audit_queue.queued.into());
+    let written = health.audit_queue.last_written.map(|ago| ago.as_secs());
+    body.insert("seconds_since_last_record".to_owned(), written.into());
+    (status, Json(Value::Object(body)))
+}
+
+/// The limits of the histograms' buckets, in seconds.
+const BUCKETS: [f64; 9] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 2.5];
+
+fn prometheus(metrics: &PrometheusHandle) -> ([(HeaderName, &'static str); 1], String) {
+    // Merges what was recorded since the last time.
+    metrics.run_upkeep();
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
 }
 
 async fn shutdown_signal() {

@@ -2,6 +2,7 @@
 //! calls, such as [`VerifyError`](crate::VerifyError), are in the crate root.
 
 pub use crate::allowlist::{AllowlistError, EntryProblem};
+pub use crate::audit::changed::ChangedFieldsError;
 pub use crate::audit::country::CountryCodeError;
 pub use crate::audit::delivery::DeliveryError;
 #[cfg(feature = "geoip")]
@@ -18,6 +19,9 @@ pub use crate::key::id::KeyIdError;
 pub use crate::key::idempotency::IdempotencyKeyError;
 pub use crate::key::name::KeyNameError;
 pub use crate::manager::builder::BuildError;
+#[cfg(feature = "rate-limit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rate-limit")))]
+pub use crate::manager::rate_limits::RateLimitError;
 pub use crate::names::UnknownName;
 pub use crate::network::NetworkError;
 pub use crate::org::OrgIdError;

@@ -79,6 +79,8 @@ let report = keygate::conformance::check_store(|| async { MemoryStore::new() }).
 //! | `postgres-tls` | TLS for its connections, by rustls |
 //! | `cache` | [`CachedStore`]: keys kept in memory in front of a store across a network |
 //! | `geoip` | [`MaxMindCountries`](audit::MaxMindCountries): countries in audit records, from a MaxMind DB file |
+//! | `metrics` | counts and times by the [`metrics`] facade; the guide has [their names](guide::operations) |
+//! | `rate-limit` | [`RateLimits`](manager::RateLimits): a rate limit for each key, counted within the process |
 //! | `serde` | `Serialize` and `Deserialize` for records, ids and names, never for a secret |
 //! | `conformance` | the test suite for stores and audit logs |
 //! | `test-util` | [`VerifiedKey`] for tests of handlers; for `[dev-dependencies]` only |
@@ -103,6 +105,7 @@ pub mod guard;
 pub mod guide;
 mod key;
 pub mod manager;
+mod meters;
 mod names;
 mod network;
 mod org;
@@ -169,5 +172,10 @@ pub use crate::web::page::SettingsPage;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use crate::web::unread::close_if_unread;
 
+/// The version of `metrics` whose recorder this crate reports to: install a recorder of the
+/// same version, since another one gets nothing.
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub use metrics;
 /// The version of `rand_core` whose generators [`KeyManagerBuilder::rng`](manager::KeyManagerBuilder::rng) takes.
 pub use rand_core;

@@ -115,6 +115,12 @@ impl ApiKey {
         self.previous.map(|previous| previous.until).filter(|until| is_usable && now < *until)
     }
 
+    /// Whether there was no rotation between this record and the other. The digest alone does
+    /// not tell: that of an existing key changes with its first use.
+    pub(crate) fn has_secret_of(&self, other: &Self) -> bool {
+        (self.rotated_at, &self.key_prefix) == (other.rotated_at, &other.key_prefix)
+    }
+
     /// Which of the key's secrets has this digest. The comparisons take constant time.
     pub(crate) fn secret_with(&self, digest: &KeyDigest) -> Option<SecretUsed> {
         if self.digest.ct_eq(digest).into() {

@@ -19,7 +19,7 @@ use broken::log::BrokenLog;
 use broken::store::BrokenStore;
 use keygate::conformance::{
     Report, Violations, check_audit_log, check_export, check_import, check_reopened_audit_log,
-    check_reopened_store, check_store, only,
+    check_reopened_store, check_search, check_store, only,
 };
 use tokio::task::JoinSet;
 
@@ -31,6 +31,7 @@ async fn store(fault: Fault, property: &str) -> Outcome {
     match property.split("::").next() {
         Some("export") => check_export(|| async { BrokenStore::new(fault) }).await,
         Some("import") => check_import(|| async { BrokenStore::new(fault) }).await,
+        Some("search") => check_search(|| async { BrokenStore::new(fault) }).await,
         Some("reopened") => check_reopened_store(|| async { store.open() }).await,
         _ => check_store(|| async { BrokenStore::new(fault) }).await,
     }
@@ -86,6 +87,7 @@ async fn every_property_holds_without_a_fault_and_catches_at_least_one() {
         store(Fault::Nothing, "export").await,
         store(Fault::Nothing, "import").await,
         store(Fault::Nothing, "reopened").await,
+        store(Fault::Nothing, "search").await,
         log(LogFault::Nothing, "").await,
         log(LogFault::Nothing, "audit::reopened").await,
     ]

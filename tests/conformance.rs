@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use keygate::conformance::{
-    TwoHandles, check_audit_log, check_export, check_import, check_store, only,
+    TwoHandles, check_audit_log, check_export, check_import, check_search, check_store, only,
 };
 use keygate::{KeyStore, MemoryAuditLog, MemoryStore};
 
@@ -20,6 +20,7 @@ async fn memory_store_conforms() {
     check_store(|| async { MemoryStore::new() }).await.unwrap();
     check_export(|| async { MemoryStore::new() }).await.unwrap();
     check_import(|| async { MemoryStore::new() }).await.unwrap();
+    check_search(|| async { MemoryStore::new() }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,5 +1,6 @@
 //! A process is killed while it changes keys, many times (`KEYGATE_KILL_CYCLES`, by default 10).
 //! Acknowledged changes are stored, and the change under way is made completely or not at all.
+//! The counts of requests are those of the records.
 #![cfg(all(unix, any(feature = "sqlite", feature = "postgres"), feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
@@ -22,11 +23,17 @@ use std::env;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase};
+use keygate::audit::{
+    AuditEvent, AuditId, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase, Outcome,
+    Position, RequestEvent, UsageBucket, UsageCounts, UsageQuery,
+};
 use keygate::manager::KeyManagerBuilder;
-use keygate::{Actor, Delivery, KeyId, KeyManager, OrgId, Status};
+use keygate::{
+    Actor, AuditLog, AuditSink, Delivery, KeyId, KeyManager, KeyStore, OrgId, Status, Timestamp,
+};
 use tokio::runtime::Handle;
 
 use crate::changes::{Change, Key, Seeded, number, stored};
@@ -58,22 +65,29 @@ impl Place {
     }
 }
 
-/// A manager on that store, which is also its audit log.
-async fn builder(place: &Place) -> KeyManagerBuilder {
+/// A store that is also an audit log.
+trait Store: KeyStore + AuditSink + AuditLog {}
+impl<S: KeyStore + AuditSink + AuditLog> Store for S {}
+
+async fn store(place: &Place) -> Arc<dyn Store> {
     #[cfg(feature = "sqlite")]
     if place.store.starts_with("sqlite:") {
-        let store = keygate::SqliteStore::open(&place.store).unwrap();
-        return KeyManager::builder(store.clone()).audit(store);
+        return Arc::new(keygate::SqliteStore::open(&place.store).unwrap());
     }
     #[cfg(feature = "postgres")]
     {
         let url = postgres_support::url();
         let options = postgres_support::in_session(&url, &place.store, &place.session);
-        let store = options.connect().await.unwrap();
-        KeyManager::builder(store.clone()).audit(store)
+        Arc::new(options.connect().await.unwrap())
     }
     #[cfg(not(feature = "postgres"))]
     panic!("{place:?}: no store of this build");
+}
+
+/// A manager on that store, which is also its audit log.
+async fn builder(place: &Place) -> KeyManagerBuilder {
+    let store = store(place).await;
+    KeyManager::builder(store.clone()).audit(store)
 }
 
 /// Waits until the server has finished the statements of the killed process.
@@ -137,9 +151,72 @@ async fn child() {
     let place = Place { store, session: env::var("KEYGATE_KILL_SESSION").unwrap() };
     let workers: Vec<_> =
         (0..WORKERS).map(|worker| tokio::spawn(work(place.clone(), worker))).collect();
+    record(&place).await;
     for worker in workers {
         worker.await.unwrap();
     }
+}
+
+/// The keys whose requests are recorded, in an organisation of their own.
+const COUNTED: u8 = 3;
+
+fn counted() -> OrgId {
+    OrgId::new("counted").unwrap()
+}
+
+/// Records requests until the process is killed, some of them twice.
+async fn record(place: &Place) {
+    let log = store(place).await;
+    loop {
+        let batch: Vec<_> = (0..5).map(|_| a_request()).collect();
+        log.record(&batch).await.unwrap();
+        if number().is_multiple_of(4) {
+            log.record(&batch).await.unwrap();
+        }
+    }
+}
+
+/// A request of one of a few keys in one of a few hours, with any outcome.
+fn a_request() -> AuditRecord {
+    let any = number();
+    let outcome = Outcome::ALL[any as usize % (Outcome::ALL.len() - 1)];
+    let mut event = RequestEvent::new("GET", "/", outcome);
+    event.status = [None, Some(200), Some(404), Some(500)][(any >> 8) as usize % 4];
+    event.count = (any >> 16) as u32 % 50 + 1;
+    AuditRecord {
+        id: AuditId::from_bytes(u128::from(number()).to_be_bytes()),
+        at: Timestamp::from_unix_micros((any >> 32).cast_signed()).unwrap(),
+        org: counted(),
+        key: KeyId::from_bytes([(any >> 24) as u8 % COUNTED; 16]),
+        event: AuditEvent::Request(event),
+    }
+}
+
+/// Checks that the counts are those of the records.
+async fn check_counts(place: &Place) -> u64 {
+    let log = store(place).await;
+    let mut total = 0;
+    for key in (0..COUNTED).map(|key| KeyId::from_bytes([key; 16])) {
+        let mut expected = BTreeMap::<_, UsageCounts>::new();
+        let mut query = AuditQuery::new(counted(), AuditScope::KeyRequests(key)).limit(200);
+        loop {
+            let page = log.page(&query).await.unwrap();
+            for record in &page.records {
+                let hour = expected.entry(UsageBucket::hour_of(record.at)).or_default();
+                hour.add(UsageCounts::of(record).unwrap());
+            }
+            let Some(older) = page.older else { break };
+            query = query.at(Position::Before(older));
+        }
+        let all = UsageQuery::new(counted(), key, Timestamp::MIN, Timestamp::MAX);
+        let found = log.usage(&all).await.unwrap();
+        let found: BTreeMap<_, _> =
+            found.into_iter().map(|bucket| (bucket.start, bucket.counts)).collect();
+        assert_eq!(found, expected, "{key}");
+        let of_hour = |counts: &UsageCounts| counts.allowed + counts.errors() + counts.refused;
+        total += expected.values().map(of_hour).sum::<u64>();
+    }
+    total
 }
 
 /// Prints a whole line at once. The full stop shows that it is not truncated.
@@ -279,20 +356,21 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Report> {
 fn kill_repeatedly(place: &Place) {
     let cycles: u64 = env::var("KEYGATE_KILL_CYCLES").map_or(10, |cycles| cycles.parse().unwrap());
     let runtime = Handle::current();
-    let mut all = BTreeMap::new();
+    let (mut all, mut counts) = (BTreeMap::new(), 0);
     for number in 0..cycles {
         let session = format!("{}-{number}", place.session);
         let killed = Place { session, ..place.clone() };
         let workers = cycle(&killed);
         runtime.block_on(sessions_end(&killed));
         runtime.block_on(check(place, &workers));
+        counts = runtime.block_on(check_counts(place));
         all.extend(workers);
     }
     // The changes of earlier cycles survived the later ones.
     runtime.block_on(check(place, &all));
     let done: usize = all.values().map(|report| report.done.len()).sum();
-    println!("{cycles} cycles, {done} acknowledged changes");
-    assert!(done as u64 >= cycles, "too little happened");
+    println!("{cycles} cycles, {done} acknowledged changes, {counts} counted requests");
+    assert!(done as u64 >= cycles && counts >= cycles, "too little happened");
 }
 
 #[cfg(feature = "sqlite")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use keygate::audit::{
     AuditCursor, AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase,
-    CountryCode, Outcome, RequestEvent, SecretUsed,
+    ChangedField, CountryCode, FieldValue, Outcome, RequestEvent, SecretUsed,
 };
 use keygate::store::{Attributes, KeyUse, OrgLimit, PreviousSecret, Revision, WithDigest};
 use keygate::*;
@@ -35,7 +35,14 @@ fn request() -> AuditRecord {
 }
 
 fn change() -> AuditRecord {
-    let event = ChangeEvent::new("ada@acme.example", ChangeAction::Rotated, ChangePhase::Begun);
+    let mut event = ChangeEvent::new("ada@acme.example", ChangeAction::Updated, ChangePhase::Begun);
+    event.fields = [ChangedField {
+        name: "ip_allowlist".into(),
+        before: FieldValue::Absent,
+        after: FieldValue::List(vec!["10.0.0.0/8".to_owned()]),
+    }]
+    .into_iter()
+    .collect();
     record(AuditEvent::Change(event))
 }
 
@@ -162,7 +169,7 @@ fn names_are_those_of_the_documentation_and_later_ones_are_unknown() {
     ChangePhase::ALL.iter().for_each(|name| comes_back(*name, json!(name.as_str())));
 
     let mut later = serde_json::to_value(request()).unwrap();
-    later["event"]["request"]["outcome"] = json!("rate_limited");
+    later["event"]["request"]["outcome"] = json!("quarantined");
     later["event"]["request"]["environment"] = json!("live");
     later["shard"] = json!(4);
     let read: AuditRecord = serde_json::from_value(later).unwrap();
@@ -194,9 +201,13 @@ fn audit_records_come_back() {
     comes_back(
         change(),
         with(json!({"change": {
-            "actor": "ada@acme.example", "action": "rotated", "phase": "begun",
+            "actor": "ada@acme.example", "action": "updated", "phase": "begun",
+            "fields": [{"name": "ip_allowlist", "before": null, "after": ["10.0.0.0/8"]}],
         }})),
     );
+    let before_fields = json!({"actor": "ada", "action": "rotated", "phase": "begun"});
+    let read: ChangeEvent = serde_json::from_value(before_fields).unwrap();
+    assert_eq!(read, ChangeEvent::new("ada", ChangeAction::Rotated, ChangePhase::Begun));
 }
 
 #[test]

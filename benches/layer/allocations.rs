@@ -24,7 +24,8 @@ use keygate::{Actor, CachedStore, KeyFormat, KeyManager, KeyPatch, MemoryStore, 
 use tokio::runtime::Runtime;
 
 use crate::rows::{
-    BY_HAND, COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, with_all, without_audit,
+    BY_HAND, COMPARE, KEYGATE, NO_AUTH, manager, one_thread, rows, with_all, with_limit,
+    without_audit,
 };
 
 const REQUESTS: u32 = 1_000;
@@ -35,7 +36,9 @@ fn main() {
     let keys = manager(&runtime);
     let mut counts = Vec::new();
     println!("{:<20}{:>12}{:>8}", "a request", "allocations", "bytes");
-    for row in &mut rows(&keys, &without_audit(&runtime), &with_all(&runtime)) {
+    let (silent, all, limited) =
+        (without_audit(&runtime), with_all(&runtime), with_limit(&runtime));
+    for row in &mut rows(&keys, &silent, &all, &limited) {
         row.ask();
         let counted = measure(|| (0..REQUESTS).for_each(|_| row.ask()));
         let [count, bytes] =

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::rows::{
     BY_HAND, COMPARE, KEYGATE, NO_AUTH, Row, WAITED, manager, one_thread, rows, with_all,
-    without_audit,
+    with_limit, without_audit,
 };
 use crate::support::Spread;
 
@@ -48,7 +48,9 @@ fn turn(row: &mut Row) -> f64 {
 fn main() {
     let runtime = one_thread();
     let keys = manager(&runtime);
-    let mut rows = rows(&keys, &without_audit(&runtime), &with_all(&runtime));
+    let (silent, all, limited) =
+        (without_audit(&runtime), with_all(&runtime), with_limit(&runtime));
+    let mut rows = rows(&keys, &silent, &all, &limited);
     let arguments: Vec<_> = env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let [name, number] = arguments.as_slice() {
         let row = rows.iter_mut().find(|row| row.name == name).expect("a row of the table");

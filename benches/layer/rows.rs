@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::body::Body;
@@ -21,6 +22,7 @@ use getrandom::SysRng;
 use http_body_util::BodyExt;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use keygate::audit::AuditRecord;
+use keygate::manager::{RateLimit, RateLimits};
 use keygate::runtime::TokioRuntime;
 use keygate::{
     Actor, ApiKeyLayer, AuditError, AuditSink, Delivery, Expiration, KeyFormat, KeyManager,
@@ -64,6 +66,14 @@ pub(crate) fn with_all(runtime: &Runtime) -> KeyManager {
     let runtime = TokioRuntime::new(runtime.handle().clone());
     let builder = KeyManager::builder(MemoryStore::new()).runtime(runtime);
     all_on(builder.audit_sink(Nowhere).delivery(Delivery::buffered())).build().unwrap()
+}
+
+/// With a rate limit that no request reaches.
+pub(crate) fn with_limit(runtime: &Runtime) -> KeyManager {
+    let runtime = TokioRuntime::new(runtime.handle().clone());
+    let limits = RateLimits::new(RateLimit::new(1_000_000_000, Duration::from_secs(1)).unwrap());
+    let builder = KeyManager::builder(MemoryStore::new()).runtime(runtime).rate_limiter(limits);
+    builder.audit_sink(Nowhere).delivery(Delivery::buffered()).build().unwrap()
 }
 
 /// A router and the requests that it gets.
@@ -145,14 +155,19 @@ pub(crate) const BY_HAND: usize = 4;
 pub(crate) const KEYGATE: usize = 5;
 
 /// The refusals come last.
-pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager, all: &KeyManager) -> Vec<Row> {
+pub(crate) fn rows(
+    keys: &KeyManager,
+    without_audit: &KeyManager,
+    all: &KeyManager,
+    limited: &KeyManager,
+) -> Vec<Row> {
     let actor = Actor::new(OrgId::new("acme").unwrap(), "ada");
     let entries = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32", "203.0.113.0/24"];
     let new = NewKey::named("CI deploy").unwrap().expires(Expiration::OneYear);
     let new = new.allow(entries).unwrap();
     let create = |keys: &KeyManager| finish(keys.create(&actor, new.clone())).unwrap();
     let (key, revoked) = (create(keys), create(keys));
-    let unaudited = create(without_audit);
+    let (unaudited, within) = (create(without_audit), create(limited));
     let scopes = Scopes::only(["reports:read"]).unwrap();
     let scoped = new.clone().environment("test").scopes(scopes);
     let scoped = finish(all.create(&actor, scoped)).unwrap();
@@ -185,6 +200,7 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager, all: &KeyManag
     let requires = ApiKeyLayer::new(all.clone()).require_scope("reports:read").unwrap();
     let requires = requires.key_header(HeaderName::from_static("x-api-key"));
     let all_on = of_key.clone().layer(requires);
+    let with_limit = of_key.clone().layer(ApiKeyLayer::new(limited.clone()));
     let silent = of_key.layer(ApiKeyLayer::new(without_audit.clone()));
     let (ok, no) = (StatusCode::OK, StatusCode::UNAUTHORIZED);
     vec![
@@ -195,6 +211,7 @@ pub(crate) fn rows(keys: &KeyManager, without_audit: &KeyManager, all: &KeyManag
         Row::new("verify by hand", by_hand, unaudited.secret.expose_secret(), ok),
         Row::new("keygate", keygate.clone(), key, ok),
         Row::new("keygate, no audit", silent, unaudited.secret.expose_secret(), ok),
+        Row::new("keygate, rate limit", with_limit, within.secret.expose_secret(), ok),
         Row::new("keygate, all on", all_on, scoped.secret.expose_secret(), ok),
         Row::new("keygate: unknown", keygate.clone(), unknown.expose_secret(), no),
         Row::new("keygate: malformed", keygate.clone(), &malformed, no),

@@ -152,6 +152,8 @@ pub struct AuditStats {
     pub queued: u64,
     /// Refusals in sums that are still open, and so not queued yet.
     pub summed: u64,
+    /// Refusals that were summed so far, in sums that are still open or not.
+    pub total_summed: u64,
 }
 
 impl AuditStats {
@@ -162,6 +164,7 @@ impl AuditStats {
             failed: self.failed + other.failed,
             queued: self.queued + other.queued,
             summed: self.summed + other.summed,
+            total_summed: self.total_summed + other.total_summed,
         }
     }
 }
@@ -176,6 +179,16 @@ pub(crate) struct AuditHealth {
     /// Since when every call of the sink has failed, with requests or with changes. `None`
     /// if the last one of each succeeded, or there was none yet.
     pub(crate) failing: Option<Instant>,
+    /// When a call of the sink last succeeded.
+    pub(crate) last_success: Option<Instant>,
+}
+
+/// How the calls of the sink went.
+#[derive(Clone, Copy, Debug, Default)]
+struct Calls {
+    last_success: Option<Instant>,
+    /// Since when every call has failed.
+    failing: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -183,7 +196,7 @@ pub(crate) struct Counters {
     written: AtomicU64,
     shed: AtomicU64,
     failed: AtomicU64,
-    failing: Mutex<Option<Instant>>,
+    calls: Mutex<Calls>,
     shedding: Throttle,
     failures: Throttle,
     retries: Throttle,
@@ -232,22 +245,33 @@ impl Counters {
 
     /// Stores whether a call of the sink succeeded.
     pub(crate) fn called(&self, works: bool) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        *failing = if works { None } else { failing.or_else(|| Some(Instant::now())) };
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if works {
+            *calls = Calls { last_success: Some(now), failing: None };
+        } else {
+            calls.failing = calls.failing.or(Some(now));
+        }
     }
 
     /// Since when every call of the sink has failed.
     pub(crate) fn failing(&self) -> Option<Instant> {
-        *self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).failing
     }
 
-    pub(crate) fn stats(&self, queued: u64, summed: u64) -> AuditStats {
+    /// When a call of the sink last succeeded.
+    pub(crate) fn last_success(&self) -> Option<Instant> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).last_success
+    }
+
+    pub(crate) fn stats(&self, queued: u64, (summed, total_summed): (u64, u64)) -> AuditStats {
         AuditStats {
             written: self.written.load(Ordering::Relaxed),
             shed: self.shed.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
             queued,
             summed,
+            total_summed,
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Reading the audit log: pages, cursors, retention.
 
 use std::fmt;
+use std::ops::Bound;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use thiserror::Error;
 
+use crate::audit::filter::AuditFilter;
 use crate::audit::record::{AuditId, AuditRecord};
 use crate::audit::sink::AuditError;
+use crate::audit::usage::{UsageBucket, UsageQuery};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
@@ -18,25 +21,35 @@ use crate::runtime::clock::Timestamp;
 /// # Writing an audit log
 ///
 /// [`AuditLog`] is separate from the sink, since a sink may be write-only. Records are
-/// ordered by `(at, id)`; no two are equal. For a page, fetch the `limit + 1` records next
-/// to the [`Position`] and let [`AuditPage::assemble`] do the rest:
-///
-/// | position | fetch | order |
-/// |---|---|---|
-/// | `Newest` | all | descending |
-/// | `Before(c)` | those with `(at, id) < (c.at(), c.id())` | descending |
-/// | `After(c)` | those with `(at, id) > (c.at(), c.id())` | ascending |
+/// ordered by `(at, id)`; no two are equal. For a page, take the records of the query's
+/// [scope](AuditQuery::scope) within its [range](AuditQuery::range), in descending order, or
+/// in ascending order for [`Position::After`]. Fetch the first [`AuditQuery::to_fetch`] of
+/// them, and let [`AuditPage::assemble`] do the rest: it applies the filter, cuts the page
+/// and finds its cursors.
 ///
 /// Since a cursor is a place in that order and not a count, new records cause no repeated
 /// or missing ones. The record of a slow request arrives late, at the place of its
 /// verification.
+///
+/// The work for a page is bounded. If a filter finds less than a page among the records that
+/// were fetched, the page is short, and its cursor leads on from there.
+///
+/// # Usage
+///
+/// [`usage`](Self::usage) reads counters that the sink keeps, since a year of records may be
+/// too many to count, and may be purged. With each new record, add [`UsageCounts::of`](crate::audit::UsageCounts::of) it to
+/// the counts of its key and of [its hour](UsageBucket::hour_of), in the same transaction: a
+/// record that is given again is not counted again.
 #[async_trait]
 pub trait AuditLog: fmt::Debug + Send + Sync + 'static {
     /// One page of the records of one organisation, newest first.
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError>;
 
+    /// How often a key was used in each hour of the query that has requests, oldest first.
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError>;
+
     /// Deletes the records of all organisations from before this instant, and returns how
-    /// many there were.
+    /// many there were. Counts of hours before it may be deleted as well, or later.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError>;
 }
 
@@ -44,6 +57,10 @@ pub trait AuditLog: fmt::Debug + Send + Sync + 'static {
 impl<L: AuditLog + ?Sized> AuditLog for Arc<L> {
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
         (**self).page(query).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        (**self).usage(query).await
     }
 
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
@@ -71,15 +88,25 @@ pub struct AuditQuery {
     pub position: Position,
     /// The size of the page.
     pub limit: usize,
+    /// Which of these records the page contains.
+    pub filter: AuditFilter,
 }
 
 impl AuditQuery {
     /// The largest page.
     pub const MAX_LIMIT: usize = 200;
 
+    /// How many records are read to find the page of a filter.
+    const SCAN: usize = 1_000;
+
     /// The newest 25.
     pub fn new(org: OrgId, scope: AuditScope) -> Self {
-        Self { org, scope, position: Position::Newest, limit: 25 }
+        Self { org, scope, position: Position::Newest, limit: 25, filter: AuditFilter::default() }
+    }
+
+    /// Reads only the records that meet the filter.
+    pub fn filter(self, filter: AuditFilter) -> Self {
+        Self { filter, ..self }
     }
 
     /// Sets the position of the page.
@@ -90,6 +117,43 @@ impl AuditQuery {
     /// Sets the size of the page, clamped between 1 and [`AuditQuery::MAX_LIMIT`].
     pub fn limit(self, limit: usize) -> Self {
         Self { limit: limit.clamp(1, Self::MAX_LIMIT), ..self }
+    }
+
+    /// How many records to fetch: one more than the page, or, with a filter, as many as may
+    /// be read to find the page.
+    pub fn to_fetch(&self) -> usize {
+        let page = self.limit.saturating_add(1);
+        if self.filter.is_selective() { page.max(Self::SCAN) } else { page }
+    }
+
+    /// The part of the log to fetch from, by the position and the times of the filter: from
+    /// the oldest to the newest record. The newest one is never included.
+    pub fn range(&self) -> (Bound<AuditCursor>, Bound<AuditCursor>) {
+        let first_at = |at| AuditCursor { at, id: AuditId::from_bytes([0; 16]) };
+        let mut oldest =
+            self.filter.since.map_or(Bound::Unbounded, |at| Bound::Included(first_at(at)));
+        let mut newest =
+            self.filter.until.map_or(Bound::Unbounded, |at| Bound::Excluded(first_at(at)));
+        match self.position {
+            Position::Newest => {}
+            Position::Before(cursor) => match newest {
+                Bound::Excluded(end) if end <= cursor => {}
+                _ => newest = Bound::Excluded(cursor),
+            },
+            Position::After(cursor) => match oldest {
+                Bound::Included(start) if cursor < start => {}
+                _ => oldest = Bound::Excluded(cursor),
+            },
+        }
+        match (oldest, newest) {
+            // Empty, in a form that a `BTreeMap` takes as well.
+            (Bound::Included(start) | Bound::Excluded(start), Bound::Excluded(end))
+                if end <= start =>
+            {
+                (Bound::Included(end), Bound::Excluded(end))
+            }
+            range => range,
+        }
     }
 }
 
@@ -191,27 +255,36 @@ pub struct AuditPage {
 }
 
 impl AuditPage {
-    /// Makes a page from up to `limit + 1` records next to the query's position, in the
-    /// order described at [`AuditLog`].
+    /// Makes a page from the records that were fetched for the query, in the order described
+    /// at [`AuditLog`].
     pub fn assemble(query: &AuditQuery, mut fetched: Vec<AuditRecord>) -> Self {
-        let more = fetched.len() > query.limit;
+        let last_read = fetched.last().map(AuditCursor::of);
+        let is_end = fetched.len() < query.to_fetch();
+        fetched.retain(|record| query.filter.matches(record));
+        let is_cut = fetched.len() > query.limit;
         fetched.truncate(query.limit);
+        // Where the next page in the same direction begins, if there is one.
+        let onward = match fetched.last().map(AuditCursor::of) {
+            last if is_cut => last,
+            _ if is_end => None,
+            _ => last_read,
+        };
         if matches!(query.position, Position::After(_)) {
             fetched.reverse();
         }
         let first = fetched.first().map(AuditCursor::of);
         let last = fetched.last().map(AuditCursor::of);
         let (older, newer) = match query.position {
-            Position::Newest => (last.filter(|_| more), None),
+            Position::Newest => (onward, None),
             // From an empty page, the cursor leads back to where the query came from,
             // including the record under its cursor.
             Position::Before(c) => {
                 let back = AuditCursor { id: c.id.before(), ..c };
-                (last.filter(|_| more), first.or(Some(back)))
+                (onward, first.or(Some(back)))
             }
             Position::After(c) => {
                 let back = AuditCursor { id: c.id.after(), ..c };
-                (last.or(Some(back)), first.filter(|_| more))
+                (last.or(Some(back)), onward)
             }
         };
         Self { records: fetched, older, newer }

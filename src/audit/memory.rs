@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -10,13 +9,14 @@ use async_trait::async_trait;
 use crate::audit::log::{AuditCursor, AuditLog, AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{AuditEvent, AuditRecord};
 use crate::audit::sink::{AuditError, AuditSink};
+use crate::audit::usage::{UsageBucket, UsageCounts, UsageQuery};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
 
 /// An audit log in memory, for tests and for services that do not need the log after a
 /// restart. When it is full, the oldest records are dropped; [`MemoryAuditLog::dropped`]
-/// counts them.
+/// counts them. The counts of [`usage`](AuditLog::usage) stay.
 pub struct MemoryAuditLog {
     capacity: usize,
     state: Mutex<State>,
@@ -26,6 +26,7 @@ pub struct MemoryAuditLog {
 struct State {
     records: BTreeMap<AuditCursor, AuditRecord>,
     indexes: HashMap<Index, BTreeSet<AuditCursor>>,
+    usage: HashMap<(OrgId, KeyId), BTreeMap<Timestamp, UsageCounts>>,
     dropped: u64,
 }
 
@@ -83,6 +84,13 @@ impl fmt::Debug for MemoryAuditLog {
 impl State {
     fn insert(&mut self, record: &AuditRecord) {
         let cursor = AuditCursor::of(record);
+        if self.records.contains_key(&cursor) {
+            return;
+        }
+        if let Some(counts) = UsageCounts::of(record) {
+            let hours = self.usage.entry((record.org.clone(), record.key)).or_default();
+            hours.entry(UsageBucket::hour_of(record.at)).or_default().add(counts);
+        }
         for index in indexes_of(record) {
             self.indexes.entry(index).or_default().insert(cursor);
         }
@@ -137,20 +145,29 @@ impl AuditLog for MemoryAuditLog {
         let state = self.lock();
         let none = BTreeSet::new();
         let cursors = state.indexes.get(&index).unwrap_or(&none);
-        let fetch = query.limit.saturating_add(1);
+        let (in_range, fetch) = (cursors.range(query.range()), query.to_fetch());
         let found: Vec<&AuditCursor> = match query.position {
-            Position::Newest => cursors.iter().rev().take(fetch).collect(),
-            Position::Before(c) => cursors.range(..c).rev().take(fetch).collect(),
-            Position::After(c) => {
-                cursors.range((Bound::Excluded(c), Bound::Unbounded)).take(fetch).collect()
-            }
+            Position::After(_) => in_range.take(fetch).collect(),
+            Position::Newest | Position::Before(_) => in_range.rev().take(fetch).collect(),
         };
         let records = found.into_iter().filter_map(|c| state.records.get(c).cloned()).collect();
         Ok(AuditPage::assemble(query, records))
     }
 
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        let state = self.lock();
+        let hours = state.usage.get(&(query.org.clone(), query.key));
+        let asked = hours.into_iter().flatten().filter(|(hour, _)| query.takes(**hour));
+        Ok(asked.map(|(hour, counts)| UsageBucket { start: *hour, counts: *counts }).collect())
+    }
+
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         let mut state = self.lock();
+        let kept_from = UsageCounts::kept_from(instant);
+        state.usage.retain(|_, hours| {
+            *hours = hours.split_off(&kept_from);
+            !hours.is_empty()
+        });
         let mut purged = 0;
         while state.records.first_key_value().is_some_and(|(c, _)| c.at() < instant) {
             state.remove_oldest();

@@ -1,7 +1,10 @@
 //! Audit records of requests and changes, and their delivery to a sink.
 
+pub(crate) mod changed;
+pub(crate) mod copies;
 pub(crate) mod country;
 pub(crate) mod delivery;
+pub(crate) mod filter;
 #[cfg(feature = "geoip")]
 pub(crate) mod geoip;
 pub(crate) mod log;
@@ -12,10 +15,13 @@ pub(crate) mod record;
 mod samples;
 pub(crate) mod sink;
 pub(crate) mod sums;
+pub(crate) mod usage;
 pub(crate) mod writer;
 
+pub use crate::audit::changed::{ChangedField, ChangedFields, FieldValue};
 pub use crate::audit::country::{CountryCode, CountryLookup};
 pub use crate::audit::delivery::{AuditStats, WhenFull};
+pub use crate::audit::filter::{AuditFilter, OutcomeFilter, StatusFilter};
 #[cfg(feature = "geoip")]
 #[cfg_attr(docsrs, doc(cfg(feature = "geoip")))]
 pub use crate::audit::geoip::MaxMindCountries;
@@ -23,4 +29,5 @@ pub use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Posi
 pub use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
+pub use crate::audit::usage::{Usage, UsageBucket, UsageCounts, UsageQuery, UsageUnit};
 pub use crate::record::SecretUsed;

@@ -232,10 +232,10 @@ impl Queue {
     }
 
     /// The number of requests or changes queued or being written, and the number of
-    /// refusals in open sums.
-    pub(crate) fn counts(&self) -> (u64, u64) {
+    /// refusals in open sums and in all sums so far.
+    pub(crate) fn counts(&self) -> (u64, (u64, u64)) {
         let sums = self.lock_sums();
-        (self.lock().contents.count(), sums.summed())
+        (self.lock().contents.count(), (sums.summed(), sums.total_summed()))
     }
 
     /// Refuses new records. The writer has until `deadline` to write the rest.

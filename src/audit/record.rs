@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rand_core::TryCryptoRng;
 use thiserror::Error;
 
+use crate::audit::changed::ChangedFields;
 use crate::audit::country::CountryCode;
 use crate::key::id::KeyId;
 use crate::names::{names, restored};
@@ -124,6 +125,8 @@ names! {
         IpNotAllowed = "ip_not_allowed",
         /// Refused: the key lacks a scope that the request needs.
         InsufficientScope = "insufficient_scope",
+        /// Refused: the key has reached its rate limit.
+        RateLimited = "rate_limited",
         /// The key was valid, but the client disconnected or the service failed before
         /// there was a response.
         Aborted = "aborted",
@@ -135,7 +138,14 @@ names! {
 impl Outcome {
     /// Whether the key was known and refused.
     pub(crate) const fn is_refusal(self) -> bool {
-        matches!(self, Self::Revoked | Self::Expired | Self::IpNotAllowed | Self::InsufficientScope)
+        matches!(
+            self,
+            Self::Revoked
+                | Self::Expired
+                | Self::IpNotAllowed
+                | Self::InsufficientScope
+                | Self::RateLimited
+        )
     }
 }
 
@@ -164,12 +174,14 @@ pub struct ChangeEvent {
     pub action: ChangeAction,
     /// Whether the change was begun or abandoned.
     pub phase: ChangePhase,
+    /// The fields that it changes, with their values before and after.
+    pub fields: ChangedFields,
 }
 
 impl ChangeEvent {
-    /// A change by the actor of this name.
+    /// A change by the actor of this name, of which no fields are known.
     pub fn new(actor: impl Into<Arc<str>>, action: ChangeAction, phase: ChangePhase) -> Self {
-        Self { actor: actor.into(), action, phase }
+        Self { actor: actor.into(), action, phase, fields: ChangedFields::default() }
     }
 }
 
@@ -179,7 +191,7 @@ names! {
     pub enum ChangeAction: "the action of a change" {
         /// The key was created.
         Created = "created",
-        /// Its name, status or allowlist was edited.
+        /// It was edited: the fields of the event say what.
         Updated = "updated",
         /// It got a new secret.
         Rotated = "rotated",
@@ -302,7 +314,7 @@ mod tests {
             "Allowed".parse::<Outcome>().unwrap_err().to_string(),
             "must be the outcome of a request"
         );
-        assert_eq!(Outcome::restore("rate_limited"), Outcome::Unknown);
+        assert_eq!(Outcome::restore("over_quota"), Outcome::Unknown);
         assert_eq!(ChangeAction::restore("adopted"), ChangeAction::Unknown);
         assert_eq!(ChangePhase::restore("begun"), ChangePhase::Begun);
     }

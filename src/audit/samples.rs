@@ -9,7 +9,7 @@ use crate::org::OrgId;
 use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
 
-fn record(number: u128, event: AuditEvent) -> AuditRecord {
+pub(super) fn record(number: u128, event: AuditEvent) -> AuditRecord {
     AuditRecord {
         id: AuditId::from_bytes(number.to_be_bytes()),
         at: Timestamp::MIN,

@@ -55,6 +55,7 @@ pub(crate) struct Sums {
     by_age: BTreeMap<u64, WindowId>,
     opened: u64,
     summed: u64,
+    total_summed: u64,
     /// Accepts no more refusals.
     pub(crate) closed: bool,
 }
@@ -94,6 +95,7 @@ impl Sums {
             by_age: BTreeMap::new(),
             opened: 0,
             summed: 0,
+            total_summed: 0,
             closed: false,
         }
     }
@@ -140,6 +142,7 @@ impl Sums {
             none => *none = Some(Sum::of(refusal)),
         }
         self.summed += u64::from(!added.shed);
+        self.total_summed += u64::from(!added.shed);
         added
     }
 
@@ -170,6 +173,11 @@ impl Sums {
     /// How many refusals are in open sums.
     pub(crate) fn summed(&self) -> u64 {
         self.summed
+    }
+
+    /// How many refusals were summed so far.
+    pub(crate) fn total_summed(&self) -> u64 {
+        self.total_summed
     }
 
     /// Drops all sums, and returns how many refusals were in them.

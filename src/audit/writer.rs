@@ -189,6 +189,7 @@ impl AuditWriter {
             queued: self.lanes().iter().map(|lane| lane.queue.len()).sum(),
             capacity: self.delivery.capacity,
             failing: self.lanes().iter().filter_map(|lane| lane.counters.failing()).min(),
+            last_success: self.lanes().iter().filter_map(|lane| lane.counters.last_success()).max(),
         }
     }
 

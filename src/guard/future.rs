@@ -10,15 +10,18 @@ use std::task::{Context, Poll, ready};
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
+use tracing::Span;
+use tracing::field::Empty;
 
 use crate::audit::delivery::DeliveryError;
+use crate::audit::record::Outcome;
 use crate::guard::body::ResponseBody;
 use crate::guard::config::Config;
 use crate::manager::admission::{Admission, AdmitError};
 use crate::runtime::spawn::BoxFuture;
 use crate::throttle::Throttle;
 use crate::wire::grpc;
-use crate::wire::refusal::{Asked, Refusal};
+use crate::wire::refusal::{Asked, Refusal, set_rate};
 
 static WITHHELD: LazyLock<Throttle> = LazyLock::new(Throttle::default);
 
@@ -42,7 +45,7 @@ pin_project! {
             inner: S,
             request: Option<R>,
         },
-        Serving { #[pin] response: F, admission: Option<Admission> },
+        Serving { #[pin] response: F, admission: Option<Admission>, span: Span },
         /// The response waits until its audit record is durable.
         Recording {
             recorded: BoxFuture<'static, Result<(), DeliveryError>>,
@@ -72,17 +75,23 @@ where
                         (Ok(_), None) => State::Refused { refusal: Refusal::Unavailable },
                     }
                 }
-                StateProjection::Serving { response, admission } => {
+                StateProjection::Serving { response, admission, span } => {
+                    let _entered = span.enter();
                     let mut response = ready!(response.poll(cx))?;
                     let status = grpc::http_status(&response);
                     let lacks_scope = this.config.refusals.complete(&mut response, *this.asked);
+                    if let Some(rate) = admission.as_ref().and_then(Admission::rate) {
+                        set_rate(response.headers_mut(), rate);
+                    }
                     let recorded = admission.take().and_then(|admission| {
                         response.extensions_mut().insert(admission.key().clone());
-                        if lacks_scope {
-                            admission.close_without_scope(status)
+                        let (outcome, recorded) = if lacks_scope {
+                            (Outcome::InsufficientScope, admission.close_without_scope(status))
                         } else {
-                            admission.close(status)
-                        }
+                            (Outcome::Allowed, admission.close(status))
+                        };
+                        span.record("outcome", outcome.as_str());
+                        recorded
                     });
                     match recorded {
                         None => return Poll::Ready(Ok(this.config.sent(response, *this.asked))),
@@ -134,7 +143,11 @@ impl Admission {
         S: Service<Request<ReqBody>>,
     {
         request.extensions_mut().insert(self.key().clone());
-        State::Serving { response: inner.call(request), admission: Some(self) }
+        let key = self.key();
+        let span =
+            tracing::info_span!("request", org = %key.org(), key = %key.id(), outcome = Empty);
+        let response = span.in_scope(|| inner.call(request));
+        State::Serving { response, admission: Some(self), span }
     }
 }
 

@@ -31,14 +31,15 @@ use crate::wire::refusal::{Refusal, Refusals};
 /// | malformed, unknown, revoked, expired or deleted key | 401 `invalid_token`, all alike |
 /// | address not on the key's allowlist | 403 |
 /// | key lacks a scope | 403 `insufficient_scope` |
+/// | key has reached its rate limit | 429 `rate_limited` with `Retry-After` |
 /// | store or audit log unavailable | 503 with `Retry-After` |
 ///
 /// If it wraps a nested axum router, give that router its own `fallback`. Otherwise axum
 /// answers unknown paths without going through the layer.
 ///
 /// A gRPC call (`Content-Type: application/grpc…`) is refused in gRPC's format: with
-/// `grpc-status` `UNAUTHENTICATED` for 400 and 401, `PERMISSION_DENIED` for 403 and
-/// `UNAVAILABLE` for 503. The audit log shows the HTTP status. For an admitted call that
+/// `grpc-status` `UNAUTHENTICATED` for 400 and 401, `PERMISSION_DENIED` for 403,
+/// `RESOURCE_EXHAUSTED` for 429 and `UNAVAILABLE` for 503. The audit log shows the HTTP status. For an admitted call that
 /// fails, it shows the HTTP status that corresponds to `grpc-status` if that is in the
 /// headers of the response, and 200 if it follows after messages.
 ///

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 use http::header::AUTHORIZATION;
 use http::{Method, Request, Response};
 use tower_service::Service;
+use tracing::Span;
 
 use crate::guard::body::ResponseBody;
 use crate::guard::config::{Anonymous, Config, PeerAddr};
@@ -61,9 +62,13 @@ where
             Claim::Key(lookup) => self.admit(lookup, ip, request),
             Claim::Nothing => {
                 request.extensions_mut().insert(Anonymous(config.refusals.clone()));
-                State::Serving { response: self.inner.call(request), admission: None }
+                let response = self.inner.call(request);
+                State::Serving { response, admission: None, span: Span::none() }
             }
             Claim::Refused(refusal) => {
+                if matches!(refusal, Refusal::InvalidToken) {
+                    config.keys.count_malformed();
+                }
                 tracing::debug!(reason = refusal.reason(), "refused");
                 self.refuse(refusal)
             }

@@ -1,6 +1,7 @@
 //! Guides, step by step.
 //!
-//! - Running it: [`stores`], [`operations`], [`cache`], [`restore`] and [`restore_sqlite`].
+//! - Running it: [`stores`], [`operations`], [`incidents`], [`cache`], [`restore`] and
+//!   [`restore_sqlite`].
 //! - Building with it: [`recipes`], [`http_api`] and [`adopting`].
 //! - Reference: [`security`], [`benchmarks`] and [`glossary`].
 
@@ -13,6 +14,7 @@ macro_rules! pages {
                     feature = "cache",
                     feature = "geoip",
                     feature = "postgres",
+                    feature = "rate-limit",
                     feature = "serde",
                     feature = "settings-page",
                     feature = "sqlite",
@@ -25,6 +27,7 @@ macro_rules! pages {
                     feature = "cache",
                     feature = "geoip",
                     feature = "postgres",
+                    feature = "rate-limit",
                     feature = "serde",
                     feature = "settings-page",
                     feature = "sqlite",
@@ -43,6 +46,7 @@ pages! {
     cache "cache.md";
     glossary "glossary.md";
     http_api "http_api.md";
+    incidents "incidents.md";
     operations "operations.md";
     recipes "recipes.md";
     security "security.md";

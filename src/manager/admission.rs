@@ -17,8 +17,11 @@ use crate::key::formats::Formats;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, kept, method};
+use crate::manager::rate::RateStatus;
 use crate::manager::verify::{VerifiedKey, VerifyError};
+use crate::meters::Timer;
 use crate::policy::Denial;
+use crate::record::{ApiKey, SecretUsed};
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::BoxFuture;
 use crate::scopes::Scope;
@@ -103,10 +106,31 @@ impl KeyManager {
         request: RequestInfo,
         scopes: &[Scope],
     ) -> Result<Admission, AdmitError> {
-        match self.inner.check(lookup, request.ip, scopes).await {
-            Ok((key, at)) => self.let_in(key, at, request).await,
-            Err(error) => self.refuse(error, request).await,
+        let timer = Timer::start();
+        let checked = self.inner.check(lookup, request.ip, scopes).await;
+        let (key, at) = match checked {
+            Ok(allowed) => allowed,
+            Err(error) => {
+                self.inner.count(&Err::<(), _>(&error), timer);
+                return self.refuse(error, request).await;
+            }
+        };
+        match self.count_rate(&key).await {
+            Ok(rate) => {
+                self.inner.count(&Ok(()), timer);
+                self.let_in(key, at, request, rate).await
+            }
+            Err(rate) => {
+                self.inner.count_rate_limited(timer);
+                self.refuse_for_now(&key, at, request, rate).await
+            }
         }
+    }
+
+    /// Counts a credential that the layer refuses, since it cannot be a key.
+    #[cfg(feature = "tower")]
+    pub(crate) fn count_malformed(&self) {
+        self.inner.count_malformed();
     }
 
     async fn let_in(
@@ -114,8 +138,9 @@ impl KeyManager {
         key: VerifiedKey,
         at: Timestamp,
         request: RequestInfo,
+        rate: Option<RateStatus>,
     ) -> Result<Admission, AdmitError> {
-        let mut admission = Admission { key, record: None, permit: None };
+        let mut admission = Admission { key, rate, record: None, permit: None };
         if let Some(audit) = &self.inner.audit {
             // If the caller gives up while waiting for room, the record is still queued if
             // there is room by then.
@@ -174,27 +199,9 @@ impl KeyManager {
                 } else {
                     tracing::debug!(key = %key.id, org = %key.org, reason = %denial, "refused");
                 }
-                if let Some(audit) = &self.inner.audit {
-                    let refusal = Refusal {
-                        at: self.now(),
-                        org: key.org.clone(),
-                        key: key.id,
-                        outcome: (*denial).into(),
-                        status: error.http_status(),
-                        method: match request.method {
-                            Cow::Owned(unknown) => kept(unknown).into(),
-                            known => known,
-                        },
-                        path: kept(request.path.into_string()).into_boxed_str(),
-                        ip: request.ip,
-                        secret: *secret,
-                    };
-                    match audit.refuse(refusal) {
-                        Ok(None) => {}
-                        Ok(Some(recorded)) => recorded.await?,
-                        Err(not_recorded) => return Err(self.not_recorded(key.id, not_recorded)),
-                    }
-                }
+                let of = (&**key, *secret);
+                let told = ((*denial).into(), error.http_status());
+                self.record_refusal(of, self.now(), told, request).await?;
             }
             VerifyError::Unavailable(source) => {
                 if let Some(left_out) = self.inner.unverified.pass() {
@@ -204,6 +211,52 @@ impl KeyManager {
             other => tracing::debug!(reason = %other, "refused"),
         }
         Err(error.into())
+    }
+}
+
+impl KeyManager {
+    /// Refuses a request over the rate limit.
+    async fn refuse_for_now<T>(
+        &self,
+        key: &VerifiedKey,
+        at: Timestamp,
+        request: RequestInfo,
+        rate: RateStatus,
+    ) -> Result<T, AdmitError> {
+        tracing::debug!(key = %key.id(), org = %key.org(), reason = "rate limit", "refused");
+        let of = (key.record(), key.secret_used());
+        self.record_refusal(of, at, (Outcome::RateLimited, 429), request).await?;
+        Err(AdmitError::RateLimited(rate))
+    }
+
+    /// Records a refusal of a known key, in a record of its own or in a sum.
+    async fn record_refusal(
+        &self,
+        (key, secret): (&ApiKey, SecretUsed),
+        at: Timestamp,
+        (outcome, status): (Outcome, u16),
+        request: RequestInfo,
+    ) -> Result<(), AdmitError> {
+        let Some(audit) = &self.inner.audit else { return Ok(()) };
+        let refusal = Refusal {
+            at,
+            org: key.org.clone(),
+            key: key.id,
+            outcome,
+            status,
+            method: match request.method {
+                Cow::Owned(unknown) => kept(unknown).into(),
+                known => known,
+            },
+            path: kept(request.path.into_string()).into_boxed_str(),
+            ip: request.ip,
+            secret,
+        };
+        match audit.refuse(refusal) {
+            Ok(None) => Ok(()),
+            Ok(Some(recorded)) => Ok(recorded.await?),
+            Err(not_recorded) => Err(self.not_recorded(key.id, not_recorded)),
+        }
     }
 }
 
@@ -236,6 +289,7 @@ pub(super) fn refusal_records(formats: Formats, ids: Arc<AuditIds>) -> Draft {
 #[must_use = "an admission that is dropped is recorded as aborted"]
 pub struct Admission {
     key: VerifiedKey,
+    rate: Option<RateStatus>,
     /// What is queued when this is dropped, and where; `None` once it is delivered.
     record: Option<(Arc<AuditWriter>, AuditRecord)>,
     permit: Option<Permit>,
@@ -245,6 +299,11 @@ impl Admission {
     /// The key that the request was made with.
     pub fn key(&self) -> &VerifiedKey {
         &self.key
+    }
+
+    /// How much of its rate limit the key has left; `None` if it has none.
+    pub fn rate(&self) -> Option<&RateStatus> {
+        self.rate.as_ref()
     }
 
     /// Records the status of the response, which is about to be sent.
@@ -339,14 +398,18 @@ pub enum AdmitError {
     /// The credential may be valid, but its use could not be recorded.
     #[error("the request could not be recorded")]
     NotRecorded(#[from] DeliveryError),
+    /// The key is valid, but has reached its rate limit.
+    #[error("the key has reached its rate limit")]
+    RateLimited(RateStatus),
 }
 
 impl AdmitError {
-    /// The HTTP status of the refusal: that of the [`VerifyError`], or 503.
+    /// The HTTP status of the refusal: that of the [`VerifyError`], 429 or 503.
     pub fn http_status(&self) -> u16 {
         match self {
             Self::Refused(error) => error.http_status(),
             Self::NotRecorded(_) => 503,
+            Self::RateLimited(_) => 429,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::audit::changed::ChangedFields;
 use crate::audit::log::{AuditQuery, AuditScope, Position};
 use crate::audit::record::{AuditEvent, ChangeAction, ChangePhase};
 use crate::key::existing::{ExistingDigestError, of_id};
@@ -221,9 +222,8 @@ impl KeyManager {
             return Ok(());
         }
         let names: Vec<_> = new.iter().map(|key| (key.org.clone(), key.id)).collect();
-        let created = |key: &ApiKey| {
-            self.entry(Actor::new(key.org.clone(), by), key.id, ChangeAction::Created)
-        };
+        let created =
+            |key: &ApiKey| self.entry(Actor::new(key.org.clone(), by), key.id, adopted(key));
         let entries = new.iter().map(created).collect();
         let store = Arc::clone(store);
         let insert = move |keys: Self| async move {
@@ -339,7 +339,8 @@ impl KeyManager {
             return Err(AdoptError::Deleted);
         }
         let actor = Actor::new(key.org.clone(), by);
-        let inserted = self.carry_through(&actor, key.id, ChangeAction::Created, move |keys| {
+        let what = adopted(&key);
+        let inserted = self.carry_through(&actor, key.id, what, move |keys| {
             let store = Arc::clone(&keys.inner.store);
             async move {
                 match keys.inner.confirmed(store.insert(&key, OrgLimit::NONE)).await {
@@ -354,4 +355,9 @@ impl KeyManager {
         });
         inserted.await?.ok_or(AdoptError::DigestTaken)
     }
+}
+
+/// An adoption in the audit log.
+fn adopted(key: &ApiKey) -> (ChangeAction, ChangedFields) {
+    (ChangeAction::Created, ChangedFields::between(None, Some(key)))
 }

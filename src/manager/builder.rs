@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use event_listener::Event;
 use rand_core::TryCryptoRng;
 use thiserror::Error;
 
+use crate::audit::copies::WithCopies;
 use crate::audit::country::CountryLookup;
 use crate::audit::delivery::Delivery;
 use crate::audit::log::AuditLog;
@@ -19,16 +21,23 @@ use crate::manager::admission::refusal_records;
 use crate::runtime::clock::{Clock, SystemClock};
 
 use crate::manager::asking::{Asking, ExistingKeys};
+use crate::manager::cache::Cache;
 use crate::manager::ended::Ended;
 use crate::manager::last_use::LastUses;
+use crate::manager::listener::{self, ChangeListener};
+use crate::manager::rate::RateLimiter;
 use crate::manager::report::Probe;
 use crate::manager::{Inner, KeyManager, LimitsFor};
+use crate::meters::VerifyMeter;
 use crate::org::OrgId;
 use crate::random::{RandomError, SharedRng};
 use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
 use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
+#[cfg(feature = "metrics")]
+use crate::store::measured::Measured;
+use crate::store::search::KeySearch;
 use crate::text::debug_with_causes;
 use crate::throttle::Throttle;
 
@@ -52,6 +61,7 @@ use crate::throttle::Throttle;
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct KeyManagerBuilder {
     store: Arc<dyn KeyStore>,
+    cache: Cache,
     store_deadline: Duration,
     format: KeyFormat,
     environments: Vec<Environment>,
@@ -68,6 +78,10 @@ pub struct KeyManagerBuilder {
     log: Option<Arc<dyn AuditLog>>,
     delivery: Delivery,
     countries: Option<Arc<dyn CountryLookup>>,
+    copies: Vec<Arc<dyn AuditSink>>,
+    listener: Option<Arc<dyn ChangeListener>>,
+    limiter: Option<Arc<dyn RateLimiter>>,
+    revoke_unused: Option<(Duration, Arc<dyn KeySearch>)>,
 }
 
 impl KeyManager {
@@ -75,6 +89,7 @@ impl KeyManager {
     /// of either.
     pub fn builder(store: impl KeyStore) -> KeyManagerBuilder {
         KeyManagerBuilder {
+            cache: Cache::of(&store),
             store: Arc::new(store),
             store_deadline: Duration::from_secs(2),
             format: KeyFormat::default(),
@@ -92,6 +107,10 @@ impl KeyManager {
             log: None,
             delivery: Delivery::buffered(),
             countries: None,
+            copies: Vec::new(),
+            listener: None,
+            limiter: None,
+            revoke_unused: None,
         }
     }
 }
@@ -106,6 +125,21 @@ impl KeyManagerBuilder {
     /// Writes audit records to this sink.
     pub fn audit_sink(self, sink: impl AuditSink) -> Self {
         Self { sink: Some(Arc::new(sink)), ..self }
+    }
+
+    /// Passes a copy of the audit records on to a further sink, such as one for a log
+    /// collector. It gets each batch once the sink of [`audit`](Self::audit) or
+    /// [`audit_sink`](Self::audit_sink) has it. Nothing waits for it, and nothing fails
+    /// because of it: an error, a panic, or a call of more than 10 seconds is logged, and the
+    /// batch is not given again. If 64 batches wait, further ones are left out.
+    pub fn audit_copy(mut self, sink: impl AuditSink) -> Self {
+        self.copies.push(Arc::new(sink));
+        self
+    }
+
+    /// Tells this listener of each change that took place.
+    pub fn change_listener(self, listener: impl ChangeListener) -> Self {
+        Self { listener: Some(Arc::new(listener)), ..self }
     }
 
     /// Reads audit records from this log.
@@ -194,6 +228,21 @@ impl KeyManagerBuilder {
         Self { max_overlap, ..self }
     }
 
+    /// Limits how many requests each key may make in a time. The default is no limit.
+    pub fn rate_limiter(self, limiter: impl RateLimiter) -> Self {
+        Self { limiter: Some(Arc::new(limiter)), ..self }
+    }
+
+    /// Revokes keys that were neither used nor created for this time, once an hour. The change is
+    /// in the audit log with the actor `keygate: unused`, and the organisation can enable the key
+    /// again. The default is never; [`Operator`](crate::manager::Operator) lists such keys, for a
+    /// reminder before.
+    ///
+    /// `store` is the store of this manager; if that is a cache, the one behind it.
+    pub fn revoke_unused_after(self, time: Duration, store: impl KeySearch) -> Self {
+        Self { revoke_unused: Some((time, Arc::new(store))), ..self }
+    }
+
     /// Sets how long a call of the store may take before the store counts as unavailable.
     /// The default is 2 seconds.
     pub fn store_deadline(self, deadline: Duration) -> Self {
@@ -238,7 +287,8 @@ impl KeyManagerBuilder {
     /// # Errors
     ///
     /// [`BuildError::NoRuntime`] if no runtime is set and this is not called on a tokio
-    /// runtime, [`BuildError::Environment`] for environments that are not valid, and
+    /// runtime, [`BuildError::CopyWithoutSink`] for [`audit_copy`](Self::audit_copy) alone,
+    /// [`BuildError::Environment`] for environments that are not valid, and
     /// [`BuildError::Existing`] for a format of existing keys that new keys could have, too.
     pub fn build(self) -> Result<KeyManager, BuildError> {
         let runtime = self.runtime.or_else(spawn::current).ok_or(BuildError::NoRuntime)?;
@@ -252,41 +302,67 @@ impl KeyManagerBuilder {
             .with_existing(self.existing, self.existing_keys.is_some())
             .map_err(BuildError::Existing)?;
         let at_once = self.existing_keys_at_once;
-        let audit = self.sink.map(|sink| {
+        if self.sink.is_none() && !self.copies.is_empty() {
+            return Err(BuildError::CopyWithoutSink);
+        }
+        let mut copies = None;
+        let audit = self.sink.map(|mut sink| {
+            if !self.copies.is_empty() {
+                let with_copies = Arc::new(WithCopies::start(sink, self.copies, &runtime));
+                copies = Some(Arc::clone(&with_copies));
+                sink = with_copies;
+            }
             let runtime = Arc::clone(&runtime);
             let refusals = refusal_records(formats.clone(), Arc::clone(&audit_ids));
             Arc::new(AuditWriter::start(sink, self.countries, self.delivery, runtime, refusals))
         });
-        let uses =
-            LastUses::start(Arc::clone(&self.store), self.store_deadline, Arc::clone(&runtime));
-        Ok(KeyManager {
-            inner: Arc::new(Inner {
-                store: self.store,
-                store_deadline: self.store_deadline,
-                formats,
-                limits: self.limits,
-                scopes: self.scopes,
-                max_overlap: self.max_overlap,
-                existing_keys: self.existing_keys.map(|keys| Asking::new(keys, at_once)),
-                clock: self.clock,
-                audit_ids,
-                rng: self.rng,
-                runtime,
-                uses,
-                ended: Ended::default(),
-                changes: Arc::default(),
-                turns: Arc::default(),
-                probe: Probe::default(),
-                audit,
-                audit_log: self.log,
-                unverified: Throttle::default(),
-                unrecorded: Throttle::default(),
-                foreign: Throttle::default(),
-                not_taken_over: Throttle::default(),
-                no_address: Throttle::default(),
-                unhealthy: Throttle::default(),
-            }),
-        })
+        #[cfg(feature = "metrics")]
+        let store: Arc<dyn KeyStore> = Arc::new(Measured::new(self.store));
+        #[cfg(not(feature = "metrics"))]
+        let store = self.store;
+        let uses = LastUses::start(Arc::clone(&store), self.store_deadline, Arc::clone(&runtime));
+        let listener = self.listener.map(|listener| listener::relay(listener, &runtime));
+        let inner = Arc::new(Inner {
+            store,
+            cache: self.cache,
+            store_deadline: self.store_deadline,
+            formats,
+            limits: self.limits,
+            scopes: self.scopes,
+            max_overlap: self.max_overlap,
+            existing_keys: self.existing_keys.map(|keys| Asking::new(keys, at_once)),
+            clock: self.clock,
+            audit_ids,
+            rng: self.rng,
+            runtime,
+            uses,
+            ended: Ended::default(),
+            changes: Arc::default(),
+            key_changed: Event::new(),
+            listener,
+            copies,
+            turns: Arc::default(),
+            probe: Probe::default(),
+            audit,
+            audit_log: self.log,
+            verifications: VerifyMeter::new(),
+            limiter: self.limiter,
+            unlimited: Throttle::default(),
+            unverified: Throttle::default(),
+            unrecorded: Throttle::default(),
+            foreign: Throttle::default(),
+            not_taken_over: Throttle::default(),
+            no_address: Throttle::default(),
+            unhealthy: Throttle::default(),
+        });
+        #[cfg(feature = "metrics")]
+        inner.report_metrics();
+        let keys = KeyManager { inner };
+        keys.tidy_rates();
+        if let Some((time, store)) = self.revoke_unused {
+            keys.revoke_unused(time, store);
+        }
+        Ok(keys)
     }
 }
 
@@ -299,6 +375,9 @@ pub enum BuildError {
         "no async runtime: build on a tokio runtime (feature `tokio`), or set one with `runtime`"
     )]
     NoRuntime,
+    /// There is a copy of the audit log, but no audit log.
+    #[error("`audit_copy` needs an audit log: set one with `audit` or `audit_sink`")]
+    CopyWithoutSink,
     /// The random number generator failed.
     #[error(transparent)]
     Random(RandomError),

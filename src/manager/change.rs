@@ -7,11 +7,13 @@ use std::iter;
 use futures_channel::oneshot;
 use tracing::Instrument;
 
+use crate::audit::changed::ChangedFields;
 use crate::audit::delivery::DeliveryError;
 use crate::audit::record::{AuditEvent, AuditRecord, ChangeAction, ChangeEvent, ChangePhase};
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
+use crate::manager::listener::KeyChange;
 use crate::manager::under_way::UnderWay;
 use crate::org::Actor;
 use crate::runtime::spawn::{all, caught};
@@ -30,14 +32,14 @@ impl KeyManager {
         &self,
         actor: &Actor,
         key: KeyId,
-        action: ChangeAction,
+        what: (ChangeAction, ChangedFields),
         change: impl FnOnce(KeyManager) -> F + Send + 'static,
     ) -> Result<T, ManageError>
     where
         T: Send + 'static,
         F: Future<Output = Result<Done<T>, ManageError>> + Send,
     {
-        let entry = self.entry(actor.clone(), key, action);
+        let entry = self.entry(actor.clone(), key, what);
         let change = async move |keys| match change(keys).await? {
             Done::Changed(done) => Ok((done, vec![true])),
             Done::Unchanged(done) => Ok((done, vec![false])),
@@ -80,8 +82,10 @@ impl KeyManager {
             if !matches!(changed, Err(ManageError::InDoubt(_))) {
                 let made = changed.as_ref().map_or(&[][..], |(_, made)| made);
                 let made = made.iter().copied().chain(iter::repeat(false));
-                let entries = entries.iter().zip(is_begun).zip(made);
-                let not_made = entries.filter(|((_, is_begun), is_made)| *is_begun && !is_made);
+                let entries: Vec<_> = entries.iter().zip(is_begun).zip(made).collect();
+                entries.iter().filter(|(_, is_made)| *is_made).for_each(|((e, _), _)| e.tell());
+                let not_made =
+                    entries.iter().filter(|((_, is_begun), is_made)| *is_begun && !is_made);
                 all(not_made.map(|((entry, _), _)| entry.take_back())).await;
             }
             // The caller may be gone.
@@ -92,8 +96,13 @@ impl KeyManager {
     }
 
     /// A change in the audit log.
-    pub(super) fn entry(&self, actor: Actor, key: KeyId, action: ChangeAction) -> Entry {
-        Entry { keys: self.clone(), actor, key, action }
+    pub(super) fn entry(
+        &self,
+        actor: Actor,
+        key: KeyId,
+        (action, fields): (ChangeAction, ChangedFields),
+    ) -> Entry {
+        Entry { keys: self.clone(), actor, key, action, fields }
     }
 }
 
@@ -107,6 +116,7 @@ pub(super) struct Entry {
     actor: Actor,
     key: KeyId,
     action: ChangeAction,
+    fields: ChangedFields,
 }
 
 impl Entry {
@@ -130,6 +140,22 @@ impl Entry {
         }
     }
 
+    /// Tells the host that the change took place.
+    fn tell(&self) {
+        let inner = &*self.keys.inner;
+        inner.key_changed.notify(usize::MAX);
+        if let Some(listener) = &inner.listener {
+            listener.send(KeyChange {
+                at: self.keys.now(),
+                org: self.actor.org().clone(),
+                key: self.key,
+                actor: self.actor.shared_name(),
+                action: self.action,
+                fields: self.fields.clone(),
+            });
+        }
+    }
+
     fn record(&self, phase: ChangePhase) -> AuditRecord {
         AuditRecord {
             id: self.keys.inner.audit_ids.next(),
@@ -140,6 +166,7 @@ impl Entry {
                 actor: self.actor.shared_name(),
                 action: self.action,
                 phase,
+                fields: self.fields.clone(),
             }),
         }
     }

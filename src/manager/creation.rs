@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::allowlist::Allowlist;
+use crate::audit::changed::ChangedFields;
 use crate::audit::record::ChangeAction;
 use crate::key::id::KeyId;
 use crate::key::idempotency::IdempotencyKey;
@@ -97,7 +98,8 @@ impl KeyManager {
             attributes,
         };
         let is_idempotent = new.idempotency_key.is_some();
-        self.carry_through(actor, id, ChangeAction::Created, move |keys| async move {
+        let what = (ChangeAction::Created, ChangedFields::between(None, Some(&key)));
+        self.carry_through(actor, id, what, move |keys| async move {
             let error = match keys.inner.confirmed(keys.inner.store.insert(&key, limit)).await {
                 Ok(()) => return Ok(Done::Changed(IssuedKey { key: Arc::new(key), secret })),
                 Err(error) => error,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::audit::delivery::AuditStats;
 use crate::key::digest::KeyDigest;
 use crate::manager::KeyManager;
-use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
+use crate::manager::report::{AuditQueue, HealthReport, PartHealth, ShutdownReport};
 use crate::runtime::spawn::{Elapsed, both, timeout};
 
 /// Probes that ask for the health usually give up after a second. This lets them learn that
@@ -28,6 +28,8 @@ impl KeyManager {
     ///   second is reported as a failure.
     /// - **The audit log**: whether the last records could be written, and whether there is
     ///   room for more.
+    /// - **Last-used times**: whether the last ones could be written.
+    /// - **The cache**, if the store is a `CachedStore`: whether it is used.
     ///
     /// ```
     /// # #[tokio::main]
@@ -52,27 +54,37 @@ impl KeyManager {
             }
         });
         let (lookups, changes) = both(lookup, change).await;
+        let (audit_log, audit_queue) = self.audit_health();
         let report = HealthReport {
             lookups: PartHealth::of(lookups.map(drop)),
             changes: if inner.changes.is_closed() { PartHealth::shut_down() } else { changes },
-            audit_log: self.audit_health(),
+            audit_log,
+            audit_queue,
+            last_uses: PartHealth(inner.uses.failure().map(Into::into)),
+            cache: inner.cache.health(),
         };
         if !report.works()
             && let Some(left_out) = inner.unhealthy.pass()
         {
-            let HealthReport { lookups, changes, audit_log } = &report;
-            tracing::warn!(%lookups, %changes, %audit_log, left_out, "a part does not work");
+            let failing = report.parts().into_iter().filter(|(_, part)| !part.works());
+            let failing: Vec<_> = failing.map(|(name, part)| format!("{name}: {part}")).collect();
+            tracing::warn!(parts = failing.join("; "), left_out, "a part does not work");
         }
         report
     }
 
-    fn audit_health(&self) -> PartHealth {
-        let Some(audit) = &self.inner.audit else { return PartHealth(None) };
-        if self.inner.changes.is_closed() {
-            return PartHealth::shut_down();
-        }
+    fn audit_health(&self) -> (PartHealth, AuditQueue) {
+        let Some(audit) = &self.inner.audit else {
+            return (PartHealth(None), AuditQueue::default());
+        };
         let health = audit.health();
-        match health.failing {
+        let queue = AuditQueue {
+            queued: health.queued,
+            capacity: health.capacity,
+            last_written: health.last_success.map(|at| at.elapsed()),
+        };
+        let part = match health.failing {
+            _ if self.inner.changes.is_closed() => PartHealth::shut_down(),
             Some(since) => {
                 let seconds = since.elapsed().as_secs();
                 PartHealth::fails(format!("records could not be written for {seconds} s"))
@@ -82,7 +94,8 @@ impl KeyManager {
                 health.queued
             )),
             None => PartHealth(None),
-        }
+        };
+        (part, queue)
     }
 
     /// Counts of audit records so far; all zero without an audit sink.
@@ -126,6 +139,15 @@ impl KeyManager {
             audit.shutdown(left()).await;
         }
         let unwritten_uses = inner.uses.ended(left().max(GRACE)).await;
+        let others = async {
+            if let Some(listener) = &inner.listener {
+                listener.close().await;
+            }
+            if let Some(copies) = &inner.copies {
+                copies.close().await;
+            }
+        };
+        let _ = timeout(&*inner.runtime, left(), others).await;
         let stats = self.audit_stats();
         ShutdownReport {
             unfinished_changes,

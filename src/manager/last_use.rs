@@ -51,6 +51,8 @@ struct Shared {
     work: Event,
     closing: Event,
     end: Event,
+    /// Why the last batch was not written, if it was not.
+    failure: Mutex<Option<String>>,
 }
 
 /// On a separate cache line, so that threads do not slow each other down.
@@ -91,6 +93,11 @@ impl LastUses {
         {
             self.shared.work.notify(1);
         }
+    }
+
+    /// Why the last batch was not written, if it was not.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets the task write the remaining uses and end.
@@ -270,10 +277,12 @@ impl Task {
                 Ok(Err(Panicked)) => Err(StoreError::unavailable("the key store panicked")),
                 Err(Elapsed) => Err(StoreError::unavailable(StoreTimeout)),
             };
-            if let Err(error) = written {
+            let failure = written.err().map(|error| with_causes(&error));
+            (*self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner))
+                .clone_from(&failure);
+            if let Some(error) = failure {
                 let uses = batch.len();
                 if let Some(left_out) = self.failures.pass() {
-                    let error = with_causes(&error);
                     tracing::warn!(
                         uses,
                         error,

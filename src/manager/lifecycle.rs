@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audit::changed::ChangedFields;
 use crate::audit::record::ChangeAction;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
@@ -91,31 +92,61 @@ impl KeyManager {
         if let Some(allowlist) = &patch.allowlist {
             self.check_length(actor.org(), allowlist)?;
         }
-        let (org, id) = (actor.org().clone(), *id);
-        let turn = self.turn(&org, &id).await?;
-        let mut current = self.get_at(&org, &id, only_at, reach).await?;
-        self.check_added(&patch, &current)?;
-        if patch.apply(&current).is_none() {
-            return Ok(current);
-        }
-        self.carry_through(actor, id, ChangeAction::Updated, move |keys| async move {
-            let _turn = turn;
-            for _ in 0..ATTEMPTS {
-                let Some(changed) = patch.apply(&current) else {
-                    return Ok(Done::Unchanged(current));
-                };
-                let replaced = keys.inner.store.replace(&changed, current.revision);
-                match keys.inner.confirmed(replaced).await {
-                    Ok(()) => return Ok(Done::Changed(Arc::new(changed))),
-                    Err(StoreError::Conflict) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                current = keys.get_at(&org, &id, only_at, reach).await?;
-                keys.check_added(&patch, &current)?;
-            }
-            Err(ManageError::Conflict)
+        self.change_key(actor, id, ChangeAction::Updated, (only_at, reach), move |keys, current| {
+            keys.check_added(&patch, current)?;
+            Ok(patch.apply(current))
         })
         .await
+    }
+
+    /// Makes a change of one key. `make` returns the key after the change, or `None` if it
+    /// changes nothing. It is called again if another change came first. The audit record
+    /// says what the change that takes place changes: if `make` returns something else than
+    /// before, that is another change with another record.
+    pub(super) async fn change_key<M>(
+        &self,
+        actor: &Actor,
+        id: &KeyId,
+        action: ChangeAction,
+        (only_at, reach): (Option<Revision>, Reach),
+        make: M,
+    ) -> Result<Arc<ApiKey>, ManageError>
+    where
+        M: Fn(&KeyManager, &ApiKey) -> Result<Option<ApiKey>, ManageError>,
+        M: Send + Sync + 'static,
+    {
+        let (org, id) = (actor.org().clone(), *id);
+        let shared = Arc::new((self.turn(&org, &id).await?, make));
+        for _ in 0..ATTEMPTS {
+            let mut current = self.get_at(&org, &id, only_at, reach).await?;
+            let Some(mut changed) = (shared.1)(self, &current)? else { return Ok(current) };
+            let fields = ChangedFields::between(Some(&current), Some(&changed));
+            let (shared, org, what) = (Arc::clone(&shared), org.clone(), (action, fields.clone()));
+            let made = self.carry_through(actor, id, what, move |keys| async move {
+                let (_turn, make) = &*shared;
+                for _ in 0..ATTEMPTS {
+                    let replaced = keys.inner.store.replace(&changed, current.revision);
+                    match keys.inner.confirmed(replaced).await {
+                        Ok(()) => return Ok(Done::Changed(Some(Arc::new(changed)))),
+                        Err(StoreError::Conflict) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    current = keys.get_at(&org, &id, only_at, reach).await?;
+                    changed = match make(&keys, &current)? {
+                        None => return Ok(Done::Unchanged(Some(current))),
+                        Some(next) => next,
+                    };
+                    if ChangedFields::between(Some(&current), Some(&changed)) != fields {
+                        return Ok(Done::Unchanged(None));
+                    }
+                }
+                Err(ManageError::Conflict)
+            });
+            if let Some(key) = made.await? {
+                return Ok(key);
+            }
+        }
+        Err(ManageError::Conflict)
     }
 
     /// Gives a key a new secret; everything else stays, including the expiry. Once this
@@ -183,47 +214,31 @@ impl KeyManager {
         if overlap > max {
             return Err(ManageError::OverlapTooLong { max });
         }
-        let (org, id) = (actor.org().clone(), *id);
-        let first = self.get_at(&org, &id, revision, Reach::Own).await?;
-        let turn = self.turn(&org, &id).await?;
-        // If another rotation came first, it stands: its secret may be in use already.
-        let mut current = self.get_at(&org, &id, revision, Reach::Own).await?;
-        if !has_same_secret(&current, &first) {
-            return Err(ManageError::Conflict);
-        }
-        let format = self.format_of(&current)?.clone();
+        let first = self.get_at(actor.org(), id, revision, Reach::Own).await?;
+        let format = self.format_of(&first)?;
         let secret = format.generate(&mut self.inner.rng.clone())?;
-        self.carry_through(actor, id, ChangeAction::Rotated, move |keys| async move {
-            let (inner, _turn) = (&*keys.inner, turn);
-            for _ in 0..ATTEMPTS {
-                let now = keys.now();
-                let mut rotated = ApiKey {
-                    previous: outlived(&current, overlap, now),
-                    digest: secret.digest(),
-                    key_prefix: format.display_prefix(&secret),
-                    rotated_at: Some(now),
-                    revision: current.revision.next(),
-                    ..ApiKey::clone(&current)
-                };
-                // An adopted key now has a prefix that tells its environment.
-                rotated.attributes.adopted_into = None;
-                match inner.confirmed(inner.store.replace(&rotated, current.revision)).await {
-                    Ok(()) => {
-                        return Ok(Done::Changed(IssuedKey { key: Arc::new(rotated), secret }));
-                    }
-                    Err(StoreError::Conflict) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                // After a concurrent edit, retry and keep the edit. After a concurrent
-                // rotation, give up.
-                current = keys.get_at(&org, &id, revision, Reach::Own).await?;
-                if !has_same_secret(&current, &first) {
-                    break;
-                }
+        let (digest, key_prefix) = (secret.digest(), format.display_prefix(&secret));
+        let now = self.now();
+        let at = (revision, Reach::Own);
+        let rotated = self.change_key(actor, id, ChangeAction::Rotated, at, move |_, current| {
+            // If another rotation came first, it stands: its secret may be in use already. A
+            // concurrent edit is kept.
+            if !current.has_secret_of(&first) {
+                return Err(ManageError::Conflict);
             }
-            Err(ManageError::Conflict)
-        })
-        .await
+            let mut rotated = ApiKey {
+                previous: outlived(current, overlap, now),
+                digest,
+                key_prefix: key_prefix.clone(),
+                rotated_at: Some(now),
+                revision: current.revision.next(),
+                ..current.clone()
+            };
+            // An adopted key now has a prefix that tells its environment.
+            rotated.attributes.adopted_into = None;
+            Ok(Some(rotated))
+        });
+        Ok(IssuedKey { key: rotated.await?, secret })
     }
 
     /// Ends the overlap after a rotation: [`KeyManager::update`] with
@@ -273,8 +288,9 @@ impl KeyManager {
     ) -> Result<(), ManageError> {
         let (org, id) = (actor.org().clone(), *id);
         let turn = self.turn(&org, &id).await?;
-        self.get_at(&org, &id, only_at, Reach::Own).await?;
-        self.carry_through(actor, id, ChangeAction::Deleted, move |keys| async move {
+        let key = self.get_at(&org, &id, only_at, Reach::Own).await?;
+        let what = (ChangeAction::Deleted, ChangedFields::between(Some(&key), None));
+        self.carry_through(actor, id, what, move |keys| async move {
             let _turn = turn;
             match keys.inner.confirmed(keys.inner.store.delete(&org, &id, only_at)).await {
                 Ok(()) => Ok(Done::Changed(())),
@@ -306,10 +322,4 @@ fn outlived(key: &ApiKey, overlap: Duration, now: Timestamp) -> Option<PreviousS
     let until = key.expires_at.map_or(until, |expires_at| expires_at.min(until));
     let works = key.status == Status::Active && until > now;
     works.then_some(PreviousSecret { digest: key.digest, until })
-}
-
-/// Whether no rotation came in between. The digest alone does not tell: that of an existing
-/// key changes with its first use.
-fn has_same_secret(a: &ApiKey, b: &ApiKey) -> bool {
-    (a.rotated_at, &a.key_prefix) == (b.rotated_at, &b.key_prefix)
 }

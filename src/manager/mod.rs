@@ -5,6 +5,7 @@ pub(crate) mod adopt;
 pub(crate) mod adopted;
 pub(crate) mod asking;
 pub(crate) mod builder;
+mod cache;
 mod change;
 pub(crate) mod creation;
 mod ended;
@@ -14,39 +15,59 @@ mod existing;
 pub(crate) mod health;
 mod last_use;
 mod lifecycle;
+pub(crate) mod listener;
+#[cfg(feature = "metrics")]
+mod metrics;
+pub(crate) mod operator;
+pub(crate) mod rate;
+#[cfg(feature = "rate-limit")]
+pub(crate) mod rate_limits;
 mod reading;
 mod report;
 mod restore;
 mod turns;
 mod under_way;
 pub(crate) mod verify;
+mod watch;
 
 pub use crate::key::formats::Environment;
 pub use crate::key::idempotency::IdempotencyKey;
 pub use crate::manager::admission::{Admission, AdmitError, RequestInfo};
 pub use crate::manager::builder::KeyManagerBuilder;
 pub use crate::manager::creation::IssuedKey;
-pub use crate::manager::report::{HealthReport, PartHealth, ShutdownReport};
+pub use crate::manager::listener::{ChangeListener, KeyChange};
+pub use crate::manager::operator::Operator;
+pub use crate::manager::rate::{RateLimiter, RateStatus};
+#[cfg(feature = "rate-limit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rate-limit")))]
+pub use crate::manager::rate_limits::{RateLimit, RateLimits};
+pub use crate::manager::report::{AuditQueue, HealthReport, PartHealth, ShutdownReport};
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use event_listener::Event;
+
+use crate::audit::copies::WithCopies;
 use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
 use crate::key::formats::Formats;
 use crate::manager::asking::Asking;
+use crate::manager::cache::Cache;
 use crate::manager::ended::Ended;
 use crate::manager::last_use::LastUses;
 use crate::manager::report::Probe;
 use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
+use crate::meters::VerifyMeter;
 use crate::org::OrgId;
 use crate::random::SharedRng;
 use crate::record::{ApiKey, Limits};
 use crate::runtime::clock::{Clock, Timestamp};
+use crate::runtime::relay::Relay;
 use crate::runtime::spawn::Runtime;
 use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
@@ -93,6 +114,7 @@ pub struct KeyManager {
 #[derive(Debug)]
 struct Inner {
     store: Arc<dyn KeyStore>,
+    cache: Cache,
     store_deadline: Duration,
     formats: Formats,
     limits: LimitsFor,
@@ -105,12 +127,18 @@ struct Inner {
     uses: LastUses,
     ended: Ended,
     changes: Arc<Changes>,
+    /// Notified after each change of a key.
+    key_changed: Event,
+    listener: Option<Relay<KeyChange>>,
+    copies: Option<Arc<WithCopies>>,
     turns: Arc<Turns>,
     /// Whether the store accepts changes, by its last answer.
     probe: Probe,
     audit: Option<Arc<AuditWriter>>,
     audit_ids: Arc<AuditIds>,
     audit_log: Option<Arc<dyn AuditLog>>,
+    verifications: VerifyMeter,
+    limiter: Option<Arc<dyn RateLimiter>>,
     /// For requests refused because the store did not answer.
     unverified: Throttle,
     /// For requests refused because they could not be recorded.
@@ -121,6 +149,8 @@ struct Inner {
     not_taken_over: Throttle,
     /// For keys with an allowlist that were refused because no address was known.
     no_address: Throttle,
+    /// For requests let in because the rate limiter failed.
+    unlimited: Throttle,
     /// For health checks that found a failure.
     unhealthy: Throttle,
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::audit::log::{AuditPage, AuditQuery};
+use crate::audit::usage::{Usage, UsageQuery};
 use crate::key::format::KeyFormat;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
@@ -89,6 +90,30 @@ impl KeyManager {
         let page = inner.audit_log.as_ref()?.page(query);
         Some(match timeout(&*inner.runtime, inner.store_deadline, page).await {
             Ok(page) => page.map_err(|error| ManageError::Unavailable(Box::new(error))),
+            Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
+        })
+    }
+
+    /// How often a key was used in the last days up to now, 1 to [`Usage::MAX_DAYS`]: by the
+    /// hour for up to two days, otherwise by the day. Within the deadline for calls of the
+    /// store. `None` if the manager was built without a log to read from.
+    pub async fn usage(
+        &self,
+        org: &OrgId,
+        id: &KeyId,
+        days: u32,
+    ) -> Option<Result<Usage, ManageError>> {
+        let inner = &*self.inner;
+        let mut usage = Usage::empty(days, self.now());
+        let (from, until) = usage.time();
+        let query = UsageQuery::new(org.clone(), *id, from, until);
+        let hours = inner.audit_log.as_ref()?.usage(&query);
+        Some(match timeout(&*inner.runtime, inner.store_deadline, hours).await {
+            Ok(Ok(hours)) => {
+                usage.fill(&hours);
+                Ok(usage)
+            }
+            Ok(Err(error)) => Err(ManageError::Unavailable(Box::new(error))),
             Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
         })
     }

@@ -28,13 +28,45 @@ pub struct HealthReport {
     /// changes are refused. Requests are refused, too: in strict delivery at once, in
     /// buffered delivery when the queue is full.
     pub audit_log: PartHealth,
+    /// The audit records that wait to be written.
+    pub audit_queue: AuditQueue,
+    /// Whether the last batch of last-used times was written. Those of a batch that was not
+    /// are written later.
+    pub last_uses: PartHealth,
+    /// Whether the cache is used; `None` unless the store of the manager is a
+    /// `CachedStore`. While it is not, every look-up goes to the store behind it.
+    pub cache: Option<PartHealth>,
 }
 
 impl HealthReport {
     /// Whether all parts work.
     pub fn works(&self) -> bool {
-        [&self.lookups, &self.changes, &self.audit_log].into_iter().all(PartHealth::works)
+        self.parts().into_iter().all(|(_, part)| part.works())
     }
+
+    /// All parts, with their names.
+    pub fn parts(&self) -> Vec<(&'static str, &PartHealth)> {
+        let Self { lookups, changes, audit_log, audit_queue: _, last_uses, cache } = self;
+        let parts = [
+            ("lookups", lookups),
+            ("changes", changes),
+            ("audit_log", audit_log),
+            ("last_uses", last_uses),
+        ];
+        parts.into_iter().chain(cache.iter().map(|cache| ("cache", cache))).collect()
+    }
+}
+
+/// The audit records that wait to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditQueue {
+    /// How many records wait or are being written.
+    pub queued: usize,
+    /// At how many records of admitted requests the queue is full.
+    pub capacity: usize,
+    /// How long ago a batch was last written; `None` if none was yet.
+    pub last_written: Option<Duration>,
 }
 
 /// Whether one part works. Its `Display` is `works`, or the error for operators.

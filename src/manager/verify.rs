@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use thiserror::Error;
 
+use crate::audit::record::Outcome;
 use crate::key::digest::KeyDigest;
 use crate::key::existing::{Lookup, Of};
 use crate::key::format::{KeyFormat, MalformedKey};
@@ -14,6 +15,7 @@ use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::manager::error::StoreTimeout;
 use crate::manager::{Inner, KeyManager};
+use crate::meters::{MALFORMED, Timer, UNAVAILABLE, UNKNOWN};
 use crate::org::OrgId;
 use crate::policy::{self, Denial};
 use crate::record::attributes::Metadata;
@@ -46,7 +48,10 @@ impl KeyManager {
     ) -> impl Future<Output = Result<VerifiedKey, VerifyError>> + Send + use<'_> {
         let lookup = self.inner.lookup(credential.as_bytes());
         async move {
-            let (verified, now) = self.inner.check(lookup?, ip, &[]).await?;
+            let timer = Timer::start();
+            let checked = self.inner.check(lookup?, ip, &[]).await;
+            self.inner.count(&checked.as_ref().map(|_| ()), timer);
+            let (verified, now) = checked?;
             self.inner.uses.record(verified.id(), now);
             Ok(verified)
         }
@@ -55,10 +60,36 @@ impl KeyManager {
 
 impl Inner {
     pub(super) fn lookup(&self, credential: &[u8]) -> Result<Lookup, VerifyError> {
-        if credential.len() > KeyFormat::MAX_CREDENTIAL_LEN {
-            return Err(VerifyError::Malformed(MalformedKey));
+        let lookup = match credential.len() {
+            0..=KeyFormat::MAX_CREDENTIAL_LEN => self.formats.lookup(credential, None),
+            _ => Err(MalformedKey),
+        };
+        if lookup.is_err() {
+            self.count_malformed();
         }
-        self.formats.lookup(credential, None).map_err(VerifyError::Malformed)
+        lookup.map_err(VerifyError::Malformed)
+    }
+
+    /// Counts a credential that cannot be a key.
+    pub(super) fn count_malformed(&self) {
+        self.verifications.count(MALFORMED, None);
+    }
+
+    /// Counts a request over its rate limit.
+    pub(super) fn count_rate_limited(&self, timer: Timer) {
+        self.verifications.count(Outcome::RateLimited.as_str(), Some(timer));
+    }
+
+    /// Counts a verification.
+    pub(super) fn count(&self, checked: &Result<(), &VerifyError>, timer: Timer) {
+        let outcome = match checked {
+            Ok(_) => Outcome::Allowed.as_str(),
+            Err(VerifyError::Malformed(_)) => MALFORMED,
+            Err(VerifyError::Unknown) => UNKNOWN,
+            Err(VerifyError::Denied { denial, .. }) => Outcome::from(*denial).as_str(),
+            Err(VerifyError::Unavailable(_)) => UNAVAILABLE,
+        };
+        self.verifications.count(outcome, Some(timer));
     }
 
     pub(super) async fn check(
@@ -70,8 +101,7 @@ impl Inner {
         let Lookup { digest, of } = lookup;
         let (key, secret, environment) = match of {
             Of::Own(position) => {
-                let found = self.bounded(self.store.find_by_digest(&digest)).await;
-                let (key, secret) = with_secret(found, &digest)?.ok_or(VerifyError::Unknown)?;
+                let (key, secret) = self.find(&digest).await?.ok_or(VerifyError::Unknown)?;
                 (key, secret, self.formats.name_at(position))
             }
             // Boxed, so that other requests do not pay for its size.
@@ -111,7 +141,10 @@ impl Inner {
         &self,
         digest: &KeyDigest,
     ) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
-        with_secret(self.bounded(self.store.find_by_digest(digest)).await, digest)
+        let timer = Timer::start();
+        let found = self.bounded(self.store.find_by_digest(digest)).await;
+        self.verifications.looked_up(&found, timer);
+        with_secret(found, digest)
     }
 
     /// Runs a call of the store within its deadline. If it panics, the store is unavailable.

@@ -1,6 +1,7 @@
 //! What a service can replace: the clock, background tasks and timers.
 
 pub(crate) mod clock;
+pub(crate) mod relay;
 pub(crate) mod spawn;
 
 pub use crate::runtime::clock::{Clock, ManualClock, SystemClock};

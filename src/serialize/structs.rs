@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::audit::changed::ChangedFields;
 use crate::audit::country::CountryCode;
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
@@ -77,6 +78,9 @@ struct ChangeEventFields {
     actor: Arc<str>,
     action: ChangeAction,
     phase: ChangePhase,
+    // Missing in what an earlier version has written.
+    #[serde(default)]
+    fields: ChangedFields,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::allowlist::Allowlist;
+use crate::audit::changed::{ChangedFields, ChangedFieldsError, StoredField};
 use crate::audit::country::CountryCode;
 use crate::audit::log::AuditCursor;
 use crate::audit::record::{AuditId, ChangeAction, ChangePhase, Outcome};
@@ -110,6 +111,20 @@ impl Serialize for Attributes {
 impl<'de> Deserialize<'de> for Attributes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         StoredAttributes::deserialize(deserializer).map_err(|_| D::Error::custom(AttributesError))
+    }
+}
+
+/// As the list that a store keeps, but not quoted.
+impl Serialize for ChangedFields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.stored().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ChangedFields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = Vec::<StoredField<'_>>::deserialize(deserializer);
+        stored.map(Self::restore).map_err(|_| D::Error::custom(ChangedFieldsError))
     }
 }
 

@@ -7,9 +7,12 @@ pub mod conformance;
 #[cfg(feature = "cache")]
 pub(crate) mod feed;
 pub(crate) mod key_store;
+#[cfg(feature = "metrics")]
+pub(crate) mod measured;
 pub(crate) mod memory;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+pub(crate) mod search;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
 #[cfg(feature = "sqlite")]
@@ -34,6 +37,7 @@ pub use crate::store::postgres::PostgresChanges;
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use crate::store::postgres::PostgresOptions;
+pub use crate::store::search::{KeySearch, Search, SearchCursor, SearchPage};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use crate::store::sqlite::SqliteOptions;

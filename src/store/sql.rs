@@ -1,6 +1,9 @@
 //! The tables' columns in SQL databases, and parts of statements built from them.
 
 use std::fmt::Write;
+use std::ops::Bound;
+
+use crate::audit::log::AuditCursor;
 
 /// A column of the table of keys.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +56,40 @@ pub(super) const REQUESTS: [&str; 12] = [
 ];
 
 /// The table of changes in the audit log. A row is read and inserted in this order.
-pub(super) const CHANGES: [&str; 7] = ["key", "at", "id", "org", "actor", "action", "phase"];
+pub(super) const CHANGES: [&str; 8] =
+    ["key", "at", "id", "org", "actor", "action", "phase", "fields"];
+
+/// The counts of the table of usage, whose key is key, organisation and hour.
+pub(super) const COUNTS: [&str; 5] =
+    ["allowed", "client_errors", "server_errors", "aborted", "refused"];
+
+/// `allowed = hourly_usage.allowed + excluded.allowed, …`: adds counts to those that are there.
+pub(super) fn added() -> String {
+    list(COUNTS.map(|count| format!("{count} = hourly_usage.{count} + excluded.{count}")))
+}
+
+/// A place in the order of audit records: microseconds since 1970, and an id.
+pub(super) type Place = (i64, [u8; 16]);
+
+/// The places just outside of a part of the audit log: before the oldest record, and after
+/// the newest.
+pub(super) fn outside((oldest, newest): (Bound<AuditCursor>, Bound<AuditCursor>)) -> [Place; 2] {
+    let place = |cursor: AuditCursor| (cursor.at().unix_micros(), cursor.id().to_bytes());
+    let before = match oldest {
+        Bound::Unbounded => (i64::MIN, [0; 16]),
+        Bound::Excluded(cursor) => place(cursor),
+        Bound::Included(cursor) => match place(cursor) {
+            (at, id) if id == [0; 16] => (at.saturating_sub(1), [u8::MAX; 16]),
+            (at, _) => (at, cursor.id().before().to_bytes()),
+        },
+    };
+    let after = match newest {
+        Bound::Unbounded => (i64::MAX, [u8::MAX; 16]),
+        Bound::Excluded(cursor) => place(cursor),
+        Bound::Included(cursor) => (cursor.at().unix_micros(), cursor.id().after().to_bytes()),
+    };
+    [before, after]
+}
 
 /// The names of the columns of [`KEYS`], separated by commas.
 pub(super) fn key_columns() -> String {

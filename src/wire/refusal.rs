@@ -6,6 +6,7 @@
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -14,6 +15,7 @@ use http::header::{
 use http::{Response, StatusCode, Version};
 
 use crate::manager::admission::AdmitError;
+use crate::manager::rate::RateStatus;
 use crate::manager::verify::VerifyError;
 use crate::policy::Denial;
 use crate::scopes::{MissingScope, Scope};
@@ -38,6 +40,8 @@ pub enum Refusal {
     NotAllowed,
     /// 403: the key does not have the scope that the request needs.
     InsufficientScope(MissingScope),
+    /// 429: the key has reached its rate limit.
+    RateLimited(RateStatus),
     /// 503: the key could not be checked, or the request not recorded.
     Unavailable,
 }
@@ -60,6 +64,7 @@ impl Refusal {
             Self::InvalidToken => "not a well-formed API key",
             Self::NotAllowed => "not allowed",
             Self::InsufficientScope(_) => "insufficient scope",
+            Self::RateLimited(_) => "rate limit",
             Self::Unavailable => "unavailable",
         }
     }
@@ -70,6 +75,7 @@ impl Refusal {
             Self::NoCredentials | Self::InvalidToken => StatusCode::UNAUTHORIZED,
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
             Self::NotAllowed | Self::InsufficientScope(_) => StatusCode::FORBIDDEN,
+            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -82,6 +88,7 @@ impl Refusal {
             Self::InvalidToken => Some("invalid_token"),
             Self::NotAllowed => Some("forbidden"),
             Self::InsufficientScope(_) => Some(INSUFFICIENT_SCOPE),
+            Self::RateLimited(_) => Some("rate_limited"),
             Self::Unavailable => Some("unavailable"),
         }
     }
@@ -108,6 +115,12 @@ impl Refusal {
                 Some(scope) => format!("The API key does not have the scope `{scope}`."),
                 None => "The API key does not have the scope that this request needs.".into(),
             },
+            Self::RateLimited(rate) => format!(
+                "The API key may make {} requests in {} seconds. Try again in {} seconds.",
+                rate.quota,
+                seconds(rate.window),
+                seconds(rate.retry_after.unwrap_or_default()),
+            ),
             Self::Unavailable => "The API key could not be checked. Try again shortly.".into(),
         }
     }
@@ -125,6 +138,7 @@ impl Refusal {
             AdmitError::Refused(VerifyError::Malformed(_) | VerifyError::Unknown) => {
                 Self::InvalidToken
             }
+            AdmitError::RateLimited(rate) => Self::RateLimited(rate),
             AdmitError::Refused(VerifyError::Unavailable(_)) | AdmitError::NotRecorded(_) => {
                 Self::Unavailable
             }
@@ -132,13 +146,41 @@ impl Refusal {
     }
 }
 
+/// Whole seconds, rounded up.
+fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+/// Says on a response what is left of a rate limit (draft-ietf-httpapi-ratelimit-headers-11).
+pub(crate) fn set_rate(headers: &mut HeaderMap, rate: &RateStatus) {
+    let RateStatus { name, quota, window, remaining, reset, .. } = rate;
+    let (window, reset) = (seconds(*window), seconds(*reset));
+    let fields = [
+        ("ratelimit-policy", format!("\"{name}\";q={quota};w={window}")),
+        ("ratelimit", format!("\"{name}\";r={remaining};t={reset}")),
+    ];
+    for (field, text) in fields {
+        // Not valid only if a limiter of the host's gives a name that is not.
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(HeaderName::from_static(field), value);
+        }
+    }
+}
+
 /// A problem as JSON (RFC 9457).
 fn problem_body(status: StatusCode, code: Option<&str>, detail: &str) -> Bytes {
+    // The type is registered by the draft of the rate limit headers.
+    let kind = match status {
+        StatusCode::TOO_MANY_REQUESTS => {
+            "https://iana.org/assignments/http-problem-types#quota-exceeded"
+        }
+        _ => "about:blank",
+    };
     let title = status.canonical_reason().unwrap_or_default();
     let code = code.map(|code| format!(r#","code":"{code}""#)).unwrap_or_default();
     let status = status.as_u16();
     Bytes::from(format!(
-        r#"{{"type":"about:blank","title":"{title}","status":{status}{code},"detail":"{detail}"}}"#
+        r#"{{"type":"{kind}","title":"{title}","status":{status}{code},"detail":"{detail}"}}"#
     ))
 }
 
@@ -237,7 +279,7 @@ impl Refusals {
     fn challenge(&self, refusal: &Refusal) -> Option<HeaderValue> {
         let error = match refusal {
             Refusal::NoCredentials => return Some(self.challenge.clone()),
-            Refusal::NotAllowed | Refusal::Unavailable => return None,
+            Refusal::NotAllowed | Refusal::RateLimited(_) | Refusal::Unavailable => return None,
             refusal => refusal.code()?,
         };
         let mut challenge = self.challenge.as_bytes().to_vec();
@@ -264,8 +306,16 @@ impl Refusals {
             if let Some(challenge) = challenge {
                 ours.headers_mut().insert(WWW_AUTHENTICATE, challenge);
             }
-            if *refusal == Refusal::Unavailable {
-                ours.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            match refusal {
+                Refusal::Unavailable => {
+                    ours.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                }
+                Refusal::RateLimited(rate) => {
+                    let wait = seconds(rate.retry_after.unwrap_or_default()).max(1);
+                    ours.headers_mut().insert(RETRY_AFTER, wait.into());
+                    set_rate(ours.headers_mut(), rate);
+                }
+                _ => {}
             }
             self.hooked(refusal, ours)
         };

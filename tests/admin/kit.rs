@@ -12,13 +12,11 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use keygate::manager::KeyManagerBuilder;
 use keygate::runtime::ManualClock;
-use keygate::{
-    Actor, ApiKey, KeyManager, KeyName, KeyStore, MemoryAuditLog, OrgId, StoreError, Timestamp,
-};
+use keygate::{Actor, ApiKey, KeyManager, KeyName, KeyStore, OrgId, StoreError, Timestamp};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::support::{Call, SpyStore};
+use crate::support::{Call, SpySink, SpyStore};
 
 /// Every error code with its status.
 pub(crate) const CODES: [(&str, u16); 14] = [
@@ -50,7 +48,7 @@ pub(crate) struct Api {
     pub(crate) router: Router,
     pub(crate) keys: KeyManager,
     pub(crate) store: Arc<SpyStore>,
-    pub(crate) log: Arc<MemoryAuditLog>,
+    pub(crate) log: Arc<SpySink>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) actor: Actor,
 }
@@ -61,7 +59,7 @@ impl Api {
     }
 
     pub(crate) fn with(change: impl FnOnce(KeyManagerBuilder) -> KeyManagerBuilder) -> Self {
-        let (store, log) = (Arc::new(SpyStore::default()), Arc::new(MemoryAuditLog::new()));
+        let (store, log) = (Arc::new(SpyStore::default()), Arc::new(SpySink::default()));
         let clock = Arc::new(ManualClock::new(START.parse::<Timestamp>().unwrap()));
         let builder = KeyManager::builder(store.clone()).audit(log.clone()).clock(clock.clone());
         let keys = change(builder).build().unwrap();
@@ -69,8 +67,9 @@ impl Api {
         Self { router, keys, store, log, clock, actor: actor("acme") }
     }
 
-    /// Makes every later call of the store fail.
+    /// Makes every later call of the store fail, and every page of the audit log.
     pub(crate) fn store_fails(&self) {
+        self.log.unreadable.store(true, Ordering::SeqCst);
         self.store.before(|_| ready(Err(StoreError::unavailable("the disk is on fire"))));
     }
 

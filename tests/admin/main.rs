@@ -10,7 +10,9 @@
 
 mod audit;
 mod bodies;
+mod changes;
 mod environments;
+mod export;
 mod failures;
 mod guard;
 mod idempotency;

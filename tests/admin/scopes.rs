@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::kit::{Api, Reply, new_key, path_of};
 use crate::openapi::described_by;
 
-fn api(scopes: &[(&str, &str)]) -> Api {
+pub(crate) fn api(scopes: &[(&str, &str)]) -> Api {
     let catalog = ScopeCatalog::new(scopes.iter().copied()).unwrap();
     Api::with(|builder| builder.scopes(catalog))
 }

@@ -2,15 +2,17 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use keygate::audit::{
-    AuditCursor, AuditEvent, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope, ChangePhase,
-    Outcome, Position, SecretUsed,
+    AuditCursor, AuditEvent, AuditFilter, AuditId, AuditPage, AuditQuery, AuditRecord, AuditScope,
+    ChangePhase, ChangedField, FieldValue, Outcome, Position, SecretUsed, UsageBucket, UsageCounts,
+    UsageQuery,
 };
-use keygate::{AuditError, AuditLog, AuditSink, Timestamp};
+use keygate::{AuditError, AuditLog, AuditSink, KeyId, OrgId, Timestamp};
 
 use super::fault::LogFault;
 use super::{gap, later};
@@ -29,11 +31,16 @@ pub(super) struct State {
     counts: HashMap<AuditId, usize>,
     purged_before: Option<Timestamp>,
     pub(super) purged: Vec<AuditRecord>,
+    counted: HashSet<AuditId>,
+    pub(super) usage: Usage,
     pub(super) is_open: bool,
     pub(super) is_reopened: bool,
     /// How many records there were when the log was opened.
     pub(super) known_from: usize,
 }
+
+/// The counts of each hour of a key.
+type Usage = BTreeMap<(Timestamp, OrgId, KeyId), UsageCounts>;
 
 impl BrokenLog {
     pub(crate) fn new(fault: LogFault) -> Self {
@@ -90,6 +97,18 @@ impl BrokenLog {
             (AuditEvent::Change(change), LogFault::ActorsAreTrimmed) => {
                 change.actor = change.actor.chars().take(64).collect::<String>().into();
             }
+            (AuditEvent::Change(change), LogFault::FieldsAreTexts) => {
+                let text = |value: &FieldValue| match value {
+                    FieldValue::List(list) => FieldValue::Text(list.join(", ")),
+                    other => other.clone(),
+                };
+                let fields = change.fields.iter().map(|field| ChangedField {
+                    before: text(&field.before),
+                    after: text(&field.after),
+                    ..field.clone()
+                });
+                change.fields = fields.collect();
+            }
             _ => {}
         }
         record
@@ -127,7 +146,36 @@ impl BrokenLog {
                 state.records.push(stored);
             }
         }
+        self.count(&mut state, batch);
         Ok(())
+    }
+
+    /// Counts the records that are not counted yet.
+    fn count(&self, state: &mut State, batch: &[AuditRecord]) {
+        for record in batch {
+            let is_new = state.counted.insert(record.id);
+            let counts = match (UsageCounts::of(record), &record.event, self.fault) {
+                (None, AuditEvent::Change(_), LogFault::ChangesAreCounted) => Some(one()),
+                (Some(_), AuditEvent::Request(_), LogFault::CountsRecordsNotRequests) => {
+                    let mut single = record.clone();
+                    if let AuditEvent::Request(request) = &mut single.event {
+                        request.count = 1;
+                    }
+                    UsageCounts::of(&single)
+                }
+                (counts, _, _) => counts,
+            };
+            let at = match self.fault {
+                LogFault::HoursAreRounded => record.at.saturating_add(Duration::from_secs(1_800)),
+                _ => record.at,
+            };
+            if let Some(counts) = counts
+                && (is_new || self.is(LogFault::RepeatsAreCounted))
+            {
+                let of = (UsageBucket::hour_of(at), record.org.clone(), record.key);
+                state.usage.entry(of).or_default().add(counts);
+            }
+        }
     }
 
     fn is_in_scope(&self, record: &AuditRecord, query: &AuditQuery) -> bool {
@@ -172,6 +220,14 @@ impl AuditSink for BrokenLog {
                 gap().await;
                 self.write(&new)
             }
+            LogFault::CountsAreReadAndWritten => {
+                let before = self.lock().usage.clone();
+                self.write(batch)?;
+                let after = std::mem::replace(&mut self.lock().usage, before);
+                gap().await;
+                self.lock().usage = after;
+                Ok(())
+            }
             _ => self.write(batch),
         }
     }
@@ -183,6 +239,17 @@ impl AuditLog for BrokenLog {
         let mut query = query.clone();
         if self.is(LogFault::PagesOfAHundred) {
             query = query.clone().limit(query.limit.min(100));
+        }
+        let filter = query.filter.clone();
+        match self.fault {
+            LogFault::FilterIsIgnored | LogFault::FilterAfterThePage => {
+                query.filter = AuditFilter::default();
+            }
+            LogFault::UntilIsIncluded => {
+                let next = |until: Timestamp| until.saturating_add(Duration::from_micros(1));
+                query.filter.until = query.filter.until.map(next);
+            }
+            _ => {}
         }
         let mut state = self.lock();
         let in_scope = |record: &&AuditRecord| match self.fault {
@@ -240,8 +307,14 @@ impl AuditLog for BrokenLog {
                 }
             }
         }
+        if let Some(since) = query.filter.since {
+            records.retain(|record| since <= record.at);
+        }
+        if let Some(until) = query.filter.until {
+            records.retain(|record| record.at < until);
+        }
         let more = records.len() > query.limit;
-        records.truncate(query.limit + 1);
+        records.truncate(query.to_fetch());
         let is_empty = records.is_empty();
         if self.is(LogFault::AfterGivesTheNewest) && matches!(query.position, Position::After(_)) {
             records.reverse();
@@ -251,6 +324,13 @@ impl AuditLog for BrokenLog {
             LogFault::FullPagesLeadOn if !more && page.records.len() == query.limit => {
                 page.older = page.records.last().map(AuditCursor::of);
             }
+            LogFault::FilterAfterThePage => {
+                page.records.retain(|record| filter.matches(record));
+                if page.records.len() < query.limit {
+                    page.older = None;
+                }
+            }
+            LogFault::ShortPagesAreTheLast if page.records.len() < query.limit => page.older = None,
             LogFault::EmptyPageLeadsNowhere if is_empty => page = AuditPage::default(),
             LogFault::KindIsFilteredAfterwards => {
                 page.records.retain(|record| self.is_in_scope(record, &query));
@@ -266,8 +346,24 @@ impl AuditLog for BrokenLog {
         Ok(page)
     }
 
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        let state = self.lock();
+        let asked = state.usage.iter().filter(|((hour, org, key), _)| {
+            let same_org = *org == query.org || self.is(LogFault::UsageIgnoresOrg);
+            let is_end = *hour == query.until && self.is(LogFault::UntilIsCounted);
+            let in_time = query.from <= *hour && (*hour < query.until || is_end);
+            same_org && *key == query.key && in_time
+        });
+        Ok(asked
+            .map(|((hour, ..), counts)| UsageBucket { start: *hour, counts: *counts })
+            .collect())
+    }
+
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         let mut state = self.lock();
+        if self.is(LogFault::PurgeTakesAllCounts) {
+            state.usage.clear();
+        }
         let before = state.records.len();
         let old = state.records.iter().filter(|record| record.at < instant).cloned();
         let old: Vec<AuditRecord> = old.collect();
@@ -286,7 +382,14 @@ impl AuditLog for BrokenLog {
     }
 }
 
-fn key_of(scope: AuditScope) -> Option<keygate::KeyId> {
+/// One request that was allowed.
+fn one() -> UsageCounts {
+    let mut counts = UsageCounts::default();
+    counts.allowed = 1;
+    counts
+}
+
+fn key_of(scope: AuditScope) -> Option<KeyId> {
     match scope {
         AuditScope::KeyRequests(key) | AuditScope::KeyChanges(key) => Some(key),
         AuditScope::OrgChanges => None,

@@ -6,6 +6,7 @@ pub(crate) mod fault;
 mod import;
 pub(crate) mod log;
 mod reopening;
+mod search;
 pub(crate) mod store;
 
 use std::time::Duration;

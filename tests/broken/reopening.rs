@@ -67,6 +67,9 @@ impl BrokenLog {
         state.is_reopened = state.is_open;
         state.is_open = true;
         state.known_from = state.records.len();
+        if state.is_reopened && self.fault == LogFault::ReopenedWithoutCounts {
+            state.usage.clear();
+        }
         let purged = std::mem::take(&mut state.purged);
         match self.fault {
             LogFault::ReopenedWithPurgedRecords => state.records.extend(purged),

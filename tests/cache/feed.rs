@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keygate::manager::PartHealth;
 use keygate::runtime::{BoxFuture, Runtime};
 use keygate::store::{CacheState, News};
 use keygate::*;
@@ -81,6 +82,31 @@ async fn until_the_feed_is_connected_nothing_is_cached() {
         assert_eq!(probe.finds(), 4);
     }
     assert_eq!(cached.health().entries, 1);
+}
+
+#[tokio::test]
+async fn the_health_of_a_manager_says_whether_its_cache_is_used() {
+    let probe = probe();
+    let (say, feed) = feed();
+    let cached = CachedStore::builder(Arc::clone(&probe), LONG).feed(feed).build().unwrap();
+    let managers = [
+        KeyManager::builder(cached.clone()).build().unwrap(),
+        KeyManager::builder(Arc::new(cached.clone())).build().unwrap(),
+    ];
+    for keys in &managers {
+        let health = keys.health().await;
+        let error = health.cache.as_ref().and_then(PartHealth::error);
+        assert!(error.is_some_and(|error| error.contains("every look-up goes to the store")));
+        assert!(!health.works() && health.lookups.works(), "{health:?}");
+    }
+    say.news(News::Missed);
+    say.up_to_date();
+    becomes(&cached, CacheState::Following).await;
+    for keys in &managers {
+        assert!(keys.health().await.cache.is_some_and(|cache| cache.works()));
+    }
+    let without = KeyManager::builder(MemoryStore::new()).build().unwrap();
+    assert_eq!(without.health().await.cache, None);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod credentials;
 mod faults;
 mod leaks;
 mod places;
+mod rates;
 mod records;
 mod scopes;
 mod stack;
@@ -171,11 +172,16 @@ impl Answer {
 
     /// The body as a problem document (RFC 9457) that matches the answer.
     fn problem(&self) -> Value {
+        self.problem_of_type("about:blank")
+    }
+
+    /// The same for a type that ends so.
+    fn problem_of_type(&self, end: &str) -> Value {
         assert_eq!(self.headers[CONTENT_TYPE], "application/problem+json");
         let problem: Value = serde_json::from_slice(&self.body).unwrap();
         assert_eq!(problem["status"], self.status.as_u16());
         assert_eq!(problem["title"], self.status.canonical_reason().unwrap());
-        assert!(problem["type"].is_string());
+        assert!(problem["type"].as_str().unwrap().ends_with(end), "{problem}");
         problem
     }
 }

@@ -9,9 +9,9 @@ use axum::extract::Path;
 use axum::routing::{any, get};
 use http::{Method, StatusCode};
 use keygate::audit::{Outcome, RequestEvent};
-use keygate::{Delivery, VerifiedKey};
+use keygate::{ApiKey, Delivery, KeyStore, Scopes, VerifiedKey};
 
-use crate::support::{PATIENCE, Sink, eventually, unknown_key};
+use crate::support::{PATIENCE, Sink, eventually, log_lines, unknown_key};
 use crate::{PEER, World, bearer, bearer_at, hosts, in_axum, ip, request, router};
 
 #[tokio::test]
@@ -119,4 +119,26 @@ async fn a_strict_record_is_written_before_the_answer() {
     }
     let mut cx = Context::from_waker(std::task::Waker::noop());
     assert!(pin!(under_way).poll(&mut cx).is_pending());
+}
+
+#[tokio::test]
+async fn what_a_handler_logs_carries_the_organisation_and_the_key() {
+    let world = World::new();
+    let (key, secret) = world.key().await;
+    let greet = async || tracing::info!("in the handler");
+    let lacking = async |key: VerifiedKey| key.require_scope("reports:read");
+    let app = Router::new().route("/", any(greet)).route("/scoped", any(lacking));
+    let ask = in_axum(app.layer(world.layer()));
+    assert_eq!(ask(bearer(&secret)).await.status, 200);
+    let span = format!("request{{org=acme key={}", key.id);
+    assert_eq!(log_lines(&["in the handler", &span]), 1);
+    assert_eq!(log_lines(&["close", &span, "outcome=\"allowed\""]), 1);
+
+    let mut stored = ApiKey::clone(&*world.stored(key.id).await);
+    let revision = stored.revision;
+    stored.attributes.scopes = Scopes::only(["other"]).unwrap();
+    stored.revision = revision.next();
+    world.store.replace(&stored, revision).await.unwrap();
+    assert_eq!(ask(bearer_at("/scoped", &secret)).await.status, 403);
+    assert_eq!(log_lines(&["close", &span, "outcome=\"insufficient_scope\""]), 1);
 }

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::audit::ChangePhase::{Abandoned, Begun};
-use keygate::audit::{AuditEvent, AuditQuery, AuditScope, ChangeEvent};
+use keygate::audit::{
+    AuditEvent, AuditQuery, AuditScope, ChangeAction, ChangeEvent, ChangePhase, ChangedField,
+};
 use keygate::runtime::Clock;
 use keygate::store::OrgLimit;
 use keygate::*;
 
 use crate::support::{Call, Sink, SpySink, org, soon};
 use crate::{
-    ada, assert_gone, assert_in_doubt, assert_unavailable, bench, bench_with, change_first_key,
-    fail, interfere, name, new_key, rename,
+    Bench, ada, assert_gone, assert_in_doubt, assert_unavailable, bench, bench_with,
+    change_first_key, fail, interfere, name, new_key, rename,
 };
 
 const WRITES: &[Call] = &[Call::Insert, Call::Replace, Call::Delete];
@@ -31,9 +33,86 @@ async fn a_record_says_who_made_which_change_and_when_and_outlives_the_key() {
     let records = b.keys.audit_page(&query).await.unwrap().unwrap().records;
     assert_eq!(records.len(), 4);
     for (record, action) in records.iter().rev().zip([Created, Updated, Rotated, Deleted]) {
-        let event = AuditEvent::Change(ChangeEvent::new(ada().name(), action, Begun));
-        assert_eq!((record.at, record.key, &record.event), (b.clock.now(), id, &event));
+        let AuditEvent::Change(event) = &record.event else { panic!("{record:?}") };
+        let what = (&*event.actor, event.action, event.phase);
+        assert_eq!(
+            (record.at, record.key, what),
+            (b.clock.now(), id, (ada().name(), action, Begun))
+        );
     }
+}
+
+/// What the changes of a key have changed, oldest first.
+async fn changed_fields(b: &Bench) -> Vec<(ChangeAction, ChangePhase, String)> {
+    let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges).limit(200);
+    let page = b.keys.audit_page(&query).await.unwrap().unwrap();
+    let changes = page.records.into_iter().rev().filter_map(|record| match record.event {
+        AuditEvent::Change(change) => Some(change),
+        _ => None,
+    });
+    let line = |field: &ChangedField| format!("{}: {} / {}", field.name, field.before, field.after);
+    let told = |change: ChangeEvent| {
+        let fields: Vec<_> = change.fields.iter().map(line).collect();
+        (change.action, change.phase, fields.join("; "))
+    };
+    changes.map(told).collect()
+}
+
+#[tokio::test]
+async fn a_record_says_what_was_changed() {
+    let b = bench_with(|builder| builder.max_overlap(Duration::from_secs(60)));
+    let new = NewKey::named("a").unwrap().allow(["10.0.0.0/8"]).unwrap();
+    let issued = b.keys.create(&ada(), new).await.unwrap();
+    let id = issued.key.id;
+    b.keys.update(&ada(), &id, rename("b")).await.unwrap();
+    let minute = Duration::from_secs(60);
+    let rotated = b.keys.rotate_with_overlap(&ada(), &id, minute, None).await.unwrap();
+    b.keys.revoke(&ada(), &id).await.unwrap();
+    b.keys.delete(&ada(), &id).await.unwrap();
+    let (old, new) = (&issued.key.key_prefix, &rotated.key.key_prefix);
+    let end = b.clock.now().saturating_add(minute);
+    let told: Vec<_> = changed_fields(&b).await.into_iter().map(|(_, _, fields)| fields).collect();
+    assert_eq!(
+        told,
+        [
+            format!(
+                "name: - / a; status: - / active; key_prefix: - / {old}; ip_allowlist: - / 10.0.0.0/8; scopes: - / all"
+            ),
+            "name: a / b".to_owned(),
+            format!("key_prefix: {old} / {new}; previous_secret_until: - / {end}"),
+            format!("status: active / revoked; previous_secret_until: {end} / -"),
+            format!(
+                "name: b / -; status: revoked / -; key_prefix: {new} / -; ip_allowlist: 10.0.0.0/8 / -; scopes: all / -"
+            ),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn case_29_after_a_concurrent_change_the_record_still_says_what_was_changed() {
+    // Another edit of the same field comes first: the record of the first attempt is wrong.
+    let b = bench();
+    let id = b.create().await.key.id;
+    interfere(&b.store, Call::Replace, |store| async move {
+        change_first_key(&store, |key| key.name = name("theirs")).await;
+    });
+    b.keys.update(&ada(), &id, rename("mine")).await.unwrap();
+    let told = changed_fields(&b).await;
+    let wrong = "name: CI / mine".to_owned();
+    let right = "name: theirs / mine".to_owned();
+    let expected =
+        [(Updated, Begun, wrong.clone()), (Updated, Abandoned, wrong), (Updated, Begun, right)];
+    assert_eq!(told[1..], expected);
+
+    // An edit of another field leaves the record right.
+    let b = bench();
+    let id = b.create().await.key.id;
+    interfere(&b.store, Call::Replace, |store| async move {
+        change_first_key(&store, |key| key.status = Status::Revoked).await;
+    });
+    b.keys.update(&ada(), &id, rename("mine")).await.unwrap();
+    assert_eq!(changed_fields(&b).await[1..], [(Updated, Begun, "name: CI / mine".to_owned())]);
+    assert_eq!(b.snapshot().await[0].status, Status::Revoked);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use keygate::audit::{AuditPage, AuditQuery, AuditScope};
+use keygate::audit::{AuditPage, AuditQuery, AuditScope, UsageBucket, UsageQuery};
 use keygate::manager::RequestInfo;
 use keygate::*;
 
@@ -35,6 +35,43 @@ async fn health_reports_for_each_part_whether_it_works_and_why_not() {
     assert!(b.keys.shutdown(Duration::from_secs(20)).await.is_complete());
     let health = b.keys.health().await;
     assert_eq!(works(&health), [true, false, false], "{health:?}");
+}
+
+#[tokio::test]
+async fn health_reports_last_used_times_that_cannot_be_written() {
+    let b = bench();
+    let issued = b.create().await;
+    fail(&b.store, &[Call::Uses], || StoreError::unavailable("the disk is full"));
+    b.verify(&issued).await.unwrap();
+    let last_uses = async || b.keys.health().await.last_uses;
+    eventually("they fail", async || !last_uses().await.works()).await;
+    assert_eq!(last_uses().await.error(), Some("the key store is unavailable: the disk is full"));
+    b.store.heal();
+    eventually("they are written", async || last_uses().await.works()).await;
+    assert!(b.snapshot().await[0].last_used_at.is_some());
+}
+
+#[tokio::test]
+async fn health_says_how_many_records_wait_and_when_the_last_was_written() {
+    let sink = Arc::new(SpySink::default());
+    let b = bench_with(|builder| {
+        let delivery = Delivery::buffered().capacity(100).linger(Duration::ZERO);
+        builder.audit_sink(sink.clone()).delivery(delivery)
+    });
+    let queue = async || b.keys.health().await.audit_queue;
+    let before = queue().await;
+    assert_eq!((before.queued, before.capacity, before.last_written), (0, 100, None));
+    let issued = b.create().await;
+    assert!(queue().await.last_written.is_some());
+    sink.hold(true);
+    for _ in 0..5 {
+        let request = RequestInfo::new("GET", "/");
+        let admitted = b.keys.admit(issued.secret.expose_secret(), request).await.unwrap();
+        admitted.finish(200).await.unwrap();
+    }
+    assert_eq!(queue().await.queued, 5);
+    sink.hold(false);
+    eventually("they are written", async || queue().await.queued == 0).await;
 }
 
 #[tokio::test]
@@ -131,6 +168,9 @@ impl AuditLog for HungLog {
     async fn page(&self, _: &AuditQuery) -> Result<AuditPage, AuditError> {
         pending().await
     }
+    async fn usage(&self, _: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        pending().await
+    }
     async fn purge_before(&self, _: Timestamp) -> Result<u64, AuditError> {
         pending().await
     }
@@ -143,4 +183,6 @@ async fn case_32_an_audit_log_that_cannot_be_read_is_unavailable_within_the_dead
     let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
     let page = soon(b.keys.audit_page(&query)).await;
     assert_unavailable(page.unwrap());
+    let id = b.create().await.key.id;
+    assert_unavailable(soon(b.keys.usage(&org("acme"), &id, 1)).await.unwrap());
 }

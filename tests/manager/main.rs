@@ -11,10 +11,12 @@
 mod changes;
 mod credentials;
 mod environments;
+mod events;
 mod faults;
 mod health;
 mod lifecycle;
 mod limits;
+mod operator;
 mod overlap;
 mod races;
 mod runtimes;

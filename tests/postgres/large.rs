@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use keygate::audit::{
-    AuditCursor, AuditEvent, AuditId, AuditQuery, AuditRecord, AuditScope, ChangeAction,
-    ChangeEvent, ChangePhase, Outcome, Position, RequestEvent,
+    AuditCursor, AuditEvent, AuditFilter, AuditId, AuditQuery, AuditRecord, AuditScope,
+    ChangeAction, ChangeEvent, ChangePhase, Outcome, Position, RequestEvent, UsageQuery,
 };
 use keygate::store::{KeyDigest, KeyExport, OrgLimit, PostgresOptions};
 use keygate::{ApiKey, AuditLog, AuditSink, KeyId, KeyStore, OrgId, PostgresStore, Timestamp};
@@ -22,6 +22,8 @@ const REQUESTS: u64 = 1_000_000;
 const CHANGES: u64 = 200_000;
 /// The key of every twentieth request and of every other change.
 const BUSY: u64 = 0;
+/// The hours of a year, each with a count of the first 20 keys.
+const YEAR: u64 = 365 * 24;
 /// A key of the same organisation, with five records of each kind.
 const QUIET: u64 = ORGS;
 
@@ -128,8 +130,10 @@ async fn fill(db: &Client) {
          INSERT INTO changes SELECT {record}, 'ada', 'updated', 'begun' \
              FROM (SELECT n, {} AS by FROM generate_series(0, {CHANGES} - 1) AS n) AS c \
              JOIN (SELECT n AS by, id, org FROM of_number) AS k USING (by); \
+         INSERT INTO hourly_usage SELECT id, org, {base} + hour * 3600000000, 1, hour, 0, 0, 0, 0 \
+             FROM of_number CROSS JOIN generate_series(0, {YEAR} - 1) AS hour WHERE n < 20; \
          RESET session_replication_role; \
-         ANALYZE organisations, keys, requests, changes",
+         ANALYZE organisations, keys, requests, changes, hourly_usage",
         numbered(KEYS),
         numbered(QUIET + 1),
         by(999, 200_000, 20),
@@ -283,6 +287,26 @@ async fn assert_calls_read_little(place: (Place<'_>, bool)) {
     let middle = KeyId::from_bytes([0x80; 16]);
     assert_reads_little(place, "export", 510, async |store| {
         assert_eq!(store.export(Some(&middle), 500).await.unwrap().len(), 500);
+    })
+    .await;
+
+    // A filter that nothing meets, and the usage of 90 days among that of a year.
+    let busy = key_number(BUSY);
+    let mut filter = AuditFilter::default();
+    filter.method = Some("PUT".to_owned());
+    let query = AuditQuery::new(busy.org.clone(), AuditScope::KeyRequests(busy.id)).filter(filter);
+    for query in [query.clone(), query.at(Position::After(AuditCursor::of(&request(&busy, 0))))] {
+        assert_reads_little(place, "a page with a filter", 1_000, async |store| {
+            let page = store.page(&query).await.unwrap();
+            assert!(page.records.is_empty() && page.older.or(page.newer).is_some());
+        })
+        .await;
+    }
+    let hour = |hour: u64| at(hour * 3_600_000_000);
+    let usage = UsageQuery::new(busy.org, busy.id, hour(YEAR - 90 * 24), hour(YEAR));
+    assert_reads_little(place, "usage", 90 * 24 + 10, async |store| {
+        let hours = store.usage(&usage).await.unwrap();
+        assert!(hours.iter().map(|bucket| bucket.counts.allowed).eq(YEAR - 90 * 24..YEAR));
     })
     .await;
 

@@ -57,6 +57,7 @@ async fn the_store_conforms_with_and_without_prepared_statements() {
         let store = options.connect().await.unwrap();
         conformance::check_store(|| async { store.clone() }).await.unwrap();
         conformance::check_audit_log(|| async { store.clone() }).await.unwrap();
+        conformance::check_search(|| async { store.clone() }).await.unwrap();
     }
 }
 

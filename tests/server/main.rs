@@ -14,6 +14,7 @@ mod credentials;
 mod ends;
 mod hosts;
 mod leaks;
+mod metrics;
 mod routes;
 mod settings;
 #[path = "../support/mod.rs"]

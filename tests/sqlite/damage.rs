@@ -172,7 +172,7 @@ async fn an_unknown_stored_name_is_shown_as_unknown() {
     let key = key(&org("acme"));
     let records = [request(&key, at(1), 1), request(&key, at(2), 2), change(&key, at(3), 3)];
     store.record(&records).await.unwrap();
-    let unknown = "UPDATE requests SET outcome = 'rate_limited' WHERE at = (SELECT min(at) FROM requests); \
+    let unknown = "UPDATE requests SET outcome = 'quarantined' WHERE at = (SELECT min(at) FROM requests); \
                    UPDATE changes SET action = 'adopted', phase = 'planned'";
     raw(&path).execute_batch(unknown).unwrap();
     let page =

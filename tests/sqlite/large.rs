@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use keygate::audit::{AuditPage, AuditQuery, AuditRecord, AuditScope, Position};
+use keygate::audit::{
+    AuditCursor, AuditFilter, AuditPage, AuditQuery, AuditRecord, AuditScope, Position,
+};
 use keygate::store::KeyDigest;
 use keygate::{ApiKey, AuditLog, AuditSink, KeyId, KeyStore, OrgId, SqliteStore};
 use rusqlite::types::Value;
@@ -120,17 +122,18 @@ fn assert_plans(db: &Connection) {
         ("changes", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
         ("changes", "org = ?1 AND ?2 IS NULL", "INDEX changes_by_org (org=?"),
     ] {
-        for (side, order, range) in [
-            ("AND ?3 IS NULL AND ?4 IS NULL", "DESC", ")"),
-            ("AND (at, id) < (?3, ?4)", "DESC", " AND (at,id)<(?,?))"),
-            ("AND (at, id) > (?3, ?4)", "ASC", " AND (at,id)>(?,?))"),
-        ] {
+        for order in ["DESC", "ASC"] {
             let sql = format!(
-                "SELECT * FROM {table} WHERE {scope} {side} ORDER BY at {order}, id {order} LIMIT ?5"
+                "SELECT * FROM {table} WHERE {scope} AND (at, id) > (?3, ?4) \
+                 AND (at, id) < (?5, ?6) ORDER BY at {order}, id {order} LIMIT ?7"
             );
-            assert_plan(db, &sql, &format!("SEARCH {table} USING {index}{range}"));
+            let range = "AND (at,id)>(?,?) AND (at,id)<(?,?))";
+            assert_plan(db, &sql, &format!("SEARCH {table} USING {index} {range}"));
         }
     }
+    let usage = "SELECT hour, allowed FROM hourly_usage \
+                 WHERE key = ?1 AND org = ?2 AND hour >= ?3 AND hour < ?4 ORDER BY hour";
+    assert_plan(db, usage, "PRIMARY KEY (key=? AND org=? AND hour>? AND hour<?)");
     for table in ["requests", "changes"] {
         let sql = format!(
             "DELETE FROM {table} WHERE (key, at, id) IN \
@@ -214,12 +217,18 @@ async fn many_keys_and_records_are_found_by_indexes() {
     let expected = of(0);
     let newest = page(&store, &requests(0), within).await;
     assert!(newest.records == expected[..200]);
-    let middle = Position::Before(keygate::audit::AuditCursor::of(&expected[225_000]));
+    let middle = Position::Before(AuditCursor::of(&expected[225_000]));
     let before = page(&store, &requests(0).at(middle), within).await;
     assert!(before.records == expected[225_001..225_201]);
     let after = Position::After(before.newer.unwrap());
     let after = page(&store, &requests(0).at(after), within).await;
     assert!(after.records == expected[224_801..225_001]);
+    // A filter that nothing meets reads a part of the log.
+    let mut filter = AuditFilter::default();
+    filter.method = Some("PUT".to_owned());
+    let filtered = page(&store, &requests(0).filter(filter), within).await;
+    assert!(filtered.records.is_empty());
+    assert_eq!(filtered.older, Some(AuditCursor::of(&expected[999])));
     for number in [1, 500, 1_000] {
         let expected = of(number);
         assert_eq!(expected.len(), 450);

@@ -39,6 +39,7 @@ async fn the_store_conforms() {
     conformance::check_store(|| async { store.clone() }).await.unwrap();
     conformance::check_export(|| async { store.clone() }).await.unwrap();
     conformance::check_import(|| async { store.clone() }).await.unwrap();
+    conformance::check_search(|| async { store.clone() }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

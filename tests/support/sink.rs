@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::future::pending;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use keygate::audit::{AuditId, AuditPage, AuditQuery, AuditRecord};
+use keygate::audit::{AuditId, AuditPage, AuditQuery, AuditRecord, UsageBucket, UsageQuery};
 use keygate::{AuditError, AuditLog, AuditSink, MemoryAuditLog, Timestamp};
 use tokio::sync::watch;
 
@@ -40,6 +41,10 @@ pub(crate) struct SpySink {
     /// The answer to all calls after those.
     sink: Mutex<Sink>,
     held: watch::Sender<bool>,
+    /// How many pages were asked for.
+    pub(crate) pages: AtomicUsize,
+    /// Whether reading fails.
+    pub(crate) unreadable: AtomicBool,
 }
 
 impl SpySink {
@@ -117,7 +122,18 @@ impl AuditSink for SpySink {
 #[async_trait]
 impl AuditLog for SpySink {
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
+        self.pages.fetch_add(1, Ordering::SeqCst);
+        if self.unreadable.load(Ordering::SeqCst) {
+            return Err(AuditError::unavailable("the disk is on fire"));
+        }
         self.log.page(query).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        if self.unreadable.load(Ordering::SeqCst) {
+            return Err(AuditError::unavailable("the disk is on fire"));
+        }
+        self.log.usage(query).await
     }
 
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {

@@ -109,17 +109,20 @@ fn health_reports_since_when_the_sink_fails_and_its_recovery() {
     let (sink, time) = (Arc::new(Flaky::default()), Arc::new(NoTime::default()));
     *sink.failures.lock().unwrap() = 2;
     let (writer, [_, mut task]) = writer(Delivery::buffered().capacity(7), sink, time);
-    let health = |queued, failing| AuditHealth { queued, capacity: 7, failing };
+    let health =
+        |queued, failing, last_success| AuditHealth { queued, capacity: 7, failing, last_success };
     writer.enqueue(None, change(1));
-    assert_eq!(writer.health(), health(1, None), "no batch has been written yet");
+    assert_eq!(writer.health(), health(1, None, None), "no batch has been written yet");
     task.take();
     assert!(poll(pin!(task.write())));
     let failing = writer.health().failing;
     assert!(failing.is_some());
     assert!(poll(pin!(task.write())));
-    assert_eq!(writer.health(), health(1, failing), "since the first failure");
+    assert_eq!(writer.health(), health(1, failing, None), "since the first failure");
     assert!(poll(pin!(task.write())));
-    assert_eq!(writer.health(), health(0, None));
+    let last_success = writer.health().last_success;
+    assert!(last_success.is_some());
+    assert_eq!(writer.health(), health(0, None, last_success));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use super::CachedStore;
 use super::entries::Entries;
 use super::follow::Listening;
 use super::singleflight::SingleFlight;
+use crate::meters::CacheMeter;
 use crate::runtime::spawn::{self, Runtime};
 use crate::store::feed::ChangeFeed;
 use crate::store::key_store::KeyStore;
@@ -96,6 +97,7 @@ impl CachedStoreBuilder {
             store,
             entries,
             singleflight: Arc::new(SingleFlight::default()),
+            meter: CacheMeter::new(),
             listening,
         })
     }

@@ -16,6 +16,7 @@ use self::follow::Listening;
 use self::singleflight::SingleFlight;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
+use crate::meters::CacheMeter;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::store::key_store::{KeyStore, StoreError};
@@ -78,6 +79,7 @@ pub struct CachedStore {
     entries: Arc<Entries>,
     singleflight: Arc<SingleFlight>,
     listening: Option<Arc<Listening>>,
+    meter: CacheMeter,
 }
 
 impl CachedStore {
@@ -143,7 +145,9 @@ impl KeyStore for CachedStore {
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        if let Some(found) = self.entries.find(digest) {
+        let cached = self.entries.find(digest);
+        self.meter.count(cached.is_some());
+        if let Some(found) = cached {
             return Ok(found);
         }
         // Boxed, so that a cache hit does not pay for its size.

@@ -1,10 +1,10 @@
 //! The lists of all properties of stores.
 
-use crate::store::conformance::handles::{StoreAndExport, StoreAndImport};
+use crate::store::conformance::handles::{StoreAndExport, StoreAndImport, StoreAndSearch};
 use crate::store::conformance::property::{Property, properties};
 use crate::store::conformance::{
     calls, change_races, creation_races, delete, export, fields, find, import, insert, isolation,
-    limit, read_races, reopened, replace, use_races, uses,
+    limit, read_races, reopened, replace, search, use_races, uses,
 };
 use crate::store::key_store::KeyStore;
 
@@ -186,5 +186,15 @@ pub(super) const IMPORT: &[Property<dyn StoreAndImport>] = properties! { open: "
         an_import_can_be_repeated,
         an_empty_batch_is_no_error,
         one_of_several_imports_inserts_a_key,
+    }
+};
+
+pub(super) const SEARCH: &[Property<dyn StoreAndSearch>] = properties! { open: ""
+    search {
+        a_key_is_found_by_its_id,
+        a_prefix_is_compared_as_a_whole,
+        expiries_are_found_in_order,
+        unused_keys_are_found,
+        every_key_is_met_once,
     }
 };

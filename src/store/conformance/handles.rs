@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
 use crate::audit::record::AuditRecord;
 use crate::audit::sink::{AuditError, AuditSink};
+use crate::audit::usage::{UsageBucket, UsageQuery};
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
+use crate::store::search::{KeySearch, Search, SearchCursor, SearchPage};
 use crate::store::transfer::{KeyExport, KeyImport};
 
 /// A store or a log that passes its calls to two handles in turn, so that one handle mostly
@@ -112,6 +114,22 @@ impl<S: KeyImport> KeyImport for TwoHandles<S> {
 }
 
 #[async_trait]
+impl<S: KeySearch> KeySearch for TwoHandles<S> {
+    async fn find_by_id(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.next().find_by_id(id).await
+    }
+
+    async fn search(
+        &self,
+        search: &Search,
+        after: Option<&SearchCursor>,
+        limit: usize,
+    ) -> Result<SearchPage, StoreError> {
+        self.next().search(search, after, limit).await
+    }
+}
+
+#[async_trait]
 impl<L: AuditSink> AuditSink for TwoHandles<L> {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
         self.next().record(batch).await
@@ -122,6 +140,10 @@ impl<L: AuditSink> AuditSink for TwoHandles<L> {
 impl<L: AuditLog> AuditLog for TwoHandles<L> {
     async fn page(&self, query: &AuditQuery) -> Result<AuditPage, AuditError> {
         self.next().page(query).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        self.next().usage(query).await
     }
 
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
@@ -143,3 +165,8 @@ impl<T: KeyStore + KeyExport> StoreAndExport for T {}
 pub(super) trait StoreAndImport: KeyStore + KeyImport + fmt::Debug {}
 
 impl<T: KeyStore + KeyImport> StoreAndImport for T {}
+
+/// A [`KeyStore`] that is also a [`KeySearch`].
+pub(super) trait StoreAndSearch: KeyStore + KeySearch + fmt::Debug {}
+
+impl<T: KeyStore + KeySearch> StoreAndSearch for T {}

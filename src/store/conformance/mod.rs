@@ -8,6 +8,7 @@
 //! | [`check_reopened_store`] | a [`KeyStore`] that keeps its keys on disk or on a server: it reads back what it wrote |
 //! | [`check_export`] | a [`KeyExport`] |
 //! | [`check_import`] | a [`KeyImport`] |
+//! | [`check_search`] | a [`KeySearch`] |
 //! | [`check_audit_log`] | an [`AuditSink`] that is also an [`AuditLog`] |
 //! | [`check_reopened_audit_log`] | such a log on disk or on a server: it reads back what it wrote |
 //!
@@ -47,6 +48,7 @@ use std::sync::Arc;
 use crate::audit::log::AuditLog;
 use crate::audit::sink::AuditSink;
 use crate::store::key_store::KeyStore;
+use crate::store::search::KeySearch;
 use crate::store::transfer::{KeyExport, KeyImport};
 
 mod audit;
@@ -71,11 +73,12 @@ mod race;
 mod read_races;
 mod reopened;
 mod replace;
+mod search;
 mod use_races;
 mod uses;
 mod violation;
 
-use handles::{SinkAndLog, StoreAndExport, StoreAndImport};
+use handles::{SinkAndLog, StoreAndExport, StoreAndImport, StoreAndSearch};
 use property::check_all;
 
 pub use handles::TwoHandles;
@@ -167,6 +170,20 @@ where
 {
     let factory = || async { Arc::new(factory().await) as Arc<dyn StoreAndImport> };
     check_all(catalogue::IMPORT, factory).await
+}
+
+/// Checks the [`KeySearch`] of a store. Run [`check_store`] as well.
+///
+/// # Errors
+///
+/// The properties that do not hold, or a runtime on which races cannot occur.
+pub async fn check_search<S, F>(factory: impl Fn() -> F) -> Result<Report, Violations>
+where
+    S: KeyStore + KeySearch,
+    F: Future<Output = S>,
+{
+    let factory = || async { Arc::new(factory().await) as Arc<dyn StoreAndSearch> };
+    check_all(catalogue::SEARCH, factory).await
 }
 
 /// Checks an [`AuditSink`] that is also an [`AuditLog`].

@@ -16,6 +16,7 @@ use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::memory::table::Table;
+use crate::store::search::{KeySearch, Search, SearchCursor, SearchPage};
 use crate::store::transfer::{KeyExport, KeyImport};
 
 /// A [`KeyStore`] in memory, for tests, and for services whose keys need not
@@ -182,6 +183,32 @@ impl KeyStore for MemoryStore {
             }
         }
         Ok(())
+    }
+}
+
+/// Looks at every key, since there are few.
+#[async_trait]
+impl KeySearch for MemoryStore {
+    async fn find_by_id(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        let state = self.lock();
+        Ok(state.keys.get(id).map(|key| state.with_use(key)))
+    }
+
+    async fn search(
+        &self,
+        search: &Search,
+        after: Option<&SearchCursor>,
+        limit: usize,
+    ) -> Result<SearchPage, StoreError> {
+        let state = self.lock();
+        let keys = state.keys.values().map(|key| state.with_use(key));
+        let matching = keys.filter(|key| search.matches(key));
+        let mut found: Vec<_> = matching.map(|key| (search.place(&key), key)).collect();
+        drop(state);
+        found.retain(|(place, _)| after.is_none_or(|after| place > after));
+        found.sort_by_key(|(place, _)| *place);
+        found.truncate(limit);
+        Ok(SearchPage::assemble(search, found, limit))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::audit::log::{AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
+use crate::audit::usage::{UsageBucket, UsageCounts, UsageQuery};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
@@ -21,6 +22,7 @@ use crate::store::postgres::error::Result;
 use crate::store::postgres::keys::uuid;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
+use crate::store::sql;
 
 /// Writes the batch. A record that is stored already is left unchanged, so that the batch
 /// may be sent again.
@@ -113,6 +115,7 @@ struct Changes<'a> {
     actors: Vec<Cow<'a, str>>,
     actions: Vec<&'static str>,
     phases: Vec<&'static str>,
+    fields: Vec<String>,
 }
 
 impl<'a> Changes<'a> {
@@ -121,6 +124,7 @@ impl<'a> Changes<'a> {
         self.actors.push(escaped(&change.actor));
         self.actions.push(change.action.as_str());
         self.phases.push(change.phase.as_str());
+        self.fields.push(change.fields.to_string());
     }
 
     async fn write(&self, pool: &Pool) -> Result<()> {
@@ -135,6 +139,7 @@ impl<'a> Changes<'a> {
             (&self.actors as _, Type::TEXT_ARRAY),
             (&self.actions as _, Type::TEXT_ARRAY),
             (&self.phases as _, Type::TEXT_ARRAY),
+            (&self.fields as _, Type::TEXT_ARRAY),
         ];
         pool.query(Sql::RecordChanges, &parameters).await?;
         Ok(())
@@ -151,18 +156,19 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Result<AuditPage> {
         }
         AuditScope::OrgChanges => (Sql::OrgChangesBefore, Sql::OrgChangesAfter, None),
     };
-    let (statement, at, id) = match query.position {
-        // Later than every record.
-        Position::Newest => (before, i64::MAX, Uuid::max()),
-        Position::Before(c) => (before, c.at().unix_micros(), Uuid::from_bytes(c.id().to_bytes())),
-        Position::After(c) => (after, c.at().unix_micros(), Uuid::from_bytes(c.id().to_bytes())),
+    let statement = match query.position {
+        Position::Newest | Position::Before(_) => before,
+        Position::After(_) => after,
     };
-    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let [start, end] = sql::outside(query.range()).map(|(at, id)| (at, Uuid::from_bytes(id)));
+    let limit = i64::try_from(query.to_fetch()).unwrap_or(i64::MAX);
     let parameters = [
         (&query.org.as_str() as _, Type::TEXT),
         (&key as _, Type::UUID),
-        (&at as _, Type::INT8),
-        (&id as _, Type::UUID),
+        (&start.0 as _, Type::INT8),
+        (&start.1 as _, Type::UUID),
+        (&end.0 as _, Type::INT8),
+        (&end.1 as _, Type::UUID),
         (&limit as _, Type::INT8),
     ];
     let rows = pool.query(statement, &parameters).await?;
@@ -172,6 +178,30 @@ pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Result<AuditPage> {
     };
     let fetched: Result<Vec<AuditRecord>> = rows.iter().map(read).collect();
     Ok(AuditPage::assemble(query, fetched?))
+}
+
+/// A short scan along the primary key.
+pub(super) async fn usage(pool: &Pool, query: &UsageQuery) -> Result<Vec<UsageBucket>> {
+    let (key, from, until) = (uuid(query.key), query.from.unix_micros(), query.until.unix_micros());
+    let parameters = [
+        (&key as _, Type::UUID),
+        (&query.org.as_str() as _, Type::TEXT),
+        (&from as _, Type::INT8),
+        (&until as _, Type::INT8),
+    ];
+    let read = |row: &Row| {
+        let columns = Columns { row, name: "usage" };
+        let count = |column| columns.value(column, |n: i64| u64::try_from(n).ok());
+        let counts = UsageCounts {
+            allowed: count("allowed")?,
+            client_errors: count("client_errors")?,
+            server_errors: count("server_errors")?,
+            aborted: count("aborted")?,
+            refused: count("refused")?,
+        };
+        Ok(UsageBucket { start: columns.instant("hour")?, counts })
+    };
+    pool.query(Sql::Usage, &parameters).await?.iter().map(read).collect()
 }
 
 /// Which records to delete.
@@ -241,6 +271,7 @@ fn change(row: &Row) -> Result<AuditRecord> {
             actor: columns.text("actor", |text| Some(plain(text).into()))?,
             action: columns.text("action", |text| Some(ChangeAction::restore(text)))?,
             phase: columns.text("phase", |text| Some(ChangePhase::restore(text)))?,
+            fields: columns.text("fields", |text| text.parse().ok())?,
         }),
     )
 }

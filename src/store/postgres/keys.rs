@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -22,6 +23,7 @@ use crate::store::postgres::error::{DbError, Result};
 use crate::store::postgres::gate::Gate;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
+use crate::store::search::{Search, SearchCursor, SearchPage, day_of};
 use crate::store::sql;
 
 /// Changes and other calls that record uses lock rows only briefly. A row that is still
@@ -160,6 +162,67 @@ pub(super) async fn export(
     let parameters = [(&first as _, Type::UUID), (&limit as _, Type::INT8)];
     let rows = pool.query(Sql::ExportKeys, &parameters).await?;
     rows.iter().map(key).collect()
+}
+
+pub(super) async fn find_by_id(pool: &Pool, id: &KeyId) -> Result<Option<ApiKey>> {
+    let rows = pool.query(Sql::FindById, &[(&uuid(*id) as _, Type::UUID)]).await?;
+    rows.first().map(key).transpose()
+}
+
+/// A short scan along the index of the search.
+pub(super) async fn search(
+    pool: &Pool,
+    search: &Search,
+    after: Option<&SearchCursor>,
+    limit: usize,
+) -> Result<SearchPage> {
+    let id = |none: Uuid| after.map_or(none, |cursor| uuid(cursor.id()));
+    let at = |none: i64| after.map_or(none, SearchCursor::at);
+    let rows = i64::try_from(limit).unwrap_or(i64::MAX);
+    let found = match search {
+        Search::KeyPrefix(prefix) => {
+            let prefix = escaped(prefix);
+            let next = |cursor: &SearchCursor| uuid(cursor.id()).as_u128().checked_add(1);
+            let Some(first) = after.map_or(Some(0), next) else { return Ok(SearchPage::default()) };
+            let first = Uuid::from_u128(first);
+            let parameters =
+                [(&prefix as _, Type::TEXT), (&first as _, Type::UUID), (&rows as _, Type::INT8)];
+            pool.query(Sql::KeysWithPrefix, &parameters).await?
+        }
+        Search::Expiring { from, until } => {
+            let (before, id) = (at(from.unix_micros().saturating_sub(1)), id(Uuid::max()));
+            let until = until.unix_micros();
+            pool.query(Sql::ExpiringKeys, &range(&before, &id, &until, &rows)).await?
+        }
+        Search::UnusedSince(since) => {
+            let (before, id, last) = (at(i64::MIN), id(Uuid::nil()), day_of(*since));
+            pool.query(Sql::UnusedKeys, &range(&before, &id, &last, &rows)).await?
+        }
+    };
+    let placed = |row: &Row| {
+        let key = key(row)?;
+        let place = match search {
+            // Of an older key, the day is not known yet.
+            Search::UnusedSince(_) => {
+                let day = Columns { row, name: "key" }.value("active_day", Some)?;
+                SearchCursor::new(day, key.id)
+            }
+            _ => search.place(&key),
+        };
+        Ok((place, Arc::new(key)))
+    };
+    let found: Result<Vec<_>> = found.iter().map(placed).collect();
+    Ok(SearchPage::assemble(search, found?, limit))
+}
+
+/// The parameters of a search: after a place, up to an end, and how many.
+fn range<'a>(
+    at: &'a i64,
+    id: &'a Uuid,
+    end: &'a i64,
+    rows: &'a i64,
+) -> [(&'a (dyn ToSql + Sync), Type); 4] {
+    [(at, Type::INT8), (id, Type::UUID), (end, Type::INT8), (rows, Type::INT8)]
 }
 
 pub(super) async fn replace(

@@ -11,7 +11,7 @@ use crate::store::postgres::error::{DbError, Result};
 use crate::store::sql::{self, KEYS};
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 10] = [
     // Times are microseconds since 1970. The rows of `organisations` exist to be locked.
     // Characters that PostgreSQL cannot store are escaped as U+FDD0 and a digit.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -201,6 +201,42 @@ const MIGRATIONS: [&str; 7] = [
      $body$;
      CREATE TRIGGER check_digests AFTER INSERT OR UPDATE OF digest, previous_digest
      ON {schema}.keys FOR EACH ROW EXECUTE FUNCTION {schema}.check_digests();",
+    // A JSON array of the fields that a change has changed.
+    "ALTER TABLE {schema}.changes ADD COLUMN fields text NOT NULL DEFAULT '[]';",
+    // How many requests of each key there were in each hour, from now on. Each server process
+    // (`writer`) has rows of its own, so that statements do not wait for each other.
+    "CREATE TABLE {schema}.hourly_usage (
+         key           uuid   NOT NULL,
+         org           text   NOT NULL,
+         hour          bigint NOT NULL,
+         writer        integer NOT NULL,
+         allowed       bigint NOT NULL,
+         client_errors bigint NOT NULL,
+         server_errors bigint NOT NULL,
+         aborted       bigint NOT NULL,
+         refused       bigint NOT NULL,
+         PRIMARY KEY (key, org, hour, writer)
+     );
+     CREATE INDEX hourly_usage_by_time ON {schema}.hourly_usage (hour);",
+    // For operators. `active_day` is the day, since 1970, of the last use or else of the
+    // creation. An index on the time itself would change with each use. The day of a key from
+    // before this migration is 0 until its next use.
+    "ALTER TABLE {schema}.keys ADD COLUMN active_day bigint NOT NULL DEFAULT 0;
+     CREATE FUNCTION {schema}.set_active_day() RETURNS trigger
+     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+     DECLARE
+         day    bigint := 86400000000;
+         active bigint := coalesce(NEW.last_used_at, NEW.created_at);
+     BEGIN
+         NEW.active_day := (active - ((active % day) + day) % day) / day;
+         RETURN NEW;
+     END
+     $body$;
+     CREATE TRIGGER set_active_day BEFORE INSERT OR UPDATE OF last_used_at
+     ON {schema}.keys FOR EACH ROW EXECUTE FUNCTION {schema}.set_active_day();
+     CREATE INDEX keys_by_prefix ON {schema}.keys (key_prefix, id);
+     CREATE INDEX keys_by_expiry ON {schema}.keys (expires_at, id) WHERE expires_at IS NOT NULL;
+     CREATE INDEX keys_by_activity ON {schema}.keys (active_day, id);",
 ];
 
 /// Objects that depend on the columns of the table of keys, recreated after the migrations:
@@ -302,7 +338,8 @@ async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaError> 
          ('organisations', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']), \
          ('keys', ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']), \
          ('requests', ARRAY['SELECT', 'INSERT']), \
-         ('changes', ARRAY['SELECT', 'INSERT']) \
+         ('changes', ARRAY['SELECT', 'INSERT']), \
+         ('hourly_usage', ARRAY['SELECT', 'INSERT', 'UPDATE']) \
          ) AS tables (name, rights), unnest(rights) AS needed, pg_catalog.pg_class \
          JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace \
          WHERE nspname = $1 AND relname = tables.name \

@@ -1,6 +1,6 @@
 //! The SQL statements, generated for the schema in use.
 
-use crate::store::sql::{self, CHANGES, KEYS, REQUESTS};
+use crate::store::sql::{self, CHANGES, COUNTS, KEYS, REQUESTS};
 
 /// A query for whole rows of keys.
 macro_rules! keys {
@@ -9,10 +9,10 @@ macro_rules! keys {
     };
 }
 
-/// One side of a cursor, in the order that pages are assembled from. With a limit on an
-/// index in that order, this is a short scan at any table size.
+/// The records between two places, in the order that pages are assembled from. With a limit
+/// on an index in that order, this is a short scan at any table size.
 macro_rules! page {
-    ($table:literal, $columns:literal, $scope:expr, $side:literal, $order:literal) => {
+    ($table:literal, $columns:literal, $scope:expr, $order:literal) => {
         concat!(
             "SELECT ",
             $columns,
@@ -20,13 +20,11 @@ macro_rules! page {
             $table,
             " WHERE ",
             $scope,
-            " AND (at, id) ",
-            $side,
-            " ($3, $4) ORDER BY at ",
+            " AND (at, id) > ($3, $4) AND (at, id) < ($5, $6) ORDER BY at ",
             $order,
             ", id ",
             $order,
-            " LIMIT $5"
+            " LIMIT $7"
         )
     };
 }
@@ -111,6 +109,12 @@ statements! {
     FindByDigest: keys!("WHERE digest = $1 OR previous_digest = $1"),
     GetKey: keys!("WHERE id = $1 AND org = $2"),
     ListKeys: keys!("WHERE org = $1 ORDER BY created_at, id"),
+    FindById: keys!("WHERE id = $1"),
+    KeysWithPrefix: keys!("WHERE key_prefix = $1 AND id >= $2 ORDER BY id LIMIT $3"),
+    ExpiringKeys: keys!(
+        "WHERE (expires_at, id) > ($1, $2) AND expires_at < $3 ORDER BY expires_at, id LIMIT $4"),
+    UnusedKeys: "SELECT {key columns}, active_day FROM {schema}.keys \
+        WHERE (active_day, id) > ($1, $2) AND active_day <= $3 ORDER BY active_day, id LIMIT $4",
     ExportKeys: keys!("WHERE id >= $1 ORDER BY id LIMIT $2"),
     // In a function, so that it is one round trip and each step sees what was committed
     // before the organisation was locked.
@@ -160,18 +164,34 @@ statements! {
         OR keys.last_used_at > uses.at + 86400000000)) \
         SELECT (SELECT count(*) FROM {schema}.keys WHERE id = ANY($1)) \
         - (SELECT count(*) FROM locked) AS left_out",
-    RecordRequests: "INSERT INTO {schema}.requests ({request columns}) \
-        SELECT * FROM unnest({request values}) ON CONFLICT DO NOTHING",
+    // Requests are written and counted in one statement, so that one does not happen without
+    // the other.
+    RecordRequests: "WITH written AS (INSERT INTO {schema}.requests ({request columns}) \
+        SELECT * FROM unnest({request values}) ON CONFLICT DO NOTHING \
+        RETURNING key, org, at - ((at % 3600000000) + 3600000000) % 3600000000 AS hour, count, \
+        CASE outcome WHEN 'aborted' THEN 'aborted' WHEN 'allowed' THEN \
+        CASE WHEN status >= 500 THEN 'server_errors' WHEN status >= 400 THEN 'client_errors' \
+        ELSE 'allowed' END ELSE 'refused' END AS kind) \
+        INSERT INTO {schema}.hourly_usage (key, org, hour, writer, {counts}) \
+        SELECT key, org, hour, pg_catalog.pg_backend_pid(), {sums} FROM written GROUP BY key, org, hour \
+        ON CONFLICT (key, org, hour, writer) DO UPDATE SET {added}",
     RecordChanges: "INSERT INTO {schema}.changes ({change columns}) \
         SELECT * FROM unnest({change values}) ON CONFLICT DO NOTHING",
-    KeyRequestsBefore: page!("requests", "{request columns}", of_key!(), "<", "DESC"),
-    KeyRequestsAfter: page!("requests", "{request columns}", of_key!(), ">", "ASC"),
-    KeyChangesBefore: page!("changes", "{change columns}", of_key!(), "<", "DESC"),
-    KeyChangesAfter: page!("changes", "{change columns}", of_key!(), ">", "ASC"),
-    OrgChangesBefore: page!("changes", "{change columns}", "org = $1 AND $2 IS NULL", "<", "DESC"),
-    OrgChangesAfter: page!("changes", "{change columns}", "org = $1 AND $2 IS NULL", ">", "ASC"),
+    KeyRequestsBefore: page!("requests", "{request columns}", of_key!(), "DESC"),
+    KeyRequestsAfter: page!("requests", "{request columns}", of_key!(), "ASC"),
+    KeyChangesBefore: page!("changes", "{change columns}", of_key!(), "DESC"),
+    KeyChangesAfter: page!("changes", "{change columns}", of_key!(), "ASC"),
+    OrgChangesBefore: page!("changes", "{change columns}", "org = $1 AND $2 IS NULL", "DESC"),
+    OrgChangesAfter: page!("changes", "{change columns}", "org = $1 AND $2 IS NULL", "ASC"),
+    Usage: "SELECT hour, {total} FROM {schema}.hourly_usage \
+        WHERE key = $1 AND org = $2 AND hour >= $3 AND hour < $4 GROUP BY hour ORDER BY hour",
     PurgeRequests: purge!("requests"),
     PurgeChanges: purge!("changes"),
+    PurgeUsage: "WITH old AS (SELECT key, org, hour, writer FROM {schema}.hourly_usage \
+        WHERE hour < $1 AND hour >= $2 AND $3 ORDER BY hour LIMIT 1000 FOR UPDATE), \
+        gone AS (DELETE FROM {schema}.hourly_usage AS rows USING old WHERE rows.key = old.key \
+        AND rows.org = old.org AND rows.hour = old.hour AND rows.writer = old.writer \
+        RETURNING rows.hour) SELECT count(*) AS purged, max(hour) AS last FROM gone",
     #[cfg(feature = "cache")]
     Channel: "SELECT channel || ' ' || tableoid FROM {schema}.schema_version",
     // Nothing is sent once changes are announced on a channel other than $3.
@@ -218,6 +238,15 @@ impl Texts {
             ("{edit patience}", after_edit(2)),
             ("{request columns}", sql::list(REQUESTS)),
             ("{request values}", parameters(REQUESTS.len())),
+            ("{counts}", sql::list(COUNTS)),
+            (
+                "{sums}",
+                sql::list(COUNTS.map(|count| {
+                    format!("coalesce(sum(count) FILTER (WHERE kind = '{count}'), 0)::bigint")
+                })),
+            ),
+            ("{added}", sql::added()),
+            ("{total}", sql::list(COUNTS.map(|count| format!("sum({count})::bigint AS {count}")))),
             ("{change columns}", sql::list(CHANGES)),
             ("{change values}", parameters(CHANGES.len())),
         ];

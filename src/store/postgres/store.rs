@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
 use crate::audit::record::AuditRecord;
 use crate::audit::sink::{AuditError, AuditSink};
+use crate::audit::usage::{UsageBucket, UsageCounts, UsageQuery};
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
@@ -24,6 +25,7 @@ use crate::store::postgres::options::PostgresOptions;
 use crate::store::postgres::pool::{Pool, Use};
 use crate::store::postgres::statements::Sql;
 use crate::store::postgres::{audit, keys, schema};
+use crate::store::search::{KeySearch, Search, SearchCursor, SearchPage};
 use crate::store::transfer::{KeyExport, KeyImport};
 
 /// Keys and audit records in PostgreSQL. It implements [`KeyStore`], [`AuditSink`] and
@@ -190,6 +192,22 @@ impl KeyImport for PostgresStore {
 }
 
 #[async_trait]
+impl KeySearch for PostgresStore {
+    async fn find_by_id(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(keys::find_by_id(&self.inner.lookups, id).await?.map(Arc::new))
+    }
+
+    async fn search(
+        &self,
+        search: &Search,
+        after: Option<&SearchCursor>,
+        limit: usize,
+    ) -> Result<SearchPage, StoreError> {
+        Ok(keys::search(&self.inner.pages, search, after, limit).await?)
+    }
+}
+
+#[async_trait]
 impl KeyExport for PostgresStore {
     async fn export(
         &self,
@@ -214,19 +232,30 @@ impl AuditLog for PostgresStore {
         Ok(audit::page(&self.inner.pages, query).await?)
     }
 
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        Ok(audit::usage(&self.inner.pages, query).await?)
+    }
+
     /// In batches, so that other changes can run in between.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        let purge =
+            |statement, before| self.purge(Purge { statement, from: Timestamp::MIN, before });
+        let requests = purge(Sql::PurgeRequests, instant).await?;
+        let changes = purge(Sql::PurgeChanges, instant).await?;
+        purge(Sql::PurgeUsage, UsageCounts::kept_from(instant)).await?;
+        Ok(requests + changes)
+    }
+}
+
+impl PostgresStore {
+    async fn purge(&self, mut purge: Purge) -> Result<u64, AuditError> {
         let mut purged = 0;
-        for statement in [Sql::PurgeRequests, Sql::PurgeChanges] {
-            let mut purge = Purge { statement, from: Timestamp::MIN, before: instant };
-            loop {
-                let batch = self.inner.alone.purge(purge).await?;
-                let Some(last) = batch.last else { break };
-                purged += batch.rows;
-                purge.from = last;
-            }
+        loop {
+            let batch = self.inner.alone.purge(purge).await?;
+            let Some(last) = batch.last else { return Ok(purged) };
+            purged += batch.rows;
+            purge.from = last;
         }
-        Ok(purged)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The statements over keys.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
@@ -11,6 +11,7 @@ use crate::key::name::KeyName;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, PreviousSecret, Revision, Status};
 use crate::runtime::clock::Timestamp;
+use crate::store::search::{Search, SearchCursor, SearchPage, day_of};
 use crate::store::sql::{self, KEYS};
 use crate::store::sqlite::columns::{Columns, from_lines, lines};
 use crate::store::sqlite::error::{DbError, Result};
@@ -22,6 +23,10 @@ struct Texts {
     taken: String,
     get: String,
     list: String,
+    find_by_id: String,
+    with_prefix: String,
+    expiring: String,
+    unused: String,
     export: String,
     insert: String,
     replace: String,
@@ -36,6 +41,15 @@ static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
         taken: select("(digest IN (?2, ?3) OR previous_digest IN (?2, ?3)) AND id IS NOT ?1"),
         get: select("id = ?1 AND org = ?2"),
         list: select("org = ?1 ORDER BY created_at, id"),
+        find_by_id: select("id = ?1"),
+        with_prefix: select("key_prefix = ?1 AND id > ?2 ORDER BY id LIMIT ?3"),
+        expiring: select(
+            "(expires_at, id) > (?1, ?2) AND expires_at < ?3 ORDER BY expires_at, id LIMIT ?4",
+        ),
+        unused: format!(
+            "SELECT {columns}, active_day FROM keys WHERE (active_day, id) > (?1, ?2) \
+             AND active_day <= ?3 ORDER BY active_day, id LIMIT ?4"
+        ),
         export: select("id > ?1 ORDER BY id LIMIT ?2"),
         insert: format!(
             "INSERT INTO keys ({columns}) VALUES ({})",
@@ -118,6 +132,45 @@ pub(super) fn export(db: &Connection, after: Option<&KeyId>, limit: usize) -> Re
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut statement = db.prepare_cached(&TEXTS.export)?;
     statement.query_and_then(params![after, limit], key)?.collect()
+}
+
+pub(super) fn find_by_id(db: &Connection, id: &KeyId) -> Result<Option<ApiKey>> {
+    let mut statement = db.prepare_cached(&TEXTS.find_by_id)?;
+    statement.query_row([id.to_bytes()], |row| Ok(key(row))).optional()?.transpose()
+}
+
+/// A short scan along the index of the search.
+pub(super) fn search(
+    db: &Connection,
+    search: &Search,
+    after: Option<&SearchCursor>,
+    limit: usize,
+) -> Result<SearchPage> {
+    // The empty blob sorts before every id, and a longer one after it.
+    let id = |none: Vec<u8>| after.map_or(none, |cursor| cursor.id().to_bytes().to_vec());
+    let at = |none: i64| after.map_or(none, SearchCursor::at);
+    let rows = i64::try_from(limit).unwrap_or(i64::MAX);
+    let of_key = |row: &Row<'_>| key(row).map(|key| (search.place(&key), Arc::new(key)));
+    let found: Result<Vec<_>> = match search {
+        Search::KeyPrefix(prefix) => db
+            .prepare_cached(&TEXTS.with_prefix)?
+            .query_and_then(params![prefix, id(Vec::new()), rows], of_key)?
+            .collect(),
+        Search::Expiring { from, until } => {
+            let before = at(from.unix_micros().saturating_sub(1));
+            db.prepare_cached(&TEXTS.expiring)?
+                .query_and_then(
+                    params![before, id(vec![u8::MAX; 17]), until.unix_micros(), rows],
+                    of_key,
+                )?
+                .collect()
+        }
+        Search::UnusedSince(since) => db
+            .prepare_cached(&TEXTS.unused)?
+            .query_and_then(params![at(i64::MIN), id(Vec::new()), day_of(*since), rows], of_key)?
+            .collect(),
+    };
+    Ok(SearchPage::assemble(search, found?, limit))
 }
 
 pub(super) fn replace(db: &Connection, key: &ApiKey, expected: Revision) -> Result<()> {

@@ -23,12 +23,14 @@ use async_trait::async_trait;
 use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
 use crate::audit::record::AuditRecord;
 use crate::audit::sink::{AuditError, AuditSink};
+use crate::audit::usage::{UsageBucket, UsageQuery};
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
+use crate::store::search::{KeySearch, Search, SearchCursor, SearchPage};
 use crate::store::sqlite::file::DatabaseFile;
 pub use crate::store::sqlite::open_error::SqliteOpenError;
 use crate::store::sqlite::readers::Readers;
@@ -245,6 +247,24 @@ impl KeyImport for SqliteStore {
 }
 
 #[async_trait]
+impl KeySearch for SqliteStore {
+    async fn find_by_id(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        Ok(self.inner.readers.with(|db| keys::find_by_id(db, id))?.map(Arc::new))
+    }
+
+    async fn search(
+        &self,
+        search: &Search,
+        after: Option<&SearchCursor>,
+        limit: usize,
+    ) -> Result<SearchPage, StoreError> {
+        let (search, after) = (search.clone(), after.copied());
+        let page = move |db: &_| keys::search(db, &search, after.as_ref(), limit);
+        Ok(self.inner.scans.run(page).await?)
+    }
+}
+
+#[async_trait]
 impl KeyExport for SqliteStore {
     async fn export(
         &self,
@@ -272,13 +292,19 @@ impl AuditLog for SqliteStore {
         Ok(self.inner.scans.run(move |db| audit::page(db, &query)).await?)
     }
 
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError> {
+        let query = query.clone();
+        Ok(self.inner.scans.run(move |db| audit::usage(db, &query)).await?)
+    }
+
     /// In batches, so that other writes can run in between.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
         let mut purged = 0;
         loop {
-            let batch = self.inner.writer.run(move |db| audit::purge(db, instant)).await?;
+            let (batch, is_more) =
+                self.inner.writer.run(move |db| audit::purge(db, instant)).await?;
             purged += batch as u64;
-            if batch == 0 {
+            if !is_more {
                 return Ok(purged);
             }
         }

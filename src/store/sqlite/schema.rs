@@ -10,7 +10,7 @@ use crate::store::sqlite::open_error::SqliteOpenError;
 const APPLICATION_ID: i64 = 0x6B67_7465;
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 7] = [
     // Times are microseconds since 1970. Ids and digests are raw bytes. Each entry of an
     // allowlist ends with a line feed.
     "CREATE TABLE keys (
@@ -67,6 +67,29 @@ const MIGRATIONS: [&str; 4] = [
      CREATE UNIQUE INDEX keys_by_previous_digest ON keys (previous_digest)
          WHERE previous_digest IS NOT NULL;
      ALTER TABLE requests ADD COLUMN secret TEXT NOT NULL DEFAULT 'current';",
+    // A JSON array of the fields that a change has changed.
+    "ALTER TABLE changes ADD COLUMN fields TEXT NOT NULL DEFAULT '[]';",
+    // How many requests of each key there were in each hour, from now on.
+    "CREATE TABLE hourly_usage (
+         key           BLOB NOT NULL,
+         org           TEXT NOT NULL,
+         hour          INTEGER NOT NULL,
+         allowed       INTEGER NOT NULL,
+         client_errors INTEGER NOT NULL,
+         server_errors INTEGER NOT NULL,
+         aborted       INTEGER NOT NULL,
+         refused       INTEGER NOT NULL,
+         PRIMARY KEY (key, org, hour)
+     ) STRICT, WITHOUT ROWID;
+     CREATE INDEX hourly_usage_by_time ON hourly_usage (hour);",
+    // For operators. The day, since 1970, of the last use or else of the creation. SQLite
+    // rounds towards zero, so a day is taken off before 1970.
+    "ALTER TABLE keys ADD COLUMN active_day INTEGER GENERATED ALWAYS AS
+         (coalesce(last_used_at, created_at) / 86400000000
+             - (coalesce(last_used_at, created_at) % 86400000000 < 0)) VIRTUAL;
+     CREATE INDEX keys_by_prefix ON keys (key_prefix, id);
+     CREATE INDEX keys_by_expiry ON keys (expires_at, id) WHERE expires_at IS NOT NULL;
+     CREATE INDEX keys_by_activity ON keys (active_day, id);",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;

@@ -6,18 +6,20 @@ use axum::{Extension, Json};
 use http::StatusCode;
 use http::header::{HeaderValue, LOCATION};
 
-use crate::audit::log::{AuditQuery, AuditScope};
+use crate::audit::filter::AuditFilter;
+use crate::audit::log::{AuditPage, AuditQuery, AuditScope};
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::error::ManageError;
 use crate::org::Actor;
 use crate::record::Revision;
 use crate::record::change::{KeyPatch, NewKey};
+use crate::web::admin::csv;
 use crate::web::admin::input::{Id, Idempotency, IgnoredBody, InBody, InQuery};
 use crate::web::admin::precondition::IfMatch;
 use crate::web::admin::problem::{Code, Problem};
-use crate::web::admin::requests::{Confirmation, Page, Rotation};
-use crate::web::admin::view::{KeysView, PageView, issued_answer, key_answer};
+use crate::web::admin::requests::{Confirmation, Days, Page, Rotation};
+use crate::web::admin::view::{KeysView, PageView, UsageView, issued_answer, key_answer};
 
 type Answer = Result<Response, Problem>;
 
@@ -158,18 +160,72 @@ pub(super) async fn audit(
     State(keys): State<KeyManager>,
     Extension(actor): Extension<Actor>,
     Id(id): Id,
+    InQuery((page, filter)): InQuery<(Page, AuditFilter)>,
+) -> Answer {
+    let query = page.of(requests(&keys, &actor, id).await?.filter(filter));
+    let page = read(&keys, &query).await?;
+    Ok(Json(PageView::of_requests(&page)).into_response())
+}
+
+pub(super) async fn audit_file(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(filter): InQuery<AuditFilter>,
+) -> Answer {
+    let query = requests(&keys, &actor, id).await?.filter(filter).limit(AuditQuery::MAX_LIMIT);
+    let first = read(&keys, &query).await?;
+    Ok(csv::file(keys, id, query, first))
+}
+
+/// The requests of a key, if it is there.
+async fn requests(keys: &KeyManager, actor: &Actor, id: KeyId) -> Result<AuditQuery, Problem> {
+    keys.get(actor.org(), &id).await.map_err(Problem::reading)?;
+    Ok(AuditQuery::new(actor.org().clone(), AuditScope::KeyRequests(id)))
+}
+
+pub(super) async fn usage(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
+    InQuery(Days(days)): InQuery<Days>,
+) -> Answer {
+    keys.get(actor.org(), &id).await.map_err(Problem::reading)?;
+    let usage = keys.usage(actor.org(), &id, days).await.ok_or_else(no_log)?;
+    let usage = usage.map_err(Problem::reading)?;
+    Ok(Json(UsageView::from(&usage)).into_response())
+}
+
+pub(super) async fn key_changes(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    Id(id): Id,
     InQuery(page): InQuery<Page>,
 ) -> Answer {
     let org = actor.org();
     keys.get(org, &id).await.map_err(Problem::reading)?;
-    let query = page.of(AuditQuery::new(org.clone(), AuditScope::KeyRequests(id)));
-    match keys.audit_page(&query).await {
-        Some(page) => {
-            let page = page.map_err(Problem::reading)?;
-            Ok(Json(PageView::from(&page)).into_response())
-        }
-        None => Err(Problem::new(Code::NotFound, "This service has no readable audit log.")),
-    }
+    let query = page.of(AuditQuery::new(org.clone(), AuditScope::KeyChanges(id)));
+    let page = read(&keys, &query).await?;
+    Ok(Json(PageView::of_changes(&keys, &page)).into_response())
+}
+
+pub(super) async fn changes(
+    State(keys): State<KeyManager>,
+    Extension(actor): Extension<Actor>,
+    InQuery(page): InQuery<Page>,
+) -> Answer {
+    let query = page.of(AuditQuery::new(actor.org().clone(), AuditScope::OrgChanges));
+    let page = read(&keys, &query).await?;
+    Ok(Json(PageView::of_changes(&keys, &page)).into_response())
+}
+
+async fn read(keys: &KeyManager, query: &AuditQuery) -> Result<AuditPage, Problem> {
+    let page = keys.audit_page(query).await.ok_or_else(no_log)?;
+    page.map_err(Problem::reading)
+}
+
+fn no_log() -> Problem {
+    Problem::new(Code::NotFound, "This service has no readable audit log.")
 }
 
 pub(super) async fn unknown_path() -> Problem {

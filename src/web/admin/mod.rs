@@ -1,5 +1,6 @@
 //! The management API over HTTP, as an axum router.
 
+mod csv;
 mod fields;
 mod guard;
 mod handlers;
@@ -55,11 +56,15 @@ routes! {
     POST "/keys/{id}/rotate" => handlers::rotate, operations::rotate;
     DELETE "/keys/{id}/previous-secret" => handlers::end_previous_secret, operations::end_previous_secret;
     GET "/keys/{id}/audit" => handlers::audit, operations::audit;
+    GET "/keys/{id}/audit.csv" => handlers::audit_file, operations::audit_file;
+    GET "/keys/{id}/usage" => handlers::usage, operations::usage;
+    GET "/keys/{id}/changes" => handlers::key_changes, operations::key_changes;
+    GET "/changes" => handlers::changes, operations::changes;
     GET "/openapi.json" => document, operations::openapi;
 }
 
 /// The management API: lists, creates, edits, rotates and deletes an organisation's keys,
-/// and reads the log of their use, all in JSON.
+/// and reads the log of their use and of their changes, all in JSON.
 ///
 /// Nest it at any path, behind your own login; it answers every path below that one. The
 /// login puts an [`Actor`](crate::Actor) into the request's extensions. Every request

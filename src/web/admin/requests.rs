@@ -1,15 +1,20 @@
 //! The requests of the API, parsed from their fields.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::allowlist::Allowlist;
+use crate::audit::filter::{AuditFilter, OutcomeFilter, StatusFilter};
 use crate::audit::log::{AuditCursor, AuditQuery, Position};
 use crate::key::expiration::Expiration;
 use crate::key::name::KeyName;
+use crate::network::Network;
 use crate::record::change::{KeyPatch, NewKey};
 use crate::record::{Limits, Status};
+use crate::runtime::clock::Timestamp;
 use crate::scopes::Scopes;
 use crate::web::admin::fields::Fields;
 use crate::web::admin::input::Input;
@@ -101,7 +106,7 @@ impl Page {
 
 impl Input for Page {
     fn read(fields: &mut Fields, _: &Offer) -> Option<Self> {
-        let limit = fields.text("limit", page_size);
+        let limit = fields.text("limit", number_up_to(AuditQuery::MAX_LIMIT));
         let before = fields.text("before", str::parse::<AuditCursor>);
         let after = fields.text("after", str::parse::<AuditCursor>);
         let position = match (before, after) {
@@ -117,11 +122,67 @@ impl Input for Page {
     }
 }
 
-fn page_size(text: &str) -> Result<usize, String> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let size = text.parse().ok().filter(|_| digits);
-    size.filter(|size| (1..=AuditQuery::MAX_LIMIT).contains(size))
-        .ok_or_else(|| format!("must be a number from 1 to {}", AuditQuery::MAX_LIMIT))
+impl Input for AuditFilter {
+    fn read(fields: &mut Fields, _: &Offer) -> Option<Self> {
+        let filter = Self {
+            outcome: fields.text("outcome", str::parse::<OutcomeFilter>),
+            status: fields.text("status", str::parse::<StatusFilter>),
+            method: fields.text("method", method),
+            ip: fields.text("ip", |text| text.trim().parse::<Network>()),
+            since: fields.text("since", str::parse::<Timestamp>),
+            until: fields.text("until", str::parse::<Timestamp>),
+        };
+        if filter.since.zip(filter.until).is_some_and(|(since, until)| until <= since) {
+            fields.refuse("until", "must be later than since");
+            return None;
+        }
+        Some(filter)
+    }
+}
+
+impl<A: Input, B: Input> Input for (A, B) {
+    fn read(fields: &mut Fields, offer: &Offer) -> Option<Self> {
+        let (a, b) = (A::read(fields, offer), B::read(fields, offer));
+        a.zip(b)
+    }
+}
+
+/// A method (RFC 9110 § 5.6.2), no longer than those that are recorded in full.
+fn method(text: &str) -> Result<String, &'static str> {
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(is_token) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a method such as GET")
+    }
+}
+
+/// Parses a number from 1 to this one, in digits only.
+fn number_up_to<N>(max: N) -> impl FnOnce(&str) -> Result<N, String>
+where
+    N: FromStr + PartialOrd + From<u8> + fmt::Display,
+{
+    move |text| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| digits);
+        number
+            .filter(|number| N::from(1) <= *number && *number <= max)
+            .ok_or_else(|| format!("must be a number from 1 to {max}"))
+    }
+}
+
+/// How many days of usage to read.
+pub(super) struct Days(pub(super) u32);
+
+impl Days {
+    pub(super) const MAX: u32 = 90;
+    pub(super) const DEFAULT: u32 = 30;
+}
+
+impl Input for Days {
+    fn read(fields: &mut Fields, _: &Offer) -> Option<Self> {
+        Some(Self(fields.text("days", number_up_to(Self::MAX)).unwrap_or(Self::DEFAULT)))
+    }
 }
 
 /// Takes the allowlist, and adds an error for every invalid entry.

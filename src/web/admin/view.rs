@@ -13,8 +13,10 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
+use crate::audit::changed::ChangedField;
 use crate::audit::log::{AuditCursor, AuditPage};
 use crate::audit::record::{AuditEvent, AuditRecord};
+use crate::audit::usage::{Usage, UsageBucket};
 use crate::key::formats::Environment;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
@@ -116,25 +118,35 @@ impl<'a> KeysView<'a> {
     }
 }
 
+/// A page of requests or of changes.
 #[derive(Serialize)]
-pub(super) struct PageView<'a> {
-    records: Vec<RecordView<'a>>,
+pub(super) struct PageView<R> {
+    records: Vec<R>,
     older: Option<Shown<AuditCursor>>,
     newer: Option<Shown<AuditCursor>>,
 }
 
-impl<'a> From<&'a AuditPage> for PageView<'a> {
-    fn from(page: &'a AuditPage) -> Self {
-        Self {
-            records: page.records.iter().filter_map(RecordView::of).collect(),
-            older: page.older.map(Shown),
-            newer: page.newer.map(Shown),
-        }
+impl<R> PageView<R> {
+    fn new(page: &AuditPage, records: Vec<R>) -> Self {
+        Self { records, older: page.older.map(Shown), newer: page.newer.map(Shown) }
+    }
+}
+
+impl<'a> PageView<RequestView<'a>> {
+    pub(super) fn of_requests(page: &'a AuditPage) -> Self {
+        Self::new(page, page.records.iter().filter_map(RequestView::of).collect())
+    }
+}
+
+impl<'a> PageView<ChangeView<'a>> {
+    pub(super) fn of_changes(keys: &KeyManager, page: &'a AuditPage) -> Self {
+        let records = page.records.iter().filter_map(|record| ChangeView::of(keys, record));
+        Self::new(page, records.collect())
     }
 }
 
 #[derive(Serialize)]
-struct RecordView<'a> {
+pub(super) struct RequestView<'a> {
     timestamp: Shown<Timestamp>,
     method: &'a str,
     endpoint: &'a str,
@@ -146,7 +158,7 @@ struct RecordView<'a> {
     secret: &'static str,
 }
 
-impl<'a> RecordView<'a> {
+impl<'a> RequestView<'a> {
     /// `None` for a record that is not a request; the query's scope excludes them.
     fn of(record: &'a AuditRecord) -> Option<Self> {
         let AuditEvent::Request(request) = &record.event else { return None };
@@ -160,6 +172,75 @@ impl<'a> RecordView<'a> {
             outcome: request.outcome.as_str(),
             count: request.count,
             secret: request.secret.as_str(),
+        })
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct UsageView {
+    unit: &'static str,
+    buckets: Vec<BucketView>,
+}
+
+#[derive(Serialize)]
+struct BucketView {
+    start: Shown<Timestamp>,
+    allowed: u64,
+    errors: u64,
+    refused: u64,
+}
+
+impl From<&Usage> for UsageView {
+    fn from(usage: &Usage) -> Self {
+        let bucket = |UsageBucket { start, counts }: &UsageBucket| BucketView {
+            start: Shown(*start),
+            allowed: counts.allowed,
+            errors: counts.errors(),
+            refused: counts.refused,
+        };
+        Self { unit: usage.unit.as_str(), buckets: usage.buckets.iter().map(bucket).collect() }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct ChangeView<'a> {
+    timestamp: Shown<Timestamp>,
+    key_id: Shown<KeyId>,
+    actor: &'a str,
+    action: &'static str,
+    phase: &'static str,
+    fields: Vec<FieldView<'a>>,
+}
+
+#[derive(Serialize)]
+struct FieldView<'a> {
+    name: &'a str,
+    before: Value,
+    after: Value,
+}
+
+impl<'a> ChangeView<'a> {
+    /// `None` for a record that is not a change; the query's scope excludes them.
+    fn of(keys: &KeyManager, record: &'a AuditRecord) -> Option<Self> {
+        let AuditEvent::Change(change) = &record.event else { return None };
+        // What the API shows of a key, it shows of a change.
+        let is_shown = |field: &&ChangedField| match &*field.name {
+            "metadata" => false,
+            "scopes" => keys.scopes().is_some(),
+            _ => true,
+        };
+        let shown = |field: &'a ChangedField| FieldView {
+            name: &field.name,
+            before: field.before.to_json(),
+            after: field.after.to_json(),
+        };
+        Some(Self {
+            timestamp: Shown(record.at),
+            key_id: Shown(record.key),
+            actor: &change.actor,
+            action: change.action.as_str(),
+            phase: change.phase.as_str(),
+            fields: change.fields.iter().filter(is_shown).map(shown).collect(),
         })
     }
 }

@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::audit::changed::{ChangedField, ChangedFields, FieldValue};
 use crate::audit::country::CountryCode;
 use crate::audit::record::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 use crate::record::SecretUsed;
 use crate::runtime::clock::Timestamp;
-use crate::store::conformance::audit::fixtures::{TestLog, a_change, a_request};
+use crate::store::conformance::audit::fixtures::{TestLog, a_change, a_field, a_request};
 use crate::store::conformance::audit::purge::undisturbed;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::violation::Violation;
@@ -88,6 +89,12 @@ pub(super) async fn actors_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Viol
     changes_come_back(&log, with_actors()).await
 }
 
+/// The fields of a change are kept exactly, with their values, because they tell a
+/// revocation from a rename.
+pub(super) async fn changed_fields_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
+    changes_come_back(&log, with_fields()).await
+}
+
 /// Times keep their microseconds and ids all their bytes, because both decide the order of
 /// the records.
 pub(super) async fn times_and_ids_are_kept(log: Arc<dyn SinkAndLog>) -> Result<(), Violation> {
@@ -134,7 +141,7 @@ pub(super) fn unusual_requests() -> Vec<RequestEvent> {
 
 /// Changes with all the values that the properties of this module try.
 pub(super) fn unusual_changes() -> Vec<ChangeEvent> {
-    [with_actions(), with_actors()].concat()
+    [with_actions(), with_actors(), with_fields()].concat()
 }
 
 fn with_methods() -> Vec<RequestEvent> {
@@ -174,6 +181,7 @@ fn with_outcomes() -> Vec<RequestEvent> {
         Outcome::Expired,
         Outcome::IpNotAllowed,
         Outcome::InsufficientScope,
+        Outcome::RateLimited,
         Outcome::Aborted,
     ];
     outcomes.map(|outcome| RequestEvent { outcome, ..a_request() }).to_vec()
@@ -208,6 +216,22 @@ fn with_actors() -> Vec<ChangeEvent> {
     let longest = "x".repeat(crate::org::Actor::MAX_NAME_LEN);
     let texts = TEXTS.into_iter().chain(["Ada Lovelace", longest.as_str()]);
     texts.map(|text| ChangeEvent { actor: text.into(), ..a_change() }).collect()
+}
+
+fn with_fields() -> Vec<ChangeEvent> {
+    let list = FieldValue::List(TEXTS.map(str::to_owned).to_vec());
+    let texts = TEXTS.map(|text| FieldValue::Text(text.to_owned())).into_iter();
+    let values = texts.chain([FieldValue::Absent, FieldValue::List(Vec::new()), list]);
+    let fields: ChangedFields = values
+        .flat_map(|value| {
+            let name = Cow::Owned(format!("{value:?}"));
+            [
+                a_field(value.clone()),
+                ChangedField { name, after: value, ..a_field(FieldValue::Absent) },
+            ]
+        })
+        .collect();
+    [ChangedFields::default(), fields].map(|fields| ChangeEvent { fields, ..a_change() }).to_vec()
 }
 
 async fn requests_come_back(

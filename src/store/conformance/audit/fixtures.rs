@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::audit::changed::{ChangedField, FieldValue};
 use crate::audit::country::CountryCode;
 use crate::audit::log::{AuditCursor, AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{
@@ -174,7 +175,13 @@ pub(super) fn a_change() -> ChangeEvent {
         actor: "ada@acme.example".into(),
         action: ChangeAction::Updated,
         phase: ChangePhase::Begun,
+        fields: [a_field(FieldValue::Text("active".to_owned()))].into_iter().collect(),
     }
+}
+
+/// A field that had this value, and has none after the change.
+pub(super) fn a_field(before: FieldValue) -> ChangedField {
+    ChangedField { name: Cow::Borrowed("status"), before, after: FieldValue::Absent }
 }
 
 pub(super) fn newest_first(records: &[AuditRecord]) -> Vec<AuditRecord> {

@@ -4,12 +4,14 @@ use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::property::{Property, properties};
 
 mod fields;
+mod filter;
 mod fixtures;
 mod pages;
 mod purge;
 mod record;
 mod reopened;
 mod scope;
+mod usage;
 
 pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::"
     record {
@@ -35,6 +37,11 @@ pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::
         a_cursor_needs_no_record,
         a_page_holds_its_limit,
     }
+    filter {
+        a_filter_finds_what_matches,
+        a_rare_match_is_found,
+        times_limit_what_is_found,
+    }
     scope {
         organisations_do_not_see_each_other,
         similar_organisations_are_separate,
@@ -53,8 +60,17 @@ pub(super) const ALL: &[Property<dyn SinkAndLog>] = properties! { open: "audit::
         secrets_are_kept,
         actions_and_phases_are_kept,
         actors_are_kept,
+        changed_fields_are_kept,
         times_and_ids_are_kept,
         every_time_is_kept,
+    }
+    usage {
+        every_request_is_counted,
+        a_repeated_record_is_counted_once,
+        simultaneous_batches_are_counted,
+        keys_are_counted_apart,
+        hours_limit_what_is_counted,
+        later_counts_survive_a_purge,
     }
     purge {
         the_older_records_are_removed,
@@ -70,5 +86,6 @@ pub(super) const REOPENED: &[Property<dyn SinkAndLog>] = properties! { reopen: "
         the_order_comes_back,
         a_purged_record_stays_gone,
         a_repeated_batch_is_stored_once,
+        counts_come_back,
     }
 };

@@ -6,6 +6,7 @@ use crate::store::conformance::audit::fields::{unusual_changes, unusual_requests
 use crate::store::conformance::audit::fixtures::{TestLog, newest_first, same_records};
 use crate::store::conformance::audit::pages::with_ties;
 use crate::store::conformance::audit::purge::{before, in_1971, purge, retried};
+use crate::store::conformance::audit::usage::{has_usage, kinds};
 use crate::store::conformance::expect;
 use crate::store::conformance::handles::SinkAndLog;
 use crate::store::conformance::property::Opener;
@@ -83,4 +84,20 @@ pub(super) async fn a_repeated_batch_is_stored_once(
     test.has_requests(&records).await?;
     let changes = test.all(AuditScope::OrgChanges).await?;
     expect::equal("the number of changes", &changes.len(), &0)
+}
+
+/// Counts are read back, and go on from there, because a chart of a year spans many
+/// restarts.
+pub(super) async fn counts_come_back(opener: &Opener<dyn SinkAndLog>) -> Result<(), Violation> {
+    let test = TestLog::new(&opener.open().await?)?;
+    let mut records: Vec<_> = (0..)
+        .zip(kinds())
+        .map(|(n, kind)| test.record(test.at(n), AuditEvent::Request(kind)))
+        .collect();
+    test.write(&records).await?;
+    let test = test.reopened(opener).await?;
+    has_usage(&test, &records).await?;
+    records.extend(test.requests(3));
+    test.write(&records).await?;
+    has_usage(&test, &records).await
 }

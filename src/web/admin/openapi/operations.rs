@@ -11,13 +11,16 @@ use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{SchemaFormat, Type};
 use utoipa::openapi::{Content, Object, Ref, RefOr, Required, Schema};
 
+use crate::audit::filter::OutcomeFilter;
 use crate::audit::log::AuditQuery;
 use crate::key::idempotency::IdempotencyKey;
+use crate::web::admin::csv::MAX_ROWS;
 use crate::web::admin::input::{IDEMPOTENCY_KEY, MAX_BODY};
 use crate::web::admin::offer::Offer;
 use crate::web::admin::openapi::problems::{Problems, refs};
-use crate::web::admin::openapi::schemas::string;
+use crate::web::admin::openapi::schemas::{named, string};
 use crate::web::admin::problem::Code;
+use crate::web::admin::requests::Days;
 
 const JSON: &str = "application/json";
 
@@ -130,6 +133,71 @@ pub(in crate::web::admin) fn delete(_: &Offer) -> Operation {
 }
 
 pub(in crate::web::admin) fn audit(_: &Offer) -> Operation {
+    let operation =
+        of_key("list_key_requests", "The requests made with a key, newest first", &[READ]);
+    filtered(paged(operation, "AuditPage")).build()
+}
+
+pub(in crate::web::admin) fn audit_file(_: &Offer) -> Operation {
+    let summary = "The requests made with a key as a file (RFC 4180), newest first";
+    let text = "At most {MAX_ROWS} rows below a header. A value that a spreadsheet would run as a \
+        formula begins with an apostrophe. The connection breaks if a part cannot be read. Also \
+        404 if the service has no readable audit log.";
+    let rows = Response::builder()
+        .description("The requests.")
+        .content("text/csv", Content::new(Some(string())));
+    let operation = of_key("export_key_requests", summary, &[READ])
+        .description(Some(text.replace("{MAX_ROWS}", &MAX_ROWS.to_string())))
+        .response("200", rows);
+    filtered(operation).build()
+}
+
+/// The filters of the requests of a key.
+fn filtered(operation: OperationBuilder) -> OperationBuilder {
+    let outcomes = OutcomeFilter::ALL.iter().map(|outcome| outcome.as_str());
+    let status = string().pattern(Some("^([1-5]xx|[1-9][0-9]{2})$")).examples(["404", "4xx"]);
+    let time = || string().format(Some(SchemaFormat::Custom("date-time".into())));
+    let method = string().pattern(Some("^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$"));
+    let refused = "`refused` is every outcome but `allowed` and `aborted`.";
+    operation
+        .parameter(query("outcome", refused, string().enum_values(Some(outcomes))))
+        .parameter(query("status", "A status, or a class of them.", status))
+        .parameter(query("method", "A method, in its case.", method))
+        .parameter(query("ip", "An address or a CIDR range.", named("Network")))
+        .parameter(query("since", "Only requests from then on.", time()))
+        .parameter(query("until", "Only requests from before then.", time()))
+}
+
+pub(in crate::web::admin) fn usage(_: &Offer) -> Operation {
+    let days = Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(1_u32))
+        .maximum(Some(Days::MAX))
+        .default(Some(Days::DEFAULT.into()));
+    of_key("get_key_usage", "How often a key was used", &[READ])
+        .description(Some(
+            "By the hour for up to 2 days, otherwise by the day, in UTC. Every hour or day is there, \
+             and the last one is in progress. Counts are kept longer than the requests themselves. \
+             Also 404 if the service has no readable audit log.",
+        ))
+        .parameter(query("days", "How many days, up to now.", days))
+        .response("200", json("The counts, oldest first.", "Usage"))
+        .build()
+}
+
+pub(in crate::web::admin) fn key_changes(_: &Offer) -> Operation {
+    let operation = of_key("list_key_changes", "The changes of a key, newest first", &[READ]);
+    paged(operation, "ChangePage").build()
+}
+
+pub(in crate::web::admin) fn changes(_: &Offer) -> Operation {
+    let summary = "The changes of all keys, newest first";
+    let operation = operation("list_changes", summary, &[READ, &[Code::NotFound]]);
+    paged(operation, "ChangePage").build()
+}
+
+/// A page of the audit log.
+fn paged(operation: OperationBuilder, page: &str) -> OperationBuilder {
     // The same default as in `AuditQuery::new`.
     let page_size = Object::builder()
         .schema_type(Type::Integer)
@@ -140,13 +208,15 @@ pub(in crate::web::admin) fn audit(_: &Offer) -> Operation {
     let cursor = || string().pattern(Some("^0[0-2][0-9a-f]{46}$"));
     let before = "The `older` cursor of a page, to continue from there. Not together with `after`.";
     let after = "The `newer` cursor of a page, to continue from there. Not together with `before`.";
-    of_key("list_key_requests", "The requests made with a key, newest first", &[READ])
-        .description(Some("Also 404 if the service has no readable audit log."))
+    operation
+        .description(Some(
+            "A page may be short although older records match: `older` leads on from there. Also \
+             404 if the service has no readable audit log.",
+        ))
         .parameter(query("limit", "The size of the page.", page_size))
         .parameter(query("before", before, cursor()))
         .parameter(query("after", after, cursor()))
-        .response("200", json("A page of the log.", "AuditPage"))
-        .build()
+        .response("200", json("A page of the log.", page))
 }
 
 pub(in crate::web::admin) fn openapi(_: &Offer) -> Operation {
@@ -242,4 +312,6 @@ fn with_links(response: ResponseBuilder, key: &str) -> ResponseBuilder {
         .link("rotate", link("rotate_key").request_body(Some(confirmation)).build())
         .link("delete", link("delete_key").parameter("confirm_name", &*name).build())
         .link("requests", link("list_key_requests").build())
+        .link("changes", link("list_key_changes").build())
+        .link("usage", link("get_key_usage").build())
 }

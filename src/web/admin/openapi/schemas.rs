@@ -6,7 +6,8 @@ use utoipa::openapi::schema::{
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder};
 use utoipa::openapi::{Array, Object, Ref, RefOr};
 
-use crate::audit::record::Outcome;
+use crate::audit::record::{ChangeAction, ChangePhase, Outcome};
+use crate::audit::usage::UsageUnit;
 use crate::key::name::KeyName;
 use crate::record::{SecretUsed, Status};
 use crate::web::admin::offer::Offer;
@@ -39,7 +40,12 @@ pub(super) fn all(offer: &Offer) -> Vec<Named> {
         ("Limits", object([("max_keys", count()), ("max_ips_per_key", count())]).into()),
         ("IssuedKey", object([("key", named("Key")), ("secret", secret())]).into()),
         ("AuditRecord", record()),
-        ("AuditPage", page()),
+        ("AuditPage", page("AuditRecord")),
+        ("Usage", usage()),
+        ("UsageBucket", bucket()),
+        ("ChangeRecord", change()),
+        ("ChangedField", changed_field()),
+        ("ChangePage", page("ChangeRecord")),
         ("OpenApi", Object::builder().schema_type(Type::Object).required("openapi").into()),
     ];
     always.into_iter().chain(environments).chain(scope).collect()
@@ -122,12 +128,66 @@ fn record() -> RefOr<Schema> {
     .into()
 }
 
-fn page() -> RefOr<Schema> {
+fn usage() -> RefOr<Schema> {
+    let units = UsageUnit::ALL.iter().map(|unit| unit.as_str());
+    object([("unit", string().enum_values(Some(units)).into()), ("buckets", list("UsageBucket"))])
+        .into()
+}
+
+fn bucket() -> RefOr<Schema> {
+    let count = |description: &str| {
+        Object::builder()
+            .schema_type(Type::Integer)
+            .minimum(Some(0_u32))
+            .description(Some(description))
+    };
+    object([
+        ("start", format("date-time").into()),
+        ("allowed", count("Let in, and answered with a status below 400.").into()),
+        ("errors", count("Let in, and answered with 400 or more or not at all.").into()),
+        ("refused", count("Refused because of the key.").into()),
+    ])
+    .into()
+}
+
+fn change() -> RefOr<Schema> {
+    let actions = ChangeAction::ALL.iter().map(|action| action.as_str());
+    let phases = ChangePhase::ALL.iter().map(|phase| phase.as_str());
+    let phase = "Whether the change was begun, or did not take place and was `abandoned`: that is \
+        a second record.";
+    object([
+        ("timestamp", format("date-time").into()),
+        ("key_id", format("uuid").into()),
+        ("actor", string().description(Some("Who made the change.")).into()),
+        ("action", string().enum_values(Some(actions)).into()),
+        ("phase", string().enum_values(Some(phases)).description(Some(phase)).into()),
+        ("fields", list("ChangedField")),
+    ])
+    .into()
+}
+
+fn changed_field() -> RefOr<Schema> {
+    let value = |description: &str| {
+        AnyOf::builder()
+            .item(string())
+            .item(Array::builder().items(string()))
+            .item(Object::with_type(Type::Null))
+            .description(Some(description))
+    };
+    object([
+        ("name", string().description(Some("As in `Key`.")).into()),
+        ("before", value("The value before the change; null if there was none.").into()),
+        ("after", value("The value after it; null if there is none.").into()),
+    ])
+    .into()
+}
+
+fn page(record: &str) -> RefOr<Schema> {
     let cursor = |description: &str| {
         Object::builder().schema_type(or_null(Type::String)).description(Some(description))
     };
     object([
-        ("records", list("AuditRecord")),
+        ("records", list(record)),
         ("older", cursor("`before` of the next page; null on the last.").into()),
         ("newer", cursor("`after` of the previous page; null on the first.").into()),
     ])
