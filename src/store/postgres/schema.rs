@@ -217,7 +217,26 @@ const MIGRATIONS: [&str; 10] = [
          refused       bigint NOT NULL,
          PRIMARY KEY (key, org, hour, writer)
      );
-     CREATE INDEX hourly_usage_by_time ON {schema}.hourly_usage (hour);",
+     CREATE INDEX hourly_usage_by_time ON {schema}.hourly_usage (hour);
+     -- Roles that may use the log may count in it.
+     DO $body$
+     DECLARE
+         granted record;
+     BEGIN
+         FOR granted IN
+             SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS role,
+                 CASE privilege_type WHEN 'INSERT' THEN 'INSERT, UPDATE' ELSE privilege_type END
+                     AS rights
+             FROM pg_class, aclexplode(relacl)
+             WHERE oid = '{schema}.requests'::regclass AND grantee <> relowner
+                 AND privilege_type IN ('SELECT', 'INSERT', 'DELETE')
+         LOOP
+             EXECUTE format(
+                 'GRANT %s ON {schema}.hourly_usage TO %s', granted.rights, granted.role
+             );
+         END LOOP;
+     END
+     $body$;",
     // For operators. `active_day` is the day, since 1970, of the last use or else of the
     // creation. An index on the time itself would change with each use. The day of a key from
     // before this migration is 0 until its next use.
