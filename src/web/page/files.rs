@@ -261,6 +261,16 @@ impl File {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::record::Outcome;
+
+    #[test]
+    fn every_outcome_has_a_text() {
+        let texts = texts();
+        let missing = Outcome::ALL.iter().filter(|outcome| {
+            **outcome != Outcome::Allowed && !texts.contains_key(&format!("outcome.{outcome}"))
+        });
+        assert_eq!(missing.collect::<Vec<_>>(), [&Outcome::Unknown; 0]);
+    }
 
     #[test]
     fn file_paths_are_relative_to_the_page() {
