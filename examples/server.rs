@@ -71,6 +71,7 @@ async fn main() -> Result<(), Failure> {
         .init();
     // Before the manager is built, which asks the recorder for its counters.
     let metrics = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
+    tokio::spawn(keep_small(metrics.clone()));
     let keys = key_manager().await?;
     let client_ip = ClientIp::behind(trusted_proxies()?, proxy_header()?);
     let mut layer = ApiKeyLayer::new(keys.clone()).client_ip(client_ip);
@@ -379,9 +380,15 @@ async fn healthz(State(keys): State<KeyManager>) -> (StatusCode, Json<Value>) {
 /// The limits of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 9] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 2.5];
 
+/// Merges what was measured, even if nobody asks for it.
+async fn keep_small(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        metrics.run_upkeep();
+    }
+}
+
 fn prometheus(metrics: &PrometheusHandle) -> ([(HeaderName, &'static str); 1], String) {
-    // Merges what was recorded since the last time.
-    metrics.run_upkeep();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
 }
 
