@@ -2,6 +2,7 @@
 //! during writes, and purged in batches.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use keygate::audit::{
     AuditCursor, AuditEvent, AuditFilter, AuditId, AuditQuery, AuditRecord, AuditScope,
     ChangeAction, ChangeEvent, ChangePhase, Outcome, Position, RequestEvent, UsageQuery,
 };
-use keygate::store::{KeyDigest, KeyExport, OrgLimit, PostgresOptions};
+use keygate::store::{KeyDigest, KeyExport, KeySearch, OrgLimit, PostgresOptions, Search};
 use keygate::{ApiKey, AuditLog, AuditSink, KeyId, KeyStore, OrgId, PostgresStore, Timestamp};
 use tokio_postgres::Client;
 
@@ -37,9 +38,16 @@ fn key_number(number: u64) -> ApiKey {
         id: KeyId::from_bytes(*digest.as_bytes().first_chunk().unwrap()),
         digest,
         org: org(&format!("org-{}", number % ORGS)),
+        key_prefix: format!("vsp_sk_{:05}", number % ORGS),
         created_at: at(KEYS - number),
+        expires_at: Some(at(hours(number + 1))),
+        last_used_at: Some(at(hours(number))),
         ..key(0)
     }
+}
+
+fn hours(number: u64) -> u64 {
+    number * 3_600_000_000
 }
 
 /// This many records share an instant, three of the busy key among them, so that the order
@@ -101,9 +109,9 @@ fn changes_of(keys: &[u64]) -> Vec<AuditRecord> {
 async fn fill(db: &Client) {
     let base = at(0).unix_micros();
     let template = key(0);
-    let (name, prefix, allowed) =
-        (template.name.as_str(), template.key_prefix.as_str(), "192.0.2.0/24");
+    let (name, allowed) = (template.name.as_str(), "192.0.2.0/24");
     assert_eq!(template.allowlist.entries(), [allowed]);
+    let hour = hours(1);
     let id = "encode(substring(digest FROM 1 FOR 16), 'hex')::uuid";
     let numbered = |count| {
         format!(
@@ -121,8 +129,10 @@ async fn fill(db: &Client) {
     let sql = format!(
         // Triggers would check each of the digests, which are known to differ.
         "SET session_replication_role = replica; \
-         INSERT INTO keys SELECT {id}, 'org-' || n % {ORGS}, '{name}', '{prefix}', digest, \
-             'active', ARRAY['{allowed}'], {base} + {KEYS} - n, NULL, NULL, NULL, 1 FROM {}; \
+         INSERT INTO keys SELECT {id}, 'org-' || n % {ORGS}, '{name}', \
+             'vsp_sk_' || lpad((n % {ORGS})::text, 5, '0'), digest, 'active', ARRAY['{allowed}'], \
+             {base} + {KEYS} - n, {base} + (n + 1) * {hour}, NULL, {base} + n * {hour}, 1, '{{}}', \
+             NULL, NULL, ({base} + n * {hour}) / (24 * {hour}) FROM {}; \
          CREATE TEMP TABLE of_number AS SELECT n, {id} AS id, 'org-' || n % {ORGS} AS org FROM {}; \
          INSERT INTO requests SELECT {record}, 'GET', '/v1/things/' || n, '192.0.2.1', NULL, 200, \
              'allowed' FROM (SELECT n, {} AS by FROM generate_series(0, {REQUESTS} - 1) AS n) AS r \
@@ -130,7 +140,7 @@ async fn fill(db: &Client) {
          INSERT INTO changes SELECT {record}, 'ada', 'updated', 'begun' \
              FROM (SELECT n, {} AS by FROM generate_series(0, {CHANGES} - 1) AS n) AS c \
              JOIN (SELECT n AS by, id, org FROM of_number) AS k USING (by); \
-         INSERT INTO hourly_usage SELECT id, org, {base} + hour * 3600000000, 1, hour, 0, 0, 0, 0 \
+         INSERT INTO hourly_usage SELECT id, org, {base} + hour * {hour}, 1, hour, 0, 0, 0, 0 \
              FROM of_number CROSS JOIN generate_series(0, {YEAR} - 1) AS hour WHERE n < 20; \
          RESET session_replication_role; \
          ANALYZE organisations, keys, requests, changes, hourly_usage",
@@ -228,6 +238,37 @@ async fn assert_reads_little(
     assert!(entries <= most && fetched <= most, "{what}: {work:?}, at most {most} each");
 }
 
+/// A page of each search, and one after its last key.
+async fn assert_searches_read_little(place: (Place<'_>, bool)) {
+    const PAGE: u64 = 500;
+    let found = |numbers: Range<u64>| numbers.map(|n| key_number(n).id).collect::<BTreeSet<_>>();
+    let wanted = key_number(KEYS / 2);
+    assert_reads_little(place, "find_by_id", 3, async |store| {
+        assert_eq!(*store.find_by_id(&wanted.id).await.unwrap().unwrap(), wanted);
+    })
+    .await;
+    assert_reads_little(place, "keys with a prefix", 25, async |store| {
+        let search = Search::KeyPrefix(wanted.key_prefix.clone());
+        let page = store.search(&search, None, 500).await.unwrap();
+        assert_eq!((page.keys.len(), page.next), (20, None));
+    })
+    .await;
+    let first = KEYS / 2;
+    let expiring = Search::Expiring { from: at(hours(first + 1)), until: Timestamp::MAX };
+    let unused = Search::UnusedSince(at(hours(first)));
+    for (what, search, first) in [("expiring keys", expiring, first), ("unused keys", unused, 0)] {
+        assert_reads_little(place, what, 2 * PAGE + 10, async |store| {
+            let page = store.search(&search, None, 500).await.unwrap();
+            let next = store.search(&search, page.next.as_ref(), 500).await.unwrap();
+            let both = page.keys.iter().chain(&next.keys).map(|key| key.id).collect();
+            // The keys of a day are ordered by id, and the last day may be begun.
+            assert!(found(first..first + 2 * PAGE - 24).is_subset(&both));
+            assert!(both.is_subset(&found(first..first + 2 * PAGE + 24)));
+        })
+        .await;
+    }
+}
+
 /// The first page of those records, one from the middle on, and one back from there.
 async fn assert_pages_read_little(
     place: (Place<'_>, bool),
@@ -302,13 +343,15 @@ async fn assert_calls_read_little(place: (Place<'_>, bool)) {
         })
         .await;
     }
-    let hour = |hour: u64| at(hour * 3_600_000_000);
-    let usage = UsageQuery::new(busy.org, busy.id, hour(YEAR - 90 * 24), hour(YEAR));
+    let (from, until) = (at(hours(YEAR - 90 * 24)), at(hours(YEAR)));
+    let usage = UsageQuery::new(busy.org, busy.id, from, until);
     assert_reads_little(place, "usage", 90 * 24 + 10, async |store| {
         let hours = store.usage(&usage).await.unwrap();
         assert!(hours.iter().map(|bucket| bucket.counts.allowed).eq(YEAR - 90 * 24..YEAR));
     })
     .await;
+
+    assert_searches_read_little(place).await;
 
     // Pages of large and of small logs.
     for number in [BUSY, QUIET, 500] {

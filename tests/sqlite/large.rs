@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use keygate::audit::{
     AuditCursor, AuditFilter, AuditPage, AuditQuery, AuditRecord, AuditScope, Position,
 };
-use keygate::store::KeyDigest;
-use keygate::{ApiKey, AuditLog, AuditSink, KeyId, KeyStore, OrgId, SqliteStore};
+use keygate::store::{KeyDigest, KeySearch, Search};
+use keygate::{ApiKey, AuditLog, AuditSink, KeyId, KeyStore, OrgId, SqliteStore, Timestamp};
 use rusqlite::types::Value;
 use rusqlite::{Connection, params, params_from_iter};
 
@@ -27,16 +27,23 @@ fn key_number(number: u64) -> ApiKey {
     ApiKey {
         id: KeyId::from_bytes(*digest.as_bytes().first_chunk().unwrap()),
         digest,
+        key_prefix: format!("vsp_sk_{:05}", number % ORGS),
         created_at: at((KEYS - number).cast_signed()),
+        expires_at: Some(at(hours(number + 1))),
+        last_used_at: Some(at(hours(number))),
         ..key(&org(&format!("org-{}", number % ORGS)))
     }
+}
+
+fn hours(number: u64) -> i64 {
+    number.cast_signed() * 3_600_000_000
 }
 
 fn insert_keys(path: &Path) {
     let mut db = raw(path);
     let transaction = db.transaction().unwrap();
     {
-        let sql = "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, 'active', '', ?6, NULL, NULL, NULL, 1, '{}', NULL, NULL)";
+        let sql = "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, 'active', '', ?6, ?7, NULL, ?8, 1, '{}', NULL, NULL)";
         let mut statement = transaction.prepare(sql).unwrap();
         for number in 0..KEYS {
             let key = key_number(number);
@@ -47,6 +54,8 @@ fn insert_keys(path: &Path) {
                 key.key_prefix,
                 key.digest.as_bytes(),
                 key.created_at.unix_micros(),
+                key.expires_at.map(Timestamp::unix_micros),
+                key.last_used_at.map(Timestamp::unix_micros),
             ];
             statement.execute(row).unwrap();
         }
@@ -113,6 +122,20 @@ fn assert_plans(db: &Connection) {
         ("SELECT * FROM keys WHERE org = ?1 ORDER BY created_at, id", "INDEX keys_by_org (org=?)"),
         ("SELECT count(*) FROM keys WHERE org = ?1", "COVERING INDEX keys_by_org (org=?)"),
         ("DELETE FROM keys WHERE id = ?1 AND org = ?2", one),
+        (
+            "SELECT * FROM keys WHERE key_prefix = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+            "INDEX keys_by_prefix (key_prefix=? AND id>?)",
+        ),
+        (
+            "SELECT * FROM keys WHERE (expires_at, id) > (?1, ?2) AND expires_at < ?3 \
+             ORDER BY expires_at, id LIMIT ?4",
+            "INDEX keys_by_expiry ((expires_at,id)>(?,?) AND expires_at<?)",
+        ),
+        (
+            "SELECT * FROM keys WHERE (active_day, id) > (?1, ?2) AND active_day <= ?3 \
+             ORDER BY active_day, id LIMIT ?4",
+            "INDEX keys_by_activity ((active_day,id)>(?,?) AND active_day<?)",
+        ),
     ];
     for (sql, index) in statements {
         assert_plan(db, sql, index);
@@ -195,13 +218,34 @@ async fn many_keys_and_records_are_found_by_indexes() {
             (found, known, store.list(&key.org).await.unwrap())
         };
         let (found, known, list) = fast("three calls", within, three_calls).await;
-        assert_eq!(found.as_deref(), Some(&ApiKey { expires_at: None, ..key.clone() }));
+        assert_eq!(found.as_deref(), Some(&key));
         assert_eq!(known.unwrap().id, key.id);
         let mut expected: Vec<_> =
             (0..KEYS / ORGS).map(|n| key_number(n * ORGS + number % ORGS)).collect();
         expected.sort_by_key(|key| (key.created_at, key.id));
         assert!(list.iter().map(|key| key.id).eq(expected.iter().map(|key| key.id)));
     }
+
+    // Searches: two pages, of which each is a part of the table.
+    let first = KEYS / 2;
+    let with_prefix = Search::KeyPrefix(key_number(first).key_prefix);
+    let expiring = Search::Expiring { from: at(hours(first + 1)), until: Timestamp::MAX };
+    let unused = Search::UnusedSince(at(hours(first)));
+    for (search, numbers) in [(expiring, first..first + 200), (unused, 0..200)] {
+        let pages = async || {
+            let page = store.search(&search, None, 100).await.unwrap();
+            let next = store.search(&search, page.next.as_ref(), 100).await.unwrap();
+            page.keys.into_iter().chain(next.keys).map(|key| key.last_used_at).collect::<Vec<_>>()
+        };
+        let mut found = fast(&search, within, pages).await;
+        found.sort_unstable();
+        // The keys of a day are ordered by id, and the last day may be begun.
+        let expected = numbers.take(200 - 24).map(|number| Some(at(hours(number))));
+        assert!(found.len() == 200 && expected.eq(found.into_iter().take(200 - 24)));
+    }
+    let alike = async || store.search(&with_prefix, None, 100).await.unwrap();
+    let alike = fast(&with_prefix, within, alike).await;
+    assert_eq!((alike.keys.len(), alike.next), (20, None));
 
     // Pages.
     let within = bound(&db, "requests");
