@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 
 use keygate::error::PostgresOpenError;
-use keygate::store::{OrgLimit, PreviousSecret};
+use keygate::store::{KeySearch, OrgLimit, PreviousSecret, Search};
 use keygate::{ApiKey, KeyStore, Timestamp};
 use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
@@ -111,6 +111,10 @@ async fn eight_stores_upgrade_a_schema_while_an_older_version_writes() {
         assert_eq!(version(&db).await, newest);
         let found = stores[0].find_by_digest(&key(1).digest).await.unwrap().unwrap();
         assert_eq!(*found, key(1));
+        // The day of its last use is not known, but it is found.
+        let unused = Search::UnusedSince(Timestamp::MAX);
+        let page = stores[0].search(&unused, None, 10).await.unwrap();
+        assert!(page.keys.len() == 1 && *page.keys[0] == key(1), "{page:?}");
         let recorder = Recorder::by(&stores[1]);
         assert_eq!(recorder.of(db.batch_execute(write)).await, changed(key(1).id));
         let news = recorder.of(stores[2].insert(&key(2), OrgLimit::NONE)).await;

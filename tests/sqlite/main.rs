@@ -27,6 +27,7 @@ mod space;
 mod support;
 #[cfg(target_os = "linux")]
 mod sync;
+mod upgrade;
 
 use keygate::SqliteStore;
 use keygate::conformance::{self, TwoHandles};

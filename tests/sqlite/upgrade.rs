@@ -1,0 +1,84 @@
+//! A file of an earlier version is upgraded when it is opened.
+
+use keygate::audit::{AuditEvent, AuditQuery, AuditScope, UsageQuery};
+use keygate::store::{KeySearch, Search};
+use keygate::{ApiKey, AuditLog, AuditSink, KeyStore, SqliteStore, Timestamp};
+use rusqlite::params;
+
+use crate::files::{LIMIT, assert_sound, at, key, new_path, org, raw, request};
+
+/// The schema before changes had fields, requests were counted and operators could search.
+const VERSION_4: &str = "
+    PRAGMA application_id = 0x6B677465;
+    PRAGMA user_version = 4;
+    CREATE TABLE keys (
+        id BLOB NOT NULL PRIMARY KEY, org TEXT NOT NULL, name TEXT NOT NULL,
+        key_prefix TEXT NOT NULL, digest BLOB NOT NULL UNIQUE, status TEXT NOT NULL,
+        allowlist TEXT NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER,
+        rotated_at INTEGER, last_used_at INTEGER, revision INTEGER NOT NULL,
+        attributes TEXT NOT NULL DEFAULT '{}', previous_digest BLOB, previous_until INTEGER
+    ) STRICT;
+    CREATE INDEX keys_by_org ON keys (org, created_at, id);
+    CREATE UNIQUE INDEX keys_by_previous_digest ON keys (previous_digest)
+        WHERE previous_digest IS NOT NULL;
+    CREATE TABLE requests (
+        key BLOB NOT NULL, at INTEGER NOT NULL, id BLOB NOT NULL, org TEXT NOT NULL,
+        method TEXT NOT NULL, endpoint TEXT NOT NULL, ip TEXT, country TEXT, status INTEGER,
+        outcome TEXT NOT NULL, count INTEGER NOT NULL DEFAULT 1,
+        secret TEXT NOT NULL DEFAULT 'current', PRIMARY KEY (key, at, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX requests_by_time ON requests (at);
+    CREATE TABLE changes (
+        key BLOB NOT NULL, at INTEGER NOT NULL, id BLOB NOT NULL, org TEXT NOT NULL,
+        actor TEXT NOT NULL, action TEXT NOT NULL, phase TEXT NOT NULL,
+        PRIMARY KEY (key, at, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX changes_by_org ON changes (org, at, id);
+    CREATE INDEX changes_by_time ON changes (at);";
+
+#[tokio::test]
+async fn keys_and_records_of_an_earlier_version_are_kept_and_found() {
+    let (_folder, path) = new_path();
+    let earlier = raw(&path);
+    earlier.execute_batch(VERSION_4).unwrap();
+    let old = ApiKey { last_used_at: Some(at(5)), ..key(&org("acme")) };
+    let row = params![
+        old.id.to_bytes(),
+        old.name.as_str(),
+        old.key_prefix,
+        old.digest.as_bytes(),
+        old.created_at.unix_micros(),
+        old.expires_at.map(Timestamp::unix_micros),
+        old.last_used_at.map(Timestamp::unix_micros),
+    ];
+    let insert = "INSERT INTO keys VALUES \
+                  (?1, 'acme', ?2, ?3, ?4, 'active', '', ?5, ?6, NULL, ?7, 1, '{}', NULL, NULL)";
+    earlier.execute(insert, row).unwrap();
+    let insert = "INSERT INTO changes VALUES \
+                  (?1, ?2, zeroblob(16), 'acme', 'ada', 'updated', 'begun')";
+    earlier.execute(insert, params![old.id.to_bytes(), at(2).unix_micros()]).unwrap();
+    drop(earlier);
+
+    let store = SqliteStore::open(&path).unwrap();
+    assert_eq!(store.find_by_digest(&old.digest).await.unwrap().as_deref(), Some(&old));
+    for search in [
+        Search::KeyPrefix(old.key_prefix.clone()),
+        Search::Expiring { from: at(0), until: Timestamp::MAX },
+        Search::UnusedSince(at(6)),
+    ] {
+        let found = store.search(&search, None, 10).await.unwrap().keys;
+        assert!(found.len() == 1 && *found[0] == old, "{search:?}: {found:?}");
+    }
+    let changes = AuditQuery::new(old.org.clone(), AuditScope::KeyChanges(old.id));
+    let [record] = &store.page(&changes).await.unwrap().records[..] else { panic!() };
+    let AuditEvent::Change(change) = &record.event else { panic!("{record:?}") };
+    assert!(change.fields.is_empty());
+    // What is new works.
+    store.record(&[request(&old, at(7), 1)]).await.unwrap();
+    let usage = UsageQuery::new(old.org.clone(), old.id, Timestamp::MIN, Timestamp::MAX);
+    let hours = store.usage(&usage).await.unwrap();
+    assert!(hours.len() == 1 && hours[0].counts.allowed == 1, "{hours:?}");
+    store.insert(&key(&org("acme")), LIMIT).await.unwrap();
+    drop(store);
+    assert_sound(&path);
+}
