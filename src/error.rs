@@ -19,9 +19,7 @@ pub use crate::key::id::KeyIdError;
 pub use crate::key::idempotency::IdempotencyKeyError;
 pub use crate::key::name::KeyNameError;
 pub use crate::manager::builder::BuildError;
-#[cfg(feature = "rate-limit")]
-#[cfg_attr(docsrs, doc(cfg(feature = "rate-limit")))]
-pub use crate::manager::rate_limits::RateLimitError;
+pub use crate::manager::rate::RateLimitError;
 pub use crate::names::UnknownName;
 pub use crate::network::NetworkError;
 pub use crate::org::OrgIdError;

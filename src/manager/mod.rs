@@ -37,7 +37,7 @@ pub use crate::manager::builder::KeyManagerBuilder;
 pub use crate::manager::creation::IssuedKey;
 pub use crate::manager::listener::{ChangeListener, KeyChange};
 pub use crate::manager::operator::Operator;
-pub use crate::manager::rate::{RateLimiter, RateStatus};
+pub use crate::manager::rate::{RateLimiter, RatePolicy, RateStatus};
 #[cfg(feature = "rate-limit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rate-limit")))]
 pub use crate::manager::rate_limits::{RateLimit, RateLimits};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use thiserror::Error;
 
 use crate::manager::KeyManager;
 use crate::manager::verify::VerifiedKey;
@@ -47,16 +48,71 @@ impl<R: RateLimiter + ?Sized> RateLimiter for Arc<R> {
     }
 }
 
+/// A rate limit, as responses tell it to callers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RatePolicy {
+    name: String,
+    quota: u32,
+    window: Duration,
+    header: String,
+}
+
+impl RatePolicy {
+    /// A limit of so many requests within this time. The name is 1 to 40 of `a-z`, `0-9`, `_`
+    /// and `-`.
+    ///
+    /// # Errors
+    ///
+    /// For another name.
+    pub fn new(name: &str, quota: u32, window: Duration) -> Result<Self, RateLimitError> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
+        if !(1..=40).contains(&name.len()) || !name.bytes().all(plain) {
+            return Err(RateLimitError);
+        }
+        let header = format!("\"{name}\";q={quota};w={}", seconds(window));
+        Ok(Self { name: name.to_owned(), quota, window, header })
+    }
+
+    /// The name of the limit.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many requests may be made within the window.
+    pub fn quota(&self) -> u32 {
+        self.quota
+    }
+
+    /// The window.
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
+    /// The value of the response's header `RateLimit-Policy`
+    /// (draft-ietf-httpapi-ratelimit-headers-11), which the layer sets.
+    pub fn header(&self) -> &str {
+        &self.header
+    }
+}
+
+/// Whole seconds, rounded up.
+pub(crate) fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+/// A rate limit is not valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "a rate limit is a number of requests per s, m or h, such as 50/s, and its name 1 to 40 of a-z, 0-9, _ and -"
+)]
+pub struct RateLimitError;
+
 /// How much of its rate limit a key has left, after a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RateStatus {
-    /// The name of the limit: visible ASCII without `"` and `\`.
-    pub name: Arc<str>,
-    /// How many requests may be made within the window.
-    pub quota: u32,
-    /// The window.
-    pub window: Duration,
+    /// The limit.
+    pub policy: Arc<RatePolicy>,
     /// How many requests may be made at once now.
     pub remaining: u32,
     /// After which time the whole quota is available again, if no request is made.
@@ -67,9 +123,14 @@ pub struct RateStatus {
 
 impl RateStatus {
     /// The whole quota of a limit.
-    pub fn new(name: impl Into<Arc<str>>, quota: u32, window: Duration) -> Self {
-        let name = name.into();
-        Self { name, quota, window, remaining: quota, reset: Duration::ZERO, retry_after: None }
+    pub fn new(policy: Arc<RatePolicy>) -> Self {
+        Self { remaining: policy.quota, policy, reset: Duration::ZERO, retry_after: None }
+    }
+
+    /// The value of the response's header `RateLimit`
+    /// (draft-ietf-httpapi-ratelimit-headers-11), which the layer sets.
+    pub fn header(&self) -> String {
+        format!("\"{}\";r={};t={}", self.policy.name, self.remaining, seconds(self.reset))
     }
 }
 
@@ -81,7 +142,8 @@ impl KeyManager {
     ) -> Result<Option<RateStatus>, RateStatus> {
         let inner = &*self.inner;
         let Some(limiter) = &inner.limiter else { return Ok(None) };
-        let counted = caught(async { limiter.count(key).await });
+        // Not the implementation for `Arc`, which would allocate a second future.
+        let counted = caught(async { (**limiter).count(key).await });
         match timeout(&*inner.runtime, inner.store_deadline, counted).await {
             Ok(Ok(Some(status))) if status.retry_after.is_some() => Err(status),
             Ok(Ok(status)) => Ok(status),

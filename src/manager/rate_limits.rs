@@ -11,10 +11,9 @@ use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter as Governor};
-use thiserror::Error;
 
 use crate::key::id::KeyId;
-use crate::manager::rate::{RateLimiter, RateStatus};
+use crate::manager::rate::{RateLimitError, RateLimiter, RatePolicy, RateStatus};
 use crate::manager::verify::VerifiedKey;
 
 /// How many requests may be made in a time: `50/s`, `600/m` or `10000/h` as a text.
@@ -75,13 +74,6 @@ impl FromStr for RateLimit {
     }
 }
 
-/// A rate limit is not valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error(
-    "a rate limit is a number of requests per s, m or h, such as 50/s, and its name 1 to 40 of a-z, 0-9, _ and -"
-)]
-pub struct RateLimitError;
-
 /// Rate limits for each key, counted within the process: with n processes, a key may make up
 /// to n times as many requests.
 ///
@@ -113,23 +105,20 @@ type Choose = dyn for<'k> Fn(&'k VerifiedKey) -> Option<&'k str> + Send + Sync;
 type Counts = Governor<KeyId, DashMapStateStore<KeyId>, DefaultClock, StateInformationMiddleware>;
 
 struct Tier {
-    name: Arc<str>,
+    policy: Arc<RatePolicy>,
     limit: RateLimit,
     counts: Counts,
 }
 
 impl Tier {
-    fn new(name: &str, limit: RateLimit, clock: &DefaultClock) -> Self {
+    fn new(name: &str, limit: RateLimit, clock: &DefaultClock) -> Result<Self, RateLimitError> {
         // A quota of at least a nanosecond for each request is never refused.
         let quota = Quota::with_period(limit.interval())
             .unwrap_or(Quota::per_second(limit.quota))
             .allow_burst(limit.quota);
         let counts = Counts::new(quota, DashMapStateStore::default(), clock.clone());
-        Self { name: name.into(), limit, counts }
-    }
-
-    fn status(&self) -> RateStatus {
-        RateStatus::new(Arc::clone(&self.name), self.limit.quota.get(), self.limit.window)
+        let policy = Arc::new(RatePolicy::new(name, limit.quota.get(), limit.window)?);
+        Ok(Self { policy, limit, counts })
     }
 }
 
@@ -137,7 +126,8 @@ impl RateLimits {
     /// This limit for every key, under the name `default`.
     pub fn new(default: RateLimit) -> Self {
         let clock = DefaultClock::default();
-        let tiers = vec![Tier::new("default", default, &clock)];
+        // The name is valid.
+        let tiers = Tier::new("default", default, &clock).into_iter().collect();
         Self { tiers, choose: Box::new(|_| None), clock }
     }
 
@@ -147,12 +137,10 @@ impl RateLimits {
     ///
     /// For another name, or one that is there already.
     pub fn tier(mut self, name: &str, limit: RateLimit) -> Result<Self, RateLimitError> {
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
-        let is_new = self.tiers.iter().all(|tier| *tier.name != *name);
-        if !(1..=40).contains(&name.len()) || !name.bytes().all(plain) || !is_new {
+        if self.tiers.iter().any(|tier| tier.policy.name() == name) {
             return Err(RateLimitError);
         }
-        self.tiers.push(Tier::new(name, limit, &self.clock));
+        self.tiers.push(Tier::new(name, limit, &self.clock)?);
         Ok(self)
     }
 
@@ -172,7 +160,8 @@ impl RateLimits {
 
     fn tier_of(&self, key: &VerifiedKey) -> Option<&Tier> {
         let chosen = (self.choose)(key);
-        let named = chosen.and_then(|name| self.tiers.iter().find(|tier| *tier.name == *name));
+        let named =
+            chosen.and_then(|name| self.tiers.iter().find(|tier| tier.policy.name() == name));
         named.or(self.tiers.first())
     }
 }
@@ -181,7 +170,7 @@ impl RateLimits {
 impl RateLimiter for RateLimits {
     async fn count(&self, key: &VerifiedKey) -> Option<RateStatus> {
         let tier = self.tier_of(key)?;
-        let mut status = tier.status();
+        let mut status = RateStatus::new(Arc::clone(&tier.policy));
         match tier.counts.check_key(&key.id()) {
             Ok(state) => {
                 status.remaining = state.remaining_burst_capacity();
@@ -207,7 +196,7 @@ impl RateLimiter for RateLimits {
 
 impl fmt::Debug for RateLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tiers = self.tiers.iter().map(|tier| (&tier.name, tier.limit));
+        let tiers = self.tiers.iter().map(|tier| (tier.policy.name(), tier.limit));
         f.debug_map().entries(tiers).finish()
     }
 }

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -15,7 +14,7 @@ use http::header::{
 use http::{Response, StatusCode, Version};
 
 use crate::manager::admission::AdmitError;
-use crate::manager::rate::RateStatus;
+use crate::manager::rate::{RateStatus, seconds};
 use crate::manager::verify::VerifyError;
 use crate::policy::Denial;
 use crate::scopes::{MissingScope, Scope};
@@ -117,8 +116,8 @@ impl Refusal {
             },
             Self::RateLimited(rate) => format!(
                 "The API key may make {} requests in {} seconds. Try again in {} seconds.",
-                rate.quota,
-                seconds(rate.window),
+                rate.policy.quota(),
+                seconds(rate.policy.window()),
                 seconds(rate.retry_after.unwrap_or_default()),
             ),
             Self::Unavailable => "The API key could not be checked. Try again shortly.".into(),
@@ -146,23 +145,15 @@ impl Refusal {
     }
 }
 
-/// Whole seconds, rounded up.
-fn seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
-}
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// Says on a response what is left of a rate limit (draft-ietf-httpapi-ratelimit-headers-11).
 pub(crate) fn set_rate(headers: &mut HeaderMap, rate: &RateStatus) {
-    let RateStatus { name, quota, window, remaining, reset, .. } = rate;
-    let (window, reset) = (seconds(*window), seconds(*reset));
-    let fields = [
-        ("ratelimit-policy", format!("\"{name}\";q={quota};w={window}")),
-        ("ratelimit", format!("\"{name}\";r={remaining};t={reset}")),
-    ];
-    for (field, text) in fields {
-        // Not valid only if a limiter of the host's gives a name that is not.
-        if let Ok(value) = HeaderValue::try_from(text) {
-            headers.insert(HeaderName::from_static(field), value);
+    for (field, text) in [(RATE_LIMIT_POLICY, rate.policy.header()), (RATE_LIMIT, &rate.header())] {
+        // Always valid.
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(field, value);
         }
     }
 }
