@@ -17,7 +17,7 @@ use crate::key::formats::Formats;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::endpoint::{endpoint, kept, method};
-use crate::manager::rate::RateStatus;
+use crate::manager::rate::{RateLimiter, RateStatus};
 use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::meters::Timer;
 use crate::policy::Denial;
@@ -115,16 +115,13 @@ impl KeyManager {
                 return self.refuse(error, request).await;
             }
         };
-        match self.count_rate(&key).await {
-            Ok(rate) => {
-                self.inner.count(&Ok(()), timer);
-                self.let_in(key, at, request, rate).await
-            }
-            Err(rate) => {
-                self.inner.count_rate_limited(timer);
-                self.refuse_for_now(&key, at, request, rate).await
-            }
-        }
+        let (rate, request) = match &self.inner.limiter {
+            None => (None, request),
+            // Boxed, so that requests without a limit do not pay for its size.
+            Some(limiter) => Box::pin(self.within_rate(limiter, &key, at, request, timer)).await?,
+        };
+        self.inner.count(&Ok(()), timer);
+        self.let_in(key, at, request, rate).await
     }
 
     /// Counts a credential that the layer refuses, since it cannot be a key.
@@ -138,7 +135,7 @@ impl KeyManager {
         key: VerifiedKey,
         at: Timestamp,
         request: RequestInfo,
-        rate: Option<RateStatus>,
+        rate: Option<Box<RateStatus>>,
     ) -> Result<Admission, AdmitError> {
         let mut admission = Admission { key, rate, record: None, permit: None };
         if let Some(audit) = &self.inner.audit {
@@ -215,18 +212,26 @@ impl KeyManager {
 }
 
 impl KeyManager {
-    /// Refuses a request over the rate limit.
-    async fn refuse_for_now<T>(
+    /// Counts a request for its rate limit, and refuses it if it is one too many.
+    async fn within_rate(
         &self,
+        limiter: &Arc<dyn RateLimiter>,
         key: &VerifiedKey,
         at: Timestamp,
         request: RequestInfo,
-        rate: RateStatus,
-    ) -> Result<T, AdmitError> {
-        tracing::debug!(key = %key.id(), org = %key.org(), reason = "rate limit", "refused");
-        let of = (key.record(), key.secret_used());
-        self.record_refusal(of, at, (Outcome::RateLimited, 429), request).await?;
-        Err(AdmitError::RateLimited(rate))
+        timer: Timer,
+    ) -> Result<(Option<Box<RateStatus>>, RequestInfo), AdmitError> {
+        match self.count_rate(limiter, key).await {
+            Some(rate) if rate.retry_after.is_some() => {
+                self.inner.count_rate_limited(timer);
+                let reason = "rate limit";
+                tracing::debug!(key = %key.id(), org = %key.org(), reason, "refused");
+                let of = (key.record(), key.secret_used());
+                self.record_refusal(of, at, (Outcome::RateLimited, 429), request).await?;
+                Err(AdmitError::RateLimited(rate))
+            }
+            rate => Ok((rate.map(Box::new), request)),
+        }
     }
 
     /// Records a refusal of a known key, in a record of its own or in a sum.
@@ -289,7 +294,8 @@ pub(super) fn refusal_records(formats: Formats, ids: Arc<AuditIds>) -> Draft {
 #[must_use = "an admission that is dropped is recorded as aborted"]
 pub struct Admission {
     key: VerifiedKey,
-    rate: Option<RateStatus>,
+    /// Boxed, since every request moves the admission about, and few have a limit.
+    rate: Option<Box<RateStatus>>,
     /// What is queued when this is dropped, and where; `None` once it is delivered.
     record: Option<(Arc<AuditWriter>, AuditRecord)>,
     permit: Option<Permit>,
@@ -303,7 +309,7 @@ impl Admission {
 
     /// How much of its rate limit the key has left; `None` if it has none.
     pub fn rate(&self) -> Option<&RateStatus> {
-        self.rate.as_ref()
+        self.rate.as_deref()
     }
 
     /// Records the status of the response, which is about to be sent.

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::manager::KeyManager;
 use crate::manager::verify::VerifiedKey;
-use crate::runtime::spawn::{caught, timeout};
+use crate::runtime::spawn::{Elapsed, Panicked, caught, timeout};
 
 /// How often idle keys are forgotten.
 const TIDY: Duration = Duration::from_secs(10);
@@ -135,30 +135,24 @@ impl RateStatus {
 }
 
 impl KeyManager {
-    /// Counts a request, if there is a limiter. An error is a request over the limit.
+    /// Counts a request. `None` if the key is not limited, or the limiter failed.
     pub(super) async fn count_rate(
         &self,
+        limiter: &Arc<dyn RateLimiter>,
         key: &VerifiedKey,
-    ) -> Result<Option<RateStatus>, RateStatus> {
+    ) -> Option<RateStatus> {
         let inner = &*self.inner;
-        let Some(limiter) = &inner.limiter else { return Ok(None) };
         // Not the implementation for `Arc`, which would allocate a second future.
         let counted = caught(async { (**limiter).count(key).await });
-        match timeout(&*inner.runtime, inner.store_deadline, counted).await {
-            Ok(Ok(Some(status))) if status.retry_after.is_some() => Err(status),
-            Ok(Ok(status)) => Ok(status),
-            failed => {
-                if let Some(left_out) = inner.unlimited.pass() {
-                    let reason = if failed.is_ok() { "it panicked" } else { "no answer in time" };
-                    tracing::error!(
-                        reason,
-                        left_out,
-                        "the rate limiter failed, and does not limit"
-                    );
-                }
-                Ok(None)
-            }
+        let reason = match timeout(&*inner.runtime, inner.store_deadline, counted).await {
+            Ok(Ok(status)) => return status,
+            Ok(Err(Panicked)) => "it panicked",
+            Err(Elapsed) => "no answer in time",
+        };
+        if let Some(left_out) = inner.unlimited.pass() {
+            tracing::error!(reason, left_out, "the rate limiter failed, and does not limit");
         }
+        None
     }
 
     /// Has idle keys forgotten until the manager is dropped.
