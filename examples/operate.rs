@@ -18,15 +18,20 @@
 //! by default `operator`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
 
+use std::collections::BTreeMap;
 use std::env;
 use std::error::Error;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keygate::audit::{AuditEvent, AuditQuery, AuditScope};
+use keygate::audit::{
+    AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangePhase, FieldValue, RequestEvent,
+    UsageBucket,
+};
 use keygate::manager::Operator;
 use keygate::store::{KeySearch, Search};
 use keygate::{
@@ -160,57 +165,87 @@ impl Desk {
     async fn show(&self, id: &KeyId) -> Result<(), Failure> {
         let key = self.operator.get(id).await.map_err(not_found)?;
         self.print(&key);
+        self.heading("Requests of the last day, by the hour:");
         if let Some(usage) = self.keys.usage(&key.org, id, 1).await {
-            for bucket in usage?.buckets {
-                let (hour, counts) = (bucket.start, bucket.counts);
+            for UsageBucket { start, counts } in usage?.buckets {
                 let (allowed, errors, refused) = (counts.allowed, counts.errors(), counts.refused);
                 if allowed + errors + refused > 0 {
                     let text =
-                        format!("{hour}: {allowed} allowed, {errors} errors, {refused} refused");
+                        format!("{start}: {allowed} allowed, {errors} errors, {refused} refused");
                     let value = json!({
-                        "hour": hour.to_string(), "allowed": allowed, "errors": errors,
-                        "refused": refused,
+                        "hour": start, "allowed": allowed, "errors": errors, "refused": refused,
                     });
                     self.say(text, value);
                 }
             }
         }
-        for scope in [AuditScope::KeyRequests(*id), AuditScope::KeyChanges(*id)] {
-            let query = AuditQuery::new(key.org.clone(), scope).limit(20);
-            let Some(page) = self.keys.audit_page(&query).await else { continue };
-            for record in page?.records {
-                let text = match &record.event {
-                    AuditEvent::Request(request) => {
-                        let ip = request.ip.map_or("unknown".to_owned(), |ip| ip.to_string());
-                        let (method, endpoint) = (&request.method, &request.endpoint);
-                        let (outcome, count) = (request.outcome, request.count);
-                        format!(
-                            "{}: {method} {endpoint} from {ip}: {outcome}, {count} times",
-                            record.at
-                        )
-                    }
-                    AuditEvent::Change(change) => {
-                        let field = |field: &keygate::audit::ChangedField| {
-                            format!("{}: {} -> {}", field.name, field.before, field.after)
-                        };
-                        let fields: Vec<_> = change.fields.iter().map(field).collect();
-                        let (action, phase, actor) = (change.action, change.phase, &change.actor);
-                        format!(
-                            "{}: {action} ({phase}) by {actor}; {}",
-                            record.at,
-                            fields.join(", ")
-                        )
-                    }
-                    _ => continue,
-                };
-                self.say(text, serde_json::to_value(&record)?);
-            }
+        let requests = self.latest(&key, AuditScope::KeyRequests(*id), 200).await?;
+        self.heading(&format!("The addresses of its latest {} requests:", requests.len()));
+        let mut addresses = BTreeMap::<_, (u64, Timestamp)>::new();
+        for record in &requests {
+            let AuditEvent::Request(request) = &record.event else { continue };
+            let of_address = addresses.entry(request.ip).or_insert((0, record.at));
+            of_address.0 += u64::from(request.count);
         }
+        for (ip, (count, last)) in addresses {
+            let text = format!("{}: {count} times, last {last}", shown(ip));
+            self.say(text, json!({ "ip": ip, "count": count, "last": last }));
+        }
+        self.heading("Its latest requests:");
+        requests.iter().take(10).try_for_each(|record| self.record(record))?;
+        self.heading("Its latest changes:");
+        let changes = self.latest(&key, AuditScope::KeyChanges(*id), 20).await?;
+        changes.iter().try_for_each(|record| self.record(record))
+    }
+
+    /// The latest records, newest first.
+    async fn latest(
+        &self,
+        key: &ApiKey,
+        scope: AuditScope,
+        limit: usize,
+    ) -> Result<Vec<AuditRecord>, Failure> {
+        let query = AuditQuery::new(key.org.clone(), scope).limit(limit);
+        Ok(match self.keys.audit_page(&query).await {
+            Some(page) => page?.records,
+            None => Vec::new(),
+        })
+    }
+
+    fn record(&self, record: &AuditRecord) -> Result<(), Failure> {
+        let at = record.at;
+        let text = match &record.event {
+            AuditEvent::Request(request) => {
+                let RequestEvent { method, endpoint, outcome, count, .. } = request;
+                let status = request.status.map(|status| format!(" {status}")).unwrap_or_default();
+                let times = if *count > 1 { format!(", {count} times") } else { String::new() };
+                let from = shown(request.ip);
+                format!("{at}: {method} {endpoint} from {from}: {outcome}{status}{times}")
+            }
+            AuditEvent::Change(change) => {
+                let fields = change.fields.iter().map(|field| match &field.before {
+                    FieldValue::Absent => format!("{}: {}", field.name, field.after),
+                    before => format!("{}: {before} -> {}", field.name, field.after),
+                });
+                let fields = fields.collect::<Vec<_>>().join(", ");
+                let done = match change.phase {
+                    ChangePhase::Abandoned => " (did not take place)",
+                    _ => "",
+                };
+                format!("{at}: {} by {}{done}; {fields}", change.action, change.actor)
+            }
+            _ => return Ok(()),
+        };
+        self.say(text, serde_json::to_value(record)?);
         Ok(())
     }
 
     async fn list(&self, org: &OrgId) -> Result<(), Failure> {
-        self.operator.list(org).await?.iter().for_each(|key| self.print(key));
+        let keys = self.operator.list(org).await?;
+        if keys.is_empty() {
+            return Err(format!("{org} has no keys").into());
+        }
+        keys.iter().for_each(|key| self.print(key));
         Ok(())
     }
 
@@ -221,6 +256,9 @@ impl Desk {
     }
 
     async fn revoke_all(&self, org: &OrgId) -> Result<(), Failure> {
+        if self.operator.list(org).await?.is_empty() {
+            return Err(format!("{org} has no keys").into());
+        }
         let revoked = self.operator.revoke_all(org).await?;
         self.say(format!("{revoked} keys revoked"), json!({ "revoked": revoked }));
         Ok(())
@@ -293,6 +331,12 @@ impl Desk {
         self.say(text, serde_json::to_value(key).unwrap_or_default());
     }
 
+    fn heading(&self, text: &str) {
+        if !self.json {
+            println!("\n{text}");
+        }
+    }
+
     fn say(&self, text: String, value: Value) {
         if self.json {
             println!("{value}");
@@ -308,6 +352,10 @@ fn optional(found: Result<Arc<ApiKey>, ManageError>) -> Result<Option<Arc<ApiKey
         Err(ManageError::NotFound) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn shown(ip: Option<IpAddr>) -> String {
+    ip.map_or("an unknown address".to_owned(), |ip| ip.to_string())
 }
 
 fn not_found(error: ManageError) -> Failure {
