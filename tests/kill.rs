@@ -151,7 +151,6 @@ async fn child() {
     let place = Place { store, session: env::var("KEYGATE_KILL_SESSION").unwrap() };
     let workers: Vec<_> =
         (0..WORKERS).map(|worker| tokio::spawn(work(place.clone(), worker))).collect();
-    record(&place).await;
     for worker in workers {
         worker.await.unwrap();
     }
@@ -164,15 +163,11 @@ fn counted() -> OrgId {
     OrgId::new("counted").unwrap()
 }
 
-/// Records requests until the process is killed, some of them twice.
-async fn record(place: &Place) {
-    let log = store(place).await;
-    loop {
-        let batch: Vec<_> = (0..5).map(|_| a_request()).collect();
+/// Records a batch of requests, or the same one twice.
+async fn record(log: &dyn Store) {
+    let batch: Vec<_> = (0..5).map(|_| a_request()).collect();
+    for _ in 0..=u8::from(number().is_multiple_of(4)) {
         log.record(&batch).await.unwrap();
-        if number().is_multiple_of(4) {
-            log.record(&batch).await.unwrap();
-        }
     }
 }
 
@@ -228,11 +223,13 @@ fn say(worker: u64, line: &str) {
 
 async fn work(place: Place, worker: u64) {
     let rng = Seeded::new(number()); // audit ids begin with random bytes
-    let builder = builder(&place).await.store_deadline(PATIENCE);
+    let store = store(&place).await;
+    let builder = KeyManager::builder(store.clone()).audit(store.clone()).store_deadline(PATIENCE);
     let delivery = Delivery::strict().deadline(PATIENCE);
     let keys = builder.delivery(delivery).rng(rng.clone()).build().unwrap();
     let actor = Actor::new(place.org(worker), format!("worker {worker}"));
     loop {
+        record(&*store).await;
         let present = keys.list(actor.org()).await.unwrap();
         let present: Vec<_> =
             present.iter().map(|key| (key.id, key.status == Status::Revoked)).collect();
