@@ -74,7 +74,7 @@ async fn main() -> Result<(), Failure> {
     tokio::spawn(keep_small(metrics.clone()));
     let keys = key_manager().await?;
     let client_ip = ClientIp::behind(trusted_proxies()?, proxy_header()?);
-    let mut layer = ApiKeyLayer::new(keys.clone()).client_ip(client_ip);
+    let mut layer = ApiKeyLayer::new(keys.clone()).client_ip(client_ip.clone());
     if let Some(name) = key_header()? {
         layer = layer.key_header(name);
     }
@@ -93,7 +93,7 @@ async fn main() -> Result<(), Failure> {
     let address = listener.local_addr()?;
 
     let settings = SettingsPage::new(keys.clone()).hosts(hosts(named, address));
-    let settings = settings.example_url("/v1/whoami")?.router();
+    let settings = settings.example_url("/v1/whoami")?.client_ip(client_ip).router();
     let app = Router::new()
         .route("/healthz", get(healthz))
         .with_state(keys.clone())

@@ -1,6 +1,6 @@
 //! The settings of a layer, and its request extensions.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::{Extensions, HeaderName};
 
@@ -28,6 +28,17 @@ pub(super) struct Config {
 /// request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
+
+/// The peer's address as the server has supplied it.
+pub(crate) fn peer_of(extensions: &Extensions) -> Option<IpAddr> {
+    #[cfg(feature = "axum")]
+    if let Some(axum::extract::ConnectInfo(peer)) =
+        extensions.get::<axum::extract::ConnectInfo<SocketAddr>>()
+    {
+        return Some(peer.ip());
+    }
+    extensions.get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip())
+}
 
 /// Present in the extensions of a request without credentials that optional authentication
 /// admitted: how the layer would have refused it.

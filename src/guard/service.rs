@@ -12,7 +12,7 @@ use tower_service::Service;
 use tracing::Span;
 
 use crate::guard::body::ResponseBody;
-use crate::guard::config::{Anonymous, Config, PeerAddr};
+use crate::guard::config::{Anonymous, Config, peer_of};
 use crate::guard::future::{ResponseFuture, State};
 use crate::key::existing::Lookup;
 use crate::manager::admission::RequestInfo;
@@ -136,16 +136,8 @@ impl Config {
 
     fn peer<B>(&self, request: &Request<B>) -> Option<IpAddr> {
         let extensions = request.extensions();
-        if let Some(peer) = self.peer_from.and_then(|find| find(extensions)) {
-            return Some(peer.ip());
-        }
-        #[cfg(feature = "axum")]
-        if let Some(axum::extract::ConnectInfo(peer)) =
-            extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>()
-        {
-            return Some(peer.ip());
-        }
-        extensions.get::<PeerAddr>().map(|PeerAddr(peer)| peer.ip())
+        let found = self.peer_from.and_then(|find| find(extensions));
+        found.map(|peer| peer.ip()).or_else(|| peer_of(extensions))
     }
 }
 

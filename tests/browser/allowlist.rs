@@ -42,7 +42,7 @@ async fn add(browser: &Browser, entry: &str) {
 
 async fn create(browser: &Browser) {
     browser.press("Create key").await;
-    browser.close_with("Done").await;
+    browser.done().await;
 }
 
 #[test]
@@ -54,7 +54,8 @@ fn added_and_removed_entries_take_effect() {
         add(browser, "10.0.0.0/8").await;
         assert_eq!(browser.value(FIELD).await, "");
         browser.sees_focus(FIELD).await;
-        // Enter adds an entry and does not submit the form.
+        // Enter adds an entry and never submits the form.
+        browser.key(Key::Enter).await;
         browser.keys("2001:DB8::/32").await;
         browser.key(Key::Enter).await;
         assert_eq!(listed(browser).await, ["10.0.0.0/8", "2001:DB8::/32"]);
@@ -72,7 +73,7 @@ fn added_and_removed_entries_take_effect() {
         let list = json!(["2001:db8::/32", "192.0.2.1", "192.0.2.2", "203.0.113.7"]);
         assert_eq!(service.key("restricted")["ip_allowlist"], list);
         let name = browser.cell_text("restricted", "Name").await;
-        assert!(name.contains("Restricted to 4 addresses"), "{name}");
+        assert!(name.contains("Restricted to 4 entries"), "{name}");
     });
 }
 

@@ -1,8 +1,12 @@
 //! The page's settings for the host, and the paths at which it can be mounted.
 
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
 use keygate::{KeyManager, MemoryAuditLog, MemoryStore, SettingsPage};
 use serde_json::json;
 
+use crate::accessibility::violations;
 use crate::kit::{Role, visit_app};
 
 const GERMAN: &str = r#"{
@@ -52,7 +56,7 @@ fn the_host_sets_title_accent_and_links() {
         let docs = browser.find(Role::LINK, "How to use your key").await;
         let docs = docs.attr("href").await.unwrap();
         assert_eq!(docs.as_deref(), Some("https://docs.acme.example/api"));
-        browser.close_with("Done").await;
+        browser.done().await;
         // The back link leaves the page.
         back.click().await.unwrap();
         browser.expect_console("status of 404");
@@ -72,7 +76,7 @@ fn a_translation_is_shown_and_dates_follow_its_language() {
         browser.sees("0 von 20 Schlüsseln").await;
         // Texts without a translation stay English.
         browser.sees("No API keys yet").await;
-        for (name, expiration) in [("dauernd", "Never"), ("befristet", "1 year")] {
+        for (name, expiration) in [("dauernd", "No Expiry"), ("befristet", "1 year")] {
             browser.press("Schlüssel erstellen").await;
             browser.fill("Bezeichnung", name).await;
             browser.choose("Expiration", expiration).await;
@@ -80,7 +84,8 @@ fn a_translation_is_shown_and_dates_follow_its_language() {
             browser.sees("Schlüssel sichern").await;
             browser.find(Role::BUTTON, "Zeigen").await;
             browser.find(Role::LINK, "Anleitung").await;
-            browser.close_with("Fertig").await;
+            browser.press("Fertig").await;
+            browser.leave_the_key().await;
         }
         assert_eq!(browser.cell_text("dauernd", "Läuft ab").await, "Nie");
         assert_eq!(browser.cell_text("dauernd", "Zuletzt benutzt").await, "Noch nie");
@@ -88,4 +93,56 @@ fn a_translation_is_shown_and_dates_follow_its_language() {
         let parts: Vec<_> = date.split('.').collect();
         assert!(parts.len() == 3 && parts[2].len() == 4, "day.month.year: {date}");
     });
+}
+
+#[test]
+#[ignore = "needs chromium, and axe-core in KEYGATE_AXE"]
+fn a_language_from_right_to_left_turns_the_page_and_has_its_plurals() {
+    let arabic = r#"{
+        "count": "{count} من {max} مفتاح", "count.few": "{count} مفاتيح من {max}",
+        "edit.title": "تعديل {name}", "menu.edit": "تعديل"
+    }"#;
+    let page = || page().translation("ar", arabic).unwrap().router();
+    visit_app(page, "/settings", async |browser| {
+        assert_eq!(browser.js("return document.dir", &[]).await, "rtl");
+        for name in ["one", "two", "three"] {
+            browser.create(name).await;
+            browser.done().await;
+        }
+        // Three is “few”. The values are isolated from the text around them.
+        browser.until("the plural", async || browser.text().await.contains("مفاتيح من")).await;
+        let left = "const [first, last] = [...document.querySelectorAll('thead th')] \
+            .map((it) => it.getBoundingClientRect().left).filter((_, at, all) => at % (all.length - 1) === 0); \
+            return first > last";
+        assert_eq!(browser.js(left, &[]).await, true, "the first column is on the right");
+        assert_eq!(violations(browser), [""; 0], "the table");
+        let name = "Actions for \u{2068}one\u{2069}";
+        browser.press(name).await;
+        browser.click(Role::MENU_ITEM, "تعديل").await;
+        browser.sees("تعديل \u{2068}one\u{2069}").await;
+        assert_eq!(violations(browser), [""; 0], "a dialog");
+        browser.close_with("Cancel").await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_users_own_address_is_added_if_the_host_offers_it() {
+    let page = || {
+        let client_ip = keygate::guard::ClientIp::peer();
+        page().client_ip(client_ip).router().layer(from_fn(from_a_peer))
+    };
+    visit_app(page, "/settings", async |browser| {
+        browser.press("Create API key").await;
+        browser.press("Add my address").await;
+        browser.find(Role::BUTTON, "Remove 192.0.2.7").await;
+        browser.press("Add my address").await;
+        browser.sees_error("Address or range", "192.0.2.7: already on the list").await;
+    });
+}
+
+async fn from_a_peer(mut request: Request, next: Next) -> Response {
+    let peer = keygate::guard::PeerAddr("192.0.2.7:4711".parse().unwrap());
+    request.extensions_mut().insert(peer);
+    next.run(request).await
 }

@@ -16,7 +16,7 @@ fn a_key_is_created_with_each_of_the_six_expirations() {
         ("1 month", "1_month"),
         ("3 months", "3_months"),
         ("1 year", "1_year"),
-        ("Never", "never"),
+        ("No Expiry", "never"),
     ];
     let time = |time: &Value| time.as_str().map(|time| time.parse::<Timestamp>().unwrap());
     visit(async |browser, service| {
@@ -32,7 +32,7 @@ fn a_key_is_created_with_each_of_the_six_expirations() {
             let never = browser.text().await.contains("A key that never expires works until");
             assert_eq!(never, value == "never", "the hint, at {label}");
             browser.press("Create key").await;
-            browser.close_with("Done").await;
+            browser.done().await;
             let key = service.key(label);
             let created = time(&key["created_at"]).unwrap();
             let expires = value.parse::<Expiration>().unwrap().after(created);
@@ -41,7 +41,9 @@ fn a_key_is_created_with_each_of_the_six_expirations() {
             let shown = browser.cell_text(label, "Expires").await;
             assert_eq!(shown == "Never", value == "never", "{label}: {shown}");
         }
-        assert_eq!(browser.rows().await, expirations.map(|(label, _)| label));
+        let mut newest_first = expirations.map(|(label, _)| label);
+        newest_first.reverse();
+        assert_eq!(browser.rows().await, newest_first);
         browser.sees("6 of 20 keys").await;
     });
 }
@@ -72,7 +74,7 @@ fn a_wrong_name_is_reported_at_the_field() {
         assert_eq!(browser.error_at("Name").await, "", "the error disappears when it is fixed");
         assert_eq!(service.keys().len(), 0);
         browser.press("Create key").await;
-        browser.close_with("Done").await;
+        browser.done().await;
         assert_eq!(service.names(), ["é".repeat(100)]);
     });
 }
@@ -94,8 +96,8 @@ fn the_21st_key_is_refused_and_the_page_explains_it_beforehand() {
 
         browser.reload().await;
         browser.sees("20 of 20 keys").await;
-        browser.press("Create API key").await;
         browser.sees("You have reached the limit of 20 keys. Delete one to create another.").await;
+        assert!(!browser.is_enabled("Create API key").await);
     });
 }
 
@@ -126,6 +128,13 @@ fn cancel_and_escape_leave_a_dialog_change_nothing_and_return_the_focus() {
                     browser.press("Cancel").await;
                 } else {
                     browser.escape().await;
+                    if ["Create", "Edit"].contains(&item) {
+                        browser.sees("Discard what you entered?").await;
+                        browser.press("Keep editing").await;
+                        assert_eq!(browser.value(field).await, typed);
+                        browser.escape().await;
+                        browser.press("Discard").await;
+                    }
                 }
                 browser.no_dialog().await;
                 let focus =

@@ -32,7 +32,7 @@ fn a_name_is_changed_and_nothing_else() {
         browser.sees_focus("Name").await;
         browser.fill("Name", "  after ").await;
         save(browser, "after").await;
-        assert_eq!(browser.rows().await, ["after", "other"]);
+        assert_eq!(browser.rows().await, ["other", "after"]);
         let mut after = service.key("after");
         assert_eq!((&before["revision"], after["revision"].take()), (&json!(1), json!(2)));
         after["name"] = json!("CI deploy");
@@ -64,14 +64,14 @@ fn a_changed_allowlist_takes_effect_at_once() {
         save(browser, "CI deploy").await;
         assert_eq!(service.key("CI deploy")["ip_allowlist"], json!(["203.0.113.0/24"]));
         assert_eq!(service.whoami(&secret), 403);
-        browser.sees("Restricted to 1 address").await;
+        browser.sees("Restricted to 203.0.113.0/24").await;
 
         browser.menu("CI deploy", "Edit").await;
         // Without “Add”: text in the field counts as an entry.
         browser.fill("Address or range", "192.0.2.0/24").await;
         save(browser, "CI deploy").await;
         assert_eq!(service.whoami(&secret), 200);
-        browser.sees("Restricted to 2 addresses").await;
+        browser.sees("Restricted to 2 entries").await;
 
         browser.menu("CI deploy", "Edit").await;
         browser.press("Remove 203.0.113.0/24").await;
@@ -129,7 +129,7 @@ fn an_entry_that_only_the_service_refuses_is_reported_at_the_field() {
     visit_app(page, "/", async |browser| {
         browser.expect_console("status of 422");
         browser.create("CI deploy").await;
-        browser.close_with("Done").await;
+        browser.done().await;
         browser.menu("CI deploy", "Edit").await;
         browser.fill("Address or range", "192.0.2.1").await;
         browser.press("Save changes").await;

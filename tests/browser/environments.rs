@@ -26,8 +26,8 @@ fn a_key_is_created_in_the_environment_that_is_chosen() {
                     browser.choose("Environment", choice).await;
                 }
                 browser.press("Create key").await;
-                browser.close_with("Done").await;
-                let key = browser.cell_text(name, "Key").await;
+                browser.done().await;
+                let key = browser.cell_text(name, "Key Prefix").await;
                 assert!(key.starts_with(prefix) && key.ends_with(environment), "{name}: {key}");
             }
         },

@@ -107,6 +107,7 @@ fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
         for (key, focus) in [
             (DOWN, "Rotate"),
             (DOWN, "View audit log"),
+            (DOWN, "Revoke"),
             (DOWN, "Delete"),
             (DOWN, "Edit"),
             (UP, "Delete"),
@@ -139,6 +140,8 @@ fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
         tab_to(browser, "Rotate key").await;
         browser.key(ENTER).await;
         browser.sees_focus("Save your new key").await;
+        tab_to(browser, "Copy key").await;
+        browser.key(' ').await;
         tab_to(browser, "Done").await;
         browser.key(' ').await;
         browser.no_dialog().await;
@@ -181,7 +184,9 @@ fn a_dialog_keeps_the_focus_and_escape_returns_it() {
         browser.press("Actions for Second").await;
         browser.sees_focus("Edit").await;
         browser.key(ESCAPE).await;
-        for (downs, last) in [(0, "Save changes"), (1, "Cancel"), (2, "Close"), (3, "Cancel")] {
+        for (downs, last) in
+            [(0, "Save changes"), (1, "Cancel"), (2, "Close"), (3, "Cancel"), (4, "Cancel")]
+        {
             press(browser, ENTER, "Edit").await;
             for _ in 0..downs {
                 browser.key(DOWN).await;

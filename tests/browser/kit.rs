@@ -85,6 +85,8 @@ pub(crate) struct Role(&'static str);
 impl Role {
     pub(crate) const BUTTON: Self = Self("button:not([role])");
     pub(crate) const LINK: Self = Self("a[href]");
+    pub(crate) const TAB: Self = Self("[role=tab]");
+    pub(crate) const SUMMARY: Self = Self("summary");
     pub(crate) const MENU_ITEM: Self = Self("[role=menuitem]");
     pub(crate) const TEXT_BOX: Self = Self("input[type=text]");
     pub(crate) const COMBO_BOX: Self = Self("select");
@@ -348,6 +350,21 @@ impl Browser {
         self.no_dialog().await;
     }
 
+    /// Leaves the dialog with a new key, whether it was copied or not.
+    pub(crate) async fn done(&self) {
+        self.press("Done").await;
+        self.leave_the_key().await;
+    }
+
+    /// Answers the question after a key that was not copied, if it is asked.
+    pub(crate) async fn leave_the_key(&self) {
+        const LEAVE: &str = "Close without it";
+        if self.names(Role::BUTTON).await.iter().any(|name| name == LEAVE) {
+            self.press(LEAVE).await;
+        }
+        self.no_dialog().await;
+    }
+
     /// Adds entries to the allowlist.
     pub(crate) async fn add(&self, entries: &str) {
         self.fill("Address or range", entries).await;
@@ -474,7 +491,7 @@ impl Browser {
 
     /// The names of the keys, in the order of the table.
     pub(crate) async fn rows(&self) -> Vec<String> {
-        let script = "return [...document.querySelectorAll('table.keys tbody tr td.name span.name')]\
+        let script = "return [...document.querySelectorAll('table.keys tbody tr th.name span.name')]\
             .map((name) => name.textContent)";
         self.list(script, &[]).await
     }
@@ -483,7 +500,7 @@ impl Browser {
     pub(crate) async fn cell(&self, key: &str, column: &str) -> Element {
         let script = "const [key, column] = arguments; \
             const table = document.querySelector('table.keys'); \
-            const at = [...table?.querySelectorAll('th') ?? []].findIndex((th) => th.innerText === column); \
+            const at = [...table?.querySelectorAll('thead th') ?? []].findIndex((th) => th.innerText === column); \
             const rows = [...table?.querySelectorAll('tbody tr') ?? []]; \
             return rows.filter((row) => row.querySelector('.name span').textContent === key) \
                 .map((row) => row.cells[at]).filter(Boolean)";

@@ -23,6 +23,8 @@ mod environments;
 mod hostile;
 mod keyboard;
 mod kit;
+mod links;
+mod many;
 mod outage;
 mod overlap;
 #[path = "../support/port.rs"]

@@ -101,13 +101,13 @@ fn typed_text_survives_an_outage_and_the_same_button_submits_it() {
         browser.sees("Save your key").await;
         // The key can be copied, whatever happens now.
         service.stop();
-        browser.press("Show").await;
+        browser.press("Show key").await;
         let secret = browser.value("Your API key").await;
         assert!(secret.starts_with("vsp_sk_") && !secret.contains('•'), "{secret}");
-        browser.close_with("Done").await;
+        browser.done().await;
         service.start();
         browser.reload().await;
-        assert_eq!(browser.rows().await, ["Key", "Typed before"]);
+        assert_eq!(browser.rows().await, ["Typed before", "Key"]);
         mark(browser).await;
 
         browser.menu("Key", "Edit").await;
@@ -259,7 +259,7 @@ fn slow_operations_show_their_progress() {
             browser.escape().await;
         }
         service.set_mode(Mode::Open);
-        browser.close_with("Done").await;
+        browser.done().await;
         assert_eq!(service.names(), ["Key", "Slow"]);
     });
 }

@@ -14,7 +14,7 @@ fn visit_overlap(configure: Configure, test: impl AsyncFnOnce(&Browser, &Service
 async fn rotate(browser: &Browser) {
     browser.confirm("CI deploy").await;
     browser.press("Rotate key").await;
-    browser.close_with("Done").await;
+    browser.done().await;
 }
 
 async fn choices(browser: &Browser) -> Vec<String> {

@@ -60,7 +60,7 @@ fn scopes_are_chosen_when_a_key_is_created_and_none_is_chosen_beforehand() {
         browser.sees("Choose at least one scope.").await;
         browser.click(Role::CHECK_BOX, READ).await;
         browser.press("Create key").await;
-        browser.close_with("Done").await;
+        browser.done().await;
         assert_eq!(service.key("reader")["scopes"], json!(["reports:read"]));
         assert!(browser.cell_text("reader", "Name").await.contains("Only reports:read"));
 
@@ -68,7 +68,7 @@ fn scopes_are_chosen_when_a_key_is_created_and_none_is_chosen_beforehand() {
         browser.fill("Name", "everything").await;
         browser.pick(FULL).await;
         browser.press("Create key").await;
-        browser.close_with("Done").await;
+        browser.done().await;
         assert_eq!(service.key("everything")["scopes"], "all");
         assert!(browser.cell_text("everything", "Name").await.contains("Full access"));
     });

@@ -1,5 +1,6 @@
 //! The second step: the key itself, shown once.
 
+use fantoccini::key::Key;
 use serde_json::json;
 
 use crate::kit::{Browser, Role};
@@ -16,7 +17,7 @@ async fn create(browser: &Browser) {
 
 /// Clicks “Show” and returns the key.
 async fn show(browser: &Browser) -> String {
-    browser.press("Show").await;
+    browser.press("Show key").await;
     browser.value(FIELD).await
 }
 
@@ -91,7 +92,7 @@ fn a_new_key_can_be_copied_while_hidden_and_is_not_lost_by_escape() {
 
         assert_eq!(show(browser).await, secret);
         assert_eq!(browser.command().await, command(service, &secret));
-        browser.press("Hide").await;
+        browser.press("Hide key").await;
         assert_eq!(browser.value(FIELD).await, masked);
         assert_no_leak("the document", &browser.everything().await, &secret);
         assert_eq!(show(browser).await, secret);
@@ -100,7 +101,7 @@ fn a_new_key_can_be_copied_while_hidden_and_is_not_lost_by_escape() {
         browser.keys("x").await;
         assert_eq!(browser.value(FIELD).await, secret);
         escape(browser).await;
-        browser.close_with("Done").await;
+        browser.done().await;
     });
 }
 
@@ -111,7 +112,11 @@ fn if_the_browser_refuses_to_copy_the_key_is_shown_and_selected() {
         create(browser).await;
         // Like a page over plain HTTP: a click in Chromium copies whatever the permission.
         browser
-            .js("Object.defineProperty(navigator, 'clipboard', { value: undefined })", &[])
+            .js(
+                "Object.defineProperty(navigator, 'clipboard', { value: undefined }); \
+                 document.execCommand = () => false",
+                &[],
+            )
             .await;
         browser.press("Copy key").await;
         browser
@@ -131,7 +136,7 @@ fn case_40_after_done_a_created_or_rotated_key_is_nowhere_in_the_browser() {
         create(browser).await;
         let secret = show(browser).await;
         assert_eq!(browser.copied().await, secret);
-        browser.close_with("Done").await;
+        browser.done().await;
         browser.sees_focus("Create API key").await;
         assert_eq!(service.whoami(&secret), 200);
         try_to_see_it_again(browser, service, &secret).await;
@@ -140,7 +145,7 @@ fn case_40_after_done_a_created_or_rotated_key_is_nowhere_in_the_browser() {
         browser.confirm("CI deploy").await;
         browser.press("Rotate key").await;
         let secret = show(browser).await;
-        browser.close_with("Done").await;
+        browser.done().await;
         assert_eq!(service.whoami(&secret), 200);
         try_to_see_it_again(browser, service, &secret).await;
     });
@@ -182,6 +187,83 @@ fn a_double_click_opens_one_dialog() {
         browser.sees(WARNING).await;
         let count = "return document.querySelectorAll('dialog').length";
         assert_eq!(browser.js(count, &[]).await, 1);
+        browser.done().await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn a_hidden_key_that_is_selected_and_copied_is_the_key_and_not_its_dots() {
+    visit(async |browser, service| {
+        create(browser).await;
+        for (what, selector) in [("the key", "input"), ("the command", "pre")] {
+            // Like a user who clicks into the field, selects all and copies.
+            let select = "const [selector] = arguments; const it = document.querySelector(`dialog ${selector}`); \
+                it.focus(); if (it.select) it.select(); else getSelection().selectAllChildren(it);";
+            browser.js(select, &[json!(selector)]).await;
+            browser.chord(&[Key::Control.into(), 'c']).await;
+            let copied = browser
+                .until(what, async || {
+                    let text = browser.clipboard().await;
+                    (text.starts_with("vsp_sk_") == (selector == "input")).then_some(text)
+                })
+                .await;
+            assert!(!copied.contains('•'), "{what}: {copied}");
+            let secret = copied.split("Bearer ").last().unwrap().trim_end_matches('"');
+            assert_eq!(service.whoami(secret), 200, "{what}");
+            assert_no_leak("the document", &browser.everything().await, secret);
+        }
+        // It was copied, so nothing is asked.
+        browser.close_with("Done").await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn done_asks_when_the_key_was_neither_copied_nor_shown() {
+    visit(async |browser, service| {
+        create(browser).await;
+        browser.press("Done").await;
+        browser.sees("You have not copied or looked at this key.").await;
+        browser.sees_focus("Back to the key").await;
+        browser.press("Back to the key").await;
+        browser.sees_no_more("You have not copied or looked at this key.").await;
+        browser.press("Done").await;
+        browser.close_with("Close without it").await;
+        browser.press("Create API key").await;
+        browser.fill("Name", "CI deploy").await;
+        browser.sees("There is already a key of this name.").await;
+        browser.fill("Name", "second").await;
+        browser.sees_no_more("There is already a key of this name.").await;
+        browser.add("192.0.2.0/24").await;
+        browser.press("Create key").await;
+        // It says which key it is and what it can be used for.
+        browser.sees("second").await;
+        browser.sees("IP allowlist\n192.0.2.0/24").await;
+        show(browser).await;
+        browser.close_with("Done").await;
+        assert_eq!(service.names(), ["CI deploy", "second"]);
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn without_the_clipboard_of_a_secure_page_copy_works_all_the_same() {
+    visit(async |browser, service| {
+        create(browser).await;
+        browser
+            .js("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })", &[])
+            .await;
+        for button in ["Copy key", "Copy command"] {
+            browser.press(button).await;
+            browser.sees("Copied").await;
+            browser.sees_focus(button).await;
+        }
+        assert!(browser.value(FIELD).await.contains('•'), "the key stays hidden");
+        browser.js("delete navigator.clipboard", &[]).await;
+        let copied = browser.clipboard().await;
+        let secret = copied.split("Bearer ").last().unwrap().trim_end_matches('"');
+        assert_eq!(service.whoami(secret), 200, "{copied}");
         browser.close_with("Done").await;
     });
 }

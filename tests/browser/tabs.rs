@@ -95,11 +95,11 @@ fn a_key_deleted_in_another_tab_is_reported_and_leaves_the_table() {
     };
     visit_service(before, async |browser, service, ()| {
         browser.expect_console("status of 404");
-        for (name, item, button, leave) in [
-            ("Edited", "Edit", "Save changes", "Cancel"),
-            ("Rotated", "Rotate", "Rotate key", "Cancel"),
-            ("Deleted", "Delete", "Delete key", "Cancel"),
-            ("Audited", "View audit log", "Refresh", "Close"),
+        for (name, item, button, leave, next) in [
+            ("Edited", "Edit", "Save changes", "Cancel", "Rotated"),
+            ("Rotated", "Rotate", "Rotate key", "Cancel", "Deleted"),
+            ("Deleted", "Delete", "Delete key", "Cancel", "Audited"),
+            ("Audited", "View audit log", "Refresh", "Close", "Stays"),
         ] {
             browser.menu(name, item).await;
             match item {
@@ -118,7 +118,7 @@ fn a_key_deleted_in_another_tab_is_reported_and_leaves_the_table() {
             browser.sees("This key no longer exists.").await;
             browser.close_with(leave).await;
             browser.until("no row", async || !browser.rows().await.contains(&name.into())).await;
-            browser.sees_focus("Create API key").await;
+            browser.sees_focus(&format!("Actions for {next}")).await;
         }
         assert_eq!(browser.rows().await, ["Stays"]);
     });

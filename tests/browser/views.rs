@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::kit::Browser;
+use crate::kit::{Browser, Role};
 use crate::service::{Mode, Service, visit, visit_service};
 
 // In seconds.
@@ -65,11 +65,12 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self { width: 1280, height: 800, dark: false },
         Self { width: 1280, height: 800, dark: true },
         Self { width: 360, height: 740, dark: false },
         Self { width: 360, height: 740, dark: true },
+        Self { width: 768, height: 1024, dark: false },
     ];
 
     pub(crate) const fn theme(self) -> &'static str {
@@ -127,6 +128,8 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
     browser.loaded().await;
     stop("table").await;
 
+    browser.click(Role::SUMMARY, "Good practice (2)").await;
+    stop("advice").await;
     browser.press("Actions for CI deploy").await;
     browser.sees("View audit log").await;
     stop("menu").await;
@@ -136,6 +139,9 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
     browser.add("203.0.113.7 2001:db8:40::/48").await;
     browser.fill("Name", "Staging smoke tests").await;
     stop("create").await;
+    browser.escape().await;
+    stop("create-discard").await;
+    browser.press("Keep editing").await;
     browser.fill("Name", "").await;
     browser.fill("Address or range", "10.0.0.1/8").await;
     browser.press("Create key").await;
@@ -146,9 +152,12 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
     browser.press("Create key").await;
     browser.sees("Save your key").await;
     stop("secret").await;
-    browser.press("Show").await;
+    browser.press("Done").await;
+    stop("secret-question").await;
+    browser.press("Back to the key").await;
+    browser.press("Show key").await;
     stop("secret-shown").await;
-    browser.close_with("Done").await;
+    browser.done().await;
     stop("done").await;
     browser.menu("Staging smoke tests", "Delete").await;
     browser.fill("Type Staging smoke tests to confirm", "Staging smoke tests").await;
@@ -157,13 +166,24 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
 
     for (key, item, shown, state, leave) in [
         ("CI deploy", "Edit", "Save changes", "edit", "Cancel"),
+        ("Load test", "Edit", "Active, but expired", "edit-expired", "Cancel"),
         ("CI deploy", "Rotate", "Rotate key", "rotate", "Cancel"),
+        ("Load test", "Rotate", "This key has expired.", "rotate-expired", "Cancel"),
+        ("CI deploy", "Revoke", "Revoke key", "revoke", "Cancel"),
+        ("Partner: Nordwind Logistics", "Re-enable", "Re-enable key", "enable", "Cancel"),
         ("CI deploy", "View audit log", "app-linux-x86_64.tar.gz", "audit", "Close"),
         ("Data warehouse sync", "View audit log", "No request has", "audit-empty", "Close"),
     ] {
         browser.menu(key, item).await;
         browser.sees(shown).await;
         stop(state).await;
+        if state == "audit" {
+            browser.click(Role::SUMMARY, "Filter").await;
+            stop("audit-filter").await;
+            browser.click(Role::TAB, "Changes").await;
+            browser.sees("demo user").await;
+            stop("audit-changes").await;
+        }
         browser.close_with(leave).await;
     }
 }

@@ -33,11 +33,14 @@ macro_rules! scripts {
 }
 
 const SCRIPTS: &[(&str, &str)] = scripts! {
+    "advice.js",
     "allowlist.js",
     "api.js",
     "audit.js",
+    "chart.js",
     "confirm.js",
     "create.js",
+    "dialogs.js",
     "edit.js",
     "fields.js",
     "page.js",
@@ -66,6 +69,9 @@ pub(super) struct Shown {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) docs: Option<String>,
     pub(super) example: String,
+    /// Whether the service tells users their address.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) address: bool,
     pub(super) text: BTreeMap<String, String>,
 }
 
@@ -123,11 +129,13 @@ impl Files {
         // `<` begins markup even within a script element, and `{{` a placeholder.
         let settings = serde_json::to_string(shown).unwrap_or_default();
         let settings = settings.replace('<', "\\u003c").replace("{{", "{\\u007b");
-        let noscript = shown.text.get("noscript").map_or("", String::as_str);
+        let text = |name| escaped(shown.text.get(name).map_or("", String::as_str));
         let index = filled(&[
             ("lang", &escaped(language)),
+            ("dir", direction(language)),
             ("title", &escaped(&shown.title)),
-            ("noscript", &escaped(noscript)),
+            ("noscript", &text("noscript")),
+            ("stuck", &text("stuck")),
             ("settings", &settings),
         ]);
         let accent = accent.map_or(String::new(), |accent| format!("\n{}", accent.css()));
@@ -135,6 +143,21 @@ impl Files {
         let scripts = SCRIPTS.iter().map(|(name, script)| (*name, File::new(SCRIPT, *script)));
         Self { index, assets: scripts.chain([("style.css", style)]).collect() }
     }
+}
+
+/// The direction of a language, by its script where the tag has one.
+fn direction(language: &str) -> &'static str {
+    const SCRIPTS: [&str; 6] = ["adlm", "arab", "hebr", "nkoo", "syrc", "thaa"];
+    const LANGUAGES: [&str; 12] =
+        ["ar", "arc", "ckb", "dv", "fa", "he", "ks", "ps", "sd", "ug", "ur", "yi"];
+    let language = language.to_ascii_lowercase();
+    let mut parts = language.split('-');
+    let name = parts.next().unwrap_or_default();
+    let is_rtl = match parts.find(|part| part.len() == 4) {
+        Some(script) => SCRIPTS.contains(&script),
+        None => LANGUAGES.contains(&name),
+    };
+    if is_rtl { "rtl" } else { "ltr" }
 }
 
 /// The page with its placeholders filled, except for `{{base}}`.
@@ -282,6 +305,16 @@ mod tests {
             ("/s%20p", "./s%20p/"),
         ] {
             assert_eq!(base(&page.parse().unwrap()), below);
+        }
+    }
+
+    #[test]
+    fn a_language_has_the_direction_of_its_script() {
+        for language in ["ar", "he-IL", "FA", "ur-PK", "az-Arab", "pa-Arab-PK"] {
+            assert_eq!(direction(language), "rtl", "{language}");
+        }
+        for language in ["en", "de-DE", "ku", "ar-Latn", "ha", "zh-Hant-TW"] {
+            assert_eq!(direction(language), "ltr", "{language}");
         }
     }
 

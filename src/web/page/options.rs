@@ -1,10 +1,19 @@
 //! The options of the page, and the router that serves it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use axum::{Router, middleware};
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router, middleware};
+use http::Extensions;
+use http::header::{CACHE_CONTROL, HeaderMap};
+use serde_json::json;
 use thiserror::Error;
 
+use crate::guard::ClientIp;
+use crate::guard::config::peer_of;
 use crate::manager::KeyManager;
 use crate::web::admin::{self, Hosts};
 use crate::web::page::files::{self, Accent, Files, Link, Shown};
@@ -54,6 +63,7 @@ pub struct SettingsPage {
     hosts: Hosts,
     accent: Option<Accent>,
     language: String,
+    client_ip: Option<ClientIp>,
     shown: Shown,
 }
 
@@ -65,11 +75,13 @@ impl SettingsPage {
             hosts: Hosts::default(),
             accent: None,
             language: "en".to_owned(),
+            client_ip: None,
             shown: Shown {
                 title: "API keys".to_owned(),
                 back: None,
                 docs: None,
                 example: "/".to_owned(),
+                address: false,
                 text: files::texts(),
             },
         }
@@ -136,10 +148,20 @@ impl SettingsPage {
         Ok(self)
     }
 
+    /// Lets a user add their own address to an allowlist with one click. `client_ip` finds it
+    /// as for [`ApiKeyLayer::client_ip`](crate::ApiKeyLayer::client_ip). Without this, there is
+    /// no such button.
+    pub fn client_ip(mut self, client_ip: ClientIp) -> Self {
+        self.shown.address = true;
+        Self { client_ip: Some(client_ip), ..self }
+    }
+
     /// Sets the page's language, as a tag such as `de`, `pt-BR` or `zh-Hant-TW` (RFC 5646:
     /// language, script, region), and its texts: a JSON object with the names and
     /// placeholders of `text.json` in this crate's `src/web/page/files`. Missing texts
-    /// stay in English. Dates and the names of countries follow the language automatically.
+    /// stay in English. Dates, the names of countries and the direction of the text follow
+    /// the language automatically. Texts with a plural, those that have a form `….one`, may
+    /// have all forms of the language: `….zero`, `….one`, `….two`, `….few` and `….many` (CLDR).
     ///
     /// ```
     /// # use keygate::{KeyManager, MemoryStore, SettingsPage};
@@ -171,22 +193,43 @@ impl SettingsPage {
         let texts: BTreeMap<String, String> =
             serde_json::from_str(texts).map_err(SettingsPageError::translation)?;
         for (name, text) in texts {
-            match self.shown.text.get_mut(&name) {
-                Some(known) => *known = text,
-                None => return Err(SettingsPageError::UnknownText { name }),
+            if !self.shown.text.contains_key(&name) && !self.is_plural(&name) {
+                return Err(SettingsPageError::UnknownText { name });
             }
+            self.shown.text.insert(name, text);
         }
         self.language = language;
         Ok(self)
     }
 
-    /// Serves the page at `/`, its files under `/assets`, and the management API under
-    /// `/api`.
+    /// Whether this is a form of a text that has a plural.
+    fn is_plural(&self, name: &str) -> bool {
+        name.rsplit_once('.').is_some_and(|(base, form)| {
+            ["zero", "two", "few", "many"].contains(&form)
+                && self.shown.text.contains_key(&format!("{base}.one"))
+        })
+    }
+
+    /// Serves the page at `/`, its files under `/assets`, the management API under `/api`,
+    /// and the user's address at `/address` if [`client_ip`](Self::client_ip) was set.
     pub fn router(self) -> Router {
         let files = Files::new(&self.shown, &self.language, self.accent);
-        let router = files::router(files).nest("/api", admin::guarded(self.keys, self.hosts));
+        let mut router = files::router(files).nest("/api", admin::guarded(self.keys, self.hosts));
+        if let Some(client_ip) = self.client_ip {
+            router = router.route("/address", get(address).with_state(Arc::new(client_ip)));
+        }
         router.layer(middleware::from_fn(close_if_unread))
     }
+}
+
+/// The address that the request comes from; `null` if it is not known.
+async fn address(
+    State(client_ip): State<Arc<ClientIp>>,
+    extensions: Extensions,
+    headers: HeaderMap,
+) -> Response {
+    let ip = client_ip.resolve(peer_of(&extensions), &headers);
+    ([(CACHE_CONTROL, "no-store")], Json(json!({ "ip": ip }))).into_response()
 }
 
 /// A language of two or three letters, an optional script of four letters, and an optional

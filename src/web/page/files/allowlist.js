@@ -1,6 +1,7 @@
 // The form control that edits an allowlist, and the check of its entries.
 
-import { announce, button, field, h, text } from "./ui.js";
+import * as api from "./api.js";
+import { announce, button, field, h, host, text } from "./ui.js";
 
 /** The number of an IPv4 address, or `null` if it is not one. */
 function ipv4(address) {
@@ -148,17 +149,26 @@ export function allowlistEditor(initial, max) {
   });
   input.addEventListener("blur", check);
   input.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && input.value.trim()) {
+    if (event.key === "Enter") {
       event.preventDefault();
       add();
     }
   });
   render();
 
+  /** Adds the address that this request comes from. */
+  async function addMine() {
+    const { ip } = await api.address().catch(() => ({}));
+    if (!ip) return line.error(text("problem.entry.mine"));
+    input.value = `${input.value} ${ip}`.trim();
+    add();
+  }
+
+  const mine = host.address && button(text("field.allowlist.mine"), addMine, { class: "link small" });
   const row = h("div", { class: "row" });
   input.replaceWith(row);
   row.append(input, button(text("field.allowlist.add"), () => (add(), input.focus())));
-  line.element.append(list);
+  line.element.append(mine || "", list);
   const optional = h("span", { class: "optional" }, ` (${text("optional")})`);
   const legend = h("legend", {}, text("field.allowlist"), optional);
   return {

@@ -74,3 +74,14 @@ export const endPrevious = ({ revision, ...key }) =>
 export const remove = ({ revision, ...key }) =>
   call("DELETE", at(key), { revision, query: { confirm_name: key.name } });
 export const audit = (key, query) => call("GET", `${at(key)}/audit`, { query });
+export const changes = (key, query) => call("GET", `${at(key)}/changes`, { query });
+/** The user's own address. */
+export const address = () => call("GET", "../address");
+export const usage = (key, days) => call("GET", `${at(key)}/usage`, { query: { days } });
+
+/** The address of the log as a file. */
+export function exportUrl(key, query) {
+  const url = new URL(`${at(key)}/audit.csv`, base);
+  url.search = new URLSearchParams(query).toString();
+  return url.href;
+}

@@ -1,13 +1,19 @@
-// The dialog with the requests that were made with a key, newest first.
+// The dialog with the requests that were made with a key, and the changes made to it.
 
 import * as api from "./api.js";
-import { alertBox, announce, button, exactly, h, openDialog, refusalText, text } from "./ui.js";
+import { usageChart } from "./chart.js";
+import { checkEntry } from "./allowlist.js";
+import {
+  alertBox, announce, badge, button, choice, exactly, field, h, newId, quiet, refusalText, text,
+  zoneChoice,
+} from "./ui.js";
 
 const PAGE = 25;
 const A = 0x1f1e6; // the regional indicator A
+const METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
 
 function country(code) {
-  if (!code) return h("span", { class: "quiet" }, "–");
+  if (!code) return quiet("–");
   const name = new Intl.DisplayNames(document.documentElement.lang, { type: "region" }).of(code);
   const flag = String.fromCodePoint(...[...code].map((c) => A + c.charCodeAt(0) - 65));
   return h("span", { role: "img", "aria-label": name, title: name, class: "flag" }, flag);
@@ -16,117 +22,223 @@ function country(code) {
 function status({ status, outcome, count, secret }) {
   const times = count.toLocaleString(document.documentElement.lang);
   const good = outcome === "allowed" && status !== null && status < 400;
-  return h(
-    "span",
-    { class: good ? "badge good" : "badge bad" },
+  const label = [
     status ?? "–",
-    outcome === "allowed" ? null : ` ${text(`outcome.${outcome}`)}`,
-    count > 1 ? ` ${text("audit.times", { times })}` : null,
-    secret === "previous" ? ` ${text("audit.old")}` : null,
-  );
+    outcome === "allowed" ? null : text(`outcome.${outcome}`),
+    count > 1 ? text("audit.times", { times }) : null,
+    secret === "previous" ? text("audit.old") : null,
+  ];
+  return badge(good ? "good" : "bad", label.filter(Boolean).join(" "));
 }
 
-const COLUMNS = [
-  ["time", (record) => exactly(record.timestamp)],
-  ["method", (record) => record.method],
-  ["endpoint", (record) => h("code", {}, record.endpoint)],
-  ["ip", (record) => (record.ip ? h("code", {}, record.ip) : text("audit.unknown"))],
-  ["country", (record) => country(record.country)],
-  ["status", status],
-];
+/** What a field of a key was before or after a change. */
+function value(of) {
+  if (of === null || of.length === 0) return "–";
+  const shown = (one) => (/^\d{4}-\d\d-\d\dT/.test(one) ? exactly(one) : one);
+  return Array.isArray(of) ? of.join(", ") : shown(of);
+}
 
-export function auditDialog(key) {
-  const handle = openDialog(text("audit.title", { name: key.name }), { class: "wide" });
-  const alert = alertBox();
+function changed({ fields, phase }) {
+  const name = (field) => text(`changes.field.${field}`);
+  const line = (field) => {
+    const before = field.before === null ? [] : [value(field.before), " → "];
+    return h("div", {}, h("span", { class: "quiet" }, `${name(field.name)}: `), ...before, value(field.after));
+  };
+  const undone = phase === "abandoned" && h("div", {}, text("changes.abandoned"));
+  return h("div", {}, undone, fields.map(line));
+}
+
+/** The two lists: what they are called, where they come from, and how they are shown. */
+const LISTS = {
+  audit: {
+    load: api.audit,
+    columns: [
+      ["time", (record) => exactly(record.timestamp)],
+      ["method", (record) => record.method],
+      ["endpoint", (record) => h("code", {}, record.endpoint)],
+      ["ip", (record, allow) => [
+        record.ip ? h("code", {}, record.ip) : text("audit.unknown"),
+        record.outcome === "ip_not_allowed" && record.ip && allow(record.ip),
+      ]],
+      ["country", (record) => country(record.country)],
+      ["status", status],
+    ],
+  },
+  changes: {
+    load: api.changes,
+    columns: [
+      ["time", (record) => exactly(record.timestamp)],
+      ["actor", (record) => h("span", { class: "name" }, record.actor)],
+      ["action", (record) => text(`action.${record.action}`)],
+      ["fields", changed],
+    ],
+  },
+};
+
+function filterForm() {
+  const any = ["", text("audit.filter.any")];
+  const outcomes = ["allowed", "refused", "aborted"].map((it) => [it, text(`audit.filter.${it}`)]);
+  const statuses = ["2xx", "3xx", "4xx", "5xx"].map((it) => [it, it]);
+  const line = (name, control) => [name, field(text(`audit.filter.${name}`), control)];
+  const fields = Object.fromEntries([
+    line("outcome", choice([any, ...outcomes])),
+    line("status", choice([any, ...statuses])),
+    line("method", choice([any, ...METHODS.map((it) => [it, it])])),
+    line("ip", h("input", { type: "text", autocomplete: "off", spellcheck: "false" })),
+    line("since", h("input", { type: "datetime-local" })),
+    line("until", h("input", { type: "datetime-local" })),
+  ]);
+  const raw = (name) => fields[name].control.value.trim();
+  const instant = (name) => (raw(name) ? new Date(raw(name)).toISOString() : "");
+  const element = h("details", { class: "filter" },
+    h("summary", {}, text("audit.filter")),
+    h("div", { class: "filters" }, Object.values(fields).map((it) => it.element)));
+  return {
+    element,
+    fields,
+    /** The parameters that were chosen, or `null` if one is not valid. */
+    query() {
+      const { id, problem } = raw("ip") ? checkEntry(raw("ip")) : { id: "" };
+      fields.ip.error(id === undefined ? problem : "");
+      if (id === undefined) return null;
+      const all = {
+        outcome: raw("outcome"), status: raw("status"), method: raw("method"), ip: raw("ip"),
+        since: instant("since"), until: instant("until"),
+      };
+      return Object.fromEntries(Object.entries(all).filter(([, value]) => value));
+    },
+  };
+}
+
+/** A list in pages, newest first. */
+function pager(kind, key, { alert, query, allow, loaded }) {
+  const { load: read, columns } = LISTS[kind];
   const body = h("tbody", { role: "rowgroup" });
+  const column = ([name]) => h("th", { scope: "col", role: "columnheader", class: name }, text(`audit.${name}`));
   const table = h(
     "table",
-    { role: "table", "aria-busy": "true" },
-    h(
-      "thead",
-      { role: "rowgroup" },
-      h(
-        "tr",
-        { role: "row" },
-        COLUMNS.map(([name]) => h("th", { scope: "col", role: "columnheader" }, text(`audit.${name}`))),
-      ),
-    ),
+    { role: "table", class: kind, "aria-busy": "true" },
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map(column))),
     body,
   );
   const note = h("p", { class: "state" }, text("loading"));
+  // Focusable, so that the arrow keys scroll it.
+  const list = h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": text(`${kind}.tab`) }, table, note);
   let page = { older: null, newer: null };
   let busy = false;
-
   const refresh = button(text("audit.refresh"), () => load({}));
   const previous = button(text("audit.previous"), () => load({ after: page.newer }));
   const next = button(text("audit.next"), () => load({ before: page.older }));
 
   async function load(cursor) {
-    if (busy) return;
+    const filter = query();
+    if (busy || !filter) return;
     busy = true;
     table.setAttribute("aria-busy", "true");
     try {
-      page = await api.audit(key, { limit: PAGE, ...cursor });
+      const first = { limit: PAGE, ...filter };
+      page = await read(key, { ...first, ...cursor });
       // If fewer records than a page are newer, show the first page.
-      if (cursor.after && page.records.length < PAGE) page = await api.audit(key, { limit: PAGE });
-      show();
+      if (cursor.after && page.records.length < PAGE) page = await read(key, first);
+      show(Object.keys(filter).length > 0);
+      if (!cursor.before && !cursor.after) loaded();
     } catch (refusal) {
       note.hidden = true;
-      alert.show(refusalText(refusal));
+      const [problem] = refusal.errors ?? [];
+      alert.show(problem?.message ? `${problem.field}: ${problem.message}` : refusalText(refusal));
     } finally {
       busy = false;
       table.setAttribute("aria-busy", "false");
     }
   }
 
-  function show() {
+  function show(isFiltered) {
     alert.show("");
-    body.replaceChildren(
-      ...page.records.map((record) =>
-        h(
-          "tr",
-          { role: "row" },
-          COLUMNS.map(([name, cell]) =>
-            h(
-              "td",
-              { role: "cell", class: name, "data-label": text(`audit.${name}`) },
-              cell(record),
-            )),
-        )),
-    );
+    const cell = (record) => ([name, content]) =>
+      h("td", { role: "cell", class: name, "data-label": text(`audit.${name}`) }, content(record, allow));
+    body.replaceChildren(...page.records.map((record) => h("tr", { role: "row" }, columns.map(cell(record)))));
     const empty = page.records.length === 0;
-    note.textContent = text("audit.empty");
+    note.textContent = isFiltered ? text("audit.none") : text(`${kind}.empty`);
+    if (empty && page.older) note.textContent = text("audit.further");
     note.hidden = !empty;
     table.hidden = empty;
+    list.scrollTop = 0;
     const focused = document.activeElement;
     previous.disabled = !page.newer;
     next.disabled = !page.older;
     // A button that is disabled while focused would lose the focus.
     if (focused?.disabled) refresh.focus();
-    announce(text("audit.updated", { count: page.records.length }));
+    announce(text(`${kind}.updated`, { count: page.records.length }));
   }
 
   table.hidden = true;
   previous.disabled = next.disabled = true;
-  handle.body.append(
-    alert.element,
-    // Focusable, so that the arrow keys scroll it.
-    h(
-      "div",
-      { class: "scroll", role: "region", tabindex: "0", "aria-label": text("audit.title", { name: key.name }) },
-      table,
-      note,
-    ),
-    h(
-      "div",
-      { class: "buttons" },
-      refresh,
-      previous,
-      next,
-      h("span", { class: "spring" }),
-      button(text("close"), () => handle.close(), { class: "primary" }),
-    ),
-  );
-  load({});
-  return handle.closed;
+  return { list, buttons: [refresh, previous, next], load: () => load({}) };
+}
+
+export function auditDialog(handle, key, { changed: keyChanged }) {
+  const alert = alertBox();
+  const filter = filterForm();
+  const chart = usageChart(key);
+  const download = h("a", { class: "button", download: true }, text("audit.export"));
+  const point = () => (download.href = api.exportUrl(key, filter.query() ?? {}));
+
+  /** Adds an address to the key's allowlist. */
+  const allow = (ip) => {
+    const add = button(text("audit.allow"), async () => {
+      try {
+        const current = await api.show(key);
+        if (!current.ip_allowlist.includes(ip)) {
+          await api.edit(current, { ip_allowlist: [...current.ip_allowlist, ip] });
+        }
+        keyChanged(text("audit.allowed", { ip }), { id: key.id });
+        announce(text("audit.allowed", { ip }));
+        add.replaceWith(quiet(text("audit.allowed.now")));
+      } catch (refusal) {
+        alert.show(refusalText(refusal));
+      }
+    }, { class: "link small", "aria-label": text("audit.allow.label", { ip }) });
+    return add;
+  };
+  const common = { alert, allow };
+  const tabs = {
+    audit: pager("audit", key, { ...common, query: filter.query, loaded: chart.load }),
+    changes: pager("changes", key, { ...common, query: () => ({}), loaded() {} }),
+  };
+  const panel = h("div", { role: "tabpanel", id: newId() });
+  const buttons = h("div", { class: "buttons" });
+  const close = button(text("close"), () => handle.close(), { class: "primary" });
+  const names = Object.keys(tabs);
+  const heads = names.map((name) =>
+    h("button", { type: "button", role: "tab", "aria-controls": panel.id, click: () => select(name) }, text(`${name}.tab`)));
+  const head = h("div", { role: "tablist", "aria-label": text("audit.title", { name: key.name }) }, heads);
+  head.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const at = (names.findIndex((_, n) => heads[n] === document.activeElement) + step + names.length) % names.length;
+    select(names[at]);
+    heads[at].focus();
+  });
+
+  function select(name) {
+    heads.forEach((it, at) => {
+      const isOn = names[at] === name;
+      it.setAttribute("aria-selected", String(isOn));
+      it.tabIndex = isOn ? 0 : -1;
+    });
+    const { list, buttons: own, load } = tabs[name];
+    const isAudit = name === "audit";
+    panel.replaceChildren(...(isAudit ? [chart.element, filter.element] : []), list);
+    panel.setAttribute("aria-label", text(`${name}.tab`));
+    buttons.replaceChildren(...own, isAudit ? download : "", h("span", { class: "spring" }), zoneChoice(), close);
+    load();
+  }
+  filter.element.addEventListener("change", () => {
+    point();
+    tabs.audit.load();
+  });
+  point();
+  handle.body.replaceChildren(alert.element, head, panel, buttons);
+  select("audit");
+  heads[0].focus();
 }

@@ -1,30 +1,30 @@
-// The dialogs that rotate or delete a key after its name was typed, or end an old secret.
-// If the key was changed after the page read it, nothing happens.
+// The dialogs that rotate or delete a key after its name was typed, revoke or enable one, or
+// end an old secret. If the key was changed after the page read it, nothing happens.
 
 import * as api from "./api.js";
+import { identity } from "./fields.js";
 import { showSecret } from "./secret.js";
-import { field, form, h, openDialog, text } from "./ui.js";
+import { choice, field, form, h, text } from "./ui.js";
 
 /** A dialog for one change; `changed` reads the keys again. */
-function changeDialog(kind, key, { changed, body = text(`${kind}.body`), more = [] }, submit) {
-  const handle = openDialog(text(`${kind}.title`, { name: key.name }));
+function changeDialog(handle, kind, key, { changed, body = text(`${kind}.body`), more = [] }, submit) {
   const { send } = form(handle, {
     label: text(`${kind}.submit`),
-    danger: true,
-    fields: [h("p", {}, body), ...more],
+    danger: kind !== "enable",
+    fields: [h("p", {}, body), identity(key), ...more],
     async submit() {
-      const issued = await submit();
-      changed(text(`${kind}.done`, { name: key.name }));
+      const { issued, undo } = (await submit()) ?? {};
+      changed(text(`${kind}.done`, { name: key.name }), { id: key.id, undo });
       if (issued) showSecret(handle, text("secret.title.rotated"), issued);
       else handle.close();
     },
     fail: ({ code }) => void (code === "stale_revision" && changed()),
   });
-  return { handle, send };
+  return send;
 }
 
 /** As `changeDialog`, after the key's name was typed. */
-function confirmDialog(kind, key, options, submit) {
+function confirmDialog(handle, kind, key, options, submit) {
   const input = h("input", {
     type: "text",
     autocomplete: "off",
@@ -33,12 +33,11 @@ function confirmDialog(kind, key, options, submit) {
   });
   const typed = field(text("confirm.label", { name: key.name }), input);
   const more = [...(options.more ?? []), typed.element];
-  const { handle, send } = changeDialog(kind, key, { ...options, more }, submit);
+  const send = changeDialog(handle, kind, key, { ...options, more }, submit);
   const words = (name) => name.trim().split(/\s+/).join(" ").normalize();
   send.disabled = true;
   input.addEventListener("input", () => (send.disabled = words(input.value) !== words(key.name)));
   input.focus();
-  return handle.closed;
 }
 
 const HOUR = 3_600;
@@ -47,32 +46,42 @@ const OVERLAPS = { "1_hour": HOUR, "24_hours": 24 * HOUR, "7_days": 7 * 24 * HOU
 /** When the old secret ends: the choices that the host allows. */
 function overlapField(max) {
   const allowed = Object.entries(OVERLAPS).filter(([, seconds]) => seconds <= max);
-  const option = (value, label) => h("option", { value }, label);
-  const choice = h(
-    "select",
-    {},
-    option(0, text("rotate.overlap.none")),
-    allowed.map(([name, seconds]) => option(seconds, text(`rotate.overlap.${name}`))),
-    allowed.length === 0 && option(max, text("rotate.overlap.seconds", { count: max })),
-  );
-  return field(text("rotate.overlap"), choice);
+  const options = allowed.map(([name, seconds]) => [seconds, text(`rotate.overlap.${name}`)]);
+  if (options.length === 0) options.push([max, text("rotate.overlap.seconds", { count: max })]);
+  return field(text("rotate.overlap"), choice([[0, text("rotate.overlap.none")], ...options]));
 }
 
-export function rotateDialog(key, { changed, maxOverlap }) {
-  const works = key.status === "active" && !key.expired;
-  const overlap = works && maxOverlap > 0 ? overlapField(maxOverlap) : null;
-  const more = overlap ? { body: text("rotate.body.overlap"), more: [overlap.element] } : {};
-  return confirmDialog("rotate", key, { changed, ...more }, () =>
-    api.rotate(key, Number(overlap?.control.value ?? 0)));
+export function rotateDialog(handle, key, { changed, maxOverlap }) {
+  const useless = key.status === "revoked" ? "revoked" : key.expired ? "expired" : null;
+  const overlap = !useless && maxOverlap > 0 ? overlapField(maxOverlap) : null;
+  const warning = useless && h("p", { class: "warning" }, text(`rotate.${useless}`));
+  const options = {
+    changed,
+    body: text(overlap ? "rotate.body.overlap" : "rotate.body"),
+    more: [warning, overlap?.element].filter(Boolean),
+  };
+  confirmDialog(handle, "rotate", key, options, async () => ({
+    issued: await api.rotate(key, Number(overlap?.control.value ?? 0)),
+  }));
 }
 
-export function endDialog(key, { changed }) {
-  const { handle, send } = changeDialog("end", key, { changed }, async () => {
-    await api.endPrevious(key);
+/** A change without a typed name. The button has the focus, so that Enter confirms. */
+const plainDialog = (handle, kind, key, { changed }, submit) =>
+  changeDialog(handle, kind, key, { changed }, submit).focus();
+
+export const endDialog = (handle, key, context) =>
+  plainDialog(handle, "end", key, context, async () => void (await api.endPrevious(key)));
+
+function statusDialog(handle, kind, key, context) {
+  const [status, before] = kind === "revoke" ? ["revoked", "active"] : ["active", "revoked"];
+  plainDialog(handle, kind, key, context, async () => {
+    const edited = await api.edit(key, { status });
+    return { undo: () => api.edit(edited, { status: before }) };
   });
-  send.focus();
-  return handle.closed;
 }
 
-export const deleteDialog = (key, { changed }) =>
-  confirmDialog("delete", key, { changed }, () => api.remove(key));
+export const revokeDialog = (handle, key, context) => statusDialog(handle, "revoke", key, context);
+export const enableDialog = (handle, key, context) => statusDialog(handle, "enable", key, context);
+
+export const deleteDialog = (handle, key, { changed }) =>
+  confirmDialog(handle, "delete", key, { changed }, async () => void (await api.remove(key)));

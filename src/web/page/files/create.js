@@ -5,38 +5,55 @@ import { allowlistEditor } from "./allowlist.js";
 import { nameField, showErrors } from "./fields.js";
 import { scopesField } from "./scopes.js";
 import { showSecret } from "./secret.js";
-import { field, form, h, openDialog, text } from "./ui.js";
+import { choice, day, field, form, text } from "./ui.js";
 
 const EXPIRATIONS = ["1_day", "1_week", "1_month", "3_months", "1_year", "never"];
 const DEFAULT = "3_months";
 
-function environmentField(environments) {
-  const choice = h(
-    "select",
-    {},
-    environments.map(({ name, prefix }) => h("option", { value: name }, `${name} (${prefix}…)`)),
-  );
-  return { ...field(text("field.environment"), choice), value: () => choice.value };
+const DAY_MS = 86_400_000;
+const DAYS = { "1_day": 1, "1_week": 7 };
+const MONTHS = { "1_month": 1, "3_months": 3, "1_year": 12 };
+
+/** The day that an expiration comes to, by the service's rule. */
+function endOf(expiration) {
+  const end = new Date();
+  const months = MONTHS[expiration];
+  if (!months) return new Date(end.getTime() + DAYS[expiration] * DAY_MS);
+  const [year, month] = [end.getUTCFullYear(), end.getUTCMonth() + months];
+  const last = new Date(Date.UTC(year, month + 1, 0)).getUTCDate();
+  end.setUTCFullYear(year, month, Math.min(end.getUTCDate(), last));
+  return end;
 }
 
-export function createDialog({ limits, environments, offered, count, changed }) {
-  const handle = openDialog(text("create.title"));
-  const name = nameField("");
-  const choice = h(
-    "select",
-    {},
-    EXPIRATIONS.map((value) =>
-      h("option", { value, selected: value === DEFAULT }, text(`expiration.${value}`))),
-  );
-  const expiration = field(text("field.expiration"), choice);
-  choice.addEventListener("change", () =>
-    expiration.hint(choice.value === "never" ? text("expiration.never.hint") : ""));
+function environmentField(environments) {
+  const options = environments.map(({ name, prefix }) => [name, `${name} (${prefix}…)`]);
+  const line = field(text("field.environment"), choice(options));
+  return { ...line, value: () => line.control.value };
+}
+
+function expirationField() {
+  const options = EXPIRATIONS.map((value) => [value, text(`expiration.${value}`)]);
+  const line = field(text("field.expiration"), choice(options));
+  const value = () => line.control.value;
+  const show = () => line.hint(value() === "never"
+    ? text("expiration.never.hint")
+    : text("expiration.until", { day: day(endOf(value())) }));
+  line.control.value = DEFAULT;
+  line.control.addEventListener("change", show);
+  show();
+  return { ...line, value };
+}
+
+export function createDialog(handle, _, { limits, environments, offered, names, changed }) {
+  const name = nameField("", names);
+  const expiration = expirationField();
   const allowlist = allowlistEditor([], limits.max_ips_per_key);
   const environment = environments.length > 0 && environmentField(environments);
   const scopes = offered && scopesField(offered);
 
-  const { alert } = form(handle, {
+  form(handle, {
     label: text("create.submit"),
+    asks: true,
     fields: [name, environment, expiration, scopes, allowlist]
       .filter(Boolean)
       .map(({ element }) => element),
@@ -47,18 +64,16 @@ export function createDialog({ limits, environments, offered, count, changed }) 
       if (!entries) return allowlist.focus();
       const issued = await api.create({
         name: name.value(),
-        expiration: choice.value,
+        expiration: expiration.value(),
         ip_allowlist: entries,
         environment: environment ? environment.value() : undefined,
         scopes: scopes?.value(),
       });
-      changed(text("create.done", { name: issued.key.name }));
+      changed(text("create.done", { name: issued.key.name }), { id: issued.key.id });
       showSecret(handle, text("secret.title"), issued);
     },
     fail: (refusal) =>
       showErrors(refusal, { name, environment, expiration, ip_allowlist: allowlist, scopes }),
   });
-  if (count >= limits.max_keys) alert.show(text("create.full", { max: limits.max_keys }));
   name.control.focus();
-  return handle.closed;
 }

@@ -4,10 +4,12 @@ import * as api from "./api.js";
 import { allowlistEditor } from "./allowlist.js";
 import { nameField, showErrors } from "./fields.js";
 import { scopesField } from "./scopes.js";
-import { form, h, newId, openDialog, text } from "./ui.js";
+import { form, h, newId, text } from "./ui.js";
 
-function statusField(initial) {
+function statusField({ status: initial, expired }) {
   const group = newId();
+  const label = (value) =>
+    value === "active" && expired ? text("field.status.expired") : text(`field.status.${value}`);
   const radios = ["active", "revoked"].map((value) =>
     h("input", { type: "radio", name: group, value, checked: value === initial, id: newId() }));
   const element = h(
@@ -15,7 +17,7 @@ function statusField(initial) {
     {},
     h("legend", {}, text("field.status")),
     radios.map((radio) =>
-      h("label", { class: "choice", for: radio.id }, radio, text(`field.status.${radio.value}`))),
+      h("label", { class: "choice", for: radio.id }, radio, label(radio.value))),
   );
   return {
     element,
@@ -40,10 +42,9 @@ function mergedScopes(base, mine, theirs) {
   return [base, mine, theirs].includes("all") ? mine : merged(base, mine, theirs);
 }
 
-export function editDialog(key, { limits, offered, changed }) {
-  const handle = openDialog(text("edit.title", { name: key.name }));
+export function editDialog(handle, key, { limits, offered, changed }) {
   const name = nameField(key.name);
-  const status = statusField(key.status);
+  const status = statusField(key);
   const allowlist = allowlistEditor(key.ip_allowlist, limits.max_ips_per_key);
   const scopes = offered && scopesField(offered, key.scopes);
 
@@ -81,6 +82,7 @@ export function editDialog(key, { limits, offered, changed }) {
 
   const { alert } = form(handle, {
     label: text("edit.submit"),
+    asks: true,
     fields: [name.element, status.element, scopes?.element, allowlist.element].filter(Boolean),
     async submit() {
       const entries = allowlist.entries();
@@ -90,7 +92,7 @@ export function editDialog(key, { limits, offered, changed }) {
       const patch = changes(entries);
       if (Object.keys(patch).length === 0) return alert.show(text("edit.same"));
       const edited = await api.edit(key, patch);
-      changed(text("edit.done", { name: edited.name }));
+      changed(text("edit.done", { name: edited.name }), { id: key.id });
       handle.close();
     },
     async fail(refusal) {
@@ -102,5 +104,4 @@ export function editDialog(key, { limits, offered, changed }) {
     },
   });
   name.control.focus();
-  return handle.closed;
 }

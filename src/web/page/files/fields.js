@@ -1,11 +1,11 @@
-// Shared parts of the forms for creating and editing a key.
+// Shared parts of the forms: the name of a key, which key it is, and the errors of the service.
 
-import { field, h, text } from "./ui.js";
+import { ago, exactly, field, h, onDay, text } from "./ui.js";
 
 const MAX_NAME = 100;
 
 /** The name, with the checks that are possible here; the service makes the rest. */
-export function nameField(initial) {
+export function nameField(initial, taken = []) {
   const input = h("input", { type: "text", autocomplete: "off", value: initial });
   const line = field(text("field.name"), input, { hint: text("field.name.hint") });
   const value = () => input.value.trim();
@@ -16,10 +16,31 @@ export function nameField(initial) {
     return !problem;
   };
   input.addEventListener("input", () => {
+    line.hint(text(taken.includes(value()) ? "field.name.taken" : "field.name.hint"));
     if (input.getAttribute("aria-invalid") === "true" || [...value()].length > MAX_NAME) check();
   });
   return { ...line, value, check, set: (name) => (input.value = name) };
 }
+
+const facts = (...pairs) =>
+  h("dl", { class: "facts" }, pairs.filter(Boolean).map(([name, ...value]) =>
+    h("div", {}, h("dt", {}, text(name)), h("dd", {}, ...value))));
+
+/** Which of several keys with the same name it is. */
+export const identity = (key) =>
+  facts(
+    ["column.key", h("code", {}, `${key.key_prefix}…`)],
+    ["created", exactly(key.created_at)],
+    ["column.last_used", key.last_used_at ? ago(key.last_used_at) : text("used.never")],
+  );
+
+/** What a new secret can be used for. */
+export const restrictions = (key) =>
+  facts(
+    key.environment && ["field.environment", key.environment],
+    ["column.expires", key.expires_at ? onDay(key.expires_at) : text("expires.never")],
+    ["field.allowlist", key.ip_allowlist.join(", ") || text("allowlist.none")],
+  );
 
 /** Shows the errors of a 422 at their fields; `true` if all could be shown. */
 export function showErrors({ errors = [] }, fields) {

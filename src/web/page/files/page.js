@@ -1,23 +1,55 @@
-// The page: the table of keys with its states, and the code that opens dialogs.
+// The page: reads the keys, shows them in a table, and says what happened.
 
 import * as api from "./api.js";
-import { ago, announce, button, exactly, h, host, liveRegion, onDay, refusalText, text } from "./ui.js";
+import {
+  ago, announce, badge, button, choice, exactly, field, h, host, liveRegion, menuButton, newId,
+  onDay, quiet, refusalText, text, zoneChoice,
+} from "./ui.js";
 
 const DAY_MS = 86_400_000;
-const page = document.getElementById("page");
-let keys = null;
-let limits = null;
-let environments = [];
-let offered = null;
-let maxOverlap = 0;
-const dismissed = new Set();
+/** An end within so many days is near. */
+const NEAR = 7;
+/** How many rows are added to the table at a time. */
+const ROWS = 100;
+/** More keys than this can be filtered. */
+const FEW = 10;
+const TOAST_MS = 10_000;
 
-const count = h("p", { class: "count" });
-const create = button(text("create.open"), () => open("create"), { class: "primary" });
+const page = document.getElementById("page");
+/** What the service answered: the keys, newest first, the limits, and what it offers. */
+let service = null;
+/** The key that was created or changed last, which is marked. */
+let fresh = null;
+let shown = ROWS;
+
+const limit = h("p", { id: newId(), class: "limit small", hidden: true });
+const create = button(text("create.open"), () => open("create"), {
+  class: "primary",
+  "aria-describedby": limit.id,
+});
+const refresh = button(text("refresh"), () => load(), { class: "link" });
 const alert = h("div", { class: "alert", role: "alert", hidden: true });
-const done = h("p", { class: "done", hidden: true });
-const content = h("section", {}, skeleton());
+const urgent = h("aside", { class: "advice urgent", hidden: true, "aria-label": text("advice.urgent") });
 const advice = h("aside", { class: "advice", hidden: true, "aria-label": text("advice.title") });
+const toast = h("div", { class: "toast", hidden: true });
+const content = h("section", {}, skeleton());
+const count = h("span", { class: "quiet" });
+
+const foot = h("footer", { hidden: true }, count, refresh, zoneChoice());
+
+const search = field(text("filter.text"), h("input", { type: "text", autocomplete: "off", spellcheck: "false" }));
+const state = field(text("filter.state"), choice(
+  ["all", "active", "expired", "revoked"].map((it) => [it, text(`filter.state.${it}`)])));
+const sort = field(text("sort"), choice(
+  ["newest", "name", "expires", "last_used"].map((it) => [it, text(`sort.${it}`)])));
+const filters = h("div", { class: "filters", hidden: true, role: "search" }, search.element, state.element, sort.element);
+for (const event of ["input", "change"]) {
+  filters.addEventListener(event, () => {
+    shown = ROWS;
+    showKeys();
+    announce(count.textContent);
+  });
+}
 
 page.replaceChildren(
   host.back ? h("a", { class: "back", href: host.back.href }, `← ${host.back.label}`) : "",
@@ -25,13 +57,15 @@ page.replaceChildren(
     "header",
     {},
     h("div", {}, h("h1", {}, host.title), h("p", { class: "quiet" }, text("intro"))),
-    create,
+    h("div", { class: "create" }, create, limit),
   ),
   alert,
-  done,
+  urgent,
+  filters,
   content,
-  count,
+  foot,
   advice,
+  toast,
 );
 document.body.append(liveRegion());
 
@@ -50,17 +84,13 @@ async function load() {
     const answer = await api.list();
     // A newer request has replaced this one.
     if (mine !== loads) return;
-    ({
-      keys,
-      limits,
-      scopes: offered,
-      environments = [],
-      max_overlap_seconds: maxOverlap,
-    } = answer);
+    const isFirst = !service;
+    service = { environments: [], max_overlap_seconds: 0, ...answer, keys: answer.keys.reverse() };
     const retried = alert.contains(document.activeElement);
     alert.hidden = true;
     render();
-    if (retried) create.focus();
+    if (retried) home().focus();
+    if (isFirst) start();
   } catch (refusal) {
     if (mine === loads) fail(refusal);
   } finally {
@@ -72,20 +102,58 @@ function fail(refusal) {
   const loggedOut = refusal.code === "unauthenticated";
   const again = loggedOut
     ? button(text("reload"), () => location.reload())
-    : button(text("retry"), load);
+    : button(text("retry"), () => load());
   const retried = alert.contains(document.activeElement);
   alert.replaceChildren(h("span", {}, refusalText(refusal)), again);
   alert.hidden = false;
   if (retried) again.focus();
-  if (!keys) content.replaceChildren();
+  if (!service) content.replaceChildren();
 }
 
 // Another tab or user may have changed the keys in the meantime.
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible" && !document.querySelector("dialog")) load();
 });
-addEventListener("online", load);
+addEventListener("online", () => load());
 addEventListener("pageshow", (event) => event.persisted && load());
+
+/** Says in a corner what happened, with a way to undo it where there is one. */
+let fading;
+function say(message, undo) {
+  clearTimeout(fading);
+  toast.hidden = !message;
+  const close = () => {
+    const focused = toast.contains(document.activeElement);
+    say("");
+    if (focused) home().focus();
+  };
+  const revert = async () => {
+    close();
+    try {
+      await undo();
+      say(text("undone"));
+      announce(text("undone"));
+      load();
+    } catch (refusal) {
+      await load();
+      fail(refusal);
+    }
+  };
+  toast.replaceChildren(
+    h("span", {}, message),
+    undo ? button(text("undo"), revert) : "",
+    button("×", close, { class: "icon", "aria-label": text("toast.close") }),
+  );
+  const fade = () => {
+    if (toast.matches(":hover, :focus-within")) fading = setTimeout(fade, TOAST_MS);
+    else say("");
+  };
+  if (message) fading = setTimeout(fade, TOAST_MS);
+}
+
+// The table.
+
+const stateOf = (key) => (key.status === "active" && key.expired ? "expired" : key.status);
 
 const COLUMNS = [
   ["name", name],
@@ -93,23 +161,28 @@ const COLUMNS = [
     h("code", {}, `${key.key_prefix}…`),
     key.environment && h("span", { class: "quiet small" }, key.environment),
   ]],
-  ["status", (key) => badge(key.status === "active", text(`status.${key.status}`))],
+  ["status", (key) => {
+    const state = stateOf(key);
+    return badge(state === "active" ? "good" : "bad", text(`status.${state}`));
+  }],
   ["expires", expires],
   ["last_used", (key) => (key.last_used_at ? ago(key.last_used_at) : quiet(text("used.never")))],
-  ["actions", menu],
+  ["actions", (key) => menuButton(text("menu.open", { name: key.name }), () => actions(key))],
 ];
 
-const quiet = (label) => h("span", { class: "quiet" }, label);
-const badge = (good, label) => h("span", { class: good ? "badge good" : "badge bad" }, label);
+const small = (...content) => h("span", { class: "quiet small" }, ...content);
 
 function name(key) {
-  const addresses = key.ip_allowlist.length;
-  const restricted = addresses === 1 ? "restricted.one" : "restricted";
+  const entries = key.ip_allowlist;
+  const restricted = entries.length === 1
+    ? text("restricted.to", { entry: entries[0] })
+    : text("restricted", { count: entries.length });
+  const by = key.created_by ? text("created.by", { name: key.created_by }) : text("created");
   return [
     h("span", { class: "name" }, key.name),
-    addresses > 0 && h("span", { class: "quiet small" }, text(restricted, { count: addresses })),
-    offered && scopes(key),
-    created(key),
+    entries.length > 0 && small(restricted),
+    service.scopes && scopes(key),
+    small(by, " ", ago(key.created_at)),
     key.previous_secret_until && previous(key),
   ];
 }
@@ -121,7 +194,7 @@ function scopes({ scopes }) {
   if (scopes === "all") return line(text("scopes.all"));
   if (scopes.length === 0) return line(text("scopes.none"));
   const names = scopes.map((scope) =>
-    offered.some(({ name }) => name === scope) ? scope : `${scope} (${text("scopes.gone")})`);
+    service.scopes.some(({ name }) => name === scope) ? scope : `${scope} (${text("scopes.gone")})`);
   const shown = names.slice(0, SCOPES_SHOWN);
   if (names.length > SCOPES_SHOWN) shown.push(text("advice.more", { count: names.length - SCOPES_SHOWN }));
   return line(text("scopes.only", { names: shown.join(", ") }), names.join(", "));
@@ -138,13 +211,7 @@ function previous(key) {
   return h(
     "span",
     { class: "quiet small previous" },
-    text("previous.until"),
-    " ",
-    exactly(key.previous_secret_until),
-    " ",
-    use,
-    " ",
-    end,
+    text("previous.until"), " ", exactly(key.previous_secret_until), " ", use, " ", end,
   );
 }
 
@@ -167,38 +234,95 @@ async function showUse(key, place) {
   }
 }
 
-function created({ created_at: at, created_by: by }) {
-  const label = by ? text("created.by", { name: by }) : text("created");
-  return h("span", { class: "quiet small" }, label, " ", ago(at));
-}
-
 function expires(key) {
   if (!key.expires_at) return quiet(text("expires.never"));
-  if (!key.expired) return onDay(key.expires_at);
-  const expired = badge(false, text("expires.expired"));
-  expired.title = onDay(key.expires_at).title;
-  return expired;
+  const isNear = new Date(key.expires_at) - Date.now() < NEAR * DAY_MS;
+  const more = key.expired ? badge("bad", text("expires.expired")) : isNear && badge("near", ago(key.expires_at));
+  return h("span", {}, onDay(key.expires_at), " ", more);
+}
+
+function actions(key) {
+  const item = (action, attributes) => [text(`menu.${action}`), () => open(action, key), attributes];
+  return [
+    item("edit"),
+    item("rotate"),
+    item("audit"),
+    item(key.status === "active" ? "revoke" : "enable"),
+    item("delete", { class: "danger-text" }),
+  ];
+}
+
+const instant = (time, otherwise) => (time ? new Date(time).getTime() : otherwise);
+const ORDERS = {
+  newest: null,
+  name: (a, b) => a.name.localeCompare(b.name, document.documentElement.lang),
+  expires: (a, b) => instant(a.expires_at, Infinity) - instant(b.expires_at, Infinity) || 0,
+  last_used: (a, b) => instant(b.last_used_at, 0) - instant(a.last_used_at, 0),
+};
+
+/** The keys that the filters let through, in the order that was chosen. */
+function chosen() {
+  const words = search.control.value.trim().toLowerCase();
+  const wanted = state.control.value;
+  const has = (value) => value?.toLowerCase().includes(words);
+  const keys = service.keys.filter((key) =>
+    (wanted === "all" || stateOf(key) === wanted)
+    && (!words || has(key.name) || has(key.key_prefix) || has(key.created_by)));
+  const order = ORDERS[sort.control.value];
+  return order ? keys.sort(order) : keys;
 }
 
 function render() {
-  const focused = document.activeElement?.closest("[data-key]")?.dataset.key;
-  content.replaceChildren(keys.length === 0 ? empty() : table());
-  count.textContent = text("count", { count: keys.length, max: limits.max_keys });
-  showAdvice();
-  if (focused) focusRow(focused);
+  const focused = document.activeElement?.closest("[data-key]");
+  const place = focused && { id: focused.dataset.key, at: [...focused.parentNode.children].indexOf(focused) };
+  const isFull = service.keys.length >= service.limits.max_keys;
+  limit.textContent = isFull ? text("create.full", { max: service.limits.max_keys }) : "";
+  limit.hidden = !isFull;
+  create.disabled = isFull;
+  filters.hidden = service.keys.length < 2;
+  search.element.hidden = state.element.hidden = service.keys.length <= FEW;
+  if (service.keys.length <= FEW) {
+    search.control.value = "";
+    state.control.value = "all";
+  }
+  showKeys();
+  if (place) focusRow(place);
 }
 
-function empty() {
-  return h(
-    "div",
-    { class: "state" },
-    h("h2", {}, text("empty.title")),
-    h("p", {}, text("empty.body")),
-  );
+function showKeys() {
+  foot.hidden = false;
+  const keys = chosen();
+  const { max_keys: max } = service.limits;
+  const total = text("count", { count: service.keys.length, max });
+  const isFiltered = keys.length < service.keys.length;
+  count.textContent = isFiltered ? text("count.filtered", { shown: keys.length, total }) : total;
+  content.replaceChildren(
+    service.keys.length === 0 ? nothing("empty") : keys.length === 0 ? nothing("filter.none") : table(keys));
+}
+
+const nothing = (kind) =>
+  h("div", { class: "state" }, h("h2", {}, text(`${kind}.title`)), h("p", {}, text(`${kind}.body`)));
+
+function row(key) {
+  const cell = ([column, cell]) => {
+    const isHeader = column === "name";
+    return h(
+      isHeader ? "th" : "td",
+      {
+        role: isHeader ? "rowheader" : "cell",
+        scope: isHeader && "row",
+        class: column,
+        "data-label": text(`column.${column}`),
+      },
+      cell(key),
+    );
+  };
+  const isFresh = key.id === fresh;
+  return h("tr", { role: "row", "data-key": key.id, class: isFresh && "fresh" }, COLUMNS.map(cell));
 }
 
 // The roles are explicit, since narrow screens show rows as blocks.
-function table() {
+function table(keys) {
   const head = COLUMNS.map(([column]) =>
     h(
       "th",
@@ -207,127 +331,81 @@ function table() {
         ? h("span", { class: "unseen" }, text("column.actions"))
         : text(`column.${column}`),
     ));
-  const row = (key) =>
-    h(
-      "tr",
-      { role: "row", "data-key": key.id },
-      COLUMNS.map(([column, cell]) =>
-        h(
-          "td",
-          { role: "cell", class: column, "data-label": text(`column.${column}`) },
-          cell(key),
-        )),
-    );
-  return h(
+  const body = h("tbody", { role: "rowgroup" });
+  const more = button("", () => {
+    const first = body.children.length;
+    shown += ROWS;
+    add();
+    body.children[first]?.querySelector(".menu button").focus();
+  }, { class: "more" });
+  const add = () => {
+    body.append(...keys.slice(body.children.length, shown).map(row));
+    const rest = keys.length - body.children.length;
+    more.hidden = rest <= 0;
+    more.textContent = text("more", { count: rest });
+  };
+  add();
+  return h("div", {}, h(
     "table",
-    { role: "table", class: "keys", "aria-label": host.title },
+    { role: "table", class: "keys", "aria-label": host.title, "aria-rowcount": keys.length + 1 },
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)),
-    h("tbody", { role: "rowgroup" }, keys.map(row)),
-  );
+    body,
+  ), more);
 }
 
-/** Restores the focus, or moves it to the button for new keys if its place is gone. */
-function focusRow(id) {
-  const row = content.querySelector(`[data-key="${CSS.escape(id)}"]`);
-  (row?.querySelector(".menu button") ?? create).focus();
+const rowOf = (id) => content.querySelector(`[data-key="${CSS.escape(id)}"]`);
+
+/** What has the focus if its place is gone. */
+const home = () => (create.disabled ? refresh : create);
+
+/** Focuses a row, or the one that has taken its place. */
+function focusRow({ id, at = 0 }) {
+  const rows = content.querySelectorAll("[data-key]");
+  const row = rowOf(id) ?? rows[Math.min(at, rows.length - 1)];
+  (row?.querySelector(".menu button") ?? home()).focus();
 }
 
-function menu(key) {
-  const items = ["edit", "rotate", "audit", "delete"].map((action) =>
-    h(
-      "button",
-      {
-        type: "button",
-        role: "menuitem",
-        tabindex: "-1",
-        class: action === "delete" ? "danger-text" : null,
-        click: () => (close(), open(action, key)),
-      },
-      text(`menu.${action}`),
-    ));
-  const list = h("div", { role: "menu", hidden: true, "aria-label": text("menu.open", { name: key.name }) }, items);
-  const opener = button("⋯", () => (list.hidden ? show(0) : close()), {
-    class: "icon",
-    "aria-haspopup": "menu",
-    "aria-expanded": "false",
-    "aria-label": text("menu.open", { name: key.name }),
-  });
-  const box = h("div", { class: "menu" }, opener, list);
-  const outside = (event) => box.contains(event.target) || close();
-
-  function show(index) {
-    list.hidden = false;
-    opener.setAttribute("aria-expanded", "true");
-    items.at(index).focus();
-    document.addEventListener("pointerdown", outside);
+/** Shows the row of a key, whatever is filtered. */
+function showRow(id) {
+  if (!rowOf(id)) {
+    search.control.value = "";
+    state.control.value = "all";
+    shown = service.keys.length;
+    showKeys();
   }
-  function close() {
-    list.hidden = true;
-    opener.setAttribute("aria-expanded", "false");
-    document.removeEventListener("pointerdown", outside);
-  }
-  opener.addEventListener("keydown", (event) => {
-    if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
-    event.preventDefault();
-    show(event.key === "ArrowDown" ? 0 : -1);
-  });
-  list.addEventListener("keydown", (event) => {
-    const at = items.indexOf(document.activeElement);
-    const target = {
-      ArrowDown: (at + 1) % items.length,
-      ArrowUp: at - 1,
-      Home: 0,
-      End: -1,
-    }[event.key];
-    if (target !== undefined) {
-      event.preventDefault();
-      items.at(target).focus();
-    } else if (event.key === "Escape") {
-      close();
-      opener.focus();
-    } else if (event.key === "Tab") {
-      close();
-    }
-  });
-  return box;
+  focusRow({ id });
 }
 
-const DIALOGS = {
-  create: () => import("./create.js").then(({ createDialog }) => createDialog(context())),
-  edit: (key) => import("./edit.js").then(({ editDialog }) => editDialog(key, context())),
-  rotate: (key) => import("./confirm.js").then(({ rotateDialog }) => rotateDialog(key, context())),
-  end: (key) => import("./confirm.js").then(({ endDialog }) => endDialog(key, context())),
-  delete: (key) => import("./confirm.js").then(({ deleteDialog }) => deleteDialog(key, context())),
-  audit: (key) => import("./audit.js").then(({ auditDialog }) => auditDialog(key)),
-};
+// Dialogs.
 
 const context = () => ({
-  limits,
-  environments,
-  offered,
-  maxOverlap,
-  count: keys.length,
-  /** Announces a change after the dialog has closed. */
-  changed: (message) => {
-    if (message) say(message);
-    load();
+  limits: service.limits,
+  environments: service.environments,
+  offered: service.scopes,
+  maxOverlap: service.max_overlap_seconds,
+  names: service.keys.map((key) => key.name),
+  /** Says what was changed once the dialog has closed, and reads the keys again. */
+  async changed(message, { id, undo } = {}) {
+    if (message) say(message, undo);
+    fresh = id ?? null;
+    await load();
+    if (id && rowOf(id) === null && service.keys.some((key) => key.id === id)) showRow(id);
+    rowOf(id ?? "")?.scrollIntoView({ block: "nearest" });
   },
 });
-
-function say(message) {
-  done.textContent = message;
-  done.hidden = !message;
-}
 
 let opened = false;
 
 async function open(action, key) {
-  if (!limits || opened) return;
+  if (!service) return announceLoading();
+  if (opened) return;
   opened = true;
   say("");
+  const at = key && [...content.querySelectorAll("[data-key]")].indexOf(rowOf(key.id));
   const { refusals } = api;
   try {
-    await DIALOGS[action](key);
+    const { openDialogFor } = await import("./dialogs.js");
+    await openDialogFor(action, key, context());
     if (api.refusals > refusals) load();
   } catch {
     // A module could not be loaded; the table may show why.
@@ -335,43 +413,33 @@ async function open(action, key) {
     if (alert.hidden) fail({ code: "unavailable" });
   }
   opened = false;
-  if (done.textContent) announce(done.textContent);
-  if (key) focusRow(key.id);
-  else create.focus();
+  if (!toast.hidden) announce(toast.firstChild.textContent);
+  if (key) focusRow({ id: key.id, at });
+  else home().focus();
 }
 
-const NAMES_SHOWN = 3;
+function announceLoading() {
+  if (!alert.hidden) return;
+  say(text("loading.wait"));
+  announce(text("loading.wait"));
+}
 
-function advise(now) {
-  const usable = keys.filter((key) => key.status === "active" && !key.expired);
-  const days = (instant) => (new Date(instant) - now) / DAY_MS;
-  return {
-    expiring: usable.filter((key) => key.expires_at && days(key.expires_at) <= 7),
-    unused: usable.filter((key) => days(key.last_used_at ?? key.created_at) <= -90),
-    never: usable.filter((key) => !key.expires_at),
-    open: usable.filter((key) => key.ip_allowlist.length === 0),
+/** Opens the dialog that the address names, and loads what the first view does not need. */
+async function start() {
+  const { wanted } = await import("./dialogs.js").catch(() => ({}));
+  const follow = () => {
+    const { id, action } = wanted?.() ?? {};
+    if (!id) return;
+    const key = service.keys.find((key) => key.id === id);
+    if (key) open(action, key);
+    else fail({ code: "not_found" });
   };
-}
-
-function showAdvice() {
-  const notes = Object.entries(advise(Date.now()))
-    .filter(([kind, about]) => about.length > 0 && !dismissed.has(kind))
-    .map(([kind, about]) => {
-      const names = about.slice(0, NAMES_SHOWN).map((key) => `“${key.name}”`);
-      const more = about.length - names.length;
-      if (more > 0) names.push(text("advice.more", { count: more }));
-      const note = text(`advice.${kind}`, { names: names.join(", ") });
-      const dismiss = () => {
-        dismissed.add(kind);
-        showAdvice();
-        (advice.querySelector("button") ?? create).focus();
-      };
-      return h("li", {}, h("span", {}, note), button(text("advice.dismiss"), dismiss, {
-        "aria-label": `${text("advice.dismiss")}: ${note}`,
-      }));
-    });
-  advice.replaceChildren(h("h2", {}, text("advice.title")), h("ul", {}, notes));
-  advice.hidden = notes.length === 0;
+  addEventListener("popstate", () => opened || follow());
+  follow();
+  const { showAdvice } = await import("./advice.js").catch(() => ({}));
+  const show = () => showAdvice?.({ keys: service.keys, urgent, advice, showRow, home });
+  new MutationObserver(show).observe(content, { childList: true });
+  show();
 }
 
 load();

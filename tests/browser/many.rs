@@ -1,0 +1,87 @@
+//! Many keys: they are sorted and filtered, and a part of them is shown at a time.
+
+use keygate::Limits;
+use serde_json::json;
+
+use crate::kit::{Browser, Role};
+use crate::service::{Service, visit_service, visit_with};
+
+const TEXT: &str = "Name, prefix or creator";
+
+async fn first_row(browser: &Browser) -> String {
+    browser.rows().await.first().cloned().unwrap_or_default()
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn more_than_ten_keys_are_filtered_by_state_and_text_and_all_can_be_sorted() {
+    let before = |service: &Service| {
+        service.days_from_now(-40);
+        service.create_with("a expired", "1_day", &[]);
+        service.days_from_now(0);
+        service.create_with("b ends next", "1_week", &[]);
+        for n in 0..8 {
+            service.create(&format!("plain {n}"));
+        }
+    };
+    visit_service(before, async |browser, service, ()| {
+        assert!(browser.names(Role::TEXT_BOX).await.is_empty(), "ten keys need no filter");
+        for (order, first) in [
+            ("Name", "a expired"),
+            ("Next to expire", "a expired"),
+            ("Last used", "plain 7"),
+            ("Newest first", "plain 7"),
+        ] {
+            browser.choose("Sort by", order).await;
+            browser.becomes(order, first.to_owned(), async || first_row(browser).await).await;
+        }
+        service.create("Zebra");
+        service.edit("Zebra", json!({ "status": "revoked" }));
+        browser.press("Refresh").await;
+        browser.sees("11 of 20 keys").await;
+        browser.fill(TEXT, "ZEB").await;
+        browser.sees_rows(&["Zebra"]).await;
+        browser.sees("1 shown, 11 of 20 keys").await;
+        browser.choose("State", "Active").await;
+        browser.sees("No key matches").await;
+        browser.fill(TEXT, "").await;
+        browser.becomes("active keys", 9, async || browser.rows().await.len()).await;
+        browser.choose("State", "Expired").await;
+        browser.sees_rows(&["a expired"]).await;
+        browser.choose("State", "Revoked").await;
+        browser.sees_rows(&["Zebra"]).await;
+        // A new key is shown whatever is filtered.
+        browser.create("Brand new").await;
+        browser.done().await;
+        browser.until("its row", async || browser.rows().await.contains(&"Brand new".into())).await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn three_thousand_keys_are_shown_a_hundred_at_a_time() {
+    let before = |service: &Service| {
+        service.create("first");
+        let copies = "WITH RECURSIVE n(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM n WHERE n < 3000) \
+            INSERT INTO keys (id, org, name, key_prefix, digest, status, allowlist, created_at, revision) \
+            SELECT randomblob(16), org, 'key ' || n, key_prefix, randomblob(32), status, allowlist, \
+                created_at + n, 1 FROM n, keys";
+        assert_eq!(service.database().execute(copies, []).unwrap(), 2_999);
+    };
+    let many = |builder: keygate::manager::KeyManagerBuilder| {
+        builder.limits(Limits::default().max_keys(5_000))
+    };
+    visit_with(many, before, async |browser, _, ()| {
+        browser.sees("3,000 of 5,000 keys").await;
+        assert_eq!(browser.rows().await.len(), 100);
+        assert_eq!(first_row(browser).await, "key 3000");
+        browser.press("Show more (2,900)").await;
+        browser.becomes("rows", 200, async || browser.rows().await.len()).await;
+        browser.sees_focus("Actions for key 2900").await;
+        browser.fill(TEXT, "key 2").await;
+        browser.sees("1,111 shown, 3,000 of 5,000 keys").await;
+        browser.fill(TEXT, "key 17 ").await;
+        browser.fill(TEXT, "first").await;
+        browser.sees_rows(&["first"]).await;
+    });
+}
