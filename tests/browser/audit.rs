@@ -244,7 +244,7 @@ fn the_log_is_filtered_exported_and_counted_and_shows_the_changes() {
         browser.key(Key::Enter).await;
         shows(browser, (0..8).rev()).await;
 
-        let allow = "document.querySelector('[aria-label=\"Allow the address 198.51.100.7\"]')";
+        let allow = "document.querySelector('[aria-label=\"Allow this address: 198.51.100.7\"]')";
         browser.js(&format!("{allow}.scrollIntoView()"), &[]).await;
         browser.js(&format!("{allow}.click()"), &[]).await;
         browser.sees("allowed now").await;

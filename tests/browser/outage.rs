@@ -233,6 +233,8 @@ fn slow_operations_show_their_progress() {
             return Boolean(bone?.checkVisibility()) && document.querySelector('#page').ariaBusy === 'true'";
         browser.becomes("loading", json!(true), async || browser.js(loading, &[]).await).await;
         browser.sees("Loading…").await;
+        browser.press("Create API key").await;
+        browser.sees("The keys are still loading. Try again in a moment.").await;
         service.set_mode(Mode::Open);
         browser.loaded().await;
         browser.sees_no_more("Loading…").await;

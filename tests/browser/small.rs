@@ -22,6 +22,12 @@ fn the_first_view_takes_six_requests_all_to_its_own_host() {
         asked.retain(|url| !url.starts_with("data:"));
         assert!(matches!(asked.len(), 5 | 6), "{asked:#?}");
         assert!(asked.iter().all(|url| url.starts_with(&service.origin())), "{asked:#?}");
+        // Each module is asked for before another one has arrived.
+        let at_once = "const modules = performance.getEntriesByType('resource') \
+                .filter((it) => /(page|ui|api)\\.js$/.test(it.name)); \
+            const arrived = Math.min(...modules.map((it) => it.responseEnd)); \
+            return modules.length === 3 && modules.every((it) => it.startTime <= arrived)";
+        assert_eq!(browser.js(at_once, &[]).await, true);
     });
 }
 
@@ -137,5 +143,74 @@ fn for_fingers_every_target_has_44_pixels() {
             assert_eq!(browser.list(low, &[]).await, [""; 0], "{state}");
         })
         .await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn dialogs_stay_where_they_are_and_menus_stay_in_the_window() {
+    let top = "return document.querySelector('dialog').getBoundingClientRect().top";
+    for screen in Screen::ALL.into_iter().filter(|screen| !screen.dark) {
+        visit_service(furnish, async |browser, _, ()| {
+            screen.set(browser);
+            // The last row is at the lower edge of the window.
+            let edge = "const rows = [...document.querySelectorAll('tr')]; \
+                scrollBy(0, rows.at(-1).getBoundingClientRect().bottom - innerHeight)";
+            browser.js(edge, &[]).await;
+            browser.press("Actions for Grafana dashboards").await;
+            let inside = "const box = document.querySelector('[role=menu]:not([hidden])').getBoundingClientRect(); \
+                return box.top >= 0 && box.bottom <= innerHeight && box.left >= 0 && box.right <= innerWidth";
+            assert_eq!(browser.js(inside, &[]).await, true, "{screen:?}");
+            browser.escape().await;
+
+            browser.press("Create API key").await;
+            browser.sees("Address or range").await;
+            let before = browser.js(top, &[]).await;
+            let scrolled = browser.js("return scrollY", &[]).await;
+            browser.add("192.0.2.1 192.0.2.2 192.0.2.3").await;
+            assert_eq!(browser.js(top, &[]).await, before, "{screen:?}: the dialog moved");
+            browser.cdp(
+                "Input.dispatchMouseEvent",
+                json!({
+                    "type": "mouseWheel", "x": 5, "y": 5, "deltaX": 0, "deltaY": -400,
+                }),
+            );
+            assert_eq!(
+                browser.js("return scrollY", &[]).await,
+                scrolled,
+                "{screen:?}: the page moved"
+            );
+            browser.close_with("Cancel").await;
+
+            // The log has the same size on a full and on an empty page, and no column is cut off.
+            let mut sizes = Vec::new();
+            for key in ["CI deploy", "Data warehouse sync"] {
+                browser.menu(key, "View audit log").await;
+                browser
+                    .sees(if key == "CI deploy" { "/v1/releases" } else { "No request has" })
+                    .await;
+                let size = "const box = document.querySelector('dialog').getBoundingClientRect(); \
+                    const list = document.querySelector('dialog .scroll'); \
+                    return [box.width, box.height, list.scrollWidth - list.clientWidth]";
+                sizes.push(browser.js(size, &[]).await);
+                browser.close_with("Close").await;
+            }
+            assert_eq!(sizes[0], sizes[1], "{screen:?}");
+            assert_eq!(sizes[0][2], 0, "{screen:?}: a column is cut off");
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_log_is_printed_whole_and_without_controls() {
+    visit_service(furnish, async |browser, _, ()| {
+        browser.menu("CI deploy", "View audit log").await;
+        browser.sees("/v1/releases").await;
+        browser.cdp("Emulation.setEmulatedMedia", json!({ "media": "print" }));
+        let script = "const list = document.querySelector('dialog .scroll'); \
+            return [list.scrollHeight - list.clientHeight, \
+                [...document.querySelectorAll('button, select')].filter((it) => it.checkVisibility()).length]";
+        browser.becomes("the print", json!([0, 0]), async || browser.js(script, &[]).await).await;
     });
 }

@@ -61,7 +61,7 @@ pub(crate) fn furnish(service: &Service) {
 pub(crate) struct Screen {
     pub(crate) width: u32,
     height: u32,
-    dark: bool,
+    pub(crate) dark: bool,
 }
 
 impl Screen {
