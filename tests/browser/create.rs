@@ -31,12 +31,25 @@ fn a_key_is_created_with_each_of_the_six_expirations() {
             browser.choose("Expiration", label).await;
             let never = browser.text().await.contains("A key that never expires works until");
             assert_eq!(never, value == "never", "the hint, at {label}");
+            let text = browser.text().await;
+            let until = text.lines().find_map(|line| line.strip_prefix("The key works until "));
             browser.press("Create key").await;
             browser.done().await;
             let key = service.key(label);
             let created = time(&key["created_at"]).unwrap();
             let expires = value.parse::<Expiration>().unwrap().after(created);
             assert_eq!(time(&key["expires_at"]), expires, "{label}");
+            // The hint was read a moment before the key was created.
+            let days = "const [until] = arguments; \
+                return [0, 60_000].map((ago) => new Date(new Date(until) - ago)) \
+                    .map((date) => new Intl.DateTimeFormat('en', { dateStyle: 'medium' }).format(date) + '.')";
+            match until {
+                Some(until) => {
+                    let days = browser.list(days, &[key["expires_at"].clone()]).await;
+                    assert!(days.iter().any(|day| day == until), "{label}: {until} and {days:?}");
+                }
+                None => assert_eq!(value, "never"),
+            }
             assert_eq!(key["ip_allowlist"], json!([]));
             let shown = browser.cell_text(label, "Expires").await;
             assert_eq!(shown == "Never", value == "never", "{label}: {shown}");

@@ -143,6 +143,12 @@ impl Browser {
         let id = client.session_id().await.unwrap().expect("the id of the session");
         let browser =
             Self { client, session: Session::new(driver, &id), expected: Mutex::default() };
+        if let Ok(width) = std::env::var("KEYGATE_BROWSER_WIDTH") {
+            let width: u32 = width.parse().expect("KEYGATE_BROWSER_WIDTH is a number of pixels");
+            let size =
+                json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });
+            browser.cdp("Emulation.setDeviceMetricsOverride", size);
+        }
         let permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"];
         browser.cdp("Browser.grantPermissions", json!({ "permissions": permissions }));
         // The console outlives the page, so violations are logged there.

@@ -1,7 +1,7 @@
 //! The settings page in a browser: a real Chromium clicks and types.
 //!
 //! `cargo test --all-features --test browser -- --ignored`, with Debian's packages
-//! `chromium` and `chromium-driver`.
+//! `chromium` and `chromium-driver`. `KEYGATE_BROWSER_WIDTH=360` runs all of them at that width.
 #![cfg(all(feature = "settings-page", feature = "sqlite", unix))]
 #![allow(
     clippy::unwrap_used,
