@@ -223,6 +223,8 @@ fn a_hidden_key_that_is_selected_and_copied_is_the_key_and_not_its_dots() {
 fn done_asks_when_the_key_was_neither_copied_nor_shown() {
     visit(async |browser, service| {
         create(browser).await;
+        let toast = "return document.querySelector('.toast').checkVisibility()";
+        assert_eq!(browser.js(toast, &[]).await, false, "a message that nobody can see");
         browser.press("Done").await;
         browser.sees("You have not copied or looked at this key.").await;
         browser.sees_focus("Back to the key").await;
@@ -230,6 +232,7 @@ fn done_asks_when_the_key_was_neither_copied_nor_shown() {
         browser.sees_no_more("You have not copied or looked at this key.").await;
         browser.press("Done").await;
         browser.close_with("Close without it").await;
+        browser.sees("Key “CI deploy” was created.").await;
         browser.press("Create API key").await;
         browser.fill("Name", "CI deploy").await;
         browser.sees("There is already a key of this name.").await;

@@ -386,7 +386,7 @@ const context = () => ({
   names: service.keys.map((key) => key.name),
   /** Says what was changed once the dialog has closed, and reads the keys again. */
   async changed(message, { id, undo } = {}) {
-    if (message) say(message, undo);
+    if (message) said = [message, undo];
     fresh = id ?? null;
     await load();
     if (id && rowOf(id) === null && service.keys.some((key) => key.id === id)) showRow(id);
@@ -395,6 +395,8 @@ const context = () => ({
 });
 
 let opened = false;
+/** What is said once the dialog has closed, which covers the corner. */
+let said = null;
 
 async function open(action, key) {
   if (!service) return announceLoading();
@@ -413,7 +415,11 @@ async function open(action, key) {
     if (alert.hidden) fail({ code: "unavailable" });
   }
   opened = false;
-  if (!toast.hidden) announce(toast.firstChild.textContent);
+  if (said) {
+    say(...said);
+    announce(said[0]);
+  }
+  said = null;
   if (key) focusRow({ id: key.id, at });
   else home().focus();
 }
