@@ -218,3 +218,21 @@ fn a_near_end_is_marked_and_times_go_on_and_can_be_shown_in_utc() {
         browser.sees("Times are in Pacific/Auckland.").await;
     });
 }
+
+#[test]
+#[ignore = "needs chromium"]
+fn times_go_on_while_the_page_is_open() {
+    let before = |service: &Service| _ = service.create("CI deploy");
+    visit_service(before, async |browser, _, ()| {
+        // The test calls what the page would call from time to time.
+        let ticks = "window.ticks = []; window.setInterval = (tick) => window.ticks.push(tick)";
+        browser.cdp("Page.addScriptToEvaluateOnNewDocument", json!({ "source": ticks }));
+        browser.reload().await;
+        assert!(browser.cell_text("CI deploy", "Name").await.ends_with("Created by demo user now"));
+        let later = "const now = Date.now; Date.now = () => now() + 7_260_000; \
+            window.ticks.forEach((tick) => tick())";
+        browser.js(later, &[]).await;
+        let text = browser.cell_text("CI deploy", "Name").await;
+        assert!(text.ends_with("Created by demo user 2 hours ago"), "{text}");
+    });
+}
