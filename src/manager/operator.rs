@@ -60,6 +60,9 @@ impl KeyManager {
     }
 }
 
+/// How often a key that others change meanwhile is looked at before it is left alone.
+const ATTEMPTS: usize = 5;
+
 impl Operator {
     /// The largest page of a search.
     pub const MAX_PAGE: usize = 500;
@@ -132,15 +135,20 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// Those of [`KeyManager::update`]. Keys that were revoked before the error stay revoked;
+    /// The first of those of [`KeyManager::update`]. The other keys are revoked all the same;
     /// run it again.
     pub async fn revoke_all(&self, org: &OrgId) -> Result<u64, ManageError> {
-        let mut revoked = 0;
-        for key in self.list(org).await? {
-            revoked +=
-                u64::from(self.revoke_if(&key.id, |key| key.status == Status::Active).await?);
+        let (mut revoked, mut failed) = (0, None);
+        let actor = self.actor(org);
+        for key in self.list(org).await?.iter().filter(|key| key.status == Status::Active) {
+            // Whatever else changes the key meanwhile.
+            match self.keys.edit(&actor, &key.id, KeyPatch::revoke(), None, Reach::All).await {
+                Ok(_) => revoked += 1,
+                Err(ManageError::NotFound) => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(revoked)
+        failed.map_or(Ok(revoked), Err)
     }
 
     /// Revokes every active key that was neither used nor created since this instant, and
@@ -151,16 +159,19 @@ impl Operator {
     /// As for [`Operator::revoke_all`].
     pub async fn revoke_unused_since(&self, instant: Timestamp) -> Result<u64, ManageError> {
         let search = Search::UnusedSince(instant);
-        let (mut revoked, mut after) = (0, None);
+        let (mut revoked, mut after, mut failed) = (0, None, None);
         loop {
             let page = self.search(&search, after.as_ref(), Self::MAX_PAGE).await?;
             for key in page.keys.iter().filter(|key| key.status == Status::Active) {
                 let is_unused = |key: &ApiKey| key.status == Status::Active && search.matches(key);
-                revoked += u64::from(self.revoke_if(&key.id, is_unused).await?);
+                match self.revoke_if(&key.id, is_unused).await {
+                    Ok(is_revoked) => revoked += u64::from(is_revoked),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
             }
             after = page.next;
             if after.is_none() {
-                return Ok(revoked);
+                return failed.map_or(Ok(revoked), Err);
             }
         }
     }
@@ -198,7 +209,7 @@ impl Operator {
         id: &KeyId,
         holds: impl Fn(&ApiKey) -> bool,
     ) -> Result<bool, ManageError> {
-        loop {
+        for _ in 0..ATTEMPTS {
             let key = match self.get(id).await {
                 Ok(key) if holds(&key) => key,
                 Ok(_) | Err(ManageError::NotFound) => return Ok(false),
@@ -212,6 +223,8 @@ impl Operator {
                 Err(error) => return Err(error),
             }
         }
+        // Somebody who changes a key all the time needs it.
+        Ok(false)
     }
 
     fn actor(&self, org: &OrgId) -> Actor {
