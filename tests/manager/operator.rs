@@ -11,8 +11,8 @@ use keygate::runtime::{Clock, ManualClock};
 use keygate::store::Search;
 use keygate::*;
 
-use crate::support::{eventually, org, unknown_key};
-use crate::{assert_gone, new_key};
+use crate::support::{eventually, org, soon, unknown_key};
+use crate::{assert_gone, new_key, rename};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -157,6 +157,25 @@ async fn all_keys_of_one_organisation_are_revoked() {
     }
     assert!(office.works(&other).await);
     assert_eq!(office.operator.revoke_all(&org("nobody")).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn all_keys_are_revoked_while_somebody_keeps_changing_them() {
+    let office = Office::new();
+    let issued = office.create("acme").await;
+    let mut renaming = tokio::task::JoinSet::new();
+    for task in 0..8 {
+        let (keys, id) = (office.keys.clone(), issued.key.id);
+        renaming.spawn(async move {
+            for round in 0_u64.. {
+                let actor = Actor::new(org("acme"), "mallory");
+                let _ = keys.update(&actor, &id, rename(&format!("{task} {round}"))).await;
+            }
+        });
+    }
+    assert_eq!(soon(office.operator.revoke_all(&org("acme"))).await.unwrap(), 1);
+    renaming.shutdown().await;
+    assert!(!office.works(&issued).await);
 }
 
 #[tokio::test]
