@@ -51,10 +51,8 @@ impl WithCopies {
 impl AuditSink for WithCopies {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
         self.first.record(batch).await?;
-        if !self.copies.is_empty() {
-            let batch: Arc<[AuditRecord]> = batch.into();
-            self.copies.iter().for_each(|copy| copy.send(Arc::clone(&batch)));
-        }
+        let batch: Arc<[AuditRecord]> = batch.into();
+        self.copies.iter().for_each(|copy| copy.send(Arc::clone(&batch)));
         Ok(())
     }
 }

@@ -264,7 +264,7 @@ impl Counters {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).last_success
     }
 
-    pub(crate) fn stats(&self, queued: u64, (summed, total_summed): (u64, u64)) -> AuditStats {
+    pub(crate) fn stats(&self, queued: u64, summed: u64, total_summed: u64) -> AuditStats {
         AuditStats {
             written: self.written.load(Ordering::Relaxed),
             shed: self.shed.load(Ordering::Relaxed),

@@ -233,9 +233,9 @@ impl Queue {
 
     /// The number of requests or changes queued or being written, and the number of
     /// refusals in open sums and in all sums so far.
-    pub(crate) fn counts(&self) -> (u64, (u64, u64)) {
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
         let sums = self.lock_sums();
-        (self.lock().contents.count(), (sums.summed(), sums.total_summed()))
+        (self.lock().contents.count(), sums.summed(), sums.total_summed())
     }
 
     /// Refuses new records. The writer has until `deadline` to write the rest.

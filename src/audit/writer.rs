@@ -178,8 +178,8 @@ impl AuditWriter {
 
     pub(crate) fn stats(&self) -> AuditStats {
         let stats = self.lanes().map(|Lane { queue, counters }| {
-            let (queued, summed) = queue.counts();
-            counters.stats(queued, summed)
+            let (queued, summed, total_summed) = queue.counts();
+            counters.stats(queued, summed, total_summed)
         });
         stats.into_iter().fold(AuditStats::default(), AuditStats::plus)
     }

@@ -107,11 +107,10 @@ impl KeyManager {
         scopes: &[Scope],
     ) -> Result<Admission, AdmitError> {
         let timer = Timer::start();
-        let checked = self.inner.check(lookup, request.ip, scopes).await;
-        let (key, at) = match checked {
+        let (key, at) = match self.inner.check(lookup, request.ip, scopes).await {
             Ok(allowed) => allowed,
             Err(error) => {
-                self.inner.count(&Err::<(), _>(&error), timer);
+                self.inner.count(Some(&error), timer);
                 return self.refuse(error, request).await;
             }
         };
@@ -120,7 +119,7 @@ impl KeyManager {
             // Boxed, so that requests without a limit do not pay for its size.
             Some(limiter) => Box::pin(self.within_rate(limiter, &key, at, request, timer)).await?,
         };
-        self.inner.count(&Ok(()), timer);
+        self.inner.count(None, timer);
         self.let_in(key, at, request, rate).await
     }
 

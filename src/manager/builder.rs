@@ -355,9 +355,9 @@ impl KeyManagerBuilder {
             no_address: Throttle::default(),
             unhealthy: Throttle::default(),
         });
-        #[cfg(feature = "metrics")]
-        inner.report_metrics();
         let keys = KeyManager { inner };
+        #[cfg(feature = "metrics")]
+        keys.report_metrics();
         keys.tidy_rates();
         if let Some((time, store)) = self.revoke_unused {
             keys.revoke_unused(time, store);

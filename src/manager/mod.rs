@@ -23,6 +23,7 @@ pub(crate) mod rate;
 #[cfg(feature = "rate-limit")]
 pub(crate) mod rate_limits;
 mod reading;
+mod repeat;
 mod report;
 mod restore;
 mod turns;

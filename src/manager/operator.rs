@@ -60,9 +60,6 @@ impl KeyManager {
     }
 }
 
-/// How often a key that others change meanwhile is looked at before it is left alone.
-const ATTEMPTS: usize = 5;
-
 impl Operator {
     /// The largest page of a search.
     pub const MAX_PAGE: usize = 500;
@@ -138,16 +135,7 @@ impl Operator {
     /// The first of those of [`KeyManager::update`]. The other keys are revoked all the same;
     /// run it again.
     pub async fn revoke_all(&self, org: &OrgId) -> Result<u64, ManageError> {
-        let (mut revoked, mut failed) = (0, None);
-        let actor = self.actor(org);
-        for key in self.list(org).await?.iter().filter(|key| key.status == Status::Active) {
-            // Whatever else changes the key meanwhile.
-            match self.keys.edit(&actor, &key.id, KeyPatch::revoke(), None, Reach::All).await {
-                Ok(_) => revoked += 1,
-                Err(ManageError::NotFound) => {}
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
+        let (revoked, failed) = self.revoke_each(&self.list(org).await?, |_| true).await;
         failed.map_or(Ok(revoked), Err)
     }
 
@@ -162,13 +150,10 @@ impl Operator {
         let (mut revoked, mut after, mut failed) = (0, None, None);
         loop {
             let page = self.search(&search, after.as_ref(), Self::MAX_PAGE).await?;
-            for key in page.keys.iter().filter(|key| key.status == Status::Active) {
-                let is_unused = |key: &ApiKey| key.status == Status::Active && search.matches(key);
-                match self.revoke_if(&key.id, is_unused).await {
-                    Ok(is_revoked) => revoked += u64::from(is_revoked),
-                    Err(error) => failed = failed.or(Some(error)),
-                }
-            }
+            let is_unused = search.clone();
+            let found = self.revoke_each(&page.keys, move |key| is_unused.matches(key)).await;
+            revoked += found.0;
+            failed = failed.or(found.1);
             after = page.next;
             if after.is_none() {
                 return failed.map_or(Ok(revoked), Err);
@@ -203,28 +188,27 @@ impl Operator {
         changed.await
     }
 
-    /// Revokes a key if this holds for it when it is revoked. Returns whether it was.
-    async fn revoke_if(
+    /// Revokes the active ones of these keys for which this holds when they are revoked.
+    /// Returns how many there were, and the first error.
+    async fn revoke_each(
         &self,
-        id: &KeyId,
-        holds: impl Fn(&ApiKey) -> bool,
-    ) -> Result<bool, ManageError> {
-        for _ in 0..ATTEMPTS {
-            let key = match self.get(id).await {
-                Ok(key) if holds(&key) => key,
-                Ok(_) | Err(ManageError::NotFound) => return Ok(false),
-                Err(error) => return Err(error),
+        keys: &[Arc<ApiKey>],
+        holds: impl Fn(&ApiKey) -> bool + Clone + Send + Sync + 'static,
+    ) -> (u64, Option<ManageError>) {
+        let (mut revoked, mut failed) = (0, None);
+        for key in keys.iter().filter(|key| key.status == Status::Active) {
+            let (actor, holds) = (self.actor(&key.org), holds.clone());
+            let revoke = move |_: &KeyManager, key: &ApiKey| {
+                Ok(holds(key).then(|| KeyPatch::revoke().apply(key)).flatten())
             };
-            let (actor, at) = (self.actor(&key.org), Some(key.revision));
-            match self.keys.edit(&actor, id, KeyPatch::revoke(), at, Reach::All).await {
-                Ok(_) => return Ok(true),
-                // It was changed or deleted in the meantime.
-                Err(ManageError::StaleRevision { .. } | ManageError::NotFound) => {}
-                Err(error) => return Err(error),
+            let at = (None, Reach::All);
+            match self.keys.change_key(&actor, &key.id, ChangeAction::Updated, at, revoke).await {
+                Ok(key) => revoked += u64::from(key.status == Status::Revoked),
+                Err(ManageError::NotFound) => {}
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        // Somebody who changes a key all the time needs it.
-        Ok(false)
+        (revoked, failed)
     }
 
     fn actor(&self, org: &OrgId) -> Actor {
@@ -248,12 +232,10 @@ const UNUSED: Duration = Duration::from_secs(60 * 60);
 impl KeyManager {
     /// Revokes keys that were unused for this time, until the manager is dropped.
     pub(super) fn revoke_unused(&self, time: Duration, store: Arc<dyn KeySearch>) {
-        let (inner, runtime) = (Arc::downgrade(&self.inner), Arc::clone(&self.inner.runtime));
-        self.inner.runtime.spawn(Box::pin(async move {
-            while let Some(inner) = inner.upgrade() {
-                let keys = KeyManager { inner };
-                let since = keys.now().saturating_sub(time);
-                let operator = keys.operator("keygate: unused", Arc::clone(&store));
+        self.repeat(UNUSED, move |keys| {
+            let operator = keys.operator("keygate: unused", Arc::clone(&store));
+            async move {
+                let since = operator.keys.now().saturating_sub(time);
                 match operator.revoke_unused_since(since).await {
                     Ok(0) => {}
                     Ok(revoked) => tracing::info!(revoked, "unused keys were revoked"),
@@ -262,9 +244,7 @@ impl KeyManager {
                         tracing::error!(error, "unused keys were not revoked");
                     }
                 }
-                drop((operator, keys));
-                runtime.sleep(UNUSED).await;
             }
-        }));
+        });
     }
 }

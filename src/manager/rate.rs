@@ -157,14 +157,13 @@ impl KeyManager {
 
     /// Has idle keys forgotten until the manager is dropped.
     pub(super) fn tidy_rates(&self) {
-        let Some(limiter) = &self.inner.limiter else { return };
-        let (limiter, inner) = (Arc::clone(limiter), Arc::downgrade(&self.inner));
-        let runtime = Arc::clone(&self.inner.runtime);
-        self.inner.runtime.spawn(Box::pin(async move {
-            while inner.strong_count() > 0 {
+        let Some(limiter) = self.inner.limiter.clone() else { return };
+        // A limiter that hangs does not keep the manager.
+        self.repeat(TIDY, move |_| {
+            let limiter = Arc::clone(&limiter);
+            async move {
                 let _ = caught(async { limiter.tidy().await }).await;
-                runtime.sleep(TIDY).await;
             }
-        }));
+        });
     }
 }

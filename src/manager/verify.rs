@@ -50,7 +50,7 @@ impl KeyManager {
         async move {
             let timer = Timer::start();
             let checked = self.inner.check(lookup?, ip, &[]).await;
-            self.inner.count(&checked.as_ref().map(|_| ()), timer);
+            self.inner.count(checked.as_ref().err(), timer);
             let (verified, now) = checked?;
             self.inner.uses.record(verified.id(), now);
             Ok(verified)
@@ -80,14 +80,14 @@ impl Inner {
         self.verifications.count(Outcome::RateLimited.as_str(), Some(timer));
     }
 
-    /// Counts a verification.
-    pub(super) fn count(&self, checked: &Result<(), &VerifyError>, timer: Timer) {
-        let outcome = match checked {
-            Ok(_) => Outcome::Allowed.as_str(),
-            Err(VerifyError::Malformed(_)) => MALFORMED,
-            Err(VerifyError::Unknown) => UNKNOWN,
-            Err(VerifyError::Denied { denial, .. }) => Outcome::from(*denial).as_str(),
-            Err(VerifyError::Unavailable(_)) => UNAVAILABLE,
+    /// Counts a verification, with its error if it failed.
+    pub(super) fn count(&self, error: Option<&VerifyError>, timer: Timer) {
+        let outcome = match error {
+            None => Outcome::Allowed.as_str(),
+            Some(VerifyError::Malformed(_)) => MALFORMED,
+            Some(VerifyError::Unknown) => UNKNOWN,
+            Some(VerifyError::Denied { denial, .. }) => Outcome::from(*denial).as_str(),
+            Some(VerifyError::Unavailable(_)) => UNAVAILABLE,
         };
         self.verifications.count(outcome, Some(timer));
     }

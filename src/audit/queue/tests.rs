@@ -97,7 +97,7 @@ fn push_awaited(queue: &Arc<Queue>, number: u128) -> impl Sized + use<> {
 
 /// How many records wait, and how many refusals are summed and not yet written.
 fn counted(queue: &Queue) -> (u64, u64) {
-    let (queued, (summed, _)) = queue.counts();
+    let (queued, summed, _) = queue.counts();
     (queued, summed)
 }
 

@@ -149,11 +149,9 @@ impl<A: Input, B: Input> Input for (A, B) {
 
 /// A method (RFC 9110 § 5.6.2), no longer than those that are recorded in full.
 fn method(text: &str) -> Result<String, &'static str> {
-    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if (1..=64).contains(&text.len()) && text.bytes().all(is_token) {
-        Ok(text.to_owned())
-    } else {
-        Err("must be a method such as GET")
+    match http::Method::from_bytes(text.as_bytes()) {
+        Ok(_) if text.len() <= 64 => Ok(text.to_owned()),
+        _ => Err("must be a method such as GET"),
     }
 }
 

@@ -22,8 +22,9 @@ function advise(keys, now) {
 /** Shows the notes; a dismissed one comes back for other keys. */
 export function showAdvice(place) {
   const { keys, urgent, advice, showRow, home } = place;
-  const note = ([kind, all]) => {
-    const about = all.filter((key) => !dismissed.has(`${kind} ${key.id}`));
+  const advised = advise(keys, Date.now());
+  const note = (kind) => {
+    const about = advised[kind].filter((key) => !dismissed.has(`${kind} ${key.id}`));
     if (about.length === 0) return null;
     const link = (key) =>
       h("a", {
@@ -45,9 +46,8 @@ export function showAdvice(place) {
       "aria-label": `${text("advice.dismiss")}: ${line.textContent}`,
     }));
   };
-  const notes = Object.entries(advise(keys, Date.now())).map((entry) => [entry[0], note(entry)]);
-  const now = notes.filter(([kind, note]) => note && kind === "expiring").map(([, note]) => note);
-  const later = notes.filter(([kind, note]) => note && kind !== "expiring").map(([, note]) => note);
+  const now = ["expiring"].map(note).filter(Boolean);
+  const later = ["unused", "never", "open"].map(note).filter(Boolean);
   urgent.replaceChildren(h("ul", {}, now));
   urgent.hidden = now.length === 0;
   const isOpen = advice.querySelector("details")?.open ?? false;

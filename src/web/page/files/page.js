@@ -159,7 +159,7 @@ const COLUMNS = [
   ["name", name],
   ["key", (key) => [
     h("code", {}, `${key.key_prefix}…`),
-    key.environment && h("span", { class: "quiet small" }, key.environment),
+    key.environment && small(key.environment),
   ]],
   ["status", (key) => {
     const state = stateOf(key);
