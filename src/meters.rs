@@ -6,11 +6,11 @@ pub(crate) mod recorded;
 #[cfg(all(feature = "metrics", feature = "cache"))]
 pub(crate) use recorded::CacheMeter;
 #[cfg(feature = "metrics")]
-pub(crate) use recorded::{Timer, VerifyMeter};
+pub(crate) use recorded::{Timer, VerifyMeter, measure_call};
 #[cfg(all(not(feature = "metrics"), feature = "cache"))]
 pub(crate) use unrecorded::CacheMeter;
 #[cfg(not(feature = "metrics"))]
-pub(crate) use unrecorded::{Timer, VerifyMeter};
+pub(crate) use unrecorded::{Timer, VerifyMeter, measure_call};
 
 /// The outcomes of verifications that are no outcomes in the audit log.
 pub(crate) const MALFORMED: &str = "malformed";
@@ -40,6 +40,8 @@ mod unrecorded {
 
         pub(crate) fn looked_up<T>(&self, _found: &T, _timer: Timer) {}
     }
+
+    pub(crate) fn measure_call<T>(_operation: &'static str, _timer: Timer, _result: &T) {}
 
     #[cfg(feature = "cache")]
     #[derive(Clone, Debug)]

@@ -7,13 +7,11 @@ use thiserror::Error;
 
 use crate::record::{ApiKey, SecretUsed, Status};
 use crate::runtime::clock::Timestamp;
-use crate::scopes::Scope;
 
 /// How far the clocks of two processes may be apart.
 const CLOCK_DIFFERENCE: Duration = Duration::from_secs(5 * 60);
 
-/// Checks status, expiry, address and scopes in this order, and returns the first reason for
-/// refusal.
+/// Checks status, expiry and address in this order, and returns the first reason for refusal.
 ///
 /// A previous secret after its end counts as expired. `ip` is the client's address. If it
 /// is `None`, only keys with an empty allowlist pass.
@@ -22,7 +20,6 @@ pub(crate) fn evaluate(
     key: &ApiKey,
     secret: SecretUsed,
     ip: Option<IpAddr>,
-    scopes: &[Scope],
     now: Timestamp,
 ) -> Result<(), Denial> {
     let has_ended = match secret {
@@ -41,8 +38,6 @@ pub(crate) fn evaluate(
         Err(Denial::AllowlistUnreadable)
     } else if !key.allowlist.allows(ip) {
         Err(Denial::IpNotAllowed)
-    } else if key.attributes.scopes.missing(scopes).is_some() {
-        Err(Denial::InsufficientScope)
     } else {
         Ok(())
     }
@@ -106,10 +101,10 @@ mod tests {
     #[test]
     fn case_10_the_exact_instant_of_expiry_is_expired() {
         let key = key(Status::Active, Some(at(100)), Allowlist::default());
-        assert_eq!(evaluate(&key, CURRENT, None, &[], at(99)), Ok(()));
-        assert_eq!(evaluate(&key, CURRENT, None, &[], at(100)), Err(Denial::Expired));
-        assert_eq!(evaluate(&key, CURRENT, None, &[], at(101)), Err(Denial::Expired));
-        assert_eq!(evaluate(&key, CURRENT, None, &[], at(99)), Ok(()), "a clock that stepped back");
+        assert_eq!(evaluate(&key, CURRENT, None, at(99)), Ok(()));
+        assert_eq!(evaluate(&key, CURRENT, None, at(100)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, CURRENT, None, at(101)), Err(Denial::Expired));
+        assert_eq!(evaluate(&key, CURRENT, None, at(99)), Ok(()), "a clock that stepped back");
     }
 
     #[test]
@@ -117,36 +112,28 @@ mod tests {
         let plain = key(Status::Active, Some(at(200)), Allowlist::default());
         let previous = Some(PreviousSecret { digest: KeyDigest::of("old"), until: at(100) });
         let overlap = ApiKey { previous, ..plain.clone() };
-        assert_eq!(evaluate(&overlap, PREVIOUS, None, &[], at(99)), Ok(()));
-        assert_eq!(evaluate(&overlap, PREVIOUS, None, &[], at(100)), Err(Denial::Expired));
-        assert_eq!(evaluate(&overlap, CURRENT, None, &[], at(100)), Ok(()));
-        assert_eq!(
-            evaluate(&plain, PREVIOUS, None, &[], at(0)),
-            Err(Denial::Expired),
-            "none is stored"
-        );
+        assert_eq!(evaluate(&overlap, PREVIOUS, None, at(99)), Ok(()));
+        assert_eq!(evaluate(&overlap, PREVIOUS, None, at(100)), Err(Denial::Expired));
+        assert_eq!(evaluate(&overlap, CURRENT, None, at(100)), Ok(()));
+        assert_eq!(evaluate(&plain, PREVIOUS, None, at(0)), Err(Denial::Expired), "none is stored");
         let revoked = ApiKey { status: Status::Revoked, ..overlap.clone() };
-        assert_eq!(evaluate(&revoked, PREVIOUS, None, &[], at(0)), Err(Denial::Revoked));
+        assert_eq!(evaluate(&revoked, PREVIOUS, None, at(0)), Err(Denial::Revoked));
         let hour = 3_600_000_000;
         let future = ApiKey { rotated_at: Some(at(hour)), ..overlap.clone() };
-        assert_eq!(
-            evaluate(&future, PREVIOUS, None, &[], at(0)),
-            Err(Denial::Expired),
-            "wrong clock"
-        );
-        assert_eq!(evaluate(&future, CURRENT, None, &[], at(0)), Ok(()));
+        assert_eq!(evaluate(&future, PREVIOUS, None, at(0)), Err(Denial::Expired), "wrong clock");
+        assert_eq!(evaluate(&future, CURRENT, None, at(0)), Ok(()));
         let ahead = ApiKey { rotated_at: Some(at(hour / 60)), ..overlap.clone() };
-        assert_eq!(evaluate(&ahead, PREVIOUS, None, &[], at(0)), Ok(()), "a minute ahead");
+        assert_eq!(evaluate(&ahead, PREVIOUS, None, at(0)), Ok(()), "a minute ahead");
         let expired = ApiKey { expires_at: Some(at(50)), ..overlap };
-        assert_eq!(evaluate(&expired, PREVIOUS, None, &[], at(50)), Err(Denial::Expired));
+        assert_eq!(evaluate(&expired, PREVIOUS, None, at(50)), Err(Denial::Expired));
     }
 
     #[test]
     fn case_17_an_unreadable_allowlist_refuses_every_address() {
         let key = key(Status::Active, None, Allowlist::restore(["10.0.0.0/8", "?"]));
         let ip = Some("10.0.0.1".parse().unwrap());
-        assert_eq!(evaluate(&key, CURRENT, ip, &[], at(0)), Err(Denial::AllowlistUnreadable));
-        assert_eq!(evaluate(&key, CURRENT, None, &[], at(0)), Err(Denial::AllowlistUnreadable));
+        assert_eq!(evaluate(&key, CURRENT, ip, at(0)), Err(Denial::AllowlistUnreadable));
+        assert_eq!(evaluate(&key, CURRENT, None, at(0)), Err(Denial::AllowlistUnreadable));
     }
 
     proptest! {
@@ -166,7 +153,7 @@ mod tests {
             };
             let passes = list.is_empty() || (listed == Some(true) && ip.is_some()) || ip == Some(other);
             let status = if revoked { Status::Revoked } else { Status::Active };
-            let verdict = evaluate(&key(status, expires.map(at), list), CURRENT, ip, &[], at(now));
+            let verdict = evaluate(&key(status, expires.map(at), list), CURRENT, ip, at(now));
             let expected = match (revoked, expires.is_some_and(|e| e <= now), passes) {
                 (true, ..) => Err(Denial::Revoked),
                 (_, true, _) => Err(Denial::Expired),

@@ -84,9 +84,10 @@ impl ChangedFields {
     /// The fields in which two records of a key differ. `None` is a key that is not there.
     pub(crate) fn between(before: Option<&ApiKey>, after: Option<&ApiKey>) -> Self {
         let changed = FIELDS.iter().filter_map(|(name, read)| {
+            let is_edit = before.is_some() && after.is_some();
             let value = |key: Option<&ApiKey>| match key.map(read) {
-                // An empty list is said only of a key that is there and had entries.
-                Some(FieldValue::List(list)) if list.is_empty() => FieldValue::Absent,
+                // A creation or deletion does not list what is empty.
+                Some(FieldValue::List(list)) if list.is_empty() && !is_edit => FieldValue::Absent,
                 value => value.unwrap_or(FieldValue::Absent),
             };
             let (before, after) = (value(before), value(after));
@@ -136,9 +137,9 @@ impl From<&Scopes> for FieldValue {
 impl fmt::Display for FieldValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent => f.pad("-"),
             Self::Text(text) => f.pad(text),
-            Self::List(list) => f.pad(&list.join(", ")),
+            Self::List(list) if !list.is_empty() => f.pad(&list.join(", ")),
+            Self::List(_) | Self::Absent => f.pad("-"),
         }
     }
 }
@@ -264,6 +265,9 @@ mod tests {
                 "metadata: - / plan=pro",
             ]
         );
+        let emptied = ChangedFields::between(Some(&changed()), Some(&ApiKey::sample(1)));
+        let after = emptied.iter().find(|field| field.name == "ip_allowlist").map(|f| &f.after);
+        assert_eq!(after, Some(&FieldValue::List(Vec::new())));
         assert!(ChangedFields::between(Some(&changed()), Some(&changed())).is_empty());
     }
 

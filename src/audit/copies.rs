@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::audit::record::AuditRecord;
 use crate::audit::sink::{AuditError, AuditSink};
 use crate::runtime::relay::Relay;
-use crate::runtime::spawn::Runtime;
+use crate::runtime::spawn::{Runtime, all};
 
 /// How many batches may wait for a further sink.
 const CAPACITY: usize = 64;
@@ -41,9 +41,12 @@ impl WithCopies {
 
     /// Returns once what was copied so far is passed on.
     pub(crate) async fn close(&self) {
-        for copy in &self.copies {
-            copy.close().await;
-        }
+        all(self.copies.iter().map(Relay::close)).await;
+    }
+
+    /// How many batches were not passed on so far.
+    pub(crate) fn pending(&self) -> u64 {
+        self.copies.iter().map(Relay::pending).sum()
     }
 }
 

@@ -94,10 +94,7 @@ pub struct AuditQuery {
 
 impl AuditQuery {
     /// The largest page.
-    pub const MAX_LIMIT: usize = 200;
-
-    /// How many records are read to find the page of a filter.
-    const SCAN: usize = 1_000;
+    pub const MAX_LIMIT: usize = 1_000;
 
     /// The newest 25.
     pub fn new(org: OrgId, scope: AuditScope) -> Self {
@@ -123,7 +120,7 @@ impl AuditQuery {
     /// be read to find the page.
     pub fn to_fetch(&self) -> usize {
         let page = self.limit.saturating_add(1);
-        if self.filter.is_selective() { page.max(Self::SCAN) } else { page }
+        if self.filter.is_selective() { page.max(Self::MAX_LIMIT) } else { page }
     }
 
     /// The part of the log to fetch from, by the position and the times of the filter: from

@@ -17,7 +17,8 @@ use crate::audit::delivery::DeliveryError;
 use crate::audit::record::Outcome;
 use crate::guard::body::ResponseBody;
 use crate::guard::config::Config;
-use crate::manager::admission::{Admission, AdmitError};
+use crate::manager::admission::{Admission, NotAdmitted};
+use crate::manager::rate::RateStatus;
 use crate::runtime::spawn::BoxFuture;
 use crate::throttle::Throttle;
 use crate::wire::grpc;
@@ -41,7 +42,7 @@ pin_project! {
     pub(super) enum State<S, F, R, B> {
         /// Waiting for the store, or for room in the audit queue.
         Admitting {
-            admission: BoxFuture<'static, Result<Admission, AdmitError>>,
+            admission: BoxFuture<'static, Result<Admission, NotAdmitted>>,
             inner: S,
             request: Option<R>,
         },
@@ -50,8 +51,9 @@ pin_project! {
         Recording {
             recorded: BoxFuture<'static, Result<(), DeliveryError>>,
             response: Option<Response<B>>,
+            rate: Option<Box<RateStatus>>,
         },
-        Refused { refusal: Refusal },
+        Refused { refusal: Refusal, rate: Option<Box<RateStatus>> },
     }
 }
 
@@ -68,11 +70,14 @@ where
                 StateProjection::Admitting { admission, inner, request } => {
                     match (ready!(admission.as_mut().poll(cx)), request.take()) {
                         (Ok(admission), Some(request)) => admission.serve(inner, request),
-                        (Err(error), _) => {
-                            State::Refused { refusal: Refusal::of(error, &this.config.scopes) }
+                        (Err(NotAdmitted { error, rate }), _) => {
+                            let refusal = Refusal::of(error, &this.config.scopes);
+                            State::Refused { refusal, rate }
                         }
                         // Polled after completion.
-                        (Ok(_), None) => State::Refused { refusal: Refusal::Unavailable },
+                        (Ok(_), None) => {
+                            State::Refused { refusal: Refusal::Unavailable, rate: None }
+                        }
                     }
                 }
                 StateProjection::Serving { response, admission, span } => {
@@ -80,7 +85,8 @@ where
                     let mut response = ready!(response.poll(cx))?;
                     let status = grpc::http_status(&response);
                     let lacks_scope = this.config.refusals.complete(&mut response, *this.asked);
-                    if let Some(rate) = admission.as_ref().and_then(Admission::rate) {
+                    let rate = admission.as_mut().and_then(Admission::take_rate);
+                    if let Some(rate) = &rate {
                         set_rate(response.headers_mut(), rate);
                     }
                     let recorded = admission.take().and_then(|admission| {
@@ -95,10 +101,12 @@ where
                     });
                     match recorded {
                         None => return Poll::Ready(Ok(this.config.sent(response, *this.asked))),
-                        Some(recorded) => State::Recording { recorded, response: Some(response) },
+                        Some(recorded) => {
+                            State::Recording { recorded, response: Some(response), rate }
+                        }
                     }
                 }
-                StateProjection::Recording { recorded, response } => {
+                StateProjection::Recording { recorded, response, rate } => {
                     match (ready!(recorded.as_mut().poll(cx)), response.take()) {
                         (Ok(()), Some(response)) => {
                             return Poll::Ready(Ok(this.config.sent(response, *this.asked)));
@@ -110,10 +118,13 @@ where
                             }
                         }
                     }
-                    State::Refused { refusal: Refusal::Unavailable }
+                    State::Refused { refusal: Refusal::Unavailable, rate: rate.take() }
                 }
-                StateProjection::Refused { refusal } => {
-                    let refused = this.config.refusals.response(refusal, *this.asked);
+                StateProjection::Refused { refusal, rate } => {
+                    let mut refused = this.config.refusals.response(refusal, *this.asked);
+                    if let Some(rate) = rate {
+                        set_rate(refused.headers_mut(), rate);
+                    }
                     return Poll::Ready(Ok(refused.map(ResponseBody::refusal)));
                 }
             };

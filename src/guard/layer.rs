@@ -39,9 +39,10 @@ use crate::wire::refusal::{Refusal, Refusals};
 ///
 /// A gRPC call (`Content-Type: application/grpc…`) is refused in gRPC's format: with
 /// `grpc-status` `UNAUTHENTICATED` for 400 and 401, `PERMISSION_DENIED` for 403,
-/// `RESOURCE_EXHAUSTED` for 429 and `UNAVAILABLE` for 503. The audit log shows the HTTP status. For an admitted call that
-/// fails, it shows the HTTP status that corresponds to `grpc-status` if that is in the
-/// headers of the response, and 200 if it follows after messages.
+/// `RESOURCE_EXHAUSTED` for 429 and `UNAVAILABLE` for 503. The audit log shows the HTTP
+/// status. For an admitted call that fails, it shows the HTTP status that corresponds to
+/// `grpc-status` if that is in the headers of the response, and 200 if it follows after
+/// messages.
 ///
 /// The client's address is that of the peer, which the server has to supply: as axum's
 /// `ConnectInfo<SocketAddr>` (feature `axum`), as [`PeerAddr`](crate::guard::PeerAddr) in the

@@ -15,8 +15,9 @@ use crate::guard::body::ResponseBody;
 use crate::guard::config::{Anonymous, Config, peer_of};
 use crate::guard::future::{ResponseFuture, State};
 use crate::key::existing::Lookup;
-use crate::manager::admission::RequestInfo;
+use crate::manager::admission::{NotAdmitted, RequestInfo};
 use crate::manager::endpoint::seen;
+use crate::manager::rate::RateStatus;
 use crate::runtime::spawn::BoxFuture;
 use crate::wire::bearer::{Presented, presented};
 use crate::wire::refusal::{Asked, Refusal};
@@ -70,7 +71,7 @@ where
                     config.keys.count_malformed();
                 }
                 tracing::debug!(reason = refusal.reason(), "refused");
-                self.refuse(refusal)
+                self.refuse(refusal, None)
             }
         };
         ResponseFuture { config, asked, state }
@@ -94,7 +95,9 @@ impl<S: Clone> ApiKeyService<S> {
         // called at once. Otherwise the caller polls the future again with a real waker.
         match admission.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(admission)) => admission.serve(&mut self.inner, request),
-            Poll::Ready(Err(error)) => self.refuse(Refusal::of(error, &self.config.scopes)),
+            Poll::Ready(Err(NotAdmitted { error, rate })) => {
+                self.refuse(Refusal::of(error, &self.config.scopes), rate)
+            }
             Poll::Pending => {
                 // The clone may not be ready, but the original is, since it was polled.
                 let clone = self.inner.clone();
@@ -104,10 +107,14 @@ impl<S: Clone> ApiKeyService<S> {
         }
     }
 
-    fn refuse<F, R, B>(&mut self, refusal: Refusal) -> State<S, F, R, B> {
+    fn refuse<F, R, B>(
+        &mut self,
+        refusal: Refusal,
+        rate: Option<Box<RateStatus>>,
+    ) -> State<S, F, R, B> {
         // Releases what made the service ready, such as a permit.
         self.inner = self.inner.clone();
-        State::Refused { refusal }
+        State::Refused { refusal, rate }
     }
 }
 

@@ -92,8 +92,11 @@ impl KeyManager {
         let lookup = self.inner.lookup(credential.as_bytes());
         async move {
             match lookup {
-                Ok(lookup) => self.admit_lookup(lookup, request, &[]).await,
-                Err(malformed) => self.refuse(malformed, request).await,
+                Ok(lookup) => {
+                    let admitted = self.admit_lookup(lookup, request, &[]).await;
+                    admitted.map_err(|NotAdmitted { error, .. }| error)
+                }
+                Err(malformed) => Err(self.refuse(malformed, request).await),
             }
         }
     }
@@ -105,13 +108,13 @@ impl KeyManager {
         lookup: Lookup,
         request: RequestInfo,
         scopes: &[Scope],
-    ) -> Result<Admission, AdmitError> {
+    ) -> Result<Admission, NotAdmitted> {
         let timer = Timer::start();
-        let (key, at) = match self.inner.check(lookup, request.ip, scopes).await {
+        let (key, at) = match self.inner.check(lookup, request.ip).await {
             Ok(allowed) => allowed,
             Err(error) => {
                 self.inner.count(Some(&error), timer);
-                return self.refuse(error, request).await;
+                return Err(self.refuse(error, request).await.into());
             }
         };
         let (rate, request) = match &self.inner.limiter {
@@ -119,6 +122,11 @@ impl KeyManager {
             // Boxed, so that requests without a limit do not pay for its size.
             Some(limiter) => Box::pin(self.within_rate(limiter, &key, at, request, timer)).await?,
         };
+        if key.scopes().missing(scopes).is_some() {
+            let error = key.lacks_scope();
+            self.inner.count(Some(&error), timer);
+            return Err(NotAdmitted { error: self.refuse(error, request).await, rate });
+        }
         self.inner.count(None, timer);
         self.let_in(key, at, request, rate).await
     }
@@ -135,7 +143,7 @@ impl KeyManager {
         at: Timestamp,
         request: RequestInfo,
         rate: Option<Box<RateStatus>>,
-    ) -> Result<Admission, AdmitError> {
+    ) -> Result<Admission, NotAdmitted> {
         let mut admission = Admission { key, rate, record: None, permit: None };
         if let Some(audit) = &self.inner.audit {
             // If the caller gives up while waiting for room, the record is still queued if
@@ -146,7 +154,8 @@ impl KeyManager {
                 Ok(permit) => admission.permit = permit,
                 Err(error) => {
                     admission.record = None;
-                    return Err(self.not_recorded(admission.key.id(), error));
+                    let error = self.not_recorded(admission.key.id(), error);
+                    return Err(NotAdmitted { error, rate: admission.rate.take() });
                 }
             }
         }
@@ -182,8 +191,8 @@ impl KeyManager {
         error.into()
     }
 
-    /// Records a refusal, and returns its error.
-    async fn refuse<T>(&self, error: VerifyError, request: RequestInfo) -> Result<T, AdmitError> {
+    /// Records a refusal. Returns its error, or that of the record.
+    async fn refuse(&self, error: VerifyError, request: RequestInfo) -> AdmitError {
         match &error {
             VerifyError::Denied { denial, key, secret } => {
                 if *denial == Denial::IpNotAllowed && request.ip.is_none() {
@@ -197,7 +206,9 @@ impl KeyManager {
                 }
                 let of = (&**key, *secret);
                 let told = ((*denial).into(), error.http_status());
-                self.record_refusal(of, self.now(), told, request).await?;
+                if let Err(error) = self.record_refusal(of, self.now(), told, request).await {
+                    return error;
+                }
             }
             VerifyError::Unavailable(source) => {
                 if let Some(left_out) = self.inner.unverified.pass() {
@@ -206,7 +217,7 @@ impl KeyManager {
             }
             other => tracing::debug!(reason = %other, "refused"),
         }
-        Err(error.into())
+        error.into()
     }
 }
 
@@ -311,6 +322,10 @@ impl Admission {
         self.rate.as_deref()
     }
 
+    pub(crate) fn take_rate(&mut self) -> Option<Box<RateStatus>> {
+        self.rate.take()
+    }
+
     /// Records the status of the response, which is about to be sent.
     ///
     /// # Errors
@@ -390,6 +405,18 @@ impl Drop for Admission {
         if let Some((audit, record)) = self.record.take() {
             audit.enqueue(self.permit.take(), record);
         }
+    }
+}
+
+/// A request that was not admitted, and what is left of its key's rate limit if it was counted.
+pub(crate) struct NotAdmitted {
+    pub(crate) error: AdmitError,
+    pub(crate) rate: Option<Box<RateStatus>>,
+}
+
+impl From<AdmitError> for NotAdmitted {
+    fn from(error: AdmitError) -> Self {
+        Self { error, rate: None }
     }
 }
 

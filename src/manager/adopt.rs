@@ -227,7 +227,7 @@ impl KeyManager {
         let entries = new.iter().map(created).collect();
         let store = Arc::clone(store);
         let insert = move |keys: Self| async move {
-            let inserted = keys.inner.confirmed(store.insert_all(&new)).await?;
+            let inserted = keys.inner.confirmed("insert_all", store.insert_all(&new)).await?;
             Ok((inserted.clone(), inserted))
         };
         let inserted = self.carry_all_through(entries, insert).await?;
@@ -252,7 +252,8 @@ impl KeyManager {
         names: impl Iterator<Item = (&'a OrgId, &'a KeyId)>,
     ) -> Result<Vec<bool>, ManageError> {
         let inner = &*self.inner;
-        let found = all(names.map(|(org, id)| inner.bounded(inner.store.get(org, id)))).await;
+        let found =
+            all(names.map(|(org, id)| inner.bounded("get", inner.store.get(org, id)))).await;
         found.into_iter().map(|found| Ok(found?.is_some())).collect()
     }
 
@@ -329,10 +330,11 @@ impl KeyManager {
     async fn store_adopted(&self, key: ApiKey, by: &str) -> Result<Adopted, AdoptError> {
         let inner = &*self.inner;
         // Without a record in the audit log, if it is there already.
-        if let Some(there) = inner.bounded(inner.store.get(&key.org, &key.id)).await? {
+        if let Some(there) = inner.bounded("get", inner.store.get(&key.org, &key.id)).await? {
             return Ok(Adopted { key: there, is_new: false });
         }
-        if inner.bounded(inner.store.find_by_digest(&key.digest)).await?.is_some() {
+        if inner.bounded("find_by_digest", inner.store.find_by_digest(&key.digest)).await?.is_some()
+        {
             return Err(AdoptError::DigestTaken);
         }
         if self.deleted(&key.org).await?.contains(&key.id) {
@@ -343,10 +345,10 @@ impl KeyManager {
         let inserted = self.carry_through(&actor, key.id, what, move |keys| {
             let store = Arc::clone(&keys.inner.store);
             async move {
-                match keys.inner.confirmed(store.insert(&key, OrgLimit::NONE)).await {
+                match keys.inner.confirmed("insert", store.insert(&key, OrgLimit::NONE)).await {
                     Ok(()) => Ok(Done::Changed(Some(Adopted { key: Arc::new(key), is_new: true }))),
                     Err(StoreError::Conflict) => {
-                        let there = keys.inner.bounded(store.get(&key.org, &key.id)).await?;
+                        let there = keys.inner.bounded("get", store.get(&key.org, &key.id)).await?;
                         Ok(Done::Unchanged(there.map(|key| Adopted { key, is_new: false })))
                     }
                     Err(error) => Err(error.into()),

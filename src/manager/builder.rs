@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_listener::Event;
 use rand_core::TryCryptoRng;
 use thiserror::Error;
 
@@ -27,6 +26,7 @@ use crate::manager::last_use::LastUses;
 use crate::manager::listener::{self, ChangeListener};
 use crate::manager::rate::RateLimiter;
 use crate::manager::report::Probe;
+use crate::manager::watch::Watched;
 use crate::manager::{Inner, KeyManager, LimitsFor};
 use crate::meters::VerifyMeter;
 use crate::org::OrgId;
@@ -35,8 +35,6 @@ use crate::record::Limits;
 use crate::runtime::spawn::{self, Runtime};
 use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
-#[cfg(feature = "metrics")]
-use crate::store::measured::Measured;
 use crate::store::search::KeySearch;
 use crate::text::debug_with_causes;
 use crate::throttle::Throttle;
@@ -316,9 +314,6 @@ impl KeyManagerBuilder {
             let refusals = refusal_records(formats.clone(), Arc::clone(&audit_ids));
             Arc::new(AuditWriter::start(sink, self.countries, self.delivery, runtime, refusals))
         });
-        #[cfg(feature = "metrics")]
-        let store: Arc<dyn KeyStore> = Arc::new(Measured::new(self.store));
-        #[cfg(not(feature = "metrics"))]
         let store = self.store;
         let uses = LastUses::start(Arc::clone(&store), self.store_deadline, Arc::clone(&runtime));
         let listener = self.listener.map(|listener| listener::relay(listener, &runtime));
@@ -338,10 +333,11 @@ impl KeyManagerBuilder {
             uses,
             ended: Ended::default(),
             changes: Arc::default(),
-            key_changed: Event::new(),
+            watched: Watched::default(),
             listener,
             copies,
             turns: Arc::default(),
+            log_turns: Arc::default(),
             probe: Probe::default(),
             audit,
             audit_log: self.log,

@@ -143,7 +143,7 @@ impl Entry {
     /// Tells the host that the change took place.
     fn tell(&self) {
         let inner = &*self.keys.inner;
-        inner.key_changed.notify(usize::MAX);
+        inner.watched.notify(&self.key);
         if let Some(listener) = &inner.listener {
             listener.send(KeyChange {
                 at: self.keys.now(),

@@ -63,7 +63,7 @@ impl KeyManager {
         }
         let max = self.limits(actor.org()).max_keys;
         let limit = OrgLimit::at_most(max);
-        let present = inner.bounded(inner.store.list(actor.org())).await?;
+        let present = inner.bounded("list", inner.store.list(actor.org())).await?;
         let format = inner.formats.find(new.environment.as_deref());
         let format = format.ok_or(ManageError::UnknownEnvironment)?.format();
         let secret = format.generate(&mut inner.rng.clone())?;
@@ -100,10 +100,11 @@ impl KeyManager {
         let is_idempotent = new.idempotency_key.is_some();
         let what = (ChangeAction::Created, ChangedFields::between(None, Some(&key)));
         self.carry_through(actor, id, what, move |keys| async move {
-            let error = match keys.inner.confirmed(keys.inner.store.insert(&key, limit)).await {
-                Ok(()) => return Ok(Done::Changed(IssuedKey { key: Arc::new(key), secret })),
-                Err(error) => error,
-            };
+            let error =
+                match keys.inner.confirmed("insert", keys.inner.store.insert(&key, limit)).await {
+                    Ok(()) => return Ok(Done::Changed(IssuedKey { key: Arc::new(key), secret })),
+                    Err(error) => error,
+                };
             let overtaken = matches!(error, StoreError::Conflict | StoreError::LimitReached);
             if is_idempotent && overtaken {
                 match keys.get(&key.org, &id).await {

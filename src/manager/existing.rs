@@ -90,7 +90,7 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             let (digest, revision) = (*digest, key.revision.next());
             let changed = ApiKey { digest, revision, ..ApiKey::clone(&key) };
-            match self.confirmed(self.store.replace(&changed, key.revision)).await {
+            match self.confirmed("replace", self.store.replace(&changed, key.revision)).await {
                 Ok(()) => return Ok((Arc::new(changed), secret)),
                 Err(StoreError::Conflict | StoreError::NotFound) => {}
                 // The key was found all the same. The next request tries again.
@@ -103,7 +103,7 @@ impl Inner {
                 }
             }
             // Not by its digest, which a cache may know from before the change.
-            let current = self.bounded(self.store.get(&key.org, &key.id)).await;
+            let current = self.bounded("get", self.store.get(&key.org, &key.id)).await;
             let current = current.map_err(VerifyError::Unavailable)?.ok_or(VerifyError::Unknown)?;
             match current.secret_with(&digest).or_else(|| current.secret_with(&found_by)) {
                 Some(SecretUsed::Current) if current.digest == found_by => key = current,

@@ -45,9 +45,9 @@ impl KeyManager {
         let inner = &*self.inner;
         // The digest of a text that is no key.
         let nothing = KeyDigest::of(self.now().to_string());
-        let lookup = inner.bounded(inner.store.find_by_digest(&nothing));
+        let lookup = inner.bounded("find_by_digest", inner.store.find_by_digest(&nothing));
         let change = inner.probe.answer(async {
-            let asked = inner.bounded(inner.store.record_uses(&[]));
+            let asked = inner.bounded("record_uses", inner.store.record_uses(&[]));
             match timeout(&*inner.runtime, CHANGES, asked).await {
                 Ok(answer) => PartHealth::of(answer),
                 Err(Elapsed) => PartHealth::fails(format!("no answer in {CHANGES:?}")),
@@ -139,15 +139,31 @@ impl KeyManager {
             audit.shutdown(left()).await;
         }
         let unwritten_uses = inner.uses.ended(left().max(GRACE)).await;
-        let others = async {
-            if let Some(listener) = &inner.listener {
-                listener.close().await;
-            }
-            if let Some(copies) = &inner.copies {
-                copies.close().await;
-            }
-        };
-        let _ = timeout(&*inner.runtime, left(), others).await;
+        let (listener, copies) = (inner.listener.as_ref(), inner.copies.as_ref());
+        let closed = both(
+            async {
+                if let Some(listener) = listener {
+                    listener.close().await;
+                }
+            },
+            async {
+                if let Some(copies) = copies {
+                    copies.close().await;
+                }
+            },
+        );
+        let _ = timeout(&*inner.runtime, left(), closed).await;
+        let (untold_changes, uncopied_batches) = (
+            listener.map_or(0, |listener| listener.pending()),
+            copies.map_or(0, |copies| copies.pending()),
+        );
+        if untold_changes + uncopied_batches > 0 {
+            tracing::error!(
+                untold_changes,
+                uncopied_batches,
+                "the change listener or a further audit sink is behind at the end of the shutdown"
+            );
+        }
         let stats = self.audit_stats();
         ShutdownReport {
             unfinished_changes,
@@ -155,6 +171,8 @@ impl KeyManager {
                 + stats.queued
                 + stats.summed,
             unwritten_uses,
+            untold_changes,
+            uncopied_batches,
         }
     }
 }

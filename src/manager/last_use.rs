@@ -13,6 +13,7 @@ use event_listener::Event;
 use crate::key::digest::BuildUniformHasher;
 use crate::key::id::KeyId;
 use crate::manager::error::StoreTimeout;
+use crate::meters::{Timer, measure_call};
 use crate::record::KeyUse;
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::{Elapsed, Panicked, Runtime, caught, timeout};
@@ -271,12 +272,14 @@ impl Task {
         let mut unwritten = Vec::new();
         self.shared.in_hand.store(uses.len(), Ordering::Release);
         for batch in uses.chunks(BATCH) {
+            let timer = Timer::start();
             let call = caught(async { self.store.record_uses(batch).await });
             let written = match timeout(&*self.runtime, self.deadline, call).await {
                 Ok(Ok(result)) => result,
                 Ok(Err(Panicked)) => Err(StoreError::unavailable("the key store panicked")),
                 Err(Elapsed) => Err(StoreError::unavailable(StoreTimeout)),
             };
+            measure_call("record_uses", timer, &written);
             let failure = written.err().map(|error| with_causes(&error));
             (*self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner))
                 .clone_from(&failure);

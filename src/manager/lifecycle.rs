@@ -6,12 +6,12 @@ use std::time::Duration;
 use crate::audit::changed::ChangedFields;
 use crate::audit::record::ChangeAction;
 use crate::key::id::KeyId;
-use crate::manager::KeyManager;
 use crate::manager::change::Done;
 use crate::manager::creation::IssuedKey;
 use crate::manager::error::ManageError;
 use crate::manager::reading::Reach;
 use crate::manager::turns::Turn;
+use crate::manager::{KeyManager, OwnedKey};
 use crate::org::{Actor, OrgId};
 use crate::record::change::KeyPatch;
 use crate::record::{ApiKey, PreviousSecret, Revision, Status};
@@ -94,7 +94,13 @@ impl KeyManager {
         }
         self.change_key(actor, id, ChangeAction::Updated, (only_at, reach), move |keys, current| {
             keys.check_added(&patch, current)?;
-            Ok(patch.apply(current))
+            let mut changed = patch.apply(current);
+            if let Some(changed) = &mut changed
+                && (current.status, changed.status) == (Status::Revoked, Status::Active)
+            {
+                changed.attributes.enabled_at = Some(keys.now());
+            }
+            Ok(changed)
         })
         .await
     }
@@ -126,7 +132,7 @@ impl KeyManager {
                 let (_turn, make) = &*shared;
                 for _ in 0..ATTEMPTS {
                     let replaced = keys.inner.store.replace(&changed, current.revision);
-                    match keys.inner.confirmed(replaced).await {
+                    match keys.inner.confirmed("replace", replaced).await {
                         Ok(()) => return Ok(Done::Changed(Some(Arc::new(changed)))),
                         Err(StoreError::Conflict) => {}
                         Err(error) => return Err(error.into()),
@@ -292,7 +298,8 @@ impl KeyManager {
         let what = (ChangeAction::Deleted, ChangedFields::between(Some(&key), None));
         self.carry_through(actor, id, what, move |keys| async move {
             let _turn = turn;
-            match keys.inner.confirmed(keys.inner.store.delete(&org, &id, only_at)).await {
+            match keys.inner.confirmed("delete", keys.inner.store.delete(&org, &id, only_at)).await
+            {
                 Ok(()) => Ok(Done::Changed(())),
                 Err(StoreError::Conflict) => {
                     keys.get_at(&org, &id, only_at, Reach::Own).await?;
@@ -306,10 +313,10 @@ impl KeyManager {
 
     /// Waits until no other change of the key is in progress in this process. Dropping the
     /// future while it waits leaves nothing behind.
-    async fn turn(&self, org: &OrgId, id: &KeyId) -> Result<Turn, ManageError> {
+    async fn turn(&self, org: &OrgId, id: &KeyId) -> Result<Turn<OwnedKey>, ManageError> {
         let inner = &*self.inner;
-        let turn = timeout(&*inner.runtime, inner.store_deadline, inner.turns.take(org, id)).await;
-        turn.map_err(|_| {
+        let turn = inner.turns.take((org.clone(), *id));
+        timeout(&*inner.runtime, inner.store_deadline, turn).await.map_err(|_| {
             ManageError::Unavailable("other changes of the same key are under way".into())
         })
     }

@@ -48,14 +48,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_listener::Event;
-
 use crate::audit::copies::WithCopies;
 use crate::audit::log::AuditLog;
 use crate::audit::record::AuditIds;
 use crate::audit::writer::AuditWriter;
 use crate::key::format::KeyFormat;
 use crate::key::formats::Formats;
+use crate::key::id::KeyId;
 use crate::manager::asking::Asking;
 use crate::manager::cache::Cache;
 use crate::manager::ended::Ended;
@@ -63,6 +62,7 @@ use crate::manager::last_use::LastUses;
 use crate::manager::report::Probe;
 use crate::manager::turns::Turns;
 use crate::manager::under_way::Changes;
+use crate::manager::watch::Watched;
 use crate::meters::VerifyMeter;
 use crate::org::OrgId;
 use crate::random::SharedRng;
@@ -73,6 +73,9 @@ use crate::runtime::spawn::Runtime;
 use crate::scopes::ScopeCatalog;
 use crate::store::key_store::KeyStore;
 use crate::throttle::Throttle;
+
+/// A key with its organisation, so that a foreign key's id blocks nothing.
+type OwnedKey = (OrgId, KeyId);
 
 /// The limits of each organisation.
 struct LimitsFor(Box<dyn Fn(&OrgId) -> Limits + Send + Sync>);
@@ -128,11 +131,12 @@ struct Inner {
     uses: LastUses,
     ended: Ended,
     changes: Arc<Changes>,
-    /// Notified after each change of a key.
-    key_changed: Event,
+    watched: Watched,
     listener: Option<Relay<KeyChange>>,
     copies: Option<Arc<WithCopies>>,
-    turns: Arc<Turns>,
+    turns: Arc<Turns<OwnedKey>>,
+    /// Of reads of an organisation's audit log.
+    log_turns: Arc<Turns<OrgId>>,
     /// Whether the store accepts changes, by its last answer.
     probe: Probe,
     audit: Option<Arc<AuditWriter>>,

@@ -79,7 +79,8 @@ impl Operator {
             digests.extend(further.digests);
         }
         for digest in digests {
-            let found = inner.bounded(inner.store.find_by_digest(&digest)).await?;
+            let found =
+                inner.bounded("find_by_digest", inner.store.find_by_digest(&digest)).await?;
             if let Some(key) = found.filter(|key| key.secret_with(&digest).is_some()) {
                 return Ok(Some(key));
             }
@@ -93,13 +94,17 @@ impl Operator {
     ///
     /// [`NotFound`](ManageError::NotFound), [`Unavailable`](ManageError::Unavailable).
     pub async fn get(&self, id: &KeyId) -> Result<Arc<ApiKey>, ManageError> {
-        let found = self.bounded(self.store.find_by_id(id)).await?;
+        let found = self.bounded("find_by_id", self.store.find_by_id(id)).await?;
         found.ok_or(ManageError::NotFound)
     }
 
     /// A page of the keys that a search finds, of all organisations: up to `limit` keys, 1 to
     /// [`Operator::MAX_PAGE`]. It may have fewer, even none, although more follow: go on with
-    /// [`SearchPage::next`] until it is `None`.
+    /// [`SearchPage::next`] until it is `None`. `after` must come from a page of the same search.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ManageError::Unavailable).
     pub async fn search(
         &self,
         search: &Search,
@@ -107,13 +112,17 @@ impl Operator {
         limit: usize,
     ) -> Result<SearchPage, ManageError> {
         let limit = limit.clamp(1, Self::MAX_PAGE);
-        Ok(self.bounded(self.store.search(search, after, limit)).await?)
+        Ok(self.bounded("search", self.store.search(search, after, limit)).await?)
     }
 
     /// All keys of an organisation, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ManageError::Unavailable).
     pub async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, ManageError> {
         let inner = &*self.keys.inner;
-        Ok(inner.bounded(inner.store.list(org)).await?)
+        Ok(inner.bounded("list", inner.store.list(org)).await?)
     }
 
     /// Revokes a key. A key that is revoked already stays as it is.
@@ -139,8 +148,8 @@ impl Operator {
         failed.map_or(Ok(revoked), Err)
     }
 
-    /// Revokes every active key that was neither used nor created since this instant, and
-    /// returns how many there were. For a job that runs once a day.
+    /// Revokes every active key that was neither used nor created, rotated or enabled since
+    /// this instant, and returns how many there were. For a job that runs once a day.
     ///
     /// # Errors
     ///
@@ -217,12 +226,13 @@ impl Operator {
 
     async fn bounded<T>(
         &self,
+        operation: &'static str,
         call: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError>
     where
         T: Send,
     {
-        self.keys.inner.bounded(Box::pin(call)).await
+        self.keys.inner.bounded(operation, Box::pin(call)).await
     }
 }
 

@@ -67,7 +67,7 @@ impl RatePolicy {
     pub fn new(name: &str, quota: u32, window: Duration) -> Result<Self, RateLimitError> {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
         if !(1..=40).contains(&name.len()) || !name.bytes().all(plain) {
-            return Err(RateLimitError);
+            return Err(RateLimitError::Name);
         }
         let header = format!("\"{name}\";q={quota};w={}", seconds(window));
         Ok(Self { name: name.to_owned(), quota, window, header })
@@ -100,12 +100,20 @@ pub(crate) fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// A rate limit is not valid.
+/// Why a rate limit is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error(
-    "a rate limit is a number of requests per s, m or h, such as 50/s, and its name 1 to 40 of a-z, 0-9, _ and -"
-)]
-pub struct RateLimitError;
+#[non_exhaustive]
+pub enum RateLimitError {
+    /// The text is not a limit, or one of its numbers is out of range.
+    #[error("a rate limit is a number of requests per s, m or h, such as 50/s")]
+    Limit,
+    /// The name has other characters, or too many.
+    #[error("the name of a rate limit has 1 to 40 of a-z, 0-9, _ and -")]
+    Name,
+    /// Another limit has this name.
+    #[error("another rate limit has this name")]
+    NameTaken,
+}
 
 /// How much of its rate limit a key has left, after a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,11 +166,11 @@ impl KeyManager {
     /// Has idle keys forgotten until the manager is dropped.
     pub(super) fn tidy_rates(&self) {
         let Some(limiter) = self.inner.limiter.clone() else { return };
-        // A limiter that hangs does not keep the manager.
-        self.repeat(TIDY, move |_| {
+        self.repeat(TIDY, move |Self { inner }| {
             let limiter = Arc::clone(&limiter);
             async move {
-                let _ = caught(async { limiter.tidy().await }).await;
+                let tidied = caught(async { limiter.tidy().await });
+                let _ = timeout(&*inner.runtime, inner.store_deadline, tidied).await;
             }
         });
     }

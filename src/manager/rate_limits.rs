@@ -43,9 +43,9 @@ impl RateLimit {
     /// If either is zero, or the time is longer than a day.
     pub fn new(quota: u32, window: Duration) -> Result<Self, RateLimitError> {
         const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-        let quota = NonZeroU32::new(quota).ok_or(RateLimitError)?;
+        let quota = NonZeroU32::new(quota).ok_or(RateLimitError::Limit)?;
         if window > LONGEST || (window / quota.get()).is_zero() {
-            return Err(RateLimitError);
+            return Err(RateLimitError::Limit);
         }
         Ok(Self { quota, window })
     }
@@ -60,17 +60,17 @@ impl FromStr for RateLimit {
     type Err = RateLimitError;
 
     fn from_str(text: &str) -> Result<Self, RateLimitError> {
-        let (quota, unit) = text.split_once('/').ok_or(RateLimitError)?;
+        let (quota, unit) = text.split_once('/').ok_or(RateLimitError::Limit)?;
         let seconds = match unit {
             "s" => 1,
             "m" => 60,
             "h" => 60 * 60,
-            _ => return Err(RateLimitError),
+            _ => return Err(RateLimitError::Limit),
         };
         if !quota.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(RateLimitError);
+            return Err(RateLimitError::Limit);
         }
-        Self::new(quota.parse().map_err(|_| RateLimitError)?, Duration::from_secs(seconds))
+        Self::new(quota.parse().map_err(|_| RateLimitError::Limit)?, Duration::from_secs(seconds))
     }
 }
 
@@ -138,7 +138,7 @@ impl RateLimits {
     /// For another name, or one that is there already.
     pub fn tier(mut self, name: &str, limit: RateLimit) -> Result<Self, RateLimitError> {
         if self.tiers.iter().any(|tier| tier.policy.name() == name) {
-            return Err(RateLimitError);
+            return Err(RateLimitError::NameTaken);
         }
         self.tiers.push(Tier::new(name, limit, &self.clock)?);
         Ok(self)
@@ -227,10 +227,10 @@ mod tests {
             "5.5/s",
             "99999999999/s",
         ] {
-            assert_eq!(text.parse::<RateLimit>(), Err(RateLimitError), "{text}");
+            assert_eq!(text.parse::<RateLimit>(), Err(RateLimitError::Limit), "{text}");
         }
-        assert_eq!(RateLimit::new(5, Duration::ZERO), Err(RateLimitError));
-        assert_eq!(RateLimit::new(u32::MAX, Duration::from_nanos(1)), Err(RateLimitError));
+        assert_eq!(RateLimit::new(5, Duration::ZERO), Err(RateLimitError::Limit));
+        assert_eq!(RateLimit::new(u32::MAX, Duration::from_nanos(1)), Err(RateLimitError::Limit));
     }
 
     #[test]

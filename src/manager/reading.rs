@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::audit::log::{AuditPage, AuditQuery};
+use crate::audit::sink::AuditError;
 use crate::audit::usage::{Usage, UsageQuery};
 use crate::key::format::KeyFormat;
 use crate::key::id::KeyId;
@@ -26,7 +27,7 @@ impl KeyManager {
     /// The organisation's keys, oldest first, including revoked and expired ones. Keys with
     /// a prefix that this manager does not have are left out: they are another service's.
     pub async fn list(&self, org: &OrgId) -> Result<Vec<Arc<ApiKey>>, ManageError> {
-        let mut keys = self.inner.bounded(self.inner.store.list(org)).await?;
+        let mut keys = self.inner.bounded("list", self.inner.store.list(org)).await?;
         keys.retain(|key| self.format_of(key).is_ok());
         Ok(keys)
     }
@@ -46,7 +47,7 @@ impl KeyManager {
         id: &KeyId,
         reach: Reach,
     ) -> Result<Arc<ApiKey>, ManageError> {
-        let found = self.inner.bounded(self.inner.store.get(org, id)).await?;
+        let found = self.inner.bounded("get", self.inner.store.get(org, id)).await?;
         let key = found.ok_or(ManageError::NotFound)?;
         if reach == Reach::Own {
             self.format_of(&key)?;
@@ -85,13 +86,29 @@ impl KeyManager {
 
     /// Reads a page of the audit log, within the deadline for calls of the store. `None` if
     /// the manager was built without a log to read from.
+    ///
+    /// The reads of one organisation take turns, so that many at once, such as downloads, do
+    /// not delay those of others.
     pub async fn audit_page(&self, query: &AuditQuery) -> Option<Result<AuditPage, ManageError>> {
+        let log = self.inner.audit_log.as_ref()?;
+        Some(self.in_turn(&query.org, async { log.page(query).await }).await)
+    }
+
+    /// Reads from the audit log when it is the organisation's turn.
+    async fn in_turn<T>(
+        &self,
+        org: &OrgId,
+        read: impl Future<Output = Result<T, AuditError>>,
+    ) -> Result<T, ManageError> {
         let inner = &*self.inner;
-        let page = inner.audit_log.as_ref()?.page(query);
-        Some(match timeout(&*inner.runtime, inner.store_deadline, page).await {
-            Ok(page) => page.map_err(|error| ManageError::Unavailable(Box::new(error))),
+        let read = async {
+            let _turn = inner.log_turns.take(org.clone()).await;
+            read.await
+        };
+        match timeout(&*inner.runtime, inner.store_deadline, read).await {
+            Ok(answer) => answer.map_err(|error| ManageError::Unavailable(Box::new(error))),
             Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
-        })
+        }
     }
 
     /// How often a key was used in the last days up to now, 1 to [`Usage::MAX_DAYS`]: by the
@@ -103,19 +120,15 @@ impl KeyManager {
         id: &KeyId,
         days: u32,
     ) -> Option<Result<Usage, ManageError>> {
-        let inner = &*self.inner;
+        let log = self.inner.audit_log.as_ref()?;
         let mut usage = Usage::empty(days, self.now());
         let (from, until) = usage.time();
         let query = UsageQuery::new(org.clone(), *id, from, until);
-        let hours = inner.audit_log.as_ref()?.usage(&query);
-        Some(match timeout(&*inner.runtime, inner.store_deadline, hours).await {
-            Ok(Ok(hours)) => {
-                usage.fill(&hours);
-                Ok(usage)
-            }
-            Ok(Err(error)) => Err(ManageError::Unavailable(Box::new(error))),
-            Err(_) => Err(ManageError::Unavailable(Box::new(StoreTimeout))),
-        })
+        let hours = self.in_turn(org, async { log.usage(&query).await }).await;
+        Some(hours.map(|hours| {
+            usage.fill(&hours);
+            usage
+        }))
     }
 
     /// One key of the organisation, if it is at this revision.

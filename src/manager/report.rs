@@ -119,10 +119,14 @@ pub struct ShutdownReport {
     pub unwritten_records: u64,
     /// Keys whose last-used time was not brought up to date.
     pub unwritten_uses: u64,
+    /// Changes that the [change listener](crate::manager::ChangeListener) was not told of.
+    pub untold_changes: u64,
+    /// Batches of records that further audit sinks did not get.
+    pub uncopied_batches: u64,
 }
 
 impl ShutdownReport {
-    /// Whether everything was written.
+    /// Whether everything was written and passed on.
     pub fn is_complete(&self) -> bool {
         *self == Self::default()
     }

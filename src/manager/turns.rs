@@ -1,25 +1,25 @@
-//! Runs one change of a key at a time, so that changes of the same key do not conflict in
-//! the store.
+//! Runs calls of the same name one at a time: changes of a key, so that they do not conflict
+//! in the store, and reads of an organisation's audit log, so that it leaves room for others.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_lock::MutexGuardArc;
 
-use crate::key::id::KeyId;
-use crate::org::OrgId;
+/// The names of the calls in progress in this process.
+#[derive(Debug)]
+pub(super) struct Turns<N>(Mutex<HashMap<N, Arc<async_lock::Mutex<()>>>>);
 
-/// The organisation is part of the name, so that a foreign key's id blocks nothing.
-type Name = (OrgId, KeyId);
+impl<N> Default for Turns<N> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
 
-/// The keys that are being changed in this process.
-#[derive(Debug, Default)]
-pub(super) struct Turns(Mutex<HashMap<Name, Arc<async_lock::Mutex<()>>>>);
-
-impl Turns {
-    /// Waits until no other change of the key is in progress.
-    pub(super) async fn take(self: &Arc<Self>, org: &OrgId, id: &KeyId) -> Turn {
-        let name = (org.clone(), *id);
+impl<N: Clone + Eq + Hash> Turns<N> {
+    /// Waits until no other call of this name is in progress.
+    pub(super) async fn take(self: &Arc<Self>, name: N) -> Turn<N> {
         let own = Arc::clone(self.lock().entry(name.clone()).or_default());
         // Made before the wait, so that it is cleaned up if the caller gives up.
         let mut turn = Turn { turns: Arc::clone(self), name, own: None };
@@ -27,20 +27,20 @@ impl Turns {
         turn
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Arc<async_lock::Mutex<()>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<N, Arc<async_lock::Mutex<()>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Makes other changes of the key wait until it is dropped.
+/// Makes other calls of the name wait until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
-    turns: Arc<Turns>,
-    name: Name,
+pub(super) struct Turn<N: Clone + Eq + Hash> {
+    turns: Arc<Turns<N>>,
+    name: N,
     own: Option<MutexGuardArc<()>>,
 }
 
-impl Drop for Turn {
+impl<N: Clone + Eq + Hash> Drop for Turn<N> {
     fn drop(&mut self) {
         self.own = None;
         let mut turns = self.turns.lock();
@@ -62,17 +62,13 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_a_key_take_turns_and_the_key_is_forgotten_afterwards() {
+    fn calls_of_a_name_take_turns_and_the_name_is_forgotten_afterwards() {
         let turns = Arc::new(Turns::default());
-        let (org, other) = (OrgId::new("acme").unwrap(), OrgId::new("globex").unwrap());
-        let id = KeyId::from_bytes([1; 16]);
-        let Poll::Ready(first) = poll(pin!(turns.take(&org, &id))) else {
-            panic!("the key is free")
-        };
-        assert!(poll(pin!(turns.take(&other, &id))).is_ready(), "another organisation's");
-        let mut second = Box::pin(turns.take(&org, &id));
+        let Poll::Ready(first) = poll(pin!(turns.take("acme"))) else { panic!("the name is free") };
+        assert!(poll(pin!(turns.take("globex"))).is_ready(), "another name");
+        let mut second = Box::pin(turns.take("acme"));
         assert!(poll(second.as_mut()).is_pending());
-        let mut given_up = Box::pin(turns.take(&org, &id));
+        let mut given_up = Box::pin(turns.take("acme"));
         assert!(poll(given_up.as_mut()).is_pending());
         drop(given_up);
         drop(first);

@@ -15,14 +15,14 @@ use crate::key::id::KeyId;
 use crate::key::name::KeyName;
 use crate::manager::error::StoreTimeout;
 use crate::manager::{Inner, KeyManager};
-use crate::meters::{MALFORMED, Timer, UNAVAILABLE, UNKNOWN};
+use crate::meters::{MALFORMED, Timer, UNAVAILABLE, UNKNOWN, measure_call};
 use crate::org::OrgId;
 use crate::policy::{self, Denial};
 use crate::record::attributes::Metadata;
 use crate::record::{ApiKey, SecretUsed};
 use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::{BoxFuture, Panicked, poll_caught, timeout};
-use crate::scopes::{MissingScope, Scope, Scopes};
+use crate::scopes::{MissingScope, Scopes};
 use crate::store::key_store::StoreError;
 
 impl KeyManager {
@@ -49,7 +49,7 @@ impl KeyManager {
         let lookup = self.inner.lookup(credential.as_bytes());
         async move {
             let timer = Timer::start();
-            let checked = self.inner.check(lookup?, ip, &[]).await;
+            let checked = self.inner.check(lookup?, ip).await;
             self.inner.count(checked.as_ref().err(), timer);
             let (verified, now) = checked?;
             self.inner.uses.record(verified.id(), now);
@@ -96,7 +96,6 @@ impl Inner {
         &self,
         lookup: Lookup,
         ip: Option<IpAddr>,
-        scopes: &[Scope],
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
         let Lookup { digest, of } = lookup;
         let (key, secret, environment) = match of {
@@ -109,7 +108,7 @@ impl Inner {
         };
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
-        let mut allowed = policy::evaluate(&key, secret, ip, scopes, now);
+        let mut allowed = policy::evaluate(&key, secret, ip, now);
         if secret == SecretUsed::Previous {
             allowed = self.unless_ended(&key, digest, allowed, now);
         }
@@ -142,14 +141,27 @@ impl Inner {
         digest: &KeyDigest,
     ) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
         let timer = Timer::start();
-        let found = self.bounded(self.store.find_by_digest(digest)).await;
+        let found = self.within_deadline(self.store.find_by_digest(digest)).await;
         self.verifications.looked_up(&found, timer);
         with_secret(found, digest)
     }
 
-    /// Runs a call of the store within its deadline. If it panics, the store is unavailable.
+    /// Runs and measures a call of the store within its deadline. If it panics, the store is
+    /// unavailable.
+    pub(super) async fn bounded<T>(
+        &self,
+        operation: &'static str,
+        call: BoxFuture<'_, Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let timer = Timer::start();
+        let answer = self.within_deadline(call).await;
+        measure_call(operation, timer, &answer);
+        answer
+    }
+
+    /// As [`Inner::bounded`], but does not measure it.
     // One future and not `timeout(caught(…))`, since each request waits for one.
-    pub(super) fn bounded<'a, T>(
+    fn within_deadline<'a, T>(
         &'a self,
         mut call: BoxFuture<'a, Result<T, StoreError>>,
     ) -> impl Future<Output = Result<T, StoreError>> + Send + use<'a, T> {
@@ -166,15 +178,19 @@ impl Inner {
         })
     }
 
-    /// Runs a call of the store that changes something within its deadline. If the deadline
-    /// passes, the change may have taken place.
+    /// Runs and measures a call of the store that changes something within its deadline. If
+    /// the deadline passes, the change may have taken place.
     pub(super) async fn confirmed<T>(
         &self,
+        operation: &'static str,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        timeout(&*self.runtime, self.store_deadline, call)
+        let timer = Timer::start();
+        let answer = timeout(&*self.runtime, self.store_deadline, call)
             .await
-            .unwrap_or_else(|_| Err(StoreError::in_doubt(StoreTimeout)))
+            .unwrap_or_else(|_| Err(StoreError::in_doubt(StoreTimeout)));
+        measure_call(operation, timer, &answer);
+        answer
     }
 }
 
@@ -282,6 +298,12 @@ impl VerifiedKey {
     /// ```
     pub fn require_scope(&self, scope: &str) -> Result<(), MissingScope> {
         if self.has_scope(scope) { Ok(()) } else { Err(MissingScope::named(scope.parse().ok())) }
+    }
+
+    /// The error for a request that needs a scope which the key lacks.
+    pub(super) fn lacks_scope(&self) -> VerifyError {
+        let (key, secret) = (Arc::clone(&self.key), self.secret);
+        VerifyError::Denied { denial: Denial::InsufficientScope, key, secret }
     }
 
     /// Which of the key's secrets the request was made with: after a rotation with an

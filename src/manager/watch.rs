@@ -1,27 +1,74 @@
 //! Tells when a key ends, for a connection that is held open.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use event_listener::Event;
+
 use crate::key::digest::KeyDigest;
+use crate::key::id::KeyId;
 use crate::manager::KeyManager;
 use crate::manager::verify::VerifiedKey;
 use crate::record::{ApiKey, SecretUsed, Status};
+use crate::runtime::clock::Timestamp;
 use crate::runtime::spawn::timeout;
 
 /// How often a key is looked up.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// The keys whose end somebody waits for, with an event for changes of each.
+#[derive(Debug, Default)]
+pub(super) struct Watched(Mutex<HashMap<KeyId, Arc<Event>>>);
+
+impl Watched {
+    /// The key was changed by this process.
+    pub(super) fn notify(&self, key: &KeyId) {
+        if let Some(event) = self.lock().get(key) {
+            event.notify(usize::MAX);
+        }
+    }
+
+    fn watch(&self, key: KeyId) -> Watch<'_> {
+        let changed = Arc::clone(self.lock().entry(key).or_default());
+        Watch { watched: self, key, changed }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<KeyId, Arc<Event>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of those that wait.
+struct Watch<'w> {
+    watched: &'w Watched,
+    key: KeyId,
+    changed: Arc<Event>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut watched = self.watched.lock();
+        // The map holds one reference, and each watch another.
+        if Arc::strong_count(&self.changed) == 2 {
+            watched.remove(&self.key);
+        }
+    }
+}
 
 impl KeyManager {
     /// Completes once the key would no longer be let in with the secret of its request: it
     /// was revoked, deleted or rotated, or is expired. Use it to close a WebSocket or a
     /// stream, which would otherwise outlive its key.
     ///
-    /// After a change by this process, it completes at once; after one by another process,
-    /// or an expiry, within half a second of the moment from which look-ups are refused: with
-    /// a [`CachedStore`](crate::store), that is at most `max_staleness` after the change. The
-    /// addresses and scopes of the key are not checked again. While the store is unavailable,
-    /// it waits.
+    /// After a change by this process, and at the key's expiry, it completes at once. After a
+    /// change by another process, it completes within half a second of the moment from which
+    /// requests with the key are refused; with a
+    #[cfg_attr(feature = "cache", doc = "[`CachedStore`](crate::store::CachedStore),")]
+    #[cfg_attr(not(feature = "cache"), doc = "`CachedStore`,")]
+    /// that moment comes as soon as its feed delivers the change, and at most `max_staleness`
+    /// after it. The addresses and scopes of the key are not checked again. While the store is
+    /// unavailable, it waits. It does not complete when the manager is shut down.
     ///
     /// It costs a look-up every half second for as long as it is awaited.
     ///
@@ -48,12 +95,16 @@ impl KeyManager {
     pub async fn ended(&self, key: &VerifiedKey) {
         let inner = &*self.inner;
         let Some(mut digest) = digest_of(key) else { return };
+        let watch = inner.watched.watch(key.id());
         loop {
             // Before the look-up, so that no change in between is missed.
-            let changed = inner.key_changed.listen();
+            let changed = watch.changed.listen();
+            let mut pause = PAUSE;
             match inner.find(&digest).await {
-                Ok(Some((current, secret))) if self.works(&current, secret) => {}
-                Ok(Some(_)) => return,
+                Ok(Some((current, secret))) => match self.time_left(&current, secret) {
+                    Some(left) => pause = pause.min(left),
+                    None => return,
+                },
                 Ok(None) => match self.with_another_digest(key).await {
                     Ok(Some(other)) if other != digest => digest = other,
                     Ok(_) => return,
@@ -61,23 +112,28 @@ impl KeyManager {
                 },
                 Err(_) => {}
             }
-            let _ = timeout(&*inner.runtime, PAUSE, changed).await;
+            let _ = timeout(&*inner.runtime, pause, changed).await;
         }
     }
 
-    fn works(&self, key: &ApiKey, secret: SecretUsed) -> bool {
+    /// How long the secret works unless the key is changed; `None` if it has ended.
+    fn time_left(&self, key: &ApiKey, secret: SecretUsed) -> Option<Duration> {
         let now = self.now();
-        match secret {
-            SecretUsed::Current => key.status == Status::Active && !key.is_expired(now),
-            SecretUsed::Previous => key.previous_until(now).is_some(),
-        }
+        let end = match secret {
+            SecretUsed::Current if key.status != Status::Active || key.is_expired(now) => None,
+            SecretUsed::Current => Some(key.expires_at.unwrap_or(Timestamp::MAX)),
+            SecretUsed::Previous => key.previous_until(now),
+        };
+        let micros = end?.unix_micros().saturating_sub(now.unix_micros());
+        Some(Duration::from_micros(u64::try_from(micros).unwrap_or_default()))
     }
 
     /// The digest of a key that was issued before keygate changes with its first use, though
     /// its secret does not.
     async fn with_another_digest(&self, key: &VerifiedKey) -> Result<Option<KeyDigest>, ()> {
         let store = &self.inner.store;
-        let found = self.inner.bounded(store.get(key.org(), &key.id())).await.map_err(drop)?;
+        let found =
+            self.inner.bounded("get", store.get(key.org(), &key.id())).await.map_err(drop)?;
         let same_secret = |current: &Arc<ApiKey>| {
             key.secret_used() == SecretUsed::Current && current.has_secret_of(key.record())
         };

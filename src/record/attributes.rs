@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::runtime::clock::Timestamp;
 use crate::scopes::Scopes;
 
 /// Properties of a key that are never searched for.
@@ -42,6 +43,8 @@ pub struct Attributes {
     /// For a key issued before keygate: the prefix of the format that it gets when it is
     /// rotated, which tells its environment. `None` from then on.
     pub adopted_into: Option<String>,
+    /// When the key was last enabled after a revocation, if it was.
+    pub enabled_at: Option<Timestamp>,
     /// Members written by another version.
     others: Map<String, Value>,
 }
@@ -59,8 +62,34 @@ pub(crate) struct StoredAttributes {
     scopes: Scopes,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     adopted_into: Option<String>,
+    #[serde(default, with = "rfc3339", skip_serializing_if = "Option::is_none")]
+    enabled_at: Option<Timestamp>,
     #[serde(flatten)]
     others: Map<String, Value>,
+}
+
+/// A time as text (RFC 3339).
+mod rfc3339 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::runtime::clock::Timestamp;
+
+    #[allow(clippy::ref_option, reason = "serde calls it with a reference to the field")]
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Timestamp>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => serializer.collect_str(time),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Timestamp>, D::Error> {
+        String::deserialize(deserializer)?.parse().map(Some).map_err(D::Error::custom)
+    }
 }
 
 /// The scopes of a key that was stored without any.
@@ -76,6 +105,7 @@ impl Default for Attributes {
             metadata: Metadata::new(),
             scopes: Scopes::ALL,
             adopted_into: None,
+            enabled_at: None,
             others: Map::new(),
         }
     }

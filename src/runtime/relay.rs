@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) struct Relay<T> {
     queue: Mutex<mpsc::Sender<T>>,
     ended: Mutex<Option<oneshot::Receiver<()>>>,
+    /// How many items wait or are being passed on.
+    pending: Arc<AtomicU64>,
     /// What it passes items to, for the log.
     name: &'static str,
     dropped: Throttle,
@@ -35,11 +38,15 @@ impl<T: Send + 'static> Relay<T> {
         let (queue, mut items) = mpsc::channel(capacity);
         let (end, ended) = oneshot::channel();
         let shared = Arc::clone(runtime);
+        let pending = Arc::<AtomicU64>::default();
+        let left = Arc::clone(&pending);
         runtime.spawn(Box::pin(async move {
             let failures = Throttle::default();
             while let Ok(item) = items.recv().await {
                 let passed = caught(async { pass_on(item).await });
-                let error = match timeout(&*shared, DEADLINE, passed).await {
+                let passed = timeout(&*shared, DEADLINE, passed).await;
+                left.fetch_sub(1, Ordering::Relaxed);
+                let error = match passed {
                     Ok(Ok(Ok(()))) => continue,
                     Ok(Ok(Err(error))) => with_causes(&*error),
                     Ok(Err(Panicked)) => "it panicked".to_owned(),
@@ -52,17 +59,24 @@ impl<T: Send + 'static> Relay<T> {
             drop(end);
         }));
         let ended = Mutex::new(Some(ended));
-        Self { queue: Mutex::new(queue), ended, name, dropped: Throttle::default() }
+        Self { queue: Mutex::new(queue), ended, pending, name, dropped: Throttle::default() }
     }
 
     pub(crate) fn send(&self, item: T) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
         let sent = self.queue.lock().unwrap_or_else(PoisonError::into_inner).try_send(item);
-        if sent.is_err()
-            && let Some(left_out) = self.dropped.pass()
-        {
-            let name = self.name;
-            tracing::error!(left_out, "{name} is behind, and something was left out");
+        if sent.is_err() {
+            self.pending.fetch_sub(1, Ordering::Relaxed);
+            if let Some(left_out) = self.dropped.pass() {
+                let name = self.name;
+                tracing::error!(left_out, "{name} is behind, and something was left out");
+            }
         }
+    }
+
+    /// How many items were not passed on so far.
+    pub(crate) fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
     }
 
     /// Takes no more items, and returns once the others are passed on.

@@ -7,8 +7,6 @@ pub mod conformance;
 #[cfg(feature = "cache")]
 pub(crate) mod feed;
 pub(crate) mod key_store;
-#[cfg(feature = "metrics")]
-pub(crate) mod measured;
 pub(crate) mod memory;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;

@@ -23,9 +23,10 @@ use crate::store::key_store::StoreError;
 /// |---|---|---|
 /// | `KeyPrefix(p)` | `key_prefix = p` | `id` |
 /// | `Expiring { from, until }` | `from <= expires_at < until` | `expires_at`, `id` |
-/// | `UnusedSince(t)` | last used before `t`, or, if never used, created before `t` | the day of that time, `id` |
+/// | `UnusedSince(t)` | last used before `t`, or, if never used, created before `t`; neither rotated nor enabled since | the day of the use or creation, `id` |
 ///
-/// The last order is by day, so that an index need not change with each use.
+/// The last order is by day, so that an index need not change with each use. [`SearchPage::assemble`]
+/// leaves out the keys of that day that were used later, and those that were rotated or enabled.
 /// [`SearchCursor::at`] is the first part of the order: microseconds, days since 1970, or 0 for a
 /// prefix.
 ///
@@ -77,7 +78,7 @@ pub enum Search {
         /// The first instant after the last.
         until: Timestamp,
     },
-    /// Those that were not used since this instant, nor created since.
+    /// Those that were neither used nor created, rotated or enabled since this instant.
     UnusedSince(Timestamp),
 }
 
@@ -89,7 +90,10 @@ impl Search {
             Self::Expiring { from, until } => {
                 key.expires_at.is_some_and(|at| (*from..*until).contains(&at))
             }
-            Self::UnusedSince(since) => last_active(key) < *since,
+            Self::UnusedSince(since) => {
+                let changed = [key.rotated_at, key.attributes.enabled_at];
+                last_active(key) < *since && !changed.iter().flatten().any(|at| at >= since)
+            }
         }
     }
 

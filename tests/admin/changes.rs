@@ -40,7 +40,7 @@ async fn a_change_says_who_changed_what_and_when() {
     let changed = json!([
         field("name", json!("a"), json!("b")),
         field("status", json!("active"), json!("revoked")),
-        field("ip_allowlist", null.clone(), json!(entries)),
+        field("ip_allowlist", json!([]), json!(entries)),
     ]);
     let created = json!([
         field("name", null.clone(), json!("a")),

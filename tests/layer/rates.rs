@@ -2,15 +2,18 @@
 #![cfg(feature = "rate-limit")]
 
 use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
 use http::header::RETRY_AFTER;
 use keygate::audit::Outcome;
 use keygate::manager::{RateLimiter, RateLimits, RateStatus};
-use keygate::{Delivery, Metadata, NewKey, VerifiedKey};
+use keygate::runtime::{BoxFuture, Runtime};
+use keygate::{Delivery, Metadata, NewKey, ScopeCatalog, Scopes, VerifiedKey};
 
-use crate::support::eventually;
+use crate::support::{Sink, eventually};
 use crate::{Answer, World, bearer, hosts, in_axum, router};
 
 fn limited(limits: RateLimits) -> World {
@@ -90,6 +93,42 @@ async fn requests_that_are_refused_otherwise_do_not_count() {
 }
 
 #[tokio::test]
+async fn a_request_that_lacks_a_scope_counts() {
+    let world = World::with(|builder| {
+        let catalog = ScopeCatalog::new([("read", ""), ("write", "")]).unwrap();
+        builder.delivery(Delivery::strict()).scopes(catalog).rate_limiter(limits("2/h"))
+    });
+    let scopes = Scopes::only(["read"]).unwrap();
+    let (key, secret) = world.issue(NewKey::named("key").unwrap().scopes(scopes)).await;
+    let layer = world.layer().require_scope("write").unwrap();
+    let ask = in_axum(router().layer(layer));
+    for remaining in [1, 0] {
+        let answer = ask(bearer(&secret)).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+        let rate = header(&answer, "ratelimit");
+        assert!(rate.starts_with(&format!("\"default\";r={remaining};t=")), "{rate}");
+        assert_eq!(world.last_request(key.id).await.outcome, Outcome::InsufficientScope);
+    }
+    assert_eq!(ask(bearer(&secret)).await.status, StatusCode::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_recorded_is_told_its_rate_limit() {
+    for delivery in [Delivery::strict(), Delivery::buffered()] {
+        let delivery = delivery.capacity(1).deadline(Duration::from_millis(50));
+        let world = World::with(|builder| builder.delivery(delivery).rate_limiter(limits("9/h")));
+        let (_, secret) = world.key().await;
+        let ask = in_axum(router().layer(world.layer()));
+        world.sink.sink(Sink::Hangs);
+        let answer = eventually("a request that is not recorded", async || {
+            let answer = ask(bearer(&secret)).await;
+            (answer.status == StatusCode::SERVICE_UNAVAILABLE).then_some(answer)
+        });
+        assert!(header(&answer.await, "ratelimit").starts_with("\"default\";r="));
+    }
+}
+
+#[tokio::test]
 async fn the_host_chooses_the_limit_of_a_key() {
     let limits = limits("1/h").tier("pro", "3/h".parse().unwrap()).unwrap();
     let world = limited(limits.choose(|key| key.metadata().get("plan")));
@@ -126,6 +165,48 @@ impl RateLimiter for Broken {
     async fn tidy(&self) {
         panic!("the limiter of a test panics");
     }
+}
+
+/// Counts how often it is tidied, and hangs the first time.
+#[derive(Debug, Default)]
+struct Tidied(AtomicUsize);
+
+#[async_trait::async_trait]
+impl RateLimiter for Tidied {
+    async fn count(&self, _: &VerifiedKey) -> Option<RateStatus> {
+        None
+    }
+
+    async fn tidy(&self) {
+        if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+            pending().await
+        }
+    }
+}
+
+/// Tokio, without the pause between two tidyings.
+#[derive(Debug)]
+struct Hasty;
+
+impl Runtime for Hasty {
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        tokio::spawn(task);
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        let time = if time == Duration::from_secs(10) { Duration::from_millis(1) } else { time };
+        Box::pin(tokio::time::sleep(time))
+    }
+}
+
+#[tokio::test]
+async fn idle_keys_are_forgotten_again_and_again_although_it_hung_once() {
+    let limiter = Arc::new(Tidied::default());
+    let _world = World::with(|builder| {
+        let builder = builder.rate_limiter(Arc::clone(&limiter)).runtime(Hasty);
+        builder.store_deadline(Duration::from_millis(20))
+    });
+    eventually("tidied three times", async || limiter.0.load(Ordering::SeqCst) >= 3).await;
 }
 
 #[tokio::test]

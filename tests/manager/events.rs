@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use keygate::audit::ChangeAction::{Created, Deleted, Rotated, Updated};
 use keygate::error::BuildError;
 use keygate::manager::{ChangeListener, KeyChange, KeyManagerBuilder, RequestInfo};
-use keygate::runtime::{BoxFuture, Runtime};
+use keygate::runtime::{BoxFuture, Runtime, SystemClock};
 use keygate::*;
 use tokio::time::timeout;
 
@@ -81,6 +81,9 @@ fn with_listener() -> (Bench, Listener) {
     (bench_with(|builder| hasty(builder).change_listener(told)), listener)
 }
 
+/// Does not look a key up again without a reason, nor give up on a call.
+const PATIENT: Timers = Timers { pause: None, deadline: PATIENCE };
+
 #[tokio::test]
 async fn a_listener_is_told_of_each_change_that_took_place() {
     let (b, listener) = with_listener();
@@ -123,6 +126,24 @@ async fn changes_from_before_a_shutdown_are_told() {
     }
     assert!(b.keys.shutdown(Duration::from_secs(20)).await.is_complete());
     assert_eq!(listener.0.lock().unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn a_shutdown_says_what_was_not_passed_on() {
+    let copy = SpySink::default();
+    copy.sink(Sink::Hangs);
+    let b = bench_with(|builder| {
+        let builder = builder.runtime(PATIENT).delivery(Delivery::strict());
+        builder.change_listener(Listener::default()).audit_copy(copy)
+    });
+    let id = b.create().await.key.id;
+    for name in ["hangs", "b", "c"] {
+        soon(b.keys.update(&ada(), &id, rename(name))).await.unwrap();
+    }
+    let report = b.keys.shutdown(Duration::from_millis(200)).await;
+    // The creation was told; the four changes were batches of one.
+    assert_eq!((report.untold_changes, report.uncopied_batches), (3, 4));
+    assert!(!report.is_complete());
 }
 
 #[tokio::test]
@@ -193,7 +214,7 @@ async fn goes_on(b: &Bench, key: &VerifiedKey) {
 async fn a_key_ends_at_once_with_its_revocation_rotation_or_deletion() {
     for way in ["revoke", "rotate", "delete"] {
         // Without another look-up unless there is a change.
-        let b = bench_with(|builder| builder.runtime(Timers { pause: None, deadline: DEADLINE }));
+        let b = bench_with(|builder| builder.runtime(PATIENT));
         let issued = b.create().await;
         let id = issued.key.id;
         let key = b.verify(&issued).await.unwrap();
@@ -209,6 +230,38 @@ async fn a_key_ends_at_once_with_its_revocation_rotation_or_deletion() {
         assert!(watching.await.unwrap(), "{way}");
         assert!(has_ended(&b.keys, &key).await, "{way}: and stays so");
     }
+}
+
+#[tokio::test]
+async fn only_changes_of_the_key_itself_are_looked_at() {
+    let b = bench_with(|builder| builder.runtime(PATIENT));
+    let (watched, other) = (b.create().await, b.create().await);
+    let key = b.verify(&watched).await.unwrap();
+    let mut watching = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        let (keys, key) = (b.keys.clone(), key.clone());
+        watching.spawn(async move { has_ended(&keys, &key).await });
+    }
+    let before = b.store.finds();
+    eventually("each looks it up once", async || b.store.finds() == before + 10).await;
+    for name in ["b", "c", "d"] {
+        b.keys.update(&ada(), &other.key.id, rename(name)).await.unwrap();
+    }
+    b.keys.revoke(&ada(), &watched.key.id).await.unwrap();
+    assert!(watching.join_all().await.into_iter().all(|has_ended| has_ended));
+    assert_eq!(b.store.finds(), before + 20);
+}
+
+#[tokio::test]
+async fn a_key_ends_at_its_expiry_without_another_look_up() {
+    let b = bench_with(|builder| builder.runtime(PATIENT).clock(SystemClock));
+    let issued = b.create().await;
+    let end = b.keys.now().saturating_add(Duration::from_millis(100));
+    let operator = b.keys.operator("support: grace", b.store.clone());
+    operator.set_expiry(&issued.key.id, Some(end)).await.unwrap();
+    let key = b.verify(&issued).await.unwrap();
+    assert!(has_ended(&b.keys, &key).await);
+    assert!(b.keys.now() >= end);
 }
 
 #[tokio::test]

@@ -89,3 +89,23 @@ async fn case_32_a_write_that_hangs_is_in_doubt_once_the_deadline_has_passed() {
         b.keys.update(&ada(), &id, rename("c")).await.unwrap();
     }
 }
+
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn calls_that_hang_are_measured() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _installed = keygate::metrics::set_default_local_recorder(&recorder);
+    let b = bench_with(|builder| builder.store_deadline(Duration::from_millis(20)));
+    let issued = b.create().await;
+    b.store.before(|_| pending());
+    assert_unavailable(b.keys.get(&org("acme"), &issued.key.id).await);
+    b.store
+        .before(|call| async move { if call == Call::Replace { pending().await } else { Ok(()) } });
+    assert_in_doubt(b.keys.revoke(&ada(), &issued.key.id).await);
+    let shown = recorder.handle().render();
+    for (operation, outcome) in [("get", "unavailable"), ("replace", "in_doubt")] {
+        let labels = format!("{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
+        let count = format!("keygate_store_duration_seconds_count{labels} 1");
+        assert!(shown.contains(&count), "{count}: {shown}");
+    }
+}

@@ -19,6 +19,7 @@ mod limits;
 mod operator;
 mod overlap;
 mod races;
+mod reading;
 mod runtimes;
 mod scopes;
 #[path = "../support/mod.rs"]

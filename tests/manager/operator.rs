@@ -1,18 +1,20 @@
 //! Operators: what is found and changed across organisations, and its records.
 
-use std::sync::Arc;
+use std::future::ready;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use keygate::audit::ChangeAction::Updated;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope};
 use keygate::existing::{AdoptedKey, DigestKind, ExistingFormat};
 use keygate::manager::{IssuedKey, Operator};
 use keygate::runtime::{Clock, ManualClock};
-use keygate::store::Search;
+use keygate::store::{KeySearch, KeyUse, Search, SearchCursor, SearchPage};
 use keygate::*;
 
-use crate::support::{eventually, org, soon, unknown_key};
-use crate::{assert_gone, new_key, rename};
+use crate::support::{Call, eventually, org, soon, unknown_key};
+use crate::{assert_gone, assert_unavailable, bench, new_key, rename};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -225,6 +227,85 @@ async fn a_manager_revokes_unused_keys_by_itself_if_the_host_wants_that() {
     let page = watching.audit_page(&query).await.unwrap().unwrap();
     let AuditEvent::Change(change) = &page.records[0].event else { panic!("{page:?}") };
     assert_eq!(&*change.actor, "keygate: unused");
+}
+
+#[tokio::test]
+async fn a_key_that_was_enabled_or_rotated_since_is_not_unused() {
+    let office = Office::new();
+    let actor = Actor::new(org("acme"), "ada");
+    let [enabled, rotated, unused] =
+        [office.create("acme").await, office.create("acme").await, office.create("acme").await];
+    office.operator.revoke(&enabled.key.id).await.unwrap();
+    office.clock.advance(3 * DAY);
+    office.keys.enable(&actor, &enabled.key.id).await.unwrap();
+    office.keys.rotate(&actor, &rotated.key.id).await.unwrap();
+    let since = office.clock.now().saturating_sub(DAY);
+    let found = office.operator.search(&Search::UnusedSince(since), None, 10).await.unwrap();
+    let ids: Vec<_> = found.keys.iter().map(|key| key.id).collect();
+    assert_eq!(ids, [unused.key.id]);
+    assert_eq!(office.operator.revoke_unused_since(since).await.unwrap(), 1);
+    office.clock.advance(3 * DAY);
+    let since = office.clock.now().saturating_sub(DAY);
+    assert_eq!(office.operator.revoke_unused_since(since).await.unwrap(), 2);
+}
+
+/// A search during which the keys that it finds are used.
+#[derive(Debug)]
+struct UsedMeanwhile(Arc<MemoryStore>);
+
+#[async_trait]
+impl KeySearch for UsedMeanwhile {
+    async fn find_by_id(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.0.find_by_id(id).await
+    }
+
+    async fn search(
+        &self,
+        search: &Search,
+        after: Option<&SearchCursor>,
+        limit: usize,
+    ) -> Result<SearchPage, StoreError> {
+        let page = self.0.search(search, after, limit).await?;
+        let used =
+            |key: &Arc<ApiKey>| KeyUse { id: key.id, at: key.created_at.saturating_add(2 * DAY) };
+        self.0.record_uses(&page.keys.iter().map(used).collect::<Vec<_>>()).await?;
+        Ok(page)
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_after_the_search_is_not_revoked() {
+    let store = Arc::new(MemoryStore::new());
+    let keys = KeyManager::builder(store.clone()).build().unwrap();
+    let key = keys.create(&Actor::new(org("acme"), "ada"), new_key()).await.unwrap().key;
+    let since = key.created_at.saturating_add(DAY);
+    let operator = keys.operator("support: grace", UsedMeanwhile(store));
+    assert_eq!(operator.revoke_unused_since(since).await.unwrap(), 0);
+    assert_eq!(operator.get(&key.id).await.unwrap().status, Status::Active);
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_revoked_does_not_save_the_others() {
+    let b = bench();
+    for _ in 0..3 {
+        b.create().await;
+    }
+    let failures = Mutex::new(1);
+    b.store.before(move |call| {
+        let mut left = failures.lock().unwrap();
+        let fails = call == Call::Replace && *left > 0;
+        *left -= i32::from(fails);
+        ready(if fails { Err(StoreError::unavailable("locked")) } else { Ok(()) })
+    });
+    let operator = b.keys.operator("support: grace", b.store.clone());
+    assert_unavailable(operator.revoke_all(&org("acme")).await);
+    let active = async || {
+        let keys = b.snapshot().await;
+        keys.iter().filter(|key| key.status == Status::Active).count()
+    };
+    assert_eq!(active().await, 1);
+    assert_eq!(operator.revoke_all(&org("acme")).await.unwrap(), 1);
+    assert_eq!(active().await, 0);
 }
 
 #[tokio::test]

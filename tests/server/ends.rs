@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{assert_no_leak, poll};
 use crate::{KEYS, Key, Server, is_time};
 
-const COMPLETE: &str =
-    "stopped; ShutdownReport { unfinished_changes: 0, unwritten_records: 0, unwritten_uses: 0 }";
+const COMPLETE: &str = "stopped; ShutdownReport { unfinished_changes: 0, unwritten_records: 0, unwritten_uses: 0, untold_changes: 0, uncopied_batches: 0 }";
 
 /// Waits for an end without losses, after a signal.
 fn assert_complete(server: Server) {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keygate::runtime::BoxFuture;
-use keygate::store::{KeyDigest, KeyImport, KeyUse, OrgLimit, Revision};
+use keygate::store::{
+    KeyDigest, KeyImport, KeySearch, KeyUse, OrgLimit, Revision, Search, SearchCursor, SearchPage,
+};
 use keygate::{ApiKey, KeyId, KeyStore, MemoryStore, OrgId, StoreError};
 use tokio::sync::Notify;
 
@@ -206,6 +208,22 @@ impl SpyStore {
             }
         }
         self.inner.find_by_digest(digest).await
+    }
+}
+
+#[async_trait]
+impl KeySearch for SpyStore {
+    async fn find_by_id(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        self.inner.find_by_id(id).await
+    }
+
+    async fn search(
+        &self,
+        search: &Search,
+        after: Option<&SearchCursor>,
+        limit: usize,
+    ) -> Result<SearchPage, StoreError> {
+        self.inner.search(search, after, limit).await
     }
 }
 

@@ -84,8 +84,8 @@ pub(super) async fn expiries_are_found_in_order(
     Ok(())
 }
 
-/// A key counts as unused by its last use, or its creation if it was never used, because a
-/// job may revoke what is not used.
+/// A key counts as unused by its last use, or its creation if it was never used, and by its
+/// last rotation, because a job may revoke what is not used.
 pub(super) async fn unused_keys_are_found(store: Arc<dyn StoreAndSearch>) -> Result<(), Violation> {
     let test = Test::new(&store)?;
     let start = test.own_time(0);
@@ -98,7 +98,9 @@ pub(super) async fn unused_keys_are_found(store: Arc<dyn StoreAndSearch>) -> Res
         test.org.record_uses(&[KeyUse { id: key.id, at: at(hours) }]).await?;
         *key = used(key, at(hours));
     }
-    for hours in [0, 1, 10, 11, 40, 41, 60, 70, 71, 91] {
+    let rotated = ApiKey { created_at: at(5), rotated_at: Some(at(80)), ..test.org.key() };
+    keys.push(test.org.add(rotated).await?);
+    for hours in [0, 1, 10, 11, 40, 41, 60, 70, 71, 80, 81, 91] {
         let search = Search::UnusedSince(at(hours));
         let mut unused: Vec<_> = keys.iter().filter(|key| search.matches(key)).cloned().collect();
         unused.sort_by_key(|key| search.place(key));

@@ -32,7 +32,14 @@ pub(super) enum Use {
     Shared,
     /// Each carries one call at a time: a call may wait for a lock.
     InTurn,
+    /// As `InTurn`, for reads of a few rows in the order of an index.
+    InOrder,
 }
+
+/// Leaves only the plan that reads along the index. Otherwise, until a table is analysed, the
+/// server would expect few rows, read them all and sort them.
+const BEGIN_IN_ORDER: &str = "BEGIN READ ONLY; SET LOCAL enable_sort = off; \
+    SET LOCAL enable_incremental_sort = off";
 
 type Slots = Vec<Option<Arc<Connection>>>;
 
@@ -65,7 +72,7 @@ impl Pool {
         Self {
             slots,
             next: AtomicUsize::new(0),
-            used: if dialer.prepared { used } else { Use::InTurn },
+            used: if dialer.prepared || used != Use::Shared { used } else { Use::InTurn },
             gates: Gates::default(),
             changing: Arc::default(),
             retries: Semaphore::new(connections.div_ceil(2)),
@@ -88,7 +95,7 @@ impl Pool {
         loop {
             let answer = match self.used {
                 Use::Shared => self.ask(statement, parameters, until).await,
-                Use::InTurn => {
+                Use::InTurn | Use::InOrder => {
                     let call =
                         Call { statement, parameters: Encoded::all(parameters), change: None };
                     self.ask_in_turn(call, until).await
@@ -183,7 +190,8 @@ impl Pool {
         if call.change.is_some() && patience.is_spent(until) {
             return Err(DbError::NotBegun(deadline));
         }
-        let begun = Begun { connection, _turn: turn, until, patience };
+        let in_order = self.used == Use::InOrder;
+        let begun = Begun { connection, _turn: turn, until, patience, in_order };
         let answer = timeout_at(until, self.runtime.spawn(begun.carry_out(call))).await;
         let answer = answer.unwrap_or(Ok(Err(DbError::Late(deadline))));
         let answer = answer.unwrap_or(Err(DbError::Ended));
@@ -260,6 +268,7 @@ struct Begun {
     _turn: OwnedMutexGuard<()>,
     until: Instant,
     patience: Patience,
+    in_order: bool,
 }
 
 impl Begun {
@@ -278,8 +287,7 @@ impl Begun {
             ]));
         }
         let parameters = Encoded::refs(&call.parameters);
-        let Ok(answer) = timeout_at(*until, connection.query(call.statement, &parameters)).await
-        else {
+        let Ok(answer) = timeout_at(*until, self.ask(call.statement, &parameters)).await else {
             connection.leave();
             return Err(DbError::Late(deadline));
         };
@@ -292,6 +300,16 @@ impl Begun {
             }
         }
         answer
+    }
+
+    async fn ask(&self, statement: Sql, parameters: &Parameters<'_>) -> Result<Vec<Row>> {
+        if !self.in_order {
+            return self.connection.query(statement, parameters).await;
+        }
+        self.connection.run(BEGIN_IN_ORDER).await?;
+        let rows = self.connection.query(statement, parameters).await;
+        // Ends the transaction after an error as well.
+        self.connection.run("COMMIT").await.and(rows)
     }
 }
 

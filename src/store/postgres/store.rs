@@ -73,7 +73,7 @@ pub(super) struct Inner {
     changes: Pool,
     uses: Pool,
     records: Pool,
-    /// For pages of the audit log.
+    /// For pages of the audit log, and for searches and exports.
     pages: Pool,
     alone: Alone,
     #[cfg(feature = "cache")]
@@ -117,7 +117,7 @@ impl PostgresOptions {
             uses: pool(1, Use::InTurn),
             // One for a batch of requests, and one for a batch of changes.
             records: pool(2, Use::InTurn),
-            pages: pool(1, Use::InTurn),
+            pages: pool(1, Use::InOrder),
             alone: Alone::new(Arc::clone(&dialer)),
             #[cfg(feature = "cache")]
             dialer,

@@ -68,7 +68,7 @@ impl File {
         };
         for record in page.records.iter().take(self.left) {
             if let Some(row) = row(record) {
-                table.write_record(row.iter().map(|cell| defused(cell).into_owned()))?;
+                table.write_record(row.iter().map(|cell| defused(cell)))?;
             }
         }
         self.left = self.left.saturating_sub(page.records.len());
@@ -96,12 +96,19 @@ fn row(record: &AuditRecord) -> Option<[Cow<'_, str>; HEADER.len()]> {
     ])
 }
 
-/// A cell that a spreadsheet would run as a formula begins with an apostrophe.
-fn defused(cell: &str) -> Cow<'_, str> {
-    match cell.as_bytes().first() {
-        Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\r' | b'\n') => format!("'{cell}").into(),
-        _ => cell.into(),
+/// What a spreadsheet would run as a formula begins with an apostrophe: at the start of a
+/// cell, and where it would split the cell if it separates by semicolons or tabs.
+fn defused(cell: &str) -> String {
+    let mut defused = String::with_capacity(cell.len());
+    let mut is_start = true;
+    for c in cell.chars() {
+        if is_start && matches!(c, '=' | '+' | '-' | '@' | '\t' | '\r' | '\n') {
+            defused.push('\'');
+        }
+        defused.push(c);
+        is_start = matches!(c, ';' | '\t');
     }
+    defused
 }
 
 /// The name of the file, with its filters.
@@ -132,11 +139,15 @@ mod tests {
 
     #[test]
     fn a_cell_that_looks_like_a_formula_is_defused() {
-        for cell in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"] {
+        for cell in ["=1+1", "+1", "-1", "@SUM(A1)", "\r=1", "\n=1"] {
             assert_eq!(defused(cell), format!("'{cell}"));
         }
-        for cell in ["", "/v1/a=b", "GET", "2001:db8::1", "'=1"] {
+        for cell in ["", "/v1/a=b", "GET", "2001:db8::1", "'=1", "/a;b=1"] {
             assert_eq!(defused(cell), cell);
+        }
+        for (cell, safe) in [("\t=1", "'\t'=1"), ("/a;=1;+2", "/a;'=1;'+2"), ("/a\t@b", "/a\t'@b")]
+        {
+            assert_eq!(defused(cell), safe);
         }
     }
 

@@ -88,6 +88,9 @@ impl Input for Rotation {
     }
 }
 
+/// The largest page of the audit log.
+pub(super) const MAX_PAGE: usize = 200;
+
 /// Which page of the audit log to read.
 pub(super) struct Page {
     limit: Option<usize>,
@@ -106,7 +109,7 @@ impl Page {
 
 impl Input for Page {
     fn read(fields: &mut Fields, _: &Offer) -> Option<Self> {
-        let limit = fields.text("limit", number_up_to(AuditQuery::MAX_LIMIT));
+        let limit = fields.text("limit", number_up_to(MAX_PAGE));
         let before = fields.text("before", str::parse::<AuditCursor>);
         let after = fields.text("after", str::parse::<AuditCursor>);
         let position = match (before, after) {

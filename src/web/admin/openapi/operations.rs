@@ -12,7 +12,6 @@ use utoipa::openapi::schema::{SchemaFormat, Type};
 use utoipa::openapi::{Content, Object, Ref, RefOr, Required, Schema};
 
 use crate::audit::filter::OutcomeFilter;
-use crate::audit::log::AuditQuery;
 use crate::key::idempotency::IdempotencyKey;
 use crate::web::admin::csv::MAX_ROWS;
 use crate::web::admin::input::{IDEMPOTENCY_KEY, MAX_BODY};
@@ -20,7 +19,7 @@ use crate::web::admin::offer::Offer;
 use crate::web::admin::openapi::problems::{Problems, refs};
 use crate::web::admin::openapi::schemas::{named, string};
 use crate::web::admin::problem::Code;
-use crate::web::admin::requests::Days;
+use crate::web::admin::requests::{Days, MAX_PAGE};
 
 const JSON: &str = "application/json";
 
@@ -135,7 +134,12 @@ pub(in crate::web::admin) fn delete(_: &Offer) -> Operation {
 pub(in crate::web::admin) fn audit(_: &Offer) -> Operation {
     let operation =
         of_key("list_key_requests", "The requests made with a key, newest first", &[READ]);
-    filtered(paged(operation, "AuditPage")).build()
+    filtered(paged(operation, "AuditPage"))
+        .description(Some(
+            "With a filter, a page may be short although older records match: `older` leads on \
+             from there. Also 404 if the service has no readable audit log.",
+        ))
+        .build()
 }
 
 pub(in crate::web::admin) fn audit_file(_: &Offer) -> Operation {
@@ -202,17 +206,14 @@ fn paged(operation: OperationBuilder, page: &str) -> OperationBuilder {
     let page_size = Object::builder()
         .schema_type(Type::Integer)
         .minimum(Some(1_u32))
-        .maximum(u32::try_from(AuditQuery::MAX_LIMIT).ok())
+        .maximum(u32::try_from(MAX_PAGE).ok())
         .default(Some(25.into()));
     // A cursor begins with a time; this covers the next six thousand years.
     let cursor = || string().pattern(Some("^0[0-2][0-9a-f]{46}$"));
     let before = "The `older` cursor of a page, to continue from there. Not together with `after`.";
     let after = "The `newer` cursor of a page, to continue from there. Not together with `before`.";
     operation
-        .description(Some(
-            "A page may be short although older records match: `older` leads on from there. Also \
-             404 if the service has no readable audit log.",
-        ))
+        .description(Some("Also 404 if the service has no readable audit log."))
         .parameter(query("limit", "The size of the page.", page_size))
         .parameter(query("before", before, cursor()))
         .parameter(query("after", after, cursor()))
