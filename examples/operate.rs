@@ -3,27 +3,29 @@
 //!
 //! | command | |
 //! |---|---|
-//! | `find TEXT` | finds keys by id, by the first 12 characters, or by the whole secret (`-`: read it from standard input) |
-//! | `show ID` | a key, its use of the last day, its last requests and its changes |
+//! | `find TEXT` | finds keys by id, by the first characters, or by the whole secret (`-`: it is asked for) |
+//! | `show ID` | a key, its use of the last day, its addresses, its last requests and its changes |
 //! | `list ORG` | the keys of an organisation |
 //! | `revoke ID` | revokes a key |
 //! | `revoke-all ORG` | revokes all keys of an organisation |
-//! | `expire ID TIME` | sets when a key expires: an RFC 3339 time, or `never` |
+//! | `expire ID TIME` | sets when a key expires: an RFC 3339 time, `now` or `never` |
 //! | `expiring DAYS` | active keys that expire within so many days |
-//! | `unused DAYS` | active keys that were not used for so many days |
+//! | `unused DAYS` | keys that are not revoked and were not used for so many days |
 //! | `revoke-unused DAYS` | revokes those |
-//! | `purge DAYS` | removes audit records that are older than so many days |
+//! | `purge DAYS` | removes audit records, of requests and of changes, that are older than so many days |
 //!
-//! Options: `--json` prints a JSON value for each line; `--by NAME` is the name in the audit log,
-//! by default `operator`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+//! Options: `--json` prints a JSON object on each line, whose `type` says what it is; `--by NAME` is
+//! the name in the audit log, by default `operator`; `--yes` allows 0 days where that takes everything.
+//!
+//! A SQLite file is opened for writing by every command: an older schema is migrated.
+#![allow(clippy::print_stderr, reason = "an example prints")]
 
 use std::collections::BTreeMap;
 use std::env;
 use std::error::Error;
-use std::io::{self, Read};
+use std::fs;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,20 +34,24 @@ use keygate::audit::{
     AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangePhase, FieldValue, RequestEvent,
     UsageBucket,
 };
+use keygate::existing::AdoptedKey;
 use keygate::manager::Operator;
 use keygate::store::{KeySearch, Search};
 use keygate::{
     ApiKey, AuditLog, AuditSink, KeyId, KeyManager, KeyStore, ManageError, OrgId, PostgresStore,
     SqliteStore, Status, Timestamp,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 type Failure = Box<dyn Error>;
+/// A line of the output, for people and for programs.
+type Line = (String, Value);
 
 trait Store: KeyStore + KeySearch + AuditSink + AuditLog {}
 impl<S: KeyStore + KeySearch + AuditSink + AuditLog> Store for S {}
 
-const USAGE: &str = "usage: operate STORE [--json] [--by NAME] COMMAND [ARGUMENT…]\n\
+const USAGE: &str = "usage: operate STORE [--json] [--by NAME] [--yes] COMMAND [ARGUMENT…]\n\
     STORE is sqlite:FILE or postgres://…; the commands are find, show, list, revoke, revoke-all, \
     expire, expiring, unused, revoke-unused and purge.";
 
@@ -53,6 +59,8 @@ const USAGE: &str = "usage: operate STORE [--json] [--by NAME] COMMAND [ARGUMENT
 async fn main() -> ExitCode {
     match run().await {
         Ok(()) => ExitCode::SUCCESS,
+        // The reader, such as `head`, has seen enough.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", told(&*error));
             ExitCode::FAILURE
@@ -63,30 +71,23 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), Failure> {
     let mut arguments: Vec<String> = env::args().skip(1).collect();
     let json = take_flag(&mut arguments, "--json");
+    let yes = take_flag(&mut arguments, "--yes");
     let by = take_option(&mut arguments, "--by")?.unwrap_or("operator".to_owned());
     let [url, command, rest @ ..] = &arguments[..] else { return Err(USAGE.into()) };
     let store = open(url).await?;
     let keys = KeyManager::builder(Arc::clone(&store)).audit(Arc::clone(&store)).build()?;
     let desk = Desk { operator: keys.operator(&*by, Arc::clone(&store)), keys, store, json };
-    let done = match (&**command, rest) {
-        ("find", [text]) => desk.find(text).await,
-        ("show", [id]) => desk.show(&key_id(id)?).await,
-        ("list", [org]) => desk.list(&OrgId::new(org)?).await,
-        ("revoke", [id]) => desk.revoke(&key_id(id)?).await,
-        ("revoke-all", [org]) => desk.revoke_all(&OrgId::new(org)?).await,
-        ("expire", [id, time]) => desk.expire(&key_id(id)?, time).await,
-        ("expiring", [days]) => desk.expiring(ago_or_ahead(days)?).await,
-        ("unused", [days]) => desk.unused(ago_or_ahead(days)?).await,
-        ("revoke-unused", [days]) => desk.revoke_unused(ago_or_ahead(days)?).await,
-        ("purge", [days]) => desk.purge(ago_or_ahead(days)?).await,
-        _ => Err(USAGE.into()),
-    };
+    let done = desk.run(command, rest, yes).await;
     // Writes what is queued for the audit log.
     let report = desk.keys.shutdown(Duration::from_secs(5)).await;
     if !report.is_complete() {
         return Err(format!("not everything was written: {report:?}").into());
     }
     done
+}
+
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
 /// An error with its causes, in one line.
@@ -112,11 +113,18 @@ fn take_option(arguments: &mut Vec<String>, option: &str) -> Result<Option<Strin
 }
 
 async fn open(url: &str) -> Result<Arc<dyn Store>, Failure> {
-    // A missing file would be created.
-    if let Some(path) = url.strip_prefix("sqlite:")
-        && !Path::new(path.strip_prefix("//").unwrap_or(path)).exists()
-    {
-        return Err(format!("the file {path} does not exist").into());
+    // A missing file would be created, and an empty one made a database.
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        match fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(format!("the file {path} does not exist").into());
+            }
+            Ok(file) if file.is_file() && file.len() == 0 => {
+                return Err(format!("the file {path} is empty: not a keygate database").into());
+            }
+            _ => {}
+        }
     }
     match url.split(':').next() {
         Some("sqlite") => Ok(Arc::new(SqliteStore::open(url)?)),
@@ -129,7 +137,7 @@ fn key_id(text: &str) -> Result<KeyId, Failure> {
     text.parse().map_err(|_| format!("{text}: not the id of a key; `find` finds it").into())
 }
 
-fn ago_or_ahead(days: &str) -> Result<Duration, Failure> {
+fn time_of(days: &str) -> Result<Duration, Failure> {
     let days: u32 = days.parse().map_err(|_| format!("{days}: must be a number of days"))?;
     Ok(Duration::from_secs(24 * 60 * 60) * days)
 }
@@ -142,60 +150,72 @@ struct Desk {
 }
 
 impl Desk {
-    async fn find(&self, text: &str) -> Result<(), Failure> {
-        let mut typed = text.to_owned();
-        if text == "-" {
-            typed.clear();
-            io::stdin().read_to_string(&mut typed)?;
+    async fn run(&self, command: &str, rest: &[String], yes: bool) -> Result<(), Failure> {
+        match (command, rest) {
+            ("revoke-unused" | "purge", [days]) if time_of(days)?.is_zero() && !yes => {
+                Err(format!("{command} {days} takes everything; add --yes if you mean that").into())
+            }
+            ("find", [text]) => self.find(text).await,
+            ("show", [id]) => self.show(&key_id(id)?).await,
+            ("list", [org]) => self.list(&OrgId::new(org)?).await,
+            ("revoke", [id]) => self.revoke(&key_id(id)?).await,
+            ("revoke-all", [org]) => self.revoke_all(&OrgId::new(org)?).await,
+            ("expire", [id, time]) => self.expire(&key_id(id)?, time).await,
+            ("expiring", [days]) => self.expiring(time_of(days)?).await,
+            ("unused", [days]) => self.unused(time_of(days)?).await,
+            ("revoke-unused", [days]) => self.revoke_unused(time_of(days)?).await,
+            ("purge", [days]) => self.purge(time_of(days)?).await,
+            _ => Err(USAGE.into()),
         }
+    }
+
+    async fn find(&self, text: &str) -> Result<(), Failure> {
+        let typed = if text == "-" { pasted()? } else { text.to_owned() };
         let typed = typed.trim();
         let mut found = Vec::new();
         if let Ok(id) = typed.parse() {
             found.extend(optional(self.operator.get(&id).await)?);
         }
-        found.extend(self.all(&Search::KeyPrefix(typed.to_owned())).await?);
-        found.extend(self.operator.find_by_secret(typed).await?);
         if found.is_empty() {
-            return Err("no key has this id, these first characters or this secret".into());
+            found.extend(self.operator.find_by_secret(typed).await?);
         }
-        found.iter().for_each(|key| self.print(key));
-        Ok(())
+        // A whole secret is not sent to the database.
+        if found.is_empty() && typed.len() <= AdoptedKey::MAX_KEY_PREFIX_LEN {
+            found = self.all(&Search::KeyPrefix(typed.to_owned())).await?;
+        }
+        if found.is_empty() {
+            let shown = shown_prefix(typed);
+            found = self.all(&Search::KeyPrefix(shown.clone())).await?;
+            if !found.is_empty() {
+                eprintln!("no key has this secret; those that begin with {shown}:");
+            }
+        }
+        if found.is_empty() {
+            return Err("no key has this id, this secret or these first characters; \
+                give at least as many as the settings page shows"
+                .into());
+        }
+        self.say_keys(&found)
     }
 
     async fn show(&self, id: &KeyId) -> Result<(), Failure> {
         let key = self.operator.get(id).await.map_err(not_found)?;
-        self.print(&key);
-        self.heading("Requests of the last day, by the hour:");
-        if let Some(usage) = self.keys.usage(&key.org, id, 1).await {
-            for UsageBucket { start, counts } in usage?.buckets {
-                let (allowed, errors, refused) = (counts.allowed, counts.errors(), counts.refused);
-                if allowed + errors + refused > 0 {
-                    let text =
-                        format!("{start}: {allowed} allowed, {errors} errors, {refused} refused");
-                    let value = json!({
-                        "hour": start, "allowed": allowed, "errors": errors, "refused": refused,
-                    });
-                    self.say(text, value);
-                }
-            }
-        }
+        self.say(self.line(&key))?;
+        let usage = match self.keys.usage(&key.org, id, 1).await {
+            Some(usage) => usage?.buckets,
+            None => Vec::new(),
+        };
+        let hours = usage.into_iter().filter_map(hour).collect();
+        self.section("Requests of the last day, by the hour:", hours)?;
         let requests = self.latest(&key, AuditScope::KeyRequests(*id), 200).await?;
-        self.heading(&format!("The addresses of its latest {} requests:", requests.len()));
-        let mut addresses = BTreeMap::<_, (u64, Timestamp)>::new();
-        for record in &requests {
-            let AuditEvent::Request(request) = &record.event else { continue };
-            let of_address = addresses.entry(request.ip).or_insert((0, record.at));
-            of_address.0 += u64::from(request.count);
-        }
-        for (ip, (count, last)) in addresses {
-            let text = format!("{}: {count} times, last {last}", shown(ip));
-            self.say(text, json!({ "ip": ip, "count": count, "last": last }));
-        }
-        self.heading("Its latest requests:");
-        requests.iter().take(10).try_for_each(|record| self.record(record))?;
-        self.heading("Its latest changes:");
+        let heading = format!("The addresses of its latest {} requests:", requests.len());
+        self.section(&heading, addresses(&requests))?;
+        self.section(
+            "Its latest requests:",
+            requests.iter().take(10).filter_map(record).collect(),
+        )?;
         let changes = self.latest(&key, AuditScope::KeyChanges(*id), 20).await?;
-        changes.iter().try_for_each(|record| self.record(record))
+        self.section("Its latest changes:", changes.iter().filter_map(record).collect())
     }
 
     /// The latest records, newest first.
@@ -212,95 +232,54 @@ impl Desk {
         })
     }
 
-    fn record(&self, record: &AuditRecord) -> Result<(), Failure> {
-        let at = record.at;
-        let text = match &record.event {
-            AuditEvent::Request(request) => {
-                let RequestEvent { method, endpoint, outcome, count, .. } = request;
-                let status = request.status.map(|status| format!(" {status}")).unwrap_or_default();
-                let times = if *count > 1 { format!(", {count} times") } else { String::new() };
-                let from = shown(request.ip);
-                format!("{at}: {method} {endpoint} from {from}: {outcome}{status}{times}")
-            }
-            AuditEvent::Change(change) => {
-                let fields = change.fields.iter().map(|field| match &field.before {
-                    FieldValue::Absent => format!("{}: {}", field.name, field.after),
-                    before => format!("{}: {before} -> {}", field.name, field.after),
-                });
-                let fields = fields.collect::<Vec<_>>().join(", ");
-                let done = match change.phase {
-                    ChangePhase::Abandoned => " (did not take place)",
-                    _ => "",
-                };
-                format!("{at}: {} by {}{done}; {fields}", change.action, change.actor)
-            }
-            _ => return Ok(()),
-        };
-        self.say(text, serde_json::to_value(record)?);
-        Ok(())
-    }
-
     async fn list(&self, org: &OrgId) -> Result<(), Failure> {
-        let keys = self.operator.list(org).await?;
-        if keys.is_empty() {
-            return Err(format!("{org} has no keys").into());
-        }
-        keys.iter().for_each(|key| self.print(key));
-        Ok(())
+        self.say_keys(&self.operator.list(org).await?)
     }
 
     async fn revoke(&self, id: &KeyId) -> Result<(), Failure> {
+        let before = self.operator.get(id).await.map_err(not_found)?;
         let key = self.operator.revoke(id).await.map_err(not_found)?;
-        self.print(&key);
-        Ok(())
+        let was_active = before.status == Status::Active;
+        let text = if was_active { "revoked:" } else { "was revoked already:" };
+        self.say((text.to_owned(), json!({ "type": "result", "revoked": u8::from(was_active) })))?;
+        self.say(self.line(&key))
     }
 
     async fn revoke_all(&self, org: &OrgId) -> Result<(), Failure> {
         if self.operator.list(org).await?.is_empty() {
             return Err(format!("{org} has no keys").into());
         }
-        let revoked = self.operator.revoke_all(org).await?;
-        self.say(format!("{revoked} keys revoked"), json!({ "revoked": revoked }));
-        Ok(())
+        self.say_revoked(self.operator.revoke_all(org).await?)
     }
 
     async fn expire(&self, id: &KeyId, time: &str) -> Result<(), Failure> {
         let at = match time {
             "never" => None,
+            "now" => Some(self.keys.now()),
             time => Some(time.parse::<Timestamp>().map_err(|e| format!("{time}: {e}"))?),
         };
         let key = self.operator.set_expiry(id, at).await.map_err(not_found)?;
-        self.print(&key);
-        Ok(())
+        self.say(self.line(&key))
     }
 
     async fn expiring(&self, within: Duration) -> Result<(), Failure> {
         let now = self.keys.now();
-        let search = Search::Expiring { from: now, until: now.saturating_add(within) };
-        self.print_active(&search).await
+        self.say_active(&Search::Expiring { from: now, until: now.saturating_add(within) }).await
     }
 
     async fn unused(&self, time: Duration) -> Result<(), Failure> {
-        self.print_active(&Search::UnusedSince(self.keys.now().saturating_sub(time))).await
+        self.say_active(&Search::UnusedSince(self.keys.now().saturating_sub(time))).await
     }
 
     async fn revoke_unused(&self, time: Duration) -> Result<(), Failure> {
         let since = self.keys.now().saturating_sub(time);
-        let revoked = self.operator.revoke_unused_since(since).await?;
-        self.say(format!("{revoked} keys revoked"), json!({ "revoked": revoked }));
-        Ok(())
+        self.say_revoked(self.operator.revoke_unused_since(since).await?)
     }
 
     async fn purge(&self, age: Duration) -> Result<(), Failure> {
         let purged = self.store.purge_before(self.keys.now().saturating_sub(age)).await?;
-        self.say(format!("{purged} records removed"), json!({ "removed": purged }));
-        Ok(())
-    }
-
-    async fn print_active(&self, search: &Search) -> Result<(), Failure> {
-        let keys = self.all(search).await?;
-        keys.iter().filter(|key| key.status == Status::Active).for_each(|key| self.print(key));
-        Ok(())
+        let text = format!("{} removed", counted(purged, "record"));
+        self.say((text, json!({ "type": "result", "removed": purged })))
     }
 
     /// All pages of a search.
@@ -316,34 +295,172 @@ impl Desk {
         }
     }
 
-    fn print(&self, key: &ApiKey) {
-        let time = |at: Option<Timestamp>| at.map_or("never".to_owned(), |at| at.to_string());
-        let text = format!(
-            "{} {} of {}: {:?}, {}, expires {}, last used {}",
+    fn line(&self, key: &ApiKey) -> Line {
+        let is_expired = key.is_expired(self.keys.now());
+        let time = |at: Option<Timestamp>| at.map_or("never".to_owned(), seconds);
+        let mut text = format!(
+            "{} {} of {}: {:?}, {}, expires {}, last used {}, created {}",
             key.id,
             key.key_prefix,
             key.org.as_str(),
             key.name.as_str(),
-            key.status,
+            if is_expired && key.status == Status::Active {
+                "expired"
+            } else {
+                key.status.as_str()
+            },
             time(key.expires_at),
-            time(key.last_used_at)
+            time(key.last_used_at),
+            seconds(key.created_at),
         );
-        self.say(text, serde_json::to_value(key).unwrap_or_default());
+        if let Some(name) = &key.attributes.created_by {
+            text += &format!(" by {name}");
+        }
+        if let Some(scopes) = key.attributes.scopes.named() {
+            let names: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
+            text += &format!(", scopes: {}", names.join(" "));
+        }
+        if !key.allowlist.is_empty() {
+            text += &format!(", only from: {}", key.allowlist.entries().join(" "));
+        }
+        (text, with(with(key, "type", "key"), "expired", is_expired))
     }
 
-    fn heading(&self, text: &str) {
+    async fn say_active(&self, search: &Search) -> Result<(), Failure> {
+        let mut keys = self.all(search).await?;
+        keys.retain(|key| key.status == Status::Active);
+        self.say_keys(&keys)
+    }
+
+    fn say_keys(&self, keys: &[Arc<ApiKey>]) -> Result<(), Failure> {
+        if keys.is_empty() {
+            eprintln!("no keys");
+        }
+        keys.iter().try_for_each(|key| self.say(self.line(key)))
+    }
+
+    fn say_revoked(&self, keys: u64) -> Result<(), Failure> {
+        let text = format!("{} revoked", counted(keys, "key"));
+        self.say((text, json!({ "type": "result", "revoked": keys })))
+    }
+
+    fn section(&self, heading: &str, lines: Vec<Line>) -> Result<(), Failure> {
         if !self.json {
-            println!("\n{text}");
+            let none = if lines.is_empty() { "\nnone" } else { "" };
+            writeln!(io::stdout(), "\n{heading}{none}")?;
         }
+        lines.into_iter().try_for_each(|line| self.say(line))
     }
 
-    fn say(&self, text: String, value: Value) {
-        if self.json {
-            println!("{value}");
-        } else {
-            println!("{text}");
-        }
+    fn say(&self, (text, value): Line) -> Result<(), Failure> {
+        // Not `println`, which panics when the reader is gone.
+        let line = if self.json { value.to_string() } else { text };
+        Ok(writeln!(io::stdout(), "{line}")?)
     }
+}
+
+/// A line of standard input.
+fn pasted() -> io::Result<String> {
+    if io::stdin().is_terminal() {
+        eprintln!("Paste the secret and press Enter. It stays visible in this terminal.");
+    }
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line)
+}
+
+/// The part of a key that is shown: 5 characters after its prefix, which ends with `_`, and at
+/// least 12.
+fn shown_prefix(typed: &str) -> String {
+    let prefix = typed.rfind('_').map_or(0, |at| at + 1);
+    typed.chars().take(usize::max(prefix + 5, 12)).collect()
+}
+
+fn hour(UsageBucket { start, counts }: UsageBucket) -> Option<Line> {
+    let (allowed, errors, refused) = (counts.allowed, counts.errors(), counts.refused);
+    let text = format!("{start}: {allowed} allowed, {errors} with errors, {refused} refused");
+    let value = json!({
+        "type": "hour", "hour": start, "allowed": allowed, "errors": errors, "refused": refused,
+    });
+    (allowed + errors + refused > 0).then_some((text, value))
+}
+
+/// How often each address occurs in requests, newest first, and since when.
+fn addresses(requests: &[AuditRecord]) -> Vec<Line> {
+    let mut addresses = BTreeMap::<_, (u64, Timestamp, Timestamp)>::new();
+    for record in requests {
+        let AuditEvent::Request(request) = &record.event else { continue };
+        let (count, first, _) = addresses.entry(request.ip).or_insert((0, record.at, record.at));
+        *count += u64::from(request.count);
+        *first = record.at;
+    }
+    let line = |(ip, (count, first, last))| {
+        let (requests, from) = (counted(count, "request"), shown(ip));
+        let text = format!("{from}: {requests}, first {}, last {}", seconds(first), seconds(last));
+        let value =
+            json!({ "type": "address", "ip": ip, "count": count, "first": first, "last": last });
+        (text, value)
+    };
+    addresses.into_iter().map(line).collect()
+}
+
+fn record(record: &AuditRecord) -> Option<Line> {
+    let at = seconds(record.at);
+    match &record.event {
+        AuditEvent::Request(request) => {
+            let RequestEvent { method, endpoint, outcome, count, .. } = request;
+            let status = request.status.map(|status| format!(" {status}")).unwrap_or_default();
+            let times = if *count > 1 { format!(", {count} times") } else { String::new() };
+            let from = shown(request.ip);
+            let text = format!("{at}: {method} {endpoint} from {from}: {outcome}{status}{times}");
+            Some((text, with(record, "type", "request")))
+        }
+        AuditEvent::Change(change) => {
+            let fields = change.fields.iter().map(|field| match &field.before {
+                FieldValue::Absent => format!("{}: {}", field.name, told_value(&field.after)),
+                before => {
+                    let (before, after) = (told_value(before), told_value(&field.after));
+                    format!("{}: {before} -> {after}", field.name)
+                }
+            });
+            let fields = fields.collect::<Vec<_>>().join(", ");
+            let done = match change.phase {
+                ChangePhase::Abandoned => " (did not take place)",
+                _ => "",
+            };
+            let text = format!("{at}: {} by {}{done}; {fields}", change.action, change.actor);
+            Some((text, with(record, "type", "change")))
+        }
+        _ => None,
+    }
+}
+
+/// A record as JSON, with one more field.
+fn with(record: impl Serialize, field: &str, of: impl Into<Value>) -> Value {
+    let mut record = serde_json::to_value(record).unwrap_or_default();
+    if let Value::Object(fields) = &mut record {
+        fields.insert(field.to_owned(), of.into());
+    }
+    record
+}
+
+fn told_value(value: &FieldValue) -> String {
+    let text = value.to_string();
+    text.parse().map_or(text, seconds)
+}
+
+/// A time without its fraction of a second.
+fn seconds(at: Timestamp) -> String {
+    let micros = at.unix_micros();
+    Timestamp::from_unix_micros(micros - micros.rem_euclid(1_000_000)).unwrap_or(at).to_string()
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn shown(ip: Option<IpAddr>) -> String {
+    ip.map_or("an unknown address".to_owned(), |ip| ip.to_string())
 }
 
 fn optional(found: Result<Arc<ApiKey>, ManageError>) -> Result<Option<Arc<ApiKey>>, ManageError> {
@@ -352,10 +469,6 @@ fn optional(found: Result<Arc<ApiKey>, ManageError>) -> Result<Option<Arc<ApiKey
         Err(ManageError::NotFound) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn shown(ip: Option<IpAddr>) -> String {
-    ip.map_or("an unknown address".to_owned(), |ip| ip.to_string())
 }
 
 fn not_found(error: ManageError) -> Failure {

@@ -115,10 +115,10 @@ impl Refusal {
                 None => "The API key does not have the scope that this request needs.".into(),
             },
             Self::RateLimited(rate) => format!(
-                "The API key may make {} requests in {} seconds. Try again in {} seconds.",
-                rate.policy.quota(),
-                seconds(rate.policy.window()),
-                seconds(rate.retry_after.unwrap_or_default()),
+                "The API key may make {} in {}. Try again in {}.",
+                counted(rate.policy.quota().into(), "request"),
+                counted(seconds(rate.policy.window()), "second"),
+                counted(wait(rate), "second"),
             ),
             Self::Unavailable => "The API key could not be checked. Try again shortly.".into(),
         }
@@ -143,6 +143,16 @@ impl Refusal {
             }
         }
     }
+}
+
+/// For how many seconds the sender should wait. At least one: after none, it would be refused again.
+fn wait(rate: &RateStatus) -> u64 {
+    seconds(rate.retry_after.unwrap_or_default()).max(1)
+}
+
+/// A number of things, in words.
+fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -302,8 +312,7 @@ impl Refusals {
                     ours.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 }
                 Refusal::RateLimited(rate) => {
-                    let wait = seconds(rate.retry_after.unwrap_or_default()).max(1);
-                    ours.headers_mut().insert(RETRY_AFTER, wait.into());
+                    ours.headers_mut().insert(RETRY_AFTER, wait(rate).into());
                     set_rate(ours.headers_mut(), rate);
                 }
                 _ => {}
@@ -400,6 +409,25 @@ mod tests {
     fn a_realm_cannot_break_out_of_its_quotes() {
         let response = Refusals::new("a\"b\\c\r\nd é").response(&Refusal::NoCredentials, ASKED);
         assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer realm=\"a_b_c__d _\"");
+    }
+
+    #[test]
+    fn a_rate_limit_is_told_in_words_and_never_with_a_wait_of_zero() {
+        use std::time::Duration;
+
+        use crate::manager::rate::RatePolicy;
+
+        for (quota, window, retry_after, text) in [
+            (1, 1, None, "1 request in 1 second. Try again in 1 second."),
+            (60, 60, Some(1), "60 requests in 60 seconds. Try again in 1 second."),
+            (2, 3_600, Some(1_200), "2 requests in 3600 seconds. Try again in 1200 seconds."),
+        ] {
+            let policy = RatePolicy::new("default", quota, Duration::from_secs(window)).unwrap();
+            let mut rate = RateStatus::new(Arc::new(policy));
+            rate.retry_after = retry_after.map(Duration::from_secs);
+            let detail = Refusal::RateLimited(rate).detail(None);
+            assert_eq!(detail, format!("The API key may make {text}"));
+        }
     }
 
     #[cfg(feature = "admin")]

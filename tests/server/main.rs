@@ -15,6 +15,8 @@ mod ends;
 mod hosts;
 mod leaks;
 mod metrics;
+#[cfg(feature = "sqlite")]
+mod operate;
 mod routes;
 mod settings;
 #[path = "../support/mod.rs"]

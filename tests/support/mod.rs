@@ -118,13 +118,20 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// The example server, built with the tests: `cargo test` does that, but not with `--test`.
+/// The example server.
 pub(crate) fn example_server() -> Command {
+    let mut command = example("server");
+    command.env("KEYGATE_ADDR", "127.0.0.1:0");
+    command
+}
+
+/// An example, built with the tests: `cargo test` does that, but not with `--test`.
+pub(crate) fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
-    let program = profile.join("examples").join("server");
-    assert!(program.exists(), "run `cargo build --example server --all-features` first");
+    let program = profile.join("examples").join(name);
+    assert!(program.exists(), "run `cargo build --example {name} --all-features` first");
     let mut command = Command::new(program);
-    command.env_clear().env("KEYGATE_ADDR", "127.0.0.1:0").stdin(Stdio::null());
+    command.env_clear().stdin(Stdio::null());
     command
 }
