@@ -72,7 +72,7 @@ fn a_note_is_dismissed_for_its_keys_and_blocks_nothing() {
         assert_eq!(browser.focused().await, format!("Dismiss: {never}"));
         browser.press(&format!("Dismiss: {never}")).await;
         browser.becomes("the notes", vec![], async || notes(browser).await).await;
-        browser.sees_focus("Create API key").await;
+        browser.sees_focus("Create API Key").await;
         assert!(!browser.text().await.contains("Good practice"), "a heading without content");
 
         // A dismissed note stays away when the table is reloaded.

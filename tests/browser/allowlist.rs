@@ -25,7 +25,7 @@ const ENTRIES: &str = "
 ";
 
 async fn open(browser: &Browser) {
-    browser.press("Create API key").await;
+    browser.press("Create API Key").await;
     browser.fill("Name", "restricted").await;
 }
 

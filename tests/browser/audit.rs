@@ -4,7 +4,7 @@ use fantoccini::key::Key;
 use serde_json::{Value, json};
 
 use crate::kit::{Browser, Role};
-use crate::service::{Service, visit_service};
+use crate::service::{Mode, Service, visit_service};
 
 const GERMAN: &str = "203.0.113.9";
 const AMERICAN: &str = "198.51.100.7";
@@ -70,7 +70,7 @@ fn the_whole_log_is_read_in_both_directions_while_requests_arrive() {
         key
     };
     visit_service(before, async |browser, service, key| {
-        browser.menu("Idle", "View audit log").await;
+        browser.menu("Idle", "View Audit Log").await;
         browser.sees("No request has used this key yet.").await;
         for button in ["Previous", "Next"] {
             assert!(!browser.is_enabled(button).await, "{button}");
@@ -78,7 +78,7 @@ fn the_whole_log_is_read_in_both_directions_while_requests_arrive() {
         assert!(!browser.text().await.contains("Endpoint"), "a heading without content");
         browser.close_with("Close").await;
 
-        browser.menu("Shop", "View audit log").await;
+        browser.menu("Shop", "View Audit Log").await;
         shows(browser, (39..64).rev()).await;
         assert!(!browser.is_enabled("Previous").await, "there is no newer page");
         assert!(browser.is_enabled("Next").await);
@@ -146,7 +146,7 @@ fn a_record_shows_the_request_and_its_outcome() {
         let zone = json!({ "timezoneId": "America/New_York" });
         browser.cdp("Emulation.setTimezoneOverride", zone);
         browser.reload().await;
-        browser.menu("Shop", "View audit log").await;
+        browser.menu("Shop", "View Audit Log").await;
 
         const TEXT: &str = "cell.innerText.replace(/\\s+/g, ' ').trim()";
         const COLOUR: &str = "getComputedStyle(cell.querySelector('.badge')).color";
@@ -199,7 +199,7 @@ fn the_log_is_filtered_exported_and_counted_and_shows_the_changes() {
         service.edit("Shop", json!({ "status": "active" }));
     };
     visit_service(before, async |browser, service, ()| {
-        browser.menu("Shop", "View audit log").await;
+        browser.menu("Shop", "View Audit Log").await;
         shows(browser, (0..8).rev()).await;
         // Each number as often as it was answered.
         browser.sees("Succeeded 2").await;
@@ -228,12 +228,37 @@ fn the_log_is_filtered_exported_and_counted_and_shows_the_changes() {
         browser.fill("Address or range", "198.51.100.0/24").await;
         browser.key(Key::Enter).await;
         shows(browser, [6, 2]).await;
-        let export = browser.find(Role::LINK, "Export CSV").await;
-        let link = export.attr("href").await.unwrap().unwrap();
-        assert!(link.ends_with("/audit.csv?ip=198.51.100.0%2F24"), "{link}");
+        let folder = tempfile::tempdir().unwrap();
+        let allowed = json!({ "behavior": "allow", "downloadPath": folder.path() });
+        browser.cdp("Browser.setDownloadBehavior", allowed);
+        let files = || std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
+        browser.press("Export CSV").await;
+        let file = browser
+            .until("a file", async || {
+                files().find(|path| path.extension().is_some_and(|end| end == "csv"))
+            })
+            .await;
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.ends_with("-198.51.100.0_24.csv"), "{name}");
+        assert_eq!(std::fs::read_to_string(file).unwrap().lines().count(), 1 + 2);
         browser.fill("Address or range", "198.51.100.0/33").await;
         browser.key(Key::Enter).await;
         browser.sees_error("Address or range", "the prefix length must be 0 to 32").await;
+        // Instead of the file of another filter.
+        browser.press("Export CSV").await;
+        browser.expect_console("status of 401");
+        service.set_mode(Mode::LoggedOut);
+        browser.fill("Address or range", "").await;
+        browser.key(Key::Enter).await;
+        browser.press("Export CSV").await;
+        browser.sees("You are no longer logged in.").await;
+        service.set_mode(Mode::Open);
+        assert_eq!(files().count(), 1);
+        let times = "for (const it of document.querySelectorAll('[type=datetime-local]')) { \
+            it.value = arguments[0]; it.dispatchEvent(new Event('change', { bubbles: true })); }";
+        browser.js(times, &[json!("2027-01-02T10:00")]).await;
+        browser.sees("The end must be later than the beginning.").await;
+        browser.js(times, &[json!("")]).await;
 
         browser.click(Role::TAB, "Changes").await;
         browser.sees("Status: active → revoked").await;
@@ -246,11 +271,69 @@ fn the_log_is_filtered_exported_and_counted_and_shows_the_changes() {
 
         let allow = "document.querySelector('[aria-label=\"Allow this address: 198.51.100.7\"]')";
         browser.js(&format!("{allow}.scrollIntoView()"), &[]).await;
-        browser.js(&format!("{allow}.click()"), &[]).await;
-        browser.sees("allowed now").await;
+        // A double click is one change.
+        browser.js(&format!("{allow}.click(); {allow}.click()"), &[]).await;
+        browser.sees("198.51.100.7 was added to the allowlist.").await;
+        let gone = format!("return {allow} === null");
+        assert_eq!(browser.js(&gone, &[]).await, json!(true), "at each of its requests");
         let list = json!(["203.0.113.0/24", "198.51.100.7"]);
         assert_eq!(service.key("Shop")["ip_allowlist"], list);
         browser.close_with("Close").await;
         browser.sees("198.51.100.7 was added to the allowlist.").await;
+        browser.press("Undo").await;
+        browser.sees("The change was undone.").await;
+        assert_eq!(service.key("Shop")["ip_allowlist"], json!(["203.0.113.0/24"]));
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn an_address_that_is_allowed_already_is_not_added() {
+    for (name, list) in [("everybody", json!([])), ("a range", json!(["198.51.0.0/16"]))] {
+        let before = |service: &Service| {
+            let key = service.create_with("Shop", "1_year", &["203.0.113.0/24"]);
+            requests(service, &key, 2..3);
+            service.edit("Shop", json!({ "ip_allowlist": list }));
+        };
+        visit_service(before, async |browser, service, ()| {
+            browser.menu("Shop", "View Audit Log").await;
+            browser.click(Role::BUTTON, "Allow this address: 198.51.100.7").await;
+            browser.sees("198.51.100.7 is allowed already.").await;
+            assert_eq!(service.key("Shop")["ip_allowlist"], list, "{name}");
+            browser.close_with("Close").await;
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn the_filter_that_was_chosen_last_is_shown_whatever_is_answered_first() {
+    let before = |service: &Service| {
+        let key = service.create_with("Shop", "1_year", &["203.0.113.0/24"]);
+        requests(service, &key, 0..8);
+        service.edit("Shop", json!({ "status": "active" }));
+    };
+    visit_service(before, async |browser, _, ()| {
+        browser.menu("Shop", "View Audit Log").await;
+        shows(browser, (0..8).rev()).await;
+        browser.click(Role::SUMMARY, "Filter").await;
+        // The answer to the first choice arrives after that to the second.
+        let held = "const real = fetch; window.fetch = async (url, ...more) => { \
+            const answer = await real(url, ...more); \
+            if (url.search.includes('outcome') && !url.search.includes('status')) \
+                await new Promise((go) => (window.go = go)); \
+            return answer; }";
+        browser.js(held, &[]).await;
+        browser.choose("Outcome", "Allowed").await;
+        let asked = "return typeof window.go === 'function'";
+        browser
+            .becomes("the first request", json!(true), async || browser.js(asked, &[]).await)
+            .await;
+        browser.choose("Status code", "4xx").await;
+        shows(browser, [5, 1]).await;
+        browser.js("window.go()", &[]).await;
+        browser.choose("Status code", "404").await;
+        shows(browser, [5, 1]).await;
+        browser.close_with("Close").await;
     });
 }

@@ -47,7 +47,7 @@ fn the_host_sets_title_accent_and_links() {
         assert_eq!(browser.js("return window.hit", &[]).await, json!(null));
         let back = browser.find(Role::LINK, "← Acme").await;
         assert_eq!(back.attr("href").await.unwrap().as_deref(), Some("/account"));
-        let button = browser.find(Role::BUTTON, "Create API key").await;
+        let button = browser.find(Role::BUTTON, "Create API Key").await;
         assert_eq!(button.css_value("background-color").await.unwrap(), "rgba(255, 213, 0, 1)");
         assert_eq!(button.css_value("color").await.unwrap(), "rgba(0, 0, 0, 1)");
 
@@ -76,7 +76,7 @@ fn a_translation_is_shown_and_dates_follow_its_language() {
         browser.sees("0 von 20 Schlüsseln").await;
         // Texts without a translation stay English.
         browser.sees("No API keys yet").await;
-        for (name, expiration) in [("dauernd", "No Expiry"), ("befristet", "1 year")] {
+        for (name, expiration) in [("dauernd", "No Expiry"), ("befristet", "1 Year")] {
             browser.press("Schlüssel erstellen").await;
             browser.fill("Bezeichnung", name).await;
             browser.choose("Expiration", expiration).await;
@@ -133,7 +133,7 @@ fn the_users_own_address_is_added_if_the_host_offers_it() {
         page().client_ip(client_ip).router().layer(from_fn(from_a_peer))
     };
     visit_app(page, "/settings", async |browser| {
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.press("Add my address").await;
         browser.find(Role::BUTTON, "Remove 192.0.2.7").await;
         browser.press("Add my address").await;

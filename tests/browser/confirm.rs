@@ -133,12 +133,43 @@ fn before_the_rotation_of_a_key_that_does_not_work_the_dialog_says_so() {
         ] {
             browser.menu(name, "Rotate").await;
             browser.sees(service.key(name)["key_prefix"].as_str().unwrap()).await;
-            browser.sees("Last used\nNever").await;
+            browser.sees("Last Used\nNever").await;
             assert_eq!(browser.text().await.contains("will not work"), !warning.is_empty());
             browser.sees(warning).await;
             browser.close_with("Cancel").await;
         }
         browser.menu("old", "Edit").await;
         browser.find(Role::RADIO, "Active, but expired: every request is refused").await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn a_name_that_was_copied_with_its_isolates_confirms() {
+    let name = "\u{645}\u{641}\u{62a}\u{627}\u{62d}";
+    visit_service(
+        |service| drop(service.create(name)),
+        async |browser, service, ()| {
+            let isolated = format!("\u{2068}{name}\u{2069}");
+            browser.menu(&isolated, "Delete").await;
+            browser.fill(&format!("Type {isolated} to confirm"), &isolated).await;
+            browser.close_with("Delete key").await;
+            assert!(service.names().is_empty());
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs chromium"]
+fn enter_that_is_held_since_the_menu_does_not_confirm() {
+    visit_key(async |browser, service, _| {
+        browser.menu("CI deploy", "Revoke").await;
+        browser.sees_focus("Revoke key").await;
+        let repeated = "const held = new KeyboardEvent('keydown', \
+            { key: 'Enter', repeat: true, bubbles: true, cancelable: true }); \
+            return document.activeElement.dispatchEvent(held)";
+        assert_eq!(browser.js(repeated, &[]).await, json!(false), "its effect is prevented");
+        assert_eq!(service.key("CI deploy")["status"], "active");
+        browser.close_with("Cancel").await;
     });
 }

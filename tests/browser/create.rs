@@ -11,17 +11,17 @@ use crate::service::{Service, visit, visit_key, visit_service};
 #[ignore = "needs chromium"]
 fn a_key_is_created_with_each_of_the_six_expirations() {
     let expirations = [
-        ("1 day", "1_day"),
-        ("1 week", "1_week"),
-        ("1 month", "1_month"),
-        ("3 months", "3_months"),
-        ("1 year", "1_year"),
+        ("1 Day", "1_day"),
+        ("1 Week", "1_week"),
+        ("1 Month", "1_month"),
+        ("3 Months", "3_months"),
+        ("1 Year", "1_year"),
         ("No Expiry", "never"),
     ];
     let time = |time: &Value| time.as_str().map(|time| time.parse::<Timestamp>().unwrap());
     visit(async |browser, service| {
         for (label, value) in expirations {
-            browser.press("Create API key").await;
+            browser.press("Create API Key").await;
             let list = browser.find(Role::COMBO_BOX, "Expiration").await;
             let lists = browser.names(Role::COMBO_BOX).await;
             assert_eq!(lists, ["Expiration"], "the host has no environments");
@@ -66,7 +66,7 @@ fn a_key_is_created_with_each_of_the_six_expirations() {
 fn a_wrong_name_is_reported_at_the_field() {
     visit(async |browser, service| {
         browser.expect_console("status of 422");
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.sees_focus("Name").await;
         for empty in ["", "   "] {
             browser.fill("Name", empty).await;
@@ -98,7 +98,7 @@ fn the_21st_key_is_refused_and_the_page_explains_it_beforehand() {
     let before = |service: &Service| (1..20).for_each(|n| _ = service.create(&format!("key {n}")));
     visit_service(before, async |browser, service, ()| {
         browser.expect_console("status of 409");
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.fill("Name", "one more").await;
         assert!(!browser.text().await.contains("reached the limit"));
         service.create("a key of another user");
@@ -110,7 +110,7 @@ fn the_21st_key_is_refused_and_the_page_explains_it_beforehand() {
         browser.reload().await;
         browser.sees("20 of 20 keys").await;
         browser.sees("You have reached the limit of 20 keys. Delete one to create another.").await;
-        assert!(!browser.is_enabled("Create API key").await);
+        assert!(!browser.is_enabled("Create API Key").await);
     });
 }
 
@@ -127,7 +127,7 @@ fn cancel_and_escape_leave_a_dialog_change_nothing_and_return_the_focus() {
         ] {
             for cancel in [true, false] {
                 if item == "Create" {
-                    browser.press("Create API key").await;
+                    browser.press("Create API Key").await;
                 } else {
                     browser.menu("CI deploy", item).await;
                 }
@@ -146,12 +146,18 @@ fn cancel_and_escape_leave_a_dialog_change_nothing_and_return_the_focus() {
                         browser.press("Keep editing").await;
                         assert_eq!(browser.value(field).await, typed);
                         browser.escape().await;
+                        browser.sees_focus("Discard").await;
+                        // Another Escape keeps what was entered, too.
+                        browser.escape().await;
+                        browser.sees_no_more("Discard what you entered?").await;
+                        browser.sees_focus(field).await;
+                        browser.escape().await;
                         browser.press("Discard").await;
                     }
                 }
                 browser.no_dialog().await;
                 let focus =
-                    if item == "Create" { "Create API key" } else { "Actions for CI deploy" };
+                    if item == "Create" { "Create API Key" } else { "Actions for CI deploy" };
                 browser.sees_focus(focus).await;
             }
         }

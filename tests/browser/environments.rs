@@ -20,7 +20,7 @@ fn a_key_is_created_in_the_environment_that_is_chosen() {
                 ("first", None, "vsp_sk_", "live"),
                 ("second", Some("test (vsp_sk_test_…)"), "vsp_sk_test_", "test"),
             ] {
-                browser.press("Create API key").await;
+                browser.press("Create API Key").await;
                 browser.fill("Name", name).await;
                 if let Some(choice) = choice {
                     browser.choose("Environment", choice).await;

@@ -39,11 +39,11 @@ fn case_41_markup_in_a_name_or_a_path_stays_text() {
             ("Edit", format!("Edit “{IMAGE}”"), "Cancel"),
             ("Rotate", format!("Rotate “{IMAGE}”"), "Cancel"),
             ("Delete", format!("Delete “{IMAGE}”"), "Cancel"),
-            ("View audit log", format!("Audit log of “{IMAGE}”"), "Close"),
+            ("View Audit Log", format!("Audit log of “{IMAGE}”"), "Close"),
         ] {
             browser.menu(IMAGE, item).await;
             browser.sees(&title).await;
-            if item == "View audit log" {
+            if item == "View Audit Log" {
                 browser.sees(&format!("/v1/{IMAGE}")).await;
                 assert_eq!(browser.text().await.matches(IMAGE).count(), 3, "title, method, path");
             }
@@ -56,7 +56,7 @@ fn case_41_markup_in_a_name_or_a_path_stays_text() {
         browser.close_with("Delete key").await;
         browser.sees(&format!("Key “{IMAGE}” was deleted.")).await;
         assert_inert(browser).await;
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.add("<img/src=x/onerror=window.hit=1>").await;
         browser.sees_error("Address or range", "<img/src=x/onerror=window.hit=1>: not an IP").await;
         assert_inert(browser).await;

@@ -63,7 +63,7 @@ async fn walk(browser: &Browser, keys: &[char], name: &str) {
 #[ignore = "needs chromium"]
 fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
     visit(async |browser, service| {
-        tab_to(browser, "Create API key").await;
+        tab_to(browser, "Create API Key").await;
         press(browser, ENTER, "Name").await;
         browser.keys("CI deploy").await;
         tab_to(browser, "Expiration").await;
@@ -97,16 +97,16 @@ fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
         tab_to(browser, "Done").await;
         browser.key(ENTER).await;
         browser.no_dialog().await;
-        browser.sees_focus("Create API key").await;
+        browser.sees_focus("Create API Key").await;
         assert_eq!(service.names(), ["CI deploy"]);
-        assert_eq!(browser.cell_text("CI deploy", "Last used").await, "Never");
+        assert_eq!(browser.cell_text("CI deploy", "Last Used").await, "Never");
 
         // The menu, with the arrow keys.
         tab_to(browser, "Actions for CI deploy").await;
         press(browser, DOWN, "Edit").await;
         for (key, focus) in [
             (DOWN, "Rotate"),
-            (DOWN, "View audit log"),
+            (DOWN, "View Audit Log"),
             (DOWN, "Revoke"),
             (DOWN, "Delete"),
             (DOWN, "Edit"),
@@ -167,7 +167,7 @@ fn a_key_lives_from_creation_to_deletion_by_keyboard_alone() {
         browser.key(ENTER).await;
         browser.no_dialog().await;
         browser.sees("No API keys yet").await;
-        browser.sees_focus("Create API key").await;
+        browser.sees_focus("Create API Key").await;
         assert_focus_is_seen(browser).await;
         assert_eq!(service.names().len(), 0);
     });
@@ -215,7 +215,7 @@ fn a_dialog_keeps_the_focus_and_escape_returns_it() {
         // Tab leaves a menu and closes it.
         press(browser, DOWN, "Edit").await;
         browser.key(TAB).await;
-        browser.sees_no_more("View audit log").await;
+        browser.sees_no_more("View Audit Log").await;
         assert_ne!(browser.focused().await, "Rotate");
     });
 }

@@ -379,7 +379,7 @@ impl Browser {
 
     /// Submits the form for a new key with that name. The key is then shown.
     pub(crate) async fn create(&self, name: &str) {
-        self.press("Create API key").await;
+        self.press("Create API Key").await;
         self.fill("Name", name).await;
         self.press("Create key").await;
     }

@@ -17,7 +17,7 @@ fn link(service: &Service, more: &str) -> String {
 #[ignore = "needs chromium"]
 fn a_dialog_has_an_address_and_back_closes_it() {
     visit_key(async |browser, service, _| {
-        for (item, more) in [("Edit", ""), ("View audit log", "&audit"), ("Delete", "&delete")] {
+        for (item, more) in [("Edit", ""), ("View Audit Log", "&audit"), ("Delete", "&delete")] {
             browser.menu("CI deploy", item).await;
             browser
                 .becomes("the address", link(service, more), async || address(browser).await)

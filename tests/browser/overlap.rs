@@ -31,7 +31,7 @@ fn overlap_the_old_secret_works_until_it_is_ended_on_its_row() {
         async |browser, service, old| {
             browser.menu("CI deploy", "Rotate").await;
             browser.sees("A new secret replaces the old one.").await;
-            let offered = ["immediately", "in 1 hour", "in 24 hours"];
+            let offered = ["immediately", "in 1 hour", "in 1 day"];
             assert_eq!(choices(browser).await, offered, "as far as the host allows");
             browser.choose("Old key stops working", "in 1 hour").await;
             rotate(browser).await;
@@ -41,7 +41,7 @@ fn overlap_the_old_secret_works_until_it_is_ended_on_its_row() {
 
             browser.reload().await;
             browser.sees("last used from 192.0.2.1").await;
-            browser.menu("CI deploy", "View audit log").await;
+            browser.menu("CI deploy", "View Audit Log").await;
             browser.sees("old secret").await;
             browser.close_with("Close").await;
 
@@ -63,7 +63,7 @@ fn overlap_immediately_is_the_default_and_ends_the_old_secret() {
         |builder| builder.max_overlap(7 * DAY),
         async |browser, service, old| {
             browser.menu("CI deploy", "Rotate").await;
-            let all = ["immediately", "in 1 hour", "in 24 hours", "in 7 days"];
+            let all = ["immediately", "in 1 hour", "in 1 day", "in 7 days"];
             assert_eq!(choices(browser).await, all);
             rotate(browser).await;
             assert_eq!(service.whoami(&old), 401);

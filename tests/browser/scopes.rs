@@ -42,7 +42,7 @@ async fn is_checked(browser: &Browser, role: Role, label: &str) -> bool {
 #[ignore = "needs chromium"]
 fn scopes_are_chosen_when_a_key_is_created_and_none_is_chosen_beforehand() {
     visit_scopes(async |browser, service| {
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.fill("Name", "reader").await;
         for label in [FULL, ONLY] {
             assert!(!is_checked(browser, Role::RADIO, label).await, "{label}");
@@ -64,7 +64,7 @@ fn scopes_are_chosen_when_a_key_is_created_and_none_is_chosen_beforehand() {
         assert_eq!(service.key("reader")["scopes"], json!(["reports:read"]));
         assert!(browser.cell_text("reader", "Name").await.contains("Only reports:read"));
 
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.fill("Name", "everything").await;
         browser.pick(FULL).await;
         browser.press("Create key").await;

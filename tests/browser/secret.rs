@@ -107,6 +107,27 @@ fn a_new_key_can_be_copied_while_hidden_and_is_not_lost_by_escape() {
 
 #[test]
 #[ignore = "needs chromium"]
+fn a_selection_of_everything_copies_the_key_and_no_dots() {
+    visit(async |browser, service| {
+        create(browser).await;
+        let secret = browser.copied().await;
+        let empty = "const done = arguments[0]; navigator.clipboard.writeText('').then(done)";
+        browser.client.execute_async(empty, vec![]).await.unwrap();
+        // The title has the focus, as when the dialog opens.
+        browser.js("document.querySelector('dialog h2').focus()", &[]).await;
+        browser.chord(&[Key::Control.into(), 'a']).await;
+        browser.chord(&[Key::Control.into(), 'c']).await;
+        let copied = browser
+            .until("a copy", async || Some(browser.clipboard().await).filter(|it| !it.is_empty()))
+            .await;
+        assert!(copied.contains(&secret) && !copied.contains('•'), "{copied}");
+        assert_eq!(service.whoami(&secret), 200);
+        browser.done().await;
+    });
+}
+
+#[test]
+#[ignore = "needs chromium"]
 fn if_the_browser_refuses_to_copy_the_key_is_shown_and_selected() {
     visit(async |browser, service| {
         create(browser).await;
@@ -137,7 +158,7 @@ fn case_40_after_done_a_created_or_rotated_key_is_nowhere_in_the_browser() {
         let secret = show(browser).await;
         assert_eq!(browser.copied().await, secret);
         browser.done().await;
-        browser.sees_focus("Create API key").await;
+        browser.sees_focus("Create API Key").await;
         assert_eq!(service.whoami(&secret), 200);
         try_to_see_it_again(browser, service, &secret).await;
 
@@ -233,7 +254,7 @@ fn done_asks_when_the_key_was_neither_copied_nor_shown() {
         browser.press("Done").await;
         browser.close_with("Close without it").await;
         browser.sees("Key “CI deploy” was created.").await;
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.fill("Name", "CI deploy").await;
         browser.sees("There is already a key of this name.").await;
         browser.fill("Name", "second").await;

@@ -108,7 +108,7 @@ fn long_names_and_addresses_do_not_overflow_at_360_pixels() {
         for (item, seen, leave) in [
             ("Edit", "Save changes", "Cancel"),
             ("Rotate", "Rotate key", "Cancel"),
-            ("View audit log", "key revoked", "Close"),
+            ("View Audit Log", "key revoked", "Close"),
             ("Delete", "Delete key", "Cancel"),
         ] {
             browser.menu(&long, item).await;
@@ -116,7 +116,7 @@ fn long_names_and_addresses_do_not_overflow_at_360_pixels() {
             assert_fits(browser, item).await;
             browser.close_with(leave).await;
         }
-        browser.press("Create API key").await;
+        browser.press("Create API Key").await;
         browser.fill("Name", &long).await;
         browser.add(&ranges.join(" ")).await;
         assert_fits(browser, "create").await;
@@ -163,7 +163,7 @@ fn dialogs_stay_where_they_are_and_menus_stay_in_the_window() {
             assert_eq!(browser.js(inside, &[]).await, true, "{screen:?}");
             browser.escape().await;
 
-            browser.press("Create API key").await;
+            browser.press("Create API Key").await;
             browser.sees("Address or range").await;
             let before = browser.js(top, &[]).await;
             let scrolled = browser.js("return scrollY", &[]).await;
@@ -185,7 +185,7 @@ fn dialogs_stay_where_they_are_and_menus_stay_in_the_window() {
             // The log has the same size on a full and on an empty page, and no column is cut off.
             let mut sizes = Vec::new();
             for key in ["CI deploy", "Data warehouse sync"] {
-                browser.menu(key, "View audit log").await;
+                browser.menu(key, "View Audit Log").await;
                 browser
                     .sees(if key == "CI deploy" { "/v1/releases" } else { "No request has" })
                     .await;
@@ -205,7 +205,7 @@ fn dialogs_stay_where_they_are_and_menus_stay_in_the_window() {
 #[ignore = "needs chromium"]
 fn the_log_is_printed_whole_and_without_controls() {
     visit_service(furnish, async |browser, _, ()| {
-        browser.menu("CI deploy", "View audit log").await;
+        browser.menu("CI deploy", "View Audit Log").await;
         browser.sees("/v1/releases").await;
         browser.cdp("Emulation.setEmulatedMedia", json!({ "media": "print" }));
         let script = "const list = document.querySelector('dialog .scroll'); \

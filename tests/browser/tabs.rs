@@ -99,12 +99,12 @@ fn a_key_deleted_in_another_tab_is_reported_and_leaves_the_table() {
             ("Edited", "Edit", "Save changes", "Cancel", "Rotated"),
             ("Rotated", "Rotate", "Rotate key", "Cancel", "Deleted"),
             ("Deleted", "Delete", "Delete key", "Cancel", "Audited"),
-            ("Audited", "View audit log", "Refresh", "Close", "Stays"),
+            ("Audited", "View Audit Log", "Refresh", "Close", "Stays"),
         ] {
             browser.menu(name, item).await;
             match item {
                 "Edit" => browser.fill("Name", "Too late").await,
-                "View audit log" => browser.sees("No request has used this key yet.").await,
+                "View Audit Log" => browser.sees("No request has used this key yet.").await,
                 _ => browser.confirm(name).await,
             }
             let first = other_tab(browser, service).await;

@@ -131,11 +131,11 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
     browser.click(Role::SUMMARY, "Good practice (2)").await;
     stop("advice").await;
     browser.press("Actions for CI deploy").await;
-    browser.sees("View audit log").await;
+    browser.sees("View Audit Log").await;
     stop("menu").await;
     browser.escape().await;
 
-    browser.press("Create API key").await;
+    browser.press("Create API Key").await;
     browser.add("203.0.113.7 2001:db8:40::/48").await;
     browser.fill("Name", "Staging smoke tests").await;
     stop("create").await;
@@ -171,8 +171,8 @@ pub(crate) async fn tour(browser: &Browser, service: &Service, mut stop: impl As
         ("Load test", "Rotate", "This key has expired.", "rotate-expired", "Cancel"),
         ("CI deploy", "Revoke", "Revoke key", "revoke", "Cancel"),
         ("Partner: Nordwind Logistics", "Re-enable", "Re-enable key", "enable", "Cancel"),
-        ("CI deploy", "View audit log", "app-linux-x86_64.tar.gz", "audit", "Close"),
-        ("Data warehouse sync", "View audit log", "No request has", "audit-empty", "Close"),
+        ("CI deploy", "View Audit Log", "app-linux-x86_64.tar.gz", "audit", "Close"),
+        ("Data warehouse sync", "View Audit Log", "No request has", "audit-empty", "Close"),
     ] {
         browser.menu(key, item).await;
         browser.sees(shown).await;

@@ -139,10 +139,24 @@ impl Files {
             ("settings", &settings),
         ]);
         let accent = accent.map_or(String::new(), |accent| format!("\n{}", accent.css()));
-        let style = File::new(CSS, format!("{STYLE}{accent}"));
-        let scripts = SCRIPTS.iter().map(|(name, script)| (*name, File::new(SCRIPT, *script)));
+        let style = File::new(CSS, lean(STYLE) + &accent);
+        let scripts = SCRIPTS.iter().map(|(name, script)| (*name, File::new(SCRIPT, lean(script))));
         Self { index, assets: scripts.chain([("style.css", style)]).collect() }
     }
+}
+
+/// A script or stylesheet without indentation and comments, each line at its number. A comment
+/// has lines of its own.
+fn lean(source: &str) -> String {
+    let mut is_comment = false;
+    let kept = source.lines().map(|line| {
+        let line = line.trim_start();
+        is_comment |= line.starts_with("/*");
+        let is_left_out = is_comment || line.starts_with("//");
+        is_comment &= !line.contains("*/");
+        if is_left_out { "\n".to_owned() } else { format!("{line}\n") }
+    });
+    kept.collect()
 }
 
 /// The direction of a language, by its script where the tag has one.

@@ -29,7 +29,12 @@ export function showAdvice(place) {
     const link = (key) =>
       h("a", {
         href: `#key=${key.id}`,
-        click: (event) => (event.preventDefault(), showRow(key.id)),
+        click(event) {
+          // Otherwise it is opened in another tab.
+          if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+          event.preventDefault();
+          showRow(key.id);
+        },
       }, `“${key.name}”`);
     const names = about.slice(0, NAMES_SHOWN).flatMap((key, at) => [at > 0 && ", ", link(key)]);
     const more = about.length - NAMES_SHOWN;
@@ -46,6 +51,7 @@ export function showAdvice(place) {
       "aria-label": `${text("advice.dismiss")}: ${line.textContent}`,
     }));
   };
+  const focused = [urgent, advice].some((it) => it.contains(document.activeElement));
   const now = ["expiring"].map(note).filter(Boolean);
   const later = ["unused", "never", "open"].map(note).filter(Boolean);
   urgent.replaceChildren(h("ul", {}, now));
@@ -58,4 +64,5 @@ export function showAdvice(place) {
     h("ul", {}, later),
   ));
   advice.hidden = later.length === 0;
+  if (focused) (advice.querySelector("summary:not([hidden] *)") ?? home()).focus();
 }

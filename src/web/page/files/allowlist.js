@@ -36,7 +36,7 @@ function written(number, bits) {
 }
 
 /**
- * Checks an entry by the service's rules. Returns `{id}`, which is equal for
+ * Checks an entry by the service's rules. Returns its parts and `{id}`, which is equal for
  * equivalent entries, or `{problem}`.
  */
 export function checkEntry(entry) {
@@ -71,7 +71,13 @@ export function checkEntry(entry) {
     const alone = mapped ? written(typed & 0xffff_ffffn, 32) : written(typed, bits);
     return problem("host", { suggestion: alone });
   }
-  return { id: `${bits}:${number}/${prefix}` };
+  return { id: `${bits}:${number}/${prefix}`, bits, network, host };
+}
+
+/** Whether a valid entry has this valid address. */
+export function covers(entry, address) {
+  const [range, one] = [entry, address].map(checkEntry);
+  return range.bits === one.bits && one.network >> range.host === range.network >> range.host;
 }
 
 /** The editor: `entries()` returns the list, or `null` if an entry is invalid. */
@@ -82,6 +88,7 @@ export function allowlistEditor(initial, max) {
     autocapitalize: "off",
     autocomplete: "off",
     spellcheck: "false",
+    dir: "ltr",
   });
   const line = field(text("field.allowlist.entry"), input, { hint: text("field.allowlist.hint") });
   const list = h("ul", { class: "entries", "aria-label": text("field.allowlist.entries") });

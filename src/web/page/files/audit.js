@@ -2,14 +2,15 @@
 
 import * as api from "./api.js";
 import { usageChart } from "./chart.js";
-import { checkEntry } from "./allowlist.js";
+import { checkEntry, covers } from "./allowlist.js";
 import {
-  alertBox, announce, badge, button, choice, exactly, field, h, newId, quiet, refusalText, text,
-  zoneChoice,
+  alertBox, announce, badge, button, choice, exactly, field, h, instantOf, newId, quiet, refusalText,
+  separate, text, zoneChoice,
 } from "./ui.js";
 
 const PAGE = 25;
 const A = 0x1f1e6; // the regional indicator A
+const LAST = "9999-12-31T23:59";
 const METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
 
 function country(code) {
@@ -32,17 +33,19 @@ function status({ status, outcome, count, secret }) {
 }
 
 /** What a field of a key was before or after a change. */
-function value(of) {
-  if (of === null || of.length === 0) return "–";
-  const shown = (one) => (/^\d{4}-\d\d-\d\dT/.test(one) ? exactly(one) : one);
-  return Array.isArray(of) ? of.join(", ") : shown(of);
+function value(name, of) {
+  if (name === "scopes" && of === "all") return text("scopes.all");
+  const shown = (one) => (/^\d{4}-\d\d-\d\dT/.test(one) ? exactly(one) : h("bdi", {}, one));
+  if (!Array.isArray(of)) return of === null ? "–" : shown(of);
+  return separate(of, name === "ip_allowlist" ? text("allowlist.none") : "–");
 }
 
 function changed({ fields, phase }) {
   const name = (field) => text(`changes.field.${field}`);
   const line = (field) => {
-    const before = field.before === null ? [] : [value(field.before), " → "];
-    return h("div", {}, h("span", { class: "quiet" }, `${name(field.name)}: `), ...before, value(field.after));
+    const of = (side) => value(field.name, field[side]);
+    const before = field.before === null ? [] : [of("before"), " → "];
+    return h("div", {}, h("span", { class: "quiet" }, `${name(field.name)}: `), ...[before, of("after")].flat(2));
   };
   const undone = phase === "abandoned" && h("div", {}, text("changes.abandoned"));
   return h("div", {}, undone, fields.map(line));
@@ -78,18 +81,17 @@ const LISTS = {
 function filterForm() {
   const any = ["", text("audit.filter.any")];
   const outcomes = ["allowed", "refused", "aborted"].map((it) => [it, text(`audit.filter.${it}`)]);
-  const statuses = ["2xx", "3xx", "4xx", "5xx"].map((it) => [it, it]);
+  const statuses = ["2xx", "3xx", "4xx", "401", "403", "404", "429", "5xx"].map((it) => [it, it]);
   const line = (name, control) => [name, field(text(`audit.filter.${name}`), control)];
   const fields = Object.fromEntries([
     line("outcome", choice([any, ...outcomes])),
     line("status", choice([any, ...statuses])),
     line("method", choice([any, ...METHODS.map((it) => [it, it])])),
-    line("ip", h("input", { type: "text", autocomplete: "off", spellcheck: "false" })),
-    line("since", h("input", { type: "datetime-local" })),
-    line("until", h("input", { type: "datetime-local" })),
+    line("ip", h("input", { type: "text", autocomplete: "off", spellcheck: "false", dir: "ltr" })),
+    line("since", h("input", { type: "datetime-local", max: LAST })),
+    line("until", h("input", { type: "datetime-local", max: LAST })),
   ]);
   const raw = (name) => fields[name].control.value.trim();
-  const instant = (name) => (raw(name) ? new Date(raw(name)).toISOString() : "");
   const element = h("details", { class: "filter" },
     h("summary", {}, text("audit.filter")),
     h("div", { class: "filters" }, Object.values(fields).map((it) => it.element)));
@@ -98,12 +100,14 @@ function filterForm() {
     fields,
     /** The parameters that were chosen, or `null` if one is not valid. */
     query() {
-      const { id, problem } = raw("ip") ? checkEntry(raw("ip")) : { id: "" };
-      fields.ip.error(id === undefined ? problem : "");
-      if (id === undefined) return null;
+      const { problem } = raw("ip") ? checkEntry(raw("ip")) : {};
+      const [since, until] = ["since", "until"].map((name) => instantOf(raw(name)));
+      const isEmpty = since && until && until <= since;
+      fields.ip.error(problem ?? "");
+      fields.until.error(isEmpty ? text("problem.until") : "");
+      if (problem || isEmpty) return null;
       const all = {
-        outcome: raw("outcome"), status: raw("status"), method: raw("method"), ip: raw("ip"),
-        since: instant("since"), until: instant("until"),
+        outcome: raw("outcome"), status: raw("status"), method: raw("method"), ip: raw("ip"), since, until,
       };
       return Object.fromEntries(Object.entries(all).filter(([, value]) => value));
     },
@@ -126,29 +130,38 @@ function pager(kind, key, { alert, query, allow, loaded }) {
   const list = h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": text(`${kind}.tab`) }, table, note);
   let page = { older: null, newer: null };
   let busy = false;
+  let loads = 0;
   const refresh = button(text("audit.refresh"), () => load({}));
   const previous = button(text("audit.previous"), () => load({ after: page.newer }));
   const next = button(text("audit.next"), () => load({ before: page.older }));
 
   async function load(cursor) {
     const filter = query();
-    if (busy || !filter) return;
+    const turns = cursor.before || cursor.after;
+    if (!filter || (turns && busy)) return;
+    const mine = ++loads;
     busy = true;
     table.setAttribute("aria-busy", "true");
     try {
       const first = { limit: PAGE, ...filter };
-      page = await read(key, { ...first, ...cursor });
+      let answer = await read(key, { ...first, ...cursor });
       // If fewer records than a page are newer, show the first page.
-      if (cursor.after && page.records.length < PAGE) page = await read(key, first);
+      if (cursor.after && answer.records.length < PAGE) answer = await read(key, first);
+      // Another filter was chosen meanwhile.
+      if (mine !== loads) return;
+      page = answer;
       show(Object.keys(filter).length > 0);
-      if (!cursor.before && !cursor.after) loaded();
+      if (turns) list.scrollIntoView({ block: "nearest" });
+      else loaded();
     } catch (refusal) {
+      if (mine !== loads) return;
       note.hidden = true;
-      const [problem] = refusal.errors ?? [];
-      alert.show(problem?.message ? `${problem.field}: ${problem.message}` : refusalText(refusal));
+      alert.show(refusalText(refusal));
     } finally {
-      busy = false;
-      table.setAttribute("aria-busy", "false");
+      if (mine === loads) {
+        busy = false;
+        table.setAttribute("aria-busy", "false");
+      }
     }
   }
 
@@ -176,30 +189,52 @@ function pager(kind, key, { alert, query, allow, loaded }) {
   return { list, buttons: [refresh, previous, next], load: () => load({}) };
 }
 
-export function auditDialog(handle, key, { changed: keyChanged }) {
+export function auditDialog(handle, key, { limits, changed: keyChanged }) {
   const alert = alertBox();
   const filter = filterForm();
   const chart = usageChart(key);
-  const download = h("a", { class: "button", download: true }, text("audit.export"));
-  const point = () => (download.href = api.exportUrl(key, filter.query() ?? {}));
+  const download = button(text("audit.export"), async () => {
+    const query = filter.query();
+    if (!query) return;
+    try {
+      // Otherwise the file of somebody who is logged out would be the login.
+      await api.show(key);
+      location.assign(api.exportUrl(key, query));
+    } catch (refusal) {
+      alert.show(refusalText(refusal));
+    }
+  });
 
-  /** Adds an address to the key's allowlist. */
+  /** Adds an address to the key's allowlist, unless it is allowed already. */
+  async function allowNow(ip) {
+    const current = await api.show(key);
+    const { ip_allowlist: entries } = current;
+    // Another entry would allow this address alone.
+    if (entries.length === 0 || entries.some((entry) => covers(entry, ip))) return "audit.allowed.before";
+    if (entries.length >= limits.max_ips_per_key) return "audit.allow.full";
+    const edited = await api.edit(current, { ip_allowlist: [...entries, ip] });
+    const undo = () => api.edit(edited, { ip_allowlist: entries });
+    keyChanged(text("audit.allowed", { ip }), { id: key.id, undo });
+    return "audit.allowed";
+  }
   const allow = (ip) => {
     const add = button(text("audit.allow"), async () => {
+      if (add.ariaBusy) return;
+      add.ariaBusy = true;
       try {
-        const current = await api.show(key);
-        if (!current.ip_allowlist.includes(ip)) {
-          await api.edit(current, { ip_allowlist: [...current.ip_allowlist, ip] });
-        }
-        keyChanged(text("audit.allowed", { ip }), { id: key.id });
-        announce(text("audit.allowed", { ip }));
-        add.replaceWith(quiet(text("audit.allowed.now")));
+        const told = text(await allowNow(ip), { ip });
+        announce(told);
+        list().focus();
+        const same = list().querySelectorAll(`[data-ip="${CSS.escape(ip)}"]`);
+        same.forEach((other) => other.replaceWith(h("span", { class: "quiet small" }, told)));
       } catch (refusal) {
         alert.show(refusalText(refusal));
       }
-    }, { class: "link small", "aria-label": text("audit.allow.label", { ip }) });
+      add.ariaBusy = null;
+    }, { class: "link small", "data-ip": ip, "aria-label": text("audit.allow.label", { ip }) });
     return add;
   };
+  const list = () => tabs.audit.list;
   const common = { alert, allow };
   const tabs = {
     audit: pager("audit", key, { ...common, query: filter.query, loaded: chart.load }),
@@ -230,14 +265,11 @@ export function auditDialog(handle, key, { changed: keyChanged }) {
     const isAudit = name === "audit";
     panel.replaceChildren(...(isAudit ? [chart.element, filter.element] : []), list);
     panel.setAttribute("aria-label", text(`${name}.tab`));
-    buttons.replaceChildren(...own, isAudit ? download : "", h("span", { class: "spring" }), zoneChoice(), close);
+    const zone = zoneChoice(isAudit ? load : null);
+    buttons.replaceChildren(...own, isAudit ? download : "", h("span", { class: "spring" }), zone, close);
     load();
   }
-  filter.element.addEventListener("change", () => {
-    point();
-    tabs.audit.load();
-  });
-  point();
+  filter.element.addEventListener("change", () => tabs.audit.load());
   handle.body.replaceChildren(alert.element, head, panel, buttons);
   select("audit");
   heads[0].focus();

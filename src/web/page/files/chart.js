@@ -22,18 +22,22 @@ function drawing(buckets, when) {
         class: kind, x: at * step + step * 0.1, y: top, width: step * 0.8, height,
       });
     });
-    const title = svg("title", {}, `${when(new Date(bucket.start))}: ${counts.join(", ")}`);
-    // The empty part shows its numbers on hover, too.
+    const line = `${when(new Date(bucket.start))}: ${counts.join(", ")}`;
+    // The empty part shows its numbers, too.
     const ground = svg("rect", { class: "ground", x: at * step, y: 0, width: step, height: HEIGHT });
-    return svg("g", {}, title, ground, parts);
+    const show = () => (read.textContent = line);
+    return svg("g", { pointerover: show, click: show }, ground, parts);
   };
-  return svg(
+  const read = h("span", {}, text("usage.most", { count: most }));
+  const [first, last] = [buckets[0], buckets.at(-1)].map(({ start }) => when(new Date(start)));
+  const axis = h("div", { class: "axis quiet", "aria-hidden": "true" }, h("span", {}, first), read, h("span", {}, last));
+  return [svg(
     "svg",
     {
       class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true",
     },
     buckets.map(column),
-  );
+  ), axis];
 }
 
 function numbers(buckets, when) {
@@ -61,12 +65,15 @@ export function usageChart(key) {
   const element = h("section", { class: "usage", hidden: true, "aria-label": text("usage.title") },
     h("div", { class: "split" }, legend, span), place);
 
+  let loads = 0;
   async function load() {
+    const mine = ++loads;
     try {
       const { unit, buckets } = await api.usage(key, span.value);
+      if (mine !== loads) return;
       const when = unit === "day" ? day : exact;
       const sums = KINDS.map((kind) => [kind, buckets.reduce((sum, bucket) => sum + bucket[kind], 0)]);
-      place.replaceChildren(drawing(buckets, when), numbers(buckets, when));
+      place.replaceChildren(...drawing(buckets, when), numbers(buckets, when));
       legend.replaceChildren(...sums.map(([kind, sum]) =>
         h("span", { class: `key ${kind}` }, `${text(`usage.${kind}`)} ${number(sum)}`)));
       element.hidden = false;

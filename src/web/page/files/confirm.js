@@ -4,7 +4,7 @@
 import * as api from "./api.js";
 import { identity } from "./fields.js";
 import { showSecret } from "./secret.js";
-import { choice, field, form, h, text } from "./ui.js";
+import { ahead, choice, field, form, h, text } from "./ui.js";
 
 /** A dialog for one change; `changed` reads the keys again. */
 function changeDialog(handle, kind, key, { changed, body = text(`${kind}.body`), more = [] }, submit) {
@@ -34,25 +34,25 @@ function confirmDialog(handle, kind, key, options, submit) {
   const typed = field(text("confirm.label", { name: key.name }), input);
   const more = [...(options.more ?? []), typed.element];
   const send = changeDialog(handle, kind, key, { ...options, more }, submit);
-  const words = (name) => name.trim().split(/\s+/).join(" ").normalize();
+  // A copied name may bring the marks that isolate it.
+  const words = (name) =>
+    name.replace(/[\u2066-\u2069]/g, "").trim().split(/\s+/).join(" ").normalize();
   send.disabled = true;
   input.addEventListener("input", () => (send.disabled = words(input.value) !== words(key.name)));
   input.focus();
 }
 
-const HOUR = 3_600;
-const OVERLAPS = { "1_hour": HOUR, "24_hours": 24 * HOUR, "7_days": 7 * 24 * HOUR };
+const OVERLAPS = [3_600, 86_400, 7 * 86_400];
 
-/** When the old secret ends: the choices that the host allows. */
+/** When the old secret ends: some of the times that the host allows. */
 function overlapField(max) {
-  const allowed = Object.entries(OVERLAPS).filter(([, seconds]) => seconds <= max);
-  const options = allowed.map(([name, seconds]) => [seconds, text(`rotate.overlap.${name}`)]);
-  if (options.length === 0) options.push([max, text("rotate.overlap.seconds", { count: max })]);
+  const allowed = [...OVERLAPS.filter((seconds) => seconds < max), max];
+  const options = allowed.map((seconds) => [seconds, ahead(seconds)]);
   return field(text("rotate.overlap"), choice([[0, text("rotate.overlap.none")], ...options]));
 }
 
 export function rotateDialog(handle, key, { changed, maxOverlap }) {
-  const useless = key.status === "revoked" ? "revoked" : key.expired ? "expired" : null;
+  const useless = key.expired ? "expired" : key.status === "revoked" ? "revoked" : null;
   const overlap = !useless && maxOverlap > 0 ? overlapField(maxOverlap) : null;
   const warning = useless && h("p", { class: "warning" }, text(`rotate.${useless}`));
   const options = {
@@ -66,15 +66,16 @@ export function rotateDialog(handle, key, { changed, maxOverlap }) {
 }
 
 /** A change without a typed name. The button has the focus, so that Enter confirms. */
-const plainDialog = (handle, kind, key, { changed }, submit) =>
-  changeDialog(handle, kind, key, { changed }, submit).focus();
+const plainDialog = (handle, kind, key, { changed, body }, submit) =>
+  changeDialog(handle, kind, key, { changed, body }, submit).focus();
 
 export const endDialog = (handle, key, context) =>
   plainDialog(handle, "end", key, context, async () => void (await api.endPrevious(key)));
 
 function statusDialog(handle, kind, key, context) {
   const [status, before] = kind === "revoke" ? ["revoked", "active"] : ["active", "revoked"];
-  plainDialog(handle, kind, key, context, async () => {
+  const body = kind === "enable" && key.expired ? text("enable.expired") : undefined;
+  plainDialog(handle, kind, key, { ...context, body }, async () => {
     const edited = await api.edit(key, { status });
     return { undo: () => api.edit(edited, { status: before }) };
   });

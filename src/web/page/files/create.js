@@ -51,6 +51,8 @@ export function createDialog(handle, _, { limits, environments, offered, names, 
   const environment = environments.length > 0 && environmentField(environments);
   const scopes = offered && scopesField(offered);
 
+  // If the answer is lost, another attempt does not create another key.
+  const once = crypto.getRandomValues(new Uint32Array(4)).join("-");
   form(handle, {
     label: text("create.submit"),
     asks: true,
@@ -68,12 +70,14 @@ export function createDialog(handle, _, { limits, environments, offered, names, 
         ip_allowlist: entries,
         environment: environment ? environment.value() : undefined,
         scopes: scopes?.value(),
-      });
-      changed(text("create.done", { name: issued.key.name }), { id: issued.key.id });
+      }, once);
+      changed(text("create.done", { name: issued.key.name }), { id: issued.key.id, isNew: true });
       showSecret(handle, text("secret.title"), issued);
     },
-    fail: (refusal) =>
-      showErrors(refusal, { name, environment, expiration, ip_allowlist: allowlist, scopes }),
+    fail(refusal) {
+      if (refusal.code === "already_created") changed();
+      return showErrors(refusal, { name, environment, expiration, ip_allowlist: allowlist, scopes });
+    },
   });
   name.control.focus();
 }

@@ -19,9 +19,10 @@ let current = null;
 const addressOf = (action, key) =>
   key ? `#key=${key.id}${action === "edit" ? "" : `&${action}`}` : `#${action}`;
 
-/** The key and the dialog that the page's address names. */
+/** The key and the dialog that the page's address names: only one that changes nothing at once. */
 export function wanted() {
   const [, id, audit] = /^#key=([\w-]+)(&audit)?$/.exec(location.hash) ?? [];
+  if (!id && /^#(key=|create$)/.test(location.hash)) leave(location.hash);
   return { id, action: audit ? "audit" : "edit" };
 }
 

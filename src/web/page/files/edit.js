@@ -42,8 +42,8 @@ function mergedScopes(base, mine, theirs) {
   return [base, mine, theirs].includes("all") ? mine : merged(base, mine, theirs);
 }
 
-export function editDialog(handle, key, { limits, offered, changed }) {
-  const name = nameField(key.name);
+export function editDialog(handle, key, { limits, offered, names, changed }) {
+  const name = nameField(key.name, names);
   const status = statusField(key);
   const allowlist = allowlistEditor(key.ip_allowlist, limits.max_ips_per_key);
   const scopes = offered && scopesField(offered, key.scopes);

@@ -1,6 +1,6 @@
 // Shared parts of the forms: the name of a key, which key it is, and the errors of the service.
 
-import { ago, exactly, field, h, onDay, text } from "./ui.js";
+import { ago, exactly, field, h, onDay, separate, text } from "./ui.js";
 
 const MAX_NAME = 100;
 
@@ -15,8 +15,10 @@ export function nameField(initial, taken = []) {
     line.error(problem ? text(`problem.name.${problem}`) : "");
     return !problem;
   };
+  const isTaken = (name) => taken.some((other) => other.toLowerCase() === name.toLowerCase());
   input.addEventListener("input", () => {
-    line.hint(text(taken.includes(value()) ? "field.name.taken" : "field.name.hint"));
+    const warns = value() !== initial && isTaken(value());
+    line.hint(text(warns ? "field.name.taken" : "field.name.hint"), warns);
     if (input.getAttribute("aria-invalid") === "true" || [...value()].length > MAX_NAME) check();
   });
   return { ...line, value, check, set: (name) => (input.value = name) };
@@ -39,7 +41,7 @@ export const restrictions = (key) =>
   facts(
     key.environment && ["field.environment", key.environment],
     ["column.expires", key.expires_at ? onDay(key.expires_at) : text("expires.never")],
-    ["field.allowlist", key.ip_allowlist.join(", ") || text("allowlist.none")],
+    ["field.allowlist", ...separate(key.ip_allowlist, text("allowlist.none"))],
   );
 
 /** Shows the errors of a 422 at their fields; `true` if all could be shown. */

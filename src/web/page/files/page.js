@@ -18,7 +18,7 @@ const TOAST_MS = 10_000;
 const page = document.getElementById("page");
 /** What the service answered: the keys, newest first, the limits, and what it offers. */
 let service = null;
-/** The key that was created or changed last, which is marked. */
+/** The key that was created or changed last, and whether the page has read it since. */
 let fresh = null;
 let shown = ROWS;
 
@@ -43,8 +43,10 @@ const state = field(text("filter.state"), choice(
 const sort = field(text("sort"), choice(
   ["newest", "name", "expires", "last_used"].map((it) => [it, text(`sort.${it}`)])));
 const filters = h("div", { class: "filters", hidden: true, role: "search" }, search.element, state.element, sort.element);
-for (const event of ["input", "change"]) {
-  filters.addEventListener(event, () => {
+// The text not at `change`, which comes with a press elsewhere: the table would be replaced
+// under it.
+for (const [control, event] of [[search, "input"], [state, "change"], [sort, "change"]]) {
+  control.control.addEventListener(event, () => {
     shown = ROWS;
     showKeys();
     announce(count.textContent);
@@ -85,10 +87,12 @@ async function load() {
     // A newer request has replaced this one.
     if (mine !== loads) return;
     const isFirst = !service;
+    uses.clear();
     service = { environments: [], max_overlap_seconds: 0, ...answer, keys: answer.keys.reverse() };
     const retried = alert.contains(document.activeElement);
     alert.hidden = true;
     render();
+    loadAtNextEnd();
     if (retried) home().focus();
     if (isFirst) start();
   } catch (refusal) {
@@ -96,6 +100,19 @@ async function load() {
   } finally {
     if (mine === loads) page.setAttribute("aria-busy", "false");
   }
+}
+
+const SOON_MS = 30_000;
+const LONGEST_MS = 2 ** 31 - 1;
+let ending;
+
+/** Reads the keys again when the next one expires. */
+function loadAtNextEnd() {
+  clearTimeout(ending);
+  const ends = service.keys.filter((key) => key.expires_at && !key.expired);
+  const left = Math.min(...ends.map((key) => new Date(key.expires_at) - Date.now()));
+  // The clock here may be ahead of the service's.
+  ending = setTimeout(load, Math.min(left > 0 ? left + 1_000 : SOON_MS, LONGEST_MS));
 }
 
 function fail(refusal) {
@@ -112,14 +129,15 @@ function fail(refusal) {
 
 // Another tab or user may have changed the keys in the meantime.
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible" && !document.querySelector("dialog")) load();
+  const inUse = document.querySelector("dialog, [role=menu]:not([hidden])");
+  if (document.visibilityState === "visible" && !inUse) load();
 });
 addEventListener("online", () => load());
 addEventListener("pageshow", (event) => event.persisted && load());
 
 /** Says in a corner what happened, with a way to undo it where there is one. */
 let fading;
-function say(message, undo) {
+function say(message, undo, id) {
   clearTimeout(fading);
   toast.hidden = !message;
   const close = () => {
@@ -133,7 +151,8 @@ function say(message, undo) {
       await undo();
       say(text("undone"));
       announce(text("undone"));
-      load();
+      await load();
+      focusRow({ id });
     } catch (refusal) {
       await load();
       fail(refusal);
@@ -177,12 +196,12 @@ function name(key) {
   const restricted = entries.length === 1
     ? text("restricted.to", { entry: entries[0] })
     : text("restricted", { count: entries.length });
-  const by = key.created_by ? text("created.by", { name: key.created_by }) : text("created");
+  const by = key.created_by && [" ", text("created.by", { name: key.created_by })];
   return [
     h("span", { class: "name" }, key.name),
     entries.length > 0 && small(restricted),
     service.scopes && scopes(key),
-    small(by, " ", ago(key.created_at)),
+    small(text("created"), " ", ago(key.created_at), by),
     key.previous_secret_until && previous(key),
   ];
 }
@@ -216,11 +235,14 @@ function previous(key) {
 }
 
 const LATEST = 200;
+/** What the log says of keys with an old secret, since the keys were read. */
+const uses = new Map();
 
 /** Shows where the latest request with the old secret came from, if it is a recent one. */
 async function showUse(key, place) {
   try {
-    const { records, older } = await api.audit(key, { limit: LATEST });
+    if (!uses.has(key.id)) uses.set(key.id, api.audit(key, { limit: LATEST }));
+    const { records, older } = await uses.get(key.id);
     const used = records.find((record) => record.secret === "previous");
     if (used) {
       const values = { ip: used.ip ?? text("audit.unknown") };
@@ -253,10 +275,11 @@ function actions(key) {
 }
 
 const instant = (time, otherwise) => (time ? new Date(time).getTime() : otherwise);
+const endOf = (key) => instant(!key.expired && key.expires_at, Infinity);
 const ORDERS = {
   newest: null,
   name: (a, b) => a.name.localeCompare(b.name, document.documentElement.lang),
-  expires: (a, b) => instant(a.expires_at, Infinity) - instant(b.expires_at, Infinity) || 0,
+  expires: (a, b) => endOf(a) - endOf(b) || 0,
   last_used: (a, b) => instant(b.last_used_at, 0) - instant(a.last_used_at, 0),
 };
 
@@ -317,8 +340,7 @@ function row(key) {
       cell(key),
     );
   };
-  const isFresh = key.id === fresh;
-  return h("tr", { role: "row", "data-key": key.id, class: isFresh && "fresh" }, COLUMNS.map(cell));
+  return h("tr", { role: "row", "data-key": key.id }, COLUMNS.map(cell));
 }
 
 // The roles are explicit, since narrow screens show rows as blocks.
@@ -368,9 +390,12 @@ function focusRow({ id, at = 0 }) {
 /** Shows the row of a key, whatever is filtered. */
 function showRow(id) {
   if (!rowOf(id)) {
-    search.control.value = "";
+    const { key_prefix: prefix } = service.keys.find((key) => key.id === id);
     state.control.value = "all";
-    shown = service.keys.length;
+    // Alone, if it would be below many others.
+    search.control.value = "";
+    showKeys();
+    if (!rowOf(id)) search.control.value = prefix;
     showKeys();
   }
   focusRow({ id });
@@ -385,16 +410,29 @@ const context = () => ({
   maxOverlap: service.max_overlap_seconds,
   names: service.keys.map((key) => key.name),
   /** Says what was changed once the dialog has closed, and reads the keys again. */
-  async changed(message, { id, undo } = {}) {
-    if (message) said = [message, undo];
-    fresh = id ?? null;
+  async changed(message, { id, undo, isNew } = {}) {
+    if (message) said = [message, undo, id];
+    const mine = id && { id, isRead: false };
+    fresh = mine;
     await load();
-    if (id && rowOf(id) === null && service.keys.some((key) => key.id === id)) showRow(id);
-    rowOf(id ?? "")?.scrollIntoView({ block: "nearest" });
+    if (isNew && service.keys.some((key) => key.id === id)) showRow(id);
+    if (mine) mine.isRead = true;
+    mark();
   },
 });
 
+/** Marks the row of the changed key for a moment, once no dialog covers it. */
+function mark() {
+  if (opened || !fresh?.isRead) return;
+  const row = rowOf(fresh.id);
+  row?.scrollIntoView({ block: "nearest" });
+  row?.classList.add("fresh");
+  fresh = null;
+}
+
 let opened = false;
+/** Opens the dialog that the address names. */
+let follow = () => {};
 /** What is said once the dialog has closed, which covers the corner. */
 let said = null;
 
@@ -402,6 +440,7 @@ async function open(action, key) {
   if (!service) return announceLoading();
   if (opened) return;
   opened = true;
+  alert.hidden = true;
   say("");
   const at = key && [...content.querySelectorAll("[data-key]")].indexOf(rowOf(key.id));
   const { refusals } = api;
@@ -422,6 +461,8 @@ async function open(action, key) {
   said = null;
   if (key) focusRow({ id: key.id, at });
   else home().focus();
+  mark();
+  follow();
 }
 
 function announceLoading() {
@@ -430,15 +471,16 @@ function announceLoading() {
   announce(text("loading.wait"));
 }
 
-/** Opens the dialog that the address names, and loads what the first view does not need. */
+/** Loads what the first view does not need. */
 async function start() {
   const { wanted } = await import("./dialogs.js").catch(() => ({}));
-  const follow = () => {
+  follow = () => {
     const { id, action } = wanted?.() ?? {};
     if (!id) return;
     const key = service.keys.find((key) => key.id === id);
-    if (key) open(action, key);
-    else fail({ code: "not_found" });
+    if (key) return open(action, key);
+    fail({ code: "not_found" });
+    history.replaceState(history.state, "", location.pathname + location.search);
   };
   addEventListener("popstate", () => opened || follow());
   follow();

@@ -91,11 +91,14 @@ export function showSecret(handle, title, { key, secret }) {
   });
   const copyUsage = copyButton(text("secret.usage.copy"), () => command(secret), () =>
     getSelection().selectAllChildren(usage));
-  // A selection of the dots is a selection of the key.
+  // A selection of the dots is a selection of the key. That of a page does not tell what is
+  // in a field.
   const whole = (event) => {
-    const selected = document.activeElement === input ? masked : String(getSelection());
-    if (shown || !selected.includes("•")) return;
-    const value = selected.includes(masked) ? selected.replace(masked, secret) : secret;
+    const selection = getSelection();
+    const selected = document.activeElement === input ? masked : String(selection);
+    if (shown || !(selected.includes("•") || selection.containsNode(input, true))) return;
+    const all = selected.replaceAll(masked, secret);
+    const value = all.includes("•") ? secret : all.includes(secret) ? all : `${all}\n${secret}`;
     event.clipboardData.setData("text/plain", value);
     event.preventDefault();
     taken = true;
@@ -125,9 +128,8 @@ export function showSecret(handle, title, { key, secret }) {
   handle.keep = () => true;
   // Some browsers close at a second Escape even if the first was cancelled.
   handle.dialog.setAttribute("closedby", "none");
-  const body = h(
-    "div",
-    { copy: whole },
+  handle.dialog.addEventListener("copy", whole);
+  handle.body.replaceChildren(
     h("p", { class: "warning" }, text("secret.warning")),
     h("p", { class: "name" }, key.name),
     h(
@@ -148,7 +150,6 @@ export function showSecret(handle, title, { key, secret }) {
     question.element,
     h("div", { class: "buttons" }, done),
   );
-  handle.body.replaceChildren(body);
   handle.focusTitle();
   announce(text("secret.warning"));
 }

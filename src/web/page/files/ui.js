@@ -61,6 +61,10 @@ export const button = (label, onclick, attributes = {}) =>
 let ids = 0;
 export const newId = () => `id${++ids}`;
 
+/** Several values, each isolated from the text around it, or what stands for none. */
+export const separate = (values, none) =>
+  values.length > 0 ? values.flatMap((value, at) => [at > 0 && ", ", h("bdi", {}, value)]) : [none];
+
 export const quiet = (...content) => h("span", { class: "quiet" }, ...content);
 export const badge = (kind, label) => h("span", { class: `badge ${kind}` }, label);
 
@@ -95,6 +99,18 @@ function distance(date) {
     : relative.format(0, "second");
 }
 
+/** “In 30 minutes”, in the largest unit that is exact. */
+export function ahead(seconds) {
+  const [unit, size] = UNITS.slice(3).find(([, size]) => seconds % size === 0) ?? ["second", 1];
+  return new Intl.RelativeTimeFormat(language).format(seconds / size, unit);
+}
+
+/** The instant that was typed, in the zone in which times are shown; `""` if there is none. */
+export function instantOf(typed) {
+  const date = new Date(inUtc ? `${typed}Z` : typed);
+  return Number.isNaN(date.getTime()) ? "" : date.toISOString();
+}
+
 const utc = (date) => date.toISOString().replace("T", " ").replace("Z", " UTC");
 
 /** How each `time` on the page is shown, to show it again. */
@@ -125,14 +141,15 @@ export const onDay = (instant) =>
 /** The exact time, with the exact one in UTC on hover. */
 export const exactly = (instant) => time(instant, exact, utc);
 
-/** Says in which zone times are, and changes it for the whole page. */
-export function zoneChoice() {
+/** Says in which zone times are, and changes it for the whole page; then runs `after`. */
+export function zoneChoice(after) {
   const label = h("span", {});
   if (zone === "UTC") return h("span", { class: "zone quiet" }, text("zone", { zone }));
   const change = button("", () => {
     inUtc = !inUtc;
     showTimes();
     document.querySelectorAll(".zone").forEach((it) => it.dispatchEvent(new Event("zone")));
+    after?.();
   }, { class: "link" });
   const show = () => {
     label.textContent = text("zone", { zone: inUtc ? "UTC" : zone });
@@ -240,7 +257,11 @@ export function openDialog(title, attributes = {}) {
   // key press never requests to close.
   const stay = (event) => handle.keep() && event.preventDefault();
   dialog.addEventListener("cancel", stay);
-  dialog.addEventListener("keydown", (event) => event.key === "Escape" && stay(event));
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") stay(event);
+    // Enter that is held since it opened the dialog does not confirm it.
+    if (event.key === "Enter" && event.repeat) event.preventDefault();
+  });
   document.body.append(dialog);
   dialog.showModal();
   return handle;
@@ -278,9 +299,11 @@ export function field(label, control, { hint } = {}) {
       error,
     ),
     control,
-    hint(message) {
+    hint(message, warns = false) {
+      if (warns !== hintLine.classList.contains("warns")) announce(warns ? message : "");
       hintLine.textContent = message;
       hintLine.hidden = !message;
+      hintLine.classList.toggle("warns", warns);
     },
     error(message) {
       error.textContent = message;
@@ -321,10 +344,20 @@ export function form(handle, { label, danger, fields, submit, fail, asks }) {
   );
   let busy = false;
   const before = entered(element);
+  let back = null;
+  const stay = () => {
+    alert.show("");
+    back.focus();
+    back = null;
+  };
   handle.keep = () => {
     if (busy || !asks || entered(element) === before) return busy;
-    const back = document.activeElement;
-    const stay = () => (alert.show(""), back.focus());
+    // Escape at the question keeps what was entered.
+    if (back && alert.element.contains(document.activeElement)) {
+      stay();
+      return true;
+    }
+    back = document.activeElement;
     const discard = button(text("discard.yes"), () => handle.close());
     alert.show(text("discard"), discard, button(text("discard.no"), stay));
     discard.focus();
