@@ -31,12 +31,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keygate::audit::{
-    AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangePhase, FieldValue, RequestEvent,
-    UsageBucket,
+    AuditEvent, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangePhase, ChangedField,
+    FieldValue, RequestEvent, SecretUsed, UsageBucket,
 };
 use keygate::existing::AdoptedKey;
 use keygate::manager::Operator;
-use keygate::store::{KeySearch, Search};
+use keygate::store::{KeyDigest, KeySearch, Search};
 use keygate::{
     ApiKey, AuditLog, AuditSink, KeyId, KeyManager, KeyStore, ManageError, OrgId, PostgresStore,
     SqliteStore, Status, Timestamp,
@@ -177,7 +177,12 @@ impl Desk {
             found.extend(optional(self.operator.get(&id).await)?);
         }
         if found.is_empty() {
-            found.extend(self.operator.find_by_secret(typed).await?);
+            let key = self.operator.find_by_secret(typed).await?;
+            let previous = key.as_ref().and_then(|key| key.previous);
+            if previous.is_some_and(|previous| previous.digest == KeyDigest::of(typed)) {
+                eprintln!("this is the previous secret of the key:");
+            }
+            found.extend(key);
         }
         // A whole secret is not sent to the database.
         if found.is_empty() && typed.len() <= AdoptedKey::MAX_KEY_PREFIX_LEN {
@@ -192,7 +197,9 @@ impl Desk {
         }
         if found.is_empty() {
             return Err("no key has this id, this secret or these first characters; \
-                give at least as many as the settings page shows"
+                give at least as many as the settings page shows. A key that was rotated has others \
+                now: its old secret is found as a whole, and its old first characters are among its \
+                changes"
                 .into());
         }
         self.say_keys(&found)
@@ -208,7 +215,8 @@ impl Desk {
         let hours = usage.into_iter().filter_map(hour).collect();
         self.section("Requests of the last day, by the hour:", hours)?;
         let requests = self.latest(&key, AuditScope::KeyRequests(*id), 200).await?;
-        let heading = format!("The addresses of its latest {} requests:", requests.len());
+        let heading =
+            format!("The addresses in its latest {}:", counted(requests.len() as u64, "record"));
         self.section(&heading, addresses(&requests))?;
         self.section(
             "Its latest requests:",
@@ -320,6 +328,9 @@ impl Desk {
             let names: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
             text += &format!(", scopes: {}", names.join(" "));
         }
+        if let Some(until) = key.previous_until(self.keys.now()) {
+            text += &format!(", its previous secret works until {}", seconds(until));
+        }
         if !key.allowlist.is_empty() {
             text += &format!(", only from: {}", key.allowlist.entries().join(" "));
         }
@@ -385,14 +396,17 @@ fn hour(UsageBucket { start, counts }: UsageBucket) -> Option<Line> {
     (allowed + errors + refused > 0).then_some((text, value))
 }
 
-/// How often each address occurs in requests, newest first, and since when.
+/// How often each address occurs in requests, newest first, and since when. A record that sums
+/// up refusals has only the last of their addresses.
 fn addresses(requests: &[AuditRecord]) -> Vec<Line> {
     let mut addresses = BTreeMap::<_, (u64, Timestamp, Timestamp)>::new();
+    let mut summed = 0;
     for record in requests {
         let AuditEvent::Request(request) = &record.event else { continue };
         let (count, first, _) = addresses.entry(request.ip).or_insert((0, record.at, record.at));
-        *count += u64::from(request.count);
+        *count += 1;
         *first = record.at;
+        summed += u64::from(request.count.saturating_sub(1));
     }
     let line = |(ip, (count, first, last))| {
         let (requests, from) = (counted(count, "request"), shown(ip));
@@ -401,25 +415,39 @@ fn addresses(requests: &[AuditRecord]) -> Vec<Line> {
             json!({ "type": "address", "ip": ip, "count": count, "first": first, "last": last });
         (text, value)
     };
-    addresses.into_iter().map(line).collect()
+    let mut lines: Vec<Line> = addresses.into_iter().map(line).collect();
+    if summed > 0 {
+        let text = format!(
+            "{} more, summed up, from these or other addresses",
+            counted(summed, "refusal")
+        );
+        lines.push((text, json!({ "type": "summed", "count": summed })));
+    }
+    lines
 }
 
 fn record(record: &AuditRecord) -> Option<Line> {
     let at = seconds(record.at);
     match &record.event {
         AuditEvent::Request(request) => {
-            let RequestEvent { method, endpoint, outcome, count, .. } = request;
+            let RequestEvent { method, endpoint, outcome, count, secret, .. } = request;
             let status = request.status.map(|status| format!(" {status}")).unwrap_or_default();
             let times = if *count > 1 { format!(", {count} times") } else { String::new() };
-            let from = shown(request.ip);
-            let text = format!("{at}: {method} {endpoint} from {from}: {outcome}{status}{times}");
+            let (from, old) = (shown(request.ip), *secret == SecretUsed::Previous);
+            let with_old = if old { ", with the previous secret" } else { "" };
+            let text = format!(
+                "{at}: {method} {endpoint} from {from}: {outcome}{status}{times}{with_old}"
+            );
             Some((text, with(record, "type", "request")))
         }
         AuditEvent::Change(change) => {
             let fields = change.fields.iter().map(|field| match &field.before {
-                FieldValue::Absent => format!("{}: {}", field.name, told_value(&field.after)),
+                FieldValue::Absent if change.action == ChangeAction::Created => {
+                    format!("{}: {}", field.name, told_value(field, &field.after))
+                }
                 before => {
-                    let (before, after) = (told_value(before), told_value(&field.after));
+                    let (before, after) =
+                        (told_value(field, before), told_value(field, &field.after));
                     format!("{}: {before} -> {after}", field.name)
                 }
             });
@@ -444,7 +472,10 @@ fn with(record: impl Serialize, field: &str, of: impl Into<Value>) -> Value {
     record
 }
 
-fn told_value(value: &FieldValue) -> String {
+fn told_value(field: &ChangedField, value: &FieldValue) -> String {
+    if field.name == "expires_at" && *value == FieldValue::Absent {
+        return "never".to_owned();
+    }
     let text = value.to_string();
     text.parse().map_or(text, seconds)
 }

@@ -230,15 +230,17 @@ impl KeyManager {
         at: Timestamp,
         request: RequestInfo,
         timer: Timer,
-    ) -> Result<(Option<Box<RateStatus>>, RequestInfo), AdmitError> {
+    ) -> Result<(Option<Box<RateStatus>>, RequestInfo), NotAdmitted> {
         match self.count_rate(limiter, key).await {
             Some(rate) if rate.retry_after.is_some() => {
                 self.inner.count_rate_limited(timer);
                 let reason = "rate limit";
                 tracing::debug!(key = %key.id(), org = %key.org(), reason, "refused");
                 let of = (key.record(), key.secret_used());
-                self.record_refusal(of, at, (Outcome::RateLimited, 429), request).await?;
-                Err(AdmitError::RateLimited(rate))
+                let recorded = self.record_refusal(of, at, (Outcome::RateLimited, 429), request);
+                let limited = || AdmitError::RateLimited(rate.clone());
+                let error = recorded.await.err().unwrap_or_else(limited);
+                Err(NotAdmitted { error, rate: Some(Box::new(rate)) })
             }
             rate => Ok((rate.map(Box::new), request)),
         }

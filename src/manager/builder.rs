@@ -26,7 +26,6 @@ use crate::manager::last_use::LastUses;
 use crate::manager::listener::{self, ChangeListener};
 use crate::manager::rate::RateLimiter;
 use crate::manager::report::Probe;
-use crate::manager::watch::Watched;
 use crate::manager::{Inner, KeyManager, LimitsFor};
 use crate::meters::VerifyMeter;
 use crate::org::OrgId;
@@ -231,8 +230,8 @@ impl KeyManagerBuilder {
         Self { limiter: Some(Arc::new(limiter)), ..self }
     }
 
-    /// Revokes keys that were neither used nor created for this time, once an hour. The change is
-    /// in the audit log with the actor `keygate: unused`, and the organisation can enable the key
+    /// Once an hour, revokes the keys that were not used for this time, nor created, rotated or
+    /// enabled in it. The change is in the audit log with the actor `keygate: unused`, and the organisation can enable the key
     /// again. The default is never; [`Operator`](crate::manager::Operator) lists such keys, for a
     /// reminder before.
     ///
@@ -333,7 +332,7 @@ impl KeyManagerBuilder {
             uses,
             ended: Ended::default(),
             changes: Arc::default(),
-            watched: Watched::default(),
+            watched: Arc::default(),
             listener,
             copies,
             turns: Arc::default(),

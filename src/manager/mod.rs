@@ -13,6 +13,7 @@ pub(crate) mod endpoint;
 pub(crate) mod error;
 mod existing;
 pub(crate) mod health;
+mod in_use;
 mod last_use;
 mod lifecycle;
 pub(crate) mod listener;
@@ -131,7 +132,7 @@ struct Inner {
     uses: LastUses,
     ended: Ended,
     changes: Arc<Changes>,
-    watched: Watched,
+    watched: Arc<Watched>,
     listener: Option<Relay<KeyChange>>,
     copies: Option<Arc<WithCopies>>,
     turns: Arc<Turns<OwnedKey>>,

@@ -1,63 +1,38 @@
 //! Runs calls of the same name one at a time: changes of a key, so that they do not conflict
 //! in the store, and reads of an organisation's audit log, so that it leaves room for others.
 
-use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use async_lock::MutexGuardArc;
+use async_lock::{Mutex, MutexGuardArc};
 
-/// The names of the calls in progress in this process.
-#[derive(Debug)]
-pub(super) struct Turns<N>(Mutex<HashMap<N, Arc<async_lock::Mutex<()>>>>);
+use crate::manager::in_use::{InUse, Used};
 
-impl<N> Default for Turns<N> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
+/// The calls in progress in this process.
+pub(super) type Turns<N> = InUse<N, Mutex<()>>;
 
 impl<N: Clone + Eq + Hash> Turns<N> {
     /// Waits until no other call of this name is in progress.
     pub(super) async fn take(self: &Arc<Self>, name: N) -> Turn<N> {
-        let own = Arc::clone(self.lock().entry(name.clone()).or_default());
-        // Made before the wait, so that it is cleaned up if the caller gives up.
-        let mut turn = Turn { turns: Arc::clone(self), name, own: None };
-        turn.own = Some(own.lock_arc().await);
-        turn
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<N, Arc<async_lock::Mutex<()>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let used = self.of(name);
+        Turn { _own: used.lock_arc().await, _used: used }
     }
 }
 
 /// Makes other calls of the name wait until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<N: Clone + Eq + Hash> {
-    turns: Arc<Turns<N>>,
-    name: N,
-    own: Option<MutexGuardArc<()>>,
-}
-
-impl<N: Clone + Eq + Hash> Drop for Turn<N> {
-    fn drop(&mut self) {
-        self.own = None;
-        let mut turns = self.turns.lock();
-        // All callers that wait for it hold a reference.
-        if turns.get(&self.name).is_some_and(|turn| Arc::strong_count(turn) == 1) {
-            turns.remove(&self.name);
-        }
-    }
+pub(super) struct Turn<N: Eq + Hash> {
+    _own: MutexGuardArc<()>,
+    _used: Used<N, Mutex<()>>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::pin::pin;
+    use std::pin::{Pin, pin};
     use std::task::{Context, Poll, Waker};
 
-    fn poll<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+    fn poll<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
         future.poll(&mut Context::from_waker(Waker::noop()))
     }
 
@@ -75,8 +50,12 @@ mod tests {
         let Poll::Ready(second) = poll(second.as_mut()) else {
             panic!("the second caller is next")
         };
-        assert_eq!(turns.lock().len(), 1);
+        assert_eq!(turns.len(), 1);
+        let mut last = Box::pin(turns.take("acme"));
+        assert!(poll(last.as_mut()).is_pending());
         drop(second);
-        assert!(turns.lock().is_empty());
+        // It gives up although it would be next.
+        drop(last);
+        assert_eq!(turns.len(), 0);
     }
 }

@@ -1,7 +1,6 @@
 //! Tells when a key ends, for a connection that is held open.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use event_listener::Event;
@@ -9,6 +8,7 @@ use event_listener::Event;
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::manager::KeyManager;
+use crate::manager::in_use::InUse;
 use crate::manager::verify::VerifiedKey;
 use crate::record::{ApiKey, SecretUsed, Status};
 use crate::runtime::clock::Timestamp;
@@ -18,40 +18,13 @@ use crate::runtime::spawn::timeout;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The keys whose end somebody waits for, with an event for changes of each.
-#[derive(Debug, Default)]
-pub(super) struct Watched(Mutex<HashMap<KeyId, Arc<Event>>>);
+pub(super) type Watched = InUse<KeyId, Event>;
 
 impl Watched {
     /// The key was changed by this process.
     pub(super) fn notify(&self, key: &KeyId) {
-        if let Some(event) = self.lock().get(key) {
-            event.notify(usize::MAX);
-        }
-    }
-
-    fn watch(&self, key: KeyId) -> Watch<'_> {
-        let changed = Arc::clone(self.lock().entry(key).or_default());
-        Watch { watched: self, key, changed }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<KeyId, Arc<Event>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One of those that wait.
-struct Watch<'w> {
-    watched: &'w Watched,
-    key: KeyId,
-    changed: Arc<Event>,
-}
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        let mut watched = self.watched.lock();
-        // The map holds one reference, and each watch another.
-        if Arc::strong_count(&self.changed) == 2 {
-            watched.remove(&self.key);
+        if let Some(changed) = self.get(key) {
+            changed.notify(usize::MAX);
         }
     }
 }
@@ -95,10 +68,10 @@ impl KeyManager {
     pub async fn ended(&self, key: &VerifiedKey) {
         let inner = &*self.inner;
         let Some(mut digest) = digest_of(key) else { return };
-        let watch = inner.watched.watch(key.id());
+        let changes = inner.watched.of(key.id());
         loop {
             // Before the look-up, so that no change in between is missed.
-            let changed = watch.changed.listen();
+            let changed = changes.listen();
             let mut pause = PAUSE;
             match inner.find(&digest).await {
                 Ok(Some((current, secret))) => match self.time_left(&current, secret) {

@@ -88,7 +88,8 @@ mod rfc3339 {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Timestamp>, D::Error> {
-        String::deserialize(deserializer)?.parse().map(Some).map_err(D::Error::custom)
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
     }
 }
 
@@ -248,9 +249,18 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_object_or_has_a_member_of_another_type_is_an_error() {
-        for text in
-            ["", "null", "[]", "{", "{} {}", r#"{"created_by":7}"#, r#"{"metadata":{"plan":1}}"#]
-        {
+        let null = r#"{"created_by":null,"enabled_at":null}"#;
+        assert_eq!(null.parse(), Ok(Attributes::default()));
+        for text in [
+            "",
+            "null",
+            "[]",
+            "{",
+            "{} {}",
+            r#"{"created_by":7}"#,
+            r#"{"metadata":{"plan":1}}"#,
+            r#"{"enabled_at":"then"}"#,
+        ] {
             assert_eq!(text.parse::<Attributes>(), Err(AttributesError), "{text}");
         }
     }
@@ -289,9 +299,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn attributes_come_back(created_by: Option<String>, texts: BTreeMap<String, String>) {
+        fn attributes_come_back(
+            created_by: Option<String>,
+            texts: BTreeMap<String, String>,
+            enabled in proptest::option::of(Timestamp::MIN.unix_micros()..=Timestamp::MAX.unix_micros()),
+        ) {
+            let enabled_at = enabled.and_then(Timestamp::from_unix_micros);
+            let metadata = Metadata(texts);
             let attributes =
-                Attributes { created_by, metadata: Metadata(texts), ..Attributes::default() };
+                Attributes { created_by, metadata, enabled_at, ..Attributes::default() };
             let text = attributes.to_string();
             prop_assert!(!text.contains(|c| c < ' '), "no line feed, no U+0000");
             prop_assert_eq!(text.parse(), Ok(attributes));

@@ -313,7 +313,6 @@ impl Refusals {
                 }
                 Refusal::RateLimited(rate) => {
                     ours.headers_mut().insert(RETRY_AFTER, wait(rate).into());
-                    set_rate(ours.headers_mut(), rate);
                 }
                 _ => {}
             }

@@ -1,9 +1,12 @@
 //! Lost and silent connections.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use keygate::audit::{AuditQuery, AuditScope};
 use keygate::store::{KeyUse, OrgLimit};
-use keygate::{KeyStore, StoreError};
+use keygate::{AuditLog, KeyStore, StoreError};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -87,5 +90,43 @@ async fn after_each_outage_that_loses_answers_calls_work_again() {
         proxy.set(Network::Intact);
         eventually("a look-up", async || find().await.ok()?.unwrap_or_default()).await;
         eventually("a change", async || fill("e").await.is_ok_and(|done| done.is_ok())).await;
+    }
+}
+
+/// The transaction of a read that was cancelled is ended, wherever the cancellation met it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn reads_that_the_server_cancels_do_not_harm_later_ones() {
+    for prepared in [true, false] {
+        let schema = Schema::new();
+        let store = schema.options().prepared(prepared).connect().await.unwrap();
+        let query = AuditQuery::new(org("acme"), AuditScope::OrgChanges);
+        let cancelled = Arc::new(AtomicUsize::new(0));
+        let mut readers = JoinSet::new();
+        for _ in 0..4 {
+            let (store, query, cancelled) = (store.clone(), query.clone(), Arc::clone(&cancelled));
+            readers.spawn(async move {
+                loop {
+                    if store.page(&query).await.is_err() {
+                        cancelled.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        let cancel = format!(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() \
+             AND state = 'active' AND (query LIKE '%{}%' OR query LIKE 'BEGIN READ ONLY%')",
+            schema.name
+        );
+        let db = schema.db().await;
+        eventually("many were cancelled", async || {
+            db.batch_execute(&cancel).await.unwrap();
+            cancelled.load(Ordering::SeqCst) > 30
+        })
+        .await;
+        // Its readers go on, so that no session is idle.
+        let ok = async || store.page(&query).await.is_ok();
+        eventually("they succeed again", async || ok().await && ok().await && ok().await).await;
+        readers.shutdown().await;
     }
 }

@@ -306,10 +306,16 @@ impl Begun {
         if !self.in_order {
             return self.connection.query(statement, parameters).await;
         }
-        self.connection.run(BEGIN_IN_ORDER).await?;
-        let rows = self.connection.query(statement, parameters).await;
-        // Ends the transaction after an error as well.
-        self.connection.run("COMMIT").await.and(rows)
+        let rows = async {
+            self.connection.run(BEGIN_IN_ORDER).await?;
+            self.connection.query(statement, parameters).await
+        };
+        let rows = rows.await;
+        // Ends the transaction after an error as well, even if that came with its first line.
+        if self.connection.run("COMMIT").await.is_err() {
+            self.connection.retire();
+        }
+        rows
     }
 }
 

@@ -106,7 +106,8 @@ fn defused(cell: &str) -> String {
             defused.push('\'');
         }
         defused.push(c);
-        is_start = matches!(c, ';' | '\t');
+        // A quote at the start of a split cell vanishes when it is read.
+        is_start = matches!(c, ';' | '\t') || (is_start && c == '"');
     }
     defused
 }
@@ -145,8 +146,12 @@ mod tests {
         for cell in ["", "/v1/a=b", "GET", "2001:db8::1", "'=1", "/a;b=1"] {
             assert_eq!(defused(cell), cell);
         }
-        for (cell, safe) in [("\t=1", "'\t'=1"), ("/a;=1;+2", "/a;'=1;'+2"), ("/a\t@b", "/a\t'@b")]
-        {
+        for (cell, safe) in [
+            ("\t=1", "'\t'=1"),
+            ("/a;=1;+2", "/a;'=1;'+2"),
+            ("/a\t@b", "/a\t'@b"),
+            ("/a;\"\"=1", "/a;\"\"'=1"),
+        ] {
             assert_eq!(defused(cell), safe);
         }
     }

@@ -1,7 +1,7 @@
 // The chart of a key's requests by hour or day, with a table for screen readers.
 
 import * as api from "./api.js";
-import { choice, day, exact, h, svg, text } from "./ui.js";
+import { brief, choice, day, h, svg, text } from "./ui.js";
 
 const KINDS = ["allowed", "errors", "refused"];
 const SPANS = [1, 7, 30, 90];
@@ -71,7 +71,7 @@ export function usageChart(key) {
     try {
       const { unit, buckets } = await api.usage(key, span.value);
       if (mine !== loads) return;
-      const when = unit === "day" ? day : exact;
+      const when = unit === "day" ? day : brief;
       const sums = KINDS.map((kind) => [kind, buckets.reduce((sum, bucket) => sum + bucket[kind], 0)]);
       place.replaceChildren(...drawing(buckets, when), numbers(buckets, when));
       legend.replaceChildren(...sums.map(([kind, sum]) =>

@@ -80,6 +80,7 @@ function formatter(style) {
 }
 
 export const exact = formatter({ dateStyle: "medium", timeStyle: "medium" });
+export const brief = formatter({ dateStyle: "short", timeStyle: "short" });
 export const day = formatter({ dateStyle: "medium" });
 const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
 const UNITS = [
