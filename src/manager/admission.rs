@@ -324,6 +324,7 @@ impl Admission {
         self.rate.as_deref()
     }
 
+    #[cfg(feature = "tower")]
     pub(crate) fn take_rate(&mut self) -> Option<Box<RateStatus>> {
         self.rate.take()
     }
@@ -413,6 +414,7 @@ impl Drop for Admission {
 /// A request that was not admitted, and what is left of its key's rate limit if it was counted.
 pub(crate) struct NotAdmitted {
     pub(crate) error: AdmitError,
+    #[cfg_attr(not(feature = "tower"), allow(dead_code, reason = "the layer tells it"))]
     pub(crate) rate: Option<Box<RateStatus>>,
 }
 
