@@ -37,7 +37,7 @@ impl KeyManager {
     /// After a change by this process, and at the key's expiry, it completes at once. After a
     /// change by another process, it completes within half a second of the moment from which
     /// requests with the key are refused; with a
-    #[cfg_attr(feature = "cache", doc = "[`CachedStore`](crate::store::CachedStore),")]
+    #[cfg_attr(feature = "cache", doc = "[`CachedStore`](crate::CachedStore),")]
     #[cfg_attr(not(feature = "cache"), doc = "`CachedStore`,")]
     /// that moment comes as soon as its feed delivers the change, and at most `max_staleness`
     /// after it. The addresses and scopes of the key are not checked again. While the store is
