@@ -112,6 +112,21 @@ async fn a_replaced_file_is_neither_written_nor_read() {
     }
 }
 
+/// A look-up that would be answered from memory is refused at once as well.
+#[tokio::test]
+async fn a_key_that_was_just_found_is_not_found_again_beside_another_file() {
+    let (_folder, path, store) = new_store();
+    let present = key(&org("acme"));
+    store.insert(&present, LIMIT).await.unwrap();
+    for _ in 0..2 {
+        assert!(store.find_by_digest(&present.digest).await.unwrap().is_some());
+    }
+    moved(&path);
+    fs::copy(beside(&path, ".moved"), &path).unwrap();
+    let found = store.find_by_digest(&present.digest).await;
+    assert!(matches!(found, Err(StoreError::Unavailable(_))), "{found:?}");
+}
+
 #[tokio::test]
 async fn a_link_that_points_to_another_file_is_noticed() {
     let (folder, path, store) = new_store();

@@ -95,6 +95,19 @@ impl DatabaseFile {
         }
     }
 
+    /// Whether the file at the path is the one that is open; fails if it was replaced. The
+    /// version of an open database does not change when another file takes its place.
+    pub(super) fn is_still_the_one(&self) -> Result<bool> {
+        let [file, _, _] = &self.parts;
+        match file.is_there() {
+            Ok(()) => Ok(true),
+            Err(_) => {
+                self.look_again.store(0, Ordering::Relaxed);
+                self.may_be_read().map(|()| false)
+            }
+        }
+    }
+
     /// Fails once a damaged page has been found.
     pub(super) fn is_whole(&self) -> Result<()> {
         if self.damaged.load(Ordering::Relaxed) {

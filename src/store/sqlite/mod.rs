@@ -201,7 +201,7 @@ impl KeyStore for SqliteStore {
     }
 
     async fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        Ok(self.inner.readers.with(|db| keys::find_by_digest(db, digest))?.map(Arc::new))
+        Ok(self.inner.readers.find_by_digest(digest)?)
     }
 
     async fn get(&self, org: &OrgId, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {

@@ -1,5 +1,7 @@
 //! Connections for reads on the calling thread, which are faster than a switch of threads.
+//! Each keeps the keys that it has found until the database is changed.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -7,15 +9,28 @@ use std::thread;
 
 use rusqlite::Connection;
 
+use crate::key::digest::{BuildUniformHasher, KeyDigest};
+use crate::record::ApiKey;
 use crate::store::sqlite::error::{DbError, Result};
 use crate::store::sqlite::file::DatabaseFile;
-use crate::store::sqlite::open;
 use crate::store::sqlite::open_error::SqliteOpenError;
+use crate::store::sqlite::{keys, open};
+
+/// How many keys a connection keeps; beyond that, it forgets all.
+const MOST: usize = 4_096;
 
 #[derive(Debug)]
 pub(super) struct Readers {
-    connections: Box<[Mutex<Connection>]>,
+    readers: Box<[Mutex<Reader>]>,
     file: Arc<DatabaseFile>,
+}
+
+/// A connection, and the keys that it has found at the present version of the database.
+#[derive(Debug)]
+struct Reader {
+    connection: Connection,
+    kept: HashMap<KeyDigest, Arc<ApiKey>, BuildUniformHasher>,
+    version: i64,
 }
 
 /// How many threads have read so far.
@@ -31,30 +46,72 @@ impl Readers {
     /// Opens one connection per processor, at least two.
     pub(super) fn open(path: &Path, file: &Arc<DatabaseFile>) -> Result<Self, SqliteOpenError> {
         let count = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16));
-        let connections: Result<Vec<_>, _> =
-            (0..count).map(|_| open::reader(path).map(Mutex::new)).collect();
-        Ok(Self { connections: connections?.into(), file: Arc::clone(file) })
+        let reader =
+            |connection| Mutex::new(Reader { connection, kept: HashMap::default(), version: 0 });
+        let readers: Result<Vec<_>, _> =
+            (0..count).map(|_| open::reader(path).map(reader)).collect();
+        Ok(Self { readers: readers?.into(), file: Arc::clone(file) })
     }
 
     /// Reads on the thread's usual connection, or on another that is free.
     pub(super) fn with<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        self.file.may_be_read()?;
-        self.file.watch(self.read(read))
+        self.read(|reader| read(&reader.connection))
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let own = OWN.with(|own| own % self.connections.len().max(1));
-        let (before, from) = self.connections.split_at(own);
-        for connection in from.iter().chain(before) {
-            match connection.try_lock() {
-                Ok(connection) => return read(&connection),
-                Err(TryLockError::Poisoned(poisoned)) => return read(&poisoned.into_inner()),
+    /// As [`keys::find_by_digest`], without reading a key twice that was not changed.
+    pub(super) fn find_by_digest(&self, digest: &KeyDigest) -> Result<Option<Arc<ApiKey>>> {
+        self.read(|reader| reader.find_by_digest(digest, &self.file))
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&mut Reader) -> Result<T>) -> Result<T> {
+        self.file.may_be_read()?;
+        self.file.watch(self.read_on_one(read))
+    }
+
+    fn read_on_one<T>(&self, read: impl FnOnce(&mut Reader) -> Result<T>) -> Result<T> {
+        let own = OWN.with(|own| own % self.readers.len().max(1));
+        let (before, from) = self.readers.split_at(own);
+        for reader in from.iter().chain(before) {
+            match reader.try_lock() {
+                Ok(mut reader) => return read(&mut reader),
+                Err(TryLockError::Poisoned(poisoned)) => return read(&mut poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) => {}
             }
         }
         match from.first() {
-            Some(connection) => read(&connection.lock().unwrap_or_else(PoisonError::into_inner)),
+            Some(reader) => read(&mut reader.lock().unwrap_or_else(PoisonError::into_inner)),
             None => Err(DbError::Ended),
         }
+    }
+}
+
+impl Reader {
+    fn find_by_digest(
+        &mut self,
+        digest: &KeyDigest,
+        file: &DatabaseFile,
+    ) -> Result<Option<Arc<ApiKey>>> {
+        // It changes with each commit of another connection, of whichever process
+        // (https://sqlite.org/pragma.html#pragma_data_version). A commit after this line makes
+        // the next call forget what this one finds.
+        let mut statement = self.connection.prepare_cached("PRAGMA data_version")?;
+        let version = statement.query_row([], |row| row.get(0))?;
+        drop(statement);
+        if version != self.version {
+            self.kept.clear();
+            self.version = version;
+        } else if let Some(key) = self.kept.get(digest)
+            && file.is_still_the_one()?
+        {
+            return Ok(Some(Arc::clone(key)));
+        }
+        let found = keys::find_by_digest(&self.connection, digest)?.map(Arc::new);
+        if let Some(key) = &found {
+            if self.kept.len() >= MOST {
+                self.kept.clear();
+            }
+            self.kept.insert(*digest, Arc::clone(key));
+        }
+        Ok(found)
     }
 }
