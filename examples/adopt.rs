@@ -10,9 +10,6 @@
 //! prefix of new keys, by default `vsp_sk_`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
 
-#[path = "support/existing.rs"]
-mod existing;
-
 use std::env;
 use std::error::Error;
 use std::path::Path;

@@ -20,9 +20,6 @@
 //! | `KEYGATE_EXISTING_FORMAT` | none | `acme_live_:32`: their prefix and the length of what follows |
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
-#[path = "support/existing.rs"]
-mod existing;
-
 use std::collections::HashMap;
 use std::env::{self, VarError};
 use std::error::Error;

@@ -1,5 +1,6 @@
 //! Keys that were issued before keygate, from a CSV file (RFC 4180) with the columns
 //! `org,name,key_prefix,sha256_hex`. A first line with just these names is skipped.
+#![cfg(feature = "sqlite")]
 
 use std::error::Error;
 use std::path::Path;
@@ -13,25 +14,29 @@ type Failure = Box<dyn Error>;
 const COLUMNS: [&str; 4] = ["org", "name", "key_prefix", "sha256_hex"];
 
 /// Reads a format such as `acme_live_:32`: the prefix, and the length of what follows.
-pub(crate) fn format(text: &str) -> Result<ExistingFormat, Failure> {
+pub fn format(text: &str) -> Result<ExistingFormat, Failure> {
     let (prefix, len) = text.rsplit_once(':').ok_or("a format is PREFIX:LENGTH")?;
     let len = len.parse().map_err(|_| "the length after the last colon is not a number")?;
     Ok(ExistingFormat::new(prefix, len..=len)?)
 }
 
-/// What became of a file.
-pub(crate) struct Report {
-    pub(crate) adopted: u64,
-    pub(crate) already_there: u64,
-    pub(crate) deleted: u64,
+/// What became of the keys of a file.
+#[derive(Debug)]
+pub struct Report {
+    /// How many were adopted now.
+    pub adopted: u64,
+    /// How many were there before.
+    pub already_there: u64,
+    /// How many were deleted since, and stay so.
+    pub deleted: u64,
     /// Lines of which nothing was stored, and why.
-    pub(crate) refused: Vec<String>,
+    pub refused: Vec<String>,
     /// Where the run stopped, and why, if the store failed.
-    pub(crate) stopped: Option<String>,
+    pub stopped: Option<String>,
 }
 
 /// Adopts the keys of a file. It can be run again.
-pub(crate) async fn adopt(
+pub async fn adopt(
     keys: &KeyManager,
     store: impl KeyImport,
     file: &Path,
