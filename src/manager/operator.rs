@@ -160,9 +160,10 @@ impl Operator {
         loop {
             let page = self.search(&search, after.as_ref(), Self::MAX_PAGE).await?;
             let is_unused = search.clone();
-            let found = self.revoke_each(&page.keys, move |key| is_unused.matches(key)).await;
-            revoked += found.0;
-            failed = failed.or(found.1);
+            let (more, error) =
+                self.revoke_each(&page.keys, move |key| is_unused.matches(key)).await;
+            revoked += more;
+            failed = failed.or(error);
             after = page.next;
             if after.is_none() {
                 return failed.map_or(Ok(revoked), Err);

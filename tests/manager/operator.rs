@@ -4,17 +4,16 @@ use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use keygate::audit::ChangeAction::Updated;
 use keygate::audit::{AuditEvent, AuditQuery, AuditScope};
 use keygate::existing::{AdoptedKey, DigestKind, ExistingFormat};
 use keygate::manager::{IssuedKey, Operator};
 use keygate::runtime::{Clock, ManualClock};
-use keygate::store::{KeySearch, KeyUse, Search, SearchCursor, SearchPage};
+use keygate::store::{KeyUse, Search};
 use keygate::*;
 
 use crate::support::{Call, eventually, org, soon, unknown_key};
-use crate::{assert_gone, assert_unavailable, bench, new_key, rename};
+use crate::{assert_gone, assert_unavailable, bench, interfere, new_key, rename};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -249,39 +248,20 @@ async fn a_key_that_was_enabled_or_rotated_since_is_not_unused() {
     assert_eq!(office.operator.revoke_unused_since(since).await.unwrap(), 2);
 }
 
-/// A search during which the keys that it finds are used.
-#[derive(Debug)]
-struct UsedMeanwhile(Arc<MemoryStore>);
-
-#[async_trait]
-impl KeySearch for UsedMeanwhile {
-    async fn find_by_id(&self, id: &KeyId) -> Result<Option<Arc<ApiKey>>, StoreError> {
-        self.0.find_by_id(id).await
-    }
-
-    async fn search(
-        &self,
-        search: &Search,
-        after: Option<&SearchCursor>,
-        limit: usize,
-    ) -> Result<SearchPage, StoreError> {
-        let page = self.0.search(search, after, limit).await?;
-        let used =
-            |key: &Arc<ApiKey>| KeyUse { id: key.id, at: key.created_at.saturating_add(2 * DAY) };
-        self.0.record_uses(&page.keys.iter().map(used).collect::<Vec<_>>()).await?;
-        Ok(page)
-    }
-}
-
 #[tokio::test]
 async fn a_key_that_is_used_after_the_search_is_not_revoked() {
-    let store = Arc::new(MemoryStore::new());
-    let keys = KeyManager::builder(store.clone()).build().unwrap();
-    let key = keys.create(&Actor::new(org("acme"), "ada"), new_key()).await.unwrap().key;
-    let since = key.created_at.saturating_add(DAY);
-    let operator = keys.operator("support: grace", UsedMeanwhile(store));
+    let b = bench();
+    let key = b.create().await.key;
+    let id = key.id;
+    let (since, used) =
+        (key.created_at.saturating_add(DAY), key.created_at.saturating_add(2 * DAY));
+    // Between the search and the revocation, which reads the key again.
+    interfere(&b.store, Call::Get, move |store| async move {
+        store.inner.record_uses(&[KeyUse { id, at: used }]).await.unwrap();
+    });
+    let operator = b.keys.operator("support: grace", b.store.clone());
     assert_eq!(operator.revoke_unused_since(since).await.unwrap(), 0);
-    assert_eq!(operator.get(&key.id).await.unwrap().status, Status::Active);
+    assert_eq!(operator.get(&id).await.unwrap().status, Status::Active);
 }
 
 #[tokio::test]

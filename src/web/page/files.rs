@@ -300,6 +300,18 @@ mod tests {
     use super::*;
     use crate::audit::record::Outcome;
 
+    /// Otherwise `lean` would leave out the code as well.
+    #[test]
+    fn a_comment_shares_no_line_with_code() {
+        for source in SCRIPTS.iter().map(|(_, script)| *script).chain([STYLE]) {
+            for line in source.lines().map(str::trim) {
+                let ends = line.find("*/").is_none_or(|at| at + 2 == line.len());
+                assert!(ends || !line.starts_with(['/', '*']), "{line}");
+            }
+        }
+        assert_eq!(lean("a\n  // b\n  /*\n * c */\n  d\n"), "a\n\n\n\nd\n");
+    }
+
     #[test]
     fn every_outcome_has_a_text() {
         let texts = texts();

@@ -35,7 +35,8 @@ function enter(address) {
   else history.pushState(state, "", address);
 }
 
-function leave(address) {
+/** Takes the address of a dialog away; its entry is used again. */
+export function leave(address) {
   if (location.hash !== address) return;
   history.replaceState({ ...history.state, left: true }, "", location.pathname + location.search);
 }

@@ -395,8 +395,10 @@ function showRow(id) {
     // Alone, if it would be below many others.
     search.control.value = "";
     showKeys();
-    if (!rowOf(id)) search.control.value = prefix;
-    showKeys();
+    if (!rowOf(id)) {
+      search.control.value = prefix;
+      showKeys();
+    }
   }
   focusRow({ id });
 }
@@ -473,14 +475,14 @@ function announceLoading() {
 
 /** Loads what the first view does not need. */
 async function start() {
-  const { wanted } = await import("./dialogs.js").catch(() => ({}));
+  const { wanted, leave } = await import("./dialogs.js").catch(() => ({}));
   follow = () => {
     const { id, action } = wanted?.() ?? {};
     if (!id) return;
     const key = service.keys.find((key) => key.id === id);
     if (key) return open(action, key);
     fail({ code: "not_found" });
-    history.replaceState(history.state, "", location.pathname + location.search);
+    leave(location.hash);
   };
   addEventListener("popstate", () => opened || follow());
   follow();
