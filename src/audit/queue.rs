@@ -5,6 +5,7 @@
 //! they take none from admitted requests.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,12 @@ pub(crate) struct Queue {
     /// Locked before `state`, if both are locked.
     sums: Mutex<Sums>,
     state: Mutex<State>,
+    /// Whether a request gets a place without the lock. Changes under the lock only.
+    is_open: AtomicBool,
+    /// The number of places that are not filled yet. A request counts its place before it
+    /// reads `is_open`, and the writer reads this after `is_open` has changed, so that it
+    /// does not end before the record is queued.
+    reserved: AtomicUsize,
     work: Event,
     closing: Event,
     end: Event,
@@ -76,6 +83,8 @@ impl Queue {
                 ended: false,
                 settled: false,
             }),
+            is_open: AtomicBool::new(true),
+            reserved: AtomicUsize::new(0),
             work: Event::new(),
             closing: Event::new(),
             end: Event::new(),
@@ -84,7 +93,13 @@ impl Queue {
 
     /// Reserves a place in the queue, if one is free and no caller waits for it.
     pub(crate) fn try_reserve(self: &Arc<Self>, kind: Kind) -> Result<Permit, DeliveryError> {
-        self.place(&mut self.lock(), kind)
+        if kind == Kind::Other {
+            let place = Permit::of(self, kind);
+            if self.is_open.load(Ordering::SeqCst) {
+                return Ok(place);
+            }
+        }
+        self.change(|state| self.place(state, kind))
     }
 
     fn place(self: &Arc<Self>, state: &mut State, kind: Kind) -> Result<Permit, DeliveryError> {
@@ -95,7 +110,7 @@ impl Queue {
             return Err(DeliveryError::Full);
         }
         state.contents.reserve(kind);
-        Ok(Permit { queue: Some(Arc::clone(self)), kind })
+        Ok(Permit::of(self, kind))
     }
 
     /// Reserves a place in the queue for a record other than a refusal's. Waits for one
@@ -105,16 +120,17 @@ impl Queue {
         runtime: &dyn Runtime,
         deadline: Duration,
     ) -> Result<Permit, DeliveryError> {
-        let place = {
-            let mut state = self.lock();
-            match self.place(&mut state, Kind::Other) {
-                Err(DeliveryError::Full) => {}
-                done => return done,
+        let (waiter, place) = oneshot::channel();
+        let reserved = self.change(|state| match self.place(state, Kind::Other) {
+            Err(DeliveryError::Full) => {
+                state.contents.room(Kind::Other).waiting.push_back(waiter);
+                None
             }
-            let (waiter, place) = oneshot::channel();
-            state.contents.room(Kind::Other).waiting.push_back(waiter);
-            place
-        };
+            done => Some(done),
+        });
+        if let Some(done) = reserved {
+            return done;
+        }
         // Writing what is queued makes room.
         self.work.notify(1);
         match timeout(runtime, deadline, place).await {
@@ -127,17 +143,15 @@ impl Queue {
     /// Hands free places to the callers that wait.
     fn grant(self: &Arc<Self>) {
         let kind = Kind::Other;
-        loop {
-            let mut state = self.lock();
-            let room = state.contents.room(kind);
-            if room.is_full() {
-                return;
-            }
-            let Some(waiter) = room.waiting.pop_front() else { return };
-            state.contents.reserve(kind);
-            drop(state);
+        let next = || {
+            self.change(|state| {
+                let room = state.contents.room(kind);
+                if room.is_full() { None } else { room.waiting.pop_front() }
+            })
+        };
+        while let Some(waiter) = next() {
             // If the caller is gone, the place is dropped, and so free again.
-            let _ = waiter.send(Permit { queue: Some(Arc::clone(self)), kind });
+            let _ = waiter.send(Permit::of(self, kind));
         }
     }
 
@@ -176,7 +190,7 @@ impl Queue {
             sums.end_old(Instant::now(), least, || {
                 (!state.contents.room(Kind::Refusal).is_full()).then(|| {
                     state.contents.reserve(Kind::Refusal);
-                    Permit { queue: Some(Arc::clone(self)), kind: Kind::Refusal }
+                    Permit::of(self, Kind::Refusal)
                 })
             })
         };
@@ -193,15 +207,17 @@ impl Queue {
 
     /// Queues a record without a reserved place.
     pub(crate) fn push(&self, record: AuditRecord) -> Result<(), DeliveryError> {
-        let mut state = self.lock();
-        if state.closed.is_some() {
-            Err(DeliveryError::Closed)
-        } else if state.contents.room(Kind::of(&record)).is_full() {
-            Err(DeliveryError::Full)
-        } else {
-            self.enqueue(state, record, None);
-            Ok(())
-        }
+        let wake = self.change(|state| {
+            if state.closed.is_some() {
+                Err(DeliveryError::Closed)
+            } else if state.contents.room(Kind::of(&record)).is_full() {
+                Err(DeliveryError::Full)
+            } else {
+                Ok(state.contents.push(record, None, self.batch))
+            }
+        })?;
+        self.wake_writer(wake);
+        Ok(())
     }
 
     /// Whether the deadline for finishing has passed.
@@ -240,13 +256,13 @@ impl Queue {
 
     /// Refuses new records. The writer has until `deadline` to write the rest.
     pub(crate) fn close(&self, deadline: Instant) {
-        let waiting = {
-            let mut sums = self.lock_sums();
-            let mut state = self.lock();
-            sums.closed = true;
+        let mut sums = self.lock_sums();
+        sums.closed = true;
+        let waiting = self.change(|state| {
             state.closed.get_or_insert(deadline);
             std::mem::take(&mut state.contents.room(Kind::Other).waiting)
-        };
+        });
+        drop(sums);
         self.closing.notify(usize::MAX);
         self.work.notify(usize::MAX);
         drop(waiting);
@@ -303,7 +319,7 @@ impl Queue {
             None if pressing && queued > 0 => return Err(Wake::Work),
             None if queued >= self.batch => return Err(Wake::Work),
             None if queued > 0 => Some(linger),
-            None if left.is_some() && !state.contents.is_reserved() && sums.summed() == 0 => {
+            None if left.is_some() && !self.is_reserved() && sums.summed() == 0 => {
                 return Err(Wake::Finished);
             }
             None => left,
@@ -349,18 +365,33 @@ impl Queue {
         self: &Arc<Self>,
         records: impl IntoIterator<Item = &'a AuditRecord>,
     ) {
-        let mut state = self.lock();
-        records.into_iter().for_each(|record| state.contents.release(record));
-        drop(state);
+        self.change(|state| {
+            records.into_iter().for_each(|record| state.contents.release(record));
+        });
         self.grant();
     }
 
-    fn enqueue(&self, mut state: MutexGuard<'_, State>, record: AuditRecord, ack: Option<Ack>) {
-        let wake = state.contents.push(record, ack, self.batch);
-        drop(state);
+    fn wake_writer(&self, wake: bool) {
         if wake {
             self.work.notify(1);
         }
+    }
+
+    /// Whether a reserved place has not been filled yet.
+    fn is_reserved(&self) -> bool {
+        self.reserved.load(Ordering::SeqCst) > 0
+    }
+
+    /// Changes what decides whether a request gets a place.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let done = change(&mut state);
+        let is_open = state.closed.is_none() && state.contents.room(Kind::Other).is_free();
+        // Written only if it changes, since every request reads it.
+        if self.is_open.load(Ordering::Relaxed) != is_open {
+            self.is_open.store(is_open, Ordering::SeqCst);
+        }
+        done
     }
 
     fn lock_sums(&self) -> MutexGuard<'_, Sums> {
@@ -387,6 +418,11 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
+    fn of(queue: &Arc<Queue>, kind: Kind) -> Self {
+        queue.reserved.fetch_add(1, Ordering::SeqCst);
+        Self { queue: Some(Arc::clone(queue)), kind }
+    }
+
     /// Queues the record.
     pub(crate) fn fill(mut self, record: AuditRecord) -> Result<(), DeliveryError> {
         self.fill_with(record, None)
@@ -403,12 +439,12 @@ impl Permit {
 
     fn fill_with(&mut self, record: AuditRecord, ack: Option<Ack>) -> Result<(), DeliveryError> {
         if let Some(queue) = self.queue.take() {
-            let mut state = queue.lock();
-            state.contents.give_back(self.kind);
-            if state.ended {
-                return Err(DeliveryError::Closed);
-            }
-            queue.enqueue(state, record, ack);
+            let queued = queue.change(|state| {
+                state.contents.give_back(self.kind);
+                queue.reserved.fetch_sub(1, Ordering::SeqCst);
+                (!state.ended).then(|| state.contents.push(record, ack, queue.batch))
+            });
+            queue.wake_writer(queued.ok_or(DeliveryError::Closed)?);
         }
         Ok(())
     }
@@ -417,11 +453,12 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
-            let mut state = queue.lock();
-            state.contents.give_back(self.kind);
-            let closed = state.closed.is_some();
-            drop(state);
-            if closed {
+            if self.kind == Kind::Refusal {
+                queue.lock().contents.give_back(self.kind);
+            }
+            queue.reserved.fetch_sub(1, Ordering::SeqCst);
+            if !queue.is_open.load(Ordering::SeqCst) && queue.is_closed() {
+                // It may have waited for this place only.
                 queue.work.notify(1);
             }
         }

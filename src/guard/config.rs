@@ -21,6 +21,8 @@ pub(super) struct Config {
     pub(super) environment: Option<Box<str>>,
     pub(super) optional: bool,
     pub(super) ignores_foreign: bool,
+    /// Whether the response gets the key, too.
+    pub(super) key_in_response: bool,
     pub(super) scopes: Vec<Scope>,
 }
 

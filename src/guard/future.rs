@@ -21,7 +21,6 @@ use crate::manager::admission::{Admission, NotAdmitted};
 use crate::manager::rate::RateStatus;
 use crate::runtime::spawn::BoxFuture;
 use crate::throttle::Throttle;
-use crate::wire::grpc;
 use crate::wire::refusal::{Asked, Refusal, set_rate};
 
 static WITHHELD: LazyLock<Throttle> = LazyLock::new(Throttle::default);
@@ -83,14 +82,16 @@ where
                 StateProjection::Serving { response, admission, span } => {
                     let _entered = span.enter();
                     let mut response = ready!(response.poll(cx))?;
-                    let status = grpc::http_status(&response);
+                    let status = this.asked.status_of(&response);
                     let lacks_scope = this.config.refusals.complete(&mut response, *this.asked);
                     let rate = admission.as_mut().and_then(Admission::take_rate);
                     if let Some(rate) = &rate {
                         set_rate(response.headers_mut(), rate);
                     }
                     let recorded = admission.take().and_then(|admission| {
-                        response.extensions_mut().insert(admission.key().clone());
+                        if this.config.key_in_response {
+                            response.extensions_mut().insert(admission.key().clone());
+                        }
                         let (outcome, recorded) = if lacks_scope {
                             (Outcome::InsufficientScope, admission.close_without_scope(status))
                         } else {

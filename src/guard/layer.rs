@@ -16,8 +16,7 @@ use crate::wire::client_ip::ClientIp;
 use crate::wire::refusal::{Refusal, Refusals};
 
 /// Passes a request to the service only if it has a valid key. It puts the
-/// [`VerifiedKey`](crate::VerifiedKey) into the extensions of the request, and of the
-/// response for outer layers such as an access log.
+/// [`VerifiedKey`](crate::VerifiedKey) into the extensions of the request.
 ///
 /// Add it once per route: two layers record each request twice.
 ///
@@ -91,6 +90,7 @@ impl ApiKeyLayer {
             environment: None,
             optional: false,
             ignores_foreign: false,
+            key_in_response: false,
             scopes: Vec::new(),
         };
         Self { config: Arc::new(config) }
@@ -122,6 +122,23 @@ impl ApiKeyLayer {
     /// are two credentials of any kind in one request.
     pub fn ignore_foreign_tokens(self) -> Self {
         self.with(|config| config.ignores_foreign = true)
+    }
+
+    /// Puts the [`VerifiedKey`](crate::VerifiedKey) into the extensions of the response as
+    /// well, for outer layers such as an access log.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
+    ///
+    /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
+    /// let layer = ApiKeyLayer::new(keys).key_in_response();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn key_in_response(self) -> Self {
+        self.with(|config| config.key_in_response = true)
     }
 
     /// Sets a function that finds the peer in the extensions that the server adds to a

@@ -88,7 +88,8 @@ impl<S: Clone> ApiKeyService<S> {
     where
         S: Service<Request<ReqBody>>,
     {
-        let (config, info) = (Arc::clone(&self.config), info(&request, ip));
+        let config = Arc::clone(&self.config);
+        let info = config.info(&request, ip);
         let mut admission: BoxFuture<'static, _> =
             Box::pin(async move { config.keys.admit_lookup(lookup, info, &config.scopes).await });
         // If nothing has to wait, as with a store in memory, the service that is ready is
@@ -118,12 +119,13 @@ impl<S: Clone> ApiKeyService<S> {
     }
 }
 
-fn info<B>(request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
-    let path = seen(path(request)).into();
-    RequestInfo { method: method_name(request.method()), path, ip }
-}
-
 impl Config {
+    fn info<B>(&self, request: &Request<B>, ip: Option<IpAddr>) -> RequestInfo {
+        // Only the audit log needs the path.
+        let path = if self.keys.is_audited() { seen(path(request)).into() } else { Box::default() };
+        RequestInfo { method: method_name(request.method()), path, ip }
+    }
+
     fn claim<B>(&self, request: &Request<B>) -> Claim {
         let foreign_to = self.ignores_foreign.then(|| self.keys.formats());
         match presented(request.headers(), self.key_header.as_ref(), foreign_to) {

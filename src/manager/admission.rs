@@ -1,6 +1,7 @@
 //! Admission of a request: verification with its audit record.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::future::{Future, ready};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -131,6 +132,12 @@ impl KeyManager {
         self.let_in(key, at, request, rate).await
     }
 
+    /// Whether there is an audit log.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_audited(&self) -> bool {
+        self.inner.audit.is_some()
+    }
+
     /// Counts a credential that the layer refuses, since it cannot be a key.
     #[cfg(feature = "tower")]
     pub(crate) fn count_malformed(&self) {
@@ -144,16 +151,17 @@ impl KeyManager {
         request: RequestInfo,
         rate: Option<Box<RateStatus>>,
     ) -> Result<Admission, NotAdmitted> {
-        let mut admission = Admission { key, rate, record: None, permit: None };
+        let mut admission = Admission { key, rate, unrecorded: None };
         if let Some(audit) = &self.inner.audit {
             // If the caller gives up while waiting for room, the record is still queued if
             // there is room by then.
-            let record = self.record(admission.key(), at, request);
-            admission.record = Some((Arc::clone(audit), record));
+            let keys = self.clone();
+            let unrecorded = Unrecorded { keys, at, request, status: None, permit: None };
+            let unrecorded = admission.unrecorded.insert(unrecorded);
             match audit.reserve().await {
-                Ok(permit) => admission.permit = permit,
+                Ok(permit) => unrecorded.permit = permit,
                 Err(error) => {
-                    admission.record = None;
+                    admission.unrecorded = None;
                     let error = self.not_recorded(admission.key.id(), error);
                     return Err(NotAdmitted { error, rate: admission.rate.take() });
                 }
@@ -161,27 +169,6 @@ impl KeyManager {
         }
         self.inner.uses.record(admission.key.id(), at);
         Ok(admission)
-    }
-
-    /// The record of a request as it is left if its admission is dropped.
-    fn record(&self, key: &VerifiedKey, at: Timestamp, request: RequestInfo) -> AuditRecord {
-        let event = RequestEvent {
-            method: method(request.method, &self.inner.formats),
-            endpoint: endpoint(request.path, &self.inner.formats),
-            ip: request.ip,
-            country: None,
-            status: None,
-            outcome: Outcome::Aborted,
-            count: 1,
-            secret: key.secret_used(),
-        };
-        AuditRecord {
-            id: self.inner.audit_ids.next(),
-            at,
-            org: key.org().clone(),
-            key: key.id(),
-            event: AuditEvent::Request(event),
-        }
     }
 
     fn not_recorded(&self, key: KeyId, error: DeliveryError) -> AdmitError {
@@ -255,25 +242,35 @@ impl KeyManager {
         request: RequestInfo,
     ) -> Result<(), AdmitError> {
         let Some(audit) = &self.inner.audit else { return Ok(()) };
-        let refusal = Refusal {
-            at,
-            org: key.org.clone(),
-            key: key.id,
-            outcome,
-            status,
-            method: match request.method {
-                Cow::Owned(unknown) => kept(unknown).into(),
-                known => known,
-            },
-            path: kept(request.path.into_string()).into_boxed_str(),
-            ip: request.ip,
-            secret,
-        };
+        let refusal = refusal(key, secret, at, (outcome, status), request);
         match audit.refuse(refusal) {
             Ok(None) => Ok(()),
             Ok(Some(recorded)) => Ok(recorded.await?),
             Err(not_recorded) => Err(self.not_recorded(key.id, not_recorded)),
         }
+    }
+}
+
+fn refusal(
+    key: &ApiKey,
+    secret: SecretUsed,
+    at: Timestamp,
+    (outcome, status): (Outcome, u16),
+    request: RequestInfo,
+) -> Refusal {
+    Refusal {
+        at,
+        org: key.org.clone(),
+        key: key.id,
+        outcome,
+        status,
+        method: match request.method {
+            Cow::Owned(unknown) => kept(unknown).into(),
+            known => known,
+        },
+        path: kept(request.path.into_string()).into_boxed_str(),
+        ip: request.ip,
+        secret,
     }
 }
 
@@ -302,15 +299,56 @@ pub(super) fn refusal_records(formats: Formats, ids: Arc<AuditIds>) -> Draft {
 
 /// A request that was admitted. Report its outcome with [`Admission::finish`]; if dropped
 /// instead, it leaves an audit record marked as aborted.
-#[derive(Debug)]
 #[must_use = "an admission that is dropped is recorded as aborted"]
 pub struct Admission {
     key: VerifiedKey,
     /// Boxed, since every request moves the admission about, and few have a limit.
     rate: Option<Box<RateStatus>>,
-    /// What is queued when this is dropped, and where; `None` once it is delivered.
-    record: Option<(Arc<AuditWriter>, AuditRecord)>,
+    /// `None` without an audit log, and once the record is queued.
+    unrecorded: Option<Unrecorded>,
+}
+
+/// What the record of an admitted request is made of when the request ends: smaller than the
+/// record, since every request moves it about.
+struct Unrecorded {
+    keys: KeyManager,
+    at: Timestamp,
+    request: RequestInfo,
+    /// That of the response, once there is one.
+    status: Option<u16>,
     permit: Option<Permit>,
+}
+
+impl Unrecorded {
+    /// The audit log, the place in its queue, and the record.
+    fn record(self, key: &VerifiedKey) -> Option<(Arc<AuditWriter>, Option<Permit>, AuditRecord)> {
+        let Self { keys: KeyManager { inner }, at, request, status, permit } = self;
+        let event = RequestEvent {
+            method: method(request.method, &inner.formats),
+            endpoint: endpoint(request.path, &inner.formats),
+            ip: request.ip,
+            country: None,
+            status,
+            outcome: if status.is_some() { Outcome::Allowed } else { Outcome::Aborted },
+            count: 1,
+            secret: key.secret_used(),
+        };
+        let record = AuditRecord {
+            id: inner.audit_ids.next(),
+            at,
+            org: key.org().clone(),
+            key: key.id(),
+            event: AuditEvent::Request(event),
+        };
+        Some((Arc::clone(inner.audit.as_ref()?), permit, record))
+    }
+}
+
+/// Shows no path: it may contain a key.
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission").field("key", &self.key).finish_non_exhaustive()
+    }
 }
 
 impl Admission {
@@ -362,21 +400,12 @@ impl Admission {
         status: u16,
     ) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
         tracing::debug!(key = %self.key.id(), org = %self.key.org(), reason = %Denial::InsufficientScope, "refused");
-        let (audit, record) = self.record.take()?;
-        let AuditEvent::Request(request) = record.event else { return None };
         // Counted with the other refusals of the key, so that a flood of them is summed.
-        self.permit = None;
-        let refused = audit.refuse(Refusal {
-            at: record.at,
-            org: record.org,
-            key: record.key,
-            outcome: Outcome::InsufficientScope,
-            status,
-            method: request.method,
-            path: request.endpoint,
-            ip: request.ip,
-            secret: request.secret,
-        });
+        let Unrecorded { keys, at, request, .. } = self.unrecorded.take()?;
+        let audit = keys.inner.audit.as_ref()?;
+        let told = (Outcome::InsufficientScope, status);
+        let refused =
+            audit.refuse(refusal(self.key.record(), self.key.secret_used(), at, told, request));
         refused.unwrap_or_else(|error| Some(Box::pin(ready(Err(error)))))
     }
 
@@ -385,28 +414,29 @@ impl Admission {
         mut self,
         status: u16,
     ) -> Option<BoxFuture<'static, Result<(), DeliveryError>>> {
-        let (audit, record) = self.record.as_mut()?;
-        if let AuditEvent::Request(request) = &mut record.event {
-            request.status = Some(status);
-            request.outcome = Outcome::Allowed;
-        }
-        if !audit.is_strict() {
+        let unrecorded = self.unrecorded.as_mut()?;
+        unrecorded.status = Some(status);
+        if !unrecorded.keys.inner.audit.as_ref()?.is_strict() {
             return None;
         }
         Some(Box::pin(async move {
             // Taken only when polled: if dropped earlier, the record is still queued.
-            match self.record.take() {
-                Some((audit, record)) => audit.deliver(self.permit.take(), record).await,
+            match self.take_record() {
+                Some((audit, permit, record)) => audit.deliver(permit, record).await,
                 None => Ok(()),
             }
         }))
+    }
+
+    fn take_record(&mut self) -> Option<(Arc<AuditWriter>, Option<Permit>, AuditRecord)> {
+        self.unrecorded.take()?.record(&self.key)
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        if let Some((audit, record)) = self.record.take() {
-            audit.enqueue(self.permit.take(), record);
+        if let Some((audit, permit, record)) = self.take_record() {
+            audit.enqueue(permit, record);
         }
     }
 }

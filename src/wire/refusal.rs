@@ -209,6 +209,11 @@ impl Asked {
     pub(crate) fn with(version: Version, headers: &HeaderMap) -> Self {
         Self { has_body: has_body(version, headers), is_grpc: is_grpc(headers) }
     }
+
+    /// The HTTP status that the response corresponds to.
+    pub(crate) fn status_of<B>(self, response: &Response<B>) -> u16 {
+        if self.is_grpc { grpc::http_status(response) } else { response.status().as_u16() }
+    }
 }
 
 /// The host's own response to a refusal, made from ours.

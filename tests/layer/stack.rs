@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, Full};
-use keygate::guard::{ResponseBody, ResponseFuture};
+use keygate::guard::{ApiKeyService, ResponseBody, ResponseFuture};
 use keygate::{ApiKeyLayer, VerifiedKey};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::classify::{ServerErrorsAsFailures, SharedClassifier};
@@ -202,16 +202,19 @@ orders! {
 }
 
 #[tokio::test]
-async fn the_key_of_an_admitted_request_is_in_the_extensions_of_its_answer() {
+async fn the_key_of_an_admitted_request_is_in_the_extensions_of_its_answer_if_asked_for() {
     let world = World::new();
     let (record, key) = world.key().await;
     let (revoked, revoked_key) = world.key().await;
     world.revoke(&revoked).await;
-    let service = world.layer().optional().layer(service_fn(greet_in_tower));
-    let ask = async |request: Request<()>| {
+    let [silent, telling] = [world.layer(), world.layer().key_in_response()]
+        .map(|layer| layer.optional().layer(service_fn(greet_in_tower)));
+    let ask_of = async |service: &ApiKeyService<_>, request: Request<()>| {
         let answer = service.clone().oneshot(request.map(|()| Unshared::of(""))).await.unwrap();
         answer.extensions().get::<VerifiedKey>().map(VerifiedKey::id)
     };
+    let ask = |request| ask_of(&telling, request);
+    assert_eq!(ask_of(&silent, bearer(&key)).await, None);
     assert_eq!(ask(bearer(&key)).await, Some(record.id));
     for refused in [request("/", &[]), bearer("x"), bearer(&unknown_key()), bearer(&revoked_key)] {
         assert_eq!(ask(refused).await, None);

@@ -65,7 +65,6 @@ pub(super) struct Contents<P> {
     count: u64,
     /// The number of queued records that a caller waits for.
     awaited: usize,
-    reserved: usize,
 }
 
 impl<P> Contents<P> {
@@ -76,7 +75,6 @@ impl<P> Contents<P> {
             for_others: Room::of(capacity),
             count: 0,
             awaited: 0,
-            reserved: 0,
         }
     }
 
@@ -102,31 +100,24 @@ impl<P> Contents<P> {
         self.count
     }
 
-    /// Whether a reserved place has not been filled yet.
-    pub(super) fn is_reserved(&self) -> bool {
-        self.reserved > 0
-    }
-
     /// Whether a caller waits for a record or for room.
     pub(super) fn is_pressing(&self) -> bool {
         self.awaited > 0 || self.for_others.waiting.iter().any(|waiter| !waiter.is_canceled())
     }
 
-    /// Counts a reserved place.
+    /// Takes the room of a reserved place.
     ///
     /// Requests in progress take no room: the host limits their number, and one that never
     /// ends must not make others wait. The record of a refusal follows at once, so it takes
     /// its room in advance.
     pub(super) fn reserve(&mut self, kind: Kind) {
-        self.reserved += 1;
         if kind == Kind::Refusal {
             self.for_refusals.occupied += 1;
         }
     }
 
-    /// Counts a place that was filled or is not needed.
+    /// Frees the room of a place that was filled or is not needed.
     pub(super) fn give_back(&mut self, kind: Kind) {
-        self.reserved = self.reserved.saturating_sub(1);
         if kind == Kind::Refusal {
             self.for_refusals.vacate();
         }
