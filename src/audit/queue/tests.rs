@@ -8,7 +8,6 @@ use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake as Waking};
 
 const LINGER: Duration = Duration::from_millis(7);
@@ -188,6 +187,40 @@ fn a_closed_queue_is_finished_when_it_is_empty_and_no_place_is_reserved() {
     drop(other);
     assert!(flag.is_woken());
     assert_eq!(flag.poll(wake.as_mut()), Poll::Ready(Wake::Finished));
+}
+
+/// One thread takes places and fills them, while another closes the queue and writes.
+#[test]
+fn a_queue_that_is_closed_meanwhile_waits_for_every_place_that_it_has_given() {
+    const ROUNDS: usize = 50_000;
+    let queues: Vec<_> = (0..ROUNDS).map(|_| queue(10, 3)).collect();
+    let (start, given) = (std::sync::Barrier::new(2), AtomicUsize::new(0));
+    let written = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for queue in &queues {
+                start.wait();
+                while let Ok(place) = queue.try_reserve(Kind::Other) {
+                    given.fetch_add(1, Ordering::Relaxed);
+                    // Fails if the writer has ended; the record is missing below then.
+                    let _ = place.fill(record(1));
+                }
+            }
+        });
+        let mut written = 0;
+        for (round, queue) in queues.iter().enumerate() {
+            start.wait();
+            // The queue is closed at a different point of the other thread's loop each time.
+            (0..round % 64).for_each(|_| std::hint::spin_loop());
+            queue.close(Instant::now() + Duration::from_secs(3_600));
+            let (time, flag) = (TestTime::default(), Arc::new(Flag::default()));
+            while flag.poll_writer(queue, &time, None) != Poll::Ready(Wake::Finished) {
+                written += taken(queue, 10).len();
+            }
+            queue.end();
+        }
+        written
+    });
+    assert_eq!(written, given.into_inner());
 }
 
 #[test]
