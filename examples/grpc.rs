@@ -1,5 +1,5 @@
-//! The layer on a tonic gRPC server, and what its clients see: `cargo run --example grpc
-//! --features tower`.
+//! The layer on a tonic gRPC server, and what its clients see:
+//! `cargo run -p keygate-heavy --example grpc`.
 //!
 //! The service is gRPC's health check. The key may be used only from this machine.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]

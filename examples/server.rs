@@ -50,7 +50,8 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 type Failure = Box<dyn Error>;
 
@@ -60,12 +61,9 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(4);
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+    let filter: Targets = variable("RUST_LOG", "info")?.parse()?;
+    let log = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(log.with_filter(filter)).init();
     // Before the manager is built, which asks the recorder for its counters.
     let metrics = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
     tokio::spawn(keep_small(metrics.clone()));

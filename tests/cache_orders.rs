@@ -1,5 +1,5 @@
 //! The cache itself, under every order in which its tasks can run: look-ups that share a call
-//! of the store, cancelled callers, and changes. `cache_model.rs` tests the counters alone.
+//! of the store, cancelled callers, and changes. `heavy/cache_model.rs` tests the counters alone.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -51,8 +51,8 @@ pub(crate) struct Claims {
 
 impl Check for Jwt {
     fn admits<B>(&self, request: &mut Request<B>) -> bool {
-        let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-        let Some(token) = header.and_then(|header| header.strip_prefix(b"Bearer ")) else {
+        let header = request.headers().get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+        let Some(token) = header.and_then(|header| header.strip_prefix("Bearer ")) else {
             return false;
         };
         match jsonwebtoken::decode::<Claims>(token, &self.0.0, &self.0.1) {

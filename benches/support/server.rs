@@ -10,6 +10,8 @@ use std::thread::{self, JoinHandle};
 /// Killed when dropped.
 pub(crate) struct Server {
     process: Child,
+    /// Its lines before the one with a URL.
+    pub(crate) said: Vec<String>,
     pub(crate) address: SocketAddr,
     last_line: Option<JoinHandle<String>>,
 }
@@ -19,14 +21,20 @@ impl Server {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut said = Vec::new();
         let address = lines.find_map(|line| {
-            let address = line.unwrap().split("http://").nth(1)?.split('/').next()?.parse();
-            Some(address.unwrap())
+            let line = line.unwrap();
+            let address = line.split("http://").nth(1).and_then(|url| url.split('/').next());
+            let address = address.map(|address| address.parse().unwrap());
+            if address.is_none() {
+                said.push(line);
+            }
+            address
         });
         // Read on, so that it never writes into a closed pipe.
         let rest = || lines.map_while(Result::ok).last().unwrap_or_default();
         let address = address.expect("a server that listens");
-        Self { process, address, last_line: Some(thread::spawn(rest)) }
+        Self { process, said, address, last_line: Some(thread::spawn(rest)) }
     }
 
     /// The example server on keys in that SQLite file, built as this bench is.
@@ -35,7 +43,9 @@ impl Server {
         let program = env::current_exe().unwrap();
         let release = program.ancestors().nth(2).unwrap();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--release", "--all-features", "--example", "server"]);
+        // Not quiet: with other features than the bench's, it takes minutes.
+        build.args(["build", "--release", "--all-features", "-p", "keygate-examples"]);
+        build.args(["--example", "server"]);
         build.arg("--target-dir").arg(release.parent().unwrap());
         assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
         let mut command = Command::new(release.join("examples/server"));

@@ -9,7 +9,7 @@
 //! Numbers are stored by place, and several keys may share one. A collision may keep an
 //! answer that is in flight out of the cache; it does not remove cached entries.
 //!
-//! `tests/cache_model.rs` compiles this file against loom's atomics and runs it in every
+//! `tests/heavy/cache_model.rs` compiles this file against loom's atomics and runs it in every
 //! order. For that it uses `super::atomic`, and nothing else of the crate.
 
 use super::atomic::{AtomicU64, Ordering};

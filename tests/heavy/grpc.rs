@@ -1,5 +1,4 @@
 //! The layer on a tonic server, over a socket, seen by tonic's client.
-#![cfg(all(feature = "tokio", feature = "tower"))]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,6 +7,7 @@
     reason = "tests"
 )]
 
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::net::IpAddr;

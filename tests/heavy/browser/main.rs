@@ -1,8 +1,8 @@
 //! The settings page in a browser: a real Chromium clicks and types.
 //!
-//! `cargo test --all-features --test browser -- --ignored`, with Debian's packages
+//! `cargo test --workspace --all-features --test browser -- --ignored`, with Debian's packages
 //! `chromium` and `chromium-driver`. `KEYGATE_BROWSER_WIDTH=360` runs all of them at that width.
-#![cfg(all(feature = "settings-page", feature = "sqlite", unix))]
+#![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,7 +28,7 @@ mod links;
 mod many;
 mod outage;
 mod overlap;
-#[path = "../support/port.rs"]
+#[path = "../../support/port.rs"]
 mod port;
 mod process;
 mod scopes;
@@ -36,7 +36,7 @@ mod screenshots;
 mod secret;
 mod service;
 mod small;
-#[path = "../support/mod.rs"]
+#[path = "../../support/mod.rs"]
 mod support;
 mod table;
 mod tabs;

@@ -7,9 +7,8 @@
     clippy::panic,
     reason = "tests"
 )]
-#![cfg(feature = "cache")]
 
-#[path = "../src/store/cache/validity.rs"]
+#[path = "../../src/store/cache/validity.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod validity;
 
