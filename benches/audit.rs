@@ -1,4 +1,4 @@
-//! The audit pipeline under more than its sink can take: `cargo bench --bench audit --all-features`.
+//! The audit pipeline under more than its sink can take: `cargo bench -p keygate-benches --bench audit`.
 //!
 //! First with SQLite as the sink, against that sink alone, given the same batches: how
 //! much is written in the long run, and in how much memory. Then a burst of 1,000,000

@@ -1,5 +1,5 @@
 //! `KeyManager::verify` through a warm `CachedStore<PostgresStore>` that follows the
-//! changes, against `MemoryStore`: `cargo bench --bench cache --all-features`.
+//! changes, against `MemoryStore`: `cargo bench -p keygate-benches --bench cache`.
 //!
 //! Both have the same 1,000 keys and take turns on them in random order. What a cold
 //! cache costs is in the bench of the stores. With `KEYGATE_TEST_POSTGRES` another

@@ -1,5 +1,5 @@
 //! What one organisation notices of its neighbours:
-//! `cargo bench --bench neighbours --all-features`.
+//! `cargo bench -p keygate-benches --bench neighbours`.
 //!
 //! A victim makes 100 requests and 10 changes a second through a service on PostgreSQL
 //! with a buffered audit log, first alone, and then beside each kind of trouble that

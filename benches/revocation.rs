@@ -1,5 +1,5 @@
 //! How long a revoked key is still accepted by another process:
-//! `cargo bench --bench revocation --features cache,postgres`.
+//! `cargo bench -p keygate-benches --bench revocation`.
 //!
 //! This process revokes; a second one, which has the keys in its cache, verifies them
 //! in a tight loop and says when it last accepted each. What counts is the time from

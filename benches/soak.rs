@@ -1,5 +1,5 @@
 //! The example server for a long time:
-//! `KEYGATE_SOAK_MINUTES=30 cargo bench --bench soak --all-features`.
+//! `KEYGATE_SOAK_MINUTES=30 cargo bench -p keygate-benches --bench soak`.
 //!
 //! It has its keys in a SQLite file, with buffered audit. This process asks it about
 //! 400 times a second, well below what it could answer: with good, revoked, unknown,

@@ -1,4 +1,4 @@
-//! Whether bad keys can be told apart over HTTP: `cargo bench --bench telling_apart --all-features`.
+//! Whether bad keys can be told apart over HTTP: `cargo bench -p keygate-benches --bench telling_apart`.
 //!
 //! The example server is asked with keys that are unknown, revoked, expired and deleted,
 //! 20,000 times with each, on one connection, one request after the other, in random

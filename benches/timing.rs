@@ -1,4 +1,4 @@
-//! Whether a comparison of digests takes as long wherever they differ: `cargo bench --bench timing`.
+//! Whether a comparison of digests takes as long wherever they differ: `cargo bench -p keygate-benches --bench timing`.
 //!
 //! After dudect (Reparaz, Balasch, Verbauwhede: "Dude, is my code constant time?"): two
 //! classes of inputs take turns at random, in the same memory, and Welch's t says whether

@@ -1,4 +1,4 @@
-//! `KeyManager::verify` against its floor: `cargo bench --bench verify`.
+//! `KeyManager::verify` against its floor: `cargo bench -p keygate-benches --bench verify`.
 //!
 //! The floor is SHA-256 of 55 bytes, one look-up in a hash map of digests, a comparison in
 //! constant time, one reading of the clock. A verification cannot do with that, since it

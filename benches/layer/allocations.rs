@@ -1,5 +1,5 @@
 //! Allocations of a verification and of a request, by the rows of the layer's bench:
-//! `cargo bench --bench allocations --all-features`.
+//! `cargo bench -p keygate-benches --bench allocations`.
 //!
 //! Apart from the times, since the counter is an allocator of its own and takes time itself.
 #![allow(

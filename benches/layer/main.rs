@@ -1,4 +1,4 @@
-//! What authentication adds to a request: `cargo bench --bench layer --all-features`.
+//! What authentication adds to a request: `cargo bench -p keygate-benches --bench layer`.
 //!
 //! An axum router without authentication, the same behind layers written by hand, and
 //! the same behind `ApiKeyLayer`, all called in process. They take turns; what counts

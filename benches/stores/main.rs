@@ -1,4 +1,4 @@
-//! The stores against the same work written by hand: `cargo bench --bench stores --all-features`.
+//! The stores against the same work written by hand: `cargo bench -p keygate-benches --bench stores`.
 //!
 //! Both sides take turns, round by round, and what counts is the median of the
 //! rounds' ratios: a machine that is busy with something else slows both. With

@@ -1,6 +1,6 @@
 //! The settings page in a browser: a real Chromium clicks and types.
 //!
-//! `cargo test --workspace --all-features --test browser -- --ignored`, with Debian's packages
+//! `cargo test -p keygate-heavy --test browser -- --ignored`, with Debian's packages
 //! `chromium` and `chromium-driver`. `KEYGATE_BROWSER_WIDTH=360` runs all of them at that width.
 #![cfg(unix)]
 #![allow(

@@ -1,5 +1,5 @@
 //! Screenshots of every state of the page, for review:
-//! `KEYGATE_SCREENSHOTS=target/screenshots cargo test --workspace --all-features --test browser screenshots -- --ignored`
+//! `KEYGATE_SCREENSHOTS=target/screenshots cargo test -p keygate-heavy --test browser screenshots -- --ignored`
 
 use std::fs;
 use std::path::PathBuf;
