@@ -121,10 +121,7 @@ async fn fill(db: &Client) {
         )
     };
     // A test says itself when there are statistics.
-    let by_hand: String = TABLES
-        .iter()
-        .map(|table| format!("ALTER TABLE {table} SET (autovacuum_enabled = false);"))
-        .collect();
+    let by_hand = without_autovacuum(db).await;
     let record = format!("id, {base} + n / {AT_ONCE}, lpad(to_hex(n), 32, '0')::uuid, org");
     let by = |rest, quiet, busy| {
         format!(
@@ -157,11 +154,45 @@ async fn fill(db: &Client) {
     db.batch_execute(&sql).await.unwrap();
 }
 
+/// Statements that switch off automatic statistics.
+pub(crate) async fn without_autovacuum(db: &Client) -> String {
+    let tables = "SELECT relname::text FROM pg_class WHERE relkind = 'r' \
+                  AND relnamespace = current_schema()::regnamespace";
+    let tables = db.query(tables, &[]).await.unwrap();
+    let switch_off = |table: &str| format!("ALTER TABLE {table} SET (autovacuum_enabled = false);");
+    tables.iter().map(|row| switch_off(row.get(0))).collect()
+}
+
+/// How many partitions the requests are in, besides one for other times.
+const PARTITIONS: u64 = 7;
+
+/// Partitions for the times of the requests.
+async fn partition(db: &Client) {
+    let first = at(0).unix_micros();
+    let width = (REQUESTS / AT_ONCE / PARTITIONS + 1).cast_signed();
+    let before = format!(
+        "ALTER TABLE requests DETACH PARTITION requests_before; ALTER TABLE requests \
+         ATTACH PARTITION requests_before FOR VALUES FROM (MINVALUE) TO ({first});"
+    );
+    let partition = |n| {
+        let from = first + n * width;
+        format!(
+            "CREATE TABLE requests_{n} PARTITION OF requests FOR VALUES FROM ({from}) TO ({});",
+            from + width
+        )
+    };
+    let partitions: String = (0..PARTITIONS.cast_signed()).map(partition).collect();
+    db.batch_execute(&format!("{before}{partitions}")).await.unwrap();
+}
+
 /// A schema with all of these records, and a session in it.
-async fn filled() -> (Schema, Client) {
+async fn filled(partitioned: bool) -> (Schema, Client) {
     let schema = Schema::new();
     drop(schema.store().await);
     let db = schema.db().await;
+    if partitioned {
+        partition(&db).await;
+    }
     fill(&db).await;
     (schema, db)
 }
@@ -375,7 +406,7 @@ async fn assert_calls_read_little(place: (Place<'_>, bool)) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn among_a_million_records_each_call_reads_little_by_indexes() {
-    let (schema, db) = filled().await;
+    let (schema, db) = filled(true).await;
     // As after a restore, without statistics, and then with them.
     let analyse = format!("ANALYZE {}", TABLES.join(", "));
     for first in ["", &analyse] {
@@ -403,7 +434,7 @@ async fn write_on(store: &PostgresStore, key: &ApiKey, written: &AtomicU64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn a_walk_through_50_000_records_misses_and_repeats_none_while_others_arrive() {
-    let (schema, _db) = filled().await;
+    let (schema, _db) = filled(true).await;
     let store = schema.store().await;
     let (key, there_before) = (key_number(BUSY), requests_of(BUSY));
     assert_eq!(there_before.len(), 50_000);
@@ -462,7 +493,7 @@ async fn watch_removals(schema: &Schema, db: &Client) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs PostgreSQL"]
 async fn a_purge_removes_the_older_ones_in_batches_and_lets_others_write() {
-    let (schema, db) = filled().await;
+    let (schema, db) = filled(false).await;
     watch_removals(&schema, &db).await;
     let instant = at(REQUESTS / 3 / AT_ONCE);
     let old = format!("at < {}", instant.unix_micros());

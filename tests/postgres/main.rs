@@ -15,6 +15,7 @@ mod large;
 mod locked;
 mod neighbours;
 mod opening;
+mod partitions;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../postgres_support/mod.rs"]
 mod postgres_support;

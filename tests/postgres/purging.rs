@@ -3,7 +3,7 @@
 use keygate::{AuditLog, PostgresStore, Timestamp};
 use tokio_postgres::Client;
 
-use crate::large::{Work, records, work_of};
+use crate::large::{Work, records, without_autovacuum, work_of};
 use crate::postgres_support::{Schema, count};
 
 /// Fills tables without statistics. If the indexes are created afterwards, as in a restore,
@@ -11,17 +11,16 @@ use crate::postgres_support::{Schema, count};
 async fn fill(db: &Client, rows: u64, indexed_afterwards: bool) {
     let (drop, make) = if indexed_afterwards {
         (
-            "DROP INDEX requests_by_time; DROP INDEX changes_by_time;",
-            "CREATE INDEX requests_by_time ON requests (at); \
+            "DROP INDEX requests_at_idx; DROP INDEX changes_by_time;",
+            "CREATE INDEX requests_at_idx ON requests (at); \
              CREATE INDEX changes_by_time ON changes (at);",
         )
     } else {
         Default::default()
     };
+    let by_hand = without_autovacuum(db).await;
     let sql = format!(
-        "ALTER TABLE requests SET (autovacuum_enabled = off); \
-         ALTER TABLE changes SET (autovacuum_enabled = off); \
-         {drop} \
+        "{by_hand} {drop} \
          INSERT INTO requests (key, at, id, org, method, endpoint, status, outcome) \
              SELECT lpad(to_hex(n % 999), 32, '0')::uuid, n / 60, lpad(to_hex(n), 32, '0')::uuid, \
              'acme', 'GET', '/v1/things/' || n, 200, 'allowed' \

@@ -1,7 +1,4 @@
-//! The statements over audit records.
-
-use std::borrow::Cow;
-use std::net::IpAddr;
+//! Reads and purges audit records.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -16,135 +13,13 @@ use crate::audit::usage::{UsageBucket, UsageCounts, UsageQuery};
 use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
-use crate::store::postgres::columns::{Columns, escaped, plain};
+use crate::store::postgres::columns::{Columns, plain};
 use crate::store::postgres::connection::Connection;
 use crate::store::postgres::error::Result;
 use crate::store::postgres::keys::uuid;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 use crate::store::sql;
-
-/// Writes the batch. A record that is stored already is left unchanged, so that the batch
-/// may be sent again.
-pub(super) async fn record(pool: &Pool, batch: &[AuditRecord]) -> Result<()> {
-    let mut sorted: Vec<&AuditRecord> = batch.iter().collect();
-    // Sorted, so that two batches with the same records insert them in the same order and
-    // do not deadlock.
-    sorted.sort_unstable_by_key(|r| (r.key.to_bytes(), r.at, r.id));
-    let (mut requests, mut changes) = (Requests::default(), Changes::default());
-    for record in sorted {
-        match &record.event {
-            AuditEvent::Request(request) => requests.push(record, request),
-            AuditEvent::Change(change) => changes.push(record, change),
-        }
-    }
-    requests.write(pool).await?;
-    changes.write(pool).await
-}
-
-/// The fields that every record has, column by column.
-#[derive(Default)]
-struct Heads<'a> {
-    keys: Vec<Uuid>,
-    times: Vec<i64>,
-    ids: Vec<Uuid>,
-    orgs: Vec<&'a str>,
-}
-
-impl<'a> Heads<'a> {
-    fn push(&mut self, record: &'a AuditRecord) {
-        self.keys.push(uuid(record.key));
-        self.times.push(record.at.unix_micros());
-        self.ids.push(Uuid::from_bytes(record.id.to_bytes()));
-        self.orgs.push(record.org.as_str());
-    }
-}
-
-#[derive(Default)]
-struct Requests<'a> {
-    heads: Heads<'a>,
-    methods: Vec<Cow<'a, str>>,
-    endpoints: Vec<Cow<'a, str>>,
-    ips: Vec<Option<IpAddr>>,
-    countries: Vec<Option<&'a str>>,
-    statuses: Vec<Option<i32>>,
-    outcomes: Vec<&'static str>,
-    counts: Vec<i64>,
-    secrets: Vec<&'static str>,
-}
-
-impl<'a> Requests<'a> {
-    fn push(&mut self, record: &'a AuditRecord, request: &'a RequestEvent) {
-        self.heads.push(record);
-        self.methods.push(escaped(&request.method));
-        self.endpoints.push(escaped(&request.endpoint));
-        self.ips.push(request.ip);
-        self.countries.push(request.country.as_ref().map(CountryCode::as_str));
-        self.statuses.push(request.status.map(i32::from));
-        self.outcomes.push(request.outcome.as_str());
-        self.counts.push(i64::from(request.count));
-        self.secrets.push(request.secret.as_str());
-    }
-
-    async fn write(&self, pool: &Pool) -> Result<()> {
-        if self.heads.ids.is_empty() {
-            return Ok(());
-        }
-        let parameters = [
-            (&self.heads.keys as _, Type::UUID_ARRAY),
-            (&self.heads.times as _, Type::INT8_ARRAY),
-            (&self.heads.ids as _, Type::UUID_ARRAY),
-            (&self.heads.orgs as _, Type::TEXT_ARRAY),
-            (&self.methods as _, Type::TEXT_ARRAY),
-            (&self.endpoints as _, Type::TEXT_ARRAY),
-            (&self.ips as _, Type::INET_ARRAY),
-            (&self.countries as _, Type::TEXT_ARRAY),
-            (&self.statuses as _, Type::INT4_ARRAY),
-            (&self.outcomes as _, Type::TEXT_ARRAY),
-            (&self.counts as _, Type::INT8_ARRAY),
-            (&self.secrets as _, Type::TEXT_ARRAY),
-        ];
-        pool.query(Sql::RecordRequests, &parameters).await?;
-        Ok(())
-    }
-}
-
-#[derive(Default)]
-struct Changes<'a> {
-    heads: Heads<'a>,
-    actors: Vec<Cow<'a, str>>,
-    actions: Vec<&'static str>,
-    phases: Vec<&'static str>,
-    fields: Vec<String>,
-}
-
-impl<'a> Changes<'a> {
-    fn push(&mut self, record: &'a AuditRecord, change: &'a ChangeEvent) {
-        self.heads.push(record);
-        self.actors.push(escaped(&change.actor));
-        self.actions.push(change.action.as_str());
-        self.phases.push(change.phase.as_str());
-        self.fields.push(change.fields.to_string());
-    }
-
-    async fn write(&self, pool: &Pool) -> Result<()> {
-        if self.heads.ids.is_empty() {
-            return Ok(());
-        }
-        let parameters = [
-            (&self.heads.keys as _, Type::UUID_ARRAY),
-            (&self.heads.times as _, Type::INT8_ARRAY),
-            (&self.heads.ids as _, Type::UUID_ARRAY),
-            (&self.heads.orgs as _, Type::TEXT_ARRAY),
-            (&self.actors as _, Type::TEXT_ARRAY),
-            (&self.actions as _, Type::TEXT_ARRAY),
-            (&self.phases as _, Type::TEXT_ARRAY),
-            (&self.fields as _, Type::TEXT_ARRAY),
-        ];
-        pool.query(Sql::RecordChanges, &parameters).await?;
-        Ok(())
-    }
-}
 
 pub(super) async fn page(pool: &Pool, query: &AuditQuery) -> Result<AuditPage> {
     let (before, after, key) = match query.scope {
@@ -235,6 +110,9 @@ const BEGIN_PURGE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
 /// Opens a transaction, which the caller must roll back after an error.
 pub(super) async fn purge(db: &Connection, purge: Purge) -> Result<Purged> {
     db.run(BEGIN_PURGE).await?;
+    if matches!(purge.statement, Sql::DropPartition) {
+        db.run("SET LOCAL statement_timeout = '1min'").await?;
+    }
     let (from, before) = (purge.from.unix_micros(), purge.before.unix_micros());
     let parameters =
         [(&before as _, Type::INT8), (&from as _, Type::INT8), (&true as _, Type::BOOL)];

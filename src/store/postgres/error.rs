@@ -34,6 +34,8 @@ pub(super) enum DbError {
     TooLate(Duration),
     #[error("{0} keys are locked by other transactions")]
     Locked(i64),
+    #[error("the audit log has no partition for the time of a request")]
+    NoPartition(#[source] Box<DbError>),
     /// A change that may have taken place.
     #[error("no answer to the change was received")]
     InDoubt(#[source] Box<DbError>),
@@ -181,6 +183,7 @@ impl DbError {
             | Self::NotBegun(_)
             | Self::TooLate(_)
             | Self::Locked(_)
+            | Self::NoPartition(_)
             | Self::InDoubt(_)
             | Self::NoAddress(_)
             | Self::Unconnected { .. }
@@ -195,8 +198,22 @@ impl DbError {
         }
     }
 
-    fn is_constraint(&self) -> bool {
+    pub(super) fn is_constraint(&self) -> bool {
         self.code() == Some(&SqlState::UNIQUE_VIOLATION)
+    }
+
+    pub(super) fn lacks_rights(&self) -> bool {
+        self.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
+    /// Whether a table has no partition for a row, rather than a constraint that refuses it. The
+    /// first partition has a constraint shortly before it ends.
+    pub(super) fn lacks_partition(&self) -> bool {
+        let Self::Postgres(error) = self else { return false };
+        error.as_db_error().is_some_and(|db| {
+            *db.code() == SqlState::CHECK_VIOLATION
+                && db.constraint().is_none_or(|name| name.starts_with("at_before_"))
+        })
     }
 }
 

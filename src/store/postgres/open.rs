@@ -9,7 +9,7 @@ use crate::store::postgres::error::{DbError, Refusal};
 use crate::store::postgres::schema::{self, SchemaError};
 use crate::text::debug_with_causes;
 
-/// The servers, the user and the database, for error messages.
+/// The servers, the user and the database, for error messages, and other settings of the store.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) servers: String,
@@ -17,6 +17,7 @@ pub(super) struct Target {
     pub(super) database: String,
     pub(super) schema: String,
     pub(super) connections: usize,
+    pub(super) partition_width: Duration,
 }
 
 /// Why a database could not be opened. No error contains the password.

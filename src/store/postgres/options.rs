@@ -13,8 +13,10 @@ use crate::store::postgres::server::{Server, servers};
 use crate::store::postgres::session::Patience;
 use crate::store::postgres::statements::Texts;
 
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// A longer duration may overflow when added to a point in time.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST: Duration = DAY;
 
 /// Settings of a [`PostgresStore`](crate::PostgresStore).
 ///
@@ -40,6 +42,7 @@ pub struct PostgresOptions {
     connections: Option<usize>,
     deadline: Duration,
     prepared: bool,
+    partition_width: Duration,
 }
 
 impl PostgresOptions {
@@ -91,6 +94,7 @@ impl PostgresOptions {
             connections: None,
             deadline: Duration::from_secs(1),
             prepared: true,
+            partition_width: 7 * DAY,
         }
     }
 
@@ -160,6 +164,18 @@ impl PostgresOptions {
         Self { prepared, ..self }
     }
 
+    /// Sets how much time one partition of the requests in the audit log holds, in whole hours
+    /// from one hour to a year of 365 days. The default is a week.
+    ///
+    /// Partitions that are older than the instant of a purge are dropped as a whole. Choose
+    /// about a thirtieth of the time for which you keep requests: a page of the log may look
+    /// into every partition. Beyond 48 partitions, new ones are wider. Existing partitions are
+    /// not changed.
+    pub fn partition_width(self, width: Duration) -> Self {
+        let hours = width.clamp(HOUR, 365 * DAY).as_secs() / HOUR.as_secs();
+        Self { partition_width: Duration::from_secs(hours * HOUR.as_secs()), ..self }
+    }
+
     pub(super) fn parts(self) -> Result<(Dialer, Target), PostgresOpenError> {
         let target = Target {
             servers: names(&self.config),
@@ -167,6 +183,7 @@ impl PostgresOptions {
             database: self.config.get_dbname().unwrap_or("the user's own").to_owned(),
             schema: self.schema,
             connections: self.connections.unwrap_or(if self.prepared { 2 } else { 4 }),
+            partition_width: self.partition_width,
         };
         if self.config.get_ssl_mode() == SslMode::Require && !cfg!(feature = "postgres-tls") {
             return Err(PostgresOpenError::NoTls { servers: target.servers });
@@ -224,6 +241,7 @@ impl fmt::Debug for PostgresOptions {
             .field("connections", &self.connections)
             .field("deadline", &self.deadline)
             .field("prepared", &self.prepared)
+            .field("partition_width", &self.partition_width)
             .finish_non_exhaustive()
     }
 }

@@ -8,10 +8,11 @@ use tokio_postgres::types::Type;
 
 use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::error::{DbError, Result};
+use crate::store::postgres::partitioning;
 use crate::store::sql::{self, KEYS};
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 15] = [
     // Times are microseconds since 1970. The rows of `organisations` exist to be locked.
     // Characters that PostgreSQL cannot store are escaped as U+FDD0 and a digit.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -256,6 +257,11 @@ const MIGRATIONS: [&str; 10] = [
      CREATE INDEX keys_by_prefix ON {schema}.keys (key_prefix, id);
      CREATE INDEX keys_by_expiry ON {schema}.keys (expires_at, id) WHERE expires_at IS NOT NULL;
      CREATE INDEX keys_by_activity ON {schema}.keys (active_day, id);",
+    partitioning::TABLES,
+    partitioning::MAKE,
+    partitioning::DETACH,
+    partitioning::DROP,
+    partitioning::RIGHTS,
 ];
 
 /// Objects that depend on the columns of the table of keys, recreated after the migrations:
@@ -366,7 +372,7 @@ async fn check_rights(db: &Connection, schema: &str) -> Result<(), SchemaError> 
          UNION ALL \
          SELECT DISTINCT 'EXECUTE on ' || proname FROM pg_catalog.pg_proc \
          JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pronamespace \
-         WHERE nspname = $1 AND proname = 'insert_key' \
+         WHERE nspname = $1 AND proname IN ('insert_key', 'make_partitions') \
          AND NOT pg_catalog.has_function_privilege(pg_proc.oid, 'EXECUTE')) AS all_missing";
     match text(db, sql, &[(&schema as _, Type::TEXT)]).await? {
         Some(missing) => Err(SchemaError::NoRights { missing }),

@@ -10,7 +10,8 @@ macro_rules! keys {
 }
 
 /// The records between two places, in the order that pages are assembled from. With a limit
-/// on an index in that order, this is a short scan at any table size.
+/// on an index in that order, this is a short scan at any table size. The time is compared
+/// alone as well, since only that excludes partitions.
 macro_rules! page {
     ($table:literal, $columns:literal, $scope:expr, $order:literal) => {
         concat!(
@@ -20,7 +21,7 @@ macro_rules! page {
             $table,
             " WHERE ",
             $scope,
-            " AND (at, id) > ($3, $4) AND (at, id) < ($5, $6) ORDER BY at ",
+            " AND (at, id) > ($3, $4) AND (at, id) < ($5, $6) AND at >= $3 AND at <= $5 ORDER BY at ",
             $order,
             ", id ",
             $order,
@@ -165,16 +166,18 @@ statements! {
         SELECT (SELECT count(*) FROM {schema}.keys WHERE id = ANY($1)) \
         - (SELECT count(*) FROM locked) AS left_out",
     // Requests are written and counted in one statement, so that one does not happen without
-    // the other.
+    // the other. It fails if one of them is stored already: checking for that in advance, for
+    // each row, takes time.
     RecordRequests: "WITH written AS (INSERT INTO {schema}.requests ({request columns}) \
-        SELECT * FROM unnest({request values}) ON CONFLICT DO NOTHING \
-        RETURNING key, org, at - ((at % 3600000000) + 3600000000) % 3600000000 AS hour, count, \
-        CASE outcome WHEN 'aborted' THEN 'aborted' WHEN 'allowed' THEN \
-        CASE WHEN status >= 500 THEN 'server_errors' WHEN status >= 400 THEN 'client_errors' \
-        ELSE 'allowed' END ELSE 'refused' END AS kind) \
-        INSERT INTO {schema}.hourly_usage (key, org, hour, writer, {counts}) \
-        SELECT key, org, hour, pg_catalog.pg_backend_pid(), {sums} FROM written GROUP BY key, org, hour \
+        SELECT * FROM unnest({request values})) \
+        INSERT INTO {schema}.hourly_usage (writer, key, org, hour, {counts}) \
+        SELECT pg_catalog.pg_backend_pid(), * FROM unnest({usage values}) \
         ON CONFLICT (key, org, hour, writer) DO UPDATE SET {added}",
+    // Each is looked for in the index, whether or not there are statistics.
+    StoredRequests: "SELECT given.id FROM unnest($1, $2, $3) AS given (key, at, id), \
+        LATERAL (SELECT 1 FROM {schema}.requests AS stored WHERE stored.key = given.key \
+        AND stored.at = given.at AND stored.id = given.id OFFSET 0) AS stored",
+    MakePartitions: "SELECT {schema}.make_partitions('{schema}', $1, $2, '{patience}') AS made",
     RecordChanges: "INSERT INTO {schema}.changes ({change columns}) \
         SELECT * FROM unnest({change values}) ON CONFLICT DO NOTHING",
     KeyRequestsBefore: page!("requests", "{request columns}", of_key!(), "DESC"),
@@ -187,6 +190,12 @@ statements! {
         WHERE key = $1 AND org = $2 AND hour >= $3 AND hour < $4 GROUP BY hour ORDER BY hour",
     PurgeRequests: purge!("requests"),
     PurgeChanges: purge!("changes"),
+    // The parameters and results of a purge, so that it can be carried out as one.
+    DetachPartitions: "SELECT {schema}.detach_partitions('{schema}', $1, '{patience}') AS purged, \
+        NULL::bigint AS last WHERE $2 <= $1 AND $3",
+    DropPartition: "SELECT coalesce(dropped, 0) AS purged, CASE WHEN dropped >= 0 THEN $2 END AS last \
+        FROM (SELECT {schema}.drop_partition('{schema}', '{patience}') AS dropped) AS answer \
+        WHERE $2 <= $1 AND $3",
     PurgeUsage: "WITH old AS (SELECT key, org, hour, writer FROM {schema}.hourly_usage \
         WHERE hour < $1 AND hour >= $2 AND $3 ORDER BY hour LIMIT 1000 FOR UPDATE), \
         gone AS (DELETE FROM {schema}.hourly_usage AS rows USING old WHERE rows.key = old.key \
@@ -212,6 +221,10 @@ impl Sql {
 /// The number of the first parameter that an edit writes, after id, organisation and
 /// expected revision.
 const EDIT: usize = 4;
+
+/// How long a change of partitions waits for those who use them, in milliseconds. Others wait
+/// behind it.
+const PARTITION_PATIENCE: &str = "100";
 
 /// The texts of all statements for one schema.
 #[derive(Debug)]
@@ -239,12 +252,8 @@ impl Texts {
             ("{request columns}", sql::list(REQUESTS)),
             ("{request values}", parameters(REQUESTS.len())),
             ("{counts}", sql::list(COUNTS)),
-            (
-                "{sums}",
-                sql::list(COUNTS.map(|count| {
-                    format!("coalesce(sum(count) FILTER (WHERE kind = '{count}'), 0)::bigint")
-                })),
-            ),
+            ("{usage values}", sql::parameters('$', REQUESTS.len() + 1, 3 + COUNTS.len())),
+            ("{patience}", PARTITION_PATIENCE.to_owned()),
             ("{added}", sql::added()),
             ("{total}", sql::list(COUNTS.map(|count| format!("sum({count})::bigint AS {count}")))),
             ("{change columns}", sql::list(CHANGES)),

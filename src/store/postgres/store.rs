@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use crate::audit::log::{AuditLog, AuditPage, AuditQuery};
 use crate::audit::record::AuditRecord;
 use crate::audit::sink::{AuditError, AuditSink};
-use crate::audit::usage::{UsageBucket, UsageCounts, UsageQuery};
+use crate::audit::usage::{UsageBucket, UsageQuery};
 use crate::key::digest::KeyDigest;
 use crate::key::id::KeyId;
 use crate::org::OrgId;
@@ -16,15 +16,14 @@ use crate::record::{ApiKey, KeyUse, OrgLimit, Revision};
 use crate::runtime::clock::Timestamp;
 use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::postgres::alone::Alone;
-use crate::store::postgres::audit::Purge;
 #[cfg(feature = "cache")]
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::error::DbError;
 use crate::store::postgres::open::PostgresOpenError;
 use crate::store::postgres::options::PostgresOptions;
+use crate::store::postgres::partitions::Partitions;
 use crate::store::postgres::pool::{Pool, Use};
-use crate::store::postgres::statements::Sql;
-use crate::store::postgres::{audit, keys, schema};
+use crate::store::postgres::{audit, keys, recording, schema};
 use crate::store::search::{KeySearch, Search, SearchCursor, SearchPage};
 use crate::store::transfer::{KeyExport, KeyImport};
 
@@ -73,6 +72,7 @@ pub(super) struct Inner {
     changes: Pool,
     uses: Pool,
     records: Pool,
+    partitions: Partitions,
     /// For pages of the audit log, and for searches and exports.
     pages: Pool,
     alone: Alone,
@@ -109,6 +109,8 @@ impl PostgresOptions {
         let opened = opened.unwrap_or(Err(DbError::Late(schema::TIMEOUT).into()));
         opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
         let dialer = Arc::new(dialer);
+        let partitions = Partitions::new(target.partition_width, &dialer);
+        let _ = timeout(dialer.patience.deadline, partitions.begin(&connection)).await;
         connection.retire();
         let pool = |connections, used| Pool::start(&dialer, connections, used);
         let inner = Inner {
@@ -117,6 +119,7 @@ impl PostgresOptions {
             uses: pool(1, Use::InTurn),
             // One for a batch of requests, and one for a batch of changes.
             records: pool(2, Use::InTurn),
+            partitions,
             pages: pool(1, Use::InOrder),
             alone: Alone::new(Arc::clone(&dialer)),
             #[cfg(feature = "cache")]
@@ -222,7 +225,8 @@ impl KeyExport for PostgresStore {
 #[async_trait]
 impl AuditSink for PostgresStore {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        Ok(audit::record(&self.inner.records, batch).await?)
+        let Inner { records, partitions, .. } = &*self.inner;
+        Ok(recording::record(records, partitions, batch).await?)
     }
 }
 
@@ -236,26 +240,11 @@ impl AuditLog for PostgresStore {
         Ok(audit::usage(&self.inner.pages, query).await?)
     }
 
-    /// In batches, so that other changes can run in between.
+    /// Requests that are older than the start of the instant's partition are dropped with their
+    /// partitions, and for a large partition the number is an estimate. Other records are
+    /// deleted in batches, so that other changes can run in between.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
-        let purge =
-            |statement, before| self.purge(Purge { statement, from: Timestamp::MIN, before });
-        let requests = purge(Sql::PurgeRequests, instant).await?;
-        let changes = purge(Sql::PurgeChanges, instant).await?;
-        purge(Sql::PurgeUsage, UsageCounts::kept_from(instant)).await?;
-        Ok(requests + changes)
-    }
-}
-
-impl PostgresStore {
-    async fn purge(&self, mut purge: Purge) -> Result<u64, AuditError> {
-        let mut purged = 0;
-        loop {
-            let batch = self.inner.alone.purge(purge).await?;
-            let Some(last) = batch.last else { return Ok(purged) };
-            purged += batch.rows;
-            purge.from = last;
-        }
+        Ok(self.inner.alone.purge_before(instant).await?)
     }
 }
 
