@@ -49,7 +49,8 @@ pub trait AuditLog: fmt::Debug + Send + Sync + 'static {
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageBucket>, AuditError>;
 
     /// Deletes the records of all organisations from before this instant, and returns how
-    /// many there were. Counts of hours before it may be deleted as well, or later.
+    /// many there were. A log that drops many at a time may estimate their number. Counts of
+    /// hours before it may be deleted as well, or later.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError>;
 }
 

@@ -170,8 +170,11 @@ fn own_settings(folder: &Path) -> String {
     )
 }
 
-/// The newest installed version.
+/// Of the version in the folder `KEYGATE_TEST_POSTGRES_BIN`, or else the newest installed one.
 fn binary(name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("KEYGATE_TEST_POSTGRES_BIN") {
+        return PathBuf::from(folder).join(name);
+    }
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut folders: Vec<_> = versions.map(|version| version.path().join("bin")).collect();
     let number =

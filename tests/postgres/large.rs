@@ -370,7 +370,7 @@ async fn assert_calls_read_little(place: (Place<'_>, bool)) {
     filter.method = Some("PUT".to_owned());
     let query = AuditQuery::new(busy.org.clone(), AuditScope::KeyRequests(busy.id)).filter(filter);
     for query in [query.clone(), query.at(Position::After(AuditCursor::of(&request(&busy, 0))))] {
-        assert_reads_little(place, "a page with a filter", 1_010, async |store| {
+        assert_reads_little(place, "a page with a filter", 1_010 + PARTITIONS, async |store| {
             let page = store.page(&query).await.unwrap();
             assert!(page.records.is_empty() && page.older.or(page.newer).is_some());
         })

@@ -18,6 +18,7 @@ mod caches;
 mod cluster_support;
 mod feed;
 mod floods;
+mod log;
 mod lost;
 #[path = "../postgres_support/mod.rs"]
 mod postgres_support;

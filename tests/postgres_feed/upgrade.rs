@@ -14,7 +14,7 @@ use crate::recorder::{Recorder, changed};
 use crate::support::soon;
 
 /// The tables of version 1, with one key.
-const VERSION_1: &str = "
+pub(crate) const VERSION_1: &str = "
     CREATE SCHEMA {schema};
     CREATE TABLE schema_version
         (one boolean PRIMARY KEY DEFAULT true CHECK (one), version bigint NOT NULL);
@@ -78,7 +78,7 @@ const VERSION_3: &str = "
     UPDATE schema_version SET version = 3;";
 
 /// A schema of an earlier version, and a session in it.
-async fn earlier_schema(statements: &str) -> (Schema, Client) {
+pub(crate) async fn earlier_schema(statements: &str) -> (Schema, Client) {
     let schema = Schema::new();
     let db = schema.db().await;
     db.batch_execute(&statements.replace("{schema}", &schema.name)).await.unwrap();

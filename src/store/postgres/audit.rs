@@ -99,12 +99,13 @@ pub(super) struct Purged {
 }
 
 /// Leaves only the plan that uses the indexes. Otherwise, after a restore and until the
-/// tables are analysed, the server would sort all remaining rows for each batch. A session
-/// whose client is gone releases its locks.
+/// tables are analysed, the server would sort all remaining rows for each batch. It would also
+/// compile each plan, which takes longer than a batch. A session whose client is gone releases
+/// its locks.
 const BEGIN_PURGE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
     SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; \
     SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
-    SET LOCAL enable_mergejoin = off; \
+    SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
     SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
 /// Opens a transaction, which the caller must roll back after an error.

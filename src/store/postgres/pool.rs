@@ -37,9 +37,10 @@ pub(super) enum Use {
 }
 
 /// Leaves only the plan that reads along the index. Otherwise, until a table is analysed, the
-/// server would expect few rows, read them all and sort them.
+/// server would expect few rows, read them all and sort them. Compiling a plan takes longer than
+/// reading a few rows.
 const BEGIN_IN_ORDER: &str = "BEGIN READ ONLY; SET LOCAL enable_sort = off; \
-    SET LOCAL enable_incremental_sort = off";
+    SET LOCAL enable_incremental_sort = off; SET LOCAL jit = off";
 
 type Slots = Vec<Option<Arc<Connection>>>;
 

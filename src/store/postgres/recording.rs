@@ -226,4 +226,3 @@ impl<'a> Changes<'a> {
         Ok(())
     }
 }
-
