@@ -31,7 +31,7 @@ pub(super) async fn record(
     let mut sorted: Vec<&AuditRecord> = batch.iter().collect();
     // Sorted, so that two batches with the same records insert them in the same order and
     // do not deadlock.
-    sorted.sort_unstable_by_key(|r| (r.key.to_bytes(), r.at, r.id));
+    sorted.sort_unstable_by_key(|r| (r.at, r.id, r.key.to_bytes()));
     sorted.dedup_by_key(|r| (r.key.to_bytes(), r.at, r.id));
     let is_request = |record: &&AuditRecord| matches!(record.event, AuditEvent::Request(_));
     let (requests, changes): (Vec<_>, Vec<_>) = sorted.into_iter().partition(is_request);

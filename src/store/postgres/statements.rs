@@ -167,11 +167,12 @@ statements! {
         - (SELECT count(*) FROM locked) AS left_out",
     // Requests are written and counted in one statement, so that one does not happen without
     // the other. It fails if one of them is stored already: checking for that in advance, for
-    // each row, takes time.
+    // each row, takes time. So does one `unnest` of several arrays, which keeps their rows in
+    // between.
     RecordRequests: "WITH written AS (INSERT INTO {schema}.requests ({request columns}) \
-        SELECT * FROM unnest({request values})) \
+        SELECT {requests}) \
         INSERT INTO {schema}.hourly_usage (writer, key, org, hour, {counts}) \
-        SELECT pg_catalog.pg_backend_pid(), * FROM unnest({usage values}) \
+        SELECT pg_catalog.pg_backend_pid(), {usage} \
         ON CONFLICT (key, org, hour, writer) DO UPDATE SET {added}",
     // Each is looked for in the index, whether or not there are statistics.
     StoredRequests: "SELECT given.id FROM unnest($1, $2, $3) AS given (key, at, id), \
@@ -234,6 +235,9 @@ impl Texts {
     pub(super) fn new(schema: &str) -> Self {
         let (keys, edited) = (KEYS.len(), sql::edited_count());
         let parameters = |count| sql::parameters('$', 1, count);
+        let unnested = |first: usize, count| {
+            sql::list((first..first + count).map(|number| format!("unnest(${number})")))
+        };
         let after_edit = |number| format!("${}", EDIT + edited + number);
         let places = [
             ("{schema}", format!("\"{schema}\"")),
@@ -250,9 +254,9 @@ impl Texts {
             ("{edit window}", after_edit(1)),
             ("{edit patience}", after_edit(2)),
             ("{request columns}", sql::list(REQUESTS)),
-            ("{request values}", parameters(REQUESTS.len())),
+            ("{requests}", unnested(1, REQUESTS.len())),
             ("{counts}", sql::list(COUNTS)),
-            ("{usage values}", sql::parameters('$', REQUESTS.len() + 1, 3 + COUNTS.len())),
+            ("{usage}", unnested(REQUESTS.len() + 1, 3 + COUNTS.len())),
             ("{patience}", PARTITION_PATIENCE.to_owned()),
             ("{added}", sql::added()),
             ("{total}", sql::list(COUNTS.map(|count| format!("sum({count})::bigint AS {count}")))),
