@@ -608,15 +608,15 @@ fn report(file: &Path, samples: &[Sample], tally: &Tally) {
     let mut right = true;
     println!("answers: {}, 503s: {}, odd: {}", tally.answers, tally.unavailable, tally.odd);
     for (outcome, answers) in &tally.recorded {
-        let sql = "SELECT count(*) FROM requests WHERE NOT";
+        let sql = "SELECT count(*) FROM all_requests WHERE NOT";
         let rows = count(&format!("{sql} {gone} AND outcome = '{outcome}'"));
         println!("records of {outcome}: {rows} of {answers}");
         right &= (*answers..=answers + tally.in_doubt).contains(&rows);
     }
-    let rows = count(&format!("SELECT count(*) FROM requests WHERE {gone}"));
+    let rows = count(&format!("SELECT count(*) FROM all_requests WHERE {gone}"));
     println!("records of clients that went away: {rows} of at most {}", tally.aborted);
     right &= rows <= tally.aborted;
-    let aborted = format!("SELECT count(*) FROM requests WHERE {gone} AND outcome = 'aborted'");
+    let aborted = format!("SELECT count(*) FROM all_requests WHERE {gone} AND outcome = 'aborted'");
     println!("  as aborted: {}", count(&aborted));
     let rows = count("SELECT count(*) FROM changes");
     let in_doubt = tally.changes_in_doubt;
@@ -624,7 +624,7 @@ fn report(file: &Path, samples: &[Sample], tally: &Tally) {
     // One that came to nothing may have a second record, which says so.
     right &= (tally.changes..=tally.changes + 2 * in_doubt).contains(&rows);
     let answered: u64 = tally.recorded.values().sum();
-    let rows = count(&format!("SELECT count(*) FROM requests WHERE NOT {gone}"));
+    let rows = count(&format!("SELECT count(*) FROM all_requests WHERE NOT {gone}"));
     println!("records of answers: {rows} of {answered}, in doubt {}", tally.in_doubt);
     right &= (answered..=answered + tally.in_doubt).contains(&rows);
 

@@ -72,7 +72,9 @@ impl<S: KeyStore + AuditSink + AuditLog> Store for S {}
 async fn store(place: &Place) -> Arc<dyn Store> {
     #[cfg(feature = "sqlite")]
     if place.store.starts_with("sqlite:") {
-        return Arc::new(keygate::SqliteStore::open(&place.store).unwrap());
+        // Often enough that processes are killed while they merge.
+        let options = keygate::store::SqliteOptions::new().merge_at(60);
+        return Arc::new(options.open(&place.store).unwrap());
     }
     #[cfg(feature = "postgres")]
     {
@@ -374,8 +376,15 @@ fn kill_repeatedly(place: &Place) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
     let folder = tempfile::tempdir().unwrap();
-    let place = Place::new(format!("sqlite:{}", folder.path().join("keys.db").display()));
+    let path = folder.path().join("keys.db");
+    let place = Place::new(format!("sqlite:{}", path.display()));
     tokio::task::block_in_place(|| kill_repeatedly(&place));
+    let db = rusqlite::Connection::open(path).unwrap();
+    let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let merged = number("SELECT count(*) FROM requests");
+    let turns = number("SELECT turn FROM recent");
+    println!("{merged} requests were merged, in {turns} turns");
+    assert!(turns > 1 && merged > 60, "none was killed while it merged");
 }
 
 #[cfg(feature = "postgres")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::audit::record::{AuditEvent, AuditRecord, Outcome};
+use crate::audit::record::{AuditEvent, AuditRecord, Outcome, RequestEvent};
 use crate::key::id::KeyId;
 use crate::names::names;
 use crate::org::OrgId;
@@ -32,7 +32,13 @@ pub struct UsageCounts {
 impl UsageCounts {
     /// What a record adds: as many requests as it stands for. `None` for a change.
     pub fn of(record: &AuditRecord) -> Option<Self> {
-        let AuditEvent::Request(request) = &record.event else { return None };
+        match &record.event {
+            AuditEvent::Request(request) => Some(Self::of_request(request)),
+            AuditEvent::Change(_) => None,
+        }
+    }
+
+    pub(crate) fn of_request(request: &RequestEvent) -> Self {
         let mut counts = Self::default();
         let count = match (request.outcome, request.status) {
             (Outcome::Allowed, Some(400..=499)) => &mut counts.client_errors,
@@ -42,7 +48,7 @@ impl UsageCounts {
             _ => &mut counts.refused,
         };
         *count = request.count.into();
-        Some(counts)
+        counts
     }
 
     /// Requests that were let in, and were answered with a status of 400 or more or not at all.
@@ -187,7 +193,6 @@ impl UsageQuery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::record::RequestEvent;
     use crate::audit::samples;
     use proptest::prelude::*;
 

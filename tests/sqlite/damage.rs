@@ -172,7 +172,7 @@ async fn an_unknown_stored_name_is_shown_as_unknown() {
     let key = key(&org("acme"));
     let records = [request(&key, at(1), 1), request(&key, at(2), 2), change(&key, at(3), 3)];
     store.record(&records).await.unwrap();
-    let unknown = "UPDATE requests SET outcome = 'quarantined' WHERE at = (SELECT min(at) FROM requests); \
+    let unknown = "UPDATE recent_0 SET outcome = 'quarantined' WHERE at = (SELECT min(at) FROM recent_0); \
                    UPDATE changes SET action = 'adopted', phase = 'planned'";
     raw(&path).execute_batch(unknown).unwrap();
     let page =
@@ -191,10 +191,10 @@ async fn a_damaged_audit_row_is_named_in_the_error() {
     for (table, column, value) in [
         ("changes", "at", Value::Integer(i64::MAX)),
         ("changes", "id", blob(&[1; 15])),
-        ("requests", "ip", text("10.0.0.256")),
-        ("requests", "country", text("Germany")),
-        ("requests", "status", Value::Integer(65_536)),
-        ("requests", "at", Value::Integer(i64::MIN)),
+        ("recent_0", "ip", text("10.0.0.256")),
+        ("recent_0", "country", text("Germany")),
+        ("recent_0", "status", Value::Integer(65_536)),
+        ("recent_0", "at", Value::Integer(i64::MIN)),
     ] {
         let (_folder, path, store) = new_store();
         let (damaged, whole) = (key(&org("acme")), key(&org("acme")));

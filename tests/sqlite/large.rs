@@ -140,15 +140,17 @@ fn assert_plans(db: &Connection) {
     for (sql, index) in statements {
         assert_plan(db, sql, index);
     }
-    for (table, scope, index) in [
-        ("requests", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
-        ("changes", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
-        ("changes", "org = ?1 AND ?2 IS NULL", "INDEX changes_by_org (org=?"),
+    for (table, run_is, scope, index) in [
+        ("requests", "0", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
+        ("recent_0", "run", "key = ?2 AND org = ?1", "PRIMARY KEY (run=? AND key=?"),
+        ("changes", "0", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
+        ("changes", "0", "org = ?1 AND ?2 IS NULL", "INDEX changes_by_org (org=?"),
     ] {
         for order in ["DESC", "ASC"] {
             let sql = format!(
-                "SELECT * FROM {table} WHERE {scope} AND (at, id) > (?3, ?4) \
-                 AND (at, id) < (?5, ?6) ORDER BY at {order}, id {order} LIMIT ?7"
+                "SELECT * FROM {table} WHERE {run_is} = ?8 AND {scope} \
+                 AND (at, id) > (?3, ?4) AND (at, id) < (?5, ?6) \
+                 ORDER BY at {order}, id {order} LIMIT ?7"
             );
             let range = "AND (at,id)>(?,?) AND (at,id)<(?,?))";
             assert_plan(db, &sql, &format!("SEARCH {table} USING {index} {range}"));
@@ -157,17 +159,25 @@ fn assert_plans(db: &Connection) {
     let usage = "SELECT hour, allowed FROM hourly_usage \
                  WHERE key = ?1 AND org = ?2 AND hour >= ?3 AND hour < ?4 ORDER BY hour";
     assert_plan(db, usage, "PRIMARY KEY (key=? AND org=? AND hour>? AND hour<?)");
-    for table in ["requests", "changes"] {
-        let sql = format!(
-            "DELETE FROM {table} WHERE (key, at, id) IN \
-             (SELECT key, at, id FROM {table} WHERE at < ?1 ORDER BY at LIMIT 5000)"
-        );
-        assert_plan(
-            db,
-            &sql,
-            &format!("SEARCH {table} USING PRIMARY KEY (key=? AND at=? AND id=?)"),
-        );
+    let of_key = "DELETE FROM requests WHERE (key, at, id) IN \
+                  (SELECT key, at, id FROM requests WHERE key = ?1 AND at < ?2 ORDER BY at, id LIMIT ?3)";
+    let all = "DELETE FROM changes WHERE (key, at, id) IN \
+               (SELECT key, at, id FROM changes WHERE at < ?1 ORDER BY at LIMIT 1000)";
+    for (table, sql) in [("requests", of_key), ("changes", all)] {
+        let one = format!("SEARCH {table} USING PRIMARY KEY (key=? AND at=? AND id=?)");
+        assert_plan(db, sql, &one);
     }
+    let next = "SELECT key FROM requests WHERE key > ?1 ORDER BY key LIMIT 1";
+    assert_plan(db, next, "SEARCH requests USING PRIMARY KEY (key>?)");
+    let slice = "WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
+                 WHERE run < (SELECT max(run) FROM recent_0)) \
+                 INSERT OR IGNORE INTO requests (key) SELECT key FROM recent_0 \
+                 WHERE run IN (SELECT run FROM runs) \
+                 AND (key, at, id) > (?1, ?2, ?3) AND (key, at, id) <= (?4, ?5, ?6) RETURNING key";
+    let expected = "SEARCH recent_0 USING PRIMARY KEY (run=? AND (key,at,id)>(?,?,?) \
+                    AND (key,at,id)<(?,?,?))";
+    let plan = plan(db, slice);
+    assert!(plan.contains(expected), "{plan}");
 }
 
 #[track_caller]
@@ -297,7 +307,7 @@ async fn many_keys_and_records_are_found_by_indexes() {
     // A third of each is purged during other writes.
     let instant = at((REQUESTS / 9).cast_signed());
     let old = |table| format!("SELECT count(*) FROM {table} WHERE at < {}", instant.unix_micros());
-    let olds = || count(&db, &old("requests")) + count(&db, &old("changes"));
+    let olds = || count(&db, &old("all_requests")) + count(&db, &old("changes"));
     let (total, older) = (REQUESTS + CHANGES, olds());
     assert!(older > 300_000 && older < 500_000, "{older}");
     let (purging, done) = (store.clone(), AtomicBool::new(false));
@@ -322,7 +332,7 @@ async fn many_keys_and_records_are_found_by_indexes() {
     assert!(writes >= 20, "{writes} inserts got through");
     assert!(slowest < Duration::from_secs(2), "an insert waited for {slowest:?}");
     assert_eq!(olds(), 0);
-    let left = "SELECT (SELECT count(*) FROM requests) + (SELECT count(*) FROM changes)";
+    let left = "SELECT (SELECT count(*) FROM all_requests) + (SELECT count(*) FROM changes)";
     assert_eq!(count(&db, left), total - older);
     assert_eq!(store.purge_before(instant).await.unwrap(), 0);
     drop(db);

@@ -21,6 +21,7 @@ mod opening;
 #[cfg(unix)]
 mod probe;
 mod races;
+mod recent;
 mod restore;
 mod space;
 #[path = "../support/mod.rs"]

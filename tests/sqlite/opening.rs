@@ -156,12 +156,20 @@ async fn overwritten_pages_are_errors_and_never_wrong_answers() {
     }
     let (_folder, path) = closed(folder, &path, store);
     let mut bytes = fs::read(&path).unwrap();
-    bytes[4096..].fill(0xA5);
+    // All pages but those of the header and the schema.
+    let db = raw(&path);
+    let sql = "SELECT pageno FROM dbstat WHERE name <> 'sqlite_schema'";
+    let mut pages = db.prepare(sql).unwrap();
+    for page in pages.query_map([], |row| row.get::<_, i64>(0)).unwrap() {
+        let end = page.unwrap() as usize * 4096;
+        bytes[end - 4096..end].fill(0xA5);
+    }
+    drop(pages);
+    drop(db);
     fs::write(&path, &bytes).unwrap();
     let error = refused(&path);
     assert!(matches!(error, SqliteOpenError::Damaged { .. }), "{error:?}");
 
-    // The header and the schema are intact.
     let store = SqliteOptions::new().check_within(Duration::ZERO).open(&path).unwrap();
     store.record_uses(&[]).await.unwrap();
     for key in &keys {

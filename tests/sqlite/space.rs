@@ -31,7 +31,7 @@ async fn the_write_ahead_log_is_truncated_after_a_flood() {
     let mut reader = raw(&path);
     let reading = reader.transaction().unwrap();
     reading.query_row("SELECT count(*) FROM keys", [], |row| row.get::<_, i64>(0)).unwrap();
-    fill(&store, 40_000).await;
+    fill(&store, 100_000).await;
     assert!(size(&log) > 12 * MIB, "{}", size(&log));
     drop(reading);
     for n in 0..3 {

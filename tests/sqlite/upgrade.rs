@@ -1,6 +1,6 @@
 //! A file of an earlier version is upgraded when it is opened.
 
-use keygate::audit::{AuditEvent, AuditQuery, AuditScope, UsageQuery};
+use keygate::audit::{AuditEvent, AuditQuery, AuditRecord, AuditScope, UsageQuery};
 use keygate::store::{KeySearch, Search};
 use keygate::{ApiKey, AuditLog, AuditSink, KeyStore, SqliteStore, Timestamp};
 use rusqlite::params;
@@ -57,6 +57,14 @@ async fn keys_and_records_of_an_earlier_version_are_kept_and_found() {
     let insert = "INSERT INTO changes VALUES \
                   (?1, ?2, zeroblob(16), 'acme', 'ada', 'updated', 'begun')";
     earlier.execute(insert, params![old.id.to_bytes(), at(2).unix_micros()]).unwrap();
+    let insert = "INSERT INTO requests (key, at, id, org, method, endpoint, ip, status, outcome) \
+                  VALUES (?1, ?2, ?3, 'acme', 'GET', ?4, '192.0.2.1', 200, 'allowed')";
+    let requests: Vec<_> = (1..7).map(|n| request(&old, at(n), n.cast_unsigned())).collect();
+    for record in &requests {
+        let AuditEvent::Request(event) = &record.event else { panic!("{record:?}") };
+        let (key, at, id) = (old.id.to_bytes(), record.at.unix_micros(), record.id.to_bytes());
+        earlier.execute(insert, params![key, at, id, event.endpoint]).unwrap();
+    }
     drop(earlier);
 
     let store = SqliteStore::open(&path).unwrap();
@@ -73,12 +81,20 @@ async fn keys_and_records_of_an_earlier_version_are_kept_and_found() {
     let [record] = &store.page(&changes).await.unwrap().records[..] else { panic!() };
     let AuditEvent::Change(change) = &record.event else { panic!("{record:?}") };
     assert!(change.fields.is_empty());
-    // What is new works.
-    store.record(&[request(&old, at(7), 1)]).await.unwrap();
+    let all = AuditQuery::new(old.org.clone(), AuditScope::KeyRequests(old.id));
+    let newest_first = |records: &[AuditRecord]| records.iter().rev().cloned().collect::<Vec<_>>();
+    assert_eq!(store.page(&all).await.unwrap().records, newest_first(&requests));
+    // What is new works. A request that is given again is stored once.
+    let new = request(&old, at(7), 7);
+    store.record(&[requests[2].clone(), new.clone()]).await.unwrap();
+    let requests = [requests, vec![new]].concat();
+    assert_eq!(store.page(&all).await.unwrap().records, newest_first(&requests));
     let usage = UsageQuery::new(old.org.clone(), old.id, Timestamp::MIN, Timestamp::MAX);
     let hours = store.usage(&usage).await.unwrap();
     assert!(hours.len() == 1 && hours[0].counts.allowed == 1, "{hours:?}");
     store.insert(&key(&org("acme")), LIMIT).await.unwrap();
+    assert_eq!(store.purge_before(at(4)).await.unwrap(), 3 + 1);
+    assert_eq!(store.page(&all).await.unwrap().records, newest_first(&requests[3..]));
     drop(store);
     assert_sound(&path);
 }

@@ -5,214 +5,220 @@ use std::sync::LazyLock;
 
 use rusqlite::{Connection, Row, params};
 
-use crate::audit::country::CountryCode;
 use crate::audit::log::{AuditPage, AuditQuery, AuditScope, Position};
-use crate::audit::record::{
-    AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
-};
+use crate::audit::record::{AuditEvent, AuditRecord, RequestEvent};
 use crate::audit::usage::{UsageBucket, UsageCounts, UsageQuery};
-use crate::key::id::KeyId;
-use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, CHANGES, COUNTS, REQUESTS};
 use crate::store::sqlite::columns::Columns;
+use crate::store::sqlite::counts::{COUNTED, Counts, counted};
 use crate::store::sqlite::error::Result;
+use crate::store::sqlite::recent::{self, Sizes, State};
+use crate::store::sqlite::rows::{bind_request, change, insertion, request};
 
-/// How many rows of a table are purged in one transaction.
-const PURGE_BATCH: i64 = 1_000;
-/// How many pages are returned to the file system with them, more than they filled.
-const PURGE_PAGES: i64 = 256;
+/// So many requests of one key in a batch go to their page at once: it is worth its while.
+const MANY: usize = 16;
 
 /// The statements that name each column.
 struct Texts {
     request: String,
     change: String,
-    count: String,
-    usage: String,
+    hours: String,
+    recent: String,
 }
 
 static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
-    let insert = |table, columns: &[&str]| {
-        let (names, values) = (sql::list(columns), sql::parameters('?', 1, columns.len()));
-        format!("INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT DO NOTHING")
+    // Each record once, unless it is counted already.
+    let recent = |table: &str| {
+        format!(
+            "SELECT id, {COUNTED} FROM {table} AS recent WHERE run IN \
+             (WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
+              WHERE run < (SELECT max(run) FROM {table})) SELECT run FROM runs) \
+             AND key = ?1 AND org = ?2 AND NOT EXISTS (SELECT 1 FROM requests \
+              WHERE key = ?1 AND at = recent.at AND id = recent.id)"
+        )
     };
-    let counts = sql::list(COUNTS);
     Texts {
-        request: insert("requests", &REQUESTS),
-        change: insert("changes", &CHANGES),
-        count: format!(
-            "INSERT INTO hourly_usage (key, org, hour, {counts}) VALUES ({}) \
-             ON CONFLICT (key, org, hour) DO UPDATE SET {}",
-            sql::parameters('?', 1, 3 + COUNTS.len()),
-            sql::added()
+        request: insertion("requests", &REQUESTS),
+        change: insertion("changes", &CHANGES),
+        hours: format!(
+            "SELECT hour, {} FROM hourly_usage \
+             WHERE key = ?1 AND org = ?2 AND hour >= ?3 AND hour < ?4 ORDER BY hour",
+            sql::list(COUNTS)
         ),
-        usage: format!(
-            "SELECT hour, {counts} FROM hourly_usage \
-             WHERE key = ?1 AND org = ?2 AND hour >= ?3 AND hour < ?4 ORDER BY hour"
-        ),
+        recent: format!("{} UNION {}", recent("recent_0"), recent("recent_1")),
     }
 });
 
-/// Writes the batch, and counts its requests. A record that is stored already is left
-/// unchanged and is not counted again.
-pub(super) fn record(db: &Connection, batch: &[AuditRecord]) -> Result<()> {
-    let mut request_row = db.prepare_cached(&TEXTS.request)?;
+/// Writes the batch. A record that is stored already is left unchanged and is not counted
+/// again.
+pub(super) fn record(db: &Connection, sizes: Sizes, batch: &[AuditRecord]) -> Result<()> {
+    let mut requests = Vec::with_capacity(batch.len());
     let mut change_row = db.prepare_cached(&TEXTS.change)?;
-    let mut usage = BTreeMap::<_, UsageCounts>::new();
     for record in batch {
-        let (key, at, id) = (record.key.to_bytes(), record.at.unix_micros(), record.id.to_bytes());
-        let org = record.org.as_str();
-        let written = match &record.event {
-            AuditEvent::Request(request) => request_row.execute(params![
-                key,
-                at,
-                id,
-                org,
-                request.method,
-                request.endpoint,
-                request.ip.map(|ip| ip.to_string()),
-                request.country.as_ref().map(CountryCode::as_str),
-                request.status,
-                request.outcome.as_str(),
-                request.count,
-                request.secret.as_str(),
-            ])?,
-            AuditEvent::Change(change) => change_row.execute(params![
-                key,
-                at,
-                id,
-                org,
-                change.actor,
-                change.action.as_str(),
-                change.phase.as_str(),
-                change.fields.to_string(),
-            ])?,
-        };
-        if let Some(counts) = UsageCounts::of(record).filter(|_| written == 1) {
-            let hour = UsageBucket::hour_of(record.at).unix_micros();
-            usage.entry((key, org, hour)).or_default().add(counts);
+        match &record.event {
+            AuditEvent::Request(request) => requests.push((record, request)),
+            AuditEvent::Change(change) => {
+                change_row.execute(params![
+                    record.key.to_bytes(),
+                    record.at.unix_micros(),
+                    record.id.to_bytes(),
+                    record.org.as_str(),
+                    change.actor,
+                    change.action.as_str(),
+                    change.phase.as_str(),
+                    change.fields.to_string(),
+                ])?;
+            }
         }
     }
-    let mut count_row = db.prepare_cached(&TEXTS.count)?;
-    for ((key, org, hour), counts) in usage {
-        let UsageCounts { allowed, client_errors, server_errors, aborted, refused } = counts;
-        let counts = [allowed, client_errors, server_errors, aborted, refused];
-        let [a, b, c, d, e] = counts.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
-        count_row.execute(params![key, org, hour, a, b, c, d, e])?;
+    requests.sort_unstable_by_key(|(record, _)| (record.key, record.at, record.id));
+    let mut few = Vec::with_capacity(requests.len());
+    let mut counts = Counts::default();
+    for of_key in requests.chunk_by(|(a, _), (b, _)| a.key == b.key) {
+        if of_key.len() < MANY {
+            few.extend_from_slice(of_key);
+        } else {
+            write(db, of_key, &mut counts)?;
+        }
+    }
+    if !few.is_empty() {
+        recent::append(db, sizes, &few)?;
+    }
+    counts.write(db)
+}
+
+fn write(
+    db: &Connection,
+    requests: &[(&AuditRecord, &RequestEvent)],
+    counts: &mut Counts,
+) -> Result<()> {
+    let mut row = db.prepare_cached(&TEXTS.request)?;
+    for (record, request) in requests {
+        bind_request(&mut row, record, request)?;
+        if row.raw_execute()? == 1 {
+            let of_request = UsageCounts::of_request(request);
+            counts.add(record.key.to_bytes(), record.org.as_str(), record.at, of_request);
+        }
     }
     Ok(())
 }
 
-/// A short scan along the primary key.
+/// The counts that are stored, and those of recent requests.
 pub(super) fn usage(db: &Connection, query: &UsageQuery) -> Result<Vec<UsageBucket>> {
+    let snapshot = db.unchecked_transaction()?;
+    let mut hours = BTreeMap::<_, UsageCounts>::new();
+    let (key, org) = (query.key.to_bytes(), query.org.as_str());
     let (from, until) = (query.from.unix_micros(), query.until.unix_micros());
-    let parameters = params![query.key.to_bytes(), query.org.as_str(), from, until];
-    let read = |row: &Row<'_>| {
-        let columns = Columns { row, name: "usage" };
-        let counts = UsageCounts {
-            allowed: columns.number("allowed")?,
-            client_errors: columns.number("client_errors")?,
-            server_errors: columns.number("server_errors")?,
-            aborted: columns.number("aborted")?,
-            refused: columns.number("refused")?,
-        };
-        Ok(UsageBucket { start: columns.instant("hour")?, counts })
-    };
-    db.prepare_cached(&TEXTS.usage)?.query_and_then(parameters, read)?.collect()
+    let mut stored = snapshot.prepare_cached(&TEXTS.hours)?;
+    for hour in stored.query_and_then(params![key, org, from, until], stored_hour)? {
+        let (start, counts) = hour?;
+        hours.entry(start).or_default().add(counts);
+    }
+    let mut recent = snapshot.prepare_cached(&TEXTS.recent)?;
+    for request in recent.query_and_then(params![key, org], counted)? {
+        let (at, counts) = request?;
+        let start = UsageBucket::hour_of(at);
+        if query.takes(start) {
+            hours.entry(start).or_default().add(counts);
+        }
+    }
+    Ok(hours.into_iter().map(|(start, counts)| UsageBucket { start, counts }).collect())
 }
 
-/// One short scan along an index, at any size of the log.
+fn stored_hour(row: &Row<'_>) -> Result<(Timestamp, UsageCounts)> {
+    let columns = Columns { row, name: "usage" };
+    let counts = UsageCounts {
+        allowed: columns.number("allowed")?,
+        client_errors: columns.number("client_errors")?,
+        server_errors: columns.number("server_errors")?,
+        aborted: columns.number("aborted")?,
+        refused: columns.number("refused")?,
+    };
+    Ok((columns.instant("hour")?, counts))
+}
+
+/// A short scan along an index of each part of the log, at any size of it.
 pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
     type Read = fn(&Row<'_>) -> Result<AuditRecord>;
+    let snapshot = db.unchecked_transaction()?;
     let of_key = "key = ?2 AND org = ?1";
-    let (table, scope, key, read): (_, _, _, Read) = match query.scope {
-        AuditScope::KeyRequests(key) => ("requests", of_key, Some(key), request),
-        AuditScope::KeyChanges(key) => ("changes", of_key, Some(key), change),
-        AuditScope::OrgChanges => ("changes", "org = ?1 AND ?2 IS NULL", None, change),
+    let (mut parts, scope, key, read): (_, _, _, Read) = match query.scope {
+        AuditScope::KeyRequests(key) => (requests(&snapshot)?, of_key, Some(key), request),
+        AuditScope::KeyChanges(key) => (vec![alone("changes")], of_key, Some(key), change),
+        AuditScope::OrgChanges => (vec![alone("changes")], "org = ?1 AND ?2 IS NULL", None, change),
     };
-    let order = match query.position {
-        Position::Newest | Position::Before(_) => "DESC",
-        Position::After(_) => "ASC",
-    };
-    let sql = format!(
-        "SELECT * FROM {table} WHERE {scope} AND (at, id) > (?3, ?4) AND (at, id) < (?5, ?6) \
-         ORDER BY at {order}, id {order} LIMIT ?7"
-    );
-    let [(after, after_id), (before, before_id)] = sql::outside(query.range());
-    let mut statement = db.prepare_cached(&sql)?;
-    let parameters = params![
-        query.org.as_str(),
-        key.map(|key| key.to_bytes()),
-        after,
-        after_id,
-        before,
-        before_id,
-        i64::try_from(query.to_fetch()).unwrap_or(i64::MAX),
-    ];
-    let fetched: Result<Vec<AuditRecord>> = statement.query_and_then(parameters, read)?.collect();
-    Ok(AuditPage::assemble(query, fetched?))
-}
-
-/// Deletes some of the records from before this instant, and some of the counts from a year
-/// earlier. Returns how many records there were, and whether there may be more of either.
-pub(super) fn purge(db: &Connection, before: Timestamp) -> Result<(usize, bool)> {
-    let mut purged = 0;
-    for table in ["requests", "changes"] {
-        let sql = format!(
-            "DELETE FROM {table} WHERE (key, at, id) IN \
-             (SELECT key, at, id FROM {table} WHERE at < ?1 ORDER BY at LIMIT {PURGE_BATCH})"
-        );
-        purged += db.prepare_cached(&sql)?.execute([before.unix_micros()])?;
+    let is_ascending = matches!(query.position, Position::After(_));
+    let order = if is_ascending { "ASC" } else { "DESC" };
+    if !is_ascending {
+        parts.reverse();
     }
-    let sql = format!(
-        "DELETE FROM hourly_usage WHERE (key, org, hour) IN \
-         (SELECT key, org, hour FROM hourly_usage WHERE hour < ?1 LIMIT {PURGE_BATCH})"
-    );
-    let kept_from = UsageCounts::kept_from(before).unix_micros();
-    let counts = db.prepare_cached(&sql)?.execute([kept_from])?;
-    // Has no effect on a file created without `auto_vacuum`: its free pages are reused.
-    let mut vacuum = db.prepare(&format!("PRAGMA incremental_vacuum({PURGE_PAGES})"))?;
-    let mut steps = vacuum.query([])?;
-    while steps.next()?.is_some() {}
-    Ok((purged, purged > 0 || counts > 0))
+    let [mut after, mut before] = sql::outside(query.range());
+    let mut fetched = BTreeMap::new();
+    for Part { table, run_is, runs } in parts {
+        let sql = format!(
+            "SELECT * FROM {table} WHERE {run_is} = ?8 AND {scope} \
+             AND (at, id) > (?3, ?4) AND (at, id) < (?5, ?6) \
+             ORDER BY at {order}, id {order} LIMIT ?7"
+        );
+        let mut statement = snapshot.prepare_cached(&sql)?;
+        for n in 0..runs {
+            let parameters = params![
+                query.org.as_str(),
+                key.map(|key| key.to_bytes()),
+                after.0,
+                after.1,
+                before.0,
+                before.1,
+                i64::try_from(query.to_fetch()).unwrap_or(i64::MAX),
+                if is_ascending { n } else { runs - 1 - n },
+            ];
+            for record in statement.query_and_then(parameters, read)? {
+                let record = record?;
+                fetched.insert((record.at.unix_micros(), record.id.to_bytes()), record);
+            }
+            // What is behind these is not on the page, so it need not be read from other parts.
+            while fetched.len() > query.to_fetch() {
+                if is_ascending {
+                    fetched.pop_last()
+                } else {
+                    fetched.pop_first()
+                };
+            }
+            if fetched.len() == query.to_fetch() {
+                let last =
+                    if is_ascending { fetched.last_key_value() } else { fetched.first_key_value() };
+                match last {
+                    Some((place, _)) if is_ascending => before = *place,
+                    Some((place, _)) => after = *place,
+                    None => {}
+                }
+            }
+        }
+    }
+    let fetched = fetched.into_values();
+    let fetched = if is_ascending { fetched.collect() } else { fetched.rev().collect() };
+    Ok(AuditPage::assemble(query, fetched))
 }
 
-fn request(row: &Row<'_>) -> Result<AuditRecord> {
-    let columns = Columns { row, name: "request" };
-    record_of(
-        columns,
-        AuditEvent::Request(RequestEvent {
-            method: columns.text("method", |method| Some(method.to_owned().into()))?,
-            endpoint: columns.text("endpoint", |endpoint| Some(endpoint.into()))?,
-            ip: columns.optional_text("ip", |ip| ip.parse().ok())?,
-            country: columns.optional_text("country", CountryCode::new)?,
-            status: columns.optional_number("status")?,
-            outcome: columns.text("outcome", |text| Some(Outcome::restore(text)))?,
-            count: columns.number("count")?,
-            secret: columns.text("secret", |text| text.parse().ok())?,
-        }),
-    )
+/// A table that has a part of the records, in runs that are each in order.
+struct Part {
+    table: &'static str,
+    /// What is the number of a run.
+    run_is: &'static str,
+    runs: i64,
 }
 
-fn change(row: &Row<'_>) -> Result<AuditRecord> {
-    let columns = Columns { row, name: "change" };
-    record_of(
-        columns,
-        AuditEvent::Change(ChangeEvent {
-            actor: columns.text("actor", |actor| Some(actor.into()))?,
-            action: columns.text("action", |text| Some(ChangeAction::restore(text)))?,
-            phase: columns.text("phase", |text| Some(ChangePhase::restore(text)))?,
-            fields: columns.text("fields", |text| text.parse().ok())?,
-        }),
-    )
+/// All records of their kind, as a single run.
+fn alone(table: &'static str) -> Part {
+    Part { table, run_is: "0", runs: 1 }
 }
 
-fn record_of(columns: Columns<'_>, event: AuditEvent) -> Result<AuditRecord> {
-    Ok(AuditRecord {
-        id: columns.bytes("id", |id| id.try_into().ok().map(AuditId::from_bytes))?,
-        at: columns.instant("at")?,
-        org: columns.text("org", |org| OrgId::new(org).ok())?,
-        key: columns.bytes("key", |key| key.try_into().ok().map(KeyId::from_bytes))?,
-        event,
-    })
+/// The parts of the log of requests, older ones first.
+fn requests(db: &Connection) -> Result<Vec<Part>> {
+    let mut parts = vec![alone("requests")];
+    for table in State::read(db)?.tables() {
+        parts.push(Part { table: table.name, run_is: "run", runs: table.runs(db)? });
+    }
+    Ok(parts)
 }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod columns;
+mod counts;
 mod error;
 mod file;
 mod integrity;
@@ -9,7 +10,10 @@ mod keys;
 mod open;
 mod open_error;
 mod path;
+mod purge;
 mod readers;
+mod recent;
+mod rows;
 mod scans;
 mod schema;
 mod writer;
@@ -33,7 +37,9 @@ use crate::store::key_store::{KeyStore, StoreError};
 use crate::store::search::{KeySearch, Search, SearchCursor, SearchPage};
 use crate::store::sqlite::file::DatabaseFile;
 pub use crate::store::sqlite::open_error::SqliteOpenError;
+use crate::store::sqlite::purge::Progress;
 use crate::store::sqlite::readers::Readers;
+use crate::store::sqlite::recent::{Sizes, State};
 use crate::store::sqlite::scans::Scans;
 use crate::store::sqlite::writer::Writer;
 use crate::store::transfer::{KeyExport, KeyImport};
@@ -111,6 +117,7 @@ struct Inner {
     readers: Readers,
     scans: Scans,
     writer: Writer,
+    sizes: Sizes,
 }
 
 impl SqliteStore {
@@ -152,12 +159,13 @@ impl SqliteStore {
 #[derive(Clone, Debug)]
 pub struct SqliteOptions {
     check_within: Duration,
+    sizes: Sizes,
 }
 
 impl SqliteOptions {
     /// The settings of [`SqliteStore::open`].
     pub fn new() -> Self {
-        Self { check_within: Duration::from_secs(2) }
+        Self { check_within: Duration::from_secs(2), sizes: Sizes::default() }
     }
 
     /// Sets how long a file may be checked for damage before it is used. The default is 2
@@ -165,6 +173,14 @@ impl SqliteOptions {
     /// cache. The keys are checked first; the part not reached is used unchecked.
     pub fn check_within(mut self, time: Duration) -> Self {
         self.check_within = time;
+        self
+    }
+
+    /// For tests: merges recent requests as soon as there are so many, in small slices.
+    #[doc(hidden)]
+    pub fn merge_at(mut self, requests: u32) -> Self {
+        let table = i64::from(requests.max(1));
+        self.sizes = Sizes { run: (table / 4).max(1), table, slice: (table / 3).max(1) };
         self
     }
 
@@ -182,8 +198,8 @@ impl SqliteOptions {
         let (scans, threads) = Scans::start(&path, &file)?;
         file.is_there().map_err(|fault| SqliteOpenError::cannot_open(&path, fault))?;
         file.warn_of_readers();
-        let writer = Writer::start(connection, &file, threads).map_err(cannot_open)?;
-        Ok(SqliteStore { inner: Arc::new(Inner { readers, scans, writer }) })
+        let writer = Writer::start(connection, &file, threads, self.sizes).map_err(cannot_open)?;
+        Ok(SqliteStore { inner: Arc::new(Inner { readers, scans, writer, sizes: self.sizes }) })
     }
 }
 
@@ -280,8 +296,8 @@ impl KeyExport for SqliteStore {
 #[async_trait]
 impl AuditSink for SqliteStore {
     async fn record(&self, batch: &[AuditRecord]) -> Result<(), AuditError> {
-        let batch = batch.to_vec();
-        Ok(self.inner.writer.run(move |db| audit::record(db, &batch)).await?)
+        let (batch, sizes) = (batch.to_vec(), self.inner.sizes);
+        Ok(self.inner.writer.run(move |db| audit::record(db, sizes, &batch)).await?)
     }
 }
 
@@ -297,16 +313,16 @@ impl AuditLog for SqliteStore {
         Ok(self.inner.scans.run(move |db| audit::usage(db, &query)).await?)
     }
 
-    /// In batches, so that other writes can run in between.
+    /// In batches, so that other writes can run in between. Merges recent requests first.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
-        let mut purged = 0;
-        loop {
-            let (batch, is_more) =
-                self.inner.writer.run(move |db| audit::purge(db, instant)).await?;
-            purged += batch as u64;
-            if !is_more {
-                return Ok(purged);
-            }
+        let Inner { writer, sizes, .. } = &*self.inner;
+        let sizes = *sizes;
+        let turn = writer.run(|db| Ok(State::read(db)?.turn)).await?;
+        while !writer.run(move |db| recent::merge_until(db, sizes, turn)).await? {}
+        let mut progress = Progress::begin();
+        while !progress.is_done {
+            progress = writer.run(move |db| purge::purge(db, instant, progress)).await?;
         }
+        Ok(progress.purged)
     }
 }

@@ -10,7 +10,7 @@ use crate::store::sqlite::open_error::SqliteOpenError;
 const APPLICATION_ID: i64 = 0x6B67_7465;
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     // Times are microseconds since 1970. Ids and digests are raw bytes. Each entry of an
     // allowlist ends with a line feed.
     "CREATE TABLE keys (
@@ -90,6 +90,69 @@ const MIGRATIONS: [&str; 7] = [
      CREATE INDEX keys_by_prefix ON keys (key_prefix, id);
      CREATE INDEX keys_by_expiry ON keys (expires_at, id) WHERE expires_at IS NOT NULL;
      CREATE INDEX keys_by_activity ON keys (active_day, id);",
+    // Recent requests, until they are merged into the table of all: see `recent`. The ends of
+    // the slices that are still to be merged.
+    "DROP INDEX requests_by_time;
+     CREATE TABLE recent_0 (
+         run      INTEGER NOT NULL,
+         key      BLOB NOT NULL,
+         at       INTEGER NOT NULL,
+         id       BLOB NOT NULL,
+         org      TEXT NOT NULL,
+         method   TEXT NOT NULL,
+         endpoint TEXT NOT NULL,
+         ip       TEXT,
+         country  TEXT,
+         status   INTEGER,
+         outcome  TEXT NOT NULL,
+         count    INTEGER NOT NULL,
+         secret   TEXT NOT NULL,
+         PRIMARY KEY (run, key, at, id)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE recent_1 (
+         run      INTEGER NOT NULL,
+         key      BLOB NOT NULL,
+         at       INTEGER NOT NULL,
+         id       BLOB NOT NULL,
+         org      TEXT NOT NULL,
+         method   TEXT NOT NULL,
+         endpoint TEXT NOT NULL,
+         ip       TEXT,
+         country  TEXT,
+         status   INTEGER,
+         outcome  TEXT NOT NULL,
+         count    INTEGER NOT NULL,
+         secret   TEXT NOT NULL,
+         PRIMARY KEY (run, key, at, id)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE recent (
+         turn    INTEGER NOT NULL,
+         rows    INTEGER NOT NULL,
+         merging INTEGER NOT NULL
+     ) STRICT;
+     INSERT INTO recent VALUES (0, 0, 0);
+     CREATE TABLE recent_slices (
+         key BLOB NOT NULL,
+         at  INTEGER NOT NULL,
+         id  BLOB NOT NULL,
+         PRIMARY KEY (key, at, id)
+     ) STRICT, WITHOUT ROWID;
+     CREATE VIEW all_requests AS
+         SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
+             secret
+         FROM requests
+         UNION ALL
+         SELECT * FROM (
+             SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
+             secret
+             FROM recent_0
+             UNION
+             SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
+             secret
+             FROM recent_1
+         ) AS recent
+         WHERE NOT EXISTS (SELECT 1 FROM requests
+             WHERE key = recent.key AND at = recent.at AND id = recent.id);",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;

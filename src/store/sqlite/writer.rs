@@ -10,7 +10,9 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
 use crate::store::sqlite::error::{DbError, Result};
 use crate::store::sqlite::file::DatabaseFile;
+use crate::store::sqlite::recent::{self, Sizes};
 use crate::store::sqlite::schema;
+use crate::throttle::Throttle;
 
 /// Changes beyond these wait for the next transaction.
 const GROUP: usize = 256;
@@ -98,12 +100,13 @@ impl Writer {
         mut connection: Connection,
         file: &Arc<DatabaseFile>,
         readers: Vec<JoinHandle<()>>,
+        sizes: Sizes,
     ) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let (closing, closed) = mpsc::channel::<()>();
         let checked = Arc::clone(file);
         thread::Builder::new().name("keygate-sqlite".into()).spawn(move || {
-            write_all(&mut connection, &checked, &queue);
+            write_all(&mut connection, &checked, &queue, sizes);
             for reader in readers {
                 let _ = reader.join();
             }
@@ -137,7 +140,9 @@ fn write_all(
     connection: &mut Connection,
     file: &DatabaseFile,
     queue: &mpsc::Receiver<Box<dyn Job>>,
+    sizes: Sizes,
 ) {
+    let failures = Throttle::default();
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
         group.extend(queue.try_iter().take(GROUP - 1));
@@ -145,7 +150,26 @@ fn write_all(
         for job in group {
             job.answer(failed.as_ref());
         }
+        if let Err(fault) = file.watch(merge(connection, file, sizes))
+            && let Some(left_out) = failures.pass()
+        {
+            tracing::warn!(left_out, "recent requests were not merged: {fault}; they are kept");
+        }
     }
+}
+
+/// Merges as many recent requests as is due, in transactions of their own.
+fn merge(connection: &mut Connection, file: &DatabaseFile, sizes: Sizes) -> Result<()> {
+    while recent::is_due(connection, sizes)? {
+        file.is_there()?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Another process may have been faster.
+        if recent::is_due(&transaction, sizes)? {
+            recent::merge(&transaction, sizes)?;
+        }
+        transaction.commit()?;
+    }
+    Ok(())
 }
 
 /// Makes a group of changes in one transaction. A change that fails is rolled back; the

@@ -50,8 +50,8 @@ pub(crate) fn furnish(service: &Service) {
         database.execute(update, rusqlite::params![used, name]).unwrap();
     }
     // With gaps like the requests of a pipeline.
-    let apart = "UPDATE requests SET at = at - 43000000 * \
-        (SELECT count(*) FROM requests AS later WHERE later.at > requests.at)";
+    let apart = "UPDATE recent_0 SET at = at - 43000000 * \
+        (SELECT count(*) FROM recent_0 AS later WHERE later.at > recent_0.at)";
     database.execute(apart, []).unwrap();
     service.start();
 }

@@ -1,0 +1,65 @@
+//! Writes how many requests of each key there were in each hour.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use rusqlite::{Connection, Row, params};
+
+use crate::audit::record::{Outcome, RequestEvent};
+use crate::audit::usage::{UsageBucket, UsageCounts};
+use crate::runtime::clock::Timestamp;
+use crate::store::sql::{self, COUNTS};
+use crate::store::sqlite::columns::Columns;
+use crate::store::sqlite::error::Result;
+
+/// The columns that [`counted`] reads.
+pub(super) const COUNTED: &str = "at, outcome, status, count";
+
+static ADD: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "INSERT INTO hourly_usage (key, org, hour, {}) VALUES ({}) \
+         ON CONFLICT (key, org, hour) DO UPDATE SET {}",
+        sql::list(COUNTS),
+        sql::parameters('?', 1, 3 + COUNTS.len()),
+        sql::added()
+    )
+});
+
+/// The counts of new requests, by key, hour and organisation.
+#[derive(Default)]
+pub(super) struct Counts(BTreeMap<([u8; 16], Timestamp), Vec<(String, UsageCounts)>>);
+
+impl Counts {
+    pub(super) fn add(&mut self, key: [u8; 16], org: &str, at: Timestamp, counts: UsageCounts) {
+        let of_hour = self.0.entry((key, UsageBucket::hour_of(at))).or_default();
+        match of_hour.iter_mut().find(|(known, _)| known == org) {
+            Some((_, sum)) => sum.add(counts),
+            None => of_hour.push((org.to_owned(), counts)),
+        }
+    }
+
+    /// Adds them to those that are stored.
+    pub(super) fn write(self, db: &Connection) -> Result<()> {
+        let mut row = db.prepare_cached(&ADD)?;
+        for ((key, hour), of_hour) in self.0 {
+            for (org, counts) in of_hour {
+                let UsageCounts { allowed, client_errors, server_errors, aborted, refused } =
+                    counts;
+                let counts = [allowed, client_errors, server_errors, aborted, refused];
+                let [a, b, c, d, e] = counts.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
+                row.execute(params![key, org, hour.unix_micros(), a, b, c, d, e])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// When the request of a row was verified, and what it adds to the counts.
+pub(super) fn counted(row: &Row<'_>) -> Result<(Timestamp, UsageCounts)> {
+    let columns = Columns { row, name: "request" };
+    let outcome = columns.text("outcome", |text| Some(Outcome::restore(text)))?;
+    let mut event = RequestEvent::new("", "", outcome);
+    event.status = columns.optional_number("status")?;
+    event.count = columns.number("count")?;
+    Ok((columns.instant("at")?, UsageCounts::of_request(&event)))
+}
