@@ -31,7 +31,7 @@ static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
     // Each record once, unless it is counted already.
     let recent = |table: &str| {
         format!(
-            "SELECT id, {COUNTED} FROM {table} AS recent WHERE run IN \
+            "SELECT {COUNTED}, id FROM {table} AS recent WHERE run IN \
              (WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
               WHERE run < (SELECT max(run) FROM {table})) SELECT run FROM runs) \
              AND key = ?1 AND org = ?2 AND NOT EXISTS (SELECT 1 FROM requests \

@@ -54,12 +54,13 @@ impl Counts {
     }
 }
 
-/// When the request of a row was verified, and what it adds to the counts.
+/// When the request of a row was verified, and what it adds to the counts. The row begins with
+/// [`COUNTED`]; looking for the names of columns would take a tenth of the time of merging.
 pub(super) fn counted(row: &Row<'_>) -> Result<(Timestamp, UsageCounts)> {
     let columns = Columns { row, name: "request" };
-    let outcome = columns.text("outcome", |text| Some(Outcome::restore(text)))?;
+    let outcome = columns.text((1, "outcome"), |text| Some(Outcome::restore(text)))?;
     let mut event = RequestEvent::new("", "", outcome);
-    event.status = columns.optional_number("status")?;
-    event.count = columns.number("count")?;
-    Ok((columns.instant("at")?, UsageCounts::of_request(&event)))
+    event.status = columns.optional_number((2, "status"))?;
+    event.count = columns.number((3, "count"))?;
+    Ok((columns.instant((0, "at"))?, UsageCounts::of_request(&event)))
 }

@@ -21,6 +21,9 @@ const READ_TIMEOUT: Duration = Duration::from_millis(100);
 /// The size of the write-ahead log, in bytes, once its pages are in the file. SQLite begins
 /// to copy them at half of that.
 const LOG_LIMIT: u32 = 8 << 20;
+/// How much memory the writer's pages may take, in KiB: as much as merging requests touches
+/// at once.
+const WRITER_CACHE: u32 = 8 << 10;
 
 /// Opens the file for writing, checks that it is keygate's and undamaged, and migrates its
 /// schema.
@@ -59,7 +62,10 @@ pub(super) fn prepare(path: &Path, check_within: Duration) -> Result<Connection,
         return Err(SqliteOpenError::cannot_open(path, reason));
     }
     // The first read creates the write-ahead log.
-    let settings = format!("PRAGMA journal_size_limit = {LOG_LIMIT}; PRAGMA user_version");
+    let settings = format!(
+        "PRAGMA journal_size_limit = {LOG_LIMIT}; PRAGMA cache_size = -{WRITER_CACHE}; \
+         PRAGMA user_version"
+    );
     connection.execute_batch(&settings).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     Ok(connection)

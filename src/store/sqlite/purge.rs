@@ -7,9 +7,9 @@ use crate::runtime::clock::Timestamp;
 use crate::store::sqlite::error::Result;
 
 /// How many rows of a table are purged in one transaction.
-const BATCH: usize = 1_000;
+const BATCH: usize = 500;
 /// How many pages are returned to the file system with them, more than they filled.
-const PAGES: i64 = 256;
+const PAGES: i64 = 128;
 
 /// How far a purge has come, and how many records it has deleted.
 #[derive(Clone, Debug, Default)]

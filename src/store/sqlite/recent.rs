@@ -35,7 +35,7 @@ pub(super) struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { run: 1_000, table: 200_000, slice: 4_000 }
+        Self { run: 1_000, table: 200_000, slice: 2_000 }
     }
 }
 
@@ -73,7 +73,7 @@ impl Table {
                 "{} INSERT OR IGNORE INTO requests ({columns}) SELECT {columns} FROM {name} \
                  WHERE run IN (SELECT run FROM runs) \
                  AND (key, at, id) > (?1, ?2, ?3) AND (key, at, id) <= (?4, ?5, ?6) \
-                 RETURNING key, org, {COUNTED}",
+                 RETURNING {COUNTED}, key, org",
                 runs(1)
             ),
             // Without a condition, SQLite releases the pages without looking at the rows.
@@ -228,8 +228,8 @@ fn merge_slice(db: &Connection, table: &Table, from: &End, to: &End) -> Result<(
     let mut rows = merged.query(params![from.0, from.1, from.2, to.0, to.1, to.2])?;
     while let Some(row) = rows.next()? {
         let columns = Columns { row, name: "request" };
-        let key = columns.bytes("key", |key| key.try_into().ok());
-        let org = columns.text("org", Some);
+        let key = columns.bytes((4, "key"), |key| key.try_into().ok());
+        let org = columns.text((5, "org"), Some);
         match (key, org, counted(row)) {
             (Ok(key), Ok(org), Ok((at, of_request))) => counts.add(key, org, at, of_request),
             // A damaged row is not counted, and keeps no other from its place.
