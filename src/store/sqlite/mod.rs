@@ -107,6 +107,10 @@ use crate::store::transfer::{KeyExport, KeyImport};
 /// [`purge_before`](AuditLog::purge_before) returns the space of old records to the file
 /// system, in batches. A file created by an older version reuses the space instead, until
 /// you stop the service and run `PRAGMA auto_vacuum = INCREMENTAL; VACUUM` on it once.
+///
+/// # Reading the audit log with SQL
+///
+/// Read the view `all_requests`: recent requests are not in the table `requests` yet.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
     inner: Arc<Inner>,
