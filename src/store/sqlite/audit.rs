@@ -154,7 +154,8 @@ pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
         parts.reverse();
     }
     let [mut after, mut before] = sql::outside(query.range());
-    let mut fetched = BTreeMap::new();
+    let place = |record: &AuditRecord| (record.at.unix_micros(), record.id.to_bytes());
+    let mut fetched: Vec<AuditRecord> = Vec::new();
     for Part { table, run_is, runs } in parts {
         let sql = format!(
             "SELECT * FROM {table} WHERE {run_is} = ?8 AND {scope} \
@@ -173,31 +174,23 @@ pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
                 i64::try_from(query.to_fetch()).unwrap_or(i64::MAX),
                 if is_ascending { n } else { runs - 1 - n },
             ];
-            for record in statement.query_and_then(parameters, read)? {
-                let record = record?;
-                fetched.insert((record.at.unix_micros(), record.id.to_bytes()), record);
+            let found: Result<Vec<_>> = statement.query_and_then(parameters, read)?.collect();
+            fetched.extend(found?);
+            // A record may be in several parts.
+            fetched.sort_unstable_by_key(place);
+            fetched.dedup_by_key(|record| place(record));
+            if !is_ascending {
+                fetched.reverse();
             }
-            // What is behind these is not on the page, so it need not be read from other parts.
-            while fetched.len() > query.to_fetch() {
-                if is_ascending {
-                    fetched.pop_last()
-                } else {
-                    fetched.pop_first()
-                };
-            }
-            if fetched.len() == query.to_fetch() {
-                let last =
-                    if is_ascending { fetched.last_key_value() } else { fetched.first_key_value() };
-                match last {
-                    Some((place, _)) if is_ascending => before = *place,
-                    Some((place, _)) => after = *place,
-                    None => {}
-                }
+            fetched.truncate(query.to_fetch());
+            // What is behind the last one is not on the page, and is not read from other parts.
+            if fetched.len() == query.to_fetch()
+                && let Some(last) = fetched.last().map(place)
+            {
+                if is_ascending { before = last } else { after = last }
             }
         }
     }
-    let fetched = fetched.into_values();
-    let fetched = if is_ascending { fetched.collect() } else { fetched.rev().collect() };
     Ok(AuditPage::assemble(query, fetched))
 }
 

@@ -227,17 +227,19 @@ fn merge_slice(db: &Connection, table: &Table, from: &End, to: &End) -> Result<(
     let mut merged = db.prepare_cached(&table.merge)?;
     let mut rows = merged.query(params![from.0, from.1, from.2, to.0, to.1, to.2])?;
     while let Some(row) = rows.next()? {
-        let columns = Columns { row, name: "request" };
-        let key = columns.bytes((4, "key"), |key| key.try_into().ok());
-        let org = columns.text((5, "org"), Some);
-        match (key, org, counted(row)) {
-            (Ok(key), Ok(org), Ok((at, of_request))) => counts.add(key, org, at, of_request),
+        match count(row, &mut counts) {
             // A damaged row is not counted, and keeps no other from its place.
-            (Err(DbError::Unreadable { .. }), _, _)
-            | (_, Err(DbError::Unreadable { .. }), _)
-            | (_, _, Err(DbError::Unreadable { .. })) => {}
-            (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => return Err(error),
+            Ok(()) | Err(DbError::Unreadable { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     counts.write(db)
+}
+
+fn count(row: &Row<'_>, counts: &mut Counts) -> Result<()> {
+    let columns = Columns { row, name: "request" };
+    let (at, of_request) = counted(row)?;
+    let key = columns.bytes((4, "key"), |key| key.try_into().ok())?;
+    counts.add(key, columns.text((5, "org"), Some)?, at, of_request);
+    Ok(())
 }
