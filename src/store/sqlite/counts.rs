@@ -25,9 +25,11 @@ static ADD: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The counts of new requests, by key, hour and organisation.
+/// The counts of new requests, by key and hour, and by organisation.
 #[derive(Default)]
-pub(super) struct Counts(BTreeMap<([u8; 16], Timestamp), Vec<(String, UsageCounts)>>);
+pub(super) struct Counts(BTreeMap<KeyAndHour, Vec<(String, UsageCounts)>>);
+
+type KeyAndHour = ([u8; 16], Timestamp);
 
 impl Counts {
     pub(super) fn add(&mut self, key: [u8; 16], org: &str, at: Timestamp, counts: UsageCounts) {
