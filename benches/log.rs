@@ -1,4 +1,4 @@
-//! The audit log of SQLite with few and many keys: `cargo bench --bench log --all-features`.
+//! The audit log of SQLite with few and many keys: `cargo bench -p keygate-benches --bench log`.
 //!
 //! First what a record costs in the long run, merges included, against a bare append of the
 //! same rows to a table without an index. Then how long a purge of 1,000,000 records takes,
