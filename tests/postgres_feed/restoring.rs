@@ -126,6 +126,6 @@ async fn a_restore_over_the_tables_in_use_refuses_no_valid_key() {
     let (_, good) = setup.make().await;
     setup.step("pg_dump").await;
     let (_, made) = setup.make().await;
-    assert!(setup.step_beside_service("--clean --if-exists", &good).await > 0);
+    assert!(setup.step_beside_service("DROP SCHEMA keygate", &good).await > 0);
     setup.keys.verify(made.expose_secret(), None).await.unwrap_err();
 }
