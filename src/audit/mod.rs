@@ -12,7 +12,7 @@ pub(crate) mod memory;
 pub(crate) mod queue;
 pub(crate) mod record;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub(crate) mod sink;
 pub(crate) mod sums;
 pub(crate) mod usage;

@@ -24,7 +24,7 @@ pub(super) fn change(number: u128) -> AuditRecord {
     record(number, AuditEvent::Change(event))
 }
 
-pub(super) fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
+pub(crate) fn request(number: u128, outcome: Outcome, count: u32) -> AuditRecord {
     let event = RequestEvent { count, ..RequestEvent::new("GET", "/", outcome) };
     record(number, AuditEvent::Request(event))
 }

@@ -1,5 +1,5 @@
 //! Connections for reads on the calling thread, which are faster than a switch of threads.
-//! Each keeps the keys that it has found until the database is changed.
+//! Each keeps the keys that it has found until a key is changed.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,12 +25,14 @@ pub(super) struct Readers {
     file: Arc<DatabaseFile>,
 }
 
-/// A connection, and the keys that it has found at the present version of the database.
+/// A connection, and the keys that it has found since a key was last changed.
 #[derive(Debug)]
 struct Reader {
     connection: Connection,
     kept: HashMap<KeyDigest, Arc<ApiKey>, BuildUniformHasher>,
+    /// The version of the database, and how many changes of keys it contained by then.
     version: i64,
+    changes: i64,
 }
 
 /// How many threads have read so far.
@@ -46,8 +48,10 @@ impl Readers {
     /// Opens one connection per processor, at least two.
     pub(super) fn open(path: &Path, file: &Arc<DatabaseFile>) -> Result<Self, SqliteOpenError> {
         let count = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16));
-        let reader =
-            |connection| Mutex::new(Reader { connection, kept: HashMap::default(), version: 0 });
+        let reader = |connection| {
+            let kept = HashMap::default();
+            Mutex::new(Reader { connection, kept, version: 0, changes: 0 })
+        };
         let readers: Result<Vec<_>, _> =
             (0..count).map(|_| open::reader(path).map(reader)).collect();
         Ok(Self { readers: readers?.into(), file: Arc::clone(file) })
@@ -86,21 +90,27 @@ impl Readers {
 }
 
 impl Reader {
+    fn number(&self, sql: &str) -> Result<i64> {
+        Ok(self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
+    }
+
     fn find_by_digest(
         &mut self,
         digest: &KeyDigest,
         file: &DatabaseFile,
     ) -> Result<Option<Arc<ApiKey>>> {
         // It changes with each commit of another connection, of whichever process
-        // (https://sqlite.org/pragma.html#pragma_data_version). A commit after this line makes
-        // the next call forget what this one finds.
-        let mut statement = self.connection.prepare_cached("PRAGMA data_version")?;
-        let version = statement.query_row([], |row| row.get(0))?;
-        drop(statement);
+        // (https://sqlite.org/pragma.html#pragma_data_version). Most of them write audit
+        // records. A commit after this line makes the next call look for changes again.
+        let version = self.number("PRAGMA data_version")?;
         if version != self.version {
-            self.kept.clear();
-            self.version = version;
-        } else if let Some(key) = self.kept.get(digest)
+            let changes = self.number("SELECT count FROM key_changes")?;
+            if changes != self.changes {
+                self.kept.clear();
+            }
+            (self.version, self.changes) = (version, changes);
+        }
+        if let Some(key) = self.kept.get(digest)
             && file.is_still_the_one()?
         {
             return Ok(Some(Arc::clone(key)));
@@ -113,5 +123,36 @@ impl Reader {
             self.kept.insert(*digest, Arc::clone(key));
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::audit::record::Outcome;
+    use crate::audit::samples::request;
+    use crate::audit::sink::AuditSink;
+    use crate::record::{KeyUse, OrgLimit};
+    use crate::runtime::clock::Timestamp;
+    use crate::store::key_store::KeyStore;
+    use crate::store::sqlite::SqliteStore;
+
+    #[tokio::test]
+    async fn a_key_is_kept_until_a_key_is_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
+        let key = ApiKey::sample(1);
+        store.insert(&key, OrgLimit::NONE).await.unwrap();
+        let find = async || store.find_by_digest(&key.digest).await.unwrap().unwrap();
+        let kept = find().await;
+
+        store.record_uses(&[KeyUse { id: key.id, at: Timestamp::MAX }]).await.unwrap();
+        store.record(&[request(1, Outcome::Allowed, 1)]).await.unwrap();
+        assert!(Arc::ptr_eq(&kept, &find().await), "it was read again");
+
+        let revision = key.revision.next();
+        store.replace(&ApiKey { revision, ..key.clone() }, key.revision).await.unwrap();
+        assert_eq!(find().await.revision, revision);
     }
 }

@@ -10,7 +10,7 @@ use crate::store::sqlite::open_error::SqliteOpenError;
 const APPLICATION_ID: i64 = 0x6B67_7465;
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     // Times are microseconds since 1970. Ids and digests are raw bytes. Each entry of an
     // allowlist ends with a line feed.
     "CREATE TABLE keys (
@@ -153,6 +153,17 @@ const MIGRATIONS: [&str; 8] = [
          ) AS recent
          WHERE NOT EXISTS (SELECT 1 FROM requests
              WHERE key = recent.key AND at = recent.at AND id = recent.id);",
+    // How often keys were changed, by whichever program; a use is not a change.
+    "CREATE TABLE key_changes (count INTEGER NOT NULL) STRICT;
+     INSERT INTO key_changes VALUES (0);
+     CREATE TRIGGER count_insertion AFTER INSERT ON keys
+     BEGIN UPDATE key_changes SET count = count + 1; END;
+     CREATE TRIGGER count_deletion AFTER DELETE ON keys
+     BEGIN UPDATE key_changes SET count = count + 1; END;
+     CREATE TRIGGER count_edit AFTER UPDATE OF
+         id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at,
+         rotated_at, revision, attributes, previous_digest, previous_until
+     ON keys BEGIN UPDATE key_changes SET count = count + 1; END;",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;
