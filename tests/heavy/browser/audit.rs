@@ -133,12 +133,12 @@ fn a_record_shows_the_request_and_its_outcome() {
         assert_eq!(call("GET", "/v1/expired", GERMAN), 401);
         service.days_from_now(0);
         let database = service.database();
-        let aborted = "UPDATE requests SET outcome = 'aborted', status = NULL, ip = NULL, country = NULL \
+        let aborted = "UPDATE recent_0 SET outcome = 'aborted', status = NULL, ip = NULL, country = NULL \
              WHERE endpoint = '/v1/moved'";
         database.execute(aborted, []).unwrap();
-        let sum = "UPDATE requests SET count = 1234 WHERE endpoint = '/v1/revoked'";
+        let sum = "UPDATE recent_0 SET count = 1234 WHERE endpoint = '/v1/revoked'";
         assert_eq!(database.execute(sum, []).unwrap(), 1);
-        let instant = "UPDATE requests SET at = ?1 WHERE endpoint = '/v1/fine'";
+        let instant = "UPDATE recent_0 SET at = ?1 WHERE endpoint = '/v1/fine'";
         // 14 March 2026, 15:09:26.535 UTC
         database.execute(instant, [1_773_500_966_535_000_i64]).unwrap();
     };

@@ -29,7 +29,7 @@ fn case_41_markup_in_a_name_or_a_path_stays_text() {
     let path = format!("/v1/{IMAGE}\r\nSet-Cookie: a=b");
     let before = |service: &Service| {
         assert_eq!(service.whoami(&service.create(IMAGE)), 200);
-        let update = "UPDATE requests SET endpoint = ?1, method = ?2";
+        let update = "UPDATE recent_0 SET endpoint = ?1, method = ?2";
         assert_eq!(service.database().execute(update, [&path, IMAGE]).unwrap(), 1);
     };
     visit_service(before, async |browser, _, ()| {
