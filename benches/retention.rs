@@ -101,7 +101,7 @@ async fn fill(schema: &str, today: i64, rows: i64) {
         "SET search_path = {schema}; DO $$ DECLARE part regclass; BEGIN \
          FOR part IN SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'requests'::regclass \
          LOOP EXECUTE format('DROP TABLE %s', part); END LOOP; END $$; \
-         SELECT make_partitions('{schema}', {days}, {DAY}, '1000')"
+         SELECT make_partitions('{schema}', {days}, {DAY}, true)"
     );
     db.batch_execute(&prepare).await.unwrap();
     let next = Arc::new(Mutex::new(1..=DAYS));

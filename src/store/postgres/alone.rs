@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
 
 use crate::audit::usage::UsageCounts;
 use crate::runtime::clock::Timestamp;
 use crate::store::postgres::audit;
-use crate::store::postgres::audit::{Purge, Purged};
-use crate::store::postgres::connection::Connection;
+use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::dial::Dialer;
 use crate::store::postgres::error::{DbError, Result};
 use crate::store::postgres::statements::Sql;
@@ -38,64 +39,65 @@ impl Alone {
 
     /// Deletes the records from before this instant, and returns how many there were.
     pub(super) async fn purge_before(&self, instant: Timestamp) -> Result<u64> {
-        let dropped = self.drop_partitions(instant).await?;
+        let dropped = self.drop_partitions(instant).await;
         let requests = self.purge_all(Sql::PurgeRequests, instant).await?;
         let changes = self.purge_all(Sql::PurgeChanges, instant).await?;
         self.purge_all(Sql::PurgeUsage, UsageCounts::kept_from(instant)).await?;
-        Ok(dropped + requests + changes)
+        Ok(dropped? + requests + changes)
     }
 
-    /// Drops the partitions from before this instant. The requests of one that stays in use are
-    /// deleted like others.
+    /// Drops the partitions from before this instant. One that cannot be dropped does not keep
+    /// others from it.
     async fn drop_partitions(&self, instant: Timestamp) -> Result<u64> {
-        let purge = |statement| Purge { statement, from: Timestamp::MIN, before: instant };
-        let mut pauses = PAUSES;
-        while let Err(fault) = self.purge(purge(Sql::DetachPartitions)).await {
-            if !fault.is_a_lock() || pauses == 0 {
-                Self::leave_partitions(fault)?;
-                break;
-            }
-            pauses -= 1;
-            sleep(PAUSE).await;
+        let mut done = Ok(0);
+        if let Err(fault) = self.detach_partitions(instant).await {
+            leave("requests", fault, &mut done);
         }
-        let mut dropped = 0;
-        loop {
-            match self.purge(purge(Sql::DropPartition)).await {
-                Ok(batch) if batch.last.is_some() => dropped += batch.rows,
-                Ok(_) => return Ok(dropped),
-                Err(fault) => return Self::leave_partitions(fault).map(|()| dropped),
+        for row in self.run(Sql::DetachedPartitions, &[]).await? {
+            let (table, name): (u32, &str) = (row.try_get("oid")?, row.try_get("relname")?);
+            match self.run(Sql::DropPartition, &[(&table as _, Type::OID)]).await {
+                Ok(rows) => {
+                    let dropped: i64 = rows.first().map_or(Ok(0), |row| row.try_get("dropped"))?;
+                    done = done.map(|sum| sum + u64::try_from(dropped).unwrap_or(0));
+                }
+                Err(fault) => leave(name, fault, &mut done),
             }
         }
+        done
     }
 
-    /// Leaves partitions to the next purge if somebody uses them, or if the role may not drop
-    /// them.
-    fn leave_partitions(fault: DbError) -> Result<()> {
-        if !fault.is_a_lock() && !fault.lacks_rights() {
-            return Err(fault);
+    async fn detach_partitions(&self, instant: Timestamp) -> Result<()> {
+        let before = instant.unix_micros();
+        let mut pauses = PAUSES;
+        loop {
+            match self.run(Sql::DetachPartitions, &[(&before as _, Type::INT8)]).await {
+                Err(fault) if fault.is_a_lock() && pauses > 0 => {
+                    pauses -= 1;
+                    sleep(PAUSE).await;
+                }
+                done => return done.map(drop),
+            }
         }
-        tracing::warn!(
-            reason = with_causes(&fault),
-            "keygate: old partitions of the audit log were not dropped"
-        );
-        Ok(())
     }
 
     async fn purge_all(&self, statement: Sql, before: Timestamp) -> Result<u64> {
-        let mut purge = Purge { statement, from: Timestamp::MIN, before };
-        let mut purged = 0;
+        let before = before.unix_micros();
+        let mut from = Timestamp::MIN.unix_micros();
+        let mut sum = 0;
         loop {
-            let batch = self.purge(purge).await?;
-            purged += batch.rows;
-            let Some(last) = batch.last else { return Ok(purged) };
-            purge.from = last;
+            let parameters =
+                [(&before as _, Type::INT8), (&from as _, Type::INT8), (&true as _, Type::BOOL)];
+            let (purged, last) = audit::purged(&self.run(statement, &parameters).await?)?;
+            sum += purged;
+            let Some(last) = last else { return Ok(sum) };
+            from = last.unix_micros();
         }
     }
 
-    /// Not done on a shared connection, which it would block for too long. Repeating the
-    /// purge of deleted rows does no harm.
-    async fn purge(&self, purge: Purge) -> Result<Purged> {
-        let deadline = match purge.statement {
+    /// Runs a statement of a purge. Not done on a shared connection, which it would block for too
+    /// long. Repeating one does no harm.
+    async fn run(&self, statement: Sql, parameters: &Parameters<'_>) -> Result<Vec<Row>> {
+        let deadline = match statement {
             Sql::DropPartition => self.dialer.patience.deadline.max(DROP_DEADLINE),
             _ => self.dialer.patience.deadline,
         };
@@ -109,7 +111,8 @@ impl Alone {
                 Some(connection) => connection,
                 None => timeout_at(until, self.dialer.dial()).await.map_err(late)??.0,
             };
-            let Ok(done) = timeout_at(until, audit::purge(&connection, purge)).await else {
+            let purge = audit::purge(&connection, statement, parameters);
+            let Ok(done) = timeout_at(until, purge).await else {
                 connection.retire();
                 return Err(DbError::Late(deadline));
             };
@@ -127,5 +130,18 @@ impl Alone {
             }
             again = false;
         }
+    }
+}
+
+/// Leaves a table to the next purge. It is no failure if somebody uses the table, or if the role
+/// may not drop it.
+fn leave(table: &str, fault: DbError, done: &mut Result<u64>) {
+    tracing::warn!(
+        table,
+        reason = with_causes(&fault),
+        "keygate: old partitions of the audit log were not dropped"
+    );
+    if !fault.is_a_lock() && !fault.lacks_rights() && done.is_ok() {
+        *done = Err(fault);
     }
 }

@@ -14,7 +14,7 @@ use crate::key::id::KeyId;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
 use crate::store::postgres::columns::{Columns, plain};
-use crate::store::postgres::connection::Connection;
+use crate::store::postgres::connection::{Connection, Parameters};
 use crate::store::postgres::error::Result;
 use crate::store::postgres::keys::uuid;
 use crate::store::postgres::pool::Pool;
@@ -79,25 +79,6 @@ pub(super) async fn usage(pool: &Pool, query: &UsageQuery) -> Result<Vec<UsageBu
     pool.query(Sql::Usage, &parameters).await?.iter().map(read).collect()
 }
 
-/// Which records to delete.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Purge {
-    /// The statement for the table.
-    pub(super) statement: Sql,
-    /// The first instant that may have records.
-    pub(super) from: Timestamp,
-    /// The first instant whose records are kept.
-    pub(super) before: Timestamp,
-}
-
-/// The records that were deleted.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Purged {
-    pub(super) rows: u64,
-    /// The latest instant among them.
-    pub(super) last: Option<Timestamp>,
-}
-
 /// Leaves only the plan that uses the indexes. Otherwise, after a restore and until the
 /// tables are analysed, the server would sort all remaining rows for each batch. It would also
 /// compile each plan, which takes longer than a batch. A session whose client is gone releases
@@ -108,21 +89,27 @@ const BEGIN_PURGE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
     SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
     SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
-/// Opens a transaction, which the caller must roll back after an error.
-pub(super) async fn purge(db: &Connection, purge: Purge) -> Result<Purged> {
+/// Runs a statement of a purge in a transaction, which the caller must roll back after an error.
+pub(super) async fn purge(
+    db: &Connection,
+    statement: Sql,
+    parameters: &Parameters<'_>,
+) -> Result<Vec<Row>> {
     db.run(BEGIN_PURGE).await?;
-    if matches!(purge.statement, Sql::DropPartition) {
+    if matches!(statement, Sql::DropPartition) {
         db.run("SET LOCAL statement_timeout = '1min'").await?;
     }
-    let (from, before) = (purge.from.unix_micros(), purge.before.unix_micros());
-    let parameters =
-        [(&before as _, Type::INT8), (&from as _, Type::INT8), (&true as _, Type::BOOL)];
-    let rows = db.query(purge.statement, &parameters).await?;
+    let rows = db.query(statement, parameters).await?;
     db.run("COMMIT").await?;
-    let Some(row) = rows.first() else { return Ok(Purged::default()) };
+    Ok(rows)
+}
+
+/// How many records were deleted, and the latest instant among them.
+pub(super) fn purged(rows: &[Row]) -> Result<(u64, Option<Timestamp>)> {
+    let Some(row) = rows.first() else { return Ok((0, None)) };
     let columns = Columns { row, name: "answer" };
-    let rows = columns.value("purged", |n: i64| u64::try_from(n).ok())?;
-    Ok(Purged { rows, last: columns.optional_instant("last")? })
+    let purged = columns.value("purged", |n: i64| u64::try_from(n).ok())?;
+    Ok((purged, columns.optional_instant("last")?))
 }
 
 fn request(row: &Row) -> Result<AuditRecord> {

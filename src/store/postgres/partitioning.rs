@@ -5,8 +5,8 @@
 macro_rules! partitions {
     () => {
         "(SELECT inhrelid::regclass AS part,
-            substring(bound FROM 'FROM \\(''?(-?[0-9]+)')::bigint AS starts,
-            substring(bound FROM 'TO \\(''?(-?[0-9]+)')::bigint AS ends
+            substring(bound FROM 'FROM [(]''?(-?[0-9]+)')::bigint AS starts,
+            substring(bound FROM 'TO [(]''?(-?[0-9]+)')::bigint AS ends
         FROM (SELECT inhrelid, pg_get_expr(relpartbound, oid) AS bound
             FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = log) AS bounds
         ) AS partitions"
@@ -14,9 +14,10 @@ macro_rules! partitions {
 }
 
 /// A function that runs as the owner of the log, so that a role that may only use the log can
-/// add partitions and purge. It checks the rights of the session's role. The schema is a
+/// add partitions and purge. It checks the rights of the caller's role. The schema is a
 /// parameter, so that a schema can be renamed; since a caller may name any, the log must belong
-/// to the owner of the function.
+/// to the owner of the function. What waits for a lock has others wait behind it, so
+/// `wait_briefly!` limits that.
 macro_rules! as_owner {
     ($name:literal, $parameters:literal, $needed:literal, $variables:literal, $($body:expr),*) => {
         concat!(
@@ -24,12 +25,13 @@ macro_rules! as_owner {
             LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
             DECLARE
                 log regclass := (own_schema || '.requests')::regclass;
+                caller name := coalesce(nullif(current_setting('role'), 'none'), session_user);
                 present bigint := extract(epoch FROM clock_timestamp()) * 1000000;
                 ", $variables, "
             BEGIN
-                IF NOT has_table_privilege(session_user, log, '", $needed, "') THEN
+                IF NOT has_table_privilege(caller, log, '", $needed, "') THEN
                     RAISE insufficient_privilege
-                        USING MESSAGE = format('%s lacks ", $needed, " on %s', session_user, log);
+                        USING MESSAGE = format('%s lacks ", $needed, " on %s', caller, log);
                 END IF;
                 IF NOT EXISTS (SELECT 1 FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
                     WHERE pg_class.oid = log AND rolname = current_user) THEN
@@ -43,9 +45,31 @@ macro_rules! as_owner {
     };
 }
 
+macro_rules! wait_briefly {
+    () => {
+        "PERFORM set_config('lock_timeout', '100', true);"
+    };
+}
+
 /// The existing table becomes the first partition, for all times. That takes no scan, since its
 /// times are not null. `make_partitions` ends it later.
 pub(super) const TABLES: &str = "
+    DO $body$
+    BEGIN
+        IF (SELECT relrowsecurity FROM pg_class WHERE oid = '{schema}.requests'::regclass) THEN
+            RAISE object_not_in_prerequisite_state USING MESSAGE = 'The policies of row-level '
+                'security on {schema}.requests would not apply to the partitioned table. Disable '
+                'row-level security on it, open the store, and create the policies again';
+        END IF;
+        IF EXISTS (SELECT 1 FROM pg_index JOIN pg_attribute ON attrelid = indrelid
+            WHERE indrelid = '{schema}.requests'::regclass AND indisunique
+            AND attname = 'at' AND NOT attnum = ANY (indkey)) THEN
+            RAISE object_not_in_prerequisite_state USING MESSAGE = 'A unique index on '
+                '{schema}.requests lacks the column at, so that the table cannot be partitioned. '
+                'Drop that index';
+        END IF;
+    END
+    $body$;
     ALTER TABLE {schema}.requests RENAME TO requests_before;
     CREATE TABLE {schema}.requests (LIKE {schema}.requests_before INCLUDING ALL)
         PARTITION BY RANGE (at);
@@ -57,18 +81,20 @@ pub(super) const TABLES: &str = "
 /// Makes the missing ones of the partitions for these times, for now and for the next four
 /// widths. Returns the end of those without a gap from now on.
 ///
-/// While the first partition has no end, each call takes the next step, and returns NULL if
-/// there is another one. A large table is scanned by the second step alone, which lets others
-/// read and write. The end is so far ahead that only a wrong clock's records are refused until
-/// the third step.
+/// While the first partition has no end, this returns NULL. Each call that may take long takes
+/// the next step towards the end. A large table is scanned by the second step alone, which lets
+/// others read and write. The constraint of the first step refuses requests from after the
+/// end, so a call of any kind drops it half an hour before, if there was no third step.
 ///
 /// Before the first partition there is at most one, for all earlier times. The more partitions
 /// there are, the wider are new ones, and those for times far ahead are 64 times as wide.
 pub(super) const MAKE: &str = as_owner!(
     "make_partitions",
-    "times bigint[], width bigint, patience text",
+    "times bigint[], asked_width bigint, may_take_long boolean",
     "INSERT",
-    "wanted  bigint[] := times || ARRAY(SELECT present + n * width FROM generate_series(0, 4) AS n);
+    "-- An hour to a year.
+     width   bigint := least(greatest(asked_width, 3600000000), 31536000000000);
+     wanted  bigint[] := times || ARRAY(SELECT present + n * width FROM generate_series(0, 4) AS n);
      place   regnamespace := (SELECT relnamespace FROM pg_class WHERE oid = log);
      made    text;
      whole   regclass;
@@ -83,14 +109,28 @@ pub(super) const MAKE: &str = as_owner!(
     "IF EXISTS (SELECT 1 FROM unnest(wanted) AS time WHERE NOT EXISTS (SELECT 1 FROM ",
     partitions!(),
     " WHERE (starts IS NULL OR starts <= time) AND ends > time)) THEN
-        EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', log);
-        PERFORM set_config('lock_timeout', patience, true);
+        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', log);
+        ",
+    wait_briefly!(),
+    "
         SELECT part INTO whole FROM ",
     partitions!(),
     " WHERE ends IS NULL;
         IF whole IS NOT NULL THEN
-            SELECT conname, convalidated INTO closing FROM pg_constraint
+            SELECT conname, convalidated, substring(conname FROM '[0-9]+$')::bigint AS ends
+                INTO closing FROM pg_constraint
                 WHERE conrelid = whole AND conname ~ '^at_before_[0-9]+$';
+            IF closing.ends < present + 1800000000 THEN
+                EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', whole, closing.conname);
+                RETURN NULL;
+            END IF;
+        END IF;
+        IF NOT has_schema_privilege(current_user, place, 'CREATE') THEN
+            RAISE insufficient_privilege USING MESSAGE = format(
+                '%s, the owner of %s, lacks CREATE on the schema, so that it cannot have '
+                'partitions for the coming time', current_user, log);
+        END IF;
+        IF whole IS NOT NULL THEN
             IF closing.conname IS NULL THEN
                 above := (present / width + 2) * width;
                 EXECUTE format('SELECT max(at) FROM %s', whole) INTO newest;
@@ -100,17 +140,22 @@ pub(super) const MAKE: &str = as_owner!(
                         whole, to_timestamp(above / 1000000));
                 END IF;
                 IF pg_relation_size(whole) > 8388608 THEN
-                    EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (at < %s) NOT VALID',
-                        whole, 'at_before_' || above, above);
+                    IF may_take_long THEN
+                        EXECUTE format(
+                            'ALTER TABLE %s ADD CONSTRAINT %I CHECK (at < %s) NOT VALID',
+                            whole, 'at_before_' || above, above);
+                    END IF;
                     RETURN NULL;
                 END IF;
             ELSIF NOT closing.convalidated THEN
-                EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', whole, closing.conname);
+                IF may_take_long THEN
+                    EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', whole, closing.conname);
+                END IF;
                 RETURN NULL;
             ELSE
-                above := substring(closing.conname FROM '[0-9]+$');
+                above := closing.ends;
             END IF;
-            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', log);
+            EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', log);
             EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', log, whole);
             EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (MINVALUE) TO (%s)',
                 log, whole, above);
@@ -152,19 +197,21 @@ pub(super) const MAKE: &str = as_owner!(
     RETURN present;"
 );
 
-/// Takes the partitions from before this instant out of the table, and returns how many. They
-/// are dropped by `drop_partition`, which may take longer.
+/// Takes the partitions from before this instant out of the table. They are dropped by
+/// `drop_partition`, which may take longer. Returns how many they are.
 pub(super) const DETACH: &str = as_owner!(
     "detach_partitions",
-    "before bigint, patience text",
+    "before bigint",
     "DELETE",
     "old    regclass;
      number bigint := 0;",
     "IF EXISTS (SELECT 1 FROM ",
     partitions!(),
     " WHERE ends <= least(before, present)) THEN
-        PERFORM set_config('lock_timeout', patience, true);
-        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', log);
+        ",
+    wait_briefly!(),
+    "
+        EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', log);
         FOR old IN SELECT part FROM ",
     partitions!(),
     " WHERE ends <= least(before, present) LOOP
@@ -176,24 +223,25 @@ pub(super) const DETACH: &str = as_owner!(
     RETURN number;"
 );
 
-/// Drops one of the detached partitions, and returns how many records it had: exactly if it is
-/// small, and otherwise as estimated from some 1,000 of its pages. NULL if there is none.
+/// Drops a detached partition, and returns how many records it had: exactly if it is small, and
+/// otherwise as estimated from some 1,000 of its pages. NULL if there is no such partition.
 pub(super) const DROP: &str = as_owner!(
     "drop_partition",
-    "patience text",
+    "old regclass",
     "DELETE",
-    "old     regclass;
-     percent numeric;
+    "percent numeric;
      number  bigint;",
-    "EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', log);
-    SELECT old_table.oid INTO old FROM pg_class AS old_table JOIN pg_class AS log_table
+    "EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', log);
+    IF NOT EXISTS (SELECT 1 FROM pg_class AS old_table JOIN pg_class AS log_table
         USING (relnamespace, relowner)
-        WHERE log_table.oid = log AND old_table.relname ~ '^purged_requests_[0-9]+$'
-        AND old_table.relkind = 'r' AND NOT old_table.relispartition LIMIT 1;
-    IF old IS NULL THEN
+        WHERE log_table.oid = log AND old_table.oid = old
+        AND old_table.relname ~ '^purged_requests_[0-9]+$'
+        AND old_table.relkind = 'r' AND NOT old_table.relispartition) THEN
         RETURN NULL;
     END IF;
-    PERFORM set_config('lock_timeout', patience, true);
+    ",
+    wait_briefly!(),
+    "
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', old);
     percent := least(100, 100 * 1000.0 * current_setting('block_size')::integer
         / greatest(pg_relation_size(old), 1));
@@ -213,11 +261,14 @@ pub(super) const RIGHTS: &str = "
     BEGIN
         FOR given IN
             SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS role,
-                privilege_type
-            FROM pg_class, aclexplode(relacl)
-            WHERE oid = '{schema}.requests_before'::regclass AND grantee <> relowner
+                privilege_type || columns AS rights
+            FROM (SELECT '' AS columns, relacl AS acl FROM pg_class
+                WHERE oid = '{schema}.requests_before'::regclass
+                UNION ALL SELECT format('(%I)', attname), attacl FROM pg_attribute
+                WHERE attrelid = '{schema}.requests_before'::regclass AND NOT attisdropped
+                ) AS acls, aclexplode(acl) WHERE grantee <> owner
         LOOP
-            EXECUTE format('GRANT %s ON {schema}.requests TO %s', given.privilege_type, given.role);
+            EXECUTE format('GRANT %s ON {schema}.requests TO %s', given.rights, given.role);
         END LOOP;
         IF owner <> quote_ident(current_user)::regrole THEN
             EXECUTE format('ALTER TABLE {schema}.requests OWNER TO %s', owner);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -17,8 +18,8 @@ use crate::store::postgres::partitions::Partitions;
 use crate::store::postgres::pool::Pool;
 use crate::store::postgres::statements::Sql;
 
-/// How often a batch of requests is written without those that are stored, or after their
-/// partitions were made.
+/// How often a batch of requests is written, not counting the attempts that found some of them
+/// stored.
 const ATTEMPTS: usize = 4;
 
 /// Writes the batch. A record that is stored already is left unchanged, so that the batch
@@ -50,7 +51,7 @@ async fn write_requests(
         let times = || records.iter().map(|record| record.at.unix_micros());
         let Some(newest) = times().max() else { return Ok(()) };
         partitions.look_ahead(pool, newest).await;
-        attempts -= 1;
+        attempts = attempts.saturating_sub(1);
         let requests = Requests::of(&records);
         match requests.write(pool).await {
             Err(fault) if fault.lacks_partition() && attempts > 0 => {
@@ -60,13 +61,25 @@ async fn write_requests(
             Err(fault) if fault.lacks_partition() => {
                 return Err(DbError::NoPartition(Box::new(fault)));
             }
-            Err(fault) if fault.is_constraint() && attempts > 0 => {
+            Err(fault) if fault.is_constraint() => {
                 let stored = requests.stored(pool).await?;
-                records.retain(|record| !stored.contains(&record.id.to_bytes()));
+                let given = records.len();
+                records.retain(|record| !stored.contains(&identity(record)));
+                if records.len() < given {
+                    attempts += 1;
+                } else if attempts == 0 {
+                    return Err(fault);
+                }
             }
             written => return written,
         }
     }
+}
+
+type Identity = (Uuid, i64, Uuid);
+
+fn identity(record: &AuditRecord) -> Identity {
+    (uuid(record.key), record.at.unix_micros(), Uuid::from_bytes(record.id.to_bytes()))
 }
 
 /// The fields that every record has, column by column.
@@ -80,9 +93,10 @@ struct Heads<'a> {
 
 impl<'a> Heads<'a> {
     fn push(&mut self, record: &'a AuditRecord) {
-        self.keys.push(uuid(record.key));
-        self.times.push(record.at.unix_micros());
-        self.ids.push(Uuid::from_bytes(record.id.to_bytes()));
+        let (key, at, id) = identity(record);
+        self.keys.push(key);
+        self.times.push(at);
+        self.ids.push(id);
         self.orgs.push(record.org.as_str());
     }
 }
@@ -167,16 +181,16 @@ impl<'a> Requests<'a> {
         Ok(())
     }
 
-    /// The ids of those that are stored.
-    async fn stored(&self, pool: &Pool) -> Result<HashSet<[u8; 16]>> {
+    /// Those that are stored.
+    async fn stored(&self, pool: &Pool) -> Result<HashSet<Identity>> {
         let parameters = [
             (&self.heads.keys as _, Type::UUID_ARRAY),
             (&self.heads.times as _, Type::INT8_ARRAY),
             (&self.heads.ids as _, Type::UUID_ARRAY),
         ];
         let rows = pool.query(Sql::StoredRequests, &parameters).await?;
-        let ids = rows.iter().map(|row| Ok(row.try_get::<_, Uuid>("id")?.into_bytes()));
-        ids.collect()
+        let of = |row: &Row| Ok((row.try_get("key")?, row.try_get("at")?, row.try_get("id")?));
+        rows.iter().map(of).collect()
     }
 }
 

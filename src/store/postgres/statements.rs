@@ -175,10 +175,10 @@ statements! {
         SELECT pg_catalog.pg_backend_pid(), {usage} \
         ON CONFLICT (key, org, hour, writer) DO UPDATE SET {added}",
     // Each is looked for in the index, whether or not there are statistics.
-    StoredRequests: "SELECT given.id FROM unnest($1, $2, $3) AS given (key, at, id), \
+    StoredRequests: "SELECT given.* FROM unnest($1, $2, $3) AS given (key, at, id), \
         LATERAL (SELECT 1 FROM {schema}.requests AS stored WHERE stored.key = given.key \
         AND stored.at = given.at AND stored.id = given.id OFFSET 0) AS stored",
-    MakePartitions: "SELECT {schema}.make_partitions('{schema}', $1, $2, '{patience}') AS made",
+    MakePartitions: "SELECT {schema}.make_partitions('{schema}', $1, $2, $3) AS made",
     RecordChanges: "INSERT INTO {schema}.changes ({change columns}) \
         SELECT * FROM unnest({change values}) ON CONFLICT DO NOTHING",
     KeyRequestsBefore: page!("requests", "{request columns}", of_key!(), "DESC"),
@@ -191,12 +191,11 @@ statements! {
         WHERE key = $1 AND org = $2 AND hour >= $3 AND hour < $4 GROUP BY hour ORDER BY hour",
     PurgeRequests: purge!("requests"),
     PurgeChanges: purge!("changes"),
-    // The parameters and results of a purge, so that it can be carried out as one.
-    DetachPartitions: "SELECT {schema}.detach_partitions('{schema}', $1, '{patience}') AS purged, \
-        NULL::bigint AS last WHERE $2 <= $1 AND $3",
-    DropPartition: "SELECT coalesce(dropped, 0) AS purged, CASE WHEN dropped >= 0 THEN $2 END AS last \
-        FROM (SELECT {schema}.drop_partition('{schema}', '{patience}') AS dropped) AS answer \
-        WHERE $2 <= $1 AND $3",
+    DetachPartitions: "SELECT {schema}.detach_partitions('{schema}', $1)",
+    DetachedPartitions: "SELECT oid, relname FROM pg_catalog.pg_class \
+        WHERE relnamespace = '{schema}'::pg_catalog.regnamespace AND relkind = 'r' \
+        AND relname ~ '^purged_requests_[0-9]+$' AND NOT relispartition",
+    DropPartition: "SELECT coalesce({schema}.drop_partition('{schema}', $1), 0) AS dropped",
     PurgeUsage: "WITH old AS (SELECT key, org, hour, writer FROM {schema}.hourly_usage \
         WHERE hour < $1 AND hour >= $2 AND $3 ORDER BY hour LIMIT 1000 FOR UPDATE), \
         gone AS (DELETE FROM {schema}.hourly_usage AS rows USING old WHERE rows.key = old.key \
@@ -222,10 +221,6 @@ impl Sql {
 /// The number of the first parameter that an edit writes, after id, organisation and
 /// expected revision.
 const EDIT: usize = 4;
-
-/// How long a change of partitions waits for those who use them, in milliseconds. Others wait
-/// behind it.
-const PARTITION_PATIENCE: &str = "100";
 
 /// The texts of all statements for one schema.
 #[derive(Debug)]
@@ -257,7 +252,6 @@ impl Texts {
             ("{requests}", unnested(1, REQUESTS.len())),
             ("{counts}", sql::list(COUNTS)),
             ("{usage}", unnested(REQUESTS.len() + 1, 3 + COUNTS.len())),
-            ("{patience}", PARTITION_PATIENCE.to_owned()),
             ("{added}", sql::added()),
             ("{total}", sql::list(COUNTS.map(|count| format!("sum({count})::bigint AS {count}")))),
             ("{change columns}", sql::list(CHANGES)),

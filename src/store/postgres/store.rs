@@ -110,7 +110,7 @@ impl PostgresOptions {
         opened.map_err(|fault| PostgresOpenError::from_schema(&target, fault))?;
         let dialer = Arc::new(dialer);
         let partitions = Partitions::new(target.partition_width, &dialer);
-        let _ = timeout(dialer.patience.deadline, partitions.begin(&connection)).await;
+        partitions.begin(&connection).await;
         connection.retire();
         let pool = |connections, used| Pool::start(&dialer, connections, used);
         let inner = Inner {
