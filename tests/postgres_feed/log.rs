@@ -8,7 +8,7 @@ use keygate::audit::{
     AuditEvent, AuditId, AuditQuery, AuditRecord, AuditScope, ChangeAction, ChangeEvent,
     ChangePhase, Outcome, RequestEvent,
 };
-use keygate::{AuditLog, AuditSink, PostgresStore, Timestamp};
+use keygate::{AuditLog, AuditSink, Timestamp};
 use tokio_postgres::Client;
 
 use crate::postgres_support::{Role, Schema, count, key};
@@ -125,10 +125,8 @@ async fn a_log_with_requests_from_the_future_is_used_and_partitioned_once_they_a
 }
 
 /// Takes the log back to the time when the first partition was about to end at this instant.
-async fn about_to_end(store: PostgresStore, schema: &Schema, db: &Client, end: Timestamp) {
+async fn about_to_end(db: &Client, end: Timestamp) {
     eventually("the first partition has an end", async || endless(db).await == 0).await;
-    drop(store);
-    schema.sessions_end().await;
     let end = end.unix_micros();
     let back = format!(
         "BEGIN; DO $$ DECLARE part regclass; BEGIN FOR part IN SELECT inhrelid::regclass \
@@ -162,13 +160,13 @@ async fn make(schema: &Schema, db: &Client, may_take_long: bool) -> Result<Optio
 async fn an_end_that_another_process_announced_is_carried_through() {
     let (schema, db) = earlier_schema(VERSION_1).await;
     fill(&db).await;
-    about_to_end(schema.store().await, &schema, &db, now().saturating_add(DAY * 8)).await;
+    let store = schema.store().await;
+    about_to_end(&db, now().saturating_add(DAY * 8)).await;
     // A call that others wait for scans nothing.
     assert_eq!(make(&schema, &db, false).await, Ok(None));
     let scanned = "SELECT count(*) FROM pg_constraint WHERE conname LIKE 'at_before%' \
                    AND connamespace = current_schema()::regnamespace AND convalidated";
     assert_eq!(count(&db, scanned).await, 0);
-    let store = schema.store().await;
     let ahead = request(1, now().saturating_add(DAY * 365));
     let batch = [request(2, now()), ahead.clone()];
     eventually("the first partition ends", async || store.record(&batch).await.is_ok()).await;
@@ -186,8 +184,7 @@ async fn an_end_that_was_announced_and_cannot_be_is_withdrawn_in_time() {
     fill(&db).await;
     let store = schema.store().await;
     store.record(&[request(1, now())]).await.unwrap();
-    about_to_end(store, &schema, &db, now().saturating_sub(DAY)).await;
-    let store = schema.store().await;
+    about_to_end(&db, now().saturating_sub(DAY)).await;
     store.record(&[request(2, now())]).await.unwrap();
     eventually("the first partition has an end", async || endless(&db).await == 0).await;
     let query = AuditQuery::new(key(1).org, AuditScope::KeyRequests(key(1).id));

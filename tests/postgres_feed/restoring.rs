@@ -9,7 +9,7 @@ use keygate::{Allowlist, KeyManager, KeyPatch, PlaintextKey, PostgresStore};
 use tempfile::TempDir;
 
 use crate::caches::{Process, actor, new};
-use crate::postgres_support::{Database, PATIENT, session};
+use crate::postgres_support::{Database, PATIENT, count, session};
 use crate::recorder::Recorder;
 
 const GUIDE: &str = include_str!("../../src/guide/restore.md");
@@ -42,6 +42,10 @@ impl Setup {
         let blocks = GUIDE.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
         let step = blocks.filter(|block| block.contains(words)).collect::<Vec<_>>();
         let [step] = step[..] else { panic!("one step with {words}: {step:?}") };
+        self.run(step).await;
+    }
+
+    async fn run(&self, step: &str) {
         let mut shell = Command::new("bash");
         shell.args(["-euo", "pipefail", "-c", step]);
         shell.env("DATABASE_URL", self.database.url()).current_dir(self.folder.path());
@@ -128,4 +132,23 @@ async fn a_restore_over_the_tables_in_use_refuses_no_valid_key() {
     let (_, made) = setup.make().await;
     assert!(setup.step_beside_service("DROP SCHEMA keygate", &good).await > 0);
     setup.keys.verify(made.expose_secret(), None).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs PostgreSQL"]
+async fn rows_of_requests_are_restored_into_tables_with_other_partitions() {
+    let setup = Setup::start().await;
+    setup
+        .run(
+            "pg_dump --dbname=$DATABASE_URL --format=custom --schema=keygate --file=keygate.dump \
+             --load-via-partition-root && psql --dbname=$DATABASE_URL --set=ON_ERROR_STOP=1 \
+             --command='DROP TABLE keygate.requests_before'",
+        )
+        .await;
+    setup.step("make_partitions").await;
+    let restore = "pg_restore --dbname=$DATABASE_URL --data-only --table=requests_before \
+                   --exit-on-error keygate.dump";
+    setup.run(restore).await;
+    let db = session(&setup.database.url().parse().unwrap()).await;
+    assert_eq!(count(&db, "SELECT count(*) FROM keygate.requests").await, 50_000);
 }

@@ -84,7 +84,7 @@ pub(super) const TABLES: &str = "
 /// While the first partition has no end, this returns NULL. Each call that may take long takes
 /// the next step towards the end. A large table is scanned by the second step alone, which lets
 /// others read and write. The constraint of the first step refuses requests from after the
-/// end, so a call of any kind drops it half an hour before, if there was no third step.
+/// end, so a call of any kind drops it half a width before, if there was no third step.
 ///
 /// Before the first partition there is at most one, for all earlier times. The more partitions
 /// there are, the wider are new ones, and those for times far ahead are 64 times as wide.
@@ -120,7 +120,7 @@ pub(super) const MAKE: &str = as_owner!(
             SELECT conname, convalidated, substring(conname FROM '[0-9]+$')::bigint AS ends
                 INTO closing FROM pg_constraint
                 WHERE conrelid = whole AND conname ~ '^at_before_[0-9]+$';
-            IF closing.ends < present + 1800000000 THEN
+            IF closing.ends < present + width / 2 THEN
                 EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', whole, closing.conname);
                 RETURN NULL;
             END IF;
