@@ -23,6 +23,7 @@ mod postgres_support;
 mod proxy;
 mod purging;
 mod races;
+mod recording;
 #[path = "../postgres_support/sessions.rs"]
 mod sessions;
 #[path = "../support/mod.rs"]

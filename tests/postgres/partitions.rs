@@ -11,25 +11,24 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::postgres_support::{Role, Schema, count, key};
-use crate::support::eventually;
 
 const HOUR: Duration = Duration::from_secs(3_600);
-const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
+pub(crate) const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     SystemTime::now().into()
 }
 
 /// The start of an hour, this long before the tests began.
-fn hours_ago(hours: u64) -> Timestamp {
+pub(crate) fn hours_ago(hours: u64) -> Timestamp {
     static BEGUN: LazyLock<Timestamp> = LazyLock::new(now);
     let micros = BEGUN.unix_micros();
     let hour = Timestamp::from_unix_micros(micros - micros % 3_600_000_000).unwrap();
     hour.saturating_sub(HOUR * u32::try_from(hours).unwrap())
 }
 
-fn request(number: u64, at: Timestamp) -> AuditRecord {
+pub(crate) fn request(number: u64, at: Timestamp) -> AuditRecord {
     let mut event = RequestEvent::new("GET", format!("/v1/things/{number}"), Outcome::Allowed);
     event.status = Some(200);
     AuditRecord {
@@ -68,20 +67,20 @@ async fn left_over(db: &Client) -> i64 {
 }
 
 /// All requests of the key, newest first.
-async fn read(store: &PostgresStore) -> Vec<AuditRecord> {
+pub(crate) async fn read(store: &PostgresStore) -> Vec<AuditRecord> {
     let query = AuditQuery::new(key(1).org, AuditScope::KeyRequests(key(1).id)).limit(200);
     let page = store.page(&query).await.unwrap();
     assert_eq!(page.older, None);
     page.records
 }
 
-async fn counted(store: &PostgresStore) -> u64 {
+pub(crate) async fn counted(store: &PostgresStore) -> u64 {
     let query = UsageQuery::new(key(1).org, key(1).id, Timestamp::MIN, Timestamp::MAX);
     store.usage(&query).await.unwrap().iter().map(|hour| hour.counts.allowed).sum()
 }
 
 /// A store whose partitions are an hour wide, as yet without any, and a session.
-async fn hourly(schema: &Schema) -> (PostgresStore, Client) {
+pub(crate) async fn hourly(schema: &Schema) -> (PostgresStore, Client) {
     let store = schema.options().partition_width(HOUR).connect().await.unwrap();
     let db = schema.db().await;
     for (name, ..) in partitions(&db).await {
@@ -389,79 +388,6 @@ async fn partitions_are_made_and_dropped_while_another_one_is_vacuumed() {
     assert_eq!(store.purge_before(hours_ago(2)).await.unwrap(), 3);
     assert_eq!((older(&db, hours_ago(2)).await, left_over(&db).await), (vec![], 0));
     vacuum.batch_execute("COMMIT").await.unwrap();
-}
-
-#[tokio::test]
-#[ignore = "needs PostgreSQL"]
-async fn records_with_one_id_and_different_times_are_all_written() {
-    let schema = Schema::new();
-    let store = schema.store().await;
-    let first = request(1, hours_ago(1));
-    let second = request(1, hours_ago(0));
-    store.record(std::slice::from_ref(&first)).await.unwrap();
-    store.record(&[first.clone(), second.clone()]).await.unwrap();
-    assert_eq!(read(&store).await, [second, first]);
-    assert_eq!(counted(&store).await, 2);
-}
-
-/// Each time that the batch is written, one more of its records is.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "needs PostgreSQL"]
-async fn a_batch_is_written_while_its_records_are_written_one_by_one() {
-    const RECORDS: u64 = 8;
-    let schema = Schema::new();
-    let store = schema.store().await;
-    let at = hours_ago(0);
-    let batch: Vec<_> = (1..=RECORDS)
-        .map(|number| request(number, at.saturating_add(Duration::from_micros(number))))
-        .collect();
-    let insert = async |record: &AuditRecord| {
-        let insert = format!(
-            "INSERT INTO requests (key, at, id, org, method, endpoint, status, outcome) \
-             VALUES ('{}', {}, '{}', 'acme', 'GET', '/', 200, 'allowed')",
-            record.key,
-            record.at.unix_micros(),
-            record.id
-        );
-        schema.lock(&insert).await
-    };
-    let mut other = insert(&batch[0]).await;
-    let write = tokio::spawn({
-        let batch = batch.clone();
-        async move { store.record(&batch).await }
-    });
-    let mut waited = schema.until_lock_wait().await;
-    for record in &batch[1..] {
-        let next = insert(record).await;
-        other.batch_execute("COMMIT").await.unwrap();
-        waited = eventually("it waits for the next record", async || {
-            let waits = schema.lock_waits().await;
-            (!waits.is_empty() && waits != waited).then_some(waits)
-        })
-        .await;
-        other = next;
-    }
-    other.batch_execute("COMMIT").await.unwrap();
-    let written = write.await.unwrap();
-    assert!(written.is_ok(), "{written:?}");
-    let db = schema.db().await;
-    assert_eq!(count(&db, "SELECT count(*) FROM requests").await, RECORDS.cast_signed());
-}
-
-#[tokio::test]
-#[ignore = "needs PostgreSQL"]
-async fn the_partitions_of_a_batch_are_made_in_small_transactions() {
-    let schema = Schema::new();
-    let (store, db) = hourly(&schema).await;
-    let batch: Vec<_> =
-        (1..=100_u32).map(|week| request(week.into(), now().saturating_add(WEEK * week))).collect();
-    store.record(&batch).await.unwrap();
-    assert_eq!(read(&store).await.len(), 100);
-    let made = "SELECT max(count) FROM (SELECT count(*) FROM pg_class JOIN pg_inherits \
-                ON inhrelid = oid WHERE inhparent = 'requests'::regclass \
-                GROUP BY pg_class.xmin::text) AS transactions";
-    let made = count(&db, made).await;
-    assert!(made <= 10, "{made}");
 }
 
 #[tokio::test]
