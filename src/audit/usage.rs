@@ -8,7 +8,7 @@ use crate::names::names;
 use crate::org::OrgId;
 use crate::runtime::clock::Timestamp;
 
-const HOUR: Duration = Duration::from_secs(60 * 60);
+pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How much longer counts are kept than records.
 const KEPT: Duration = Duration::from_secs(366 * DAY.as_secs());

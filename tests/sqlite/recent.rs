@@ -1,6 +1,7 @@
 //! Recent requests are read like all others, whatever has been merged so far.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use keygate::audit::{
     AuditEvent, AuditFilter, AuditId, AuditQuery, AuditRecord, AuditScope, Outcome, OutcomeFilter,
@@ -8,7 +9,7 @@ use keygate::audit::{
 };
 use keygate::conformance;
 use keygate::store::SqliteOptions;
-use keygate::{AuditLog, AuditSink, KeyId, MemoryAuditLog, SqliteStore, Timestamp};
+use keygate::{AuditLog, AuditSink, KeyId, KeyStore, MemoryAuditLog, SqliteStore, Timestamp};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -115,11 +116,15 @@ impl Logs {
     /// Where the rows are: `requests`, the two tables of recent ones, and how many slices are
     /// left to merge.
     fn places(&self) -> [i64; 4] {
-        let db = raw(&self.path);
-        ["requests", "recent_0", "recent_1", "recent_slices"].map(|table| {
-            db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
-        })
+        places_in(&self.path)
     }
+}
+
+fn places_in(path: &Path) -> [i64; 4] {
+    let db = raw(path);
+    ["requests", "recent_0", "recent_1", "recent_slices"].map(|table| {
+        db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    })
 }
 
 fn open(path: &Path, merge_at: u32) -> SqliteStore {
@@ -227,6 +232,95 @@ async fn a_purge_deletes_recent_requests_and_keeps_their_counts() {
         logs.assert_equal().await;
     }
     assert_eq!(logs.places(), [0; 4]);
+}
+
+#[tokio::test]
+async fn a_purge_deletes_what_it_can_before_it_merges() {
+    let logs = Logs::new(1_000);
+    // The second ones are older than some of the first, and are recent.
+    logs.record(false, 0..60).await;
+    logs.record(false, [87, 101]).await;
+    assert_eq!(logs.places(), [60, 2, 0, 0]);
+    assert_eq!([record(87).at, record(101).at], [when(19), when(37)]);
+
+    // Nothing recent is to be deleted, so nothing is merged.
+    let purged = logs.handle(true).purge_before(when(10)).await.unwrap();
+    assert_eq!(purged, logs.model.purge_before(when(10)).await.unwrap());
+    assert_eq!(logs.places(), [60 - purged as i64, 2, 0, 0]);
+    logs.assert_equal().await;
+
+    // The disk has no space for more rows in `requests`.
+    let db = raw(&logs.path);
+    db.execute_batch(
+        "CREATE TRIGGER full BEFORE INSERT ON requests BEGIN SELECT RAISE(ABORT, 'full'); END",
+    )
+    .unwrap();
+    logs.handle(true).purge_before(when(30)).await.unwrap_err();
+    let older = |db: &rusqlite::Connection| -> i64 {
+        let sql = "SELECT count(*) FROM requests WHERE at < ?1";
+        db.query_row(sql, [when(19).unix_micros()], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(older(&db), 0);
+    db.execute_batch("DROP TRIGGER full").unwrap();
+    logs.handle(true).purge_before(when(30)).await.unwrap();
+    logs.model.purge_before(when(30)).await.unwrap();
+    logs.assert_equal().await;
+}
+
+#[tokio::test]
+async fn what_was_merged_and_then_purged_is_not_counted_again() {
+    let logs = Logs::new(9);
+    for number in 0..NUMBERS {
+        logs.record(false, [number]).await;
+        // The merging after a change ends before the next one.
+        logs.handle(false).record_uses(&[]).await.unwrap();
+        let [merged, .., slices] = logs.places();
+        if merged > 0 && slices == 2 {
+            break;
+        }
+    }
+    let [.., slices] = logs.places();
+    assert_eq!(slices, 2, "no table is half merged");
+    raw(&logs.path).execute("DELETE FROM requests", []).unwrap();
+    for key in (0..KEYS).map(key) {
+        let query = UsageQuery::new(org("acme"), key, Timestamp::MIN, Timestamp::MAX);
+        let found = logs.handle(true).usage(&query).await.unwrap();
+        assert_eq!(found, logs.model.usage(&query).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn few_recent_requests_are_merged_when_they_are_old() {
+    for (age, places) in [(Duration::MAX, [0, 3, 0, 0]), (Duration::ZERO, [3, 0, 0, 0])] {
+        let (_folder, path) = new_path();
+        let store = SqliteOptions::new().merge_after(age).open(&path).unwrap();
+        store.record(&[0, 1, 2].map(record)).await.unwrap();
+        // The merging after a change ends before the next one.
+        store.record_uses(&[]).await.unwrap();
+        assert_eq!(places_in(&path), places);
+    }
+}
+
+#[tokio::test]
+async fn many_old_requests_are_merged_in_single_steps() {
+    let (_folder, path) = new_path();
+    let store = SqliteOptions::new().merge_at(12).merge_after(Duration::MAX).open(&path).unwrap();
+    for number in 0..12 {
+        store.record(&[record(number)]).await.unwrap();
+    }
+    store.record_uses(&[]).await.unwrap();
+    drop(store);
+    let before = places_in(&path);
+    assert!(before[3] > 2, "{before:?}");
+    let store = SqliteOptions::new().merge_at(12).merge_after(Duration::ZERO).open(&path).unwrap();
+    let mut changes = 0;
+    while places_in(&path)[3] > 0 {
+        assert!(changes < 20, "{:?}", places_in(&path));
+        store.record_uses(&[]).await.unwrap();
+        changes += 1;
+    }
+    assert!(changes >= before[3], "{changes} changes, {before:?}");
+    assert_eq!(places_in(&path), [12, 0, 0, 0]);
 }
 
 #[tokio::test]

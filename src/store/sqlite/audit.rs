@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 
 use crate::audit::log::{AuditPage, AuditQuery, AuditScope, Position};
 use crate::audit::record::{AuditEvent, AuditRecord, RequestEvent};
-use crate::audit::usage::{UsageBucket, UsageCounts, UsageQuery};
+use crate::audit::usage::{HOUR, UsageBucket, UsageCounts, UsageQuery};
 use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, CHANGES, COUNTS, REQUESTS};
 use crate::store::sqlite::columns::Columns;
@@ -16,7 +16,8 @@ use crate::store::sqlite::error::Result;
 use crate::store::sqlite::recent::{self, Sizes, State};
 use crate::store::sqlite::rows::{bind_request, change, insertion, request};
 
-/// So many requests of one key in a batch go to their page at once: it is worth its while.
+/// With so many requests of one key in a batch, they are written to `requests` directly, since
+/// they share a page.
 const MANY: usize = 16;
 
 /// The statements that name each column.
@@ -24,30 +25,16 @@ struct Texts {
     request: String,
     change: String,
     hours: String,
-    recent: String,
 }
 
-static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
-    // Each record once, unless it is counted already.
-    let recent = |table: &str| {
-        format!(
-            "SELECT {COUNTED}, id FROM {table} AS recent WHERE run IN \
-             (WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
-              WHERE run < (SELECT max(run) FROM {table})) SELECT run FROM runs) \
-             AND key = ?1 AND org = ?2 AND NOT EXISTS (SELECT 1 FROM requests \
-              WHERE key = ?1 AND at = recent.at AND id = recent.id)"
-        )
-    };
-    Texts {
-        request: insertion("requests", &REQUESTS),
-        change: insertion("changes", &CHANGES),
-        hours: format!(
-            "SELECT hour, {} FROM hourly_usage \
+static TEXTS: LazyLock<Texts> = LazyLock::new(|| Texts {
+    request: insertion("requests", &REQUESTS),
+    change: insertion("changes", &CHANGES),
+    hours: format!(
+        "SELECT hour, {} FROM hourly_usage \
              WHERE key = ?1 AND org = ?2 AND hour >= ?3 AND hour < ?4 ORDER BY hour",
-            sql::list(COUNTS)
-        ),
-        recent: format!("{} UNION {}", recent("recent_0"), recent("recent_1")),
-    }
+        sql::list(COUNTS)
+    ),
 });
 
 /// Writes the batch. A record that is stored already is left unchanged and is not counted
@@ -115,8 +102,10 @@ pub(super) fn usage(db: &Connection, query: &UsageQuery) -> Result<Vec<UsageBuck
         let (start, counts) = hour?;
         hours.entry(start).or_default().add(counts);
     }
-    let mut recent = snapshot.prepare_cached(&TEXTS.recent)?;
-    for request in recent.query_and_then(params![key, org], counted)? {
+    let mut recent = snapshot.prepare_cached(&uncounted(State::read(&snapshot)?))?;
+    // The last hour may go on after `until`.
+    let until = query.until.saturating_add(HOUR).unix_micros();
+    for request in recent.query_and_then(params![key, org, from, until], counted)? {
         let (at, counts) = request?;
         let start = UsageBucket::hour_of(at);
         if query.takes(start) {
@@ -124,6 +113,26 @@ pub(super) fn usage(db: &Connection, query: &UsageQuery) -> Result<Vec<UsageBuck
         }
     }
     Ok(hours.into_iter().map(|(start, counts)| UsageBucket { start, counts }).collect())
+}
+
+/// The recent requests of a key, each record once, unless it is counted already.
+fn uncounted(state: State) -> String {
+    let [merging, taking] = state.tables().map(|table| {
+        format!(
+            "SELECT {COUNTED}, id FROM {name} AS recent WHERE run IN \
+             (WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
+              WHERE run < (SELECT max(run) FROM {name})) SELECT run FROM runs) \
+             AND key = ?1 AND org = ?2 AND at >= ?3 AND at <= ?4 \
+             AND NOT EXISTS (SELECT 1 FROM requests \
+              WHERE key = ?1 AND at = recent.at AND id = recent.id)",
+            name = table.name
+        )
+    });
+    // What was merged is counted, even if it has been purged since.
+    format!(
+        "{merging} AND (+key, +at, +id) > \
+         (SELECT key, at, id FROM recent_slices ORDER BY key, at, id LIMIT 1) UNION {taking}"
+    )
 }
 
 fn stored_hour(row: &Row<'_>) -> Result<(Timestamp, UsageCounts)> {

@@ -142,6 +142,16 @@ impl SqliteStore {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, SqliteOpenError> {
         SqliteOptions::new().open(path)
     }
+
+    /// Deletes old records except for recent requests.
+    async fn purge_merged(&self, instant: Timestamp) -> Result<u64, AuditError> {
+        let mut progress = Progress::begin();
+        while !progress.is_done {
+            let purge = move |db: &_| purge::purge(db, instant, progress);
+            progress = self.inner.writer.run(purge).await?;
+        }
+        Ok(progress.purged)
+    }
 }
 
 /// Settings of a [`SqliteStore`].
@@ -184,7 +194,15 @@ impl SqliteOptions {
     #[doc(hidden)]
     pub fn merge_at(mut self, requests: u32) -> Self {
         let table = i64::from(requests.max(1));
-        self.sizes = Sizes { run: (table / 4).max(1), table, slice: (table / 3).max(1) };
+        let (run, slice) = ((table / 4).max(1), (table / 3).max(1));
+        self.sizes = Sizes { run, table, slice, ..self.sizes };
+        self
+    }
+
+    /// For tests: merges recent requests once the last merge is so long ago.
+    #[doc(hidden)]
+    pub fn merge_after(mut self, time: Duration) -> Self {
+        self.sizes.age = time;
         self
     }
 
@@ -317,16 +335,18 @@ impl AuditLog for SqliteStore {
         Ok(self.inner.scans.run(move |db| audit::usage(db, &query)).await?)
     }
 
-    /// In batches, so that other writes can run in between. Merges recent requests first.
+    /// In batches, so that other writes can run in between.
     async fn purge_before(&self, instant: Timestamp) -> Result<u64, AuditError> {
-        let Inner { writer, sizes, .. } = &*self.inner;
+        let Inner { writer, scans, sizes, .. } = &*self.inner;
         let sizes = *sizes;
+        // Merging needs space, so it comes after all that can be deleted without it.
+        let oldest = scans.run(recent::oldest).await?;
+        let purged = self.purge_merged(instant.min(oldest)).await?;
+        if oldest >= instant {
+            return Ok(purged);
+        }
         let turn = writer.run(|db| Ok(State::read(db)?.turn)).await?;
         while !writer.run(move |db| recent::merge_until(db, sizes, turn)).await? {}
-        let mut progress = Progress::begin();
-        while !progress.is_done {
-            progress = writer.run(move |db| purge::purge(db, instant, progress)).await?;
-        }
-        Ok(progress.purged)
+        Ok(purged + self.purge_merged(instant).await?)
     }
 }

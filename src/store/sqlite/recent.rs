@@ -11,17 +11,19 @@
 //! may be in several runs, so whoever reads all of them has to recognise a record by its id.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use rusqlite::{Connection, Row, params};
 
 use crate::audit::record::{AuditRecord, RequestEvent};
+use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, REQUESTS};
 use crate::store::sqlite::columns::Columns;
 use crate::store::sqlite::counts::{COUNTED, Counts, counted};
 use crate::store::sqlite::error::{DbError, Result};
 use crate::store::sqlite::rows::{bind_request, insertion};
 
-/// How many rows are handled at once.
+/// How many rows are handled at once, and when.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     /// A run. Reading the requests of a key takes a look-up in each.
@@ -29,17 +31,19 @@ pub(super) struct Sizes {
     /// A table is merged once it has so many. The more, the more rows of a key are written to
     /// a page at once.
     pub(super) table: i64,
+    /// Even fewer are merged after this time, since reading them takes longer.
+    pub(super) age: Duration,
     /// A transaction that merges. Other writes wait for it.
     pub(super) slice: i64,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { run: 1_000, table: 200_000, slice: 2_000 }
+        Self { run: 1_000, table: 200_000, age: Duration::from_secs(60), slice: 2_000 }
     }
 }
 
-/// Of the runs, this is how many are read to divide a table into slices: one of each so many.
+/// To divide a table into slices, every fourth run is read.
 const SAMPLE: i64 = 4;
 
 /// One of the two tables, with its statements.
@@ -98,7 +102,7 @@ pub(super) struct State {
     /// How many rows were given to the table that takes rows.
     rows: i64,
     /// How many the other one has, which is being merged; 0 if it is empty.
-    merging: i64,
+    pub(super) merging: i64,
 }
 
 impl State {
@@ -128,6 +132,14 @@ impl State {
     }
 }
 
+/// No recent request is older. Where it is older, one in `requests` cannot be a recent one too.
+pub(super) fn oldest(db: &Connection) -> Result<Timestamp> {
+    let sql = "SELECT min(at) FROM (SELECT at FROM recent_0 UNION ALL SELECT at FROM recent_1)";
+    let oldest: Option<i64> = db.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+    Ok(oldest
+        .map_or(Timestamp::MAX, |at| Timestamp::from_unix_micros(at).unwrap_or(Timestamp::MIN)))
+}
+
 /// Appends rows, which are in order by key, time and id.
 pub(super) fn append(
     db: &Connection,
@@ -146,16 +158,17 @@ pub(super) fn append(
     state.write(db)
 }
 
-/// Whether it is time for [`merge`]: a table is full, or less of the other one is merged than
-/// twice what was written since. So that one is empty long before this one is full.
-pub(super) fn is_due(db: &Connection, sizes: Sizes) -> Result<bool> {
+/// Whether it is time for [`merge`]: there are rows and they are old, a table is full, or less
+/// of the other one is merged than twice what was written since. So that one is empty long
+/// before this one is full.
+pub(super) fn is_due(db: &Connection, sizes: Sizes, is_old: bool) -> Result<bool> {
     let State { turn: _, rows, merging } = State::read(db)?;
     if merging == 0 {
-        return Ok(rows >= sizes.table);
+        return Ok(rows >= sizes.table || is_old && rows > 0);
     }
     let mut statement = db.prepare_cached("SELECT count(*) FROM recent_slices")?;
     let slices: i64 = statement.query_row([], |row| row.get(0))?;
-    Ok(merging - slices * sizes.slice < 2 * rows)
+    Ok(is_old || merging - slices * sizes.slice < 2 * rows)
 }
 
 /// Takes one step of merging, unless all rows that were given until the end of that turn are

@@ -3,14 +3,14 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
 use crate::store::sqlite::error::{DbError, Result};
 use crate::store::sqlite::file::DatabaseFile;
-use crate::store::sqlite::recent::{self, Sizes};
+use crate::store::sqlite::recent::{self, Sizes, State};
 use crate::store::sqlite::schema;
 use crate::throttle::Throttle;
 
@@ -143,6 +143,7 @@ fn write_all(
     sizes: Sizes,
 ) {
     let failures = Throttle::default();
+    let mut merged = Instant::now();
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
         group.extend(queue.try_iter().take(GROUP - 1));
@@ -150,7 +151,7 @@ fn write_all(
         for job in group {
             job.answer(failed.as_ref());
         }
-        if let Err(fault) = file.watch(merge(connection, file, sizes))
+        if let Err(fault) = file.watch(merge(connection, file, sizes, &mut merged))
             && let Some(left_out) = failures.pass()
         {
             tracing::warn!(left_out, "recent requests were not merged: {fault}; they are kept");
@@ -158,16 +159,28 @@ fn write_all(
     }
 }
 
-/// Merges as many recent requests as is due, in transactions of their own.
-fn merge(connection: &mut Connection, file: &DatabaseFile, sizes: Sizes) -> Result<()> {
-    while recent::is_due(connection, sizes)? {
+/// Merges as many recent requests as is due, in transactions of their own. Once the last merge
+/// is long ago, takes a single step more at a time, since other changes wait for it.
+fn merge(
+    connection: &mut Connection,
+    file: &DatabaseFile,
+    sizes: Sizes,
+    merged: &mut Instant,
+) -> Result<()> {
+    let is_old = merged.elapsed() >= sizes.age;
+    let mut one_more = is_old;
+    while recent::is_due(connection, sizes, one_more)? {
         file.is_there()?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         // Another process may have been faster.
-        if recent::is_due(&transaction, sizes)? {
+        if recent::is_due(&transaction, sizes, one_more)? {
             recent::merge(&transaction, sizes)?;
         }
         transaction.commit()?;
+        one_more = false;
+    }
+    if is_old && State::read(connection)?.merging == 0 {
+        *merged = Instant::now();
     }
     Ok(())
 }
