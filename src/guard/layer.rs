@@ -142,23 +142,29 @@ impl ApiKeyLayer {
     }
 
     /// Sets a function that finds the peer in the extensions that the server adds to a
-    /// request. It takes precedence over the layer's own search. For tonic:
+    /// request. It takes precedence over the layer's own search.
     ///
     /// ```
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::net::SocketAddr;
     /// use keygate::{ApiKeyLayer, KeyManager, MemoryStore};
-    /// use tonic::transport::server::TcpConnectInfo;
+    ///
+    /// /// What the server adds.
+    /// #[derive(Clone)]
+    /// struct Connection {
+    ///     peer: SocketAddr,
+    /// }
     ///
     /// let keys = KeyManager::builder(MemoryStore::new()).build()?;
     /// let layer = ApiKeyLayer::new(keys)
-    ///     .peer_from(|extensions| extensions.get::<TcpConnectInfo>()?.remote_addr());
+    ///     .peer_from(|extensions| Some(extensions.get::<Connection>()?.peer));
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// With TLS, tonic's type is `TlsConnectInfo<TcpConnectInfo>`, and the expression
-    /// `extensions.get::<…>()?.get_ref().remote_addr()`.
+    /// For tonic, the expression is `extensions.get::<TcpConnectInfo>()?.remote_addr()`, and
+    /// with TLS `extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.get_ref().remote_addr()`.
     pub fn peer_from(self, find: fn(&Extensions) -> Option<SocketAddr>) -> Self {
         self.with(|config| config.peer_from = Some(find))
     }
