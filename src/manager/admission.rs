@@ -21,6 +21,7 @@ use crate::manager::endpoint::{endpoint, kept, method};
 use crate::manager::rate::{RateLimiter, RateStatus};
 use crate::manager::verify::{VerifiedKey, VerifyError};
 use crate::meters::Timer;
+use crate::org::OrgId;
 use crate::policy::Denial;
 use crate::record::{ApiKey, SecretUsed};
 use crate::runtime::clock::Timestamp;
@@ -278,8 +279,8 @@ fn refusal(
 pub(super) fn refusal_records(formats: Formats, ids: Arc<AuditIds>) -> Draft {
     Arc::new(move |Sum { last, count }| {
         let event = RequestEvent {
-            method: method(last.method, &formats),
-            endpoint: endpoint(last.path, &formats),
+            method: last.method,
+            endpoint: last.path,
             ip: last.ip,
             country: None,
             status: Some(last.status),
@@ -287,14 +288,23 @@ pub(super) fn refusal_records(formats: Formats, ids: Arc<AuditIds>) -> Draft {
             count,
             secret: last.secret,
         };
-        AuditRecord {
-            id: ids.next(),
-            at: last.at,
-            org: last.org,
-            key: last.key,
-            event: AuditEvent::Request(event),
-        }
+        request_record(&formats, &ids, (last.at, last.org, last.key), event)
     })
+}
+
+/// The record of a request whose method and path are still as the client sent them.
+fn request_record(
+    formats: &Formats,
+    ids: &AuditIds,
+    (at, org, key): (Timestamp, OrgId, KeyId),
+    sent: RequestEvent,
+) -> AuditRecord {
+    let event = RequestEvent {
+        method: method(sent.method, formats),
+        endpoint: endpoint(sent.endpoint, formats),
+        ..sent
+    };
+    AuditRecord { id: ids.next(), at, org, key, event: AuditEvent::Request(event) }
 }
 
 /// A request that was admitted. Report its outcome with [`Admission::finish`]; if dropped
@@ -324,8 +334,8 @@ impl Unrecorded {
     fn record(self, key: &VerifiedKey) -> Option<(Arc<AuditWriter>, Option<Permit>, AuditRecord)> {
         let Self { keys: KeyManager { inner }, at, request, status, permit } = self;
         let event = RequestEvent {
-            method: method(request.method, &inner.formats),
-            endpoint: endpoint(request.path, &inner.formats),
+            method: request.method,
+            endpoint: request.path,
             ip: request.ip,
             country: None,
             status,
@@ -333,13 +343,8 @@ impl Unrecorded {
             count: 1,
             secret: key.secret_used(),
         };
-        let record = AuditRecord {
-            id: inner.audit_ids.next(),
-            at,
-            org: key.org().clone(),
-            key: key.id(),
-            event: AuditEvent::Request(event),
-        };
+        let of = (at, key.org().clone(), key.id());
+        let record = request_record(&inner.formats, &inner.audit_ids, of, event);
         Some((Arc::clone(inner.audit.as_ref()?), permit, record))
     }
 }
