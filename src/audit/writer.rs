@@ -87,8 +87,9 @@ impl AuditWriter {
             Some(reserved) => reserved,
             None => {
                 let Self { requests, delivery, runtime, .. } = self;
-                let place = requests.queue.reserve(&**runtime, delivery.deadline).await;
-                place.map(Some)
+                let place = requests.queue.reserve(&**runtime, delivery.deadline);
+                // Boxed, so that requests that find room do not pay for its size.
+                Box::pin(place).await.map(Some)
             }
         }
     }

@@ -158,7 +158,9 @@ impl Admission {
         let key = self.key();
         let span =
             tracing::info_span!("request", org = %key.org(), key = %key.id(), outcome = Empty);
-        let response = span.in_scope(|| inner.call(request));
+        let entered = span.enter();
+        let response = inner.call(request);
+        drop(entered);
         State::Serving { response, admission: Some(self), span }
     }
 }

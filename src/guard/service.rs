@@ -49,7 +49,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let config = Arc::clone(&self.config);
+        let config = &self.config;
         let ip = config.client_ip.resolve(config.peer(&request), request.headers());
         let claim = config.claim(&request);
         let asked = Asked::with(request.version(), request.headers());
@@ -62,19 +62,19 @@ where
         let state = match claim {
             Claim::Key(lookup) => self.admit(lookup, ip, request),
             Claim::Nothing => {
-                request.extensions_mut().insert(Anonymous(config.refusals.clone()));
+                request.extensions_mut().insert(Anonymous(self.config.refusals.clone()));
                 let response = self.inner.call(request);
                 State::Serving { response, admission: None, span: Span::none() }
             }
             Claim::Refused(refusal) => {
                 if matches!(refusal, Refusal::InvalidToken) {
-                    config.keys.count_malformed();
+                    self.config.keys.count_malformed();
                 }
                 tracing::debug!(reason = refusal.reason(), "refused");
                 self.refuse(refusal, None)
             }
         };
-        ResponseFuture { config, asked, state }
+        ResponseFuture { config: Arc::clone(&self.config), asked, state }
     }
 }
 
@@ -91,7 +91,7 @@ impl<S: Clone> ApiKeyService<S> {
         let config = Arc::clone(&self.config);
         let info = config.info(&request, ip);
         let mut admission: BoxFuture<'static, _> =
-            Box::pin(async move { config.keys.admit_lookup(lookup, info, &config.scopes).await });
+            Box::pin(async move { config.keys.admit_lookup(&lookup, info, &config.scopes).await });
         // If nothing has to wait, as with a store in memory, the service that is ready is
         // called at once. Otherwise the caller polls the future again with a real waker.
         match admission.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -59,11 +59,13 @@ impl KeyDigest {
     }
 
     /// The first bytes, for choosing a place in a table.
+    #[inline]
     pub(crate) fn first_word(&self) -> u64 {
         let [first, ..] = self.words();
         first
     }
 
+    #[inline]
     fn words(&self) -> [u64; 4] {
         let mut words = [0; 4];
         for (word, bytes) in words.iter_mut().zip(self.0.chunks_exact(8)) {
@@ -76,6 +78,7 @@ impl KeyDigest {
 impl ConstantTimeEq for KeyDigest {
     // Combines all differences in one word. `subtle` compares slices byte by byte, which is
     // many times slower.
+    #[inline]
     fn ct_eq(&self, other: &Self) -> Choice {
         let pairs = self.words().into_iter().zip(other.words());
         pairs.fold(0, |differences, (a, b)| differences | (a ^ b)).ct_eq(&0)

@@ -95,10 +95,12 @@ impl KeyManager {
         async move {
             match lookup {
                 Ok(lookup) => {
-                    let admitted = self.admit_lookup(lookup, request, &[]).await;
+                    let admitted = self.admit_lookup(&lookup, request, &[]).await;
                     admitted.map_err(|NotAdmitted { error, .. }| error)
                 }
-                Err(malformed) => Err(self.refuse(malformed, request).await),
+                Err(malformed) => {
+                    Err(self.refuse(VerifyError::Malformed(malformed), request).await)
+                }
             }
         }
     }
@@ -107,12 +109,12 @@ impl KeyManager {
     /// needs scopes.
     pub(crate) async fn admit_lookup(
         &self,
-        lookup: Lookup,
+        lookup: &Lookup,
         request: RequestInfo,
         scopes: &[Scope],
     ) -> Result<Admission, NotAdmitted> {
         let timer = Timer::start();
-        let (key, at) = match self.inner.check(lookup, request.ip).await {
+        let (key, at) = match self.inner.check(lookup, request.ip.as_ref()).await {
             Ok(allowed) => allowed,
             Err(error) => {
                 self.inner.count(Some(&error), timer);
@@ -130,28 +132,6 @@ impl KeyManager {
             return Err(NotAdmitted { error: self.refuse(error, request).await, rate });
         }
         self.inner.count(None, timer);
-        self.let_in(key, at, request, rate).await
-    }
-
-    /// Whether there is an audit log.
-    #[cfg(feature = "tower")]
-    pub(crate) fn is_audited(&self) -> bool {
-        self.inner.audit.is_some()
-    }
-
-    /// Counts a credential that the layer refuses, since it cannot be a key.
-    #[cfg(feature = "tower")]
-    pub(crate) fn count_malformed(&self) {
-        self.inner.count_malformed();
-    }
-
-    async fn let_in(
-        &self,
-        key: VerifiedKey,
-        at: Timestamp,
-        request: RequestInfo,
-        rate: Option<Box<RateStatus>>,
-    ) -> Result<Admission, NotAdmitted> {
         let mut admission = Admission { key, rate, unrecorded: None };
         if let Some(audit) = &self.inner.audit {
             // If the caller gives up while waiting for room, the record is still queued if
@@ -172,6 +152,18 @@ impl KeyManager {
         Ok(admission)
     }
 
+    /// Whether there is an audit log.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_audited(&self) -> bool {
+        self.inner.audit.is_some()
+    }
+
+    /// Counts a credential that the layer refuses, since it cannot be a key.
+    #[cfg(feature = "tower")]
+    pub(crate) fn count_malformed(&self) {
+        self.inner.count_malformed();
+    }
+
     fn not_recorded(&self, key: KeyId, error: DeliveryError) -> AdmitError {
         if let Some(left_out) = self.inner.unrecorded.pass() {
             tracing::warn!(%key, %error, left_out, "a request was refused");
@@ -180,8 +172,17 @@ impl KeyManager {
     }
 
     /// Records a refusal. Returns its error, or that of the record.
-    async fn refuse(&self, error: VerifyError, request: RequestInfo) -> AdmitError {
-        match &error {
+    fn refuse(
+        &self,
+        error: VerifyError,
+        request: RequestInfo,
+    ) -> impl Future<Output = AdmitError> + Send + use<> {
+        let recorded = self.log_refusal(&error, request);
+        once_recorded(recorded, error)
+    }
+
+    fn log_refusal(&self, error: &VerifyError, request: RequestInfo) -> Recording {
+        match error {
             VerifyError::Denied { denial, key, secret } => {
                 if *denial == Denial::IpNotAllowed && request.ip.is_none() {
                     let reason = "the client's address is not known";
@@ -194,9 +195,7 @@ impl KeyManager {
                 }
                 let of = (&**key, *secret);
                 let told = ((*denial).into(), error.http_status());
-                if let Err(error) = self.record_refusal(of, self.now(), told, request).await {
-                    return error;
-                }
+                return self.record_refusal(of, self.now(), told, request);
             }
             VerifyError::Unavailable(source) => {
                 if let Some(left_out) = self.inner.unverified.pass() {
@@ -205,7 +204,7 @@ impl KeyManager {
             }
             other => tracing::debug!(reason = %other, "refused"),
         }
-        error.into()
+        Ok(None)
     }
 }
 
@@ -226,8 +225,8 @@ impl KeyManager {
                 tracing::debug!(key = %key.id(), org = %key.org(), reason, "refused");
                 let of = (key.record(), key.secret_used());
                 let recorded = self.record_refusal(of, at, (Outcome::RateLimited, 429), request);
-                let limited = || AdmitError::RateLimited(rate.clone());
-                let error = recorded.await.err().unwrap_or_else(limited);
+                let limited = AdmitError::RateLimited(rate.clone());
+                let error = once_recorded(recorded, limited).await;
                 Err(NotAdmitted { error, rate: Some(Box::new(rate)) })
             }
             rate => Ok((rate.map(Box::new), request)),
@@ -235,20 +234,28 @@ impl KeyManager {
     }
 
     /// Records a refusal of a known key, in a record of its own or in a sum.
-    async fn record_refusal(
+    fn record_refusal(
         &self,
         (key, secret): (&ApiKey, SecretUsed),
         at: Timestamp,
         (outcome, status): (Outcome, u16),
         request: RequestInfo,
-    ) -> Result<(), AdmitError> {
-        let Some(audit) = &self.inner.audit else { return Ok(()) };
+    ) -> Recording {
+        let Some(audit) = &self.inner.audit else { return Ok(None) };
         let refusal = refusal(key, secret, at, (outcome, status), request);
-        match audit.refuse(refusal) {
-            Ok(None) => Ok(()),
-            Ok(Some(recorded)) => Ok(recorded.await?),
-            Err(not_recorded) => Err(self.not_recorded(key.id, not_recorded)),
-        }
+        audit.refuse(refusal).map_err(|error| self.not_recorded(key.id, error))
+    }
+}
+
+/// The record of a refusal: a future in strict delivery.
+type Recording = Result<Option<BoxFuture<'static, Result<(), DeliveryError>>>, AdmitError>;
+
+/// Waits for the record of a refusal. Returns the error of the refusal, or that of the record.
+async fn once_recorded(recording: Recording, refused: impl Into<AdmitError>) -> AdmitError {
+    match recording {
+        Ok(None) => refused.into(),
+        Ok(Some(recorded)) => recorded.await.err().map_or_else(|| refused.into(), Into::into),
+        Err(not_recorded) => not_recorded,
     }
 }
 

@@ -20,10 +20,9 @@ impl Inner {
     pub(super) async fn find_existing(
         &self,
         digest: &KeyDigest,
-        mut further: Further,
+        further: &Further,
     ) -> Result<(Arc<ApiKey>, SecretUsed, Option<Arc<str>>), VerifyError> {
-        let only = further.only.take();
-        let only = only.as_ref();
+        let only = further.only.as_ref();
         let (key, secret) = match self.find(digest).await? {
             Some(found) => found,
             None if further.is_empty() => return Err(VerifyError::Unknown),
@@ -43,7 +42,7 @@ impl Inner {
     async fn find_further(
         &self,
         digest: &KeyDigest,
-        further: Further,
+        further: &Further,
     ) -> Result<Option<(Arc<ApiKey>, SecretUsed)>, VerifyError> {
         for other in &further.digests {
             if let Some(found) = self.find(other).await? {

@@ -48,8 +48,9 @@ impl KeyManager {
     ) -> impl Future<Output = Result<VerifiedKey, VerifyError>> + Send + use<'_> {
         let lookup = self.inner.lookup(credential.as_bytes());
         async move {
+            let lookup = lookup.as_ref().map_err(|e| VerifyError::Malformed(*e))?;
             let timer = Timer::start();
-            let checked = self.inner.check(lookup?, ip).await;
+            let checked = self.inner.check(lookup, ip.as_ref()).await;
             self.inner.count(checked.as_ref().err(), timer);
             let (verified, now) = checked?;
             self.inner.uses.record(verified.id(), now);
@@ -59,7 +60,7 @@ impl KeyManager {
 }
 
 impl Inner {
-    pub(super) fn lookup(&self, credential: &[u8]) -> Result<Lookup, VerifyError> {
+    pub(super) fn lookup(&self, credential: &[u8]) -> Result<Lookup, MalformedKey> {
         let lookup = match credential.len() {
             0..=KeyFormat::MAX_CREDENTIAL_LEN => self.formats.lookup(credential, None),
             _ => Err(MalformedKey),
@@ -67,7 +68,7 @@ impl Inner {
         if lookup.is_err() {
             self.count_malformed();
         }
-        lookup.map_err(VerifyError::Malformed)
+        lookup
     }
 
     /// Counts a credential that cannot be a key.
@@ -94,23 +95,22 @@ impl Inner {
 
     pub(super) async fn check(
         &self,
-        lookup: Lookup,
-        ip: Option<IpAddr>,
+        Lookup { digest, of }: &Lookup,
+        ip: Option<&IpAddr>,
     ) -> Result<(VerifiedKey, Timestamp), VerifyError> {
-        let Lookup { digest, of } = lookup;
         let (key, secret, environment) = match of {
             Of::Own(position) => {
-                let (key, secret) = self.find(&digest).await?.ok_or(VerifyError::Unknown)?;
-                (key, secret, self.formats.name_at(position))
+                let (key, secret) = self.find(digest).await?.ok_or(VerifyError::Unknown)?;
+                (key, secret, self.formats.name_at(*position))
             }
             // Boxed, so that other requests do not pay for its size.
-            Of::Existing(further) => Box::pin(self.find_existing(&digest, *further)).await?,
+            Of::Existing(further) => Box::pin(self.find_existing(digest, further)).await?,
         };
         // Read after the look-up, so that a slow store does not extend the life of a key.
         let now = self.clock.now();
-        let mut allowed = policy::evaluate(&key, secret, ip, now);
+        let mut allowed = policy::evaluate(&key, secret, ip.copied(), now);
         if secret == SecretUsed::Previous {
-            allowed = self.unless_ended(&key, digest, allowed, now);
+            allowed = self.unless_ended(&key, *digest, allowed, now);
         }
         match allowed {
             Ok(()) => Ok((VerifiedKey { key, secret, environment }, now)),
