@@ -5,7 +5,7 @@
 //! each store, with a release build:
 //! `KEYGATE_HISTORY_OPS=1000000 cargo test --release --all-features --test histories memory -- --nocapture`,
 //! with 100000 for `sqlite`, and for `postgres` with `--ignored` as well.
-#![cfg(feature = "tokio")]
+#![cfg(all(unix, feature = "tokio"))]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,6 +18,10 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod broken;
 mod histories_support;
+#[cfg(feature = "sqlite")]
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "support/peer.rs"]
+mod peer;
 #[cfg(feature = "postgres")]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod postgres_support;
@@ -33,12 +37,14 @@ use crate::broken::fault::Fault;
 use crate::broken::store::BrokenStore;
 use crate::histories_support::checker::{Demand, Kind};
 use crate::histories_support::event::Outcome;
+use crate::histories_support::processes::Other;
 use crate::histories_support::workload::{Plan, run};
 use crate::support::SpyStore;
 
 fn plan(operations: u64) -> Plan {
     let operations = env::var("KEYGATE_HISTORY_OPS").map_or(operations, |ops| ops.parse().unwrap());
-    Plan { operations, threads: 8, keys: 6, changes: 20, lifetime: Duration::from_millis(20) }
+    let (lifetime, pause) = (Duration::from_millis(20), Duration::ZERO);
+    Plan { operations, threads: 8, keys: 6, changes: 20, lifetime, pause }
 }
 
 /// A store in memory that lets other threads run during its calls.
@@ -54,10 +60,15 @@ fn yielding_store() -> SpyStore {
     store
 }
 
-/// Runs the plan and checks the history, in which enough must have happened.
 fn assert_history(store: impl KeyStore, plan: &Plan, demand: Demand) {
+    assert_history_with(None, store, plan, demand);
+}
+
+/// Runs the plan and checks the history, in which enough must have happened.
+fn assert_history_with(other: Option<Other>, store: impl KeyStore, plan: &Plan, demand: Demand) {
     let begun = Instant::now();
-    let history = tokio::task::block_in_place(|| run(&Handle::current(), store, plan));
+    let has_two_processes = other.is_some();
+    let history = tokio::task::block_in_place(|| run(&Handle::current(), store, plan, other));
     let took = begun.elapsed();
     let violations = history.violations(demand);
     let operations = history.count(|_| true);
@@ -85,6 +96,11 @@ fn assert_history(store: impl KeyStore, plan: &Plan, demand: Demand) {
     assert!(accepted > operations / 8 && changed > operations / 25, "too little happened");
     assert!(denied > operations / 50 && unknown > operations / 50, "too little was refused");
     assert!(races > operations / 20_000, "no races");
+    if has_two_processes {
+        let handovers = history.handovers();
+        println!("{handovers} verifications found a version that the other process made");
+        assert!(handovers > operations / 100, "each process was alone");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,11 +143,64 @@ async fn case_28_an_earlier_deletion_by_another_process_takes_effect_in_the_cach
 }
 
 #[cfg(feature = "sqlite")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn case_28_sqlite_every_history_is_explained() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = keygate::SqliteStore::open(folder.path().join("keys.db")).unwrap();
-    assert_history(store, &plan(5_000), Demand::Together);
+mod sqlite {
+    use std::io::Write;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::path::{Path, PathBuf};
+
+    use keygate::SqliteStore;
+
+    use super::*;
+    use crate::peer::{Peer, this_program};
+
+    const FOLDER: &str = "KEYGATE_HISTORY_FOLDER";
+
+    fn open(folder: &Path) -> SqliteStore {
+        SqliteStore::open(folder.join("keys.db")).unwrap()
+    }
+
+    fn socket(folder: &Path) -> PathBuf {
+        folder.join("socket")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn case_28_sqlite_every_history_is_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_history(open(folder.path()), &plan(5_000), Demand::Together);
+    }
+
+    /// While a process makes changes without a pause, SQLite rarely lets another one make any.
+    fn plan_of_two() -> Plan {
+        Plan { pause: Duration::from_millis(10), ..plan(5_000) }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn case_28_sqlite_every_history_of_two_processes_is_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let listener = UnixListener::bind(socket(folder.path())).unwrap();
+        let variables = [(FOLDER, folder.path().as_os_str())];
+        let mut peer = Peer::start(this_program(), "sqlite::child", &variables);
+        assert_eq!(peer.says(), "ready");
+        let (stream, _) = listener.accept().unwrap();
+        let other = Some(Other::new(0, stream));
+        assert_history_with(other, store, &plan_of_two(), Demand::Together);
+        peer.end();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "not a test: a process that another test starts"]
+    async fn child() {
+        let Ok(folder) = env::var(FOLDER).map(PathBuf::from) else { return };
+        let store = open(&folder);
+        let other = Other::new(1, UnixStream::connect(socket(&folder)).unwrap());
+        let mut out = std::io::stdout();
+        write!(out, "\n@ready\n").unwrap();
+        out.flush().unwrap();
+        tokio::task::block_in_place(|| {
+            run(&Handle::current(), store, &plan_of_two(), Some(other));
+        });
+    }
 }
 
 #[cfg(feature = "postgres")]
@@ -175,7 +244,7 @@ fn assert_found(fault: Fault, kind: Kind) {
     loop {
         let plan = Plan { operations: 10_000, keys: 3, changes: 30, ..plan(0) };
         let store = BrokenStore::new(fault);
-        let history = tokio::task::block_in_place(|| run(&Handle::current(), store, &plan));
+        let history = tokio::task::block_in_place(|| run(&Handle::current(), store, &plan, None));
         let violations = history.violations(Demand::Separately);
         if let Some(found) = violations.iter().find(|violation| violation.kind == kind) {
             println!("{fault:?} after {:.1?}: {found}", begun.elapsed());

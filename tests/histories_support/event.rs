@@ -1,16 +1,17 @@
 //! The calls that used or changed one key, with their outcomes.
 
 use keygate::Denial;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// From just before the call to just after its return, in nanoseconds of one monotonic clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Span {
     pub(crate) start: u64,
     pub(crate) end: u64,
 }
 
 /// The fields of a key that decide about requests, and its name, by which a lost edit shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct State {
     /// A number that identifies the secret.
     pub(crate) secret: u64,
@@ -32,14 +33,14 @@ impl State {
 }
 
 /// A state with its number in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Version {
     pub(crate) revision: u32,
     pub(crate) state: State,
 }
 
 /// The changes that an update asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Patch {
     pub(crate) revoked: Option<bool>,
     pub(crate) home_only: Option<bool>,
@@ -62,14 +63,14 @@ impl Patch {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Change {
     Update,
     Rotate,
     Delete,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Outcome {
     /// The key expires at that microsecond.
     Created(Version, Option<u64>),
@@ -86,6 +87,7 @@ pub(crate) enum Outcome {
         secret: u64,
         home: bool,
         seen: Version,
+        #[serde(with = "denial")]
         denial: Option<Denial>,
     },
     /// A verification found no key with that secret.
@@ -104,8 +106,38 @@ impl Outcome {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Event {
+    /// The number of the process that made the call.
+    pub(crate) process: u32,
     pub(crate) span: Span,
     pub(crate) outcome: Outcome,
+}
+
+/// A denial as its place in a list.
+mod denial {
+    use super::*;
+
+    const ALL: [Denial; 5] = [
+        Denial::Revoked,
+        Denial::Expired,
+        Denial::IpNotAllowed,
+        Denial::AllowlistUnreadable,
+        Denial::InsufficientScope,
+    ];
+
+    pub(super) fn serialize<S: Serializer>(
+        denial: &Option<Denial>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let place = |denial| ALL.iter().position(|one| *one == denial).unwrap();
+        denial.map(place).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Denial>, D::Error> {
+        let place = Option::<usize>::deserialize(deserializer)?;
+        Ok(place.map(|place| ALL[place]))
+    }
 }

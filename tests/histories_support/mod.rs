@@ -3,4 +3,6 @@
 pub(crate) mod checker;
 pub(crate) mod event;
 mod handmade;
+pub(crate) mod processes;
+mod slots;
 pub(crate) mod workload;

@@ -1,10 +1,10 @@
 //! Threads that use and change a few keys and record every call with its outcome.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use getrandom::SysRng;
 use keygate::manager::IssuedKey;
@@ -14,10 +14,13 @@ use keygate::{
     Actor, Allowlist, ApiKey, Denial, Expiration, KeyId, KeyManager, KeyName, KeyPatch, KeyStore,
     Limits, ManageError, NewKey, OrgId, ScopeCatalog, Scopes, Status, Timestamp, VerifyError,
 };
+use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Handle;
 
 use super::checker::{Demand, Violation, check};
 use super::event::{Change, Event, Outcome, Patch, Span, State, Version};
+use super::processes::{Message, Other};
+use super::slots::{News, Secret, Slot};
 
 /// A store on a busy machine is slow, and the checker knows no timeouts.
 const STORE_DEADLINE: Duration = Duration::from_secs(20);
@@ -43,21 +46,24 @@ pub(crate) struct Plan {
     pub(crate) changes: u64,
     /// How long an expiring key is valid.
     pub(crate) lifetime: Duration,
+    /// How long a thread rests after a change at most.
+    pub(crate) pause: Duration,
 }
 
-/// The monotonic clock of the spans and of the managers.
+/// The clock of the spans and of the managers. All processes of a machine share it.
 #[derive(Clone, Copy, Debug)]
-struct Monotonic(Instant);
+struct Monotonic;
 
 impl Monotonic {
-    fn nanos(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_nanos()).unwrap()
+    fn nanos() -> u64 {
+        let time = clock_gettime(ClockId::Monotonic);
+        u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap()
     }
 }
 
 impl Clock for Monotonic {
     fn now(&self) -> Timestamp {
-        let micros = i64::try_from(self.nanos() / 1_000).unwrap();
+        let micros = i64::try_from(Self::nanos() / 1_000).unwrap();
         Timestamp::from_unix_micros(BEGINNING + micros).unwrap()
     }
 }
@@ -102,16 +108,41 @@ impl History {
         };
         self.0.values().map(races_of_key).sum()
     }
+
+    /// The number of verifications that found a version that another process made.
+    pub(crate) fn handovers(&self) -> usize {
+        let handovers_of_key = |events: &Vec<Event>| {
+            let version = |event: &Event| event.outcome.version().map(|made| made.revision);
+            let made: HashSet<_> =
+                events.iter().map(|event| (event.process, version(event))).collect();
+            let is_handover = |event: &&Event| match event.outcome {
+                Outcome::Verified { seen, .. } => {
+                    !made.contains(&(event.process, Some(seen.revision)))
+                }
+                _ => false,
+            };
+            events.iter().filter(is_handover).count()
+        };
+        self.0.values().map(handovers_of_key).sum()
+    }
 }
 
-/// Runs the plan. Each thread has its own manager, because a manager makes the changes of a key
-/// one after the other. Must not be called on a thread of the runtime.
-pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> History {
-    let (clock, store) = (Monotonic(Instant::now()), Arc::new(store));
+/// Runs the plan, or half of it if another process runs the other half. Each thread has its own
+/// manager, because a manager makes the changes of a key one after the other. Must not be called
+/// on a thread of the runtime.
+pub(crate) fn run(
+    runtime: &Handle,
+    store: impl KeyStore,
+    plan: &Plan,
+    other: Option<Other>,
+) -> History {
+    let store = Arc::new(store);
+    let (process, processes) = other.as_ref().map_or((0, 1), |other| (other.own_number, 2));
+    let threads = plan.threads / u64::from(processes);
     let manager = |_| {
         let _runtime = runtime.enter();
         KeyManager::builder(Arc::clone(&store))
-            .clock(clock)
+            .clock(Monotonic)
             .limits(Limits::default().max_keys(1_000_000))
             .store_deadline(STORE_DEADLINE)
             .scopes(ScopeCatalog::new([(READ, ""), (WRITE, "")]).unwrap())
@@ -120,72 +151,97 @@ pub(crate) fn run(runtime: &Handle, store: impl KeyStore, plan: &Plan) -> Histor
             .unwrap()
     };
     let bench = Bench {
-        managers: (0..=plan.threads).map(manager).collect(),
-        clock,
+        managers: (0..=threads).map(manager).collect(),
         plan: plan.clone(),
         slots: (0..plan.keys).map(|_| Mutex::default()).collect(),
         count: AtomicU32::new(0),
+        issued: Mutex::default(),
+        process,
+        processes,
+        other,
     };
-    let start = Barrier::new(usize::try_from(plan.threads).unwrap());
-    let workers: Vec<Worker<'_>> = std::thread::scope(|scope| {
+    let start = Barrier::new(usize::try_from(threads).unwrap());
+    let mut log: Log = std::thread::scope(|scope| {
+        let heard = bench.other.as_ref().map(|other| scope.spawn(|| bench.hear(other)));
         let spawn = |number| {
             let (bench, start) = (&bench, &start);
             scope.spawn(move || {
                 let mut worker = Worker::new(bench, number);
                 start.wait();
                 runtime.block_on(worker.work());
-                worker
+                worker.log
             })
         };
-        let threads: Vec<_> = (0..plan.threads).map(spawn).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let workers: Vec<_> = (0..threads).map(spawn).collect();
+        let log: Log = workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect();
+        if let Some(other) = &bench.other {
+            log.iter().for_each(|(key, event)| other.tell(&Message::Event(*key, *event)));
+            other.end();
+        }
+        let heard = heard.map(|heard| heard.join().unwrap());
+        log.into_iter().chain(heard.unwrap_or_default()).collect()
     });
     // At the end, every secret is presented once more.
-    let mut last = Worker::new(&bench, plan.threads);
-    for secret in workers.iter().flat_map(|worker| &worker.issued) {
+    let mut last = Worker::new(&bench, threads);
+    for secret in bench.issued.lock().unwrap().iter() {
         runtime.block_on(last.verify(secret, true));
     }
+    log.append(&mut last.log);
     let mut keys = HashMap::<u32, Vec<Event>>::new();
-    for (key, event) in workers.into_iter().chain([last]).flat_map(|worker| worker.log) {
+    for (key, event) in log {
         keys.entry(key).or_default().push(event);
     }
     History(keys)
 }
 
+/// Events, each with the number of its key.
+type Log = Vec<(u32, Event)>;
+
 struct Bench {
     managers: Vec<KeyManager>,
-    clock: Monotonic,
     plan: Plan,
     slots: Vec<Mutex<Slot>>,
-    /// The number of keys so far.
+    /// The number of keys that this process has created.
     count: AtomicU32,
+    /// All secrets of all keys.
+    issued: Mutex<Vec<Secret>>,
+    /// The number of this process, and how many there are.
+    process: u32,
+    processes: u32,
+    other: Option<Other>,
 }
 
-/// A place for one key after another, with what the threads know of it.
-#[derive(Default)]
-struct Slot {
-    key: Option<(u32, KeyId)>,
-    /// Whether a thread is creating the next key.
-    is_creating: bool,
-    /// The secrets of the key, oldest first.
-    secrets: Vec<Secret>,
-    /// Secrets of deleted keys.
-    dead: Vec<Secret>,
-}
+impl Bench {
+    /// Whether this process creates the keys of the slot; otherwise the other one does.
+    fn creates(&self, slot: usize) -> bool {
+        slot % self.processes as usize == self.process as usize
+    }
 
-#[derive(Clone)]
-struct Secret {
-    key: u32,
-    number: u64,
-    text: Arc<str>,
+    fn learn(&self, slot: usize, news: News) {
+        if let News::Created(_, secret) | News::Rotated(secret) = &news {
+            self.issued.lock().unwrap().push(secret.clone());
+        }
+        self.slots[slot].lock().unwrap().learn(news);
+    }
+
+    /// Learns what the other process tells, until it has ended its work. Returns its events.
+    fn hear(&self, other: &Other) -> Log {
+        let mut log = Log::new();
+        for message in other.messages() {
+            match message {
+                Message::News(slot, news) => self.learn(slot, news),
+                Message::Event(key, event) => log.push((key, event)),
+            }
+        }
+        log
+    }
 }
 
 struct Worker<'a> {
     bench: &'a Bench,
     manager: &'a KeyManager,
     random: u64,
-    log: Vec<(u32, Event)>,
-    issued: Vec<Secret>,
+    log: Log,
 }
 
 fn actor(slot: usize) -> Actor {
@@ -203,6 +259,11 @@ fn scopes(reads: bool) -> Scopes {
 /// A number that identifies the secret.
 fn number(digest: &KeyDigest) -> u64 {
     u64::from_be_bytes(*digest.as_bytes().first_chunk().unwrap())
+}
+
+fn secret(key: u32, issued: &IssuedKey) -> Secret {
+    let text = issued.secret.expose_secret().into();
+    Secret { key, number: number(&issued.secret.digest()), text }
 }
 
 fn version(key: &ApiKey) -> Version {
@@ -224,9 +285,8 @@ impl<'a> Worker<'a> {
         Self {
             bench,
             manager: &bench.managers[usize::try_from(number).unwrap()],
-            random: (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            random: (number * 2 + u64::from(bench.process) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             log: Vec::new(),
-            issued: Vec::new(),
         }
     }
 
@@ -244,13 +304,22 @@ impl<'a> Worker<'a> {
 
     /// Waits for the result of the call, and measures the time.
     async fn timed<T>(&self, call: impl Future<Output = T>) -> (T, Span) {
-        let start = self.bench.clock.nanos();
+        let start = Monotonic::nanos();
         let result = call.await;
-        (result, Span { start, end: self.bench.clock.nanos() })
+        (result, Span { start, end: Monotonic::nanos() })
     }
 
     fn record(&mut self, key: u32, span: Span, outcome: Outcome) {
-        self.log.push((key, Event { span, outcome }));
+        let process = self.bench.process;
+        self.log.push((key, Event { process, span, outcome }));
+    }
+
+    /// Lets all threads know, those of the other process too.
+    fn share(&self, slot: usize, news: News) {
+        if let Some(other) = &self.bench.other {
+            other.tell(&Message::News(slot, news.clone()));
+        }
+        self.bench.learn(slot, news);
     }
 
     async fn work(&mut self) {
@@ -260,6 +329,7 @@ impl<'a> Worker<'a> {
             let slot = usize::try_from(self.roll(plan.keys as u64)).unwrap();
             if self.roll(100) < plan.changes {
                 self.change(slot).await;
+                std::thread::sleep(plan.pause.mul_f64(self.roll(100) as f64 / 100.0));
             } else {
                 self.present_a_secret(slot).await;
             }
@@ -319,7 +389,9 @@ impl<'a> Worker<'a> {
     async fn change(&mut self, number: usize) {
         let key = {
             let mut slot = self.slot(number);
-            if slot.key.is_none() && std::mem::replace(&mut slot.is_creating, true) {
+            let may_create = self.bench.creates(number);
+            if slot.key.is_none() && (!may_create || std::mem::replace(&mut slot.is_creating, true))
+            {
                 return;
             }
             slot.key
@@ -333,13 +405,14 @@ impl<'a> Worker<'a> {
     }
 
     async fn create(&mut self, number: usize) {
-        let key = self.bench.count.fetch_add(1, Ordering::Relaxed);
+        let count = self.bench.count.fetch_add(1, Ordering::Relaxed);
+        let key = count * self.bench.processes + self.bench.process;
         let mut new = NewKey::named(key.to_string())
             .unwrap()
             .scopes(scopes(self.roll(4) > 0))
             .allowlist(allowlist(self.roll(4) == 0));
         if self.roll(4) == 0 {
-            let end = self.bench.clock.now().saturating_add(self.bench.plan.lifetime);
+            let end = Monotonic.now().saturating_add(self.bench.plan.lifetime);
             new = new.expires(Expiration::At(end));
         }
         let (issued, span) = self.timed(self.manager.create(&actor(number), new)).await;
@@ -354,13 +427,7 @@ impl<'a> Worker<'a> {
         };
         let expires = issued.key.expires_at.map(micros);
         self.record(key, span, Outcome::Created(version(&issued.key), expires));
-        let secret = self.secret(key, &issued);
-        let mut slot = self.slot(number);
-        let dead = std::mem::replace(&mut slot.secrets, vec![secret]);
-        slot.dead.extend(dead);
-        let surplus = slot.dead.len().saturating_sub(16);
-        slot.dead.drain(..surplus);
-        (slot.key, slot.is_creating) = (Some((key, issued.key.id)), false);
+        self.share(number, News::Created(issued.key.id.to_bytes(), secret(key, &issued)));
     }
 
     async fn rotate(&mut self, number: usize, key: u32, id: KeyId) {
@@ -372,25 +439,14 @@ impl<'a> Worker<'a> {
         let rotated = issued.as_ref().map(|issued| Outcome::Rotated(version(&issued.key)));
         self.record(key, span, rotated.unwrap_or_else(|error| refused(Change::Rotate, error)));
         let Ok(issued) = issued else { return };
-        let secret = self.secret(key, &issued);
-        let mut slot = self.slot(number);
-        let is_current = slot.key == Some((key, id));
-        if is_current { slot.secrets.push(secret) } else { slot.dead.push(secret) }
-    }
-
-    fn secret(&mut self, key: u32, issued: &IssuedKey) -> Secret {
-        let text = issued.secret.expose_secret().into();
-        let secret = Secret { key, number: number(&issued.secret.digest()), text };
-        self.issued.push(secret.clone());
-        secret
+        self.share(number, News::Rotated(secret(key, &issued)));
     }
 
     async fn delete(&mut self, number: usize, key: u32, id: KeyId) {
         let (deleted, span) = self.timed(self.manager.delete(&actor(number), &id)).await;
         let deleted = deleted.map(|()| Outcome::Deleted);
         self.record(key, span, deleted.unwrap_or_else(|error| refused(Change::Delete, &error)));
-        let mut slot = self.slot(number);
-        slot.key = slot.key.filter(|current| *current != (key, id));
+        self.share(number, News::Deleted(key));
     }
 
     async fn update(&mut self, number: usize, key: u32, id: KeyId) {
