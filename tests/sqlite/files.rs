@@ -15,7 +15,7 @@ use keygate::audit::{
     AuditEvent, AuditId, AuditRecord, ChangeAction, ChangeEvent, ChangePhase, Outcome, RequestEvent,
 };
 use keygate::store::{KeyDigest, OrgLimit};
-use keygate::{ApiKey, KeyId, KeyName, KeyStore, OrgId, SqliteStore, Status, Timestamp};
+use keygate::{ApiKey, KeyId, KeyName, KeyStore, OrgId, SqliteStore, Timestamp};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -110,17 +110,6 @@ impl Drop for Immutable<'_> {
     }
 }
 
-/// Revokes the key of `acme`, or makes it active again.
-pub(crate) async fn flip(store: &SqliteStore, id: &KeyId) {
-    let key = store.get(&org("acme"), id).await.unwrap().unwrap();
-    let status = match key.status {
-        Status::Active => Status::Revoked,
-        Status::Revoked => Status::Active,
-    };
-    let flipped = ApiKey { status, revision: key.revision.next(), ..ApiKey::clone(&key) };
-    store.replace(&flipped, key.revision).await.unwrap();
-}
-
 /// Another process that holds a lock of the file.
 pub(crate) fn lock(begin: &str, path: &Path) -> Peer {
     let mut peer = peer(begin, path);
@@ -174,14 +163,6 @@ fn child() {
                     let inserted = runtime.block_on(store.insert(&key(&org), LIMIT));
                     say(&format!("{inserted:?}"));
                 }
-            }
-        }
-        "flip" => {
-            let store = SqliteStore::open(&path).unwrap();
-            say("ready");
-            for id in orders.map(|line| line.parse().unwrap()) {
-                runtime.block_on(flip(&store, &id));
-                say("flipped");
             }
         }
         begin => {

@@ -4,18 +4,14 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Waker};
-use std::thread;
 
-use futures_util::FutureExt;
 use keygate::runtime::BoxFuture;
 use keygate::{ApiKey, KeyStore, OrgId, SqliteStore, StoreError};
 use rusqlite::Connection;
-use tokio::runtime::Handle;
 use tokio::sync::Barrier;
 
-use crate::files::{LIMIT, assert_sound, flip, key, new_store, org, peer, raw};
+use crate::files::{LIMIT, assert_sound, key, new_store, org, peer, raw};
 
 /// This many tasks create a key each, concurrently. Returns how many succeeded.
 pub(crate) async fn creators(store: &SqliteStore, org: &OrgId, count: usize) -> usize {
@@ -69,51 +65,6 @@ async fn case_26_of_64_creators_in_two_processes_20_succeed_in_each_of_100_round
     assert!(ours > 0 && theirs > 0, "no race: {ours} and {theirs}");
     peer.end();
     assert_sound(&path);
-}
-
-/// Two threads look a key up without a pause, while this process and another one change it in
-/// turns. No look-up finds an older revision than was confirmed before it began.
-#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn case_28_a_look_up_sees_each_change_that_another_process_has_confirmed() {
-    const CHANGES: u32 = 400;
-    let (_folder, path, store) = new_store();
-    let key = key(&org("acme"));
-    store.insert(&key, LIMIT).await.unwrap();
-    let (confirmed, found) = (AtomicU32::new(key.revision.get()), AtomicU64::new(0));
-    let last = key.revision.get() + CHANGES;
-    let look_up = || {
-        while confirmed.load(Ordering::SeqCst) < last {
-            let least = confirmed.load(Ordering::SeqCst);
-            let present = store.find_by_digest(&key.digest).now_or_never().unwrap();
-            let revision = present.unwrap().unwrap().revision.get();
-            assert!(revision >= least, "revision {revision} after {least}");
-            found.fetch_add(1, Ordering::Relaxed);
-        }
-    };
-    let mut peer = peer("flip", &path);
-    assert_eq!(peer.says(), "ready");
-    let runtime = Handle::current();
-    tokio::task::block_in_place(|| {
-        thread::scope(|threads| {
-            let readers = [threads.spawn(look_up), threads.spawn(look_up)];
-            for number in 0..CHANGES {
-                if number % 2 == 0 {
-                    runtime.block_on(flip(&store, &key.id));
-                } else {
-                    peer.order(&key.id.to_string());
-                    assert_eq!(peer.says(), "flipped");
-                }
-                // What was kept is found again before the next change.
-                let before = found.load(Ordering::Relaxed);
-                confirmed.fetch_add(1, Ordering::SeqCst);
-                while number + 1 < CHANGES && found.load(Ordering::Relaxed) < before + 4 {
-                    assert!(readers.iter().all(|reader| !reader.is_finished()), "a stale look-up");
-                    thread::yield_now();
-                }
-            }
-        })
-    });
-    peer.end();
 }
 
 /// The number of transactions in the write-ahead log: the last frame of each contains the size
