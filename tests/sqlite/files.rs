@@ -139,7 +139,8 @@ fn child() {
         write!(out, "\n@{line}\n").unwrap();
         out.flush().unwrap();
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_io().build().unwrap();
     match task.as_str() {
         "open" => {
             say("ready");
@@ -164,6 +165,14 @@ fn child() {
                     say(&format!("{inserted:?}"));
                 }
             }
+        }
+        #[cfg(all(unix, feature = "serde"))]
+        "serve" => {
+            let store = SqliteStore::open(&path).unwrap();
+            runtime.spawn(async move {
+                crate::remote::serve(store, &path, || say("ready")).await;
+            });
+            orders.next();
         }
         begin => {
             let connection = raw(&path);

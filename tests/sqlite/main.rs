@@ -22,6 +22,8 @@ mod opening;
 mod probe;
 mod races;
 mod recent;
+#[cfg(all(unix, feature = "serde"))]
+mod remote;
 mod restore;
 mod space;
 #[path = "../support/mod.rs"]
