@@ -97,7 +97,7 @@ fn assert_history_with(other: Option<Other>, store: impl KeyStore, plan: &Plan, 
     assert!(denied > operations / 50 && unknown > operations / 50, "too little was refused");
     assert!(races > operations / 20_000, "no races");
     if has_two_processes {
-        let handovers = history.handovers();
+        let handovers = history.handovers;
         println!("{handovers} verifications found a version that the other process made");
         assert!(handovers > operations / 100, "each process was alone");
     }

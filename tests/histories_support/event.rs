@@ -108,8 +108,6 @@ impl Outcome {
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Event {
-    /// The number of the process that made the call.
-    pub(crate) process: u32,
     pub(crate) span: Span,
     pub(crate) outcome: Outcome,
 }

@@ -14,7 +14,7 @@ const ENABLE: Patch = Patch { revoked: Some(false), ..NOTHING };
 const ONE: Version = Version { revision: 1, state: NEW };
 
 fn at(start: u64, end: u64, outcome: Outcome) -> Event {
-    Event { process: 0, span: Span { start, end }, outcome }
+    Event { span: Span { start, end }, outcome }
 }
 
 /// The second change.

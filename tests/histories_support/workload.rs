@@ -73,17 +73,21 @@ fn micros(time: Timestamp) -> u64 {
     u64::try_from(time.unix_micros() - BEGINNING).unwrap()
 }
 
-/// The events of each key.
-pub(crate) struct History(HashMap<u32, Vec<Event>>);
+pub(crate) struct History {
+    /// The events of each key.
+    keys: HashMap<u32, Vec<Event>>,
+    /// How many verifications found a version that the other process made.
+    pub(crate) handovers: usize,
+}
 
 impl History {
     pub(crate) fn violations(&self, demand: Demand) -> Vec<Violation> {
-        self.0.values().flat_map(|events| check(events, demand)).collect()
+        self.keys.values().flat_map(|events| check(events, demand)).collect()
     }
 
     /// The number of operations with such an outcome.
     pub(crate) fn count(&self, is_counted: impl Fn(Outcome) -> bool) -> usize {
-        self.0.values().flatten().filter(|event| is_counted(event.outcome)).count()
+        self.keys.values().flatten().filter(|event| is_counted(event.outcome)).count()
     }
 
     /// The number of verifications during a change of their key.
@@ -106,24 +110,7 @@ impl History {
             };
             events.iter().filter(races).count()
         };
-        self.0.values().map(races_of_key).sum()
-    }
-
-    /// The number of verifications that found a version that another process made.
-    pub(crate) fn handovers(&self) -> usize {
-        let handovers_of_key = |events: &Vec<Event>| {
-            let version = |event: &Event| event.outcome.version().map(|made| made.revision);
-            let made: HashSet<_> =
-                events.iter().map(|event| (event.process, version(event))).collect();
-            let is_handover = |event: &&Event| match event.outcome {
-                Outcome::Verified { seen, .. } => {
-                    !made.contains(&(event.process, Some(seen.revision)))
-                }
-                _ => false,
-            };
-            events.iter().filter(is_handover).count()
-        };
-        self.0.values().map(handovers_of_key).sum()
+        self.keys.values().map(races_of_key).sum()
     }
 }
 
@@ -161,7 +148,7 @@ pub(crate) fn run(
         other,
     };
     let start = Barrier::new(usize::try_from(threads).unwrap());
-    let mut log: Log = std::thread::scope(|scope| {
+    let [mut log, heard]: [Log; 2] = std::thread::scope(|scope| {
         let heard = bench.other.as_ref().map(|other| scope.spawn(|| bench.hear(other)));
         let spawn = |number| {
             let (bench, start) = (&bench, &start);
@@ -178,9 +165,9 @@ pub(crate) fn run(
             log.iter().for_each(|(key, event)| other.tell(&Message::Event(*key, *event)));
             other.end();
         }
-        let heard = heard.map(|heard| heard.join().unwrap());
-        log.into_iter().chain(heard.unwrap_or_default()).collect()
+        [log, heard.map(|heard| heard.join().unwrap()).unwrap_or_default()]
     });
+    let handovers = handovers(&log) + handovers(&heard);
     // At the end, every secret is presented once more.
     let mut last = Worker::new(&bench, threads);
     for secret in bench.issued.lock().unwrap().iter() {
@@ -188,14 +175,25 @@ pub(crate) fn run(
     }
     log.append(&mut last.log);
     let mut keys = HashMap::<u32, Vec<Event>>::new();
-    for (key, event) in log {
+    for (key, event) in log.into_iter().chain(heard) {
         keys.entry(key).or_default().push(event);
     }
-    History(keys)
+    History { keys, handovers }
 }
 
 /// Events, each with the number of its key.
 type Log = Vec<(u32, Event)>;
+
+/// How many verifications of a process found a version that none of its changes made.
+fn handovers(log: &Log) -> usize {
+    let made = |(key, event): &(u32, Event)| Some((*key, event.outcome.version()?.revision));
+    let made: HashSet<_> = log.iter().filter_map(made).collect();
+    let is_handover = |(key, event): &&(u32, Event)| match event.outcome {
+        Outcome::Verified { seen, .. } => !made.contains(&(*key, seen.revision)),
+        _ => false,
+    };
+    log.iter().filter(is_handover).count()
+}
 
 struct Bench {
     managers: Vec<KeyManager>,
@@ -310,8 +308,7 @@ impl<'a> Worker<'a> {
     }
 
     fn record(&mut self, key: u32, span: Span, outcome: Outcome) {
-        let process = self.bench.process;
-        self.log.push((key, Event { process, span, outcome }));
+        self.log.push((key, Event { span, outcome }));
     }
 
     /// Lets all threads know, those of the other process too.
