@@ -3,6 +3,7 @@
 pub(crate) mod checker;
 pub(crate) mod event;
 mod handmade;
+mod history;
 pub(crate) mod processes;
 mod slots;
 pub(crate) mod workload;
