@@ -17,6 +17,8 @@
 )]
 
 use std::env;
+use std::iter::Rev;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -92,7 +94,7 @@ async fn run(schema: String, rows: i64) {
     println!("ratio of p99: {:.2} (target 2)", at(&beside, 99) / at(&quiet, 99));
 }
 
-/// Fills the partitions of the days before today, two at a time.
+/// Fills the partitions of the days before today, the oldest first, two at a time.
 async fn fill(schema: &str, today: i64, rows: i64) {
     let db = database().await;
     let days =
@@ -104,8 +106,8 @@ async fn fill(schema: &str, today: i64, rows: i64) {
          SELECT make_partitions('{schema}', {days}, {DAY}, true)"
     );
     db.batch_execute(&prepare).await.unwrap();
-    let next = Arc::new(Mutex::new(1..=DAYS));
-    let filler = |next: Arc<Mutex<std::ops::RangeInclusive<i64>>>, schema: String| async move {
+    let next = Arc::new(Mutex::new((1..=DAYS).rev()));
+    let filler = |next: Arc<Mutex<Rev<RangeInclusive<i64>>>>, schema: String| async move {
         let db = database().await;
         let set = format!("SET search_path = {schema}; SET synchronous_commit = off");
         db.batch_execute(&set).await.unwrap();
@@ -125,6 +127,8 @@ async fn fill(schema: &str, today: i64, rows: i64) {
     for filler in fillers {
         filler.await.unwrap();
     }
+    // The pages of an old partition were written to disk long ago.
+    db.batch_execute("CHECKPOINT").await.unwrap();
 }
 
 /// The requests of one key that match a filter, of which there are none, from the newest on and
