@@ -19,9 +19,9 @@ macro_rules! partitions {
 /// to the owner of the function. What waits for a lock has others wait behind it, so
 /// `wait_briefly!` limits that.
 macro_rules! as_owner {
-    ($name:literal, $parameters:literal, $needed:literal, $variables:literal, $($body:expr),*) => {
+    ($create:literal, $parameters:literal, $needed:literal, $variables:literal, $($body:expr),*) => {
         concat!(
-            "CREATE FUNCTION {schema}.", $name, "(own_schema text, ", $parameters, ") RETURNS bigint
+            $create, "(own_schema text, ", $parameters, ") RETURNS bigint
             LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
             DECLARE
                 log regclass := (own_schema || '.requests')::regclass;
@@ -89,7 +89,7 @@ pub(super) const TABLES: &str = "
 /// Before the first partition there is at most one, for all earlier times. The more partitions
 /// there are, the wider are new ones, and those for times far ahead are 64 times as wide.
 pub(super) const MAKE: &str = as_owner!(
-    "make_partitions",
+    "CREATE FUNCTION {schema}.make_partitions",
     "times bigint[], asked_width bigint, may_take_long boolean",
     "INSERT",
     "-- An hour to a year.
@@ -200,7 +200,7 @@ pub(super) const MAKE: &str = as_owner!(
 /// Takes the partitions from before this instant out of the table. They are dropped by
 /// `drop_partition`, which may take longer. Returns how many they are.
 pub(super) const DETACH: &str = as_owner!(
-    "detach_partitions",
+    "CREATE FUNCTION {schema}.detach_partitions",
     "before bigint",
     "DELETE",
     "old    regclass;
@@ -223,15 +223,16 @@ pub(super) const DETACH: &str = as_owner!(
     RETURN number;"
 );
 
-/// Drops a detached partition, and returns how many records it had: exactly if it is small, and
-/// otherwise as estimated from some 1,000 of its pages. NULL if there is no such partition.
-pub(super) const DROP: &str = as_owner!(
-    "drop_partition",
-    "old regclass",
-    "DELETE",
-    "percent numeric;
-     number  bigint;",
-    "EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', log);
+/// Drops a detached partition, and returns how many records it had, which `$count` finds out.
+/// NULL if there is no such partition.
+macro_rules! drop_partition {
+    ($create:literal, $variables:literal, $count:literal) => {
+        as_owner!(
+            $create,
+            "old regclass",
+            "DELETE",
+            $variables,
+            "EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', log);
     IF NOT EXISTS (SELECT 1 FROM pg_class AS old_table JOIN pg_class AS log_table
         USING (relnamespace, relowner)
         WHERE log_table.oid = log AND old_table.oid = old
@@ -240,14 +241,42 @@ pub(super) const DROP: &str = as_owner!(
         RETURN NULL;
     END IF;
     ",
-    wait_briefly!(),
-    "
+            wait_briefly!(),
+            "
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', old);
-    percent := least(100, 100 * 1000.0 * current_setting('block_size')::integer
+    ",
+            $count
+        )
+    };
+}
+
+/// The number is exact if the partition is small, and otherwise estimated from some 1,000 of its
+/// pages.
+pub(super) const DROP: &str = drop_partition!(
+    "CREATE FUNCTION {schema}.drop_partition",
+    "percent numeric;
+    number  bigint;",
+    "percent := least(100, 100 * 1000.0 * current_setting('block_size')::integer
         / greatest(pg_relation_size(old), 1));
     EXECUTE format('SELECT count(*) FROM %s TABLESAMPLE SYSTEM (%s)', old, percent) INTO number;
     EXECUTE format('DROP TABLE %s', old);
     RETURN round(100 * number / percent);"
+);
+
+/// Of a large partition, which is seldom in memory, some 100 pages are read. How many they are is
+/// left to chance, so they are counted as well.
+pub(super) const SAMPLE: &str = drop_partition!(
+    "CREATE OR REPLACE FUNCTION {schema}.drop_partition",
+    "pages   bigint;
+    percent numeric;
+    number  bigint;
+    sampled bigint;",
+    "pages := pg_relation_size(old) / current_setting('block_size')::integer;
+    percent := CASE WHEN pages > 1000 THEN 10000.0 / pages ELSE 100 END;
+    EXECUTE format('SELECT count(*), count(DISTINCT (ctid::text::point)[0]) FROM %s '
+        'TABLESAMPLE SYSTEM (%s)', old, percent) INTO number, sampled;
+    EXECUTE format('DROP TABLE %s', old);
+    RETURN CASE WHEN percent < 100 THEN number * pages / greatest(sampled, 1) ELSE number END;"
 );
 
 /// The new table and the functions belong to the owner of the existing table, and roles that

@@ -12,7 +12,7 @@ use crate::store::postgres::partitioning;
 use crate::store::sql::{self, KEYS};
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 15] = [
+const MIGRATIONS: [&str; 16] = [
     // Times are microseconds since 1970. The rows of `organisations` exist to be locked.
     // Characters that PostgreSQL cannot store are escaped as U+FDD0 and a digit.
     "CREATE TABLE {schema}.organisations (org text PRIMARY KEY);
@@ -262,6 +262,7 @@ const MIGRATIONS: [&str; 15] = [
     partitioning::DETACH,
     partitioning::DROP,
     partitioning::RIGHTS,
+    partitioning::SAMPLE,
 ];
 
 /// Objects that depend on the columns of the table of keys, recreated after the migrations:
