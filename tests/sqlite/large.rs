@@ -142,6 +142,7 @@ fn assert_plans(db: &Connection) {
     }
     for (table, run_is, scope, index) in [
         ("requests", "0", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
+        ("sorted", "run", "key = ?2 AND org = ?1", "PRIMARY KEY (run=? AND key=?"),
         ("recent_0", "run", "key = ?2 AND org = ?1", "PRIMARY KEY (run=? AND key=?"),
         ("changes", "0", "key = ?2 AND org = ?1", "PRIMARY KEY (key=?"),
         ("changes", "0", "org = ?1 AND ?2 IS NULL", "INDEX changes_by_org (org=?"),
@@ -159,16 +160,34 @@ fn assert_plans(db: &Connection) {
     let usage = "SELECT hour, allowed FROM hourly_usage \
                  WHERE key = ?1 AND org = ?2 AND hour >= ?3 AND hour < ?4 ORDER BY hour";
     assert_plan(db, usage, "PRIMARY KEY (key=? AND org=? AND hour>? AND hour<?)");
-    let of_key = "DELETE FROM requests WHERE (key, at, id) IN \
-                  (SELECT key, at, id FROM requests WHERE key = ?1 AND at < ?2 ORDER BY at, id LIMIT ?3)";
+    let parts = [("requests", "?1 IS NULL", ""), ("sorted", "run = ?1", "run=? AND ")];
+    for (table, run_is, run) in parts {
+        let of_key = format!(
+            "DELETE FROM {table} WHERE {run_is} AND (key, at, id) IN \
+             (SELECT key, at, id FROM {table} WHERE {run_is} AND key = ?2 AND at < ?3 \
+              ORDER BY at, id LIMIT ?4)"
+        );
+        let search = format!("SEARCH {table} USING PRIMARY KEY ({run}key");
+        assert_plan(db, &of_key, &format!("{search}=? AND at=? AND id=?)"));
+        assert_plan(db, &of_key, &format!("{search}=? AND at<?)"));
+        let next =
+            format!("SELECT key FROM {table} WHERE {run_is} AND key > ?2 ORDER BY key LIMIT 1");
+        assert_plan(db, &next, &format!("{search}>?)"));
+    }
     let all = "DELETE FROM changes WHERE (key, at, id) IN \
                (SELECT key, at, id FROM changes WHERE at < ?1 ORDER BY at LIMIT 1000)";
-    for (table, sql) in [("requests", of_key), ("changes", all)] {
-        let one = format!("SEARCH {table} USING PRIMARY KEY (key=? AND at=? AND id=?)");
-        assert_plan(db, sql, &one);
+    assert_plan(db, all, "SEARCH changes USING PRIMARY KEY (key=? AND at=? AND id=?)");
+    let contains = "EXISTS (SELECT 1 FROM sorted_runs CROSS JOIN sorted \
+                    WHERE sorted_runs.newest >= ?2 AND sorted_runs.oldest <= ?2 \
+                    AND sorted.run = sorted_runs.run \
+                    AND sorted.key = ?1 AND sorted.at = ?2 AND sorted.id = ?3)";
+    for index in [
+        "SEARCH sorted_runs USING INDEX sorted_runs_by_time (newest>?)",
+        "SEARCH sorted USING PRIMARY KEY (run=? AND key=? AND at=? AND id=?)",
+    ] {
+        let plan = plan(db, &format!("SELECT 1 WHERE {contains}"));
+        assert!(plan.contains(index), "{plan}");
     }
-    let next = "SELECT key FROM requests WHERE key > ?1 ORDER BY key LIMIT 1";
-    assert_plan(db, next, "SEARCH requests USING PRIMARY KEY (key>?)");
     let slice = "WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
                  WHERE run < (SELECT max(run) FROM recent_0)) \
                  INSERT OR IGNORE INTO requests (key) SELECT key FROM recent_0 \

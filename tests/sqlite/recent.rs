@@ -113,16 +113,16 @@ impl Logs {
         found
     }
 
-    /// Where the rows are: `requests`, the two tables of recent ones, and how many slices are
-    /// left to merge.
-    fn places(&self) -> [i64; 4] {
+    /// Where the rows are: `requests`, `sorted`, the two tables of recent ones, and how many slices
+    /// are left to merge.
+    fn places(&self) -> [i64; 5] {
         places_in(&self.path)
     }
 }
 
-fn places_in(path: &Path) -> [i64; 4] {
+fn places_in(path: &Path) -> [i64; 5] {
     let db = raw(path);
-    ["requests", "recent_0", "recent_1", "recent_slices"].map(|table| {
+    ["requests", "sorted", "recent_0", "recent_1", "recent_slices"].map(|table| {
         db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
     })
 }
@@ -202,8 +202,8 @@ async fn merging_goes_on_wherever_it_was_interrupted() {
     }
     let slices: Vec<_> = seen.iter().map(|[.., slices]| *slices).collect();
     assert!((1..=3).all(|left| slices.contains(&left)), "{slices:?}");
-    assert!(seen.iter().any(|[_, a, b, _]| *a > 0 && *b > 0), "{seen:?}");
-    assert!(seen.last().unwrap()[0] > 40, "{seen:?}");
+    assert!(seen.iter().any(|[_, _, a, b, _]| *a > 0 && *b > 0), "{seen:?}");
+    assert!(seen.last().unwrap()[1] > 40, "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,14 +224,14 @@ async fn a_purge_deletes_recent_requests_and_keeps_their_counts() {
     for number in 0..35 {
         logs.record(false, [number]).await;
     }
-    let [_, a, b, _] = logs.places();
-    assert!(a > 0 || b > 0, "none is recent");
+    let [_, sorted, a, b, _] = logs.places();
+    assert!(sorted > 0 && (a > 0 || b > 0), "{:?}", logs.places());
     for before in [when(20), when(50)] {
         let purged = logs.handle(true).purge_before(before).await.unwrap();
         assert_eq!(purged, logs.model.purge_before(before).await.unwrap());
         logs.assert_equal().await;
     }
-    assert_eq!(logs.places(), [0; 4]);
+    assert_eq!(logs.places(), [0; 5]);
 }
 
 #[tokio::test]
@@ -240,13 +240,13 @@ async fn a_purge_deletes_what_it_can_before_it_merges() {
     // The second ones are older than some of the first, and are recent.
     logs.record(false, 0..60).await;
     logs.record(false, [87, 101]).await;
-    assert_eq!(logs.places(), [60, 2, 0, 0]);
+    assert_eq!(logs.places(), [60, 0, 2, 0, 0]);
     assert_eq!([record(87).at, record(101).at], [when(19), when(37)]);
 
     // Nothing recent is to be deleted, so nothing is merged.
     let purged = logs.handle(true).purge_before(when(10)).await.unwrap();
     assert_eq!(purged, logs.model.purge_before(when(10)).await.unwrap());
-    assert_eq!(logs.places(), [60 - purged as i64, 2, 0, 0]);
+    assert_eq!(logs.places(), [60 - purged as i64, 0, 2, 0, 0]);
     logs.assert_equal().await;
 
     // The disk has no space for more rows in `requests`.
@@ -274,14 +274,14 @@ async fn what_was_merged_and_then_purged_is_not_counted_again() {
         logs.record(false, [number]).await;
         // The merging after a change ends before the next one.
         logs.handle(false).record_uses(&[]).await.unwrap();
-        let [merged, .., slices] = logs.places();
-        if merged > 0 && slices == 2 {
+        let [_, sorted, .., slices] = logs.places();
+        if sorted > 0 && slices == 2 {
             break;
         }
     }
     let [.., slices] = logs.places();
     assert_eq!(slices, 2, "no table is half merged");
-    raw(&logs.path).execute("DELETE FROM requests", []).unwrap();
+    raw(&logs.path).execute("DELETE FROM sorted", []).unwrap();
     for key in (0..KEYS).map(key) {
         let query = UsageQuery::new(org("acme"), key, Timestamp::MIN, Timestamp::MAX);
         let found = logs.handle(true).usage(&query).await.unwrap();
@@ -291,7 +291,7 @@ async fn what_was_merged_and_then_purged_is_not_counted_again() {
 
 #[tokio::test]
 async fn few_recent_requests_are_merged_when_they_are_old() {
-    for (age, places) in [(Duration::MAX, [0, 3, 0, 0]), (Duration::ZERO, [3, 0, 0, 0])] {
+    for (age, places) in [(Duration::MAX, [0, 0, 3, 0, 0]), (Duration::ZERO, [3, 0, 0, 0, 0])] {
         let (_folder, path) = new_path();
         let store = SqliteOptions::new().merge_after(age).open(&path).unwrap();
         store.record(&[0, 1, 2].map(record)).await.unwrap();
@@ -311,16 +311,65 @@ async fn many_old_requests_are_merged_in_single_steps() {
     store.record_uses(&[]).await.unwrap();
     drop(store);
     let before = places_in(&path);
-    assert!(before[3] > 2, "{before:?}");
+    assert!(before[4] > 2, "{before:?}");
     let store = SqliteOptions::new().merge_at(12).merge_after(Duration::ZERO).open(&path).unwrap();
     let mut changes = 0;
-    while places_in(&path)[3] > 0 {
+    while places_in(&path)[4] > 0 {
         assert!(changes < 20, "{:?}", places_in(&path));
         store.record_uses(&[]).await.unwrap();
         changes += 1;
     }
-    assert!(changes >= before[3], "{changes} changes, {before:?}");
-    assert_eq!(places_in(&path), [12, 0, 0, 0]);
+    assert!(changes >= before[4], "{changes} changes, {before:?}");
+    assert_eq!(places_in(&path), [0, 12, 0, 0, 0]);
+}
+
+/// Whichever way it is written the second time: among many of its key, in a full table, or in
+/// one that is merged for its age.
+#[tokio::test]
+async fn a_record_that_is_given_again_after_it_was_sorted_is_stored_and_counted_once() {
+    let logs = Logs::new(4);
+    for number in 0..12 {
+        logs.record(false, [number]).await;
+    }
+    logs.handle(false).record_uses(&[]).await.unwrap();
+    let [requests, sorted, ..] = logs.places();
+    assert!(requests == 0 && sorted >= 8, "{:?}", logs.places());
+
+    logs.record(true, (0..48).map(|number| number * 3 % 48)).await;
+    logs.assert_equal().await;
+    for number in [4, 1, 7, 5, 2] {
+        logs.record(true, [number]).await;
+        logs.assert_equal().await;
+    }
+    let old = SqliteOptions::new().merge_after(Duration::ZERO).open(&logs.path).unwrap();
+    old.record(&[8, 10].map(record)).await.unwrap();
+    while logs.places()[2..] != [0; 3] {
+        old.record_uses(&[]).await.unwrap();
+    }
+    logs.assert_equal().await;
+    let stored = logs.places()[..2].iter().sum::<i64>();
+    assert_eq!(stored as usize, logs.model.len());
+}
+
+#[tokio::test]
+async fn a_run_is_purged_in_part_and_then_forgotten() {
+    let logs = Logs::new(20);
+    for number in 0..60 {
+        logs.record(false, [number]).await;
+    }
+    let runs = || {
+        let sql = "SELECT count(*) FROM sorted_runs";
+        raw(&logs.path).query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    assert!(runs() > 1, "{:?}", logs.places());
+    for before in [15, 15, 40] {
+        let purged = logs.handle(true).purge_before(when(before)).await.unwrap();
+        assert_eq!(purged, logs.model.purge_before(when(before)).await.unwrap());
+        logs.assert_equal().await;
+        assert!(runs() > 0);
+    }
+    logs.handle(true).purge_before(when(50)).await.unwrap();
+    assert_eq!((runs(), logs.places()), (0, [0; 5]));
 }
 
 #[tokio::test]
@@ -333,8 +382,8 @@ async fn a_damaged_recent_row_keeps_no_other_from_being_merged() {
     for number in 3..30 {
         logs.record(false, [number]).await;
     }
-    let [merged, ..] = logs.places();
-    assert!(merged > 15, "{:?}", logs.places());
+    let [_, sorted, ..] = logs.places();
+    assert!(sorted > 15, "{:?}", logs.places());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -15,6 +15,7 @@ use crate::store::sqlite::counts::{COUNTED, Counts, counted};
 use crate::store::sqlite::error::Result;
 use crate::store::sqlite::recent::{self, Sizes, State};
 use crate::store::sqlite::rows::{bind_request, change, insertion, request};
+use crate::store::sqlite::sorted;
 
 /// With so many requests of one key in a batch, they are written to `requests` directly, since
 /// they share a page.
@@ -28,7 +29,12 @@ struct Texts {
 }
 
 static TEXTS: LazyLock<Texts> = LazyLock::new(|| Texts {
-    request: insertion("requests", &REQUESTS),
+    request: format!(
+        "INSERT INTO requests ({}) SELECT {} WHERE NOT {} ON CONFLICT DO NOTHING",
+        sql::list(REQUESTS),
+        sql::parameters('?', 1, REQUESTS.len()),
+        sorted::contains(["?1", "?2", "?3"])
+    ),
     change: insertion("changes", &CHANGES),
     hours: format!(
         "SELECT hour, {} FROM hourly_usage \
@@ -117,6 +123,7 @@ pub(super) fn usage(db: &Connection, query: &UsageQuery) -> Result<Vec<UsageBuck
 
 /// The recent requests of a key, each record once, unless it is counted already.
 fn uncounted(state: State) -> String {
+    let is_sorted = sorted::contains(["?1", "recent.at", "recent.id"]);
     let [merging, taking] = state.tables().map(|table| {
         format!(
             "SELECT {COUNTED}, id FROM {name} AS recent WHERE run IN \
@@ -124,7 +131,8 @@ fn uncounted(state: State) -> String {
               WHERE run < (SELECT max(run) FROM {name})) SELECT run FROM runs) \
              AND key = ?1 AND org = ?2 AND at >= ?3 AND at <= ?4 \
              AND NOT EXISTS (SELECT 1 FROM requests \
-              WHERE key = ?1 AND at = recent.at AND id = recent.id)",
+              WHERE key = ?1 AND at = recent.at AND id = recent.id) \
+             AND NOT {is_sorted}",
             name = table.name
         )
     });
@@ -172,7 +180,8 @@ pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
              ORDER BY at {order}, id {order} LIMIT ?7"
         );
         let mut statement = snapshot.prepare_cached(&sql)?;
-        for n in 0..runs {
+        for n in 0..runs.len() {
+            let n = if is_ascending { n } else { runs.len() - 1 - n };
             let parameters = params![
                 query.org.as_str(),
                 key.map(|key| key.to_bytes()),
@@ -181,7 +190,7 @@ pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
                 before.0,
                 before.1,
                 i64::try_from(query.to_fetch()).unwrap_or(i64::MAX),
-                if is_ascending { n } else { runs - 1 - n },
+                runs.get(n),
             ];
             let found: Result<Vec<_>> = statement.query_and_then(parameters, read)?.collect();
             fetched.extend(found?);
@@ -208,19 +217,22 @@ struct Part {
     table: &'static str,
     /// What is the number of a run.
     run_is: &'static str,
-    runs: i64,
+    /// The numbers, older ones first.
+    runs: Vec<i64>,
 }
 
 /// All records of their kind, as a single run.
 fn alone(table: &'static str) -> Part {
-    Part { table, run_is: "0", runs: 1 }
+    Part { table, run_is: "0", runs: vec![0] }
 }
 
 /// The parts of the log of requests, older ones first.
 fn requests(db: &Connection) -> Result<Vec<Part>> {
     let mut parts = vec![alone("requests")];
+    parts.push(Part { table: "sorted", run_is: "run", runs: sorted::runs(db)? });
     for table in State::read(db)?.tables() {
-        parts.push(Part { table: table.name, run_is: "run", runs: table.runs(db)? });
+        let runs = (0..table.runs(db)?).collect();
+        parts.push(Part { table: table.name, run_is: "run", runs });
     }
     Ok(parts)
 }

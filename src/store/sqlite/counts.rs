@@ -10,10 +10,10 @@ use crate::audit::usage::{UsageBucket, UsageCounts};
 use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, COUNTS};
 use crate::store::sqlite::columns::Columns;
-use crate::store::sqlite::error::Result;
+use crate::store::sqlite::error::{DbError, Result};
 
-/// The columns that [`counted`] reads.
-pub(super) const COUNTED: &str = "at, outcome, status, count";
+/// The columns that [`counted`] and [`Counts::add_row`] read.
+pub(super) const COUNTED: &str = "at, outcome, status, count, key, org";
 
 static ADD: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -37,6 +37,21 @@ impl Counts {
         match of_hour.iter_mut().find(|(known, _)| known == org) {
             Some((_, sum)) => sum.add(counts),
             None => of_hour.push((org.to_owned(), counts)),
+        }
+    }
+
+    /// Adds what the row of a request counts, which is nothing if the row was damaged.
+    pub(super) fn add_row(&mut self, row: &Row<'_>) -> Result<()> {
+        let columns = Columns { row, name: "request" };
+        let mut add = || {
+            let (at, of_request) = counted(row)?;
+            let key = columns.bytes((4, "key"), |key| key.try_into().ok())?;
+            self.add(key, columns.text((5, "org"), Some)?, at, of_request);
+            Ok(())
+        };
+        match add() {
+            Err(DbError::Unreadable { .. }) => Ok(()),
+            done => done,
         }
     }
 

@@ -16,6 +16,7 @@ mod recent;
 mod rows;
 mod scans;
 mod schema;
+mod sorted;
 mod writer;
 
 use std::path::Path;

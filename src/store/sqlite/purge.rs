@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::audit::usage::UsageCounts;
 use crate::runtime::clock::Timestamp;
 use crate::store::sqlite::error::Result;
+use crate::store::sqlite::sorted;
 
 /// How many rows of a table are purged in one transaction.
 const BATCH: usize = 500;
@@ -15,14 +16,21 @@ const PAGES: i64 = 128;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress {
     pub(super) purged: u64,
-    /// The key from which on requests are left.
-    key: Option<Vec<u8>>,
+    place: Option<Place>,
     pub(super) is_done: bool,
+}
+
+/// From where on requests are left.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    /// `None` in `requests`.
+    run: Option<i64>,
+    key: Vec<u8>,
 }
 
 impl Progress {
     pub(super) fn begin() -> Self {
-        Self { key: Some(Vec::new()), ..Self::default() }
+        Self { place: Some(Place::default()), ..Self::default() }
     }
 }
 
@@ -33,7 +41,7 @@ pub(super) fn purge(
     before: Timestamp,
     mut progress: Progress,
 ) -> Result<Progress> {
-    let requests = purge_requests(db, before, &mut progress.key)?;
+    let requests = purge_requests(db, before, &mut progress.place)?;
     let sql = format!(
         "DELETE FROM changes WHERE (key, at, id) IN \
          (SELECT key, at, id FROM changes WHERE at < ?1 ORDER BY at LIMIT {BATCH})"
@@ -51,30 +59,44 @@ pub(super) fn purge(
     while steps.next()?.is_some() {}
     let purged = requests + changes;
     progress.purged += purged as u64;
-    progress.is_done = progress.key.is_none() && purged == 0 && counts == 0;
+    progress.is_done = progress.place.is_none() && purged == 0 && counts == 0;
     Ok(progress)
 }
 
-/// Deletes the old requests of some keys, from this one on, and moves on to the first key that
+/// Deletes the old requests of some keys, from this place on, and moves on to the first key that
 /// may have more. An index by time would cost each new request a page.
-fn purge_requests(db: &Connection, before: Timestamp, from: &mut Option<Vec<u8>>) -> Result<usize> {
-    let mut next =
-        db.prepare_cached("SELECT key FROM requests WHERE key > ?1 ORDER BY key LIMIT 1")?;
-    let mut delete = db.prepare_cached(
-        "DELETE FROM requests WHERE (key, at, id) IN \
-         (SELECT key, at, id FROM requests WHERE key = ?1 AND at < ?2 ORDER BY at, id LIMIT ?3)",
-    )?;
+fn purge_requests(db: &Connection, before: Timestamp, from: &mut Option<Place>) -> Result<usize> {
     let (mut purged, mut visited) = (0, 0);
-    while let Some(key) = from.take() {
+    while let Some(Place { run, key }) = from.take() {
+        let (table, run_is) =
+            if run.is_some() { ("sorted", "run = ?1") } else { ("requests", "?1 IS NULL") };
+        let delete = format!(
+            "DELETE FROM {table} WHERE {run_is} AND (key, at, id) IN \
+             (SELECT key, at, id FROM {table} WHERE {run_is} AND key = ?2 AND at < ?3 \
+              ORDER BY at, id LIMIT ?4)"
+        );
         let left = BATCH - purged;
-        let deleted = delete.execute(params![key, before.unix_micros(), left as i64])?;
+        let limits = params![run, key, before.unix_micros(), left as i64];
+        let deleted = db.prepare_cached(&delete)?.execute(limits)?;
         purged += deleted;
         visited += 1;
         if deleted == left {
-            *from = Some(key);
+            *from = Some(Place { run, key });
             break;
         }
-        *from = next.query_row([key], |row| row.get(0)).optional()?;
+        let next =
+            format!("SELECT key FROM {table} WHERE {run_is} AND key > ?2 ORDER BY key LIMIT 1");
+        let next = db.prepare_cached(&next)?.query_row(params![run, key], |row| row.get(0));
+        *from = match next.optional()? {
+            Some(key) => Some(Place { run, key }),
+            None => {
+                if let Some(run) = run {
+                    sorted::purged(db, run, before)?;
+                }
+                let next = sorted::next_before(db, run, before)?;
+                next.map(|run| Place { run: Some(run), key: Vec::new() })
+            }
+        };
         if visited == BATCH {
             break;
         }

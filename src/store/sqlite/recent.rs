@@ -2,12 +2,12 @@
 //!
 //! A row of `requests` is on the page of its key: with many keys, each new row would change a
 //! page of its own. So new rows are appended to one of two tables, in runs of a thousand that
-//! are each in order, and later merged into `requests` by the page. One table takes rows while
-//! the other is merged.
+//! are each in order. Later a full table is merged into one long run (see [`sorted`]), and one
+//! that has few rows into `requests`. One table takes rows while the other is merged.
 //!
 //! Merging takes several short transactions. What the next one has to do is in the file, so
-//! that it goes on after a crash, and in whichever process writes next. A row is in `requests`
-//! as well as in its table until the whole table is merged, and a record that is given again
+//! that it goes on after a crash, and in whichever process writes next. A row that was merged
+//! stays in its table until the whole table is merged, and a record that is given again
 //! may be in several runs, so whoever reads all of them has to recognise a record by its id.
 
 use std::sync::LazyLock;
@@ -18,20 +18,20 @@ use rusqlite::{Connection, Row, params};
 use crate::audit::record::{AuditRecord, RequestEvent};
 use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, REQUESTS};
-use crate::store::sqlite::columns::Columns;
-use crate::store::sqlite::counts::{COUNTED, Counts, counted};
-use crate::store::sqlite::error::{DbError, Result};
+use crate::store::sqlite::counts::{COUNTED, Counts};
+use crate::store::sqlite::error::Result;
 use crate::store::sqlite::rows::{bind_request, insertion};
+use crate::store::sqlite::sorted;
 
 /// How many rows are handled at once, and when.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     /// A run. Reading the requests of a key takes a look-up in each.
     pub(super) run: i64,
-    /// A table is merged once it has so many. The more, the more rows of a key are written to
-    /// a page at once.
+    /// A table is full and becomes a sorted run once it has so many. The more, the fewer such
+    /// runs there are.
     pub(super) table: i64,
-    /// Even fewer are merged after this time, since reading them takes longer.
+    /// Even fewer are merged into `requests` after this time, since reading them takes longer.
     pub(super) age: Duration,
     /// A transaction that merges. Other writes wait for it.
     pub(super) slice: i64,
@@ -52,6 +52,7 @@ pub(super) struct Table {
     insert: String,
     sample: String,
     merge: String,
+    sort: String,
     clear: String,
 }
 
@@ -66,6 +67,11 @@ impl Table {
                  WHERE run < (SELECT max(run) FROM {name}))"
             )
         };
+        let slice = format!(
+            "FROM {name} AS recent WHERE run IN (SELECT run FROM runs) \
+             AND (key, at, id) > (?1, ?2, ?3) AND (key, at, id) <= (?4, ?5, ?6)"
+        );
+        let is_sorted = sorted::contains(["recent.key", "recent.at", "recent.id"]);
         Self {
             name,
             insert: insertion(name, &with_run),
@@ -74,12 +80,11 @@ impl Table {
                 runs(SAMPLE)
             ),
             merge: format!(
-                "{} INSERT OR IGNORE INTO requests ({columns}) SELECT {columns} FROM {name} \
-                 WHERE run IN (SELECT run FROM runs) \
-                 AND (key, at, id) > (?1, ?2, ?3) AND (key, at, id) <= (?4, ?5, ?6) \
-                 RETURNING {COUNTED}, key, org",
+                "{} INSERT OR IGNORE INTO requests ({columns}) SELECT {columns} {slice} \
+                 AND NOT {is_sorted} RETURNING {COUNTED}",
                 runs(1)
             ),
+            sort: format!("{} {}", runs(1), sorted::insertion(&slice)),
             // Without a condition, SQLite releases the pages without looking at the rows.
             clear: format!("DELETE FROM recent_slices; DELETE FROM {name}"),
         }
@@ -125,14 +130,14 @@ impl State {
         if self.turn % 2 == 0 { [odd, even] } else { [even, odd] }
     }
 
-    /// Whether all rows that were given until the end of that turn are in `requests`.
+    /// Whether all rows that were given until the end of that turn are merged.
     pub(super) fn has_merged(self, turn: i64) -> bool {
         let is_merged = self.turn > turn || self.rows == 0;
         self.turn > turn + 1 || is_merged && self.merging == 0
     }
 }
 
-/// No recent request is older. Where it is older, one in `requests` cannot be a recent one too.
+/// No recent request is older. Where it is older, one that was merged cannot be a recent one too.
 pub(super) fn oldest(db: &Connection) -> Result<Timestamp> {
     let sql = "SELECT min(at) FROM (SELECT at FROM recent_0 UNION ALL SELECT at FROM recent_1)";
     let oldest: Option<i64> = db.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
@@ -172,7 +177,7 @@ pub(super) fn is_due(db: &Connection, sizes: Sizes, is_old: bool) -> Result<bool
 }
 
 /// Takes one step of merging, unless all rows that were given until the end of that turn are
-/// in `requests`; returns whether they are.
+/// merged; returns whether they are.
 pub(super) fn merge_until(db: &Connection, sizes: Sizes, turn: i64) -> Result<bool> {
     let has_merged = State::read(db)?.has_merged(turn);
     if !has_merged {
@@ -196,7 +201,11 @@ pub(super) fn merge(db: &Connection, sizes: Sizes) -> Result<()> {
     let ends: rusqlite::Result<Vec<End>> = ends.query_map([], end)?.collect();
     match &ends?[..] {
         [from, to] => {
-            merge_slice(db, table, from, to)?;
+            if state.merging >= sizes.table {
+                sort_slice(db, table, state.turn, from, to)?;
+            } else {
+                merge_slice(db, table, from, to)?;
+            }
             let sql = "DELETE FROM recent_slices WHERE (key, at, id) = (?1, ?2, ?3)";
             db.prepare_cached(sql)?.execute(params![from.0, from.1, from.2])?;
             Ok(())
@@ -209,7 +218,7 @@ pub(super) fn merge(db: &Connection, sizes: Sizes) -> Result<()> {
 }
 
 /// The end of a slice: a place in the order of `requests`.
-type End = (Vec<u8>, i64, Vec<u8>);
+pub(super) type End = (Vec<u8>, i64, Vec<u8>);
 
 /// Divides a table into slices and writes where they end, from before the first row to after
 /// the last one.
@@ -234,25 +243,20 @@ fn slice(db: &Connection, sizes: Sizes, table: &Table) -> Result<()> {
     Ok(())
 }
 
+/// Writes the rows between two places to the run of this turn, and counts those.
+fn sort_slice(db: &Connection, table: &Table, turn: i64, from: &End, to: &End) -> Result<()> {
+    let mut sort = db.prepare_cached(&table.sort)?;
+    sort.execute(params![from.0, from.1, from.2, to.0, to.1, to.2, turn])?;
+    sorted::count_slice(db, turn, from, to)
+}
+
 /// Writes the rows between two places to `requests`, and counts those that are new there.
 fn merge_slice(db: &Connection, table: &Table, from: &End, to: &End) -> Result<()> {
     let mut counts = Counts::default();
     let mut merged = db.prepare_cached(&table.merge)?;
     let mut rows = merged.query(params![from.0, from.1, from.2, to.0, to.1, to.2])?;
     while let Some(row) = rows.next()? {
-        match count(row, &mut counts) {
-            // A damaged row is not counted, and keeps no other from its place.
-            Ok(()) | Err(DbError::Unreadable { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        counts.add_row(row)?;
     }
     counts.write(db)
-}
-
-fn count(row: &Row<'_>, counts: &mut Counts) -> Result<()> {
-    let columns = Columns { row, name: "request" };
-    let (at, of_request) = counted(row)?;
-    let key = columns.bytes((4, "key"), |key| key.try_into().ok())?;
-    counts.add(key, columns.text((5, "org"), Some)?, at, of_request);
-    Ok(())
 }

@@ -10,7 +10,7 @@ use crate::store::sqlite::open_error::SqliteOpenError;
 const APPLICATION_ID: i64 = 0x6B67_7465;
 
 /// Each migrates the schema from its position to the next. Released ones never change.
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     // Times are microseconds since 1970. Ids and digests are raw bytes. Each entry of an
     // allowlist ends with a line feed.
     "CREATE TABLE keys (
@@ -164,6 +164,54 @@ const MIGRATIONS: [&str; 9] = [
          id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at,
          rotated_at, revision, attributes, previous_digest, previous_until
      ON keys BEGIN UPDATE key_changes SET count = count + 1; END;",
+    // Requests in long runs that are each in order: see `sorted`. Of which time each run is.
+    "CREATE TABLE sorted (
+         run      INTEGER NOT NULL,
+         key      BLOB NOT NULL,
+         at       INTEGER NOT NULL,
+         id       BLOB NOT NULL,
+         org      TEXT NOT NULL,
+         method   TEXT NOT NULL,
+         endpoint TEXT NOT NULL,
+         ip       TEXT,
+         country  TEXT,
+         status   INTEGER,
+         outcome  TEXT NOT NULL,
+         count    INTEGER NOT NULL,
+         secret   TEXT NOT NULL,
+         PRIMARY KEY (run, key, at, id)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE sorted_runs (
+         run    INTEGER NOT NULL PRIMARY KEY,
+         oldest INTEGER NOT NULL,
+         newest INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX sorted_runs_by_time ON sorted_runs (newest);
+     DROP VIEW all_requests;
+     CREATE VIEW all_requests AS
+         SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
+             secret
+         FROM requests
+         UNION ALL
+         SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
+             secret
+         FROM sorted
+         UNION ALL
+         SELECT * FROM (
+             SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
+             secret
+             FROM recent_0
+             UNION
+             SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
+             secret
+             FROM recent_1
+         ) AS recent
+         WHERE NOT EXISTS (SELECT 1 FROM requests
+             WHERE key = recent.key AND at = recent.at AND id = recent.id)
+         AND NOT EXISTS (SELECT 1 FROM sorted_runs CROSS JOIN sorted
+             WHERE sorted_runs.newest >= recent.at AND sorted_runs.oldest <= recent.at
+             AND sorted.run = sorted_runs.run AND sorted.key = recent.key
+             AND sorted.at = recent.at AND sorted.id = recent.id);",
 ];
 
 const CURRENT: i64 = MIGRATIONS.len() as i64;
