@@ -40,43 +40,43 @@ fn record(number: u64) -> AuditRecord {
 }
 
 /// Twenty minutes apart.
-fn when(number: u64) -> Timestamp {
+pub(crate) fn when(number: u64) -> Timestamp {
     at(number.cast_signed() * 1_200_000_000)
 }
 
 /// One file with two handles, and a log in memory that was given the same.
-struct Logs {
+pub(crate) struct Logs {
     _folder: TempDir,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     merge_at: u32,
-    handles: [Option<SqliteStore>; 2],
-    model: MemoryAuditLog,
+    pub(crate) handles: [Option<SqliteStore>; 2],
+    pub(crate) model: MemoryAuditLog,
 }
 
 impl Logs {
-    fn new(merge_at: u32) -> Self {
+    pub(crate) fn new(merge_at: u32) -> Self {
         let (folder, path) = new_path();
         let handles = [(); 2].map(|()| Some(open(&path, merge_at)));
         Self { _folder: folder, path, merge_at, handles, model: MemoryAuditLog::new() }
     }
 
-    fn handle(&self, which: bool) -> &SqliteStore {
+    pub(crate) fn handle(&self, which: bool) -> &SqliteStore {
         self.handles[usize::from(which)].as_ref().unwrap()
     }
 
-    async fn record(&self, which: bool, numbers: impl IntoIterator<Item = u64>) {
+    pub(crate) async fn record(&self, which: bool, numbers: impl IntoIterator<Item = u64>) {
         let batch: Vec<_> = numbers.into_iter().map(record).collect();
         self.handle(which).record(&batch).await.unwrap();
         self.model.record(&batch).await.unwrap();
     }
 
-    fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         self.handles = [None, None];
         self.handles = [(); 2].map(|()| Some(open(&self.path, self.merge_at)));
     }
 
     /// Both say the same of each key, page by page in both directions, and of its usage.
-    async fn assert_equal(&self) {
+    pub(crate) async fn assert_equal(&self) {
         let mut refused = AuditFilter::default();
         refused.outcome = Some(OutcomeFilter::Refused);
         let mut some_hours = AuditFilter::default();
@@ -115,7 +115,7 @@ impl Logs {
 
     /// Where the rows are: `requests`, `sorted`, the two tables of recent ones, and how many slices
     /// are left to merge.
-    fn places(&self) -> [i64; 5] {
+    pub(crate) fn places(&self) -> [i64; 5] {
         places_in(&self.path)
     }
 }

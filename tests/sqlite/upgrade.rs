@@ -6,6 +6,7 @@ use keygate::{ApiKey, AuditLog, AuditSink, KeyStore, SqliteStore, Timestamp};
 use rusqlite::params;
 
 use crate::files::{LIMIT, assert_sound, at, key, new_path, org, raw, request};
+use crate::recent::{Logs, when};
 
 /// The schema before changes had fields, requests were counted and operators could search.
 const VERSION_4: &str = "
@@ -97,4 +98,52 @@ async fn keys_and_records_of_an_earlier_version_are_kept_and_found() {
     assert_eq!(store.page(&all).await.unwrap().records, newest_first(&requests[3..]));
     drop(store);
     assert_sound(&path);
+}
+
+/// Takes a file back to the schema before full tables became sorted runs: all that was merged is
+/// in `requests`.
+const BACK_TO_VERSION_9: &str = "
+    INSERT INTO requests
+        SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count, secret
+        FROM sorted;
+    DROP VIEW all_requests;
+    DROP TABLE sorted;
+    DROP TABLE sorted_runs;
+    CREATE VIEW all_requests AS SELECT * FROM requests;
+    PRAGMA user_version = 9;";
+
+#[tokio::test]
+async fn recent_requests_of_an_earlier_version_are_merged_once() {
+    let mut logs = Logs::new(9);
+    let mut number = 0;
+    // Until one table is half merged and the other one has rows.
+    loop {
+        logs.record(false, [number]).await;
+        logs.handle(false).record_uses(&[]).await.unwrap();
+        number += 1;
+        let [_, sorted, a, b, slices] = logs.places();
+        if sorted > 0 && a > 0 && b > 0 && slices == 2 {
+            break;
+        }
+        assert!(number < 120, "{:?}", logs.places());
+    }
+    logs.handles = [None, None];
+    raw(&logs.path).execute_batch(BACK_TO_VERSION_9).unwrap();
+    logs.reopen();
+    logs.assert_equal().await;
+
+    // Some of these are given again.
+    for number in 0..number + 24 {
+        logs.record(number % 2 == 0, [number]).await;
+        logs.assert_equal().await;
+    }
+    let [requests, sorted, ..] = logs.places();
+    assert!(requests > 0 && sorted > 18, "{:?}", logs.places());
+    for before in [20, 50] {
+        let purged = logs.handle(true).purge_before(when(before)).await.unwrap();
+        assert_eq!(purged, logs.model.purge_before(when(before)).await.unwrap());
+        logs.assert_equal().await;
+    }
+    assert_eq!(logs.places(), [0; 5]);
+    assert_sound(&logs.path);
 }

@@ -15,7 +15,7 @@ use crate::store::sqlite::counts::{COUNTED, Counts, counted};
 use crate::store::sqlite::error::Result;
 use crate::store::sqlite::recent::{self, Sizes, State};
 use crate::store::sqlite::rows::{bind_request, change, insertion, request};
-use crate::store::sqlite::sorted;
+use crate::store::sqlite::sorted::{self, Sorted};
 
 /// With so many requests of one key in a batch, they are written to `requests` directly, since
 /// they share a page.
@@ -29,12 +29,7 @@ struct Texts {
 }
 
 static TEXTS: LazyLock<Texts> = LazyLock::new(|| Texts {
-    request: format!(
-        "INSERT INTO requests ({}) SELECT {} WHERE NOT {} ON CONFLICT DO NOTHING",
-        sql::list(REQUESTS),
-        sql::parameters('?', 1, REQUESTS.len()),
-        sorted::contains(["?1", "?2", "?3"])
-    ),
+    request: insertion("requests", &REQUESTS),
     change: insertion("changes", &CHANGES),
     hours: format!(
         "SELECT hour, {} FROM hourly_usage \
@@ -86,8 +81,12 @@ fn write(
     requests: &[(&AuditRecord, &RequestEvent)],
     counts: &mut Counts,
 ) -> Result<()> {
+    let sorted = Sorted::read(db)?;
     let mut row = db.prepare_cached(&TEXTS.request)?;
     for (record, request) in requests {
+        if sorted.has(db, record)? {
+            continue;
+        }
         bind_request(&mut row, record, request)?;
         if row.raw_execute()? == 1 {
             let of_request = UsageCounts::of_request(request);

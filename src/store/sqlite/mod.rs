@@ -111,7 +111,7 @@ use crate::store::transfer::{KeyExport, KeyImport};
 ///
 /// # Reading the audit log with SQL
 ///
-/// Read the view `all_requests`: recent requests are not in the table `requests` yet.
+/// Read the view `all_requests`: the table `requests` has only a part of the requests.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
     inner: Arc<Inner>,

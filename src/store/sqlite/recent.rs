@@ -39,12 +39,12 @@ pub(super) struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { run: 1_000, table: 200_000, age: Duration::from_secs(60), slice: 2_000 }
+        Self { run: 1_000, table: 200_000, age: Duration::from_secs(60), slice: 4_000 }
     }
 }
 
-/// To divide a table into slices, every fourth run is read.
-const SAMPLE: i64 = 4;
+/// To divide a table into slices, every eighth run is read.
+const SAMPLE: i64 = 8;
 
 /// One of the two tables, with its statements.
 pub(super) struct Table {

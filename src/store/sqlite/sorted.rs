@@ -1,13 +1,15 @@
-//! Requests of full tables of recent ones, in runs that are each in order by key.
+//! Requests from full tables of recent ones, in long runs that are each in order by key.
 //!
-//! Each such table becomes a run of its own, so that it is written to new pages, one after the
-//! other. In `requests`, some of its rows would be on the page of each key. The times of runs
-//! hardly overlap, so that a record that is given again is looked for in few of them.
+//! Each full table becomes a run of its own, so that its rows are written to new pages, one after
+//! the other. In `requests`, they would be written to a page of each key. A run never changes
+//! later, except by a purge. The times of runs hardly overlap, so a record that is given again is
+//! looked for in few of them.
 
 use std::sync::LazyLock;
 
 use rusqlite::{Connection, params};
 
+use crate::audit::record::AuditRecord;
 use crate::runtime::clock::Timestamp;
 use crate::store::sql::{self, REQUESTS};
 use crate::store::sqlite::counts::{COUNTED, Counts};
@@ -62,6 +64,30 @@ pub(super) fn count_slice(db: &Connection, run: i64, from: &End, to: &End) -> Re
         db.prepare_cached(sql)?.execute([run, oldest, newest])?;
     }
     counts.write(db)
+}
+
+/// Tells whether a record is in one of the runs.
+pub(super) struct Sorted {
+    newest: Option<i64>,
+}
+
+static HAS: LazyLock<String> = LazyLock::new(|| format!("SELECT {}", contains(["?1", "?2", "?3"])));
+
+impl Sorted {
+    pub(super) fn read(db: &Connection) -> Result<Self> {
+        let mut newest = db.prepare_cached("SELECT max(newest) FROM sorted_runs")?;
+        Ok(Self { newest: newest.query_row([], |row| row.get(0))? })
+    }
+
+    pub(super) fn has(&self, db: &Connection, record: &AuditRecord) -> Result<bool> {
+        let at = record.at.unix_micros();
+        // Few records are so old.
+        if self.newest.is_none_or(|newest| at > newest) {
+            return Ok(false);
+        }
+        let of = params![record.key.to_bytes(), at, record.id.to_bytes()];
+        Ok(db.prepare_cached(&HAS)?.query_row(of, |row| row.get(0))?)
+    }
 }
 
 /// The numbers of the runs, older ones first.
