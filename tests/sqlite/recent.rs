@@ -343,9 +343,10 @@ async fn a_record_that_is_given_again_after_it_was_sorted_is_stored_and_counted_
     }
     let old = SqliteOptions::new().merge_after(Duration::ZERO).open(&logs.path).unwrap();
     old.record(&[8, 10].map(record)).await.unwrap();
-    while logs.places()[2..] != [0; 3] {
+    for _ in 0..20 {
         old.record_uses(&[]).await.unwrap();
     }
+    assert_eq!(logs.places()[2..], [0; 3]);
     logs.assert_equal().await;
     let stored = logs.places()[..2].iter().sum::<i64>();
     assert_eq!(stored as usize, logs.model.len());
