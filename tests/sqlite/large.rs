@@ -188,15 +188,25 @@ fn assert_plans(db: &Connection) {
         let plan = plan(db, &format!("SELECT 1 WHERE {contains}"));
         assert!(plan.contains(index), "{plan}");
     }
-    let slice = "WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
-                 WHERE run < (SELECT max(run) FROM recent_0)) \
-                 INSERT OR IGNORE INTO requests (key) SELECT key FROM recent_0 \
-                 WHERE run IN (SELECT run FROM runs) \
-                 AND (key, at, id) > (?1, ?2, ?3) AND (key, at, id) <= (?4, ?5, ?6) RETURNING key";
-    let expected = "SEARCH recent_0 USING PRIMARY KEY (run=? AND (key,at,id)>(?,?,?) \
-                    AND (key,at,id)<(?,?,?))";
-    let plan = plan(db, slice);
-    assert!(plan.contains(expected), "{plan}");
+    let slice = format!(
+        "WITH RECURSIVE runs(run) AS (SELECT 0 UNION ALL SELECT run + 1 FROM runs \
+         WHERE run < (SELECT max(run) FROM recent_0)) \
+         INSERT OR IGNORE INTO sorted (run, key) SELECT ?7, key FROM recent_0 AS recent \
+         WHERE run IN (SELECT run FROM runs) \
+         AND (key, at, id) > (?1, ?2, ?3) AND (key, at, id) <= (?4, ?5, ?6) \
+         AND NOT EXISTS (SELECT 1 FROM requests \
+          WHERE key = recent.key AND at = recent.at AND id = recent.id) \
+         AND (at > (SELECT max(newest) FROM sorted_runs WHERE run <> ?7) OR NOT {contains}) \
+         ORDER BY key, at, id"
+    );
+    let plan = plan(db, &slice);
+    for index in [
+        "SEARCH recent USING PRIMARY KEY (run=? AND (key,at,id)>(?,?,?) AND (key,at,id)<(?,?,?))",
+        "SEARCH requests USING PRIMARY KEY (key=? AND at=? AND id=?)",
+        "SEARCH sorted USING PRIMARY KEY (run=? AND key=? AND at=? AND id=?)",
+    ] {
+        assert!(plan.contains(index), "{plan}");
+    }
 }
 
 #[track_caller]
