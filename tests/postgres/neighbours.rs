@@ -133,7 +133,7 @@ async fn undisturbed(store: &PostgresStore, name: &str, seconds: u64) {
 #[ignore = "needs PostgreSQL"]
 async fn case_45_a_locked_row_blocks_only_that_row() {
     let schema = Schema::new();
-    let store = schema.options().deadline(DEADLINE).connect().await.unwrap();
+    let store = schema.options().deadline(DEADLINE * 4).connect().await.unwrap();
     let same = new_key(&org("same"));
     store.insert(&same, OrgLimit::NONE).await.unwrap();
     // Many rows of one organisation, and one row of each of the others.
