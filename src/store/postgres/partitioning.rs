@@ -263,20 +263,27 @@ pub(super) const DROP: &str = drop_partition!(
     RETURN round(100 * number / percent);"
 );
 
-/// Of a large partition, which is seldom in memory, some 100 pages are read. How many they are is
-/// left to chance, so they are counted as well.
+/// Of a large partition, which is seldom in memory, every so many pages are read, some 100 in all.
 pub(super) const SAMPLE: &str = drop_partition!(
     "CREATE OR REPLACE FUNCTION {schema}.drop_partition",
-    "pages   bigint;
-    percent numeric;
-    number  bigint;
-    sampled bigint;",
-    "pages := pg_relation_size(old) / current_setting('block_size')::integer;
-    percent := CASE WHEN pages > 1000 THEN 10000.0 / pages ELSE 100 END;
-    EXECUTE format('SELECT count(*), count(DISTINCT (ctid::text::point)[0]) FROM %s '
-        'TABLESAMPLE SYSTEM (%s)', old, percent) INTO number, sampled;
+    "page_size integer := current_setting('block_size')::integer;
+    pages  bigint;
+    step   bigint;
+    number bigint;",
+    "pages := pg_relation_size(old) / page_size;
+    IF pages <= 1000 THEN
+        EXECUTE format('SELECT count(*) FROM %s', old) INTO number;
+    ELSE
+        -- A page has at most a row for each 28 bytes.
+        step := pages / 100;
+        EXECUTE format('SELECT count(*) FROM %s WHERE ctid = ANY (ARRAY('
+            'SELECT format(''(%%s,%%s)'', page, place)::tid FROM generate_series(0, $1, $2) AS page, '
+            'generate_series(1, $3) AS place))', old)
+            INTO number USING pages - 1, step, page_size / 28;
+        number := number * pages / ((pages - 1) / step + 1);
+    END IF;
     EXECUTE format('DROP TABLE %s', old);
-    RETURN CASE WHEN percent < 100 THEN number * pages / greatest(sampled, 1) ELSE number END;"
+    RETURN number;"
 );
 
 /// The new table and the functions belong to the owner of the existing table, and roles that

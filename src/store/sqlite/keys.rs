@@ -35,9 +35,11 @@ struct Texts {
 static TEXTS: LazyLock<Texts> = LazyLock::new(|| {
     let columns = sql::key_columns();
     let select = |condition| format!("SELECT {columns} FROM keys WHERE {condition}");
+    let changes = "(SELECT count FROM key_changes)";
+    let find = |condition| format!("SELECT {columns}, {changes} FROM keys WHERE {condition}");
     Texts {
-        find: select("digest = ?1"),
-        find_by_either: select("digest = ?1 OR previous_digest = ?1"),
+        find: find("digest = ?1"),
+        find_by_either: find("digest = ?1 OR previous_digest = ?1"),
         taken: select("(digest IN (?2, ?3) OR previous_digest IN (?2, ?3)) AND id IS NOT ?1"),
         get: select("id = ?1 AND org = ?2"),
         list: select("org = ?1 ORDER BY created_at, id"),
@@ -101,14 +103,15 @@ pub(super) fn insert_all(db: &Connection, keys: &[ApiKey]) -> Result<Vec<bool>> 
     inserted.collect()
 }
 
-pub(super) fn find_by_digest(db: &Connection, digest: &KeyDigest) -> Result<Option<ApiKey>> {
+/// The key, and how often keys had been changed when it was read.
+pub(super) fn find_by_digest(db: &Connection, digest: &KeyDigest) -> Result<Option<(ApiKey, i64)>> {
     // Most requests use a current secret. The second statement looks for that again, since
     // a change may have come in between.
     for text in [&TEXTS.find, &TEXTS.find_by_either] {
         let mut statement = db.prepare_cached(text)?;
-        let found = statement.query_row([digest.as_bytes()], |row| Ok(key(row))).optional()?;
-        if let Some(found) = found {
-            return found.map(Some);
+        let read = |row: &Row<'_>| Ok((key(row), row.get(KEYS.len())?));
+        if let Some((found, changes)) = statement.query_row([digest.as_bytes()], read).optional()? {
+            return Ok(Some((found?, changes)));
         }
     }
     Ok(None)

@@ -25,14 +25,15 @@ pub(super) struct Readers {
     file: Arc<DatabaseFile>,
 }
 
-/// A connection, and the keys that it has found since a key was last changed.
+/// A connection, and keys that it has found since a key was last changed.
 #[derive(Debug)]
 struct Reader {
     connection: Connection,
     kept: HashMap<KeyDigest, Arc<ApiKey>, BuildUniformHasher>,
-    /// The version of the database, and how many changes of keys it contained by then.
-    version: i64,
+    /// How many changes of keys the database contained when they were read.
     changes: i64,
+    /// The version of the database at the last look whether there are more.
+    version: i64,
 }
 
 /// How many threads have read so far.
@@ -99,6 +100,28 @@ impl Reader {
         digest: &KeyDigest,
         file: &DatabaseFile,
     ) -> Result<Option<Arc<ApiKey>>> {
+        if self.kept.contains_key(digest) {
+            self.forget_changed()?;
+        }
+        if let Some(key) = self.kept.get(digest)
+            && file.is_still_the_one()?
+        {
+            return Ok(Some(Arc::clone(key)));
+        }
+        let Some((key, changes)) = keys::find_by_digest(&self.connection, digest)? else {
+            return Ok(None);
+        };
+        let key = Arc::new(key);
+        if changes != self.changes || self.kept.len() >= MOST {
+            self.kept.clear();
+        }
+        self.changes = changes;
+        self.kept.insert(*digest, Arc::clone(&key));
+        Ok(Some(key))
+    }
+
+    /// Forgets the kept keys if a key was changed.
+    fn forget_changed(&mut self) -> Result<()> {
         // It changes with each commit of another connection, of whichever process
         // (https://sqlite.org/pragma.html#pragma_data_version). Most of them write audit
         // records. A commit after this line makes the next call look for changes again.
@@ -110,19 +133,7 @@ impl Reader {
             }
             (self.version, self.changes) = (version, changes);
         }
-        if let Some(key) = self.kept.get(digest)
-            && file.is_still_the_one()?
-        {
-            return Ok(Some(Arc::clone(key)));
-        }
-        let found = keys::find_by_digest(&self.connection, digest)?.map(Arc::new);
-        if let Some(key) = &found {
-            if self.kept.len() >= MOST {
-                self.kept.clear();
-            }
-            self.kept.insert(*digest, Arc::clone(key));
-        }
-        Ok(found)
+        Ok(())
     }
 }
 
@@ -142,8 +153,10 @@ mod tests {
     async fn a_key_is_kept_until_a_key_is_changed() {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("keys.db")).unwrap();
-        let key = ApiKey::sample(1);
-        store.insert(&key, OrgLimit::NONE).await.unwrap();
+        let (key, other) = (ApiKey::sample(1), ApiKey::sample(2));
+        for key in [&key, &other] {
+            store.insert(key, OrgLimit::NONE).await.unwrap();
+        }
         let find = async || store.find_by_digest(&key.digest).await.unwrap().unwrap();
         let kept = find().await;
 
@@ -153,6 +166,8 @@ mod tests {
 
         let revision = key.revision.next();
         store.replace(&ApiKey { revision, ..key.clone() }, key.revision).await.unwrap();
+        // It is forgotten also if another key is read first.
+        assert!(store.find_by_digest(&other.digest).await.unwrap().is_some());
         assert_eq!(find().await.revision, revision);
     }
 }
