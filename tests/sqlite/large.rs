@@ -152,7 +152,7 @@ fn assert_plans(db: &Connection) {
                     AND sorted.run = sorted_runs.run \
                     AND sorted.key = ?1 AND sorted.at = ?2 AND sorted.id = ?3)";
     for index in [
-        "SEARCH sorted_runs USING INDEX sorted_runs_by_time (newest>?)",
+        "SEARCH sorted_runs USING COVERING INDEX sorted_runs_by_time (newest>?)",
         "SEARCH sorted USING PRIMARY KEY (run=? AND key=? AND at=? AND id=?)",
     ] {
         let plan = plan(db, &format!("SELECT 1 WHERE {contains}"));

@@ -154,7 +154,7 @@ fn stored_hour(row: &Row<'_>) -> Result<(Timestamp, UsageCounts)> {
     Ok((columns.instant("hour")?, counts))
 }
 
-/// A short scan along an index of each part of the log, at any size of it.
+/// A short scan along an index of each part of the log.
 pub(super) fn page(db: &Connection, query: &AuditQuery) -> Result<AuditPage> {
     type Read = fn(&Row<'_>) -> Result<AuditRecord>;
     let snapshot = db.unchecked_transaction()?;

@@ -43,8 +43,8 @@ impl Default for Sizes {
     }
 }
 
-/// To divide a table into slices, every eighth run is read.
-const SAMPLE: i64 = 8;
+/// To divide a table into slices, every seventh run is read.
+const SAMPLE: i64 = 7;
 
 /// One of the two tables, with its statements.
 pub(super) struct Table {

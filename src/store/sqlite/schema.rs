@@ -164,7 +164,7 @@ const MIGRATIONS: [&str; 10] = [
          id, org, name, key_prefix, digest, status, allowlist, created_at, expires_at,
          rotated_at, revision, attributes, previous_digest, previous_until
      ON keys BEGIN UPDATE key_changes SET count = count + 1; END;",
-    // Requests in long runs that are each in order: see `sorted`. Of which time each run is.
+    // Requests in long runs that are each in order: see `sorted`. The times that each run covers.
     "CREATE TABLE sorted (
          run      INTEGER NOT NULL,
          key      BLOB NOT NULL,
@@ -186,7 +186,7 @@ const MIGRATIONS: [&str; 10] = [
          oldest INTEGER NOT NULL,
          newest INTEGER NOT NULL
      ) STRICT;
-     CREATE INDEX sorted_runs_by_time ON sorted_runs (newest);
+     CREATE INDEX sorted_runs_by_time ON sorted_runs (newest, oldest);
      DROP VIEW all_requests;
      CREATE VIEW all_requests AS
          SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
@@ -195,7 +195,7 @@ const MIGRATIONS: [&str; 10] = [
          UNION ALL
          SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
              secret
-         FROM sorted
+         FROM sorted_runs CROSS JOIN sorted USING (run)
          UNION ALL
          SELECT * FROM (
              SELECT key, at, id, org, method, endpoint, ip, country, status, outcome, count,
