@@ -65,10 +65,7 @@ impl Inner {
             0..=KeyFormat::MAX_CREDENTIAL_LEN => self.formats.lookup(credential, None),
             _ => Err(MalformedKey),
         };
-        if lookup.is_err() {
-            self.count_malformed();
-        }
-        lookup
+        lookup.inspect_err(|_| self.count_malformed())
     }
 
     /// Counts a credential that cannot be a key.

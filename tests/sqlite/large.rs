@@ -140,6 +140,8 @@ fn assert_plans(db: &Connection) {
         let search = format!("SEARCH {table} USING PRIMARY KEY ({run}key");
         assert_plan(db, &of_key, &format!("{search}=? AND at=? AND id=?)"));
         assert_plan(db, &of_key, &format!("{search}=? AND at<?)"));
+        let any = format!("SELECT 1 FROM {table} WHERE {run_is} AND key = ?2 AND at < ?3 LIMIT 1");
+        assert_plan(db, &any, &format!("{search}=? AND at<?)"));
         let next =
             format!("SELECT key FROM {table} WHERE {run_is} AND key > ?2 ORDER BY key LIMIT 1");
         assert_plan(db, &next, &format!("{search}>?)"));

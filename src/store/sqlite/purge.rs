@@ -70,17 +70,15 @@ fn purge_requests(db: &Connection, before: Timestamp, from: &mut Option<Place>) 
     while let Some(Place { run, key }) = from.take() {
         let (table, run_is) =
             if run.is_some() { ("sorted", "run = ?1") } else { ("requests", "?1 IS NULL") };
-        let delete = format!(
-            "DELETE FROM {table} WHERE {run_is} AND (key, at, id) IN \
-             (SELECT key, at, id FROM {table} WHERE {run_is} AND key = ?2 AND at < ?3 \
-              ORDER BY at, id LIMIT ?4)"
-        );
-        let left = BATCH - purged;
-        let old = params![run, key, before.unix_micros()];
+        let is_old = format!("{run_is} AND key = ?2 AND at < ?3");
         // Most keys have no old requests, which takes less time to find out.
-        let is_old =
-            format!("SELECT 1 FROM {table} WHERE {run_is} AND key = ?2 AND at < ?3 LIMIT 1");
-        let deleted = if db.prepare_cached(&is_old)?.exists(old)? {
+        let any = format!("SELECT 1 FROM {table} WHERE {is_old} LIMIT 1");
+        let left = BATCH - purged;
+        let deleted = if db.prepare_cached(&any)?.exists(params![run, key, before.unix_micros()])? {
+            let delete = format!(
+                "DELETE FROM {table} WHERE {run_is} AND (key, at, id) IN \
+                 (SELECT key, at, id FROM {table} WHERE {is_old} ORDER BY at, id LIMIT ?4)"
+            );
             let limits = params![run, key, before.unix_micros(), left as i64];
             db.prepare_cached(&delete)?.execute(limits)?
         } else {
